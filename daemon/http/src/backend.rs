@@ -1,0 +1,104 @@
+//! What the HTTP surface needs from the rest of the daemon: models by name, and a way to submit.
+//!
+//! The daemon implements these traits over the registry of `control`; tests implement them over a
+//! scripted model. Nothing here knows of workers, sockets or engines.
+
+use std::sync::Arc;
+
+use minisgl_proto::{ModelInfo, RequestId, SamplingParams, StopParams, TokenEvent};
+use tokio::sync::mpsc;
+
+/// The models being served.
+pub trait Backend: Send + Sync + 'static {
+    /// Every model that could be asked for by name, ready or not, in the order it was loaded.
+    fn models(&self) -> Vec<ModelEntry>;
+
+    /// The ready model of this name.
+    ///
+    /// # Errors
+    /// There is none, or it is not ready.
+    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable>;
+
+    /// Whether the service as a whole should get traffic, and one line saying why (not).
+    fn health(&self) -> (bool, String);
+}
+
+/// A line of `/v1/models`.
+#[derive(Clone, Debug)]
+pub struct ModelEntry {
+    /// Name for clients.
+    pub name: String,
+    /// Unix time at which it was loaded, in seconds.
+    pub created_s: u64,
+    /// Whether it takes requests now.
+    pub ready: bool,
+    /// Its context length, once known.
+    pub max_len: Option<u32>,
+}
+
+/// A ready model. Stays valid when the model goes away; `submit` then refuses.
+pub trait Model: Send + Sync + 'static {
+    /// What it is.
+    fn info(&self) -> &ModelInfo;
+
+    /// Starts a generation. Never blocks.
+    ///
+    /// # Errors
+    /// Nothing was started.
+    fn submit(&self, request: Generate) -> Result<Generation, Unavailable>;
+}
+
+/// A request for tokens, before it has an id.
+#[derive(Clone, Debug)]
+pub struct Generate {
+    /// Token ids, all below `vocab_size`, at least one, at most `max_len - 1`.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When it ends.
+    pub stop: StopParams,
+    /// Higher goes first.
+    pub priority: i32,
+}
+
+/// A running generation. Dropping it aborts the request, unless its last event was taken.
+pub struct Generation {
+    /// Its id, for logs.
+    pub id: RequestId,
+    /// Its events; the last one carries `finish`. A channel that closes without it means that the
+    /// request was cut off: the reader fell further behind than the buffer allows.
+    pub events: mpsc::Receiver<TokenEvent>,
+    /// Aborts when dropped; the implementation makes that a no-op once the request has ended.
+    pub guard: Box<dyn Send + Sync>,
+}
+
+/// Why there is no generation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// 404.
+    #[error("model \"{name}\" is not loaded; {hint}")]
+    NotFound {
+        /// As asked for.
+        name: String,
+        /// What is loaded, or how to load.
+        hint: String,
+    },
+    /// 503 with Retry-After.
+    #[error("model \"{name}\" is not ready: {reason}")]
+    NotReady {
+        /// As asked for.
+        name: String,
+        /// Loading, restarting, unloading, stalled, and why.
+        reason: String,
+    },
+    /// 429 with Retry-After.
+    #[error(
+        "model \"{name}\" has {limit} requests running and waiting, which is its limit; retry later"
+    )]
+    Busy {
+        /// As asked for.
+        name: String,
+        /// Running plus waiting requests at most.
+        limit: u32,
+    },
+}

@@ -1,0 +1,23 @@
+//! The words that the rooms of minisgld share: sampling parameters, what a request yields, the
+//! frames between daemon and worker, and the types of the admin API.
+//!
+//! Owns: data and its (de)serialisation. Must never: do I/O, start threads, or know a runtime.
+//! Every type here is plain serde data; the frame codec works on byte slices.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod frame;
+pub mod model;
+pub mod request;
+pub mod worker;
+
+pub use model::{CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
+pub use request::{
+    Finish, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
+    TokenLogprob,
+};
+pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
+
+/// Version of minisgld, its worker and `minisglctl`; daemon and worker refuse to talk across it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,183 @@
+//! One generation request and what comes back from it, in token ids.
+
+use serde::{Deserialize, Serialize};
+
+/// Names a request between daemon and worker; unique for the life of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId(pub u64);
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// How the next token is chosen from the logits. The order of operations is the field's usual one:
+/// logit bias, penalties, temperature, then top-k, top-p and min-p on what remains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplingParams {
+    /// 0 means greedy: the exact argmax, ties to the lowest token id. Otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Keep the `top_k` most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of most likely tokens whose probability reaches `top_p`, in (0, 1].
+    pub top_p: f32,
+    /// Drop tokens less likely than `min_p` times the most likely one, in [0, 1].
+    pub min_p: f32,
+    /// Divide positive and multiply negative logits of every token seen in prompt or output; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logit of every token seen in the output, in [-2, 2].
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time it is in the output, in [-2, 2].
+    pub frequency_penalty: f32,
+    /// Added to the logits of these token ids, in [-100, 100].
+    pub logit_bias: Vec<(u32, f32)>,
+    /// With the position of the sampled token, all that the randomness depends on.
+    pub seed: u64,
+    /// Report the log-probability of the sampled token and of this many most likely ones.
+    /// They are taken from the raw logits, before bias, penalties and temperature.
+    pub logprobs: Option<u32>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Whether sampling needs to know which tokens came before.
+    pub fn needs_history(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+}
+
+/// When a request ends, in tokens. Stop strings are the front's business: it sees text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopParams {
+    /// Generated tokens at most; the worker lowers it to what the context leaves room for.
+    pub max_tokens: u32,
+    /// End-of-sequence and stop tokens are not sampled before this many tokens.
+    pub min_tokens: u32,
+    /// Token ids that end the request, besides the model's own end-of-sequence tokens.
+    pub stop_token_ids: Vec<u32>,
+    /// Go on past the model's end-of-sequence tokens.
+    pub ignore_eos: bool,
+}
+
+impl Default for StopParams {
+    fn default() -> Self {
+        StopParams { max_tokens: 16, min_tokens: 0, stop_token_ids: Vec::new(), ignore_eos: false }
+    }
+}
+
+/// A request as it enters a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Submit {
+    /// Chosen by the daemon.
+    pub id: RequestId,
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When it ends.
+    pub stop: StopParams,
+    /// Higher goes first; equal priorities are served in order of arrival.
+    pub priority: i32,
+}
+
+/// A token and its log-probability (natural logarithm).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub token: u32,
+    /// Natural logarithm of its probability under the raw logits.
+    pub logprob: f32,
+}
+
+/// One sampled token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampled {
+    /// Token id.
+    pub token: u32,
+    /// Its log-probability, if asked for.
+    pub logprob: Option<f32>,
+    /// The most likely tokens, most likely first, as many as were asked for.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// What happened to one request in one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenEvent {
+    /// Whose event this is.
+    pub id: RequestId,
+    /// The token sampled for it, absent when the request ended without one.
+    pub sampled: Option<Sampled>,
+    /// With the request's first token: how many prompt tokens came from the prefix cache.
+    pub cached_tokens: Option<u32>,
+    /// With the request's first token: seconds from submission to the first plan it was in.
+    pub queue_s: Option<f32>,
+    /// Set on the last event of a request, and only there.
+    pub finish: Option<Finish>,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finish {
+    /// An end-of-sequence or stop token was sampled (it is the event's token).
+    Stop,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+    /// Aborted by the daemon.
+    Aborted,
+    /// Never started.
+    Rejected(Reject),
+    /// The worker or its engine failed; the text says what.
+    Failed(String),
+}
+
+/// Why a worker refused a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Reject {
+    /// The waiting queue has reached its limit.
+    #[error("the queue is full: {limit} requests are waiting; retry later")]
+    QueueFull {
+        /// Waiting requests at most.
+        limit: u32,
+    },
+    /// The prompt leaves no room for a generated token.
+    #[error("the prompt has {prompt} tokens, the limit is {limit} with one left to generate")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: u32,
+        /// Prompt tokens at most.
+        limit: u32,
+    },
+    /// The prompt has no token.
+    #[error("the prompt is empty: it needs at least one token")]
+    Empty,
+    /// A token id is not in the vocabulary.
+    #[error("token id {token} is outside the vocabulary of {vocab_size}")]
+    BadToken {
+        /// The offending id.
+        token: u32,
+        /// Valid ids are below this.
+        vocab_size: u32,
+    },
+    /// The worker is draining.
+    #[error("the model is being unloaded")]
+    Draining,
+}

@@ -1,0 +1,24 @@
+//! The seam between scheduling and computing.
+
+use crate::plan::{Plan, StepOutput};
+
+/// Runs plans, strictly in the order they are launched. Two may be in flight: one running, one
+/// queued behind it, whose device-fed tokens come from the one before.
+pub trait Executor {
+    /// Hands over the next plan and returns without waiting for it to run.
+    ///
+    /// # Errors
+    /// The engine is broken for good; the worker says so and exits.
+    fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError>;
+
+    /// Waits for the oldest plan in flight.
+    ///
+    /// # Errors
+    /// As `launch`. Calling it with nothing in flight is an error too.
+    fn wait(&mut self) -> Result<StepOutput, ExecutorError>;
+}
+
+/// The engine cannot go on: which operation, on which rank, with which shapes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ExecutorError(pub String);

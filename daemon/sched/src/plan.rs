@@ -1,0 +1,95 @@
+//! The plan of one step: what every rank runs, in flat arrays.
+//!
+//! Owns: the data that crosses from scheduler to engine. Must never: point back into the scheduler.
+//! A plan is complete: an executor needs nothing but the plans it was given, in order.
+//!
+//! ```text
+//!             row 0 (decode)   row 1 (prefill chunk)         row 2 (decode)
+//!   tokens    [ -3 |           15 27 911 4 ... 88 |          42 ]
+//!               |                                             literal token id
+//!               sampled by row 2 of the plan before: -(row + 1)
+//!   pages     [ 7 9 12 |       3 4 5 |                       1 30 ]
+//!               every page the row reads or writes, in the order of positions
+//! ```
+
+use minisgl_proto::SamplingParams;
+
+/// Index of a KV page.
+pub type PageId = u32;
+
+/// A running request's place in the executor's per-request state, in `0..max_running`. It stays the
+/// same while the request runs, and is given anew after a preemption.
+pub type SlotId = u32;
+
+/// One step. Rows appear in no particular order; each running request has at most one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Counts up by one from 0.
+    pub step: u64,
+    /// Requests that (re)start in this plan; their slots' state is replaced before the rows run.
+    pub installs: Vec<Install>,
+    /// What runs.
+    pub rows: Vec<Row>,
+    /// Input tokens of all rows, concatenated: a token id, or `-(r + 1)` for the token that row `r`
+    /// of plan `step - 1` samples.
+    pub tokens: Vec<i32>,
+    /// Page tables of all rows, concatenated.
+    pub pages: Vec<PageId>,
+}
+
+/// A request takes a slot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Install {
+    /// Which slot.
+    pub slot: SlotId,
+    /// How its tokens are sampled.
+    pub sampling: SamplingParams,
+    /// Prompt and output so far, which penalties look at. Empty unless
+    /// `sampling.needs_history()`. Tokens sampled later are added by the executor itself.
+    pub history: Vec<u32>,
+    /// How many tokens of `history` are prompt.
+    pub prompt_len: u32,
+    /// Tokens that must not be sampled while the output is shorter than `min_tokens`.
+    pub banned_until_min: Vec<u32>,
+    /// See `banned_until_min`.
+    pub min_tokens: u32,
+    /// Output tokens so far: 0, or more after a preemption.
+    pub generated: u32,
+}
+
+/// A request's part of a step: `len` tokens at positions `start .. start + len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The request's slot.
+    pub slot: SlotId,
+    /// Position of the first token: that many tokens of KV are read besides the row's own.
+    pub start: u32,
+    /// Tokens fed, at least one.
+    pub len: u32,
+    /// First token of the row in `Plan::tokens`.
+    pub tokens_at: u32,
+    /// First page of the row in `Plan::pages`; position `p` lives in page
+    /// `pages[pages_at + p / page_size]` at offset `p % page_size`. There are exactly
+    /// `ceil((start + len) / page_size)`.
+    pub pages_at: u32,
+    /// Whether the logits after the last token are sampled. False for all but a prompt's last chunk.
+    pub sample: bool,
+}
+
+impl Row {
+    /// Position of the token that is sampled after this row; with the seed it determines the draw.
+    pub fn sample_position(&self) -> u32 {
+        self.start + self.len
+    }
+}
+
+/// What a step brought.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// [`Plan::step`] of the plan it belongs to.
+    pub step: u64,
+    /// One for each row with `sample`, in the order of rows.
+    pub sampled: Vec<minisgl_proto::Sampled>,
+    /// Seconds from the start of the step to its end, as the executor measured it.
+    pub seconds: f32,
+}
