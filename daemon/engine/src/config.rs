@@ -7,6 +7,8 @@
 
 mod fields;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
