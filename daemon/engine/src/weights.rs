@@ -14,6 +14,8 @@ mod dummy;
 mod error;
 mod file;
 mod part;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
