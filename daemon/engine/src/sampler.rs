@@ -29,6 +29,8 @@ mod filter;
 mod history;
 mod logprobs;
 mod philox;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 use minisgl_proto::{Sampled, SamplingParams};
