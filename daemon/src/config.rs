@@ -76,6 +76,8 @@ pub struct HubConfig {
     pub endpoint: Option<String>,
     /// File that holds the access token.
     pub token_file: Option<PathBuf>,
+    /// Never download.
+    pub offline: bool,
 }
 
 /// How worker processes are watched.
