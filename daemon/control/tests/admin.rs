@@ -1,5 +1,7 @@
 //! The admin API over a real Unix socket.
 
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The registry and its workers: what happens to requests when a worker dies, hangs, floods, leaves.
 
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
 mod common;
 
 use std::time::{Duration, Instant};
