@@ -1,1 +1,5 @@
 //! Placeholder.
+
+pub mod config;
+pub mod sampler;
+pub mod weights;
