@@ -22,9 +22,12 @@ const HEADROOM_PART: usize = 16;
 impl Scheduler {
     /// Lets requests in while slots, pages and the budget last, and plans their first chunks.
     pub(crate) fn admit(&mut self, draft: &mut Draft, now_s: f64) {
+        if self.waiting.is_empty() || self.admission_blocked {
+            return;
+        }
         let lacking = |key: &Key| self.lacking_pages(&self.requests[*key]);
         let mut promised: usize = self.running.iter().map(lacking).sum();
-        while draft.budget > 0 && !self.admission_blocked && !self.free_slots.is_empty() {
+        while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((_, &key)) = self.waiting.first_key_value() else { return };
             if self.requests[key].pending > 0 {
                 return;
@@ -39,9 +42,10 @@ impl Scheduler {
             if self.is_being_computed(request, matched, draft) {
                 return;
             }
+            // With nothing running this is no more than the pool, by the limits on submission.
             let lacking = len.div_ceil(page_size) - table.pages().len();
             let wanted = lacking + promised + self.headroom_pages();
-            if !self.running.is_empty() && wanted > self.cache.available() {
+            if wanted > self.cache.available() {
                 self.admission_blocked = true;
                 return;
             }
@@ -86,12 +90,20 @@ impl Scheduler {
         }
         let tokens = &request.tokens[..request.tokens.len() - 1];
         let page_size = self.cache.page_size();
+        let next_page = matched..matched + page_size;
+        let Some(wanted) = tokens.get(next_page.clone()) else { return false };
         draft.prefilled.iter().any(|&key| {
             let other = &self.requests[key];
             let theirs = &other.tokens[..other.computed.min(other.tokens.len())];
-            let common = tokens.iter().zip(theirs).take_while(|(a, b)| a == b).count();
-            let shareable = common / page_size * page_size;
-            shareable > matched && 2 * (shareable - matched) >= request.tokens.len() - matched
+            // Cheap to tell apart first.
+            if theirs.get(next_page.clone()) != Some(wanted)
+                || theirs[..matched] != tokens[..matched]
+            {
+                return false;
+            }
+            let rest = tokens[matched..].iter().zip(&theirs[matched..]);
+            let common = rest.take_while(|(a, b)| a == b).count();
+            2 * (common / page_size * page_size) >= request.tokens.len() - matched
         })
     }
 

@@ -291,6 +291,47 @@ fn the_lowest_and_youngest_is_preempted_and_nobody_can_tell() {
 }
 
 #[test]
+fn a_preempted_request_waits_for_its_token_in_flight() {
+    let mut scheduler = Scheduler::new(SchedConfig { pages: 3, ..config() }).unwrap();
+    let mut executor = SimExecutor::new(scheduler.config());
+    let submits = [request(1, prompt(0, 8), 1), request(2, prompt(50, 4), 5)];
+    let plan = scheduler.step(submits.map(Event::Submit), 0.0).plan.expect("both fit");
+    executor.launch(plan).unwrap();
+    // 2 needs a page to go on, and is preempted by itself; 1 only waits for its result.
+    assert_eq!(scheduler.step([], 1.0).plan, None);
+    assert_eq!(scheduler.stats().preemptions, 1);
+    // Now there is room, but the token that the plan in flight samples is not known.
+    let step = scheduler.step([Event::Abort(RequestId(1))], 2.0);
+    assert_eq!(step.plan, None);
+    let output = executor.wait().unwrap();
+    let token = output.sampled[1].token;
+    let step = scheduler.step([Event::Finished(output)], 3.0);
+    let [event] = &step.token_events[..] else { panic!("{:?}", step.token_events) };
+    assert_eq!(event.id, RequestId(2));
+    assert_eq!(event.sampled.as_ref().map(|sampled| sampled.token), Some(token));
+    let resumed = step.plan.expect("it goes on");
+    assert_eq!(resumed.installs[0].generated, 1);
+    assert_eq!(resumed.tokens, [token as i32], "the page of its prompt is still cached");
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_fails_its_request_alone() {
+    let mut scheduler = Scheduler::new(config()).unwrap();
+    let mut executor = SimExecutor::new(scheduler.config());
+    let submits = [request(1, prompt(0, 4), 5), request(2, prompt(50, 4), 5)];
+    executor.launch(scheduler.step(submits.map(Event::Submit), 0.0).plan.unwrap()).unwrap();
+    let mut output = executor.wait().unwrap();
+    output.sampled[0].token = 100;
+    let step = scheduler.step([Event::Finished(output)], 1.0);
+    assert!(
+        matches!(&step.token_events[0].finish, Some(Finish::Failed(why)) if why.contains("100"))
+    );
+    assert_eq!(step.token_events[1].finish, None);
+    assert_eq!(step.plan.expect("2 goes on").rows.len(), 1);
+    scheduler.check_integrity().unwrap();
+}
+
+#[test]
 fn a_resumed_request_is_installed_with_what_it_had() {
     let mut worker = Worker::new(SchedConfig { pages: 8, ..config() });
     let mut young = request(2, prompt(60, 4), 20);

@@ -27,7 +27,7 @@ fn run_worlds(first_seed: u64) {
         return;
     }
     let mut all = Tally::default();
-    for seed in first_seed..first_seed + from_env("MINISGLD_SIM_WORLDS").unwrap_or(3_000) {
+    for seed in first_seed..first_seed + from_env("MINISGLD_SIM_WORLDS").unwrap_or(2_000) {
         // Only shown if it fails, and then the last one is the one.
         println!("MINISGLD_SIM_SEED={seed}");
         let tally = World::new(seed).run(TURNS);
