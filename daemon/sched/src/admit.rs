@@ -1,9 +1,10 @@
 //! Admission: who leaves the queue.
 //!
-//! Strictly by rank; the first that does not fit holds up the rest, so none is passed over for good.
-//! Optimistic: a request gets pages for its next chunk only, and none are kept for its output. It is let in
-//! when its whole prefix would fit beside what the running requests still have to prefill and a little
-//! room for them to decode; if that turns out too little, the youngest is preempted.
+//! Strictly by rank; the first that does not fit holds up the rest, so none is passed over for
+//! good. Optimistic: a request gets pages for its next chunk only, and none are kept for its
+//! output. It is let in when its whole prefix would fit beside what the running requests still have
+//! to prefill and a little room for them to decode; if that turns out too little, the youngest is
+//! preempted.
 
 use minisgl_cache::PageTable;
 use minisgl_proto::CacheMode;
@@ -32,8 +33,8 @@ impl Scheduler {
             if self.requests[key].pending > 0 {
                 return;
             }
-            // Matched anew each time: others may have computed its prefix while it waited. One token
-            // is left to compute, or there would be no logits to sample from.
+            // Matched anew each time: others may have computed its prefix while it waited. One
+            // token is left to compute, or there would be no logits to sample from.
             let request = &self.requests[key];
             let len = request.tokens.len();
             let mut table = self.cache.match_prefix(&request.tokens[..len - 1]);
@@ -82,8 +83,8 @@ impl Scheduler {
         self.running.insert(at, key);
     }
 
-    /// Whether this very plan computes at least half of what is left of the request's prefix, for another
-    /// one: a step later it can be shared.
+    /// Whether this very plan computes at least half of what is left of the request's prefix, for
+    /// another one: a step later it can be shared.
     fn is_being_computed(&self, request: &Request, matched: usize, draft: &Draft) -> bool {
         if self.config.cache == CacheMode::Naive {
             return false;
