@@ -1,17 +1,16 @@
 //! The scheduler: from what happened to what runs next.
 //!
 //! ```text
-//!                      refused
-//!   Submit ----------------------------------------------+
-//!     |                                                  |
-//!     v         admit                    last chunk      |
-//!   WAITING ------------> PREFILLING ------------> DECODING
-//!     ^                     |   |                   |    |
-//!     |       preempt       |   |                   |    |
-//!     +---------------------+---|-------------------+    |
-//!     |                         |                   |    |
-//!     | Abort, last token       | Abort             | stop token, length, Abort
-//!     v                         v                   v    v
+//!   Submit ------------------------------------------------------+
+//!     |                                                          |
+//!     v         admit                    last chunk              | refused
+//!   WAITING ------------> PREFILLING ------------> DECODING      |
+//!     ^  |                  |   |                   |    |       |
+//!     |  |    preempt       |   |                   |    |       |
+//!     +--|------------------+---|-------------------+    |       |
+//!        |                      |                        |       |
+//!        | Abort, last token    | Abort                  | stop token, length, Abort
+//!        v                      v                        v       v
 //!   ENDED: exactly one event with `finish`; it holds no page, no slot, no place in the queue
 //! ```
 //!
