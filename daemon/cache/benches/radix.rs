@@ -1,7 +1,7 @@
 //! Times of the prefix cache: `cargo bench -p minisgl-cache`.
 //!
-//! The tree holds 256 sequences of 32,768 tokens that share beginnings of random length, published in
-//! chunks of 512 tokens as a scheduler does.
+//! The tree holds 256 sequences of 32,768 tokens that share beginnings of random length, published
+//! in chunks of 512 tokens as a scheduler does.
 
 use std::cell::RefCell;
 use std::hint::black_box;

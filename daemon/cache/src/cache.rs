@@ -95,8 +95,8 @@ impl PrefixCache {
         true
     }
 
-    /// Gives the whole pages of `table` that `tokens` fill to the tree, and pins them there. Where the
-    /// tree has pages for the same tokens already, the table takes those and its own are freed:
+    /// Gives the whole pages of `table` that `tokens` fill to the tree, and pins them there. Where
+    /// the tree has pages for the same tokens already, the table takes those and its own are freed:
     /// they must not be written or read by anything planned later.
     ///
     /// `tokens` are the sequence's from its beginning. Only what is new since the last call is

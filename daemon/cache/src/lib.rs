@@ -14,9 +14,9 @@
 //! ```
 //!
 //! A request holds one [`PageTable`]: the pages of its prefix that live in the tree, which the
-//! table pins, and behind them the pages that it alone writes. Dropping the table, at any time and on
-//! any thread, unpins the former and frees the latter; there is no call to forget. `free + cached +
-//! owned = all` holds between any two calls.
+//! table pins, and behind them the pages that it alone writes. Dropping the table, at any time and
+//! on any thread, unpins the former and frees the latter; there is no call to forget. `free +
+//! cached + owned = all` holds between any two calls.
 //!
 //! The tree works in whole pages. An edge holds one or more pages of tokens, children are keyed by
 //! the tokens of their first page, and an edge is split only between pages. Eviction takes the
@@ -24,8 +24,8 @@
 //! forgotten than is needed. "Used" means pinned: a node is as recent as the moment its last
 //! pin was released, in ticks of a logical clock.
 //!
-//! The idea is RadixAttention, from Zheng et al., "SGLang: Efficient Execution of Structured Language
-//! Model Programs" (2024), section 3.
+//! The idea is RadixAttention, from Zheng et al., "SGLang: Efficient Execution of Structured
+//! Language Model Programs" (2024), section 3.
 
 #![forbid(unsafe_code)]
 

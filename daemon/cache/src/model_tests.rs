@@ -113,7 +113,8 @@ fn walk(tree: &Tree) -> BTreeMap<Vec<u32>, PageId> {
     found
 }
 
-/// Two kinds of page, now and then with one token flipped, so that pages agree often but not always.
+/// Two kinds of page, now and then with one token flipped, so that pages agree often but not
+/// always.
 fn random_tokens(rng: &mut Rng, page_size: usize, pages: usize) -> Vec<u32> {
     let mut tokens = Vec::new();
     for _ in 0..pages {

@@ -4,8 +4,9 @@
 //! that is not in a node.
 //!
 //! A node counts the tables that end in it and its children that are pinned; it is pinned while
-//! either is above zero. Pinning therefore climbs only until it meets a node that is pinned already,
-//! and an unpinned node has no pinned node below it: all its pages can be evicted, bottom up.
+//! either is above zero. Pinning therefore climbs only until it meets a node that is pinned
+//! already, and an unpinned node has no pinned node below it: all its pages can be evicted, bottom
+//! up.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -99,8 +100,8 @@ impl Tree {
         at
     }
 
-    /// Cuts the edge of `lower` after its first `at` pages; returns the new upper node. Tables that end
-    /// in `lower` still do.
+    /// Cuts the edge of `lower` after its first `at` pages; returns the new upper node. Tables that
+    /// end in `lower` still do.
     fn split(&mut self, lower: NodeId, at: usize) -> NodeId {
         let page_size = self.page_size;
         let node = self.node_mut(lower);
@@ -187,8 +188,8 @@ impl Tree {
         }
     }
 
-    /// Drops `count` pages, least recently used first and each sequence from its end; `freed` is told
-    /// of each. There must be as many evictable ones.
+    /// Drops `count` pages, least recently used first and each sequence from its end; `freed` is
+    /// told of each. There must be as many evictable ones.
     pub(crate) fn evict(&mut self, mut count: usize, mut freed: impl FnMut(PageId)) {
         assert!(count <= self.evictable, "{count} pages to evict of {}", self.evictable);
         self.evictable -= count;

@@ -1,9 +1,10 @@
 //! Admission: who leaves the queue.
 //!
-//! Strictly by rank; the first that does not fit holds up the rest, so none is passed over for good.
-//! Optimistic: a request gets pages for its next chunk only, and none are kept for its output. It is let in
-//! when its whole prefix would fit beside what the running requests still have to prefill and a little
-//! room for them to decode; if that turns out too little, the youngest is preempted.
+//! Strictly by rank; the first that does not fit holds up the rest, so none is passed over for
+//! good. Optimistic: a request gets pages for its next chunk only, and none are kept for its
+//! output. It is let in when its whole prefix would fit beside what the running requests still have
+//! to prefill and a little room for them to decode; if that turns out too little, the youngest is
+//! preempted.
 
 use minisgl_cache::PageTable;
 use minisgl_proto::CacheMode;
@@ -22,15 +23,18 @@ const HEADROOM_PART: usize = 16;
 impl Scheduler {
     /// Lets requests in while slots, pages and the budget last, and plans their first chunks.
     pub(crate) fn admit(&mut self, draft: &mut Draft, now_s: f64) {
+        if self.waiting.is_empty() || self.admission_blocked {
+            return;
+        }
         let lacking = |key: &Key| self.lacking_pages(&self.requests[*key]);
         let mut promised: usize = self.running.iter().map(lacking).sum();
-        while draft.budget > 0 && !self.admission_blocked && !self.free_slots.is_empty() {
+        while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((_, &key)) = self.waiting.first_key_value() else { return };
             if self.requests[key].pending > 0 {
                 return;
             }
-            // Matched anew each time: others may have computed its prefix while it waited. One token
-            // is left to compute, or there would be no logits to sample from.
+            // Matched anew each time: others may have computed its prefix while it waited. One
+            // token is left to compute, or there would be no logits to sample from.
             let request = &self.requests[key];
             let len = request.tokens.len();
             let mut table = self.cache.match_prefix(&request.tokens[..len - 1]);
@@ -39,9 +43,10 @@ impl Scheduler {
             if self.is_being_computed(request, matched, draft) {
                 return;
             }
+            // With nothing running this is no more than the pool, by the limits on submission.
             let lacking = len.div_ceil(page_size) - table.pages().len();
             let wanted = lacking + promised + self.headroom_pages();
-            if !self.running.is_empty() && wanted > self.cache.available() {
+            if wanted > self.cache.available() {
                 self.admission_blocked = true;
                 return;
             }
@@ -78,20 +83,28 @@ impl Scheduler {
         self.running.insert(at, key);
     }
 
-    /// Whether this very plan computes at least half of what is left of the request's prefix, for another
-    /// one: a step later it can be shared.
+    /// Whether this very plan computes at least half of what is left of the request's prefix, for
+    /// another one: a step later it can be shared.
     fn is_being_computed(&self, request: &Request, matched: usize, draft: &Draft) -> bool {
         if self.config.cache == CacheMode::Naive {
             return false;
         }
         let tokens = &request.tokens[..request.tokens.len() - 1];
         let page_size = self.cache.page_size();
+        let next_page = matched..matched + page_size;
+        let Some(wanted) = tokens.get(next_page.clone()) else { return false };
         draft.prefilled.iter().any(|&key| {
             let other = &self.requests[key];
             let theirs = &other.tokens[..other.computed.min(other.tokens.len())];
-            let common = tokens.iter().zip(theirs).take_while(|(a, b)| a == b).count();
-            let shareable = common / page_size * page_size;
-            shareable > matched && 2 * (shareable - matched) >= request.tokens.len() - matched
+            // Cheap to tell apart first.
+            if theirs.get(next_page.clone()) != Some(wanted)
+                || theirs[..matched] != tokens[..matched]
+            {
+                return false;
+            }
+            let rest = tokens[matched..].iter().zip(&theirs[matched..]);
+            let common = rest.take_while(|(a, b)| a == b).count();
+            2 * (common / page_size * page_size) >= request.tokens.len() - matched
         })
     }
 

@@ -1,7 +1,7 @@
 //! Building a plan: the rows of the requests that run, then those of newly admitted ones.
 //!
-//! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one token
-//! of the budget for certain; what is left is for prefill chunks, in the order of rank.
+//! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
+//! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
 use crate::plan::{Plan, Row};
 use crate::request::Request;
@@ -74,8 +74,8 @@ impl Scheduler {
         plan
     }
 
-    /// Rows for the running requests, by rank. Whoever is preempted comes after the one that needs its
-    /// pages, so it has no row in this plan.
+    /// Rows for the running requests, by rank. Whoever is preempted comes after the one that needs
+    /// its pages, so it has no row in this plan.
     fn plan_running(&mut self, draft: &mut Draft) {
         let mut at = 0;
         while let Some(&key) = self.running.get(at) {
@@ -93,9 +93,9 @@ impl Scheduler {
         }
     }
 
-    /// Gets the pages for the next `wanted` tokens of a running request. A chunk is cut to the pages
-    /// there are; if there is none at all, the last request is preempted. Returns the number of
-    /// tokens there is room for, 0 if the request was itself the last.
+    /// Gets the pages for the next `wanted` tokens of a running request. A chunk is cut to the
+    /// pages there are; if there is none at all, the last request is preempted. Returns the number
+    /// of tokens there is room for, 0 if the request was itself the last.
     fn make_room(&mut self, key: Key, wanted: usize, draft: &mut Draft) -> usize {
         let page_size = self.cache.page_size();
         loop {

@@ -83,8 +83,8 @@ impl SchedConfig {
         self.max_running.min(self.chunk_tokens) as usize
     }
 
-    /// Prompt plus generated tokens that one request may have. The last token is never fed, so it needs no
-    /// place in a page.
+    /// Prompt plus generated tokens that one request may have. The last token is never fed, so it
+    /// needs no place in a page.
     pub(crate) fn len_limit(&self) -> usize {
         let pool_tokens = self.pages as usize * self.page_size as usize;
         (self.max_len as usize).min(pool_tokens + 1)

@@ -58,8 +58,8 @@ impl<E: Executor> Driver<E> {
         Ok(step)
     }
 
-    /// Second half: waits for the oldest plan in flight, unless it is the only one and was launched just
-    /// now with overlap: then the next one is planned while it runs.
+    /// Second half: waits for the oldest plan in flight, unless it is the only one and was launched
+    /// just now with overlap: then the next one is planned while it runs.
     ///
     /// # Errors
     /// The executor is broken for good.

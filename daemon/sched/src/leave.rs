@@ -30,8 +30,8 @@ impl Scheduler {
         self.admission_blocked = false;
     }
 
-    /// Takes everything from the last of the running requests and puts it back into the queue, where its
-    /// rank puts it before all later ones of its priority.
+    /// Takes everything from the last of the running requests and puts it back into the queue,
+    /// where its rank puts it before all later ones of its priority.
     pub(crate) fn preempt_last(&mut self) {
         let key = self.running.pop().expect("someone is short of pages");
         self.release(key);

@@ -28,9 +28,6 @@ impl Scheduler {
         let Some(request) = self.requests.get_mut(key) else { return };
         let token = sampled.token;
         request.pending -= 1;
-        if request.running.is_none() {
-            self.admission_blocked = false;
-        }
         if token >= self.config.vocab_size {
             let what = format!(
                 "the engine sampled token {token}, the vocabulary has {}",

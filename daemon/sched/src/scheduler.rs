@@ -1,17 +1,16 @@
 //! The scheduler: from what happened to what runs next.
 //!
 //! ```text
-//!                      refused
-//!   Submit ----------------------------------------------+
-//!     |                                                  |
-//!     v         admit                    last chunk      |
-//!   WAITING ------------> PREFILLING ------------> DECODING
-//!     ^                     |   |                   |    |
-//!     |       preempt       |   |                   |    |
-//!     +---------------------+---|-------------------+    |
-//!     |                         |                   |    |
-//!     | Abort, last token       | Abort             | stop token, length, Abort
-//!     v                         v                   v    v
+//!   Submit ------------------------------------------------------+
+//!     |                                                          |
+//!     v         admit                    last chunk              | refused
+//!   WAITING ------------> PREFILLING ------------> DECODING      |
+//!     ^  |                  |   |                   |    |       |
+//!     |  |    preempt       |   |                   |    |       |
+//!     +--|------------------+---|-------------------+    |       |
+//!        |                      |                        |       |
+//!        | Abort, last token    | Abort                  | stop token, length, Abort
+//!        v                      v                        v       v
 //!   ENDED: exactly one event with `finish`; it holds no page, no slot, no place in the queue
 //! ```
 //!
@@ -22,23 +21,23 @@
 //!
 //! # Overlap
 //!
-//! With overlap two plans are in flight: plan `n + 1` is built while plan `n` runs, and refers to the
-//! tokens that `n` samples by row. Plans run in order, and everything that is safe here follows from
-//! that:
+//! With overlap two plans are in flight: plan `n + 1` is built while plan `n` runs, and refers to
+//! the tokens that `n` samples by row. Plans run in order, and everything that is safe here follows
+//! from that:
 //!
-//! - Pages that a plan writes go into the tree as soon as it is built: later plans run after it. Not
-//!   earlier, so no row reads what another row of the same plan writes.
+//! - Pages that a plan writes go into the tree as soon as it is built: later plans run after it.
+//!   Not earlier, so no row reads what another row of the same plan writes.
 //! - Pages that a request gives up may be handed out again at once: a plan in flight still writes
 //!   them before their new owner does. But never within the plan that writes them, so requests are
-//!   planned by rank and those preempted for want of pages are behind the last one planned.
-//! - An end that depends on a token's value is seen one step late; the row planned meanwhile is
-//!   run and its result discarded. An end by length is known ahead, and no such row is planned.
+//!   planned by rank, and those preempted for want of pages come after the last one planned.
+//! - An end that depends on a token's value is seen one step late; the row planned meanwhile is run
+//!   and its result discarded. An end by length is known ahead, and no such row is planned.
 //!
 //! # Progress
 //!
 //! Running requests are served strictly by rank: priority, then arrival. The first of them can take
-//! pages from all others, and no request is accepted that would not fit into the pool alone. So each
-//! step computes at least one token of the request that is first, which will therefore end.
+//! pages from all others, and no request is accepted that would not fit into the pool alone. So
+//! each step computes at least one token of the request that is first, which will therefore end.
 //!
 //! Owns: requests, their queue, slots and pages. Must never: do I/O, read a clock, or wait.
 

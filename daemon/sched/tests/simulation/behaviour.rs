@@ -1,135 +1,10 @@
 //! What the scheduler promises, one promise a test, through the loop that a worker runs.
 
-use std::collections::HashMap;
-
-use minisgl_proto::{
-    CacheMode, Finish, Reject, RequestId, SamplingParams, StopParams, Submit, TokenEvent,
-};
-use minisgl_sched::{
-    ConfigError, Driver, Event, Executor, ExecutorError, Plan, SchedConfig, Scheduler, StepOutput,
-};
+use minisgl_proto::{CacheMode, Finish, RequestId, Submit};
+use minisgl_sched::{Event, Executor, SchedConfig, Scheduler};
 
 use crate::executor::SimExecutor;
-
-/// The simulated executor, and every plan it was given.
-struct Recorder {
-    executor: SimExecutor,
-    plans: Vec<Plan>,
-}
-
-impl Executor for Recorder {
-    fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
-        self.plans.push(plan.clone());
-        self.executor.launch(plan)
-    }
-
-    fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
-        self.executor.wait()
-    }
-
-    fn reclaim(&mut self) -> Option<Plan> {
-        self.executor.reclaim()
-    }
-}
-
-struct Worker {
-    driver: Driver<Recorder>,
-    events: HashMap<u64, Vec<TokenEvent>>,
-    now_s: f64,
-}
-
-fn config() -> SchedConfig {
-    SchedConfig {
-        pages: 64,
-        page_size: 4,
-        max_running: 4,
-        max_waiting: 4,
-        chunk_tokens: 16,
-        max_len: 128,
-        vocab_size: 100,
-        eos_token_ids: vec![],
-        cache: CacheMode::Radix,
-        overlap: true,
-    }
-}
-
-fn prompt(first: u32, len: u32) -> Vec<u32> {
-    (0..len).map(|n| (first + n) % 100).collect()
-}
-
-fn request(id: u64, prompt: Vec<u32>, max_tokens: u32) -> Submit {
-    Submit {
-        id: RequestId(id),
-        prompt,
-        sampling: SamplingParams::default(),
-        stop: StopParams { max_tokens, ..StopParams::default() },
-        priority: 0,
-    }
-}
-
-impl Worker {
-    fn new(config: SchedConfig) -> Worker {
-        let executor = SimExecutor::new(&config);
-        let recorder = Recorder { executor, plans: Vec::new() };
-        let scheduler = Scheduler::new(config).unwrap();
-        Worker { driver: Driver::new(scheduler, recorder), events: HashMap::new(), now_s: 0.0 }
-    }
-
-    /// One turn of the loop; returns what flushes freed.
-    fn turn(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<u64> {
-        self.now_s += 1.0;
-        let step = self.driver.begin(events, self.now_s).unwrap();
-        for event in step.token_events {
-            self.events.entry(event.id.0).or_default().push(event);
-        }
-        self.driver.scheduler_mut().check_integrity().unwrap();
-        self.driver.finish().unwrap();
-        step.flushed
-    }
-
-    fn submit(&mut self, submits: impl IntoIterator<Item = Submit>) {
-        self.turn(submits.into_iter().map(Event::Submit));
-    }
-
-    fn run_until_idle(&mut self) {
-        for _ in 0..10_000 {
-            if self.driver.is_idle() {
-                return;
-            }
-            self.turn([]);
-        }
-        panic!("no end in sight");
-    }
-
-    fn tokens(&self, id: u64) -> Vec<u32> {
-        let events = self.events.get(&id).into_iter().flatten();
-        events.filter_map(|event| Some(event.sampled.as_ref()?.token)).collect()
-    }
-
-    fn finish(&self, id: u64) -> Option<&Finish> {
-        self.events.get(&id)?.last()?.finish.as_ref()
-    }
-
-    fn cached(&self, id: u64) -> Option<u32> {
-        self.events[&id][0].cached_tokens
-    }
-
-    fn plans(&self) -> &[Plan] {
-        &self.driver.executor().plans
-    }
-
-    fn fed(&self) -> usize {
-        self.plans().iter().map(|plan| plan.tokens.len()).sum()
-    }
-}
-
-/// What a request gets that has a worker for itself.
-fn alone(submit: &Submit) -> Vec<u32> {
-    let mut worker = Worker::new(config());
-    worker.submit([submit.clone()]);
-    worker.run_until_idle();
-    worker.tokens(submit.id.0)
-}
+use crate::worker::{Worker, alone, config, prompt, request};
 
 #[test]
 fn a_request_gets_its_tokens_and_leaves_nothing() {
@@ -291,6 +166,30 @@ fn the_lowest_and_youngest_is_preempted_and_nobody_can_tell() {
 }
 
 #[test]
+fn a_preempted_request_waits_for_its_token_in_flight() {
+    let mut scheduler = Scheduler::new(SchedConfig { pages: 3, ..config() }).unwrap();
+    let mut executor = SimExecutor::new(scheduler.config());
+    let submits = [request(1, prompt(0, 8), 1), request(2, prompt(50, 4), 5)];
+    let plan = scheduler.step(submits.map(Event::Submit), 0.0).plan.expect("both fit");
+    executor.launch(plan).unwrap();
+    // 2 needs a page to go on, and is preempted by itself; 1 only waits for its result.
+    assert_eq!(scheduler.step([], 1.0).plan, None);
+    assert_eq!(scheduler.stats().preemptions, 1);
+    // Now there is room, but the token that the plan in flight samples is not known.
+    let step = scheduler.step([Event::Abort(RequestId(1))], 2.0);
+    assert_eq!(step.plan, None);
+    let output = executor.wait().unwrap();
+    let token = output.sampled[1].token;
+    let step = scheduler.step([Event::Finished(output)], 3.0);
+    let [event] = &step.token_events[..] else { panic!("{:?}", step.token_events) };
+    assert_eq!(event.id, RequestId(2));
+    assert_eq!(event.sampled.as_ref().map(|sampled| sampled.token), Some(token));
+    let resumed = step.plan.expect("it goes on");
+    assert_eq!(resumed.installs[0].generated, 1);
+    assert_eq!(resumed.tokens, [token as i32], "the page of its prompt is still cached");
+}
+
+#[test]
 fn a_resumed_request_is_installed_with_what_it_had() {
     let mut worker = Worker::new(SchedConfig { pages: 8, ..config() });
     let mut young = request(2, prompt(60, 4), 20);
@@ -338,70 +237,6 @@ fn a_step_has_one_event_for_a_request() {
 }
 
 #[test]
-fn what_can_never_run_is_refused_with_the_reason() {
-    let refused = |config: SchedConfig, submit: Submit| {
-        let mut worker = Worker::new(config);
-        let id = submit.id.0;
-        worker.submit([submit]);
-        assert!(worker.driver.is_idle());
-        worker.finish(id).cloned()
-    };
-    let reject = |reject| Some(Finish::Rejected(reject));
-    assert_eq!(refused(config(), request(1, vec![], 1)), reject(Reject::Empty));
-    assert_eq!(
-        refused(config(), request(1, vec![5, 100], 1)),
-        reject(Reject::BadToken { token: 100, vocab_size: 100 })
-    );
-    let mut biased = request(1, vec![5], 1);
-    biased.sampling.logit_bias = vec![(7, 1.0), (101, 1.0)];
-    assert_eq!(refused(config(), biased), reject(Reject::BadToken { token: 101, vocab_size: 100 }));
-    assert_eq!(
-        refused(config(), request(1, prompt(0, 128), 1)),
-        reject(Reject::TooLong { prompt: 128, limit: 127 })
-    );
-    assert_eq!(
-        refused(SchedConfig { pages: 2, ..config() }, request(1, prompt(0, 9), 1)),
-        reject(Reject::TooLong { prompt: 9, limit: 8 })
-    );
-    assert_eq!(refused(config(), request(1, prompt(0, 9), 0)), Some(Finish::Length));
-}
-
-#[test]
-fn output_is_cut_to_what_context_and_pool_leave() {
-    for (config, len) in [(config(), 128), (SchedConfig { pages: 2, ..config() }, 9)] {
-        let mut worker = Worker::new(config);
-        worker.submit([request(1, prompt(0, 5), u32::MAX)]);
-        worker.run_until_idle();
-        assert_eq!(worker.finish(1), Some(&Finish::Length));
-        assert_eq!(worker.tokens(1).len(), len - 5);
-    }
-}
-
-#[test]
-fn the_queue_is_bounded() {
-    let mut worker = Worker::new(config());
-    worker.submit((1..=9).map(|id| request(id, prompt(id as u32 * 10, 6), 2)));
-    let full = Finish::Rejected(Reject::QueueFull { limit: 4 });
-    assert_eq!(worker.finish(9), Some(&full));
-    worker.run_until_idle();
-    for id in 1..=8 {
-        assert_eq!(worker.tokens(id), alone(&request(id, prompt(id as u32 * 10, 6), 2)));
-    }
-}
-
-#[test]
-fn draining_refuses_new_ones_and_finishes_the_rest() {
-    let mut worker = Worker::new(config());
-    worker.submit([request(1, prompt(0, 6), 8)]);
-    worker.turn([Event::Drain, Event::Submit(request(2, prompt(0, 6), 8))]);
-    assert_eq!(worker.finish(2), Some(&Finish::Rejected(Reject::Draining)));
-    assert!(!worker.driver.scheduler().is_drained());
-    worker.run_until_idle();
-    assert_eq!(worker.tokens(1).len(), 8);
-    assert!(worker.driver.scheduler().is_drained());
-}
-
-#[test]
 fn a_flush_spares_what_is_in_use() {
     let mut worker = Worker::new(config());
     worker.submit([request(1, prompt(0, 8), 1)]);
@@ -413,26 +248,10 @@ fn a_flush_spares_what_is_in_use() {
 }
 
 #[test]
-fn an_id_in_use_is_not_taken_again() {
-    let mut worker = Worker::new(config());
-    worker.submit([request(1, prompt(0, 6), 3), request(1, prompt(9, 6), 30)]);
-    worker.run_until_idle();
-    assert_eq!(worker.tokens(1), alone(&request(1, prompt(0, 6), 3)));
-}
-
-#[test]
 fn waiting_time_is_told_with_the_first_token() {
     let mut worker = Worker::new(SchedConfig { max_running: 1, overlap: false, ..config() });
     worker.submit([request(1, prompt(0, 4), 5), request(2, prompt(30, 4), 2)]);
     worker.run_until_idle();
     let queue_s: Vec<_> = worker.events[&2].iter().map(|event| event.queue_s).collect();
     assert_eq!(queue_s, [Some(5.0), None]);
-}
-
-#[test]
-fn nonsense_configurations_are_refused() {
-    let zero = Scheduler::new(SchedConfig { pages: 0, ..config() }).unwrap_err();
-    assert_eq!(zero, ConfigError::Zero { field: "pages" });
-    let short = Scheduler::new(SchedConfig { max_len: 1, ..config() }).unwrap_err();
-    assert_eq!(short, ConfigError::TooShort { max_len: 1 });
 }

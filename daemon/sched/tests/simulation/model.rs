@@ -1,5 +1,6 @@
-//! A deterministic "language model": the KV of a token is a hash of all tokens up to it, and the next
-//! token is a function of the last KV, the seed, the position and, with penalties, the history.
+//! A deterministic "language model": the KV of a token is a hash of all tokens up to it, and the
+//! next token is a function of the last KV, the seed, the position and, with penalties, the
+//! history.
 
 use minisgl_proto::{Sampled, SamplingParams};
 
