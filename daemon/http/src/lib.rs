@@ -39,6 +39,10 @@ mod tokenizer;
 mod tokens;
 mod usage;
 
+#[cfg(test)]
+#[path = "../tests/support/tokenizer.rs"]
+mod tiny_tokenizer;
+
 use std::sync::Arc;
 
 use axum::Router;

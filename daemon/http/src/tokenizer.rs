@@ -248,3 +248,64 @@ impl TextModels {
             .map_err(|_| ApiError::internal("the tokenizer panicked"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn beside_the_crate(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    }
+
+    /// Ids and texts that the Python package computed (tests/fixtures/encodings).
+    fn check(fixture: &str, model: &str) {
+        let told = std::env::var_os("MINISGL_MODELS");
+        let models = told.clone().map_or_else(|| beside_the_crate("target/models"), PathBuf::from);
+        let dir = models.join(model);
+        if !dir.is_dir() {
+            assert!(told.is_none(), "{} is missing", dir.display());
+            eprintln!("skipped: {} is missing; `cargo xtask model` fetches it", dir.display());
+            return;
+        }
+        let text = TextModel::load(&dir).unwrap();
+        let path = beside_the_crate("tests/fixtures/encodings").join(fixture);
+        let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+        for case in fixture["encode"].as_array().unwrap() {
+            let own = case["text"].as_str().unwrap();
+            assert_eq!(text.encode(own, false, 1 << 20).unwrap(), ids(&case["ids"]), "{own:?}");
+            assert_eq!(text.encode_any(own, true).unwrap(), ids(&case["ids_special"]), "{own:?}");
+        }
+        for case in fixture["decode"].as_array().unwrap() {
+            let mut detokenizer = text.detokenizer(false, true);
+            let mut so_far = String::new();
+            for (token, expected) in
+                ids(&case["ids"]).into_iter().zip(case["texts"].as_array().unwrap())
+            {
+                so_far += &text.push(&mut detokenizer, token);
+                let expected = expected.as_str().unwrap();
+                assert!(expected.starts_with(&so_far), "{}: {so_far:?} {expected:?}", case["name"]);
+                let held = &expected[so_far.len()..];
+                assert!(held.chars().all(|c| c == char::REPLACEMENT_CHARACTER), "{held:?}");
+            }
+            let skipped = text.decode(&ids(&case["ids"]), true);
+            assert_eq!(skipped, case["skipped"].as_str().unwrap(), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn smollm2() {
+        check("smollm2.json", "SmolLM2-135M-Instruct");
+    }
+
+    #[test]
+    fn qwen3() {
+        check("qwen3.json", "tokenizers/qwen3");
+    }
+
+    #[test]
+    fn llama3_1() {
+        check("llama3_1.json", "tokenizers/llama3_1");
+    }
+}
