@@ -5,9 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+mod build;
+mod demo;
 mod model;
 mod paths;
+mod python;
 mod sh;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,6 +31,14 @@ enum Task {
         /// Which one
         what: model::Model,
     },
+    /// Run every test: what CI runs
+    Test,
+    /// From a clone to a streamed answer: fetch a model, build, serve it, ask it something
+    Demo {
+        /// Leave the daemon running
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -35,5 +48,7 @@ fn main() -> Result<()> {
             println!("{}", dir.display());
             Ok(())
         }
+        Task::Test => test::run(),
+        Task::Demo { keep } => demo::run(keep),
     }
 }

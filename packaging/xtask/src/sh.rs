@@ -33,6 +33,19 @@ pub fn capture(command: &mut Command, remedy: &str) -> Result<String> {
     String::from_utf8(stdout).with_context(|| format!("`{shown}` wrote something that is not text"))
 }
 
+/// The cargo that runs this.
+pub fn cargo() -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(crate::paths::root());
+    command
+}
+
+/// Whether `cargo subcommand` is installed.
+pub fn has_cargo(subcommand: &str) -> bool {
+    cargo().args([subcommand, "--version"]).output().is_ok_and(|out| out.status.success())
+}
+
 /// Whether `program --version` runs.
 pub fn has(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success())

@@ -52,7 +52,10 @@ impl Format {
     pub fn bytes(self, shape: &[usize]) -> Result<usize> {
         let (elements, bytes) = self.block();
         let columns = shape.last().copied().unwrap_or(0);
-        ensure!(columns % elements == 0, "rows of {columns} are not whole blocks of {elements}");
+        ensure!(
+            columns.is_multiple_of(elements),
+            "rows of {columns} are not whole blocks of {elements}"
+        );
         let count = shape.iter().try_fold(1usize, |all, &dim| all.checked_mul(dim));
         let size = count.and_then(|n| (n / elements).checked_mul(bytes));
         size.with_context(|| format!("shape {shape:?} overflows"))
@@ -61,7 +64,11 @@ impl Format {
     /// Decodes whole blocks.
     pub fn decode(self, data: &[u8]) -> Result<Vec<f32>> {
         let (elements, bytes) = self.block();
-        ensure!(data.len() % bytes == 0, "{} bytes are not whole blocks of {bytes}", data.len());
+        ensure!(
+            data.len().is_multiple_of(bytes),
+            "{} bytes are not whole blocks of {bytes}",
+            data.len()
+        );
         let mut out = Vec::with_capacity(data.len() / bytes * elements);
         for block in data.chunks_exact(bytes) {
             match self {

@@ -77,7 +77,10 @@ fn hf_name(name: &str) -> Result<String> {
 /// Rotary embedding pairs dimension `j` of a head with `j + 1` there and with `j + head_dim / 2` in
 /// Hugging Face's layout: row `2 j + i` of a head becomes row `i head_dim / 2 + j`, `i` in {0, 1}.
 fn unpermute(data: &[u8], rows: usize, heads: usize) -> Result<Vec<u8>> {
-    ensure!(heads > 0 && rows % (2 * heads) == 0, "{rows} rows do not divide into {heads} heads");
+    ensure!(
+        heads > 0 && rows.is_multiple_of(2 * heads),
+        "{rows} rows do not divide into {heads} heads"
+    );
     let row_bytes = data.len() / rows;
     let (head_dim, half) = (rows / heads, rows / heads / 2);
     let mut out = Vec::with_capacity(data.len());
