@@ -244,8 +244,7 @@ impl Stream for Choices {
             let Some(index) = this.live.pop_front() else { break };
             let choice = &mut this.choices[index];
             // Each choice is asked until it has nothing new, so that its waker is in place.
-            loop {
-                let Some(generation) = &mut choice.generation else { break };
+            while let Some(generation) = &mut choice.generation {
                 let event = match generation.events.poll_recv(cx) {
                     Poll::Pending => {
                         this.live.push_back(index);

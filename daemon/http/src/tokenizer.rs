@@ -210,7 +210,7 @@ impl TextModels {
         key: LoadKey,
         is_current: impl Fn(&LoadKey) -> bool,
     ) -> Result<Arc<TextModel>, ApiError> {
-        let dir = key.1.clone();
+        let (name, dir) = (key.0.clone(), key.1.clone());
         let cell = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             if !loaded.contains_key(&key) {
@@ -222,7 +222,8 @@ impl TextModels {
             let started = std::time::Instant::now();
             let loaded = self.run(move || TextModel::load(&dir)).await?;
             let text = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
-            tracing::info!(seconds = started.elapsed().as_secs_f64(), "loaded a tokenizer");
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!(model = name, seconds, "loaded a tokenizer");
             Ok(Arc::new(text))
         };
         cell.get_or_try_init(load).await.cloned()

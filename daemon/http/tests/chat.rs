@@ -1,5 +1,7 @@
 //! Chat completions through the whole router, on a scripted model.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
 mod support;
 
 use minisgl_http::Settings;

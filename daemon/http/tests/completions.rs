@@ -1,5 +1,7 @@
 //! Completions, `/generate`, the tokenizer endpoints and the metrics, on a scripted model.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
 mod support;
 
 use minisgl_proto::Finish;

@@ -1,5 +1,7 @@
 //! Clients over real sockets: those that leave, those that dawdle, those that send too much.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
 mod support;
 
 use std::net::SocketAddr;

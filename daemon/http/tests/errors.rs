@@ -1,5 +1,7 @@
 //! What cannot be answered: each mistake has its status, its `param` and its `code`.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
 mod support;
 
 use std::sync::atomic::Ordering;
