@@ -143,7 +143,7 @@ impl SamplingFields {
                 f.temperature.or(defaults.temperature),
                 1.0,
                 0.0,
-                1e6,
+                NO_MAX,
             )?,
             top_k,
             top_p: above_zero(number("top_p", f.top_p.or(defaults.top_p), 1.0, 0.0, 1.0)?)?,
@@ -266,6 +266,9 @@ pub fn whole(name: &str, value: i64, min: i64, max: i64) -> Result<i64, ApiError
     }
 }
 
+/// For numbers that only have to be finite in 32 bits.
+const NO_MAX: f64 = f32::MAX as f64;
+
 fn number(
     name: &str,
     value: Option<f64>,
@@ -276,6 +279,8 @@ fn number(
     let Some(value) = value else { return Ok(default) };
     if (min..=max).contains(&value) {
         Ok(value as f32)
+    } else if max == NO_MAX {
+        Err(out_of_range(name, value, &format!("at least {min}")))
     } else {
         Err(out_of_range(name, value, &format!("between {min} and {max}")))
     }
