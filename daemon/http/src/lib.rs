@@ -22,6 +22,7 @@ mod detokenize;
 mod error;
 mod front;
 mod generate;
+mod input;
 mod logprobs;
 mod metrics;
 mod middleware;

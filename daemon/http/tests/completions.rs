@@ -69,10 +69,15 @@ async fn prompts_that_are_none() {
 #[tokio::test]
 async fn echo_and_streams() {
     let house = House::saying("bé");
-    let body = json!({"prompt": ["a", [120, IM_END]], "echo": true, "n": 2});
-    let answer = house.post("/v1/completions", body).await.json();
-    let texts: Vec<_> = (0..4).map(|i| answer["choices"][i]["text"].clone()).collect();
-    assert_eq!(texts, ["abé", "abé", "xbé", "xbé"]);
+    for (prompt, expected) in [
+        (json!(["a", "b"]), ["abé", "abé", "bbé", "bbé"]),
+        (json!([[97], [120, IM_END]]), ["abé", "abé", "xbé", "xbé"]),
+    ] {
+        let body = json!({"prompt": prompt, "echo": true, "n": 2});
+        let answer = house.post("/v1/completions", body).await.json();
+        let texts: Vec<_> = (0..4).map(|i| answer["choices"][i]["text"].clone()).collect();
+        assert_eq!(texts, expected);
+    }
     let body = json!({"prompt": "a", "echo": true, "stream": true});
     let (events, done) = house.post("/v1/completions", body).await.events();
     assert!(done);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::http::Request;
+use futures_util::FutureExt;
 use minisgl_http::Settings;
 use minisgl_http::backend::Unavailable;
 use minisgl_proto::{Finish, Reject};
@@ -145,6 +146,27 @@ async fn bodies_have_a_limit() {
     let request = Request::post("/v1/chat/completions").body(body).unwrap();
     assert_eq!(house.send(request).await.error().0, 413);
     assert_eq!(house.chat(json!({})).await.status, 200);
+}
+
+#[tokio::test]
+async fn all_bodies_together_have_a_limit() {
+    let settings = Settings { bodies_bytes_max: 1000, ..Settings::default() };
+    let house = House::with(|_| Ok(say("a")), settings, json!({}));
+    // A body that is half there holds its share.
+    let (sender, rest) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(1);
+    sender.send(Ok(" ".repeat(600))).await.unwrap();
+    let body = Body::from_stream(futures_util::stream::unfold(rest, |mut rest| async {
+        Some((rest.recv().await?, rest))
+    }));
+    let slow = house.send(Request::post("/v1/completions").body(body).unwrap());
+    let mut slow = Box::pin(slow);
+    assert!((&mut slow).now_or_never().is_none());
+    let answer = house.chat(json!({"user": "x".repeat(600)})).await;
+    assert_eq!(answer.error(), (503, Value::Null, json!("unavailable")));
+    assert_eq!(answer.headers["retry-after"], "1");
+    assert_eq!(house.chat(json!({})).await.status, 200);
+    drop(slow);
+    assert_eq!(house.chat(json!({"user": "x".repeat(600)})).await.status, 200);
 }
 
 #[tokio::test]
