@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
+
 use minisgl_http::Settings;
 use minisgl_proto::Finish;
 use serde_json::{Value, json};
@@ -219,4 +221,29 @@ async fn special_tokens_show_when_asked_for() {
     let more = json!({"skip_special_tokens": false, "ignore_eos": true});
     assert_eq!(house.chat(more).await.json()["choices"][0]["message"]["content"], "<|im_end|>a");
     assert_eq!(house.chat(json!({})).await.json()["choices"][0]["message"]["content"], "a");
+}
+
+#[tokio::test]
+async fn a_model_loaded_again_is_read_again() {
+    let house = House::saying("a");
+    house.chat(json!({})).await;
+    std::fs::write(house.folder.path().join("chat_template.jinja"), "new").unwrap();
+    house.chat(json!({})).await;
+    assert_ne!(text_of(&house.last().prompt), "new", "files are read once");
+    house.backend.created_s.fetch_add(1, Ordering::SeqCst);
+    house.chat(json!({})).await;
+    assert_eq!(text_of(&house.last().prompt), "new");
+}
+
+#[tokio::test]
+async fn a_broken_tokenizer_is_told_and_tried_again() {
+    let house = House::saying("a");
+    let path = house.folder.path().join("tokenizer.json");
+    let good = std::fs::read(&path).unwrap();
+    std::fs::write(&path, "{}").unwrap();
+    let answer = house.chat(json!({})).await;
+    assert_eq!(answer.error().0, 500);
+    assert!(answer.body.contains("tokenizer.json"), "{}", answer.body);
+    std::fs::write(&path, good).unwrap();
+    assert_eq!(house.chat(json!({})).await.status, 200);
 }

@@ -7,7 +7,7 @@
 
 pub mod tokenizer;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -147,13 +147,14 @@ pub struct OneModel {
     pub model: Arc<Scripted>,
     pub health: Mutex<(bool, String)>,
     pub not_ready: Mutex<Option<String>>,
+    pub created_s: AtomicU64,
 }
 
 impl Backend for OneModel {
     fn models(&self) -> Vec<ModelEntry> {
         vec![ModelEntry {
             name: self.model.info.name.clone(),
-            created_s: 1_700_000_000,
+            created_s: self.created_s.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
             max_len: Some(MAX_LEN),
         }]
@@ -180,7 +181,7 @@ pub struct House {
     pub router: Router,
     pub backend: Arc<OneModel>,
     pub model: Arc<Scripted>,
-    _folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
 }
 
 pub struct Answer {
@@ -280,10 +281,11 @@ impl House {
             model: Arc::clone(&model),
             health: Mutex::new((true, "1 model ready".into())),
             not_ready: Mutex::new(None),
+            created_s: AtomicU64::new(1_700_000_000),
         });
         let front =
             Front::new(Arc::clone(&backend) as _, settings, &prometheus::Registry::new()).unwrap();
-        House { router: router(front), backend, model, _folder: folder }
+        House { router: router(front), backend, model, folder }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
