@@ -118,7 +118,7 @@ async fn accept_all(
 
 /// Time and bytes for which a closing connection still listens. The bytes are not kept, so that many
 /// cost only the reading.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 20;
 
 /// A stream that closes in two steps. A client that is still sending when its answer is complete (a

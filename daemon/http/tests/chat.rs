@@ -192,6 +192,8 @@ async fn sampling_fields_reach_the_model() {
     assert_eq!(request.stop.stop_token_ids, [9]);
     assert!(request.stop.ignore_eos && request.priority == 3);
     assert_eq!((request.stop.max_tokens, request.stop.min_tokens), (5, 2));
+    house.chat(json!({"temperature": 1e-9})).await;
+    assert_eq!(house.last().sampling.temperature, 0.0);
 }
 
 #[tokio::test]
