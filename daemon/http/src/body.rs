@@ -50,7 +50,7 @@ pub async fn receive(
     if declared > limit as u64 {
         return Err(too_large(limit));
     }
-    let receiving = collect(body, limit, settings.bodies_bytes_max, budget);
+    let receiving = collect(body, settings, budget);
     match tokio::time::timeout(settings.body_timeout, receiving).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::new(
@@ -62,10 +62,10 @@ pub async fn receive(
 
 async fn collect(
     mut body: Body,
-    limit: usize,
-    total: usize,
+    settings: &Settings,
     budget: &BodyBudget,
 ) -> Result<Bytes, ApiError> {
+    let (limit, total) = (settings.body_bytes_max, settings.bodies_bytes_max);
     let mut share = Share { budget, bytes: 0 };
     let mut received = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -80,7 +80,7 @@ async fn collect(
             return Err(ApiError::unavailable(
                 "too many large requests are arriving at once; retry later",
             )
-            .with_retry_after(1));
+            .with_retry_after(settings.retry_after_s));
         }
         received.extend_from_slice(&data);
     }

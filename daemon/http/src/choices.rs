@@ -139,7 +139,6 @@ impl Choices {
             stops.push(wanted.stop_for(prompt.len(), info.max_len, param)?);
         }
         for (prompt, stop) in prompts.iter().zip(stops) {
-            record.prompt(prompt.len());
             for choice in 0..wanted.n {
                 let mut sampling = wanted.sampling.clone();
                 sampling.seed = choice_seed(seed, choice);
@@ -152,6 +151,9 @@ impl Choices {
                 let generation = model
                     .submit(request)
                     .map_err(|refusal| ApiError::from_unavailable(&refusal, retry_after_s))?;
+                if choice == 0 {
+                    record.prompt(prompt.len());
+                }
                 choices.push(Choice {
                     generation: Some(generation),
                     detokenizer: text.detokenizer(wanted.skip_special, at_start),
@@ -244,8 +246,7 @@ impl Stream for Choices {
             let Some(index) = this.live.pop_front() else { break };
             let choice = &mut this.choices[index];
             // Each choice is asked until it has nothing new, so that its waker is in place.
-            loop {
-                let Some(generation) = &mut choice.generation else { break };
+            while let Some(generation) = &mut choice.generation {
                 let event = match generation.events.poll_recv(cx) {
                     Poll::Pending => {
                         this.live.push_back(index);

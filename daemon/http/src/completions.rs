@@ -14,7 +14,8 @@ use crate::body::{Refusal, parse, refuse};
 use crate::choices::{Choices, Delta, Job};
 use crate::error::ApiError;
 use crate::front::{Found, Front, unix_s};
-use crate::sampling::{self, Endpoint, SamplingFields, bad_token, whole};
+use crate::input::{Input, Prompt};
+use crate::sampling::{self, Endpoint, SamplingFields, whole};
 use crate::sse;
 use crate::tokenizer::TextModel;
 use crate::usage::{self, StreamOptions, Telling};
@@ -23,7 +24,7 @@ use crate::{body, logprobs};
 #[derive(Deserialize)]
 struct CompletionFields {
     model: Option<String>,
-    prompt: Option<Value>,
+    prompt: Option<Input>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     max_tokens: Option<i64>,
@@ -70,8 +71,10 @@ pub async fn completions(
     };
     let vocab_size = found.model.info().vocab_size;
     let wanted = sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
-    let prompt = fields.prompt.unwrap_or_default();
-    let inputs = Input::list(prompt, "prompt", vocab_size, front.settings.choices_max)?;
+    let Some(input) = fields.prompt else {
+        return Err(ApiError::field("prompt", "prompt is missing"));
+    };
+    let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
     let add_special = fields.add_special_tokens.unwrap_or(true);
     let (prompts, echoes) = tokenize(&front, &found, inputs, add_special, echo).await?;
     let per_prompt = wanted.n as usize;
@@ -101,73 +104,11 @@ pub async fn completions(
     Ok(Json(answer.whole(choices).await?).into_response())
 }
 
-/// A prompt, before it is tokenized.
-pub enum Input {
-    /// Text.
-    Text(String),
-    /// Token ids, checked against the vocabulary.
-    Tokens(Vec<u32>),
-}
-
-impl Input {
-    /// A string, a list of strings, a list of token ids, or a list of such lists.
-    ///
-    /// # Errors
-    /// 400: none of these, an id outside of the vocabulary, or too many prompts.
-    pub fn list(
-        value: Value,
-        param: &str,
-        vocab_size: u32,
-        prompts_max: usize,
-    ) -> Result<Vec<Input>, ApiError> {
-        let items = match value {
-            Value::String(text) => return Ok(vec![Input::Text(text)]),
-            Value::Array(items) if !items.is_empty() => items,
-            _ => return Err(not_a_prompt(param)),
-        };
-        if items[0].is_number() {
-            return Ok(vec![Input::Tokens(token_ids(&items, param, vocab_size)?)]);
-        }
-        if items.len() > prompts_max {
-            let message = format!("{param}: at most {prompts_max} prompts fit into one request");
-            return Err(ApiError::field(param, message));
-        }
-        let input = |(at, item)| match item {
-            Value::String(text) => Ok(Input::Text(text)),
-            Value::Array(ids) => {
-                Ok(Input::Tokens(token_ids(&ids, &format!("{param}[{at}]"), vocab_size)?))
-            }
-            _ => Err(not_a_prompt(param)),
-        };
-        items.into_iter().enumerate().map(input).collect()
-    }
-}
-
-fn not_a_prompt(param: &str) -> ApiError {
-    ApiError::field(
-        param,
-        format!("{param}: expected a string, a list of strings, or one or more lists of token ids"),
-    )
-}
-
-/// Token ids of a JSON list.
-///
-/// # Errors
-/// 400: something is no id of the vocabulary.
-pub fn token_ids(items: &[Value], param: &str, vocab_size: u32) -> Result<Vec<u32>, ApiError> {
-    let id = |item: &Value| match item.as_i64() {
-        Some(id) if (0..i64::from(vocab_size)).contains(&id) => Ok(id as u32),
-        Some(id) => Err(bad_token(param, id, vocab_size)),
-        None => Err(ApiError::field(param, format!("{param}: {item} is not a token id"))),
-    };
-    items.iter().map(id).collect()
-}
-
 /// Tokenizes every prompt on the pool; with `echo`, their texts too.
 pub async fn tokenize(
     front: &Front,
     found: &Found,
-    inputs: Vec<Input>,
+    inputs: Vec<Prompt>,
     add_special: bool,
     echo: bool,
 ) -> Result<(Vec<Vec<u32>>, Vec<String>), ApiError> {
@@ -177,8 +118,8 @@ pub async fn tokenize(
         let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
         for input in inputs {
             let (tokens, own_text) = match input {
-                Input::Text(own) => (text.encode(&own, add_special, max_len)?, Some(own)),
-                Input::Tokens(tokens) => (tokens, None),
+                Prompt::Text(own) => (text.encode(&own, add_special, max_len)?, Some(own)),
+                Prompt::Tokens(tokens) => (tokens, None),
             };
             if echo {
                 echoes.push(own_text.unwrap_or_else(|| text.decode(&tokens, true)));

@@ -238,3 +238,119 @@ fn strip_start(text: String, strip: &mut Option<(char, usize)>) -> String {
     }
     rest
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use super::*;
+    use crate::stop::StopMatcher;
+    use crate::tiny_tokenizer::{IM_END, byte_fallback, byte_level};
+    use proptest::prelude::*;
+
+    static BYTE_LEVEL: LazyLock<(Tokenizer, Scheme)> = LazyLock::new(|| load(byte_level()));
+    static BYTE_FALLBACK: LazyLock<(Tokenizer, Scheme)> = LazyLock::new(|| load(byte_fallback()));
+
+    fn load(json: Value) -> (Tokenizer, Scheme) {
+        let tokenizer = Tokenizer::from_bytes(json.to_string()).unwrap();
+        let scheme = Scheme::of(&tokenizer);
+        (tokenizer, scheme)
+    }
+
+    /// The pieces that come of some tokens, the flushed rest last.
+    fn pieces(tokenizer: &Tokenizer, scheme: &Scheme, tokens: &[u32], skip: bool) -> Vec<String> {
+        let mut detokenizer = Detokenizer::new(scheme, skip, true);
+        let mut pieces: Vec<_> =
+            tokens.iter().map(|&t| detokenizer.push(tokenizer, scheme, t)).collect();
+        pieces.push(detokenizer.finish(tokenizer));
+        pieces
+    }
+
+    #[test]
+    fn half_a_character_waits_for_the_other_half() {
+        let (tokenizer, scheme) = &*BYTE_LEVEL;
+        assert_eq!(*scheme, Scheme::ByteLevel);
+        let crab: Vec<u32> = "é🦀".bytes().map(u32::from).collect();
+        assert_eq!(pieces(tokenizer, scheme, &crab, true), ["", "é", "", "", "", "🦀", ""]);
+        assert_eq!(pieces(tokenizer, scheme, &crab[..4], true), ["", "é", "", "", "\u{fffd}"]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_are_replaced_once_that_is_sure() {
+        let (tokenizer, scheme) = &*BYTE_LEVEL;
+        let tokens = [0xf0, 0x9f, u32::from(b'a'), 0x80, u32::from(b'b')];
+        let expected = ["", "", "\u{fffd}a", "\u{fffd}", "b", ""];
+        assert_eq!(pieces(tokenizer, scheme, &tokens, true), expected);
+    }
+
+    #[test]
+    fn special_tokens_are_text_only_when_asked_for() {
+        let (tokenizer, scheme) = &*BYTE_LEVEL;
+        assert_eq!(pieces(tokenizer, scheme, &[IM_END], true).concat(), "");
+        assert_eq!(pieces(tokenizer, scheme, &[IM_END], false).concat(), "<|im_end|>");
+    }
+
+    #[test]
+    fn byte_fallback_strips_the_first_space_of_a_text_alone() {
+        let (tokenizer, scheme) = &*BYTE_FALLBACK;
+        assert!(matches!(scheme, Scheme::ByteFallback { .. }), "{scheme:?}");
+        let tokens = [257, 258, 256, 0xc3, 0xa9, 257];
+        let text = pieces(tokenizer, scheme, &tokens, true).concat();
+        assert_eq!(text, "ab é a");
+        assert_eq!(text, tokenizer.decode(&tokens, true).unwrap());
+        let mut continued = Detokenizer::new(scheme, true, false);
+        assert_eq!(continued.push(tokenizer, scheme, 257), " a");
+    }
+
+    proptest! {
+        /// Tokens of one byte: every split that a tokenizer could make is a union of these.
+        #[test]
+        fn any_text_comes_back_whole(text in "\\PC{0,24}") {
+            for (tokenizer, scheme) in [&*BYTE_LEVEL, &*BYTE_FALLBACK] {
+                let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+                let pieces = pieces(tokenizer, scheme, &tokens, true);
+                let clean = !text.contains(char::REPLACEMENT_CHARACTER);
+                for piece in &pieces {
+                    prop_assert!(!clean || !piece.contains(char::REPLACEMENT_CHARACTER));
+                }
+                let expected = match scheme {
+                    Scheme::ByteFallback { .. } => text.strip_prefix(' ').unwrap_or(&text),
+                    _ => &text,
+                };
+                prop_assert_eq!(pieces.concat(), expected);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_as_the_tokenizer_does(bytes in prop::collection::vec(any::<u8>(), 0..24)) {
+            let (tokenizer, scheme) = &*BYTE_LEVEL;
+            let tokens: Vec<u32> = bytes.iter().map(|&byte| byte.into()).collect();
+            let whole = tokenizer.decode(&tokens, true).unwrap();
+            prop_assert_eq!(pieces(tokenizer, scheme, &tokens, true).concat(), &whole[..]);
+            let windowed = pieces(tokenizer, &Scheme::Window, &tokens, true);
+            prop_assert!(String::from_utf8(bytes).is_err() || windowed.concat() == whole);
+        }
+
+        #[test]
+        fn stop_strings_end_the_text_exactly(text in "[aé🦀]{0,12}", stop in "[aé🦀]{1,3}") {
+            let (tokenizer, scheme) = &*BYTE_LEVEL;
+            let mut detokenizer = Detokenizer::new(scheme, true, true);
+            let mut matcher = StopMatcher::new(vec![stop.clone()], false);
+            let (mut out, mut stopped) = (String::new(), false);
+            for byte in text.bytes() {
+                let passed = matcher.push(&detokenizer.push(tokenizer, scheme, byte.into()));
+                out += &passed.text;
+                stopped = passed.stopped.is_some();
+                if stopped {
+                    break;
+                }
+            }
+            if !stopped {
+                out += &matcher.finish();
+            }
+            let expected = text.split_once(&stop);
+            prop_assert_eq!(stopped, expected.is_some());
+            prop_assert_eq!(out, expected.map_or(&text[..], |(before, _)| before));
+        }
+    }
+}

@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 
 use crate::body::{parse, refuse};
 use crate::choices::{Choices, Delta, Ended, Job};
-use crate::completions::{Input, tokenize};
+use crate::completions::tokenize;
 use crate::error::ApiError;
 use crate::front::Front;
+use crate::input::Input;
 use crate::logprobs::finite;
 use crate::sampling::{self, Endpoint, SamplingFields, whole};
 use crate::sse;
@@ -26,8 +27,8 @@ use crate::tokenizer::TextModel;
 #[derive(Deserialize)]
 struct GenerateFields {
     model: Option<String>,
-    text: Option<Value>,
-    input_ids: Option<Value>,
+    text: Option<Input>,
+    input_ids: Option<Input>,
     sampling_params: Option<Value>,
     stream: Option<bool>,
     return_logprob: Option<bool>,
@@ -40,10 +41,17 @@ struct GenerateFields {
 const MAX_TOKENS_DEFAULT: u32 = 128;
 
 impl GenerateFields {
-    fn inputs(&mut self, vocab_size: u32, prompts_max: usize) -> Result<Vec<Input>, ApiError> {
+    /// The prompt and the field it is in.
+    fn input(&mut self) -> Result<(Input, &'static str), ApiError> {
         match (self.text.take(), self.input_ids.take()) {
-            (Some(text), None) => Input::list(text, "text", vocab_size, prompts_max),
-            (None, Some(ids)) => Input::list(ids, "input_ids", vocab_size, prompts_max),
+            (Some(Input::Tokens(_) | Input::TokenLists(_)), None) => {
+                Err(ApiError::field("text", "text: token ids go into input_ids"))
+            }
+            (Some(text), None) => Ok((text, "text")),
+            (None, Some(Input::Text(_) | Input::Texts(_))) => {
+                Err(ApiError::field("input_ids", "input_ids: text goes into text"))
+            }
+            (None, Some(ids)) => Ok((ids, "input_ids")),
             (Some(_), Some(_)) => {
                 Err(ApiError::field("input_ids", "text and input_ids exclude each other"))
             }
@@ -99,9 +107,9 @@ pub async fn generate(
         logprobs,
     };
     let wanted = sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
-    let param = if fields.text.is_some() { "text" } else { "input_ids" };
-    let is_batch = wanted.n > 1 || fields.is_batch();
-    let inputs = fields.inputs(vocab_size, front.settings.choices_max)?;
+    let (input, param) = fields.input()?;
+    let is_batch = wanted.n > 1 || input.is_batch();
+    let inputs = input.checked(param, vocab_size, front.settings.choices_max)?;
     let (prompts, _) = tokenize(&front, &found, inputs, true, false).await?;
     let job = Job {
         model: found.model,
@@ -125,15 +133,6 @@ pub async fn generate(
         return Ok(sse::respond(choices, answer, record));
     }
     Ok(Json(answer.whole(choices).await?).into_response())
-}
-
-impl GenerateFields {
-    /// Whether the client gave a list of prompts, and so gets a list of answers.
-    fn is_batch(&self) -> bool {
-        let is_list = |value: &Value| value.is_array();
-        let is_nested = |value: &Value| value.get(0).is_some_and(Value::is_array);
-        self.text.as_ref().is_some_and(is_list) || self.input_ids.as_ref().is_some_and(is_nested)
-    }
 }
 
 /// How an answer is written.

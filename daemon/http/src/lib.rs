@@ -22,6 +22,7 @@ mod detokenize;
 mod error;
 mod front;
 mod generate;
+mod input;
 mod logprobs;
 mod metrics;
 mod middleware;
@@ -38,6 +39,10 @@ mod template;
 mod tokenizer;
 mod tokens;
 mod usage;
+
+#[cfg(test)]
+#[path = "../tests/support/tokenizer.rs"]
+mod tiny_tokenizer;
 
 use std::sync::Arc;
 

@@ -137,14 +137,10 @@ impl SamplingFields {
         };
         let top_k = f.top_k.or(defaults.top_k).unwrap_or(0);
         let top_k = whole("top_k", top_k, -1, i32::MAX.into())?.max(0) as u32;
+        let temperature =
+            number("temperature", f.temperature.or(defaults.temperature), 1.0, 0.0, NO_MAX)?;
         let sampling = SamplingParams {
-            temperature: number(
-                "temperature",
-                f.temperature.or(defaults.temperature),
-                1.0,
-                0.0,
-                1e6,
-            )?,
+            temperature: if temperature < GREEDY_BELOW { 0.0 } else { temperature },
             top_k,
             top_p: above_zero(number("top_p", f.top_p.or(defaults.top_p), 1.0, 0.0, 1.0)?)?,
             min_p: number("min_p", f.min_p.or(defaults.min_p), 0.0, 0.0, 1.0)?,
@@ -266,6 +262,12 @@ pub fn whole(name: &str, value: i64, min: i64, max: i64) -> Result<i64, ApiError
     }
 }
 
+/// Temperatures below this choose the most likely token anyway, but may overflow the division.
+const GREEDY_BELOW: f32 = 1e-5;
+
+/// For numbers that only have to be finite in 32 bits.
+const NO_MAX: f64 = f32::MAX as f64;
+
 fn number(
     name: &str,
     value: Option<f64>,
@@ -276,6 +278,8 @@ fn number(
     let Some(value) = value else { return Ok(default) };
     if (min..=max).contains(&value) {
         Ok(value as f32)
+    } else if max == NO_MAX {
+        Err(out_of_range(name, value, &format!("at least {min}")))
     } else {
         Err(out_of_range(name, value, &format!("between {min} and {max}")))
     }

@@ -116,9 +116,10 @@ async fn accept_all(
     while connections.join_next().await.is_some() {}
 }
 
-/// Time and bytes for which a closing connection still listens.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
+/// Time and bytes for which a closing connection still listens. The bytes are not kept, so that many
+/// cost only the reading.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 << 20;
 
 /// A stream that closes in two steps. A client that is still sending when its answer is complete (a
 /// body over the limit) would get a reset in place of the answer if the socket were closed with

@@ -149,12 +149,13 @@ impl ChatTemplate {
         let mut context = std::collections::BTreeMap::<&str, Value>::new();
         context
             .extend(self.special_tokens.iter().map(|(k, v)| (k.as_str(), Value::from(v.as_str()))));
+        // As in transformers, they may replace special tokens, but nothing below.
+        context
+            .extend(conversation.kwargs.iter().map(|(k, v)| (k.as_str(), Value::from(Serde(v)))));
         context.insert("messages", Value::from(Serde(&conversation.messages)));
         context.insert("tools", Value::from(Serde(&conversation.tools)));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", conversation.add_generation_prompt.into());
-        context
-            .extend(conversation.kwargs.iter().map(|(k, v)| (k.as_str(), Value::from(Serde(v)))));
         template.render(context).map_err(|why| {
             let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&why);
             while let Some(cause) = source {

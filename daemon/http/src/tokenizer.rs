@@ -210,7 +210,7 @@ impl TextModels {
         key: LoadKey,
         is_current: impl Fn(&LoadKey) -> bool,
     ) -> Result<Arc<TextModel>, ApiError> {
-        let dir = key.1.clone();
+        let (name, dir) = (key.0.clone(), key.1.clone());
         let cell = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             if !loaded.contains_key(&key) {
@@ -222,7 +222,8 @@ impl TextModels {
             let started = std::time::Instant::now();
             let loaded = self.run(move || TextModel::load(&dir)).await?;
             let text = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
-            tracing::info!(seconds = started.elapsed().as_secs_f64(), "loaded a tokenizer");
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!(model = name, seconds, "loaded a tokenizer");
             Ok(Arc::new(text))
         };
         cell.get_or_try_init(load).await.cloned()
@@ -246,5 +247,66 @@ impl TextModels {
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| ApiError::internal("the tokenizer panicked"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn beside_the_crate(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    }
+
+    /// Ids and texts that the Python package computed (tests/fixtures/encodings).
+    fn check(fixture: &str, model: &str) {
+        let told = std::env::var_os("MINISGL_MODELS");
+        let models = told.clone().map_or_else(|| beside_the_crate("target/models"), PathBuf::from);
+        let dir = models.join(model);
+        if !dir.is_dir() {
+            assert!(told.is_none(), "{} is missing", dir.display());
+            eprintln!("skipped: {} is missing; `cargo xtask model` fetches it", dir.display());
+            return;
+        }
+        let text = TextModel::load(&dir).unwrap();
+        let path = beside_the_crate("tests/fixtures/encodings").join(fixture);
+        let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+        for case in fixture["encode"].as_array().unwrap() {
+            let own = case["text"].as_str().unwrap();
+            assert_eq!(text.encode(own, false, 1 << 20).unwrap(), ids(&case["ids"]), "{own:?}");
+            assert_eq!(text.encode_any(own, true).unwrap(), ids(&case["ids_special"]), "{own:?}");
+        }
+        for case in fixture["decode"].as_array().unwrap() {
+            let mut detokenizer = text.detokenizer(false, true);
+            let mut so_far = String::new();
+            for (token, expected) in
+                ids(&case["ids"]).into_iter().zip(case["texts"].as_array().unwrap())
+            {
+                so_far += &text.push(&mut detokenizer, token);
+                let expected = expected.as_str().unwrap();
+                assert!(expected.starts_with(&so_far), "{}: {so_far:?} {expected:?}", case["name"]);
+                let held = &expected[so_far.len()..];
+                assert!(held.chars().all(|c| c == char::REPLACEMENT_CHARACTER), "{held:?}");
+            }
+            let skipped = text.decode(&ids(&case["ids"]), true);
+            assert_eq!(skipped, case["skipped"].as_str().unwrap(), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn smollm2() {
+        check("smollm2.json", "SmolLM2-135M-Instruct");
+    }
+
+    #[test]
+    fn qwen3() {
+        check("qwen3.json", "tokenizers/qwen3");
+    }
+
+    #[test]
+    fn llama3_1() {
+        check("llama3_1.json", "tokenizers/llama3_1");
     }
 }

@@ -10,15 +10,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::body::{parse, refuse};
-use crate::completions::{Input, token_ids};
 use crate::error::ApiError;
 use crate::front::Front;
+use crate::input::{Input, Prompt, token_ids};
 use crate::prompt::{self, PromptFields};
 
 #[derive(Deserialize)]
 struct TokenizeFields {
     model: Option<String>,
-    prompt: Option<Value>,
+    prompt: Option<Input>,
     add_special_tokens: Option<bool>,
     return_token_strs: Option<bool>,
 }
@@ -36,20 +36,20 @@ pub async fn tokenize(
     drop(bytes);
     let found = front.find(fields.model, &record).await?;
     let (vocab_size, max_len) = (found.model.info().vocab_size, found.model.info().max_len);
-    let is_batch = fields.prompt.as_ref().is_some_and(Value::is_array);
+    let is_batch = fields.prompt.as_ref().is_some_and(Input::is_batch);
     let lists = match fields.prompt {
         Some(_) if prompt.has_messages() => {
             return Err(ApiError::field("prompt", "prompt and messages exclude each other"));
         }
         None => vec![prompt.tokenize(&front, &found).await?],
-        Some(value) => {
-            let inputs = Input::list(value, "prompt", vocab_size, front.settings.choices_max)?;
+        Some(input) => {
+            let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
             let add_special = fields.add_special_tokens.unwrap_or(true);
             let text = Arc::clone(&found.text);
             let work = move || {
                 let encode = |input| match input {
-                    Input::Text(own) => Ok(text.encode_any(&own, add_special)?),
-                    Input::Tokens(_) => {
+                    Prompt::Text(own) => Ok(text.encode_any(&own, add_special)?),
+                    Prompt::Tokens(_) => {
                         Err(ApiError::field("prompt", "prompt: these are token ids already"))
                     }
                 };
@@ -79,7 +79,7 @@ pub async fn tokenize(
 #[derive(Deserialize)]
 struct DetokenizeFields {
     model: Option<String>,
-    tokens: Option<Vec<Value>>,
+    tokens: Option<Vec<i64>>,
     skip_special_tokens: Option<bool>,
 }
 
@@ -92,10 +92,10 @@ pub async fn detokenize(
     let fields: DetokenizeFields = parse(&bytes)?;
     drop(bytes);
     let found = front.find(fields.model, &record).await?;
-    let Some(items) = fields.tokens else {
+    let Some(ids) = fields.tokens else {
         return Err(ApiError::field("tokens", "tokens is missing: a list of token ids"));
     };
-    let tokens = token_ids(&items, "tokens", found.model.info().vocab_size)?;
+    let tokens = token_ids("tokens", &ids, found.model.info().vocab_size)?;
     // vLLM keeps special tokens here, so that nothing is hidden.
     let skip_special = fields.skip_special_tokens.unwrap_or(false);
     let text = Arc::clone(&found.text);

@@ -1,5 +1,7 @@
 //! Chats rendered by transformers (tests/fixtures/templates) against ours, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
 use std::path::{Path, PathBuf};
 
 use minisgl_http::{ChatTemplate, Conversation, TemplateError};

@@ -5,7 +5,9 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+pub mod tokenizer;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,9 +22,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
-pub const BOS: u32 = 256;
-pub const IM_START: u32 = 257;
-pub const IM_END: u32 = 258;
+#[allow(unused_imports, reason = "each test file uses a part of it")]
+pub use tokenizer::{BOS, IM_END, IM_START};
+
 pub const VOCAB: u32 = 259;
 pub const MAX_LEN: u32 = 512;
 
@@ -145,13 +147,14 @@ pub struct OneModel {
     pub model: Arc<Scripted>,
     pub health: Mutex<(bool, String)>,
     pub not_ready: Mutex<Option<String>>,
+    pub created_s: AtomicU64,
 }
 
 impl Backend for OneModel {
     fn models(&self) -> Vec<ModelEntry> {
         vec![ModelEntry {
             name: self.model.info.name.clone(),
-            created_s: 1_700_000_000,
+            created_s: self.created_s.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
             max_len: Some(MAX_LEN),
         }]
@@ -178,7 +181,7 @@ pub struct House {
     pub router: Router,
     pub backend: Arc<OneModel>,
     pub model: Arc<Scripted>,
-    _folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
 }
 
 pub struct Answer {
@@ -243,7 +246,7 @@ impl House {
         let write = |name: &str, value: Value| {
             std::fs::write(folder.path().join(name), value.to_string()).unwrap();
         };
-        write("tokenizer.json", tokenizer_json());
+        write("tokenizer.json", tokenizer::byte_level());
         write("generation_config.json", generation_config);
         write(
             "tokenizer_config.json",
@@ -278,10 +281,11 @@ impl House {
             model: Arc::clone(&model),
             health: Mutex::new((true, "1 model ready".into())),
             not_ready: Mutex::new(None),
+            created_s: AtomicU64::new(1_700_000_000),
         });
         let front =
             Front::new(Arc::clone(&backend) as _, settings, &prometheus::Registry::new()).unwrap();
-        House { router: router(front), backend, model, _folder: folder }
+        House { router: router(front), backend, model, folder }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
@@ -347,43 +351,4 @@ pub fn text_of(tokens: &[u32]) -> String {
         Err(_) => special[token as usize - 256].as_bytes().to_vec(),
     });
     String::from_utf8(bytes.collect()).unwrap()
-}
-
-pub fn tokenizer_json() -> Value {
-    // GPT-2's alphabet: printable Latin-1 for itself, the others from U+0100 on.
-    let mut next = 0x100;
-    let mut vocab = serde_json::Map::new();
-    for byte in 0..=255u32 {
-        let printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-        let code = if printable {
-            byte
-        } else {
-            next += 1;
-            next - 1
-        };
-        vocab.insert(char::from_u32(code).unwrap().to_string(), byte.into());
-    }
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
-               "rstrip": false, "normalized": false, "special": true})
-    };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                            "use_regex": false});
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
-        "added_tokens": [special(BOS, "<s>"), special(IM_START, "<|im_start|>"),
-                         special(IM_END, "<|im_end|>")],
-        "pre_tokenizer": byte_level,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                       {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}},
-        },
-        "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null,
-                  "continuing_subword_prefix": null, "end_of_word_suffix": null,
-                  "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
-    })
 }
