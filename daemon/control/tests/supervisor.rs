@@ -103,7 +103,7 @@ async fn a_worker_that_talks_nonsense_is_replaced() {
     let daemon = Daemon::new();
     daemon.load("m").await.unwrap();
     let reason = failure(read(&mut daemon.submit("m", &[GARBAGE])).await.1);
-    assert!(reason.contains("protocol error"), "{reason}");
+    assert!(reason.contains("broke the protocol"), "{reason}");
     daemon.until("m", |status| status.state == ModelState::Ready && status.restarts == 1).await;
 }
 
