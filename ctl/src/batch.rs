@@ -79,11 +79,13 @@ pub async fn run(client: &Client, args: &BatchArgs) -> Result<(), CtlError> {
     match (summary.left, summary.failed, first_error) {
         (0, 0, _) => Ok(()),
         (0, failed, _) => Err(CtlError::Failed(format!(
-            "{failed} requests were answered with an error; see {}",
+            "{} answered with an error; see {}",
+            render::plural(failed as u64, "request"),
             args.out.display()
         ))),
         (left, _, error) => Err(CtlError::Failed(format!(
-            "{left} requests have no answer{}; run the same command again to go on",
+            "{} without an answer{}; run the same command again to go on",
+            render::plural(left as u64, "request"),
             error.map_or(String::new(), |error| format!(" (the first: {error})"))
         ))),
     }

@@ -137,7 +137,7 @@ fn one_model() {
         requests      2 running, 1 waiting
         pages         128 free, 256 cached, 128 owned
         tokens        4000 prompt, 1000 of them cached (25%), 900 generated
-        steps         100, 1 preemptions
+        steps         100, 1 preemption
     "#]],
     );
     check(

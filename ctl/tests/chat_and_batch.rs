@@ -250,7 +250,7 @@ fn a_batch_is_answered_and_resumed() {
     std::fs::write(&files.out, before).unwrap();
     let run = files.run(&daemon, &["--concurrency", "3"]);
     assert_eq!(run.code, 6, "{run:?}");
-    assert!(run.err.contains("1 requests were answered with an error"), "{run:?}");
+    assert!(run.err.contains("1 request answered with an error"), "{run:?}");
     let summary: Value = serde_json::from_str(&run.out).unwrap();
     let count = |field: &str| summary[field].as_u64().unwrap();
     assert_eq!(["total", "skipped", "succeeded", "failed", "left"].map(count), [10, 2, 7, 1, 0]);
@@ -289,7 +289,10 @@ fn later_is_heard_and_no_answer_is_left_for_the_next_run() {
     let run = files.run(&daemon, &["--retries", "2"]);
     assert!(began.elapsed() >= Duration::from_secs(1), "Retry-After was not heard");
     assert_eq!(run.code, 6);
-    assert!(run.err.contains("1 requests have no answer (the first: being restarted)"), "{run:?}");
+    assert!(
+        run.err.contains("1 request without an answer (the first: being restarted)"),
+        "{run:?}"
+    );
     let mut statuses: Vec<(String, u64)> = files
         .answers()
         .iter()

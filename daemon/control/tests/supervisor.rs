@@ -54,7 +54,9 @@ async fn a_model_loads_in_stages_and_answers() {
     assert!(metrics.contains("minisgl_worker_up{model=\"m\"} 1"), "{metrics}");
     assert_eq!(daemon.registry.flush("m").await, Ok(5));
 
+    let began = Instant::now();
     daemon.registry.unload("m", false).await.unwrap();
+    assert!(began.elapsed() < config().drain / 2, "it was not asked to go");
     assert!(!is_alive(status.pid.unwrap()));
     assert_eq!(daemon.metrics_text(), "");
     let gone = daemon.registry.submit("m", generate(&[COUNT, 1])).unwrap_err();
