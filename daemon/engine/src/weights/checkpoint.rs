@@ -1,0 +1,222 @@
+//! A model folder's safetensors files, single or sharded, verified as a whole.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+
+use super::error::{PROBLEMS_MAX, Problem};
+use super::file::MappedFile;
+use super::part::Window;
+use super::{HostTensor, Part, WeightError, WeightSource};
+use crate::config::ModelConfig;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// An index is not larger than this.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// A checkpoint has no more files than this.
+const SHARDS_MAX: usize = 4096;
+
+/// Weights from memory-mapped files. Pages are read from disk when a part is copied, and belong to
+/// the page cache: there is no second copy in this process.
+pub(super) struct Checkpoint {
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, Stored>,
+}
+
+/// Where one tensor is.
+struct Stored {
+    file: usize,
+    info: TensorInfo,
+}
+
+impl Checkpoint {
+    /// Maps the files and checks every tensor against `config`.
+    pub(super) fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, WeightError> {
+        let mut found = BTreeMap::new();
+        let mut misplaced = BTreeMap::new();
+        let mut files = Vec::new();
+        if dir.join(SINGLE).exists() {
+            let file = MappedFile::open(&dir.join(SINGLE))?;
+            let stored = |info: &TensorInfo| Stored { file: 0, info: info.clone() };
+            found.extend(file.tensors().into_iter().map(|(name, info)| (name, stored(info))));
+            files.push(file);
+        } else if dir.join(INDEX).exists() {
+            let placed = read_index(dir)?;
+            let shards: BTreeSet<&String> = placed.values().collect();
+            refuse_missing(dir, &shards)?;
+            for (at, shard) in shards.into_iter().enumerate() {
+                let file = MappedFile::open(&dir.join(shard))?;
+                let held: BTreeMap<_, _> = file.tensors().into_iter().collect();
+                for (name, place) in &placed {
+                    if place == shard && !held.contains_key(name) {
+                        misplaced.insert(name.clone(), shard.clone());
+                    }
+                }
+                for (name, info) in held {
+                    // A tensor that the index places elsewhere is found there, or reported.
+                    if placed.get(&name).is_none_or(|place| place == shard) {
+                        found.insert(name, Stored { file: at, info: info.clone() });
+                    }
+                }
+                files.push(file);
+            }
+        } else {
+            return Err(WeightError::NoWeights { dir: dir.to_owned(), hint: hint(dir) });
+        }
+
+        let (tensors, mut problems) = verify(config, found, misplaced);
+        if problems.is_empty() {
+            return Ok(Checkpoint { files, tensors });
+        }
+        let total = problems.len();
+        problems.truncate(PROBLEMS_MAX);
+        Err(WeightError::Mismatch { dir: dir.to_owned(), problems, total })
+    }
+}
+
+/// Keeps what the model needs, and says what is missing, misshapen or unexpected. `misplaced` are
+/// the tensors that an index places in a file that does not have them.
+fn verify(
+    config: &ModelConfig,
+    mut found: BTreeMap<String, Stored>,
+    mut misplaced: BTreeMap<String, String>,
+) -> (HashMap<String, Stored>, Vec<Problem>) {
+    let mut tensors = HashMap::new();
+    let mut problems = Vec::new();
+    for (name, expected) in config.tensors() {
+        match (found.remove(&name), misplaced.remove(&name)) {
+            (None, None) => problems.push(Problem::Missing { name, shape: expected }),
+            (None, Some(shard)) => problems.push(Problem::NotInShard { name, shard }),
+            (Some(Stored { info, .. }), _) if info.shape != expected => {
+                problems.push(Problem::Shape { name, found: info.shape, expected });
+            }
+            (Some(Stored { info, .. }), _)
+                if !matches!(info.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) =>
+            {
+                problems.push(Problem::Dtype { name, found: format!("{:?}", info.dtype) });
+            }
+            (Some(stored), _) => {
+                tensors.insert(name, stored);
+            }
+        }
+    }
+    let harmless = |name: &str| {
+        // Old exports store the rotation frequencies, and some a head that is tied anyway.
+        name.ends_with(".rotary_emb.inv_freq")
+            || (config.tie_word_embeddings && name == "lm_head.weight")
+    };
+    let unexpected = found
+        .into_iter()
+        .map(|(name, Stored { info, .. })| Problem::Unexpected { name, shape: info.shape })
+        .chain(misplaced.into_iter().map(|(name, shard)| Problem::NotInShard { name, shard }));
+    problems.extend(unexpected.filter(|problem| !harmless(problem.tensor())));
+    (tensors, problems)
+}
+
+/// Tensor names and the files that the index places them in.
+fn read_index(dir: &Path) -> Result<BTreeMap<String, String>, WeightError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let path = dir.join(INDEX);
+    let mut bytes = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(INDEX_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|source| WeightError::Read { path: path.clone(), source })?;
+    let refuse = |reason: String| WeightError::Index { path: path.clone(), reason };
+    if bytes.len() as u64 > INDEX_BYTES_MAX {
+        return Err(refuse(format!("it is larger than {INDEX_BYTES_MAX} bytes")));
+    }
+    let index: Index = serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
+    for (name, shard) in &index.weight_map {
+        // A plain file name: a folder that was downloaded must not make us read outside of it.
+        let mut parts = Path::new(shard).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        if !plain || !shard.ends_with(".safetensors") {
+            return Err(refuse(format!(
+                "it places {name} in {shard:?}, which is not the name of a .safetensors file in this folder"
+            )));
+        }
+    }
+    let shards = index.weight_map.values().collect::<BTreeSet<_>>().len();
+    match shards {
+        0 => Err(refuse("its weight_map is empty".to_owned())),
+        1..=SHARDS_MAX => Ok(index.weight_map),
+        _ => Err(refuse(format!("it names {shards} files, the limit is {SHARDS_MAX}"))),
+    }
+}
+
+fn refuse_missing(dir: &Path, shards: &BTreeSet<&String>) -> Result<(), WeightError> {
+    let missing: Vec<String> =
+        shards.iter().filter(|shard| !dir.join(shard).exists()).map(|&name| name.clone()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(WeightError::MissingShards { dir: dir.to_owned(), shards: missing, total: shards.len() })
+}
+
+/// What to do about a folder without safetensors.
+fn hint(dir: &Path) -> String {
+    let mut others: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| [".bin", ".pth", ".pt", ".gguf"].iter().any(|end| name.ends_with(end)))
+        .collect();
+    others.sort_unstable();
+    match others.first() {
+        Some(first) => format!(", only {first}; convert the model to safetensors"),
+        None => String::new(),
+    }
+}
+
+impl WeightSource for Checkpoint {
+    fn load(&self, name: &str, shape: &[usize], part: &Part) -> Result<HostTensor, WeightError> {
+        let stored = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| WeightError::UnknownTensor { name: name.to_owned() })?;
+        if stored.info.shape != shape {
+            return Err(WeightError::WrongShape {
+                name: name.to_owned(),
+                found: stored.info.shape.clone(),
+                asked: shape.to_vec(),
+            });
+        }
+        let window = Window::new(name, shape, part)?;
+        let bytes = self.files[stored.file].bytes(&stored.info);
+        Ok(match stored.info.dtype {
+            Dtype::BF16 => HostTensor::Bf16(window.copy(bytes, bf16::from_le_bytes)),
+            Dtype::F16 => HostTensor::F16(window.copy(bytes, f16::from_le_bytes)),
+            Dtype::F32 => HostTensor::F32(window.copy(bytes, f32::from_le_bytes)),
+            other => unreachable!("{name} is {other:?}, which verification refuses"),
+        })
+    }
+
+    fn bytes_total(&self) -> u64 {
+        let bytes = |stored: &Stored| stored.info.data_offsets.1 - stored.info.data_offsets.0;
+        self.tensors.values().map(|stored| bytes(stored) as u64).sum()
+    }
+
+    fn dtype(&self) -> &'static str {
+        let types: BTreeSet<&'static str> = self
+            .tensors
+            .values()
+            .map(|stored| match stored.info.dtype {
+                Dtype::BF16 => "bf16",
+                Dtype::F16 => "fp16",
+                _ => "fp32",
+            })
+            .collect();
+        if types.len() == 1 { types.first().copied().unwrap_or("mixed") } else { "mixed" }
+    }
+}

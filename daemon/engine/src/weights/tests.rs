@@ -1,0 +1,217 @@
+mod refusals;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::{Architecture, RopeConfig, RopeScaling};
+
+fn tiny(tie_word_embeddings: bool) -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Llama,
+        vocab_size: 6,
+        hidden_size: 4,
+        intermediate_size: 10,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 2,
+        rms_norm_eps: 1e-6,
+        max_position: 64,
+        rope: RopeConfig { theta: 1e4, scaling: RopeScaling::None },
+        tie_word_embeddings,
+        qkv_bias: true,
+        qk_norm: false,
+        eos_token_ids: vec![],
+    }
+}
+
+/// One tensor to be written: type, shape, bytes.
+type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+type Tensors = BTreeMap<String, Tensor>;
+
+/// Element `i` of the tensor at `rank` in the model; a small integer, exact in every type.
+fn value(rank: usize, i: usize) -> f32 {
+    ((rank * 31 + i * 7) % 255) as f32 - 127.0
+}
+
+fn tensor(dtype: Dtype, shape: &[usize], value: impl Fn(usize) -> f32) -> Tensor {
+    let values = (0..shape.iter().product()).map(value);
+    let bytes: Vec<u8> = match dtype {
+        Dtype::BF16 => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        Dtype::U8 => values.map(|v| v as u8).collect(),
+        other => panic!("{other:?} is not written here"),
+    };
+    (dtype, shape.to_vec(), bytes)
+}
+
+fn model(config: &ModelConfig, dtype: Dtype) -> Tensors {
+    let ranked = config.tensors().into_iter().enumerate();
+    ranked.map(|(rank, (name, shape))| (name, tensor(dtype, &shape, |i| value(rank, i)))).collect()
+}
+
+fn bytes_of(tensors: &Tensors) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    dir
+}
+
+fn single(tensors: &Tensors) -> TempDir {
+    folder(&[("model.safetensors", bytes_of(tensors))])
+}
+
+fn index(places: &[(&str, &str)]) -> Vec<u8> {
+    let map: BTreeMap<_, _> = places.iter().copied().collect();
+    serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
+}
+
+fn sharded(shards: &[(&str, Tensors)]) -> TempDir {
+    let places: Vec<_> = shards
+        .iter()
+        .flat_map(|(shard, tensors)| tensors.keys().map(|name| (name.as_str(), *shard)))
+        .collect();
+    let mut files = vec![("model.safetensors.index.json", index(&places))];
+    files.extend(shards.iter().map(|(shard, tensors)| (*shard, bytes_of(tensors))));
+    folder(&files)
+}
+
+fn opened(dir: &TempDir, config: &ModelConfig) -> Result<Box<dyn WeightSource>, String> {
+    open(dir.path(), config, &LoadOptions::default())
+        .map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), "DIR"))
+}
+
+/// Every tensor and every kind of part, against values computed here.
+fn reads_back(source: &dyn WeightSource, config: &ModelConfig) {
+    for (rank, (name, shape)) in config.tensors().into_iter().enumerate() {
+        let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
+        let load = |part: Part| source.load(&name, &shape, &part).unwrap().into_f32();
+        let expect = |rows: std::ops::Range<usize>, cols_kept: std::ops::Range<usize>| {
+            rows.flat_map(|row| cols_kept.clone().map(move |col| value(rank, row * cols + col)))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(load(Part::All), expect(0..rows, 0..cols), "{name}");
+        for start in 0..=rows {
+            for end in start..=rows {
+                assert_eq!(load(Part::Rows(start..end)), expect(start..end, 0..cols), "{name}");
+            }
+        }
+        if shape.len() == 2 {
+            for start in 0..=cols {
+                for end in start..=cols {
+                    assert_eq!(load(Part::Cols(start..end)), expect(0..rows, start..end), "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_part_in_every_type() {
+    for (dtype, name, bytes) in
+        [(Dtype::BF16, "bf16", 2), (Dtype::F16, "fp16", 2), (Dtype::F32, "fp32", 4)]
+    {
+        let config = tiny(false);
+        let source = opened(&single(&model(&config, dtype)), &config).unwrap();
+        assert_eq!((source.dtype(), source.bytes_total()), (name, bytes * config.parameters()));
+        reads_back(source.as_ref(), &config);
+    }
+}
+
+#[test]
+fn shards_and_mixed_types() {
+    let config = tiny(true);
+    let mut first = model(&config, Dtype::BF16);
+    let mut second = first.split_off("model.layers.1.mlp.gate_proj.weight");
+    let rank = config.tensors().iter().position(|(name, _)| name == "model.norm.weight").unwrap();
+    second.insert("model.norm.weight".into(), tensor(Dtype::F32, &[4], |i| value(rank, i)));
+    let dir = sharded(&[("a-1.safetensors", first), ("a-2.safetensors", second)]);
+    let source = opened(&dir, &config).unwrap();
+    assert_eq!((source.dtype(), source.bytes_total()), ("mixed", 2 * config.parameters() + 8));
+    reads_back(source.as_ref(), &config);
+}
+
+#[test]
+fn unaligned_data_is_read() {
+    // A header of odd length: older writers did not pad it.
+    let config = tiny(true);
+    let bytes = bytes_of(&model(&config, Dtype::F32));
+    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let length = u64::from_le_bytes(*length) as usize;
+    for pad in 1..8 {
+        let mut moved = ((length + pad) as u64).to_le_bytes().to_vec();
+        moved.extend(&rest[..length]);
+        moved.resize(moved.len() + pad, b' ');
+        moved.extend(&rest[length..]);
+        let source = opened(&folder(&[("model.safetensors", moved)]), &config).unwrap();
+        reads_back(source.as_ref(), &config);
+    }
+}
+
+#[test]
+fn harmless_extras_are_tolerated() {
+    let config = tiny(true);
+    let mut tensors = model(&config, Dtype::BF16);
+    let name = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    tensors.insert(name.into(), tensor(Dtype::F32, &[1], |_| 1.0));
+    tensors.insert("lm_head.weight".into(), tensor(Dtype::BF16, &[6, 4], |_| 1.0));
+    let source = opened(&single(&tensors), &config).unwrap();
+    assert_eq!(source.bytes_total(), 2 * config.parameters());
+}
+
+#[test]
+fn dummy_weights_are_the_same_however_they_are_cut() {
+    // Larger than a chunk, and no multiple of one.
+    let config = ModelConfig { vocab_size: 333, hidden_size: 614, ..tiny(true) };
+    let dir = folder(&[]);
+    let options = LoadOptions { dummy_weights: true, ..LoadOptions::default() };
+    let source = open(dir.path(), &config, &options).unwrap();
+    let (name, shape) = ("model.embed_tokens.weight", [333, 614]);
+    let load = |part| source.load(name, &shape, &part).unwrap().into_f32();
+    let whole = load(Part::All);
+    assert_eq!(load(Part::Rows(100..300)), whole[100 * 614..300 * 614]);
+    let cols = whole.chunks_exact(614).flat_map(|row| &row[205..500]).copied().collect::<Vec<_>>();
+    assert_eq!(load(Part::Cols(205..500)), cols);
+    assert!(load(Part::Cols(3..3)).is_empty());
+
+    let count = whole.len() as f64;
+    let mean = whole.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+    let variance = whole.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / count - mean * mean;
+    assert!(mean.abs() < 5.0 * 0.02 / count.sqrt(), "{mean}");
+    assert!((variance.sqrt() - 0.02).abs() < 2e-4, "{}", variance.sqrt());
+
+    let norm = source.load("model.norm.weight", &[614], &Part::All).unwrap();
+    assert_eq!(norm, HostTensor::Bf16(vec![bf16::ONE; 614]));
+    let bias = "model.layers.0.self_attn.q_proj.bias";
+    let other = DummyWeights::new(&config, 1);
+    let of = |source: &dyn WeightSource, name: &str| source.load(name, &[4], &Part::All).unwrap();
+    assert_ne!(of(source.as_ref(), bias), of(&other, bias), "the seed counts");
+    let second = "model.layers.1.self_attn.q_proj.bias";
+    assert_ne!(of(source.as_ref(), bias), of(source.as_ref(), second), "the name counts");
+    assert!(of(source.as_ref(), bias).into_f32().iter().all(|&v| v != 0.0 && v.abs() < 0.08));
+}
+
+#[test]
+fn conversions() {
+    let values = [1.0, -2.5, 0.15625];
+    let halves = HostTensor::F16(values.map(f16::from_f32).to_vec());
+    assert_eq!((halves.len(), halves.is_empty()), (3, false));
+    assert_eq!(halves.clone().into_f32(), values);
+    assert_eq!(halves.into_bf16(), values.map(bf16::from_f32));
+    // 1 + 2^-8 lies halfway between two bf16 numbers and goes to the even one.
+    assert_eq!(HostTensor::F32(vec![1.0 + 1.0 / 256.0]).into_bf16(), [bf16::ONE]);
+}
