@@ -103,7 +103,9 @@ pub async fn flush(client: &Client, name: &str, format: Format) -> Result<(), Ct
     let reply: FlushReply = client.post("/admin/v1/flush", &request).await?;
     match format {
         Format::Json => print_json(&reply),
-        Format::Table => print(&format!("{} pages became free\n", reply.pages_freed)),
+        Format::Table => {
+            print(&format!("{} became free\n", render::plural(reply.pages_freed, "page")))
+        }
     }
 }
 

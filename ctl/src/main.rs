@@ -5,13 +5,16 @@
 //! | `args` | the command line |
 //! | `client` | HTTP over the Unix socket |
 //! | `commands` | the admin calls |
-//! | `chat`, `batch` | the two that speak the OpenAI API |
+//! | `chat`, `batch`, `batch_file` | the two that speak the OpenAI API |
 //! | `render`, `progress`, `output` | what people and programs see |
 //! | `error` | what can go wrong, and the exit codes |
 
 #![forbid(unsafe_code)]
 
 mod args;
+mod batch;
+mod batch_file;
+mod chat;
 mod client;
 mod commands;
 mod error;
@@ -58,7 +61,8 @@ async fn run(cli: &Cli) -> Result<(), CtlError> {
         Command::Flush { name, output } => commands::flush(&client, name, output.format).await,
         Command::Metrics(output) => commands::metrics(&client, output.format).await,
         Command::Health(output) => commands::health(&client, output.format).await,
-        Command::Chat(_) | Command::Batch(_) => Err(CtlError::Failed("not yet".to_string())),
+        Command::Chat(args) => chat::run(&client, args).await,
+        Command::Batch(args) => batch::run(&client, args).await,
         Command::Version(output) => commands::version(&client, output.format).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

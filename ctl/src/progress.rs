@@ -50,13 +50,14 @@ impl LoadView {
     fn draw(&mut self, at: &LoadProgress, new_stage: bool) {
         if new_stage || self.bar.is_none() {
             self.finish();
-            let bar = ProgressBar::new(0);
+            // A bar without its style would be seen for a moment.
+            let bar = ProgressBar::new(at.total).with_style(style(at));
             bar.set_prefix(render::stage(at.stage));
             bar.enable_steady_tick(Duration::from_millis(120));
             self.bar = Some(bar);
         }
         let Some(bar) = &self.bar else { return };
-        if bar.length() != Some(at.total) || new_stage {
+        if bar.length() != Some(at.total) {
             bar.set_style(style(at));
             bar.set_length(at.total);
         }
@@ -67,11 +68,12 @@ impl LoadView {
 
 fn style(at: &LoadProgress) -> ProgressStyle {
     let template = match (at.total, at.stage) {
-        (0, _) => "{prefix:>13} {spinner} {wide_msg}",
-        (_, LoadStage::WarmUp) => "{prefix:>13} [{bar:30}] {pos}/{len} {wide_msg}",
+        (0, _) => "{prefix:>12} {spinner} {wide_msg}",
+        (_, LoadStage::WarmUp) => "{prefix:>12} [{bar:24}] {pos}/{len} {wide_msg}",
+        // 75 columns and the message: a line that wraps is drawn twice.
         _ => {
-            "{prefix:>13} [{bar:30}] {binary_bytes:>11}/{binary_total_bytes:<11} \
-             {binary_bytes_per_sec:>13} {wide_msg}"
+            "{prefix:>12} [{bar:24}] {binary_bytes:>10}/{binary_total_bytes:<10} \
+             {binary_bytes_per_sec:>12} {wide_msg}"
         }
     };
     let style = ProgressStyle::with_template(template);

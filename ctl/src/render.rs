@@ -88,6 +88,12 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
+/// `1 rank`, `2 ranks`.
+pub fn plural(count: impl Into<u64>, word: &str) -> String {
+    let count = count.into();
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
+}
+
 fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.0}%", part as f64 * 100.0 / whole as f64) }
 }
@@ -180,7 +186,7 @@ pub fn show(model: &ModelStatus) -> String {
     }
     lines.push(("worker", or_dash(model.pid.map(|pid| format!("process {pid}")))));
     lines.push(("restarts", model.restarts.to_string()));
-    lines.push(("in flight", format!("{} requests", model.in_flight)));
+    lines.push(("in flight", plural(model.in_flight, "request")));
     if let Some(info) = &model.info {
         let weights = bytes(info.weight_bytes);
         lines.push(("folder", info.dir.display().to_string()));
@@ -189,7 +195,7 @@ pub fn show(model: &ModelStatus) -> String {
             "parameters",
             format!("{} in {}, {weights}", count(info.parameters), info.dtype),
         ));
-        lines.push(("device", format!("{}, {} ranks", info.device, info.tp)));
+        lines.push(("device", format!("{}, {}", info.device, plural(info.tp, "rank"))));
         let pages = info.kv_tokens / u64::from(info.page_size.max(1));
         lines.push((
             "KV cache",
@@ -222,7 +228,10 @@ pub fn show(model: &ModelStatus) -> String {
                 stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens
             ),
         ));
-        lines.push(("steps", format!("{}, {} preemptions", stats.steps, stats.preemptions)));
+        lines.push((
+            "steps",
+            format!("{}, {}", stats.steps, plural(stats.preemptions, "preemption")),
+        ));
     }
     pairs(&lines)
 }

@@ -80,14 +80,20 @@ fn check(text: &str, expected: Expect) {
 
 #[test]
 fn lists() {
-    check(&list(&[ready(), loading()]), expect![[r#"
+    check(
+        &list(&[ready(), loading()]),
+        expect![[r#"
         NAME       STATE    ARCHITECTURE      PARAMS  WEIGHTS    CONTEXT  SOURCE
         org/small  ready    LlamaForCausalLM  134.5M  513.1 MiB  2048     org/small
         big        loading  -                 -       -          -        /models/big
-    "#]]);
-    check(&list(&[]), expect![[r#"
+    "#]],
+    );
+    check(
+        &list(&[]),
+        expect![[r#"
         NAME  STATE  ARCHITECTURE  PARAMS  WEIGHTS  CONTEXT  SOURCE
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -98,17 +104,22 @@ fn processes() {
         stats: None,
         ..ready()
     };
-    check(&ps(&[ready(), loading(), dead]), expect![[r#"
+    check(
+        &ps(&[ready(), loading(), dead]),
+        expect![[r#"
         NAME       STATE       FOR    DEVICE  TP  RUN/WAIT  KV   HITS  RESTARTS  REASON
         org/small  ready       1h02m  cpu     3   2/1       75%  25%   1
         big        loading     2.5s   -       1   -         -    -     0         read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
         org/small  restarting  1h02m  cpu     3   -         -    -     1         the worker was killed by signal 9 (SIGKILL)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn one_model() {
-    check(&show(&ready()), expect![[r#"
+    check(
+        &show(&ready()),
+        expect![[r#"
         name          org/small
         source        org/small
         state         ready for 1h02m
@@ -126,9 +137,12 @@ fn one_model() {
         requests      2 running, 1 waiting
         pages         128 free, 256 cached, 128 owned
         tokens        4000 prompt, 1000 of them cached (25%), 900 generated
-        steps         100, 1 preemptions
-    "#]]);
-    check(&show(&loading()), expect![[r#"
+        steps         100, 1 preemption
+    "#]],
+    );
+    check(
+        &show(&loading()),
+        expect![[r#"
         name       big
         source     /models/big
         state      loading for 2.5s
@@ -136,13 +150,17 @@ fn one_model() {
         worker     -
         restarts   0
         in flight  0 requests
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn numbers() {
     let sizes = [0, 1023, 1024, 1536, (1 << 20) - 1, 1 << 40, u64::MAX].map(bytes);
-    check(&sizes.join(", "), expect!["0 B, 1023 B, 1.0 KiB, 1.5 KiB, 1.0 MiB, 1.0 TiB, 16777216.0 TiB"]);
+    check(
+        &sizes.join(", "),
+        expect!["0 B, 1023 B, 1.0 KiB, 1.5 KiB, 1.0 MiB, 1.0 TiB, 16777216.0 TiB"],
+    );
     let counts = [0, 999, 1000, 134_515_008, 32_000_000_000].map(count);
     check(&counts.join(", "), expect!["0, 999, 1.0K, 134.5M, 32.0B"]);
     let times = [0.0, 9.94, 59.9, 60.0, 3599.0, 86_399.0, 90_000.0].map(seconds);
@@ -153,5 +171,10 @@ fn numbers() {
 fn metrics_become_json() {
     let text =
         "# HELP a b\n# TYPE a counter\na{m=\"x\\\"y\\\\\",le=\"+Inf\"} 2.5\nb 1e3\nc{} NaN\n\nbad";
-    check(&serde_json::to_string(&metrics_json(text)).unwrap(), expect![[r#"[{"name":"a","labels":{"m":"x\"y\\","le":"+Inf"},"value":2.5},{"name":"b","labels":{},"value":1000.0},{"name":"c","labels":{},"value":"NaN"}]"#]]);
+    check(
+        &serde_json::to_string(&metrics_json(text)).unwrap(),
+        expect![[
+            r#"[{"name":"a","labels":{"m":"x\"y\\","le":"+Inf"},"value":2.5},{"name":"b","labels":{},"value":1000.0},{"name":"c","labels":{},"value":"NaN"}]"#
+        ]],
+    );
 }

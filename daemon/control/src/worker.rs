@@ -50,8 +50,10 @@ pub(crate) struct Worker {
     pub(crate) outbox: mpsc::Sender<ToWorker>,
     /// Set once it was reaped.
     pub(crate) status: Option<ExitStatus>,
-    /// Set once its end of the socket is closed, with the protocol error, if that was why.
-    pub(crate) closed: Option<Option<String>>,
+    /// Set once its end of the socket is closed.
+    pub(crate) closed: bool,
+    /// Why this side killed it.
+    fault: Option<String>,
     child: Child,
     last_words: LastWords,
     tasks: [JoinHandle<()>; 3],
@@ -91,7 +93,16 @@ impl Worker {
             tokio::spawn(write(writer, frames, Arc::clone(model))),
             tokio::spawn(listen(stderr, Arc::clone(model), Arc::clone(&last_words))),
         ];
-        Ok(Worker { epoch, outbox, status: None, closed: None, child, last_words, tasks })
+        Ok(Worker {
+            epoch,
+            outbox,
+            status: None,
+            closed: false,
+            fault: None,
+            child,
+            last_words,
+            tasks,
+        })
     }
 
     /// Its process id, until it is reaped.
@@ -115,17 +126,22 @@ impl Worker {
         }
     }
 
-    /// Ends it.
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.start_kill();
+    /// Ends it, for a reason that follows "because".
+    pub(crate) fn kill(&mut self, fault: String) {
+        if self.child.start_kill().is_ok() {
+            self.fault.get_or_insert(fault);
+        }
     }
 
     /// How it ended, in words that follow "the worker".
     pub(crate) fn death(&self) -> String {
-        let how = self.status.map_or_else(|| "is gone".to_string(), describe);
-        match self.closed.clone().flatten() {
-            Some(error) => format!("{how}, after a protocol error: {error}"),
-            None => how,
+        match (&self.fault, self.status) {
+            // Only where our SIGKILL was what ended it.
+            (Some(fault), Some(status)) if status.signal() == Some(Signal::SIGKILL as i32) => {
+                format!("was killed because {fault}")
+            }
+            (_, Some(status)) => describe(status),
+            (_, None) => "is gone".to_string(),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::fake::{
@@ -54,7 +55,9 @@ async fn a_model_loads_in_stages_and_answers() {
     assert!(metrics.contains("minisgl_worker_up{model=\"m\"} 1"), "{metrics}");
     assert_eq!(daemon.registry.flush("m").await, Ok(5));
 
+    let began = Instant::now();
     daemon.registry.unload("m", false).await.unwrap();
+    assert!(began.elapsed() < config().drain / 2, "it was not asked to go");
     assert!(!is_alive(status.pid.unwrap()));
     assert_eq!(daemon.metrics_text(), "");
     let gone = daemon.registry.submit("m", generate(&[COUNT, 1])).unwrap_err();
@@ -103,7 +106,7 @@ async fn a_worker_that_talks_nonsense_is_replaced() {
     let daemon = Daemon::new();
     daemon.load("m").await.unwrap();
     let reason = failure(read(&mut daemon.submit("m", &[GARBAGE])).await.1);
-    assert!(reason.contains("protocol error"), "{reason}");
+    assert!(reason.contains("broke the protocol"), "{reason}");
     daemon.until("m", |status| status.state == ModelState::Ready && status.restarts == 1).await;
 }
 
@@ -215,6 +218,42 @@ async fn a_dropped_generation_is_aborted_and_makes_room() {
     running.push(daemon.submit("m", &[ENDLESS]));
     drop(running);
     daemon.until("m", |status| status.in_flight == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_thousand_requests_come_and_go_and_nothing_is_left() {
+    let seed = u64::from(std::process::id());
+    println!("seed {seed}");
+    let daemon = Arc::new(Daemon::new());
+    let mut request = daemon.request("m");
+    (request.options.max_running, request.options.max_waiting) = (32, 32);
+    let mut events = daemon.registry.load(request).await.unwrap();
+    while events.recv().await.is_some() {}
+    let clients = (0..40).map(|client| {
+        let daemon = Arc::clone(&daemon);
+        tokio::spawn(async move {
+            let mut dice = seed + client;
+            for _ in 0..50 {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let Ok(mut generation) = daemon.registry.submit("m", generate(&[ENDLESS])) else {
+                    panic!("64 may be in flight, and 40 are, besides those that are being aborted");
+                };
+                for expected in 0..(dice >> 33) as u32 % 4 {
+                    assert_eq!(token(&mut generation).await, expected);
+                }
+                drop(generation);
+                // Room is made when the worker has let go.
+                while daemon.registry.status("m").unwrap().in_flight > 20 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    let status = daemon.until("m", |status| status.in_flight == 0).await;
+    assert_eq!((status.restarts, status.state), (0, ModelState::Ready));
 }
 
 #[tokio::test]
