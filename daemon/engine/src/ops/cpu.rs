@@ -13,6 +13,7 @@ mod simd;
 mod tests;
 
 pub use kv::KvElement;
+pub use linear::{Matrix, linear};
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use pulp::Arch;
 
 use self::attention::Heads;
 use self::kv::KvPages;
-use self::linear::{Matrix, widen};
+use self::linear::widen;
 use super::{HeadNorms, OpResult, Ops, Pending};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
@@ -275,7 +276,7 @@ impl Ops for CpuOps {
     ) -> OpResult {
         let bias = bias.map(Vec::as_slice);
         let (x, out) = (x.rows(rows), out.rows_mut(rows));
-        linear::linear(self.arch, weight, bias, x, out, &mut self.scratch);
+        linear(self.arch, weight, bias, x, out, &mut self.scratch);
         Ok(())
     }
 
@@ -346,11 +347,11 @@ impl Ops for CpuOps {
             self.logits.resize(rows.len() * vocab, 0.0);
             if ranks == 1 {
                 let logits = &mut self.logits;
-                linear::linear(self.arch, head, None, x, logits, &mut self.scratch);
+                linear(self.arch, head, None, x, logits, &mut self.scratch);
             } else {
                 self.logits_part.resize(rows.len() * part, 0.0);
                 let logits = &mut self.logits_part;
-                linear::linear(self.arch, head, None, x, logits, &mut self.scratch);
+                linear(self.arch, head, None, x, logits, &mut self.scratch);
                 let columns = |rank| share(vocab, ranks, rank);
                 self.member.all_gather(logits, vocab, columns, &mut self.logits)?;
             }

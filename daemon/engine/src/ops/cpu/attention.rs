@@ -76,7 +76,9 @@ pub fn attention(
             done += tokens;
         }
     }
-    tasks.into_par_iter().for_each(|task| arch.dispatch(task));
+    tasks.into_par_iter().for_each(|task| {
+        SCRATCH.with_borrow_mut(|scratch| arch.dispatch(Run { task, scratch }));
+    });
 }
 
 /// Some query tokens of one row, for some KV heads.
@@ -114,16 +116,19 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl WithSimd for Task<'_> {
+struct Run<'a> {
+    task: Task<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for Run<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for kv_head in self.kv_head.clone() {
-                self.one_kv_head(simd, kv_head, scratch);
-            }
-        });
+        for kv_head in self.task.kv_head.clone() {
+            self.task.one_kv_head(simd, kv_head, self.scratch);
+        }
     }
 }
 

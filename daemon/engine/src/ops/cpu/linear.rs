@@ -24,12 +24,14 @@ const TILE_OUTPUTS: usize = 4;
 const PANEL_BYTES: usize = 256 << 10;
 
 /// A weight matrix `[outputs, inputs]`, row-major: row `n` yields output `n`.
+#[derive(Clone)]
 pub struct Matrix {
     outputs: usize,
     inputs: usize,
     data: Data,
 }
 
+#[derive(Clone)]
 enum Data {
     F32(Vec<f32>),
     Bf16(Vec<u32>),
@@ -149,7 +151,11 @@ fn panels(arch: Arch, weight: &Matrix, x: &[f32], rows: usize, out: &mut [f32]) 
     let outputs = if widened { fits.clamp(4, 64) } else { weight.outputs.div_ceil(4 * threads) };
     let outputs = outputs.next_multiple_of(TILE_OUTPUTS);
     let panel = |(index, out): (usize, &mut [f32])| {
-        arch.dispatch(Panel { weight, first: index * outputs, x, rows, widened, out });
+        let first = index * outputs;
+        WIDENED.with_borrow_mut(|scratch| {
+            let widened = if widened { Some(scratch) } else { None };
+            arch.dispatch(Panel { weight, first, x, rows, widened, out });
+        });
     };
     if threads == 1 {
         out.chunks_mut(outputs * rows).enumerate().for_each(panel);
@@ -184,7 +190,8 @@ struct Panel<'a> {
     first: usize,
     x: &'a [f32],
     rows: usize,
-    widened: bool,
+    /// Where to widen the weights to, if it pays.
+    widened: Option<&'a mut Vec<f32>>,
     out: &'a mut [f32],
 }
 
@@ -196,25 +203,24 @@ impl WithSimd for Panel<'_> {
         let Panel { weight, first, x, rows, widened, out } = self;
         let (inputs, outputs) = (weight.inputs, out.len() / rows);
         let words = packed_len(inputs, S::F32_LANES);
-        match &weight.data {
-            Data::F32(values) => {
-                tiles(simd, x, inputs, rows, &F32Rows { values: &values[first * inputs..] }, out);
+        let scratch = match (widened, &weight.data) {
+            (_, Data::F32(values)) => {
+                return tiles(simd, x, rows, &F32Rows { values: &values[first * inputs..] }, out);
             }
-            Data::Bf16(packed) if !widened => {
-                let rows_of = PackedRows::<Bf16Bits>::new(&packed[first * words..], words);
-                tiles(simd, x, inputs, rows, &rows_of, out);
+            (None, Data::Bf16(packed)) => {
+                let weight = PackedRows::<Bf16Bits>::new(&packed[first * words..], words);
+                return tiles(simd, x, rows, &weight, out);
             }
-            Data::F16(packed) if !widened => {
-                let rows_of = PackedRows::<F16Bits>::new(&packed[first * words..], words);
-                tiles(simd, x, inputs, rows, &rows_of, out);
+            (None, Data::F16(packed)) => {
+                let weight = PackedRows::<F16Bits>::new(&packed[first * words..], words);
+                return tiles(simd, x, rows, &weight, out);
             }
-            _ => WIDENED.with_borrow_mut(|scratch| {
-                scratch.resize(scratch.len().max(outputs * inputs), 0.0);
-                let values = &mut scratch[..outputs * inputs];
-                Rows { matrix: weight, first, out: values }.with_simd(simd);
-                tiles(simd, x, inputs, rows, &F32Rows { values }, out);
-            }),
-        }
+            (Some(scratch), _) => scratch,
+        };
+        scratch.resize(scratch.len().max(outputs * inputs), 0.0);
+        let values = &mut scratch[..outputs * inputs];
+        Rows { matrix: weight, first, out: values }.with_simd(simd);
+        tiles(simd, x, rows, &F32Rows { values }, out);
     }
 }
 
@@ -311,26 +317,14 @@ impl<H: Half> DotRows for PackedRows<'_, H> {
 /// Covers `[outputs, rows]` with register tiles: rows outside, so that a tile of activations stays
 /// in the first-level cache while the panel streams by.
 #[inline(always)]
-fn tiles<S: Simd, W: DotRows>(
-    simd: S,
-    x: &[f32],
-    inputs: usize,
-    rows: usize,
-    weight: &W,
-    out: &mut [f32],
-) {
+fn tiles<S: Simd, W: DotRows>(simd: S, x: &[f32], rows: usize, weight: &W, out: &mut [f32]) {
     let mut r = 0;
     while r < rows {
         // Accumulators must fit the registers beside the operands.
         r += match rows - r {
-            6.. if S::REGISTER_COUNT >= 32 => {
-                row_tile::<S, W, 6>(simd, x, inputs, r, rows, weight, out)
-            }
-            4.. if S::REGISTER_COUNT >= 32 => {
-                row_tile::<S, W, 4>(simd, x, inputs, r, rows, weight, out)
-            }
-            2.. => row_tile::<S, W, 2>(simd, x, inputs, r, rows, weight, out),
-            _ => row_tile::<S, W, 1>(simd, x, inputs, r, rows, weight, out),
+            4.. if S::REGISTER_COUNT >= 32 => row_tile::<S, W, 4>(simd, x, r, rows, weight, out),
+            2.. => row_tile::<S, W, 2>(simd, x, r, rows, weight, out),
+            _ => row_tile::<S, W, 1>(simd, x, r, rows, weight, out),
         };
     }
 }
@@ -339,12 +333,12 @@ fn tiles<S: Simd, W: DotRows>(
 fn row_tile<S: Simd, W: DotRows, const R: usize>(
     simd: S,
     x: &[f32],
-    inputs: usize,
     r: usize,
     rows: usize,
     weight: &W,
     out: &mut [f32],
 ) -> usize {
+    let inputs = x.len() / rows;
     let mut tile: [&[f32]; R] = [&[]; R];
     for (i, row) in tile.iter_mut().enumerate() {
         *row = &x[(r + i) * inputs..][..inputs];
