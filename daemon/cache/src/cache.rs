@@ -84,14 +84,14 @@ impl PrefixCache {
     /// nothing: false when fewer are [`available`](Self::available).
     pub fn grow(&mut self, table: &mut PageTable, count: usize) -> bool {
         self.check_origin(table);
-        if count > self.available() {
-            return false;
+        self.settle();
+        if let Some(lacking) = count.checked_sub(self.pool.free()).filter(|&lacking| lacking > 0) {
+            if lacking > self.tree.evictable {
+                return false;
+            }
+            self.tree.evict(lacking, |page| self.pool.evict(page));
         }
-        let lacking = count.saturating_sub(self.pool.free());
-        self.tree.evict(lacking, |page| self.pool.evict(page));
-        for _ in 0..count {
-            table.pages.push(self.pool.take().expect("as many were available"));
-        }
+        table.pages.extend(self.pool.take(count));
         true
     }
 

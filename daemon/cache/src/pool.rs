@@ -57,35 +57,36 @@ impl Pool {
         &self.free
     }
 
-    /// Free to owned. `None` when no page is free.
-    pub(crate) fn take(&mut self) -> Option<PageId> {
-        let page = self.free.pop()?;
-        self.move_to(page, PageState::Free, PageState::Owned);
-        Some(page)
+    /// Free to owned, `count` pages. As many must be free.
+    pub(crate) fn take(&mut self, count: usize) -> impl Iterator<Item = PageId> {
+        let rest = self.free.len().checked_sub(count).expect("as many pages are free");
+        self.free.drain(rest..).rev().inspect(|&page| {
+            move_to(&mut self.states, page, PageState::Free, PageState::Owned);
+        })
     }
 
     /// Owned to free.
     pub(crate) fn give_back(&mut self, page: PageId) {
-        self.move_to(page, PageState::Owned, PageState::Free);
+        move_to(&mut self.states, page, PageState::Owned, PageState::Free);
         self.free.push(page);
     }
 
     /// Owned to cached.
     pub(crate) fn adopt(&mut self, page: PageId) {
-        self.move_to(page, PageState::Owned, PageState::Cached);
+        move_to(&mut self.states, page, PageState::Owned, PageState::Cached);
         self.cached += 1;
     }
 
     /// Cached to free.
     pub(crate) fn evict(&mut self, page: PageId) {
-        self.move_to(page, PageState::Cached, PageState::Free);
+        move_to(&mut self.states, page, PageState::Cached, PageState::Free);
         self.cached -= 1;
         self.free.push(page);
     }
+}
 
-    fn move_to(&mut self, page: PageId, from: PageState, to: PageState) {
-        let state = &mut self.states[page as usize];
-        assert_eq!(*state, from, "page {page} was to go from {from:?} to {to:?}");
-        *state = to;
-    }
+fn move_to(states: &mut [PageState], page: PageId, from: PageState, to: PageState) {
+    let state = &mut states[page as usize];
+    assert_eq!(*state, from, "page {page} was to go from {from:?} to {to:?}");
+    *state = to;
 }

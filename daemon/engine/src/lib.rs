@@ -1,5 +1,34 @@
-//! Placeholder.
+//! The engine: runs plans on a model.
+//!
+//! Owns: models and their weights, the operations they are written in, KV pages, samplers, and
+//! tensor-parallel ranks. Implements the scheduler's `Executor`. Must never: decide what runs, read a
+//! clock but to measure a step, or open a socket.
+//!
+//! ```text
+//!   engine    Engine::load, Executor: launch(plan), wait() -> tokens
+//!     rank      one thread a rank, collectives, who holds which shard
+//!       model     forward passes, written once over ops
+//!         ops       the Ops trait; ops/cpu is the readable reference
+//!       sampler   logits -> token
+//!     weights   safetensors or dummies, slice by slice
+//!     config    what config.json says
+//! ```
+//!
+//! Reading order: [`batch`], [`ops`], `model/decoder.rs`, [`rank`], `engine.rs`, then what interests
+//! you in `ops/cpu`. How to add a model is told in [`model`].
 
+#![deny(unsafe_code)]
+
+pub mod batch;
 pub mod config;
+mod engine;
+mod error;
+mod memory;
+pub mod model;
+pub mod ops;
+pub mod rank;
 pub mod sampler;
 pub mod weights;
+
+pub use engine::{Engine, EngineInfo};
+pub use error::{EngineError, OpError};

@@ -35,7 +35,10 @@ pub enum Ended {
     /// A stop string.
     StopString(String),
     /// `max_tokens`, or the end of the context.
-    Length,
+    Length {
+        /// Tokens that were allowed.
+        max_tokens: u32,
+    },
 }
 
 impl Ended {
@@ -43,7 +46,7 @@ impl Ended {
     pub fn reason(&self) -> &'static str {
         match self {
             Ended::StopToken(_) | Ended::StopString(_) => "stop",
-            Ended::Length => "length",
+            Ended::Length { .. } => "length",
         }
     }
 }
@@ -105,6 +108,7 @@ struct Choice {
     detokenizer: Detokenizer,
     stops: StopMatcher,
     min_tokens: usize,
+    max_tokens: u32,
     include_stop: bool,
     /// Whether `tokens` are wanted, and those not delivered yet.
     logprobs: bool,
@@ -153,6 +157,7 @@ impl Choices {
                     detokenizer: text.detokenizer(wanted.skip_special, at_start),
                     stops: StopMatcher::new(wanted.stop_strings.clone(), wanted.include_stop),
                     min_tokens: wanted.min_tokens() as usize,
+                    max_tokens: stop.max_tokens,
                     include_stop: wanted.include_stop,
                     logprobs: wanted.sampling.logprobs.is_some(),
                     pending: Vec::new(),
@@ -287,7 +292,7 @@ impl Choice {
             return Err(error);
         }
         let mut ended = match finish {
-            Some(Finish::Length) => Some(Ended::Length),
+            Some(Finish::Length) => Some(Ended::Length { max_tokens: self.max_tokens }),
             Some(_) => Some(Ended::StopToken(sampled.as_ref().map(|sampled| sampled.token))),
             None => None,
         };

@@ -21,6 +21,7 @@ mod completions;
 mod detokenize;
 mod error;
 mod front;
+mod generate;
 mod logprobs;
 mod metrics;
 mod middleware;
@@ -35,6 +36,7 @@ mod sse;
 mod stop;
 mod template;
 mod tokenizer;
+mod tokens;
 mod usage;
 
 use std::sync::Arc;
@@ -56,6 +58,9 @@ pub fn router(front: Arc<Front>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/generate", post(generate::generate))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(models::health))
         .route("/metrics", get(models::metrics))
         .fallback(middleware::not_found)

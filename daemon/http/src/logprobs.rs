@@ -8,7 +8,8 @@ use crate::tokenizer::TextModel;
 /// JSON has no infinity; this is what an impossible token gets.
 const FLOOR: f32 = -9999.0;
 
-fn finite(logprob: f32) -> f32 {
+/// A number that JSON can hold.
+pub fn finite(logprob: f32) -> f32 {
     if logprob.is_nan() { FLOOR } else { logprob.clamp(FLOOR, 0.0) }
 }
 

@@ -128,7 +128,7 @@ impl ChatTemplate {
             matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
         });
         for (name, template) in templates {
-            environment.add_template_owned(name, template)?;
+            environment.add_template_owned(name, without_generation_marks(&template))?;
         }
         Ok(ChatTemplate { environment, special_tokens })
     }
@@ -166,6 +166,29 @@ impl ChatTemplate {
             TemplateError::Failed(describe(&why))
         })
     }
+}
+
+/// transformers lets templates mark what the assistant wrote, for training:
+/// `{% generation %}...{% endgeneration %}`. For a prompt the marks do nothing.
+fn without_generation_marks(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        rest = after;
+        let Some((statement, _)) = after.split_once("%}") else { break };
+        let word = statement.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let instead = match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        out.push_str(&statement.replace(word, instead));
+        rest = &after[statement.len()..];
+    }
+    out.push_str(rest);
+    out
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

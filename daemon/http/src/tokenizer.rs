@@ -123,6 +123,14 @@ impl TextModel {
                 ),
             ));
         }
+        self.encode_any(text, add_special_tokens)
+    }
+
+    /// As `encode`, of any length.
+    ///
+    /// # Errors
+    /// 500: the tokenizer failed.
+    pub fn encode_any(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
         let encoding = self
             .tokenizer
             .encode_fast(text, add_special_tokens)

@@ -27,16 +27,9 @@ impl Scheduler {
     /// The next plan, or `None` if no request has anything to feed.
     pub(crate) fn plan(&mut self, now_s: f64) -> Option<Plan> {
         let decoding = self.running.iter().filter(|&&key| self.requests[key].is_decoding()).count();
-        let (tokens, pages) = self.last_sizes;
         let rows = self.running.len() + 1;
         let mut draft = Draft {
-            plan: Plan {
-                step: self.plans,
-                installs: Vec::new(),
-                rows: Vec::with_capacity(rows),
-                tokens: Vec::with_capacity(tokens + rows),
-                pages: Vec::with_capacity(pages + rows),
-            },
+            plan: self.blank_plan(),
             sampled: Vec::with_capacity(rows),
             prefilled: Vec::new(),
             prefill_tokens: 0,
@@ -57,6 +50,7 @@ impl Scheduler {
         }
         let Draft { plan, sampled, prefill_tokens, .. } = draft;
         if plan.rows.is_empty() {
+            self.recycle(plan);
             return None;
         }
         self.in_flight.push_back(InFlight {
@@ -66,8 +60,18 @@ impl Scheduler {
             sampled,
         });
         self.plans += 1;
-        self.last_sizes = (plan.tokens.len(), plan.pages.len());
         Some(plan)
+    }
+
+    /// An empty plan, with the memory of one that has run if there is one.
+    fn blank_plan(&mut self) -> Plan {
+        let mut plan = self.spare.pop().unwrap_or_default();
+        plan.step = self.plans;
+        plan.installs.clear();
+        plan.rows.clear();
+        plan.tokens.clear();
+        plan.pages.clear();
+        plan
     }
 
     /// Rows for the running requests, by rank. Whoever is preempted comes after the one that needs its

@@ -67,6 +67,9 @@ impl<E: Executor> Driver<E> {
         let kept = usize::from(self.launched && self.scheduler.config().overlap);
         if self.scheduler.plans_in_flight() > kept {
             self.output = Some(self.executor.wait()?);
+            if let Some(plan) = self.executor.reclaim() {
+                self.scheduler.recycle(plan);
+            }
         }
         Ok(())
     }
@@ -76,14 +79,19 @@ impl<E: Executor> Driver<E> {
         self.output.is_none() && self.scheduler.is_idle()
     }
 
-    /// The scheduler, for its counters and state.
+    /// The scheduler, to look at.
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
     }
 
-    /// The scheduler, for what looks and does not change: counters and integrity need it mutable
-    /// because they settle what dropped page tables left behind.
+    /// The scheduler, for [`Scheduler::stats`] and [`Scheduler::check_integrity`], which first take
+    /// back what dropped page tables held.
     pub fn scheduler_mut(&mut self) -> &mut Scheduler {
         &mut self.scheduler
+    }
+
+    /// The executor, to look at.
+    pub fn executor(&self) -> &E {
+        &self.executor
     }
 }

@@ -107,8 +107,8 @@ pub struct Scheduler {
     pub(crate) draining: bool,
     pub(crate) arrivals: u64,
     pub(crate) plans: u64,
-    /// Sizes of the last plan's arrays, to allocate the next ones at once.
-    pub(crate) last_sizes: (usize, usize),
+    /// Plans that have run, whose memory the next ones use; at most as many as can be in flight.
+    pub(crate) spare: Vec<Plan>,
     /// Totals and the last step's numbers; the rest is filled in by [`Scheduler::stats`].
     pub(crate) totals: StepStats,
 }
@@ -136,7 +136,7 @@ impl Scheduler {
             draining: false,
             arrivals: 0,
             plans: 0,
-            last_sizes: (0, 0),
+            spare: Vec::new(),
             totals: StepStats::default(),
             config,
         })
@@ -167,6 +167,13 @@ impl Scheduler {
             step.plan = self.plan(now_s);
         }
         step
+    }
+
+    /// Takes back a plan that has run, for its memory. Optional, see [`crate::Executor::reclaim`].
+    pub fn recycle(&mut self, plan: Plan) {
+        if self.spare.len() < self.config.plans_in_flight() {
+            self.spare.push(plan);
+        }
     }
 
     /// The configuration it was made with.

@@ -39,6 +39,7 @@ impl MappedFile {
         // SAFETY: the mapping is private and read-only. Another process that writes to the file
         // meanwhile changes weights, or kills this worker with SIGBUS when it truncates it; the
         // bytes are only ever read as plain numbers, any of which is valid.
+        #[expect(unsafe_code, reason = "mapping a file")]
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         match SafeTensors::read_metadata(&map) {
             Ok((header_bytes, metadata)) => {

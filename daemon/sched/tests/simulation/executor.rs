@@ -24,6 +24,7 @@ pub struct SimExecutor {
     in_flight_max: usize,
     /// By row of the plan run last.
     last_sampled: Vec<Option<u32>>,
+    spent: Option<Plan>,
 }
 
 impl SimExecutor {
@@ -38,6 +39,7 @@ impl SimExecutor {
             launched: 0,
             in_flight_max: if config.overlap { 2 } else { 1 },
             last_sampled: Vec::new(),
+            spent: None,
         }
     }
 
@@ -141,6 +143,13 @@ impl Executor for SimExecutor {
         let nothing = || ExecutorError("nothing is in flight".into());
         let plan = self.queue.pop_front().ok_or_else(nothing)?;
         self.check_conflicts(&plan);
-        Ok(StepOutput { step: plan.step, sampled: self.run(&plan), seconds: 0.25 })
+        let sampled = self.run(&plan);
+        let step = plan.step;
+        self.spent = Some(plan);
+        Ok(StepOutput { step, sampled, seconds: 0.25 })
+    }
+
+    fn reclaim(&mut self) -> Option<Plan> {
+        self.spent.take()
     }
 }

@@ -1,9 +1,12 @@
-//! The scheduler in thousands of random worlds, with an executor that checks what it is told to
+//! The scheduler, first one behaviour at a time, then in thousands of random worlds, with an executor that checks what it is told to
 //! read and write, and clients that check every token against what they would get alone.
 //!
 //! `MINISGLD_SIM_WORLDS=N` runs N worlds a test instead of the default; `MINISGLD_SIM_SEED=S`
 //! runs the one world of a failure.
 
+#![allow(clippy::unwrap_used)] // A panic is how a test fails.
+
+mod behaviour;
 mod client;
 mod executor;
 mod model;
@@ -24,7 +27,7 @@ fn run_worlds(first_seed: u64) {
         return;
     }
     let mut all = Tally::default();
-    for seed in first_seed..first_seed + from_env("MINISGLD_SIM_WORLDS").unwrap_or(1_000) {
+    for seed in first_seed..first_seed + from_env("MINISGLD_SIM_WORLDS").unwrap_or(3_000) {
         // Only shown if it fails, and then the last one is the one.
         println!("MINISGLD_SIM_SEED={seed}");
         let tally = World::new(seed).run(TURNS);

@@ -106,6 +106,9 @@ impl World {
         if let Some(plan) = step.plan {
             self.executor.launch(plan).unwrap();
         }
+        if let Some(plan) = self.executor.reclaim().filter(|_| self.rng.one_in(2)) {
+            self.scheduler.recycle(plan);
+        }
         self.scheduler.check_integrity().unwrap();
         let stats = self.scheduler.stats();
         assert_eq!(stats.pages_free + stats.pages_cached + stats.pages_owned, stats.pages_total);

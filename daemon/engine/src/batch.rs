@@ -1,0 +1,201 @@
+//! A step's plan, unfolded once for all layers.
+//!
+//! Owns: what follows from a [`Plan`] and every op needs: the position of each token, where its keys and
+//! values go, which rows are sampled. Must never: change a plan, or let a broken one through.
+
+use std::sync::Arc;
+
+use minisgl_sched::{Plan, Row};
+
+/// One step, as ops see it. Its buffers are reused from step to step.
+#[derive(Debug, Default)]
+pub struct Batch {
+    plan: Arc<Plan>,
+    positions: Vec<u32>,
+    kv_slots: Vec<u32>,
+    sampled: Vec<SampledRow>,
+}
+
+/// A row whose next token is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledRow {
+    /// Index in [`Batch::rows`].
+    pub row: u32,
+    /// Index of the row's last token among the tokens of the batch.
+    pub last_token: u32,
+}
+
+impl Batch {
+    /// Unfolds `plan` for pages of `page_size` tokens, replacing what was here.
+    pub fn prepare(&mut self, plan: Arc<Plan>, page_size: usize) {
+        self.positions.clear();
+        self.kv_slots.clear();
+        self.sampled.clear();
+        for (index, row) in plan.rows.iter().enumerate() {
+            for position in row.start..row.start + row.len {
+                let page = plan.pages[row.pages_at as usize + position as usize / page_size];
+                self.positions.push(position);
+                self.kv_slots.push(page * page_size as u32 + position % page_size as u32);
+            }
+            if row.sample {
+                let last_token = row.tokens_at + row.len - 1;
+                self.sampled.push(SampledRow { row: index as u32, last_token });
+            }
+        }
+        self.plan = plan;
+    }
+
+    /// The plan itself.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Rows, in the order of the plan; their tokens lie one after the other.
+    pub fn rows(&self) -> &[Row] {
+        &self.plan.rows
+    }
+
+    /// Input tokens: a token id, or `-(r + 1)` for the one that row `r` of the step before sampled.
+    pub fn tokens(&self) -> &[i32] {
+        &self.plan.tokens
+    }
+
+    /// Position of each token in its request.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// Where each token's keys and values go: `page * page_size + offset in the page`.
+    pub fn kv_slots(&self) -> &[u32] {
+        &self.kv_slots
+    }
+
+    /// Rows to sample, in the order of rows.
+    pub fn sampled(&self) -> &[SampledRow] {
+        &self.sampled
+    }
+
+    /// Page table of a row.
+    pub fn pages(&self, row: &Row) -> &[u32] {
+        &self.plan.pages[row.pages_at as usize..]
+    }
+}
+
+/// What a plan may hold. A plan outside is a fault of the scheduler, and is refused whole before
+/// any rank has seen it.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanLimits {
+    /// Tokens of a step.
+    pub chunk_tokens: usize,
+    /// Requests running at once.
+    pub slots: usize,
+    /// Positions of a request.
+    pub max_len: usize,
+    /// KV pages.
+    pub pages: usize,
+    /// Tokens a page.
+    pub page_size: usize,
+    /// Vocabulary.
+    pub vocab_size: usize,
+}
+
+impl PlanLimits {
+    /// Checks `plan`, which follows `previous` (the rows of the plan before, and whether each was
+    /// sampled).
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self, plan: &Plan, previous: &[bool]) -> Result<(), String> {
+        let within = |what: &str, value: usize, limit: usize| {
+            if value <= limit { Ok(()) } else { Err(format!("{what} {value} exceeds {limit}")) }
+        };
+        within("number of tokens", plan.tokens.len(), self.chunk_tokens)?;
+        for install in &plan.installs {
+            within("installed slot", install.slot as usize + 1, self.slots)?;
+        }
+        let mut tokens = 0;
+        for (index, row) in plan.rows.iter().enumerate() {
+            let end = row.start as usize + row.len as usize;
+            let pages = end.div_ceil(self.page_size);
+            if row.len == 0 || row.tokens_at as usize != tokens {
+                return Err(format!(
+                    "row {index}: {} tokens at {}, expected at least one at {tokens}",
+                    row.len, row.tokens_at
+                ));
+            }
+            tokens += row.len as usize;
+            within("slot of a row", row.slot as usize + 1, self.slots)?;
+            within("end of a row", end, self.max_len)?;
+            within("page table of a row", row.pages_at as usize + pages, plan.pages.len())?;
+        }
+        if tokens != plan.tokens.len() {
+            return Err(format!("rows feed {tokens} tokens, the plan has {}", plan.tokens.len()));
+        }
+        for &page in &plan.pages {
+            within("page", page as usize + 1, self.pages)?;
+        }
+        for &token in &plan.tokens {
+            if let Ok(token) = usize::try_from(token) {
+                within("token id", token + 1, self.vocab_size)?;
+            } else if !previous.get(!token as usize).copied().unwrap_or(false) {
+                return Err(format!("row {} of the plan before sampled no token", !token));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: PlanLimits = PlanLimits {
+        chunk_tokens: 8,
+        slots: 2,
+        max_len: 10,
+        pages: 4,
+        page_size: 4,
+        vocab_size: 9,
+    };
+
+    fn plan() -> Plan {
+        let row = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, sample: true };
+        let decode = Row { slot: 1, start: 8, len: 1, tokens_at: 3, pages_at: 0, sample: false };
+        let pages = vec![3, 0, 2];
+        Plan { rows: vec![row, decode], tokens: vec![8, 0, 5, -1], pages, ..Plan::default() }
+    }
+
+    #[test]
+    fn a_batch_knows_positions_and_slots() {
+        let mut batch = Batch::default();
+        batch.prepare(Arc::new(plan()), 4);
+        assert_eq!(batch.positions(), [3, 4, 5, 8]);
+        assert_eq!(batch.kv_slots(), [3, 8, 9, 8]);
+        assert_eq!(batch.sampled(), [SampledRow { row: 0, last_token: 2 }]);
+    }
+
+    #[test]
+    fn a_broken_plan_is_refused() {
+        let check = |change: fn(&mut Plan)| {
+            let mut plan = plan();
+            change(&mut plan);
+            LIMITS.check(&plan, &[true])
+        };
+        assert_eq!(check(|_| ()), Ok(()));
+        type Change = fn(&mut Plan);
+        let broken: [(&str, Change); 8] = [
+            ("token id 10 exceeds 9", |plan| plan.tokens[0] = 9),
+            ("row 1 of the plan before", |plan| plan.tokens[3] = -2),
+            ("page 5 exceeds 4", |plan| plan.pages[2] = 4),
+            ("end of a row 11", |plan| plan.rows[1].start = 10),
+            ("slot of a row 3", |plan| plan.rows[0].slot = 2),
+            ("page table of a row", |plan| plan.pages.truncate(2)),
+            ("0 tokens at 3", |plan| plan.rows[1].len = 0),
+            ("the plan has 5", |plan| plan.tokens.push(1)),
+        ];
+        for (message, change) in broken {
+            let error = check(change).expect_err(message);
+            assert!(error.contains(message), "{error:?} should contain {message:?}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! How many KV pages a model gets.
+//!
+//! Owns: the memory budget. Must never: allocate.
+
+use minisgl_proto::LoadOptions;
+
+use crate::error::EngineError;
+
+/// What the number of KV pages depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Bytes that were available before weights were loaded.
+    pub available_bytes: u64,
+    /// Bytes of weights, over all ranks.
+    pub weight_bytes: u64,
+    /// Bytes of keys and values of one token, over all layers and ranks.
+    pub token_bytes: u64,
+    /// Positions that the model has.
+    pub max_position: u64,
+}
+
+/// The KV cache of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvSize {
+    /// Pages.
+    pub pages: u64,
+    /// Prompt plus generated tokens of one request, at most.
+    pub max_len: u64,
+}
+
+impl Budget {
+    /// `kv_tokens` if given; else what `memory_ratio` leaves, but no more than all running
+    /// requests together can fill.
+    ///
+    /// # Errors
+    /// No room for the tokens asked for, or, by ratio, for a single page or `max_len`.
+    pub fn kv_size(&self, options: &LoadOptions) -> Result<KvSize, EngineError> {
+        let page_size = u64::from(options.page_size);
+        let wanted_len = options.max_len.map_or(self.max_position, u64::from);
+        let pages = match options.kv_tokens {
+            Some(tokens) => {
+                let pages = tokens.div_ceil(page_size);
+                let left = self.available_bytes.saturating_sub(self.weight_bytes);
+                self.check(pages * page_size, left)?;
+                pages
+            }
+            None => {
+                let share = self.available_bytes as f64 * f64::from(options.memory_ratio);
+                let left = (share as u64).saturating_sub(self.weight_bytes);
+                let useful =
+                    u64::from(options.max_running).saturating_mul(wanted_len.div_ceil(page_size));
+                let pages = (left / (self.token_bytes * page_size)).min(useful);
+                if pages == 0 {
+                    self.check(page_size, left)?;
+                }
+                if let Some(len) = options.max_len {
+                    self.check(u64::from(len), left)?;
+                }
+                pages
+            }
+        };
+        let max_len = wanted_len.min(pages * page_size);
+        if let Some(len) = options.max_len
+            && max_len < u64::from(len)
+        {
+            return Err(EngineError::Option {
+                option: "max_len",
+                value: len.to_string(),
+                expected: format!("at most the {} tokens of the KV cache", pages * page_size),
+            });
+        }
+        if pages > u64::from(u32::MAX) / page_size {
+            return Err(EngineError::Option {
+                option: "kv_tokens",
+                value: (pages * page_size).to_string(),
+                expected: format!("at most {}", u32::MAX),
+            });
+        }
+        Ok(KvSize { pages, max_len })
+    }
+
+    fn check(&self, tokens: u64, budget_bytes: u64) -> Result<(), EngineError> {
+        let needed_bytes = tokens.saturating_mul(self.token_bytes);
+        if needed_bytes <= budget_bytes {
+            return Ok(());
+        }
+        Err(EngineError::Memory {
+            needed_bytes,
+            tokens,
+            budget_bytes,
+            available_bytes: self.available_bytes,
+            weight_bytes: self.weight_bytes,
+        })
+    }
+}
+
+/// Bytes that the system can give without swapping.
+///
+/// # Errors
+/// `/proc/meminfo` is not there or has no `MemAvailable`.
+pub fn available_bytes() -> Result<u64, EngineError> {
+    let path = "/proc/meminfo";
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| EngineError::System { what: format!("read {path}"), source })?;
+    parse_available(&text).ok_or_else(|| EngineError::System {
+        what: format!("read {path}"),
+        source: std::io::Error::other("it has no line MemAvailable"),
+    })
+}
+
+fn parse_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: Budget =
+        Budget { available_bytes: 10_000, weight_bytes: 1_000, token_bytes: 10, max_position: 100 };
+
+    fn options() -> LoadOptions {
+        LoadOptions { page_size: 16, memory_ratio: 0.5, max_running: 256, ..LoadOptions::default() }
+    }
+
+    #[test]
+    fn the_ratio_covers_weights_and_pages() {
+        let size = BUDGET.kv_size(&options()).unwrap();
+        // (5,000 - 1,000) / 160 bytes a page.
+        assert_eq!(size, KvSize { pages: 25, max_len: 100 });
+    }
+
+    #[test]
+    fn no_more_pages_than_requests_can_fill() {
+        let size = BUDGET.kv_size(&LoadOptions { max_running: 2, ..options() }).unwrap();
+        assert_eq!(size, KvSize { pages: 14, max_len: 100 });
+    }
+
+    #[test]
+    fn tokens_are_rounded_up_to_pages_and_bound_the_length() {
+        let size = BUDGET.kv_size(&LoadOptions { kv_tokens: Some(33), ..options() }).unwrap();
+        assert_eq!(size, KvSize { pages: 3, max_len: 48 });
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for options in [
+            LoadOptions { kv_tokens: Some(10_000), ..options() },
+            LoadOptions { memory_ratio: 0.1, ..options() },
+            LoadOptions { max_len: Some(401), ..options() },
+        ] {
+            let error = BUDGET.kv_size(&options).unwrap_err().to_string();
+            assert!(error.contains("no memory for the KV cache"), "{error}");
+        }
+        let options = LoadOptions { kv_tokens: Some(64), max_len: Some(65), ..options() };
+        let error = BUDGET.kv_size(&options).unwrap_err().to_string();
+        assert_eq!(error, "option max_len is 65: at most the 64 tokens of the KV cache");
+    }
+
+    #[test]
+    fn meminfo_is_in_kib() {
+        let text = "MemTotal:  8 kB\nMemAvailable:   123 kB\n";
+        assert_eq!(parse_available(text), Some(123 * 1024));
+        assert_eq!(parse_available("MemTotal: 8 kB\n"), None);
+    }
+}

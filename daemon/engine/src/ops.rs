@@ -1,0 +1,245 @@
+//! The operations that models are written in.
+//!
+//! Owns: the [`Ops`] trait, the seam between models and devices. A device is one implementation.
+//! Must never: know a model. An op is as large as the fusion that a GPU wants; where that is more than
+//! one step, the default is composed of smaller ops, and a device overrides what it does better.
+//!
+//! Shapes: `tokens` is the number of tokens of the batch; activations are `[tokens, width]`, row-major,
+//! in buffers that were allocated at load for the largest batch. Widths are those of this rank's shard.
+//! Nothing allocates device memory after [`Ops::allocate_kv`].
+
+pub mod cpu;
+
+use minisgl_proto::Sampled;
+use minisgl_sched::Install;
+
+use crate::batch::Batch;
+use crate::error::OpError;
+use crate::weights::HostTensor;
+
+/// What an op returns: on a GPU, that it was enqueued.
+pub type OpResult<T = ()> = Result<T, OpError>;
+
+/// Tokens on their way to the host. Redeemed by whoever waits for the step, on any thread, while the
+/// rank already runs the next one.
+pub trait Pending: Send {
+    /// Waits for the step's sampled tokens, one for each of [`Batch::sampled`].
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>>;
+}
+
+/// RMSNorm weights for each head of queries and keys (Qwen 3).
+pub struct HeadNorms<O: Ops> {
+    /// `[head_dim]`
+    pub query: O::Vector,
+    /// `[head_dim]`
+    pub key: O::Vector,
+}
+
+/// One rank of a device.
+pub trait Ops: Sized + Send {
+    /// A weight matrix `[outputs, inputs]`.
+    type Matrix: Send + Sync;
+    /// A norm's or bias's weights.
+    type Vector: Send + Sync;
+    /// Activations `[rows, width]`, room for the largest batch.
+    type Buffer: Send;
+
+    // Loading.
+
+    /// Uploads a matrix: `parts`, each whole rows of `inputs`, stacked.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Self::Matrix>;
+
+    /// Uploads a vector: `parts`, one after the other.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<Self::Vector>;
+
+    /// Activations of `width` for `rows` rows.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn buffer(&self, rows: usize, width: usize) -> OpResult<Self::Buffer>;
+
+    /// Bytes that all uploaded weights take on the device.
+    fn weight_bytes(&self) -> u64;
+
+    /// Reserves KV pages, once.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn allocate_kv(&mut self, pages: usize) -> OpResult;
+
+    // A step.
+
+    /// Starts a step: replaces the state of (re)started requests and takes what the batch needs to the
+    /// device, then issues `forward`. A device may record what `forward` issues and replay it.
+    ///
+    /// # Errors
+    /// Those of `forward` and of the device.
+    fn step<T: Send>(
+        &mut self,
+        batch: &Batch,
+        installs: &[Install],
+        forward: impl FnOnce(&mut Self) -> OpResult<T> + Send,
+    ) -> OpResult<T>;
+
+    /// `out[t] = table[tokens[t]]` for all tokens, those sampled in the step before included. `table` is
+    /// this rank's part of the vocabulary; `out` is complete on every rank.
+    ///
+    /// # Errors
+    /// A peer is gone.
+    fn embed(&mut self, batch: &Batch, table: &Self::Matrix, out: &mut Self::Buffer) -> OpResult;
+
+    /// `out = rms_norm(x) * weight` on the first `rows` rows.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        out: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// `residual += delta; out = rms_norm(residual) * weight`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn add_rms_norm(
+        &mut self,
+        rows: usize,
+        delta: &Self::Buffer,
+        residual: &mut Self::Buffer,
+        weight: &Self::Vector,
+        out: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// Sums `x` over all ranks, in the order of ranks, so that all hold the same bits.
+    ///
+    /// # Errors
+    /// A peer is gone.
+    fn all_reduce(&mut self, rows: usize, x: &mut Self::Buffer) -> OpResult;
+
+    /// The end of a row-parallel projection: sums `delta` over all ranks, then
+    /// [`Ops::add_rms_norm`]. `delta` is garbage afterwards.
+    ///
+    /// # Errors
+    /// A peer is gone.
+    fn reduce_add_rms_norm(
+        &mut self,
+        rows: usize,
+        delta: &mut Self::Buffer,
+        residual: &mut Self::Buffer,
+        weight: &Self::Vector,
+        out: &mut Self::Buffer,
+    ) -> OpResult {
+        self.all_reduce(rows, delta)?;
+        self.add_rms_norm(rows, delta, residual, weight, out)
+    }
+
+    /// `out = x weight^T (+ bias)`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn linear(
+        &mut self,
+        rows: usize,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// RMSNorm on each query and key head of `qkv` (`[tokens, (heads + 2 kv_heads) * head_dim]`).
+    ///
+    /// # Errors
+    /// The device failed.
+    fn head_norm(
+        &mut self,
+        rows: usize,
+        norms: &HeadNorms<Self>,
+        qkv: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// Rotates query and key heads of `qkv` by their tokens' positions.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn rope(&mut self, batch: &Batch, qkv: &mut Self::Buffer) -> OpResult;
+
+    /// Copies keys and values of `qkv` into their pages.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn write_kv(&mut self, batch: &Batch, layer: usize, qkv: &Self::Buffer) -> OpResult;
+
+    /// All that happens between the qkv projection and attention: norm of the heads, where the model
+    /// has one, rotation, and the write of keys and values.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn norm_rope_write_kv(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        norms: Option<&HeadNorms<Self>>,
+        qkv: &mut Self::Buffer,
+    ) -> OpResult {
+        if let Some(norms) = norms {
+            self.head_norm(batch.tokens().len(), norms, qkv)?;
+        }
+        self.rope(batch, qkv)?;
+        self.write_kv(batch, layer, qkv)
+    }
+
+    /// Causal attention of every token over its request's pages: `out` is `[tokens, heads * head_dim]`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        qkv: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// `out = silu(gate) * up`, with `gate_up` of `[rows, 2 * width]` and `out` of `[rows, width]`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn silu_mul(&mut self, rows: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer)
+    -> OpResult;
+
+    /// Keeps of each sampled row its last token: `to[i] = from[sampled[i].last_token]`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn gather_sampled(
+        &mut self,
+        batch: &Batch,
+        from: &Self::Buffer,
+        to: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// Samples the next token of each sampled row: logits over this rank's part of the vocabulary
+    /// (`hidden head^T`), gathered from all ranks, then the request's own sampling. Every rank draws
+    /// the same tokens and keeps them for the next step's [`Ops::embed`].
+    ///
+    /// # Errors
+    /// A peer is gone.
+    fn sample(
+        &mut self,
+        batch: &Batch,
+        head: &Self::Matrix,
+        hidden: &Self::Buffer,
+    ) -> OpResult<Box<dyn Pending>>;
+}

@@ -1,0 +1,366 @@
+//! The readable reference: every op in f32, on the threads of one rank.
+//!
+//! Owns: the CPU's memory for weights, activations and KV pages, and its thread pool. Must never: let
+//! a row's result depend on the rest of the batch: every op computes a row by the same additions in the
+//! same order, whatever runs beside it, whatever the page size, and however a prompt was chunked.
+
+mod attention;
+mod elementwise;
+mod kv;
+mod linear;
+mod simd;
+#[cfg(test)]
+mod tests;
+
+pub use kv::KvElement;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use minisgl_proto::Sampled;
+use minisgl_sched::Install;
+use pulp::Arch;
+
+use self::attention::Heads;
+use self::kv::KvPages;
+use self::linear::{Matrix, widen};
+use super::{HeadNorms, OpResult, Ops, Pending};
+use crate::batch::Batch;
+use crate::config::ModelConfig;
+use crate::error::OpError;
+use crate::model::rope;
+use crate::rank::collective::Member;
+use crate::rank::shard::{Shard, share};
+use crate::sampler::Sampler;
+use crate::weights::HostTensor;
+
+/// Rows whose logits are held at once: whole vocabularies are long.
+const LOGIT_ROWS: usize = 32;
+
+/// What a rank of CPU ops is made for.
+pub struct CpuSpec<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// This rank's share of it.
+    pub shard: &'a Shard,
+    /// Seat among the ranks.
+    pub member: Member,
+    /// Threads of this rank.
+    pub threads: usize,
+    /// Requests running at once.
+    pub slots: usize,
+    /// Tokens a KV page.
+    pub page_size: usize,
+    /// Element type of the KV pages.
+    pub kv_element: KvElement,
+}
+
+/// One CPU rank.
+pub struct CpuOps {
+    arch: Arch,
+    pool: Arc<rayon::ThreadPool>,
+    member: Member,
+    weight_bytes: AtomicU64,
+    layers: usize,
+    heads: Heads,
+    eps: f32,
+    page_size: usize,
+    kv_element: KvElement,
+    kv: Option<KvPages>,
+    frequencies: Vec<f32>,
+    /// Of the current batch: `[tokens, head_dim / 2]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    vocab_size: usize,
+    vocab: Range<usize>,
+    sampler: Sampler,
+    /// What each row of the last step sampled; 0 where it did not.
+    last_sampled: Vec<u32>,
+    /// Products on their way from columns to rows.
+    scratch: Vec<f32>,
+    /// `[LOGIT_ROWS, vocab]`, and this rank's columns of it.
+    logits: Vec<f32>,
+    logits_part: Vec<f32>,
+}
+
+/// Activations `[rows, width]`.
+pub struct Buffer {
+    data: Vec<f32>,
+    width: usize,
+}
+
+impl Buffer {
+    fn rows(&self, rows: usize) -> &[f32] {
+        &self.data[..rows * self.width]
+    }
+
+    fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
+        &mut self.data[..rows * self.width]
+    }
+}
+
+impl CpuOps {
+    /// A rank without weights or KV pages.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn new(spec: CpuSpec<'_>) -> OpResult<CpuOps> {
+        let CpuSpec { config, shard, member, threads, slots, page_size, kv_element } = spec;
+        let rank = shard.rank;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(move |index| format!("rank{rank}-cpu{index}"))
+            .build()
+            .map_err(|error| OpError {
+                operation: "start compute threads",
+                reason: format!("{threads} threads: {error}"),
+            })?;
+        let (heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
+        Ok(CpuOps {
+            arch: Arch::new(),
+            pool: Arc::new(pool),
+            member,
+            weight_bytes: 0.into(),
+            layers: config.layers,
+            heads: Heads { heads, kv_heads, head_dim: config.head_dim },
+            eps: config.rms_norm_eps,
+            page_size,
+            kv_element,
+            kv: None,
+            frequencies: rope::frequencies(config),
+            cos: Vec::new(),
+            sin: Vec::new(),
+            vocab_size: config.vocab_size,
+            vocab: shard.vocab.clone(),
+            sampler: Sampler::new(slots, config.vocab_size),
+            last_sampled: Vec::new(),
+            scratch: Vec::new(),
+            logits: Vec::new(),
+            logits_part: Vec::new(),
+        })
+    }
+
+    fn count(&self, bytes: usize) {
+        self.weight_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn kv(&self) -> OpResult<&KvPages> {
+        self.kv.as_ref().ok_or_else(no_kv)
+    }
+}
+
+fn no_kv() -> OpError {
+    OpError { operation: "attention", reason: "KV pages were never allocated".to_owned() }
+}
+
+/// A step that is over when it returns.
+struct Done(Vec<Sampled>);
+
+impl Pending for Done {
+    fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>> {
+        Ok(self.0)
+    }
+}
+
+impl Ops for CpuOps {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Buffer = Buffer;
+
+    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Matrix> {
+        let matrix = Matrix::new(parts, inputs, self.arch);
+        self.count(matrix.bytes());
+        Ok(matrix)
+    }
+
+    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<Vec<f32>> {
+        let vector = widen(parts);
+        self.count(size_of_val(vector.as_slice()));
+        Ok(vector)
+    }
+
+    fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
+        Ok(Buffer { data: vec![0.0; rows * width], width })
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes.load(Ordering::Relaxed)
+    }
+
+    fn allocate_kv(&mut self, pages: usize) -> OpResult {
+        let Heads { kv_heads, head_dim, .. } = self.heads;
+        let (element, layers, page_size) = (self.kv_element, self.layers, self.page_size);
+        self.kv = Some(KvPages::new(element, layers, pages, kv_heads, page_size, head_dim));
+        Ok(())
+    }
+
+    fn step<T: Send>(
+        &mut self,
+        batch: &Batch,
+        installs: &[Install],
+        forward: impl FnOnce(&mut Self) -> OpResult<T> + Send,
+    ) -> OpResult<T> {
+        installs.iter().for_each(|install| self.sampler.install(install));
+        self.cos.clear();
+        self.sin.clear();
+        for &position in batch.positions() {
+            for frequency in &self.frequencies {
+                // The product is rounded to f32, as in the code the checkpoints were trained with.
+                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                self.cos.push(cos as f32);
+                self.sin.push(sin as f32);
+            }
+        }
+        let pool = self.pool.clone();
+        pool.install(|| forward(self))
+    }
+
+    fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Buffer) -> OpResult {
+        let tokens = batch.tokens();
+        let width = out.width;
+        for (token, out) in tokens.iter().zip(out.data.chunks_exact_mut(width)) {
+            let id = match usize::try_from(*token) {
+                Ok(id) => id,
+                Err(_) => self.last_sampled[!*token as usize] as usize,
+            };
+            if self.vocab.contains(&id) {
+                table.row(self.arch, id - self.vocab.start, out);
+            } else {
+                out.fill(0.0);
+            }
+        }
+        self.all_reduce(tokens.len(), out)
+    }
+
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        weight: &Vec<f32>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        elementwise::rms_norm(self.arch, x.rows(rows), weight, self.eps, out.rows_mut(rows));
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        rows: usize,
+        delta: &Buffer,
+        residual: &mut Buffer,
+        weight: &Vec<f32>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        let (delta, residual) = (delta.rows(rows), residual.rows_mut(rows));
+        let out = out.rows_mut(rows);
+        elementwise::add_rms_norm(self.arch, delta, residual, weight, self.eps, out);
+        Ok(())
+    }
+
+    fn all_reduce(&mut self, rows: usize, x: &mut Buffer) -> OpResult {
+        if self.member.ranks() == 1 {
+            return Ok(());
+        }
+        self.member.all_reduce(x.rows_mut(rows))
+    }
+
+    fn linear(
+        &mut self,
+        rows: usize,
+        weight: &Matrix,
+        bias: Option<&Vec<f32>>,
+        x: &Buffer,
+        out: &mut Buffer,
+    ) -> OpResult {
+        let bias = bias.map(Vec::as_slice);
+        let (x, out) = (x.rows(rows), out.rows_mut(rows));
+        linear::linear(self.arch, weight, bias, x, out, &mut self.scratch);
+        Ok(())
+    }
+
+    fn head_norm(&mut self, rows: usize, norms: &HeadNorms<Self>, qkv: &mut Buffer) -> OpResult {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let (stride, keys_at) = (qkv.width, heads * head_dim);
+        let (arch, eps, x) = (self.arch, self.eps, qkv.rows_mut(rows));
+        elementwise::head_norm(arch, x, stride, 0, heads, &norms.query, eps);
+        elementwise::head_norm(arch, x, stride, keys_at, kv_heads, &norms.key, eps);
+        Ok(())
+    }
+
+    fn rope(&mut self, batch: &Batch, qkv: &mut Buffer) -> OpResult {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let stride = qkv.width;
+        let x = qkv.rows_mut(batch.tokens().len());
+        elementwise::rope(x, stride, heads + kv_heads, head_dim, &self.cos, &self.sin);
+        Ok(())
+    }
+
+    fn write_kv(&mut self, batch: &Batch, layer: usize, qkv: &Buffer) -> OpResult {
+        let keys_at = self.heads.heads * self.heads.head_dim;
+        let rows = qkv.rows(batch.tokens().len());
+        let kv = self.kv.as_mut().ok_or_else(no_kv)?;
+        kv.write(batch, layer, rows, qkv.width, keys_at);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        qkv: &Buffer,
+        out: &mut Buffer,
+    ) -> OpResult {
+        let tokens = batch.tokens().len();
+        let (qkv, out) = (qkv.rows(tokens), out.rows_mut(tokens));
+        attention::attention(self.arch, self.heads, self.kv()?, layer, batch, qkv, out);
+        Ok(())
+    }
+
+    fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
+        let width = out.width;
+        elementwise::silu_mul(self.arch, gate_up.rows(rows), out.rows_mut(rows), width);
+        Ok(())
+    }
+
+    fn gather_sampled(&mut self, batch: &Batch, from: &Buffer, to: &mut Buffer) -> OpResult {
+        let width = to.width;
+        for (row, to) in batch.sampled().iter().zip(to.data.chunks_exact_mut(width)) {
+            to.copy_from_slice(&from.data[row.last_token as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        batch: &Batch,
+        head: &Matrix,
+        hidden: &Buffer,
+    ) -> OpResult<Box<dyn Pending>> {
+        self.last_sampled.clear();
+        self.last_sampled.resize(batch.rows().len(), 0);
+        let mut all = Vec::with_capacity(batch.sampled().len());
+        let (ranks, vocab, part) = (self.member.ranks(), self.vocab_size, self.vocab.len());
+        for (block, rows) in batch.sampled().chunks(LOGIT_ROWS).enumerate() {
+            let x = &hidden.data[block * LOGIT_ROWS * hidden.width..][..rows.len() * hidden.width];
+            self.logits.resize(rows.len() * vocab, 0.0);
+            if ranks == 1 {
+                let logits = &mut self.logits;
+                linear::linear(self.arch, head, None, x, logits, &mut self.scratch);
+            } else {
+                self.logits_part.resize(rows.len() * part, 0.0);
+                let logits = &mut self.logits_part;
+                linear::linear(self.arch, head, None, x, logits, &mut self.scratch);
+                let columns = |rank| share(vocab, ranks, rank);
+                self.member.all_gather(logits, vocab, columns, &mut self.logits)?;
+            }
+            for (sampled, logits) in rows.iter().zip(self.logits.chunks_exact(vocab)) {
+                let row = &batch.rows()[sampled.row as usize];
+                let sampled_token = self.sampler.sample(row.slot, logits, row.sample_position());
+                self.last_sampled[sampled.row as usize] = sampled_token.token;
+                all.push(sampled_token);
+            }
+        }
+        Ok(Box::new(Done(all)))
+    }
+}

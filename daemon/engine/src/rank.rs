@@ -1,0 +1,242 @@
+//! Tensor-parallel ranks: one thread each, with its own shard, KV pages and sampler.
+//!
+//! Owns: the threads, and that a rank's failure becomes everyone's, in words, and never a hang.
+//! Must never: know a model or a device; a rank runs whatever [`Runner`] it was given.
+//!
+//! ```text
+//!   engine                       rank r (one thread each)
+//!     | -- AllocateKv(pages) ----> |
+//!     | <--------------- KvReady - |
+//!     | -- Run(Arc<Plan>) -------> |  every rank gets every plan, in the same order
+//!     | <------- Step, from rank 0 |
+//!     | <------ Failed, from any r |  then the group is poisoned, and all ranks end
+//! ```
+
+pub mod collective;
+pub mod shard;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use minisgl_sched::Plan;
+
+use crate::error::EngineError;
+use crate::ops::{OpResult, Pending};
+use collective::Group;
+
+/// Plans in flight at most: one running, one queued behind it.
+pub const IN_FLIGHT_MAX: usize = 2;
+
+/// What a rank does.
+pub trait Runner {
+    /// Reserves KV pages.
+    ///
+    /// # Errors
+    /// No memory.
+    fn allocate_kv(&mut self, pages: usize) -> OpResult;
+
+    /// Runs a plan, or on a GPU enqueues it.
+    ///
+    /// # Errors
+    /// An op failed; the rank cannot go on.
+    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>>;
+}
+
+/// What a rank reports.
+pub enum Event {
+    /// Bytes of a tensor were read.
+    Read {
+        /// How many.
+        bytes: u64,
+        /// Of which tensor.
+        tensor: String,
+    },
+    /// The rank holds its weights.
+    Loaded {
+        /// Bytes they take.
+        weight_bytes: u64,
+    },
+    /// The weights cannot be loaded.
+    LoadFailed(EngineError),
+    /// KV pages are there.
+    KvReady,
+    /// Rank 0 has run a plan.
+    Step {
+        /// [`Plan::step`].
+        step: u64,
+        /// When it started.
+        started: Instant,
+        /// Its tokens.
+        pending: Box<dyn Pending>,
+    },
+    /// The rank is gone.
+    Failed {
+        /// Which.
+        rank: usize,
+        /// What it was doing.
+        operation: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+enum Command {
+    AllocateKv(usize),
+    Run(Arc<Plan>),
+}
+
+/// All ranks of one worker.
+pub struct Ranks {
+    commands: Vec<SyncSender<Command>>,
+    events: Receiver<Event>,
+    threads: Vec<JoinHandle<()>>,
+    group: Arc<Group>,
+}
+
+/// How a rank reports while it loads.
+pub struct Reporter {
+    events: Sender<Event>,
+}
+
+impl Reporter {
+    /// Bytes of a tensor were read.
+    pub fn read(&self, bytes: u64, tensor: &str) {
+        // Nobody listens any more when loading has failed on another rank.
+        let _ = self.events.send(Event::Read { bytes, tensor: tensor.to_owned() });
+    }
+}
+
+impl Ranks {
+    /// Starts `count` threads; each makes its runner with `load`, which returns it with the bytes of
+    /// its weights.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn spawn<R: Runner>(
+        count: usize,
+        group: Arc<Group>,
+        load: impl Fn(usize, &Reporter) -> Result<(R, u64), EngineError> + Send + Sync + 'static,
+    ) -> Result<Ranks, EngineError> {
+        let (events_in, events) = channel();
+        let load = Arc::new(load);
+        let mut ranks = Ranks { commands: Vec::new(), events, threads: Vec::new(), group };
+        for rank in 0..count {
+            let (commands_in, commands) = sync_channel(IN_FLIGHT_MAX);
+            let (events, load, group) = (events_in.clone(), load.clone(), ranks.group.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("rank{rank}"))
+                .spawn(move || run(rank, &group, &events, &commands, &*load))
+                .map_err(|source| EngineError::System {
+                    what: format!("start the thread of rank {rank}"),
+                    source,
+                })?;
+            ranks.commands.push(commands_in);
+            ranks.threads.push(thread);
+        }
+        Ok(ranks)
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Has every rank reserve `pages` pages.
+    pub fn allocate_kv(&self, pages: usize) {
+        self.send(|| Command::AllocateKv(pages));
+    }
+
+    /// Queues a plan on every rank.
+    pub fn run(&self, plan: &Arc<Plan>) {
+        self.send(|| Command::Run(plan.clone()));
+    }
+
+    /// The queue never fills: no more than [`IN_FLIGHT_MAX`] commands are unanswered. A rank that is gone
+    /// has left its reason among the events.
+    fn send(&self, command: impl Fn() -> Command) {
+        for commands in &self.commands {
+            if let Err(TrySendError::Full(_)) = commands.try_send(command()) {
+                self.group.poison("a rank fell behind: more than two plans in flight");
+            }
+        }
+    }
+
+    /// The next event, from any rank. `None` when all ranks are gone.
+    pub fn next(&self) -> Option<Event> {
+        self.events.recv().ok()
+    }
+}
+
+impl Drop for Ranks {
+    /// Ends all ranks: a collective in progress fails, queued plans are not run.
+    fn drop(&mut self) {
+        self.group.poison("the engine is shutting down");
+        self.commands.clear();
+        for thread in self.threads.drain(..) {
+            // A panic of a rank was caught in the rank.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A rank's thread.
+fn run<R: Runner>(
+    rank: usize,
+    group: &Group,
+    events: &Sender<Event>,
+    commands: &Receiver<Command>,
+    load: &impl Fn(usize, &Reporter) -> Result<(R, u64), EngineError>,
+) {
+    let mut doing = "load weights".to_owned();
+    let result = catch_unwind(AssertUnwindSafe(|| -> OpResult {
+        let (mut runner, weight_bytes) = match load(rank, &Reporter { events: events.clone() }) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let _ = events.send(Event::LoadFailed(error));
+                return Ok(());
+            }
+        };
+        // Sending fails when the engine is gone; then commands end, too.
+        let _ = events.send(Event::Loaded { weight_bytes });
+        for command in commands {
+            match command {
+                Command::AllocateKv(pages) => {
+                    doing = format!("allocate {pages} KV pages");
+                    runner.allocate_kv(pages)?;
+                    let _ = events.send(Event::KvReady);
+                }
+                Command::Run(plan) => {
+                    let (step, tokens) = (plan.step, plan.tokens.len());
+                    doing = format!("step {step} ({} rows, {tokens} tokens)", plan.rows.len());
+                    let started = Instant::now();
+                    let pending = runner.run(plan)?;
+                    if rank == 0 {
+                        let _ = events.send(Event::Step { step, started, pending });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }));
+    let reason = match result {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("panicked: {}", panic_message(&*panic)),
+    };
+    // The cause goes out before the peers learn of it and report that they cannot go on either.
+    let message = format!("rank {rank} failed in {doing}: {reason}");
+    let _ = events.send(Event::Failed { rank, operation: doing, reason });
+    group.poison(&message);
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

@@ -1,0 +1,69 @@
+//! Which part of a model a rank holds.
+//!
+//! Owns: the division (Shoeybi et al., Megatron-LM, 2019): heads and MLP columns are divided, the
+//! projections behind them are divided along their inputs and summed; the vocabulary is divided as evenly
+//! as it goes. With more ranks than KV heads, each KV head is held by several ranks.
+
+use std::ops::Range;
+
+use crate::config::ModelConfig;
+use crate::error::EngineError;
+
+/// One rank's share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// This rank, in `0..tp`.
+    pub rank: usize,
+    /// Ranks.
+    pub tp: usize,
+    /// Query heads.
+    pub heads: Range<usize>,
+    /// KV heads; `heads` divides evenly among them.
+    pub kv_heads: Range<usize>,
+    /// Columns of the MLP.
+    pub intermediate: Range<usize>,
+    /// Rows of embedding and head.
+    pub vocab: Range<usize>,
+}
+
+impl Shard {
+    /// The share of `rank` of `tp`.
+    ///
+    /// # Errors
+    /// `tp` does not divide the heads; the error lists what does.
+    pub fn new(config: &ModelConfig, tp: usize, rank: usize) -> Result<Shard, EngineError> {
+        let (heads, kv_heads) = (config.heads, config.kv_heads);
+        if !divides(config, tp) {
+            let possible = (1..=heads).filter(|&tp| divides(config, tp)).collect();
+            return Err(EngineError::TensorParallel { tp, heads, kv_heads, possible });
+        }
+        let kv = if tp <= kv_heads {
+            share(kv_heads, tp, rank)
+        } else {
+            let head = rank * kv_heads / tp;
+            head..head + 1
+        };
+        Ok(Shard {
+            rank,
+            tp,
+            heads: share(heads, tp, rank),
+            kv_heads: kv,
+            intermediate: share(config.intermediate_size, tp, rank),
+            vocab: share(config.vocab_size, tp, rank),
+        })
+    }
+}
+
+/// Part `rank` of `0..count` divided among `tp`, as evenly as it goes.
+pub fn share(count: usize, tp: usize, rank: usize) -> Range<usize> {
+    rank * count / tp..(rank + 1) * count / tp
+}
+
+fn divides(config: &ModelConfig, tp: usize) -> bool {
+    let (heads, kv_heads) = (config.heads, config.kv_heads);
+    tp > 0
+        && heads.is_multiple_of(tp)
+        && (kv_heads.is_multiple_of(tp) || tp.is_multiple_of(kv_heads))
+        && tp <= config.intermediate_size
+        && tp <= config.vocab_size
+}

@@ -1,0 +1,167 @@
+//! Plays the scheduler: greedy generation for many requests at once, chunked, with scattered pages.
+
+use std::path::Path;
+
+use minisgl_engine::{Engine, EngineInfo};
+use minisgl_proto::{LoadOptions, Sampled, SamplingParams};
+use minisgl_sched::{Executor, Install, Plan, Row};
+
+use super::Random;
+
+/// How requests are run.
+#[derive(Clone, Debug)]
+pub struct Drive {
+    /// Tokens of a step.
+    pub chunk: usize,
+    /// Launch a step before the one before has been waited for.
+    pub overlap: bool,
+    /// Tokens to generate for each request.
+    pub new_tokens: usize,
+    /// Most likely tokens to report.
+    pub logprobs: Option<u32>,
+    /// Of page scattering.
+    pub seed: u64,
+}
+
+impl Default for Drive {
+    fn default() -> Self {
+        Drive { chunk: 64, overlap: true, new_tokens: 8, logprobs: Some(50), seed: 1 }
+    }
+}
+
+/// Loads with small, sensible options where `options` leaves the default.
+pub fn load(dir: &Path, options: LoadOptions) -> (Engine, EngineInfo) {
+    let options =
+        LoadOptions { kv_tokens: options.kv_tokens.or(Some(2048)), threads: 2, ..options };
+    Engine::load(dir, &options, &mut |_| ()).unwrap()
+}
+
+struct Request {
+    prompt: Vec<u32>,
+    pages: Vec<u32>,
+    /// Positions fed by launched plans.
+    fed: usize,
+    /// Row of the last launched plan, if it was sampled there.
+    last_row: Option<usize>,
+    output: Vec<Sampled>,
+}
+
+/// Generates `new_tokens` for every prompt; all run together.
+pub fn generate(
+    engine: &mut Engine,
+    info: &EngineInfo,
+    first_step: &mut u64,
+    prompts: &[Vec<u32>],
+    drive: &Drive,
+) -> Vec<Vec<Sampled>> {
+    let mut random = Random(drive.seed);
+    let page_size = info.page_size as usize;
+    let mut free: Vec<u32> = (0..info.kv_pages).collect();
+    for i in (1..free.len()).rev() {
+        free.swap(i, random.below(i + 1));
+    }
+    let mut requests: Vec<Request> = prompts
+        .iter()
+        .map(|prompt| {
+            let pages = (prompt.len() + drive.new_tokens).div_ceil(page_size);
+            let pages = free.split_off(free.len() - pages);
+            Request { prompt: prompt.clone(), pages, fed: 0, last_row: None, output: Vec::new() }
+        })
+        .collect();
+
+    let mut in_flight: Vec<Vec<usize>> = Vec::new();
+    loop {
+        let (plan, sampled) = next_plan(&mut requests, drive, page_size, *first_step);
+        let idle = plan.rows.is_empty();
+        if !idle {
+            engine.launch(plan).unwrap();
+            *first_step += 1;
+            in_flight.push(sampled);
+        }
+        let keep = usize::from(drive.overlap && !idle);
+        while in_flight.len() > keep {
+            let output = engine.wait().unwrap();
+            let owners = in_flight.remove(0);
+            assert_eq!(output.sampled.len(), owners.len());
+            for (owner, sampled) in owners.into_iter().zip(output.sampled) {
+                requests[owner].output.push(sampled);
+            }
+        }
+        if idle {
+            return requests.into_iter().map(|request| request.output).collect();
+        }
+    }
+}
+
+/// A plan, and which request each sampled row belongs to.
+fn next_plan(
+    requests: &mut [Request],
+    drive: &Drive,
+    page_size: usize,
+    step: u64,
+) -> (Plan, Vec<usize>) {
+    let mut plan = Plan { step, ..Plan::default() };
+    let mut owners = Vec::new();
+    // Decode rows last or first, in turn.
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    if step % 2 == 1 {
+        order.reverse();
+    }
+    for slot in order {
+        let request = &mut requests[slot];
+        let last_row = request.last_row.take();
+        let end = request.prompt.len() + drive.new_tokens - 1;
+        let room = drive.chunk - plan.tokens.len();
+        if request.fed == end || room == 0 {
+            request.last_row = None;
+            continue;
+        }
+        if request.fed == 0 {
+            plan.installs.push(Install {
+                slot: slot as u32,
+                sampling: SamplingParams { logprobs: drive.logprobs, ..SamplingParams::default() },
+                history: Vec::new(),
+                prompt_len: request.prompt.len() as u32,
+                banned_until_min: Vec::new(),
+                min_tokens: 0,
+                generated: 0,
+            });
+        }
+        let start = request.fed;
+        let (tokens, sample): (Vec<i32>, bool) = if start < request.prompt.len() {
+            let stop = request.prompt.len().min(start + room);
+            let tokens = request.prompt[start..stop].iter().map(|&token| token as i32).collect();
+            (tokens, stop == request.prompt.len())
+        } else {
+            let generated = start - request.prompt.len();
+            let token = match request.output.get(generated) {
+                Some(sampled) => sampled.token as i32,
+                None => -(last_row.expect("sampled in the plan before") as i32 + 1),
+            };
+            (vec![token], true)
+        };
+        request.fed += tokens.len();
+        let row = Row {
+            slot: slot as u32,
+            start: start as u32,
+            len: tokens.len() as u32,
+            tokens_at: plan.tokens.len() as u32,
+            pages_at: plan.pages.len() as u32,
+            sample,
+        };
+        if sample {
+            request.last_row = Some(plan.rows.len());
+            owners.push(slot);
+        }
+        plan.rows.push(row);
+        plan.tokens.extend(tokens);
+        plan.pages.extend(&request.pages[..request.fed.div_ceil(page_size)]);
+    }
+    (plan, owners)
+}
+
+/// The tokens alone.
+pub fn tokens(outputs: &[Vec<Sampled>]) -> Vec<Vec<u32>> {
+    let ids = |output: &Vec<Sampled>| output.iter().map(|sampled| sampled.token).collect();
+    outputs.iter().map(ids).collect()
+}

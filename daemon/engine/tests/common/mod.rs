@@ -1,0 +1,103 @@
+//! Tiny random models on disk, a driver that plays the scheduler, and a naive forward pass.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+pub mod driver;
+pub mod oracle;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use half::{bf16, f16};
+use minisgl_engine::config::ModelConfig;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// In [-1, 1).
+    pub fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
+        (0..count).map(|_| self.below(vocab) as u32).collect()
+    }
+}
+
+/// Odd sizes on purpose: no dimension is a multiple of a vector or a tile.
+pub fn config(architecture: &str, heads: usize, kv_heads: usize, head_dim: usize) -> Value {
+    json!({
+        "architectures": [architecture],
+        "vocab_size": 67,
+        "hidden_size": 44,
+        "intermediate_size": 58,
+        "num_hidden_layers": 3,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 256,
+        "rope_theta": 1000.0,
+        "sliding_window": null,
+        "tie_word_embeddings": architecture == "Qwen3ForCausalLM",
+        "eos_token_id": 2,
+    })
+}
+
+/// Writes `config.json` and random weights, rounded to `dtype`; returns the weights as f32.
+pub fn write_model(
+    dir: &Path,
+    config: &Value,
+    dtype: Dtype,
+    seed: u64,
+) -> (ModelConfig, HashMap<String, Vec<f32>>) {
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let mut random = Random(seed);
+    let mut weights = HashMap::new();
+    let mut raw = Vec::new();
+    for (name, shape) in config.tensors() {
+        let len: usize = shape.iter().product();
+        let norm = name.ends_with("norm.weight");
+        // Large enough that attention and activation are far from linear.
+        let scale = if norm { 0.5 } else { 2.0 / (*shape.last().unwrap() as f32).sqrt() };
+        let draw = |_| random.float() * scale + if norm { 1.0 } else { 0.0 };
+        let values: Vec<f32> = (0..len).map(draw).collect();
+        let (bytes, values): (Vec<u8>, Vec<f32>) = match dtype {
+            Dtype::BF16 => {
+                let values: Vec<_> = values.into_iter().map(bf16::from_f32).collect();
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                (bytes, values.into_iter().map(bf16::to_f32).collect())
+            }
+            Dtype::F16 => {
+                let values: Vec<_> = values.into_iter().map(f16::from_f32).collect();
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                (bytes, values.into_iter().map(f16::to_f32).collect())
+            }
+            _ => (values.iter().flat_map(|value| value.to_le_bytes()).collect(), values),
+        };
+        raw.push((name.clone(), shape, bytes));
+        weights.insert(name, values);
+    }
+    let views = raw.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    (config, weights)
+}

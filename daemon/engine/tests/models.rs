@@ -1,0 +1,146 @@
+//! Whole tiny models: against a naive forward pass, and against themselves run in other ways.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::driver::{Drive, generate, load, tokens};
+use common::{Random, config, oracle, write_model};
+use minisgl_proto::{KvDtype, LoadOptions, Sampled};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+const ARCHITECTURES: [&str; 4] =
+    ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+
+fn prompts(seed: u64) -> Vec<Vec<u32>> {
+    let mut random = Random(seed);
+    [1, 2, 15, 16, 17, 70, 33].iter().map(|&len| random.tokens(len, 67)).collect()
+}
+
+fn run(
+    dir: &std::path::Path,
+    options: LoadOptions,
+    prompts: &[Vec<u32>],
+    drive: &Drive,
+) -> Vec<Vec<Sampled>> {
+    let (mut engine, info) = load(dir, options);
+    generate(&mut engine, &info, &mut 0, prompts, drive)
+}
+
+/// Teacher-forces the engine's own tokens through the naive forward pass.
+fn against_oracle(config: &Value, dtype: Dtype, options: LoadOptions, tolerance: f64) {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, weights) = write_model(dir.path(), config, dtype, 7);
+    let prompts = prompts(3);
+    let outputs = run(dir.path(), options, &prompts, &Drive::default());
+    for (prompt, output) in prompts.iter().zip(&outputs) {
+        let mut sequence = prompt.clone();
+        sequence.extend(output.iter().map(|sampled| sampled.token));
+        let expected = oracle::log_probabilities(&config, &weights, &sequence);
+        for (i, sampled) in output.iter().enumerate() {
+            let expected = &expected[prompt.len() - 1 + i];
+            let best = expected.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let of_token = expected[sampled.token as usize];
+            assert!(best - of_token < 2.0 * tolerance, "token {i} is not the most likely one");
+            assert!((of_token - f64::from(sampled.logprob.unwrap())).abs() < tolerance);
+            assert_eq!(sampled.top.len(), 50);
+            for top in &sampled.top {
+                let difference = (expected[top.token as usize] - f64::from(top.logprob)).abs();
+                assert!(
+                    difference < tolerance,
+                    "{:?}: {top:?} is {difference} off",
+                    config.architecture
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_architecture_matches_the_naive_forward_pass() {
+    for architecture in ARCHITECTURES {
+        let config = config(architecture, 6, 2, 10);
+        against_oracle(&config, Dtype::BF16, LoadOptions::default(), 2e-4);
+    }
+}
+
+#[test]
+fn every_weight_type_and_scaling_matches() {
+    for dtype in [Dtype::F16, Dtype::F32] {
+        against_oracle(&config("LlamaForCausalLM", 5, 1, 24), dtype, LoadOptions::default(), 2e-4);
+    }
+    for scaling in [
+        json!({"rope_type": "linear", "factor": 4.0}),
+        json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+    ] {
+        let mut config = config("LlamaForCausalLM", 8, 1, 16);
+        config["rope_scaling"] = scaling;
+        against_oracle(&config, Dtype::BF16, LoadOptions::default(), 2e-4);
+    }
+}
+
+#[test]
+fn bf16_pages_are_close() {
+    let options = LoadOptions { kv_dtype: KvDtype::Bf16, ..LoadOptions::default() };
+    against_oracle(&config("LlamaForCausalLM", 6, 2, 16), Dtype::BF16, options, 0.2);
+}
+
+/// On one rank results are the same bits, however they came about.
+#[test]
+fn batch_chunk_page_and_overlap_change_no_bit() {
+    for architecture in ARCHITECTURES {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config(architecture, 6, 2, 10), Dtype::BF16, 11);
+        let prompts = prompts(5);
+        let drive = Drive::default();
+        let crowd = run(dir.path(), LoadOptions::default(), &prompts, &drive);
+        for page_size in [1, 7, 64] {
+            let options = LoadOptions { page_size, ..LoadOptions::default() };
+            assert_eq!(run(dir.path(), options, &prompts, &drive), crowd, "page size {page_size}");
+        }
+        for (chunk, overlap) in [(7, true), (16, false), (160, true)] {
+            let drive = Drive { chunk, overlap, seed: 9, ..drive.clone() };
+            assert_eq!(
+                run(dir.path(), LoadOptions::default(), &prompts, &drive),
+                crowd,
+                "{drive:?}"
+            );
+        }
+        let (mut engine, info) = load(dir.path(), LoadOptions::default());
+        let mut step = 0;
+        for (prompt, expected) in prompts.iter().zip(&crowd) {
+            let alone =
+                generate(&mut engine, &info, &mut step, std::slice::from_ref(prompt), &drive);
+            assert_eq!(&alone[0], expected, "alone");
+        }
+        let one =
+            run(dir.path(), LoadOptions::default(), &prompts[2..3], &Drive { chunk: 1, ..drive });
+        assert_eq!(one[0], crowd[2], "token by token");
+    }
+}
+
+#[test]
+fn ranks_agree() {
+    for (architecture, heads, kv_heads, degrees) in [
+        ("LlamaForCausalLM", 9, 3, &[3, 9][..]),
+        ("MistralForCausalLM", 4, 4, &[2, 4][..]),
+        ("Qwen2ForCausalLM", 8, 2, &[2, 4, 8][..]),
+        ("Qwen3ForCausalLM", 8, 4, &[2, 4, 8][..]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config(architecture, heads, kv_heads, 8), Dtype::BF16, 13);
+        let prompts = prompts(17);
+        let alone = run(dir.path(), LoadOptions::default(), &prompts, &Drive::default());
+        for &tp in degrees {
+            let options = LoadOptions { tp, ..LoadOptions::default() };
+            let sharded = run(dir.path(), options, &prompts, &Drive::default());
+            assert_eq!(tokens(&sharded), tokens(&alone), "{architecture}, tp {tp}");
+            for (sharded, alone) in sharded.iter().flatten().zip(alone.iter().flatten()) {
+                let difference = (sharded.logprob.unwrap() - alone.logprob.unwrap()).abs();
+                assert!(difference < 1e-3, "{architecture}, tp {tp}: {difference} apart");
+            }
+        }
+    }
+}
