@@ -37,7 +37,8 @@ fn two_thousand_requests_dropped_at_random_moments() {
 
 /// One request, left at a random moment: while sending, at once, a little later, after some events.
 fn come_and_go(daemon: &Daemon, random: &mut Random) {
-    let length = 1 + random.below(200) as u32;
+    // Short prompts mostly: the test is about leaving, not about arithmetic.
+    let length = if random.below(16) == 0 { 600 } else { 1 + random.below(40) as u32 };
     let first = random.below(1000) as u32;
     let body = json!({
         "model": "smollm2",

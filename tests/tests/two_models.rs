@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
 use minisgl_proto::LoadOptions;
+use minisgl_tests::generate::{output_ids, request};
 use minisgl_tests::{Daemon, greedy, model_options, paths};
 use serde_json::json;
 
@@ -24,19 +25,16 @@ fn one_is_unloaded_while_the_other_streams() {
     let nameless = daemon.post("/generate", &json!({"input_ids": prompt}));
     assert_eq!(nameless.status, 400, "{}", nameless.text());
 
-    let body = json!({
-        "model": "first",
-        "input_ids": prompt,
-        "stream": true,
-        "sampling_params": {"temperature": 0, "max_new_tokens": 100, "ignore_eos": true},
-    });
+    let sampling = json!({"temperature": 0, "max_new_tokens": 100, "ignore_eos": true});
+    let mut body = request("first", &prompt, &sampling);
+    body["stream"] = true.into();
     let mut events = daemon.events("/generate", &body);
     events.next_event().unwrap().expect("the first token");
     let worker = daemon.status("org/second").pid.unwrap();
     daemon.unload("org/second", false);
     assert!(!is_running(worker), "the worker of an unloaded model is gone");
     let last = events.rest().unwrap().pop().expect("the stream goes on");
-    assert_eq!(last["output_ids"], json!(expected), "{last}");
+    assert_eq!(output_ids(&last), expected, "{last}");
     assert_eq!(last["meta_info"]["finish_reason"]["type"], "length", "{last}");
 
     let gone = daemon.post("/generate", &json!({"model": "org/second", "input_ids": prompt}));
