@@ -19,17 +19,33 @@ pub struct Generated {
 
 /// Generates with these `sampling_params`.
 pub fn generate(daemon: &Daemon, model: &str, prompt: &[u32], sampling: &Value) -> Generated {
-    let body = json!({"model": model, "input_ids": prompt, "sampling_params": sampling});
-    let raw = daemon.post("/generate", &body).ok();
-    let ids = serde_json::from_value(raw["output_ids"].clone());
+    let raw = daemon.post("/generate", &request(model, prompt, sampling)).ok();
     let count =
         |key: &str| raw["meta_info"][key].as_u64().unwrap_or_else(|| panic!("{key}: {raw}"));
     Generated {
-        ids: ids.unwrap_or_else(|e| panic!("output_ids: {e}: {raw}")),
+        ids: output_ids(&raw),
         prompt_tokens: count("prompt_tokens"),
         cached_tokens: count("cached_tokens"),
         raw: raw.clone(),
     }
+}
+
+/// The body of a request whose answer has the token ids in it.
+pub fn request(model: &str, prompt: &[u32], sampling: &Value) -> Value {
+    json!({
+        "model": model,
+        "input_ids": prompt,
+        "sampling_params": sampling,
+        "return_logprob": true,
+    })
+}
+
+/// The token ids of an answer: they come with their log-probabilities.
+pub fn output_ids(answer: &Value) -> Vec<u32> {
+    let Some(tokens) = answer["meta_info"]["output_token_logprobs"].as_array() else {
+        panic!("no output_token_logprobs: {answer}");
+    };
+    tokens.iter().map(|entry| entry[1].as_u64().expect("a token id") as u32).collect()
 }
 
 /// Exactly `count` greedy tokens, going on past the end of sequence.

@@ -14,6 +14,8 @@ mod python;
 mod sh;
 mod test;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -41,11 +43,20 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Model { what } => {
-            let dir = model::fetch(what)?;
-            println!("{}", dir.display());
+            println!("{}", model::fetch(what)?.display());
             Ok(())
         }
         Task::Test => test::run(),

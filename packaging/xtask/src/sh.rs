@@ -13,7 +13,7 @@ pub fn run(command: &mut Command, remedy: &str) -> Result<()> {
     let shown = show(command);
     let status = command.status().map_err(|e| explain(e, &shown, remedy))?;
     if !status.success() {
-        bail!("`{shown}` failed ({status}); {remedy}");
+        bail!("`{shown}` failed ({status})\n{remedy}");
     }
     Ok(())
 }
@@ -28,7 +28,7 @@ pub fn capture(command: &mut Command, remedy: &str) -> Result<String> {
         command.output().map_err(|e| explain(e, &shown, remedy))?;
     if !status.success() {
         let why = String::from_utf8_lossy(&stderr);
-        bail!("`{shown}` failed ({status}); {remedy}\n{}", why.trim_end());
+        bail!("`{shown}` failed ({status}):\n{}\n{remedy}", why.trim_end());
     }
     String::from_utf8(stdout).with_context(|| format!("`{shown}` wrote something that is not text"))
 }
@@ -59,7 +59,7 @@ fn show(command: &Command) -> String {
 
 fn explain(error: std::io::Error, shown: &str, remedy: &str) -> anyhow::Error {
     match error.kind() {
-        ErrorKind::NotFound => anyhow::anyhow!("`{shown}`: no such program; {remedy}"),
+        ErrorKind::NotFound => anyhow::anyhow!("`{shown}`: no such program\n{remedy}"),
         _ => anyhow::Error::new(error).context(format!("`{shown}` did not start")),
     }
 }
