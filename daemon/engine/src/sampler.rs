@@ -36,9 +36,9 @@ mod weight;
 use minisgl_proto::{Sampled, SamplingParams};
 use minisgl_sched::Install;
 
-use filter::{Candidate, keep_count, keep_mass, key};
+use filter::{Candidate, draw, keep_count, keep_mass, key};
 use history::History;
-use weight::{ONE, weight};
+use weight::{ONE, scaled_exp, whole};
 
 /// Samples for every slot of one rank. All ranks hold equal ones, and sample the same tokens.
 pub struct Sampler {
@@ -46,6 +46,8 @@ pub struct Sampler {
     slots: Vec<Slot>,
     /// Logits being worked on, `[vocab]`.
     logits: Vec<f32>,
+    /// Weights before their floor, `[vocab]`.
+    scaled: Vec<f32>,
     /// Tokens of positive weight, in the order of ids; room for the whole vocabulary.
     candidates: Vec<Candidate>,
 }
@@ -68,6 +70,7 @@ impl Sampler {
             vocab_size,
             slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
             logits: Vec::with_capacity(vocab_size),
+            scaled: Vec::with_capacity(vocab_size),
             candidates: Vec::with_capacity(vocab_size),
         }
     }
@@ -103,7 +106,8 @@ impl Sampler {
             (normalizer, logprobs::top(&self.logits, normalizer, count, &mut self.candidates))
         });
         slot.adjust(&mut self.logits);
-        let token = choose(&self.logits, &slot.sampling, position, &mut self.candidates);
+        let (scaled, candidates) = (&mut self.scaled, &mut self.candidates);
+        let token = choose(&self.logits, &slot.sampling, position, scaled, candidates);
         slot.generated = slot.generated.saturating_add(1);
         if let (true, Some(history)) = (slot.sampling.needs_history(), &mut slot.history) {
             history.push(token);
@@ -153,6 +157,7 @@ fn choose(
     logits: &[f32],
     sampling: &SamplingParams,
     position: u32,
+    scaled: &mut Vec<f32>,
     candidates: &mut Vec<Candidate>,
 ) -> u32 {
     let (first, highest) = argmax(logits);
@@ -160,11 +165,15 @@ fn choose(
     if highest == f32::NEG_INFINITY || temperature.is_nan() || temperature <= 0.0 {
         return first;
     }
+    scaled.clear();
+    scaled.extend(logits.iter().map(|&logit| scaled_exp((logit - highest) / temperature)));
     candidates.clear();
-    candidates.extend(logits.iter().enumerate().filter_map(|(id, &logit)| {
-        let weight = weight((logit - highest) / temperature);
-        (weight > 0).then(|| Candidate { key: key(logit), id: id as u32, weight })
-    }));
+    candidates.extend(logits.iter().zip(scaled.iter()).enumerate().filter_map(
+        |(id, (&logit, &scaled))| {
+            let weight = whole(scaled);
+            (weight > 0).then(|| Candidate { key: key(logit), id: id as u32, weight })
+        },
+    ));
 
     if sampling.top_k > 0 {
         keep_count(candidates, sampling.top_k as usize);
@@ -177,17 +186,7 @@ fn choose(
         candidates.retain(|candidate| candidate.weight >= least);
     }
 
-    let sum: u64 = candidates.iter().map(|candidate| candidate.weight).sum();
-    let uniform = philox::uniform(sampling.seed, position);
-    let target = ((u128::from(uniform) * u128::from(sum)) >> 64) as u64;
-    let mut running = 0;
-    candidates
-        .iter()
-        .find(|candidate| {
-            running += candidate.weight;
-            running > target
-        })
-        .map_or(first, |candidate| candidate.id)
+    draw(candidates, philox::uniform(sampling.seed, position)).unwrap_or(first)
 }
 
 /// Step 1 of the module's definition.

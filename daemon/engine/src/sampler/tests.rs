@@ -357,7 +357,7 @@ fn logprobs_are_of_the_raw_logits() {
 fn buffers_never_grow() {
     let mut bits = Bits(1, 0);
     let mut sampler = Sampler::new(1, 50);
-    let room = |sampler: &Sampler| (sampler.logits.capacity(), sampler.candidates.capacity());
+    let room = |s: &Sampler| (s.logits.capacity(), s.scaled.capacity(), s.candidates.capacity());
     let before = room(&sampler);
     for position in 0..500 {
         sampler.install(&bits.request(50).install(0));

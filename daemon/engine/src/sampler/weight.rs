@@ -11,13 +11,26 @@ const LEAST: f32 = -27.5;
 const ROUNDING: f32 = 12_582_912.0;
 
 /// `floor(2^40 * exp(x))` for `x <= 0`, with a relative error of about 1e-7; 0 below -27.5 and for
-/// NaN. The scheme and its coefficients are those of `expf` in Moshier's Cephes library: `x` is
-/// split into `n ln 2 + r`, and `exp(r)` is a polynomial.
+/// NaN.
 #[inline]
 pub(super) fn weight(x: f32) -> u64 {
-    if x.is_nan() || x < LEAST {
-        return 0;
-    }
+    whole(scaled_exp(x))
+}
+
+/// The floor that makes a weight of a [`scaled_exp`].
+#[inline]
+pub(super) fn whole(scaled: f32) -> u64 {
+    // Through i64, for which there is an instruction.
+    scaled as i64 as u64
+}
+
+/// `2^40 * exp(x)`, a weight before its floor. The scheme and its coefficients are those of `expf` in
+/// Moshier's Cephes library: `x` is split into `n ln 2 + r`, and `exp(r)` is a polynomial. Free of
+/// branches, so that a loop over it is vectorised.
+#[inline]
+pub(super) fn scaled_exp(x: f32) -> f32 {
+    let within = x >= LEAST;
+    let x = if within { x } else { LEAST };
     let rounded = x * std::f32::consts::LOG2_E + ROUNDING;
     let n = rounded - ROUNDING;
     // ln 2 in two parts, the first short enough that its product with n is exact.
@@ -28,8 +41,9 @@ pub(super) fn weight(x: f32) -> u64 {
     }
     let exp_r = (p * (r * r) + r) + 1.0;
     let exponent = rounded.to_bits().wrapping_sub(ROUNDING.to_bits()).wrapping_add(127 + 40);
-    // Both factors are exact powers of two away from exp_r: no rounding until the floor.
-    (exp_r * f32::from_bits(exponent << 23)) as u64
+    // The second factor is a power of two, and the product is exact.
+    let scaled = exp_r * f32::from_bits(exponent << 23);
+    if within { scaled } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -108,11 +108,8 @@ fn verify(
             }
         }
     }
-    let harmless = |name: &str| {
-        // Old exports store the rotation frequencies, and some a head that is tied anyway.
-        name.ends_with(".rotary_emb.inv_freq")
-            || (config.tie_word_embeddings && name == "lm_head.weight")
-    };
+    // Old exports store the rotation frequencies, and some a head that is tied anyway.
+    let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || name == "lm_head.weight";
     let unexpected = found
         .into_iter()
         .map(|(name, Stored { info, .. })| Problem::Unexpected { name, shape: info.shape })

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use half::bf16;
+use half::vec::HalfBitsVecExt;
 use rayon::prelude::*;
 
 use super::part::Window;
@@ -49,7 +50,8 @@ impl WeightSource for DummyWeights {
         }
         let key = mix(self.seed ^ fnv1a(name.as_bytes()));
         let columns = window.cols.len();
-        let mut out = vec![bf16::ZERO; window.len()];
+        // Zeroed by the system, page by page, as the tasks below first touch them.
+        let mut out = vec![0_u16; window.len()];
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| {
             // Walks the window row by row; within a row, elements are consecutive.
             let mut at = chunk * CHUNK;
@@ -65,7 +67,7 @@ impl WeightSource for DummyWeights {
                 rest = tail;
             }
         });
-        Ok(HostTensor::Bf16(out))
+        Ok(HostTensor::Bf16(out.reinterpret_into()))
     }
 
     fn bytes_total(&self) -> u64 {
@@ -77,14 +79,16 @@ impl WeightSource for DummyWeights {
     }
 }
 
-/// One weight: the sum of four 16-bit uniforms (Irwin-Hall), shifted and scaled to mean 0 and the
-/// standard deviation wanted. Its tails end at 3.5 standard deviations.
-fn element(key: u64, index: u64) -> bf16 {
+/// One weight, as the bits of a bf16: the sum of four 16-bit uniforms (Irwin-Hall), shifted and
+/// scaled to mean 0 and the standard deviation wanted. Its tails end at 3.5 standard deviations.
+fn element(key: u64, index: u64) -> u16 {
     let bits = mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
     // Mean and variance of a 16-bit uniform: 65535 / 2 and (65536^2 - 1) / 12.
     let scale = STANDARD_DEVIATION * 1.732_050_8 / 65536.0;
-    bf16::from_f32((sum as f32 - 2.0 * 65535.0) * scale)
+    let value = (sum as i32 - 2 * 65535) as f32 * scale;
+    // The upper half of an f32 is a bf16, rounded towards zero: good enough here, and cheap.
+    (value.to_bits() >> 16) as u16
 }
 
 /// The output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
