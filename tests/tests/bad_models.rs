@@ -117,7 +117,6 @@ fn bad_options_are_refused() {
         (LoadOptions { page_size: 0, ..model_options() }, "page_size"),
         (LoadOptions { memory_ratio: 1.5, ..model_options() }, "memory_ratio"),
         (LoadOptions { chunk_tokens: 0, ..model_options() }, "chunk_tokens"),
-        (LoadOptions { kv_tokens: Some(1), ..model_options() }, "kv_tokens"),
         (LoadOptions { tp: 0, ..model_options() }, "tp"),
     ];
     for (options, word) in wrong {

@@ -381,18 +381,22 @@ fn check(options: &LoadOptions) -> Result<(), EngineError> {
     if options.device == Device::Cuda {
         return Err(no_cuda());
     }
-    let at_least_one = [
-        ("tp", u64::from(options.tp)),
-        ("page_size", u64::from(options.page_size)),
-        ("max_running", u64::from(options.max_running)),
-        ("chunk_tokens", u64::from(options.chunk_tokens)),
-        ("kv_tokens", options.kv_tokens.unwrap_or(1)),
-        ("max_len", options.max_len.map_or(1, u64::from)),
+    let ranges = [
+        ("tp", u64::from(options.tp), 1..=1024),
+        ("threads", u64::from(options.threads), 0..=1024),
+        ("page_size", u64::from(options.page_size), 1..=1 << 16),
+        ("max_running", u64::from(options.max_running), 1..=1 << 16),
+        ("chunk_tokens", u64::from(options.chunk_tokens), 1..=1 << 16),
+        ("kv_tokens", options.kv_tokens.unwrap_or(1), 1..=u64::MAX),
+        ("max_len", options.max_len.map_or(1, u64::from), 1..=u64::MAX),
     ];
-    for (option, value) in at_least_one {
-        if value == 0 {
-            let expected = "at least 1".to_owned();
-            return Err(EngineError::Option { option, value: "0".to_owned(), expected });
+    for (option, value, range) in ranges {
+        if !range.contains(&value) {
+            let expected = match *range.end() {
+                u64::MAX => format!("at least {}", range.start()),
+                end => format!("{} to {end}", range.start()),
+            };
+            return Err(EngineError::Option { option, value: value.to_string(), expected });
         }
     }
     let ratio = options.memory_ratio;

@@ -41,7 +41,7 @@ impl Budget {
             Some(tokens) => {
                 let pages = tokens.div_ceil(page_size);
                 let left = self.available_bytes.saturating_sub(self.weight_bytes);
-                self.check(pages * page_size, left)?;
+                self.check(pages.saturating_mul(page_size), left)?;
                 pages
             }
             None => {

@@ -240,3 +240,132 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::collective::Member;
+    use super::*;
+    use crate::error::OpError;
+
+    /// Sums a number over ranks each step; one rank misbehaves in step 1.
+    struct Fragile {
+        rank: usize,
+        member: Member,
+        fate: Fate,
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Fate {
+        Fine,
+        Errs,
+        Panics,
+    }
+
+    struct Nothing;
+
+    impl Pending for Nothing {
+        fn wait(self: Box<Self>) -> OpResult<Vec<minisgl_proto::Sampled>> {
+            Ok(Vec::new())
+        }
+    }
+
+    impl Runner for Fragile {
+        fn allocate_kv(&mut self, _pages: usize) -> OpResult {
+            Ok(())
+        }
+
+        fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>> {
+            if plan.step == 1 && self.rank == 1 {
+                match self.fate {
+                    Fate::Fine => {}
+                    Fate::Errs => {
+                        let reason = "no more numbers".to_owned();
+                        return Err(OpError { operation: "add", reason });
+                    }
+                    Fate::Panics => panic!("index out of bounds"),
+                }
+            }
+            self.member.all_reduce(&mut [1.0; 8])?;
+            Ok(Box::new(Nothing))
+        }
+    }
+
+    fn ranks(fate: Fate) -> Ranks {
+        let group = Group::new(3);
+        let seats = group.clone();
+        Ranks::spawn(3, group, move |rank, _| {
+            Ok((Fragile { rank, member: seats.member(rank), fate }, 10))
+        })
+        .unwrap()
+    }
+
+    /// Runs steps 0 and 1; returns the last event's words.
+    fn second_step(ranks: &Ranks) -> String {
+        for step in 0..2 {
+            ranks.run(&Arc::new(Plan { step, ..Plan::default() }));
+        }
+        let mut steps = 0;
+        loop {
+            match ranks.next().unwrap() {
+                Event::Step { step: 1, .. } => return "done".to_owned(),
+                Event::Step { .. } => steps += 1,
+                Event::Failed { rank, operation, reason } => {
+                    assert!(steps <= 1);
+                    return format!("rank {rank}, {operation}: {reason}");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_failure_that_is_told_is_the_cause() {
+        for (fate, expected) in [
+            (Fate::Fine, "done"),
+            (Fate::Errs, "rank 1, step 1 (0 rows, 0 tokens): add: no more numbers"),
+            (Fate::Panics, "rank 1, step 1 (0 rows, 0 tokens): panicked: index out of bounds"),
+        ] {
+            let ranks = ranks(fate);
+            assert_eq!(second_step(&ranks), expected);
+            // All threads end: dropping would hang otherwise.
+            drop(ranks);
+        }
+    }
+
+    #[test]
+    fn a_rank_that_cannot_load_does_not_hang_the_others() {
+        let group = Group::new(2);
+        let seats = group.clone();
+        let ranks = Ranks::spawn(2, group, move |rank, _| {
+            if rank == 1 {
+                return Err(EngineError::WarmUp { reason: "bad weights".to_owned() });
+            }
+            Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, 10))
+        })
+        .unwrap();
+        let told = std::iter::from_fn(|| ranks.next()).any(
+            |event| matches!(event, Event::LoadFailed(error) if error.to_string().contains("bad")),
+        );
+        assert!(told);
+    }
+
+    #[test]
+    fn dropping_ends_a_rank_that_waits_for_its_peers() {
+        let group = Group::new(2);
+        let seats = group.clone();
+        let ranks = Ranks::spawn(2, group, move |rank, _| {
+            if rank == 1 {
+                // Never comes to the collective, and never fails.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, 10))
+        })
+        .unwrap();
+        ranks.commands[0].try_send(Command::Run(Arc::default())).unwrap();
+        let start = Instant::now();
+        drop(ranks);
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+}

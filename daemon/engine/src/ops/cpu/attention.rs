@@ -11,12 +11,14 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::elementwise::exp;
-use super::kv::{KvPages, Side};
-use super::simd::{dots, weighted_sum};
+use super::kv::KvPages;
+use super::simd::weighted_sums;
 use crate::batch::Batch;
 
 /// Positions that go through the softmax together.
 const BLOCK: usize = 64;
+/// Partial sums of a block's weights.
+const LANES: usize = 16;
 /// Query tokens of a prefill chunk that share one pass over keys and values.
 const QUERY_TOKENS: usize = 16;
 
@@ -99,9 +101,10 @@ struct Task<'a> {
 
 #[derive(Default)]
 struct Scratch {
-    scores: Vec<f32>,
     running: Vec<Running>,
+    /// `[head_dim, BLOCK]`
     keys: Vec<f32>,
+    /// `[BLOCK, head_dim]`
     values: Vec<f32>,
 }
 
@@ -140,100 +143,116 @@ impl Task<'_> {
         let group = heads / kv_heads;
         let stride = (heads + 2 * kv_heads) * head_dim;
         let out_stride = group * self.kv_head.len() * head_dim;
-        let out_at = |i: usize| {
-            let head = (kv_head - self.kv_head.start) * group + i % group;
-            i / group * out_stride + head * head_dim
-        };
-        let query = |i: usize| {
-            let at = (self.token + i / group) * stride + (kv_head * group + i % group) * head_dim;
-            &self.qkv[at..at + head_dim]
-        };
-        let queries = self.tokens * group;
+        let first_head = (kv_head - self.kv_head.start) * group;
         let scale = 1.0 / (head_dim as f32).sqrt();
 
         let kv = self.kv.head(self.layer, kv_head, self.pages);
-        let Scratch { scores, running, keys, values } = scratch;
-        scores.resize(scores.len().max(queries * BLOCK), 0.0);
+        let Scratch { running, keys, values } = scratch;
+        keys.resize(BLOCK * head_dim, 0.0);
+        values.resize(BLOCK * head_dim, 0.0);
         running.clear();
-        running.resize(queries, Running { max: f32::NEG_INFINITY, sum: 0.0 });
-        for i in 0..queries {
-            self.out[out_at(i)..][..head_dim].fill(0.0);
+        running.resize(self.tokens * group, Running { max: f32::NEG_INFINITY, sum: 0.0 });
+        for token in self.out.chunks_exact_mut(out_stride) {
+            token[first_head * head_dim..][..group * head_dim].fill(0.0);
         }
 
         let end = self.position + self.tokens;
         for first in (0..end).step_by(BLOCK) {
             let count = BLOCK.min(end - first);
-            let mut rows: [&[f32]; BLOCK] = [&[]; BLOCK];
-            kv.gather(Side::Keys, first, keys, &mut rows[..count]);
-            let mut i = 0;
-            while i < queries {
-                let scores = &mut scores[i * BLOCK..];
-                i += match queries - i {
-                    4.. => score(
-                        simd,
-                        [query(i), query(i + 1), query(i + 2), query(i + 3)],
-                        &rows[..count],
-                        scores,
-                    ),
-                    2.. => score(simd, [query(i), query(i + 1)], &rows[..count], scores),
-                    _ => score(simd, [query(i)], &rows[..count], scores),
-                };
-            }
-            kv.gather(Side::Values, first, values, &mut rows[..count]);
-            for i in 0..queries {
-                // Positions of this block that token `i / group` sees.
-                let seen = (self.position + i / group + 1).saturating_sub(first).min(count);
+            kv.keys(first..first + count, BLOCK, keys);
+            kv.values(first..first + count, values);
+            for token in 0..self.tokens {
+                // Positions of this block that the token sees.
+                let seen = (self.position + token + 1).saturating_sub(first).min(count);
                 if seen == 0 {
                     continue;
                 }
-                let scores = &mut scores[i * BLOCK..][..seen];
-                let out = &mut self.out[out_at(i)..][..head_dim];
-                softmax_step(scores, scale, &mut running[i], out);
-                weighted_sum(simd, scores, &rows[..seen], out);
+                let queries_at = (self.token + token) * stride + kv_head * group * head_dim;
+                let out_at = token * out_stride + first_head * head_dim;
+                let mut tile = Tile {
+                    queries: &self.qkv[queries_at..][..group * head_dim],
+                    keys,
+                    values: &values[..seen * head_dim],
+                    scale,
+                    running: &mut running[token * group..][..group],
+                    out: &mut self.out[out_at..][..group * head_dim],
+                };
+                let mut head = 0;
+                while head < group {
+                    head += match group - head {
+                        4.. => tile.run::<S, 4>(simd, head),
+                        3 => tile.run::<S, 3>(simd, head),
+                        2 => tile.run::<S, 2>(simd, head),
+                        _ => tile.run::<S, 1>(simd, head),
+                    };
+                }
             }
         }
         for (i, running) in running.iter().enumerate() {
+            let at = i / group * out_stride + (first_head + i % group) * head_dim;
             let inverse = 1.0 / running.sum;
-            self.out[out_at(i)..][..head_dim].iter_mut().for_each(|out| *out *= inverse);
+            self.out[at..at + head_dim].iter_mut().for_each(|out| *out *= inverse);
         }
     }
 }
 
-/// Dot products of `R` queries with every key, into `[R, BLOCK]`.
-#[inline(always)]
-fn score<S: Simd, const R: usize>(
-    simd: S,
-    queries: [&[f32]; R],
-    keys: &[&[f32]],
-    scores: &mut [f32],
-) -> usize {
-    let (fours, tail) = keys.as_chunks::<4>();
-    for (at, keys) in fours.iter().enumerate() {
-        let products = dots(simd, queries, *keys);
-        for r in 0..R {
-            scores[r * BLOCK + at * 4..][..4].copy_from_slice(&products[r]);
-        }
-    }
-    for (at, key) in tail.iter().enumerate() {
-        let products = dots(simd, queries, [*key]);
-        for r in 0..R {
-            scores[r * BLOCK + fours.len() * 4 + at] = products[r][0];
-        }
-    }
-    R
+/// The heads of one token and one KV head against one block of positions.
+struct Tile<'a> {
+    /// `[group, head_dim]`
+    queries: &'a [f32],
+    /// `[head_dim, BLOCK]`; columns that are not seen hold anything.
+    keys: &'a [f32],
+    /// `[seen, head_dim]`
+    values: &'a [f32],
+    scale: f32,
+    running: &'a mut [Running],
+    /// `[group, head_dim]`
+    out: &'a mut [f32],
 }
 
-/// Turns scores into weights under the new maximum and rescales what was summed under the old one.
+impl Tile<'_> {
+    /// Takes `R` heads from `head` on; returns `R`.
+    #[inline(always)]
+    fn run<S: Simd, const R: usize>(&mut self, simd: S, head: usize) -> usize {
+        let head_dim = self.queries.len() / self.running.len();
+        let seen = self.values.len() / head_dim;
+        let mut scores = [[0.0; BLOCK]; R];
+        let queries = &self.queries[head * head_dim..];
+        weighted_sums::<S, R>(simd, queries, head_dim, self.keys, scores.as_flattened_mut());
+        let out = &mut self.out[head * head_dim..][..R * head_dim];
+        for r in 0..R {
+            let running = &mut self.running[head + r];
+            let shrink = softmax_step(&mut scores[r], seen, self.scale, running);
+            out[r * head_dim..][..head_dim].iter_mut().for_each(|out| *out *= shrink);
+        }
+        weighted_sums::<S, R>(simd, scores.as_flattened(), BLOCK, self.values, out);
+        R
+    }
+}
+
+/// Turns the first `seen` scores into weights under the new maximum, the others into 0. Returns by
+/// what sums under the old maximum are to be multiplied.
 #[inline(always)]
-fn softmax_step(scores: &mut [f32], scale: f32, running: &mut Running, out: &mut [f32]) {
-    let max = scores.iter().fold(running.max, |max, score| max.max(score * scale));
+fn softmax_step(scores: &mut [f32; BLOCK], seen: usize, scale: f32, running: &mut Running) -> f32 {
+    scores[seen..].fill(f32::NEG_INFINITY);
+    // Lanes are part of the definition, not of the machine: they fix the order of the sum.
+    let mut highest = [running.max; LANES];
+    for lanes in scores.as_chunks_mut::<LANES>().0 {
+        for (score, highest) in lanes.iter_mut().zip(&mut highest) {
+            *score *= scale;
+            *highest = if *score > *highest { *score } else { *highest };
+        }
+    }
+    let max = highest.iter().fold(running.max, |max, lane| max.max(*lane));
+    let mut sums = [0.0; LANES];
+    for lanes in scores.as_chunks_mut::<LANES>().0 {
+        for (score, sum) in lanes.iter_mut().zip(&mut sums) {
+            *score = exp(*score - max);
+            *sum += *score;
+        }
+    }
     let shrink = exp(running.max - max);
-    for score in scores.iter_mut() {
-        *score = exp(*score * scale - max);
-    }
-    running.sum = running.sum * shrink + scores.iter().sum::<f32>();
+    running.sum = running.sum * shrink + sums.iter().sum::<f32>();
     running.max = max;
-    if shrink != 1.0 {
-        out.iter_mut().for_each(|out| *out *= shrink);
-    }
+    shrink
 }

@@ -1,7 +1,11 @@
 //! The KV pages of one rank.
 //!
-//! Owns: where a token's keys and values lie: `[layer][page][kv_head][slot of the page][head_dim]`,
-//! keys and values apart. Must never: decide who may use a page; the plan says so.
+//! Owns: where a token's keys and values lie. Values are `[layer][page][kv_head][slot][head_dim]`, where
+//! a slot is a token's place in its page. Keys are transposed, `[layer][page][kv_head][head_dim][slot]`:
+//! scores of neighbouring positions then fill a vector, and need no sum across its lanes.
+//! Must never: decide who may use a page; the plan says so.
+
+use std::ops::Range;
 
 use half::bf16;
 
@@ -28,10 +32,15 @@ impl KvElement {
 
 /// Keys and values of every layer.
 pub struct KvPages {
-    layers: Vec<[Store; 2]>,
+    layers: Vec<Layer>,
     kv_heads: usize,
     page_size: usize,
     head_dim: usize,
+}
+
+struct Layer {
+    keys: Store,
+    values: Store,
 }
 
 enum Store {
@@ -39,13 +48,30 @@ enum Store {
     Bf16(Vec<bf16>),
 }
 
-/// Which half of the cache.
-#[derive(Clone, Copy)]
-pub enum Side {
-    /// Keys, rotated.
-    Keys = 0,
-    /// Values.
-    Values = 1,
+impl Store {
+    /// Writes `from` to every `step`th element from `at` on.
+    fn write(&mut self, at: usize, step: usize, from: &[f32]) {
+        match self {
+            Store::F32(to) => {
+                let to = to[at..].iter_mut().step_by(step);
+                to.zip(from).for_each(|(to, from)| *to = *from);
+            }
+            Store::Bf16(to) => {
+                let to = to[at..].iter_mut().step_by(step);
+                to.zip(from).for_each(|(to, from)| *to = bf16::from_f32(*from));
+            }
+        }
+    }
+
+    /// Reads elements from `at` on.
+    fn read(&self, at: usize, to: &mut [f32]) {
+        match self {
+            Store::F32(from) => to.copy_from_slice(&from[at..at + to.len()]),
+            Store::Bf16(from) => {
+                to.iter_mut().zip(&from[at..]).for_each(|(to, from)| *to = from.to_f32());
+            }
+        }
+    }
 }
 
 impl KvPages {
@@ -63,7 +89,7 @@ impl KvPages {
             KvElement::F32 => Store::F32(vec![0.0; len]),
             KvElement::Bf16 => Store::Bf16(vec![bf16::ZERO; len]),
         };
-        let layers = (0..layers).map(|_| [store(), store()]).collect();
+        let layers = (0..layers).map(|_| Layer { keys: store(), values: store() }).collect();
         KvPages { layers, kv_heads, page_size, head_dim }
     }
 
@@ -80,19 +106,13 @@ impl KvPages {
         let (heads, dim) = (self.kv_heads, self.head_dim);
         for (token, &slot) in qkv.chunks_exact(stride).zip(batch.kv_slots()) {
             let (page, offset) = (slot as usize / self.page_size, slot as usize % self.page_size);
+            let Layer { keys, values } = &mut self.layers[layer];
             for head in 0..heads {
-                let to = ((page * heads + head) * self.page_size + offset) * dim;
-                for (side, store) in self.layers[layer].iter_mut().enumerate() {
-                    let from = &token[keys_at + (side * heads + head) * dim..][..dim];
-                    match store {
-                        Store::F32(values) => values[to..to + dim].copy_from_slice(from),
-                        Store::Bf16(values) => {
-                            for (to, from) in values[to..to + dim].iter_mut().zip(from) {
-                                *to = bf16::from_f32(*from);
-                            }
-                        }
-                    }
-                }
+                let block = (page * heads + head) * self.page_size * dim;
+                let from = &token[keys_at + head * dim..][..dim];
+                keys.write(block + offset, self.page_size, from);
+                let from = &token[keys_at + (heads + head) * dim..][..dim];
+                values.write(block + offset * dim, 1, from);
             }
         }
     }
@@ -112,40 +132,52 @@ pub struct KvHead<'a> {
     pages: &'a [u32],
 }
 
-impl<'a> KvHead<'a> {
-    /// The vectors at positions `first ..`, one for each element of `rows`. `scratch` holds them where
-    /// they must be widened.
-    pub fn gather<'b>(
-        self,
-        side: Side,
-        first: usize,
-        scratch: &'b mut Vec<f32>,
-        rows: &mut [&'b [f32]],
-    ) where
-        'a: 'b,
-    {
-        let KvPages { layers, kv_heads, page_size, head_dim } = self.kv;
-        let (heads, size, dim) = (*kv_heads, *page_size, *head_dim);
-        let at = |position: usize| {
-            let page = self.pages[position / size] as usize;
-            ((page * heads + self.head) * size + position % size) * dim
-        };
-        match &layers[self.layer][side as usize] {
-            Store::F32(values) => {
-                for (i, row) in rows.iter_mut().enumerate() {
-                    *row = &values[at(first + i)..][..dim];
-                }
-            }
-            Store::Bf16(values) => {
-                scratch.clear();
-                for i in 0..rows.len() {
-                    let from = &values[at(first + i)..][..dim];
-                    scratch.extend(from.iter().map(|value| value.to_f32()));
-                }
-                for (row, values) in rows.iter_mut().zip(scratch.chunks_exact(dim)) {
-                    *row = values;
-                }
+impl KvHead<'_> {
+    /// Keys at `positions` into the first columns of `to`, `[head_dim, width]`.
+    pub fn keys(self, positions: Range<usize>, width: usize, to: &mut [f32]) {
+        let KvPages { layers, page_size, .. } = self.kv;
+        for run in self.runs(positions) {
+            for (i, to) in to.chunks_exact_mut(width).enumerate() {
+                let at = run.block + i * page_size + run.offset;
+                layers[self.layer].keys.read(at, &mut to[run.done..run.done + run.len]);
             }
         }
     }
+
+    /// Values at `positions` into the first rows of `to`, `[positions, head_dim]`.
+    pub fn values(self, positions: Range<usize>, to: &mut [f32]) {
+        let KvPages { layers, head_dim, .. } = self.kv;
+        for run in self.runs(positions) {
+            let at = run.block + run.offset * head_dim;
+            let to = &mut to[run.done * head_dim..(run.done + run.len) * head_dim];
+            layers[self.layer].values.read(at, to);
+        }
+    }
+
+    /// Divides `positions` at the borders of pages.
+    fn runs(self, positions: Range<usize>) -> impl Iterator<Item = PageRun> {
+        let KvPages { kv_heads, page_size, head_dim, .. } = *self.kv;
+        let mut position = positions.start;
+        std::iter::from_fn(move || {
+            let offset = position % page_size;
+            let len = (page_size - offset).min(positions.end - position);
+            let page = *self.pages.get(position / page_size).filter(|_| len > 0)? as usize;
+            let block = (page * kv_heads + self.head) * page_size * head_dim;
+            let run = PageRun { block, offset, len, done: position - positions.start };
+            position += len;
+            Some(run)
+        })
+    }
+}
+
+/// Neighbouring positions in one page.
+struct PageRun {
+    /// Where the page's part of the KV head begins.
+    block: usize,
+    /// First slot of the page.
+    offset: usize,
+    /// Positions.
+    len: usize,
+    /// Positions before this run.
+    done: usize,
 }

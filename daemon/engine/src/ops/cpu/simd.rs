@@ -210,46 +210,72 @@ pub fn packed_len(columns: usize, lanes: usize) -> usize {
     columns.div_ceil(2 * lanes) * lanes
 }
 
-/// `out += sum over i of weights[i] * rows[i]`, adding in the order of `i`.
+/// `out[r] += sum over i of weights[r][i] * rows[i]`, adding in the order of `i`: `rows` is
+/// `[count, width]`, `out` is `[R, width]`, and `weights[r]` starts at `r * stride`.
 #[inline(always)]
-pub fn weighted_sum<S: Simd>(simd: S, weights: &[f32], rows: &[&[f32]], out: &mut [f32]) {
-    let (vectors, tail) = S::as_mut_simd_f32s(out);
-    let whole = vectors.len();
-    let (fours, ones) = vectors.as_chunks_mut::<4>();
-    let at_ones = fours.len() * 4;
-    for (i, out) in fours.iter_mut().enumerate() {
-        weighted_vectors(simd, weights, rows, i * 4, out);
+pub fn weighted_sums<S: Simd, const R: usize>(
+    simd: S,
+    weights: &[f32],
+    stride: usize,
+    rows: &[f32],
+    out: &mut [f32],
+) {
+    let width = out.len() / R;
+    let count = rows.len() / width;
+    let mut weight_rows: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        weight_rows[r] = &weights[r * stride..][..count];
     }
-    for (i, out) in ones.iter_mut().enumerate() {
-        weighted_vectors(simd, weights, rows, at_ones + i, std::array::from_mut(out));
+    let whole = width / S::F32_LANES;
+    let mut at = 0;
+    while at < whole {
+        at += match whole - at {
+            4.. => weighted_vectors::<S, R, 4>(simd, weight_rows, rows, at, out),
+            2.. => weighted_vectors::<S, R, 2>(simd, weight_rows, rows, at, out),
+            _ => weighted_vectors::<S, R, 1>(simd, weight_rows, rows, at, out),
+        };
     }
-    if !tail.is_empty() {
-        let at = whole * S::F32_LANES;
-        let mut sum = simd.partial_load_f32s(tail);
-        for (weight, row) in weights.iter().zip(rows) {
-            let value = simd.partial_load_f32s(&row[at..at + tail.len()]);
-            sum = simd.mul_add_f32s(simd.splat_f32s(*weight), value, sum);
+    let tail = whole * S::F32_LANES;
+    if tail < width {
+        for (weights, out) in weight_rows.iter().zip(out.chunks_exact_mut(width)) {
+            let mut sum = simd.partial_load_f32s(&out[tail..]);
+            for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+                let value = simd.partial_load_f32s(&row[tail..]);
+                sum = simd.mul_add_f32s(simd.splat_f32s(*weight), value, sum);
+            }
+            simd.partial_store_f32s(&mut out[tail..], sum);
         }
-        simd.partial_store_f32s(tail, sum);
     }
 }
 
-/// Vectors `at .. at + V` of [`weighted_sum`].
+/// Vectors `at .. at + V` of [`weighted_sums`]; returns `V`.
 #[inline(always)]
-fn weighted_vectors<S: Simd, const V: usize>(
+fn weighted_vectors<S: Simd, const R: usize, const V: usize>(
     simd: S,
-    weights: &[f32],
-    rows: &[&[f32]],
+    weights: [&[f32]; R],
+    rows: &[f32],
     at: usize,
-    out: &mut [S::f32s; V],
-) {
-    let mut sums = *out;
-    for (weight, row) in weights.iter().zip(rows) {
-        let weight = simd.splat_f32s(*weight);
-        let values = &S::as_simd_f32s(row).0[at..at + V];
-        for v in 0..V {
-            sums[v] = simd.mul_add_f32s(weight, values[v], sums[v]);
+    out: &mut [f32],
+) -> usize {
+    let width = out.len() / R;
+    let (at, end) = (at * S::F32_LANES, (at + V) * S::F32_LANES);
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for r in 0..R {
+        let vectors = &S::as_simd_f32s(&out[r * width + at..r * width + end]).0[..V];
+        sums[r].copy_from_slice(vectors);
+    }
+    for (i, row) in rows.chunks_exact(width).enumerate() {
+        let values = &S::as_simd_f32s(&row[at..end]).0[..V];
+        for r in 0..R {
+            let weight = simd.splat_f32s(weights[r][i]);
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_f32s(weight, values[v], sums[r][v]);
+            }
         }
     }
-    *out = sums;
+    for r in 0..R {
+        let vectors = S::as_mut_simd_f32s(&mut out[r * width + at..r * width + end]).0;
+        vectors.copy_from_slice(&sums[r]);
+    }
+    V
 }

@@ -231,7 +231,7 @@ fn attention_case(heads: Heads, element: KvElement, page_size: usize) {
     let every: Vec<u32> = (0..=pages as u32).collect();
     let poison = vec![f32::NAN; (pages + 1) * page_size * stride];
     for layer in 0..2 {
-        let all = batch(&[(0, (pages + 1) * page_size)], &[every.clone()], page_size);
+        let all = batch(&[(0, (pages + 1) * page_size)], std::slice::from_ref(&every), page_size);
         kv.write(&all, layer, &poison, stride, query_heads * head_dim);
     }
     // The past goes in first, in another batch; then the present.
