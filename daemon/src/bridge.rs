@@ -55,8 +55,12 @@ impl Model for HandleModel {
 
 fn unavailable(why: minisgl_control::Unavailable) -> Unavailable {
     match why {
-        minisgl_control::Unavailable::NotFound { name, hint } => Unavailable::NotFound { name, hint },
-        minisgl_control::Unavailable::NotReady { name, reason } => Unavailable::NotReady { name, reason },
+        minisgl_control::Unavailable::NotFound { name, hint } => {
+            Unavailable::NotFound { name, hint }
+        }
+        minisgl_control::Unavailable::NotReady { name, reason } => {
+            Unavailable::NotReady { name, reason }
+        }
         minisgl_control::Unavailable::Busy { name, limit } => Unavailable::Busy { name, limit },
     }
 }

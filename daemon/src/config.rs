@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn models_take_the_options_of_load() {
-        let config = load("[[model]]\nmodel = \"a/b\"\noptions = { tp = 2, page_size = 1 }").unwrap();
+        let config =
+            load("[[model]]\nmodel = \"a/b\"\noptions = { tp = 2, page_size = 1 }").unwrap();
         assert_eq!((config.model[0].options.tp, config.model[0].options.page_size), (2, 1));
         assert_eq!(config.model[0].options.max_running, LoadOptions::default().max_running);
     }
@@ -243,7 +244,10 @@ mod tests {
     #[test]
     fn unknown_keys_and_bad_values_name_file_line_and_key() {
         let text = error("[http]\nlisten = \"127.0.0.1:1\"\nport = 3\n");
-        assert!(text.contains("minisgld.toml") && text.contains("line 3") && text.contains("port"), "{text}");
+        assert!(
+            text.contains("minisgld.toml") && text.contains("line 3") && text.contains("port"),
+            "{text}"
+        );
         let text = error("[workers]\ndrain_s = \"soon\"\n");
         assert!(text.contains("line 2"), "{text}");
         assert!(error("[workers]\nstall_s = 0\n").contains("stall_s"));

@@ -1,12 +1,13 @@
 //! The daemon: wires http and control together, loads configured models, and shuts down in order.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use minisgl_control::{Registry, RegistryConfig, admin, socket};
+use minisgl_control::{
+    HubConfig, Inspector, Registry, RegistryConfig, RestartPolicy, admin, socket,
+};
 use minisgl_http::{Front, Listener, Settings};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
 use tokio::net::TcpListener;
@@ -68,7 +69,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let http = tokio::spawn({
         let stopped = wait_for(stopped.clone());
-        async move { minisgl_http::serve(vec![Listener::Tcp(listener)], openai, &settings, stopped).await }
+        async move {
+            minisgl_http::serve(vec![Listener::Tcp(listener)], openai, &settings, stopped).await
+        }
     });
     let admin = tokio::spawn(socket::serve_unix(admin_listener, admin, wait_for(stopped)));
     let boot = tokio::spawn(load_configured(registry.clone(), config));
@@ -91,19 +94,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     RegistryConfig {
-        hub: minisgl_control::HubConfig {
+        hub: HubConfig {
             cache_dir: config.hub.cache_dir.clone(),
             endpoint: config.hub.endpoint.clone(),
             token_file: config.hub.token_file.clone(),
             offline: config.hub.offline,
         },
+        inspector: Inspector(Arc::new(minisgl_http::check_model_dir)),
         stall: Duration::from_secs_f64(config.workers.stall_s),
         drain: Duration::from_secs_f64(config.workers.drain_s),
         stream_buffer: config.workers.stream_buffer_tokens,
-        restart: minisgl_control::RestartPolicy {
-            give_up: config.workers.restarts_max,
-            ..defaults.restart
-        },
+        restart: RestartPolicy { give_up: config.workers.restarts_max, ..defaults.restart },
         ..defaults
     }
 }
@@ -152,8 +153,6 @@ async fn terminated() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wait_for(mut stopped: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    }
+async fn wait_for(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
 }

@@ -1,7 +1,9 @@
 //! What the daemon chooses for its registry.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Settings of a [`crate::Registry`].
@@ -11,6 +13,8 @@ pub struct RegistryConfig {
     pub worker: WorkerCommand,
     /// Where models come from that are not a folder.
     pub hub: HubConfig,
+    /// Looks at a model's folder before a worker is started for it.
+    pub inspector: Inspector,
     /// A worker that owes an answer and sends no frame for this long is stalled.
     pub stall: Duration,
     /// What happens after a worker died.
@@ -28,12 +32,33 @@ impl Default for RegistryConfig {
         RegistryConfig {
             worker: WorkerCommand::current_exe(),
             hub: HubConfig::default(),
+            inspector: Inspector::default(),
             stall: Duration::from_secs(30),
             restart: RestartPolicy::default(),
             stream_buffer: 1024,
             drain: Duration::from_secs(30),
             term_grace: Duration::from_secs(3),
         }
+    }
+}
+
+/// Says what is wrong with a model's folder beyond what this room can tell: its text side.
+#[derive(Clone)]
+pub struct Inspector(pub Arc<Inspect>);
+
+/// Refuses a folder by saying why. May block.
+pub type Inspect = dyn Fn(&Path) -> Result<(), String> + Send + Sync;
+
+impl Default for Inspector {
+    /// Finds nothing wrong.
+    fn default() -> Self {
+        Inspector(Arc::new(|_| Ok(())))
+    }
+}
+
+impl fmt::Debug for Inspector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Inspector")
     }
 }
 

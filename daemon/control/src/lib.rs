@@ -28,6 +28,6 @@ mod streams;
 mod supervisor;
 mod worker;
 
-pub use config::{HubConfig, RegistryConfig, RestartPolicy, WorkerCommand};
+pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
 pub use registry::{Generate, Generation, ModelHandle, Registry, Unavailable};
 pub use streams::AbortGuard;

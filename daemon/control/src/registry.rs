@@ -223,7 +223,7 @@ impl Registry {
         tokio::spawn(supervisor.run(move || {
             registry.lock().retain(|other| !Arc::ptr_eq(other, &entry));
         }));
-        resolve::start(&self.0.config.hub, &model);
+        resolve::start(&self.0.config, &model);
         Ok(progress)
     }
 

@@ -12,7 +12,7 @@ use minisgl_proto::LoadStage;
 use minisgl_proto::worker::LoadProgress;
 use serde::Deserialize;
 
-use crate::config::HubConfig;
+use crate::config::{HubConfig, RegistryConfig};
 use crate::hub;
 use crate::model::Model;
 use crate::supervisor::Event;
@@ -106,13 +106,19 @@ pub(crate) fn is_path(given: &str) -> bool {
 /// Finds the model's folder on a thread of its own, and tells the supervisor. The thread is detached:
 /// a download that nobody waits for any more goes on, and the next load finds what it left; it never
 /// delays the end of the daemon, as a task of the runtime's blocking pool would.
-pub(crate) fn start(config: &HubConfig, model: &Arc<Model>) {
-    let (config, entry) = (config.clone(), Arc::clone(model));
+pub(crate) fn start(config: &RegistryConfig, model: &Arc<Model>) {
+    let (hub, inspector) = (config.hub.clone(), config.inspector.clone());
+    let entry = Arc::clone(model);
     let thread = std::thread::Builder::new().name("resolve".to_string()).spawn(move || {
         let mut report = |progress| drop(entry.events.try_send(Event::Progress(progress)));
         let dummy = entry.options.dummy_weights;
-        let work =
-            std::panic::AssertUnwindSafe(|| resolve(&config, &entry.source, dummy, &mut report));
+        let work = std::panic::AssertUnwindSafe(|| {
+            let dir = resolve(&hub, &entry.source, dummy, &mut report)?;
+            match (inspector.0)(&dir) {
+                Ok(()) => Ok(dir),
+                Err(why) => Err(ResolveError::Incomplete { dir, missing: vec![why] }),
+            }
+        });
         // The hub's library asserts on what it finds on disk; that must not take the load silent.
         let found = std::panic::catch_unwind(work).unwrap_or_else(|_| {
             let tried = vec!["the hub (its library panicked; see the log)".to_string()];

@@ -12,7 +12,7 @@ use common::fake::{
     STUBBORN,
 };
 use common::{Daemon, config, generate, is_alive, read, signal, token};
-use minisgl_control::Unavailable;
+use minisgl_control::{Inspector, RegistryConfig, Unavailable};
 use minisgl_proto::admin::{AdminErrorCode, LoadEvent, ModelState};
 use minisgl_proto::{Finish, LoadStage};
 use nix::sys::signal::Signal;
@@ -146,6 +146,16 @@ async fn a_load_that_fails_says_why_and_leaves_the_name_free() {
     let Some(LoadEvent::Failed(error)) = last else { panic!("{last:?}") };
     assert!(error.message.contains("/no/such/folder"), "{error}");
     daemon.load("m").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_that_the_inspector_refuses_gets_no_worker() {
+    let refuse = |dir: &std::path::Path| Err(format!("{} has no soul", dir.display()));
+    let config = RegistryConfig { inspector: Inspector(Arc::new(refuse)), ..config() };
+    let daemon = Daemon::with(config);
+    let error = daemon.load("m").await.unwrap_err();
+    assert!(error.message.contains("not a complete model") && error.message.contains("no soul"));
+    assert!(daemon.registry.list().is_empty());
 }
 
 #[tokio::test]

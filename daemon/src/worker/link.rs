@@ -40,7 +40,10 @@ pub fn connect() -> io::Result<Link> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let stream = UnixStream::from(stdin);
     stream.peer_addr().map_err(|error| {
-        io::Error::new(error.kind(), "standard input is not a socket; workers are started by `minisgld serve`")
+        io::Error::new(
+            error.kind(),
+            "standard input is not a socket; workers are started by `minisgld serve`",
+        )
     })?;
     Link::over(stream)
 }
@@ -54,9 +57,12 @@ impl Link {
         let (inbox_sender, inbox) = sync_channel(QUEUE_FRAMES_MAX);
         let (outbox, outgoing) = sync_channel(QUEUE_FRAMES_MAX);
         let reader = stream.try_clone()?;
-        std::thread::Builder::new().name("link-read".to_owned()).spawn(move || read(reader, &inbox_sender))?;
-        let writer =
-            std::thread::Builder::new().name("link-write".to_owned()).spawn(move || write(stream, &outgoing))?;
+        std::thread::Builder::new()
+            .name("link-read".to_owned())
+            .spawn(move || read(reader, &inbox_sender))?;
+        let writer = std::thread::Builder::new()
+            .name("link-write".to_owned())
+            .spawn(move || write(stream, &outgoing))?;
         Ok(Link { inbox, outbox: Some(outbox), writer: Some(writer) })
     }
 

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use minisgl_control::{
-    Generate, Generation, HubConfig, Registry, RegistryConfig, RestartPolicy, WorkerCommand,
+    Generate, Generation, HubConfig, Inspector, Registry, RegistryConfig, RestartPolicy,
+    WorkerCommand,
 };
 use minisgl_proto::admin::{AdminError, LoadEvent, LoadRequest, ModelState, ModelStatus};
 use minisgl_proto::{Finish, LoadOptions, SamplingParams, StopParams};
@@ -33,6 +34,7 @@ pub fn config() -> RegistryConfig {
             args: WORKER_ARGS.iter().map(Into::into).collect(),
         },
         hub: HubConfig { offline: true, ..HubConfig::default() },
+        inspector: Inspector::default(),
         stall: Duration::from_millis(300),
         restart: RestartPolicy {
             initial: Duration::from_millis(30),

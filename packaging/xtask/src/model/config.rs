@@ -54,12 +54,15 @@ pub fn config_json(file: &Gguf<'_>) -> Result<Value> {
     }))
 }
 
-/// `generation_config.json`.
+/// `generation_config.json`. Temperature and top-p are those that the model's card recommends; its
+/// distribution at temperature 1 is too flat to make sense.
 pub fn generation_config_json(file: &Gguf<'_>) -> Result<Value> {
     Ok(json!({
         "bos_token_id": file.int("tokenizer.ggml.bos_token_id")?,
         "eos_token_id": file.int("tokenizer.ggml.eos_token_id")?,
         "pad_token_id": file.int("tokenizer.ggml.padding_token_id")?,
+        "temperature": 0.2,
+        "top_p": 0.9,
     }))
 }
 

