@@ -1,1 +1,40 @@
-fn main() {}
+//! `minisgld`: serves large language models over an OpenAI-compatible API.
+//!
+//! Owns: the command line, the configuration, and the wiring of the rooms; it is the only crate that
+//! sees them all. Must never: hold logic that a room could hold.
+//!
+//! ```text
+//!   main ── serve ──> control (registry, admin socket) ─┐ spawns `minisgld worker`
+//!     |       └─────> http (OpenAI routes) ── bridge ───┘
+//!     └──── worker ─> engine <── sched
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod bridge;
+mod cli;
+mod config;
+mod logging;
+mod serve;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command, ServeArgs};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command.unwrap_or(Command::Serve(ServeArgs::default())) {
+        Command::Serve(args) => serve::run(&args),
+        Command::CheckConfig(args) => serve::check_config(&args),
+        Command::Worker => return worker::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("minisgld: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

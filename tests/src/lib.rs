@@ -1,1 +1,18 @@
-//! P
+//! The harness of the end-to-end tests: a real daemon, real worker processes, a real model, over
+//! nothing but the binaries and their documented APIs.
+//!
+//! Owns: starting and ending daemons, a small HTTP client, the fixtures. Must never: link a room of
+//! the daemon (but `proto`, the words of its API), or skip a test because something is missing.
+
+#![forbid(unsafe_code)]
+
+pub mod daemon;
+pub mod fixture;
+pub mod generate;
+pub mod http;
+pub mod paths;
+pub mod random;
+
+pub use daemon::{Daemon, model_options};
+pub use generate::{Generated, generate, greedy};
+pub use http::{Events, Response, Server};

@@ -1,1 +1,33 @@
-//! Placeholder.
+//! The registry of models, their workers, and the admin API over a Unix socket.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`registry`] | the models by name: load, unload, submit, status, health |
+//! | [`resolve`] | from what was asked for to a folder: path, local cache, hub |
+//! | [`admin`], [`socket`] | HTTP over the Unix socket, and who may do what |
+//! | `supervisor` | one task a model: its state machine, and the life of its worker |
+//! | `worker` | one worker process: its socket, its frames, its last words |
+//! | `streams` | the requests in flight, and the way of a token to its reader |
+//! | `hub` | downloads |
+//! | `metrics` | what Prometheus sees of the workers |
+//!
+//! Owns: worker processes, from spawn to reap, and every request between `submit` and its last
+//! event. Must never: know HTTP's view of a model (text, templates), or touch an engine.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod config;
+mod hub;
+mod metrics;
+mod model;
+pub mod registry;
+pub mod resolve;
+pub mod socket;
+mod streams;
+mod supervisor;
+mod worker;
+
+pub use config::{HubConfig, RegistryConfig, RestartPolicy, WorkerCommand};
+pub use registry::{Generate, Generation, ModelHandle, Registry, Unavailable};
+pub use streams::AbortGuard;

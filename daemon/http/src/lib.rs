@@ -1,7 +1,76 @@
 //! The OpenAI-compatible HTTP surface.
 //!
 //! Owns: request parsing, templates, tokenizers, streams. Must never: know what a worker is.
+//!
+//! ```text
+//!   body -> parse -> find model -> prompt (template, tokenizer pool) -> sampling (validate)
+//!        -> Choices (submit; detokenize, stop strings) -> sse or one JSON object
+//! ```
+//!
+//! A request's answer begins only when its first text is there, so whatever fails before has a
+//! status of its own. Everything a request holds hangs on its handler's future or its response's
+//! body; when the client goes away, hyper drops them and the generations are aborted.
 
 #![forbid(unsafe_code)]
 
 pub mod backend;
+mod body;
+mod chat;
+mod choices;
+mod completions;
+mod detokenize;
+mod error;
+mod front;
+mod generate;
+mod input;
+mod logprobs;
+mod metrics;
+mod middleware;
+mod models;
+mod prompt;
+mod random;
+mod record;
+mod sampling;
+mod server;
+mod settings;
+mod sse;
+mod stop;
+mod template;
+mod tokenizer;
+mod tokens;
+mod usage;
+
+#[cfg(test)]
+#[path = "../tests/support/tokenizer.rs"]
+mod tiny_tokenizer;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use error::ApiError;
+pub use front::Front;
+pub use server::{Listener, serve};
+pub use settings::Settings;
+pub use template::{ChatTemplate, Conversation, TemplateError};
+
+/// All routes. Serve it with [`serve`], or merge it into another router.
+pub fn router(front: Arc<Front>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/generate", post(generate::generate))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/health", get(models::health))
+        .route("/metrics", get(models::metrics))
+        .fallback(middleware::not_found)
+        .method_not_allowed_fallback(middleware::method_not_allowed)
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&front), middleware::account))
+        .with_state(front)
+}

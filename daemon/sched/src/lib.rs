@@ -5,8 +5,23 @@
 
 #![forbid(unsafe_code)]
 
+mod admit;
+mod batch;
+mod config;
+mod driver;
 pub mod executor;
+mod integrity;
+mod leave;
+mod output;
 pub mod plan;
+mod request;
+mod requests;
+mod scheduler;
+mod submit;
 
+pub use config::{ConfigError, SchedConfig};
+pub use driver::Driver;
 pub use executor::{Executor, ExecutorError};
+pub use integrity::IntegrityError;
 pub use plan::{Install, PageId, Plan, Row, SlotId, StepOutput};
+pub use scheduler::{Event, Scheduler, Step};

@@ -1,0 +1,75 @@
+//! What can go wrong, and the exit code that says so.
+
+use std::path::PathBuf;
+
+use minisgl_proto::admin::{AdminError, AdminErrorCode};
+
+/// For `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  2  usage: the command line or an input file is wrong
+  3  unreachable: no daemon answers on the socket
+  4  not found: no such model
+  5  refused: not allowed, or not possible now
+  6  failed: it was tried and did not work";
+
+/// Every way a command ends but the good one.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// The command line or an input file is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// Nobody answers.
+    #[error(
+        "no daemon answers on {}: {why}\n\
+         start it with: systemctl start minisgld\n\
+         or name its socket with --socket PATH (or MINISGL_SOCKET)",
+        .socket.display()
+    )]
+    Unreachable {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// No such model.
+    #[error("{0}")]
+    NotFound(String),
+    /// Not allowed, or not possible now.
+    #[error("{0}")]
+    Refused(String),
+    /// It was tried and did not work.
+    #[error("{0}")]
+    Failed(String),
+    /// Whoever read our output has seen enough.
+    #[error("the output was closed")]
+    BrokenPipe,
+}
+
+impl CtlError {
+    /// See [`EXIT_CODES`].
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CtlError::BrokenPipe => 0,
+            CtlError::Usage(_) => 2,
+            CtlError::Unreachable { .. } => 3,
+            CtlError::NotFound(_) => 4,
+            CtlError::Refused(_) => 5,
+            CtlError::Failed(_) => 6,
+        }
+    }
+}
+
+impl From<AdminError> for CtlError {
+    fn from(error: AdminError) -> Self {
+        match error.code {
+            AdminErrorCode::Invalid => CtlError::Usage(error.message),
+            AdminErrorCode::NotFound => CtlError::NotFound(error.message),
+            AdminErrorCode::Conflict | AdminErrorCode::Forbidden => {
+                CtlError::Refused(error.message)
+            }
+            AdminErrorCode::Failed => CtlError::Failed(error.message),
+        }
+    }
+}

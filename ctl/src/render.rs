@@ -1,0 +1,308 @@
+//! Results as text for people. Pure functions: data in, text out.
+
+use std::fmt::Write;
+
+use minisgl_proto::StepStats;
+use minisgl_proto::admin::{HealthReport, ModelState, ModelStatus};
+use minisgl_proto::worker::{LoadProgress, LoadStage};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// Columns of left-aligned cells, two spaces apart, no space at line ends.
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let cell = |row: &[String], column: usize| row[column].chars().count();
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| {
+            rows.iter().map(|row| cell(row, column)).max().unwrap_or(0).max(head[column].len())
+        })
+        .collect();
+    let mut out = String::new();
+    let head: Vec<String> = head.iter().map(|text| (*text).to_string()).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let mut line = String::new();
+        for (text, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{text:<width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// A state's word, as in JSON.
+pub fn state(state: ModelState) -> &'static str {
+    match state {
+        ModelState::Loading => "loading",
+        ModelState::Ready => "ready",
+        ModelState::Stalled => "stalled",
+        ModelState::Restarting => "restarting",
+        ModelState::Failed => "failed",
+        ModelState::Unloading => "unloading",
+    }
+}
+
+/// A stage's words.
+pub fn stage(stage: LoadStage) -> &'static str {
+    match stage {
+        LoadStage::Resolve => "resolve",
+        LoadStage::Download => "download",
+        LoadStage::Read => "read weights",
+        LoadStage::KvPages => "KV pages",
+        LoadStage::WarmUp => "warm up",
+    }
+}
+
+/// Bytes with three digits or so.
+pub fn bytes(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// A count with three digits or so: 134.5M.
+fn count(count: u64) -> String {
+    let units = ["", "K", "M", "B", "T"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { count.to_string() } else { format!("{value:.1}{}", units[unit]) }
+}
+
+/// Seconds in the two largest units.
+pub fn seconds(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{seconds:.1}s"),
+        10..60 => format!("{whole}s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d{:02}h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// `1 rank`, `2 ranks`.
+pub fn plural(count: impl Into<u64>, word: &str) -> String {
+    let count = count.into();
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.0}%", part as f64 * 100.0 / whole as f64) }
+}
+
+/// A point of a load in one line.
+pub fn progress(progress: &LoadProgress) -> String {
+    let LoadProgress { stage: at, done, total, detail } = progress;
+    let amount = |value: u64| match at {
+        LoadStage::WarmUp => value.to_string(),
+        _ => bytes(value),
+    };
+    let mut line = stage(*at).to_string();
+    if *total > 0 {
+        let _ = write!(line, " {} of {}", amount(*done), amount(*total));
+    }
+    if !detail.is_empty() {
+        let _ = write!(line, " ({detail})");
+    }
+    line
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_string())
+}
+
+/// `list`.
+pub fn list(models: &[ModelStatus]) -> String {
+    let rows = models.iter().map(|model| {
+        let info = model.info.as_ref();
+        vec![
+            model.name.clone(),
+            state(model.state).to_string(),
+            or_dash(info.map(|info| info.architecture.clone())),
+            or_dash(info.map(|info| count(info.parameters))),
+            or_dash(info.map(|info| bytes(info.weight_bytes))),
+            or_dash(info.map(|info| info.max_len.to_string())),
+            model.source.clone(),
+        ]
+    });
+    let head = ["NAME", "STATE", "ARCHITECTURE", "PARAMS", "WEIGHTS", "CONTEXT", "SOURCE"];
+    table(&head, &rows.collect::<Vec<_>>())
+}
+
+/// `ps`.
+pub fn ps(models: &[ModelStatus]) -> String {
+    let rows = models.iter().map(|model| {
+        let info = model.info.as_ref();
+        let stats = model.stats.as_ref();
+        let used =
+            |s: &StepStats| percent(s.pages_total.saturating_sub(s.pages_free), s.pages_total);
+        let reason = match (&model.reason, &model.progress) {
+            (Some(reason), _) => reason.clone(),
+            (None, Some(at)) => progress(at),
+            (None, None) => String::new(),
+        };
+        vec![
+            model.name.clone(),
+            state(model.state).to_string(),
+            seconds(model.state_s),
+            or_dash(info.map(|info| info.device.clone())),
+            info.map_or(model.options.tp, |info| info.tp).to_string(),
+            or_dash(stats.map(|stats| format!("{}/{}", stats.running, stats.waiting))),
+            or_dash(stats.map(used)),
+            or_dash(stats.map(|stats| percent(stats.cached_tokens, stats.prompt_tokens))),
+            model.restarts.to_string(),
+            one_line(&reason),
+        ]
+    });
+    let head =
+        ["NAME", "STATE", "FOR", "DEVICE", "TP", "RUN/WAIT", "KV", "HITS", "RESTARTS", "REASON"];
+    table(&head, &rows.collect::<Vec<_>>())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `show`: name and value, one a line.
+pub fn show(model: &ModelStatus) -> String {
+    let mut lines: Vec<(&str, String)> = vec![
+        ("name", model.name.clone()),
+        ("source", model.source.clone()),
+        ("state", format!("{} for {}", state(model.state), seconds(model.state_s))),
+    ];
+    if let Some(reason) = &model.reason {
+        lines.push(("reason", reason.clone()));
+    }
+    if let Some(at) = &model.progress {
+        lines.push(("progress", progress(at)));
+    }
+    lines.push(("worker", or_dash(model.pid.map(|pid| format!("process {pid}")))));
+    lines.push(("restarts", model.restarts.to_string()));
+    lines.push(("in flight", plural(model.in_flight, "request")));
+    if let Some(info) = &model.info {
+        let weights = bytes(info.weight_bytes);
+        lines.push(("folder", info.dir.display().to_string()));
+        lines.push(("architecture", info.architecture.clone()));
+        lines.push((
+            "parameters",
+            format!("{} in {}, {weights}", count(info.parameters), info.dtype),
+        ));
+        lines.push(("device", format!("{}, {}", info.device, plural(info.tp, "rank"))));
+        let pages = info.kv_tokens / u64::from(info.page_size.max(1));
+        lines.push((
+            "KV cache",
+            format!(
+                "{} tokens in {pages} pages of {}, {}",
+                info.kv_tokens,
+                info.page_size,
+                bytes(info.kv_bytes)
+            ),
+        ));
+        lines.push(("context", format!("{} tokens", info.max_len)));
+        let limits = format!("{} running, {} waiting", info.max_running, info.max_waiting);
+        lines.push(("limits", limits));
+        lines.push(("loaded in", seconds(info.load_s)));
+    }
+    if let Some(stats) = &model.stats {
+        lines.push(("requests", format!("{} running, {} waiting", stats.running, stats.waiting)));
+        lines.push((
+            "pages",
+            format!(
+                "{} free, {} cached, {} owned",
+                stats.pages_free, stats.pages_cached, stats.pages_owned
+            ),
+        ));
+        let hits = percent(stats.cached_tokens, stats.prompt_tokens);
+        lines.push((
+            "tokens",
+            format!(
+                "{} prompt, {} of them cached ({hits}), {} generated",
+                stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens
+            ),
+        ));
+        lines.push((
+            "steps",
+            format!("{}, {}", stats.steps, plural(stats.preemptions, "preemption")),
+        ));
+    }
+    pairs(&lines)
+}
+
+/// Names and values, one pair a line.
+pub fn pairs(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+}
+
+/// `health`.
+pub fn health(report: &HealthReport) -> String {
+    let word = if report.ready { "ready" } else { "not ready" };
+    format!("{word}: {}\n", report.summary)
+}
+
+/// One line of the Prometheus text format.
+#[derive(Debug, PartialEq, Serialize)]
+struct Sample {
+    name: String,
+    labels: Map<String, Value>,
+    value: Value,
+}
+
+/// `metrics -o json`: the samples of the Prometheus text format.
+pub fn metrics_json(text: &str) -> Value {
+    let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(sample);
+    json!(samples.collect::<Vec<_>>())
+}
+
+/// `name{label="value",...} value`; `None` for what is none.
+fn sample(line: &str) -> Option<Sample> {
+    let split = line.find(['{', ' '])?;
+    let (name, mut rest) = line.split_at(split);
+    let mut labels = Map::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (label, after) = rest.trim_start_matches(',').split_once("=\"")?;
+            let (value, after) = quoted(after)?;
+            labels.insert(label.to_string(), value.into());
+            rest = after;
+        }
+        rest = &rest[1..];
+    }
+    let number = rest.split_whitespace().next()?;
+    // JSON has no infinity: +Inf and NaN stay text.
+    let value = match number.parse::<f64>() {
+        Ok(value) if value.is_finite() => json!(value),
+        _ => json!(number),
+    };
+    Some(Sample { name: name.to_string(), labels, value })
+}
+
+/// The text up to a closing quote, unescaped, and what follows.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut out = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((out, &text[at + 1..])),
+            '\\' => match chars.next()?.1 {
+                'n' => out.push('\n'),
+                other => out.push(other),
+            },
+            c => out.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

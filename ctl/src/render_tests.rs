@@ -1,0 +1,180 @@
+//! What people see, as text that `UPDATE_EXPECT=1 cargo test` rewrites.
+
+use expect_test::{Expect, expect};
+use minisgl_proto::{LoadOptions, ModelInfo};
+
+use super::*;
+
+fn ready() -> ModelStatus {
+    ModelStatus {
+        name: "org/small".into(),
+        source: "org/small".into(),
+        state: ModelState::Ready,
+        reason: None,
+        pid: Some(4711),
+        restarts: 1,
+        state_s: 3723.0,
+        in_flight: 3,
+        progress: None,
+        info: Some(ModelInfo {
+            name: "org/small".into(),
+            dir: "/models/small".into(),
+            architecture: "LlamaForCausalLM".into(),
+            device: "cpu".into(),
+            dtype: "f32".into(),
+            parameters: 134_515_008,
+            weight_bytes: 538_060_032,
+            kv_bytes: 1 << 30,
+            kv_tokens: 8192,
+            page_size: 16,
+            vocab_size: 49_152,
+            max_len: 2048,
+            max_running: 256,
+            max_waiting: 1024,
+            eos_token_ids: vec![2],
+            tp: 3,
+            load_s: 1.25,
+        }),
+        stats: Some(StepStats {
+            steps: 100,
+            running: 2,
+            waiting: 1,
+            pages_total: 512,
+            pages_free: 128,
+            pages_cached: 256,
+            pages_owned: 128,
+            prompt_tokens: 4000,
+            cached_tokens: 1000,
+            generated_tokens: 900,
+            preemptions: 1,
+            ..StepStats::default()
+        }),
+        options: LoadOptions::default(),
+    }
+}
+
+fn loading() -> ModelStatus {
+    ModelStatus {
+        name: "big".into(),
+        source: "/models/big".into(),
+        state: ModelState::Loading,
+        pid: None,
+        restarts: 0,
+        state_s: 2.5,
+        in_flight: 0,
+        progress: Some(LoadProgress {
+            stage: LoadStage::Read,
+            done: 3 << 30,
+            total: 61 << 30,
+            detail: "model-00002.safetensors".into(),
+        }),
+        info: None,
+        stats: None,
+        ..ready()
+    }
+}
+
+fn check(text: &str, expected: Expect) {
+    expected.assert_eq(text);
+}
+
+#[test]
+fn lists() {
+    check(
+        &list(&[ready(), loading()]),
+        expect![[r#"
+        NAME       STATE    ARCHITECTURE      PARAMS  WEIGHTS    CONTEXT  SOURCE
+        org/small  ready    LlamaForCausalLM  134.5M  513.1 MiB  2048     org/small
+        big        loading  -                 -       -          -        /models/big
+    "#]],
+    );
+    check(
+        &list(&[]),
+        expect![[r#"
+        NAME  STATE  ARCHITECTURE  PARAMS  WEIGHTS  CONTEXT  SOURCE
+    "#]],
+    );
+}
+
+#[test]
+fn processes() {
+    let dead = ModelStatus {
+        state: ModelState::Restarting,
+        reason: Some("the worker was killed by signal 9 (SIGKILL)".into()),
+        stats: None,
+        ..ready()
+    };
+    check(
+        &ps(&[ready(), loading(), dead]),
+        expect![[r#"
+        NAME       STATE       FOR    DEVICE  TP  RUN/WAIT  KV   HITS  RESTARTS  REASON
+        org/small  ready       1h02m  cpu     3   2/1       75%  25%   1
+        big        loading     2.5s   -       1   -         -    -     0         read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
+        org/small  restarting  1h02m  cpu     3   -         -    -     1         the worker was killed by signal 9 (SIGKILL)
+    "#]],
+    );
+}
+
+#[test]
+fn one_model() {
+    check(
+        &show(&ready()),
+        expect![[r#"
+        name          org/small
+        source        org/small
+        state         ready for 1h02m
+        worker        process 4711
+        restarts      1
+        in flight     3 requests
+        folder        /models/small
+        architecture  LlamaForCausalLM
+        parameters    134.5M in f32, 513.1 MiB
+        device        cpu, 3 ranks
+        KV cache      8192 tokens in 512 pages of 16, 1.0 GiB
+        context       2048 tokens
+        limits        256 running, 1024 waiting
+        loaded in     1.2s
+        requests      2 running, 1 waiting
+        pages         128 free, 256 cached, 128 owned
+        tokens        4000 prompt, 1000 of them cached (25%), 900 generated
+        steps         100, 1 preemption
+    "#]],
+    );
+    check(
+        &show(&loading()),
+        expect![[r#"
+        name       big
+        source     /models/big
+        state      loading for 2.5s
+        progress   read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
+        worker     -
+        restarts   0
+        in flight  0 requests
+    "#]],
+    );
+}
+
+#[test]
+fn numbers() {
+    let sizes = [0, 1023, 1024, 1536, (1 << 20) - 1, 1 << 40, u64::MAX].map(bytes);
+    check(
+        &sizes.join(", "),
+        expect!["0 B, 1023 B, 1.0 KiB, 1.5 KiB, 1.0 MiB, 1.0 TiB, 16777216.0 TiB"],
+    );
+    let counts = [0, 999, 1000, 134_515_008, 32_000_000_000].map(count);
+    check(&counts.join(", "), expect!["0, 999, 1.0K, 134.5M, 32.0B"]);
+    let times = [0.0, 9.94, 59.9, 60.0, 3599.0, 86_399.0, 90_000.0].map(seconds);
+    check(&times.join(", "), expect!["0.0s, 9.9s, 59s, 1m00s, 59m59s, 23h59m, 1d01h"]);
+}
+
+#[test]
+fn metrics_become_json() {
+    let text =
+        "# HELP a b\n# TYPE a counter\na{m=\"x\\\"y\\\\\",le=\"+Inf\"} 2.5\nb 1e3\nc{} NaN\n\nbad";
+    check(
+        &serde_json::to_string(&metrics_json(text)).unwrap(),
+        expect![[
+            r#"[{"name":"a","labels":{"m":"x\"y\\","le":"+Inf"},"value":2.5},{"name":"b","labels":{},"value":1000.0},{"name":"c","labels":{},"value":"NaN"}]"#
+        ]],
+    );
+}

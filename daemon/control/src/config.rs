@@ -1,0 +1,156 @@
+//! What the daemon chooses for its registry.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of a [`crate::Registry`].
+#[derive(Clone, Debug)]
+pub struct RegistryConfig {
+    /// How a worker process is started.
+    pub worker: WorkerCommand,
+    /// Where models come from that are not a folder.
+    pub hub: HubConfig,
+    /// A worker that owes an answer and sends no frame for this long is stalled.
+    pub stall: Duration,
+    /// What happens after a worker died.
+    pub restart: RestartPolicy,
+    /// Events a request may lie behind its worker; one more and the request is cut off.
+    pub stream_buffer: usize,
+    /// How long an unload waits for running requests.
+    pub drain: Duration,
+    /// How long a worker may take to exit after SIGTERM before SIGKILL.
+    pub term_grace: Duration,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        RegistryConfig {
+            worker: WorkerCommand::current_exe(),
+            hub: HubConfig::default(),
+            stall: Duration::from_secs(30),
+            restart: RestartPolicy::default(),
+            stream_buffer: 1024,
+            drain: Duration::from_secs(30),
+            term_grace: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Program and arguments of a worker. It gets its end of the socket as standard input.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    /// Program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+}
+
+impl WorkerCommand {
+    /// This very program with the argument `worker`. `/proc/self/exe` stays the same program when
+    /// a package upgrade replaces the file, so daemon and worker never differ in version.
+    pub fn current_exe() -> Self {
+        WorkerCommand { program: "/proc/self/exe".into(), args: vec!["worker".into()] }
+    }
+}
+
+/// When and how often a dead worker is replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct RestartPolicy {
+    /// Pause before the first replacement; doubles with every failure in a row.
+    pub initial: Duration,
+    /// Longest pause.
+    pub max: Duration,
+    /// Failures in a row after which the model is given up.
+    pub give_up: u32,
+    /// A worker that served this long starts the count anew.
+    pub stable: Duration,
+}
+
+impl RestartPolicy {
+    /// The pause after `failures` (at least 1) failures in a row.
+    pub fn pause(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(20);
+        self.initial.saturating_mul(1 << doublings).min(self.max)
+    }
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        RestartPolicy {
+            initial: Duration::from_millis(500),
+            max: Duration::from_secs(30),
+            give_up: 5,
+            stable: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The Hugging Face cache and hub. `None` takes what the environment says, as the hub's own tools
+/// do: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+#[derive(Clone, Debug, Default)]
+pub struct HubConfig {
+    /// The folder that holds `models--org--name`.
+    pub cache_dir: Option<PathBuf>,
+    /// Base URL of the hub.
+    pub endpoint: Option<String>,
+    /// File with an access token, read at every download.
+    pub token_file: Option<PathBuf>,
+    /// Never download.
+    pub offline: bool,
+}
+
+impl HubConfig {
+    /// The cache folder in force; `None` when neither configuration nor environment has one.
+    pub fn cache(&self) -> Option<PathBuf> {
+        self.cache_dir
+            .clone()
+            .or_else(|| env_path("HF_HUB_CACHE"))
+            .or_else(|| Some(env_home()?.join("hub")))
+    }
+
+    /// The hub's address in force, without a slash at its end.
+    pub fn endpoint(&self) -> String {
+        let endpoint = self.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok());
+        let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_string());
+        endpoint.trim_end_matches('/').to_string()
+    }
+
+    /// The token file in force: the configured one, or the hub tools' own if it exists.
+    pub fn token_path(&self) -> Option<PathBuf> {
+        let own = || Some(env_home()?.join("token")).filter(|path| path.exists());
+        self.token_file.clone().or_else(own)
+    }
+
+    /// Whether downloads are off.
+    pub fn is_offline(&self) -> bool {
+        let set = |value: String| matches!(value.as_str(), "1" | "ON" | "YES" | "TRUE" | "true");
+        self.offline || std::env::var("HF_HUB_OFFLINE").is_ok_and(set)
+    }
+}
+
+fn env_path(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// `$HF_HOME`, by default `~/.cache/huggingface`.
+fn env_home() -> Option<PathBuf> {
+    env_path("HF_HOME").or_else(|| Some(env_path("HOME")?.join(".cache/huggingface")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let policy = RestartPolicy {
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(1),
+            ..RestartPolicy::default()
+        };
+        let pauses: Vec<u128> = (1..=6).map(|n| policy.pause(n).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
+        assert_eq!(policy.pause(u32::MAX), policy.max);
+    }
+}

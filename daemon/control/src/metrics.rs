@@ -1,0 +1,257 @@
+//! What Prometheus sees of the workers. Label `model` is the model's name; an unloaded model takes
+//! its lines with it. Counters go on counting over a worker's restart.
+
+use minisgl_proto::StepStats;
+use prometheus::{
+    CounterVec, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts,
+};
+
+/// Seconds of a step: from a decode of one row on a fast GPU to a prefill chunk on a CPU.
+const STEP_BUCKETS_S: [f64; 14] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+/// Rows of a step.
+const BATCH_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 192.0, 256.0, 512.0];
+
+/// All of them; clones are the same.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    up: IntGaugeVec,
+    running: IntGaugeVec,
+    waiting: IntGaugeVec,
+    pages: IntGaugeVec,
+    pages_capacity: IntGaugeVec,
+    page_use: GaugeVec,
+    hit_rate: GaugeVec,
+    load_s: GaugeVec,
+    restarts: IntCounterVec,
+    prompt_tokens: IntCounterVec,
+    cached_tokens: IntCounterVec,
+    generated_tokens: IntCounterVec,
+    preemptions: IntCounterVec,
+    steps: IntCounterVec,
+    busy_s: CounterVec,
+    step_s: HistogramVec,
+    batch: HistogramVec,
+}
+
+impl Metrics {
+    /// Makes them and adds them to `registry`.
+    ///
+    /// # Errors
+    /// One of the names is taken.
+    pub(crate) fn new(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
+        let add = Add(registry);
+        Ok(Metrics {
+            up: add.int_gauge("up", "1 while the model takes requests, else 0.", &[])?,
+            running: add.int_gauge("requests_running", "Requests in the running batch.", &[])?,
+            waiting: add.int_gauge("requests_waiting", "Requests in the waiting queue.", &[])?,
+            pages: add.int_gauge("kv_pages", "KV pages by state.", &["state"])?,
+            pages_capacity: add.int_gauge("kv_pages_capacity", "KV pages in all.", &[])?,
+            page_use: add.gauge("kv_page_use_ratio", "Share of KV pages that are not free.")?,
+            hit_rate: add
+                .gauge("cache_hit_ratio", "Share of prompt tokens found in the prefix cache.")?,
+            load_s: add.gauge("load_seconds", "Seconds from load to ready, the last time.")?,
+            restarts: add.counter("restarts_total", "Dead workers that were replaced.")?,
+            prompt_tokens: add.counter("prompt_tokens_total", "Prompt tokens taken in.")?,
+            cached_tokens: add
+                .counter("cached_tokens_total", "Prompt tokens found in the prefix cache.")?,
+            generated_tokens: add.counter("generated_tokens_total", "Tokens sampled.")?,
+            preemptions: add.counter("preemptions_total", "Requests preempted for pages.")?,
+            steps: add.counter("steps_total", "Steps run.")?,
+            busy_s: add.counter_s("busy_seconds_total", "Seconds spent in steps.")?,
+            step_s: add.histogram("step_seconds", "Seconds of a step.", &STEP_BUCKETS_S)?,
+            batch: add.histogram("batch_size", "Rows (requests) of a step.", &BATCH_BUCKETS)?,
+        })
+    }
+
+    /// Whether the model takes requests.
+    pub(crate) fn up(&self, model: &str, up: bool) {
+        self.up.with_label_values(&[model]).set(i64::from(up));
+    }
+
+    /// It became ready that long after its load began.
+    pub(crate) fn loaded(&self, model: &str, seconds: f64) {
+        self.load_s.with_label_values(&[model]).set(seconds);
+    }
+
+    /// Its worker was replaced; nothing runs, waits or is cached.
+    pub(crate) fn restarted(&self, model: &str) {
+        self.restarts.with_label_values(&[model]).inc();
+    }
+
+    /// Its counters went from `before` to `now`.
+    pub(crate) fn step(&self, model: &str, before: &StepStats, now: &StepStats) {
+        let label = [model];
+        self.gauges(model, now);
+        let count = |counter: &IntCounterVec, before: u64, now: u64| {
+            counter.with_label_values(&label).inc_by(now.saturating_sub(before));
+        };
+        count(&self.prompt_tokens, before.prompt_tokens, now.prompt_tokens);
+        count(&self.cached_tokens, before.cached_tokens, now.cached_tokens);
+        count(&self.generated_tokens, before.generated_tokens, now.generated_tokens);
+        count(&self.preemptions, before.preemptions, now.preemptions);
+        count(&self.steps, before.steps, now.steps);
+        if now.steps > before.steps {
+            let seconds = f64::from(now.step_s).max(0.0);
+            self.busy_s.with_label_values(&label).inc_by(seconds);
+            self.step_s.with_label_values(&label).observe(seconds);
+            self.batch.with_label_values(&label).observe(f64::from(now.rows));
+        }
+    }
+
+    /// What is now; all zeros after a worker's death.
+    pub(crate) fn gauges(&self, model: &str, now: &StepStats) {
+        let label = [model];
+        self.running.with_label_values(&label).set(i64::from(now.running));
+        self.waiting.with_label_values(&label).set(i64::from(now.waiting));
+        let pages = |state: &str, pages: u64| {
+            self.pages.with_label_values(&[model, state]).set(signed(pages));
+        };
+        pages("free", now.pages_free);
+        pages("cached", now.pages_cached);
+        pages("owned", now.pages_owned);
+        self.pages_capacity.with_label_values(&label).set(signed(now.pages_total));
+        let used = now.pages_total.saturating_sub(now.pages_free);
+        self.page_use.with_label_values(&label).set(ratio(used, now.pages_total));
+        let hits = ratio(now.cached_tokens, now.prompt_tokens);
+        self.hit_rate.with_label_values(&label).set(hits);
+    }
+
+    /// The model is no more.
+    pub(crate) fn forget(&self, model: &str) {
+        let label = [model];
+        let int_gauges = [&self.up, &self.running, &self.waiting, &self.pages_capacity];
+        for gauge in int_gauges {
+            let _ = gauge.remove_label_values(&label);
+        }
+        for state in ["free", "cached", "owned"] {
+            let _ = self.pages.remove_label_values(&[model, state]);
+        }
+        for gauge in [&self.page_use, &self.hit_rate, &self.load_s] {
+            let _ = gauge.remove_label_values(&label);
+        }
+        let counters = [
+            &self.restarts,
+            &self.prompt_tokens,
+            &self.cached_tokens,
+            &self.generated_tokens,
+            &self.preemptions,
+            &self.steps,
+        ];
+        for counter in counters {
+            let _ = counter.remove_label_values(&label);
+        }
+        let _ = self.busy_s.remove_label_values(&label);
+        for histogram in [&self.step_s, &self.batch] {
+            let _ = histogram.remove_label_values(&label);
+        }
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// Makes a metric of the family `minisgl_worker_*` and registers it.
+struct Add<'a>(&'a prometheus::Registry);
+
+impl Add<'_> {
+    fn register<C>(&self, collector: C) -> Result<C, prometheus::Error>
+    where
+        C: Clone + prometheus::core::Collector + 'static,
+    {
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn opts(name: &str, help: &str) -> Opts {
+        Opts::new(format!("minisgl_worker_{name}"), help)
+    }
+
+    fn int_gauge(
+        &self,
+        name: &str,
+        help: &str,
+        more_labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        let labels: Vec<&str> =
+            std::iter::once("model").chain(more_labels.iter().copied()).collect();
+        self.register(IntGaugeVec::new(Self::opts(name, help), &labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<GaugeVec, prometheus::Error> {
+        self.register(GaugeVec::new(Self::opts(name, help), &["model"])?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounterVec, prometheus::Error> {
+        self.register(IntCounterVec::new(Self::opts(name, help), &["model"])?)
+    }
+
+    fn counter_s(&self, name: &str, help: &str) -> Result<CounterVec, prometheus::Error> {
+        self.register(CounterVec::new(Self::opts(name, help), &["model"])?)
+    }
+
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let opts = HistogramOpts::from(Self::opts(name, help)).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(opts, &["model"])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(registry: &prometheus::Registry) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
+    fn after(steps: u64, generated: u64) -> StepStats {
+        StepStats {
+            steps,
+            step_s: 0.02,
+            rows: 3,
+            pages_total: 10,
+            pages_free: 4,
+            pages_cached: 5,
+            pages_owned: 1,
+            prompt_tokens: 100,
+            cached_tokens: 25,
+            generated_tokens: generated,
+            ..StepStats::default()
+        }
+    }
+
+    #[test]
+    fn counters_survive_a_restart_and_lines_leave_with_the_model() {
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        metrics.up("m", true);
+        metrics.step("m", &StepStats::default(), &after(1, 7));
+        metrics.step("m", &after(1, 7), &after(1, 7)); // counters only, no step
+        metrics.restarted("m");
+        metrics.step("m", &StepStats::default(), &after(1, 5));
+        let lines = text(&registry);
+        for line in [
+            "minisgl_worker_generated_tokens_total{model=\"m\"} 12",
+            "minisgl_worker_restarts_total{model=\"m\"} 1",
+            "minisgl_worker_step_seconds_count{model=\"m\"} 2",
+            "minisgl_worker_batch_size_bucket{model=\"m\",le=\"4\"} 2",
+            "minisgl_worker_kv_pages{model=\"m\",state=\"cached\"} 5",
+            "minisgl_worker_kv_page_use_ratio{model=\"m\"} 0.6",
+            "minisgl_worker_cache_hit_ratio{model=\"m\"} 0.25",
+        ] {
+            assert!(lines.contains(line), "{line} is not in\n{lines}");
+        }
+        metrics.forget("m");
+        assert_eq!(text(&registry), "");
+    }
+}

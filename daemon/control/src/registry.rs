@@ -1,0 +1,401 @@
+//! The models the daemon knows, by name.
+//!
+//! Owns: which names are taken, and request ids. Must never: change a model's state itself; that is
+//! its supervisor's business.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use minisgl_proto::admin::{
+    AdminError, AdminErrorCode, HealthReport, LoadEvent, LoadRequest, ModelState, ModelStatus,
+};
+use minisgl_proto::{ModelInfo, RequestId, SamplingParams, StopParams, Submit, TokenEvent};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::RegistryConfig;
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::resolve;
+use crate::streams::{AbortGuard, Refused};
+use crate::supervisor::{Event, Supervisor};
+
+/// Events of a model that may wait for its supervisor.
+const EVENTS_MAX: usize = 64;
+/// Lines of a load's answer that may wait for a slow client; progress beyond it is dropped.
+const LOAD_EVENTS_MAX: usize = 256;
+/// Bytes of a model's name at most.
+const NAME_BYTES_MAX: usize = 200;
+/// Models at once, at most.
+const MODELS_MAX: usize = 64;
+
+/// The models of this daemon. Clones are the same registry.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    config: Arc<RegistryConfig>,
+    metrics: Metrics,
+    /// In the order they were loaded.
+    models: Mutex<Vec<Arc<Model>>>,
+    next_id: AtomicU64,
+    closing: AtomicBool,
+}
+
+/// A request for tokens, before it has an id.
+#[derive(Clone, Debug)]
+pub struct Generate {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When it ends.
+    pub stop: StopParams,
+    /// Higher goes first.
+    pub priority: i32,
+}
+
+/// A running generation.
+#[derive(Debug)]
+pub struct Generation {
+    /// Its id, for logs.
+    pub id: RequestId,
+    /// Its events; the last one carries `finish`. A channel that closes without it means that the
+    /// reader fell further behind than the buffer allows.
+    pub events: mpsc::Receiver<TokenEvent>,
+    /// Aborts when dropped, unless the request has ended.
+    pub guard: AbortGuard,
+}
+
+/// Why there is no model, or no generation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// No model of that name.
+    #[error("model \"{name}\" is not loaded; {hint}")]
+    NotFound {
+        /// As asked for.
+        name: String,
+        /// What is loaded, or how to load.
+        hint: String,
+    },
+    /// There is one, but it takes no requests now.
+    #[error("model \"{name}\" is not ready: {reason}")]
+    NotReady {
+        /// As asked for.
+        name: String,
+        /// Its state, and why.
+        reason: String,
+    },
+    /// As many requests are running and waiting as may.
+    #[error("model \"{name}\" has {limit} requests running and waiting, which is its limit")]
+    Busy {
+        /// As asked for.
+        name: String,
+        /// Running plus waiting requests at most.
+        limit: u32,
+    },
+}
+
+/// A ready model. Stays valid when the model goes away; `submit` then refuses.
+#[derive(Clone)]
+pub struct ModelHandle {
+    registry: Arc<Inner>,
+    model: Arc<Model>,
+    info: Arc<ModelInfo>,
+}
+
+impl ModelHandle {
+    /// What it is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Starts a generation. Never blocks.
+    ///
+    /// # Errors
+    /// `NotReady` or `Busy`; nothing was started.
+    pub fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
+        let name = || self.model.name.clone();
+        let view = self.model.view();
+        if view.state != ModelState::Ready {
+            return Err(not_ready(&self.model));
+        }
+        let id = RequestId(self.registry.next_id.fetch_add(1, Ordering::Relaxed));
+        let Generate { prompt, sampling, stop, priority } = request;
+        let submit = Submit { id, prompt, sampling, stop, priority };
+        match self.model.streams.submit(submit) {
+            Ok((events, guard)) => Ok(Generation { id, events, guard }),
+            Err(Refused::Full(limit)) => Err(Unavailable::Busy { name: name(), limit }),
+            Err(Refused::Shut) => Err(not_ready(&self.model)),
+        }
+    }
+}
+
+fn not_ready(model: &Model) -> Unavailable {
+    let view = model.view();
+    let state = match view.state {
+        ModelState::Loading => "it is being loaded",
+        ModelState::Ready | ModelState::Restarting => "its worker is being restarted",
+        ModelState::Stalled => "its worker makes no progress",
+        ModelState::Failed => "its worker failed and was given up",
+        ModelState::Unloading => "it is being unloaded",
+    };
+    // How a worker died is the operator's to read (`minisglctl ps`), not every client's.
+    Unavailable::NotReady { name: model.name.clone(), reason: state.to_string() }
+}
+
+impl Registry {
+    /// An empty registry whose workers are seen in `metrics`.
+    ///
+    /// # Errors
+    /// A name of its metrics is taken.
+    pub fn new(
+        config: RegistryConfig,
+        metrics: &prometheus::Registry,
+    ) -> Result<Self, prometheus::Error> {
+        Ok(Registry(Arc::new(Inner {
+            config: Arc::new(config),
+            metrics: Metrics::new(metrics)?,
+            models: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            closing: AtomicBool::new(false),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {
+        self.0.models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Model>, AdminError> {
+        let found = self.lock().iter().find(|model| model.name == name).cloned();
+        found.ok_or_else(|| AdminError {
+            code: AdminErrorCode::NotFound,
+            message: format!("model \"{name}\" is not loaded; {}", self.hint(name)),
+        })
+    }
+
+    fn hint(&self, name: &str) -> String {
+        let names: Vec<String> = self.lock().iter().map(|m| format!("\"{}\"", m.name)).collect();
+        if names.is_empty() {
+            format!("no model is; load it with: minisglctl load {name}")
+        } else {
+            format!("loaded: {}", names.join(", "))
+        }
+    }
+
+    /// Begins to load a model; the events end with `Ready` or `Failed`. The load goes on when nobody
+    /// reads them. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// `Invalid`: the name or the options cannot be. `Conflict`: the name is taken, or the daemon
+    /// shuts down.
+    pub async fn load(
+        &self,
+        request: LoadRequest,
+    ) -> Result<mpsc::Receiver<LoadEvent>, AdminError> {
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => default_name(&request.model)?,
+        };
+        check_name(&name)?;
+        check_options(&request.options)?;
+        // A model that was given up makes way for a new try.
+        let given_up = self.find(&name).is_ok_and(|m| m.view().state == ModelState::Failed);
+        if given_up {
+            let _ = self.unload(&name, true).await;
+        }
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let (watcher, progress) = mpsc::channel(LOAD_EVENTS_MAX);
+        let LoadRequest { model: source, options, .. } = request;
+        let buffer = self.0.config.stream_buffer;
+        let model = Arc::new(Model::new(name, source, options, buffer, events));
+        self.insert(&model)?;
+        tracing::info!(model = model.name, source = model.source, "loading");
+        let supervisor = Supervisor::new(
+            Arc::clone(&model),
+            Arc::clone(&self.0.config),
+            self.0.metrics.clone(),
+            inbox,
+            watcher,
+        );
+        let (registry, entry) = (self.clone(), Arc::clone(&model));
+        tokio::spawn(supervisor.run(move || {
+            registry.lock().retain(|other| !Arc::ptr_eq(other, &entry));
+        }));
+        resolve::start(&self.0.config.hub, &model);
+        Ok(progress)
+    }
+
+    fn insert(&self, model: &Arc<Model>) -> Result<(), AdminError> {
+        let conflict = |message| AdminError { code: AdminErrorCode::Conflict, message };
+        let mut models = self.lock();
+        if self.0.closing.load(Ordering::SeqCst) {
+            return Err(conflict("the daemon is shutting down".to_string()));
+        }
+        if let Some(taken) = models.iter().find(|other| other.name == model.name) {
+            let state = format!("{:?}", taken.view().state).to_lowercase();
+            return Err(conflict(format!(
+                "the name \"{}\" is taken by a model that is {state}; unload it first, or choose \
+                 another with --name",
+                model.name
+            )));
+        }
+        if models.len() >= MODELS_MAX {
+            return Err(conflict(format!("{MODELS_MAX} models are loaded, which is the limit")));
+        }
+        models.push(Arc::clone(model));
+        Ok(())
+    }
+
+    /// Unloads a model: without `force` after its running requests, up to the drain time. Returns its
+    /// status as it was last, when it is gone.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn unload(&self, name: &str, force: bool) -> Result<ModelStatus, AdminError> {
+        let model = self.find(name)?;
+        Ok(unload(&model, force, self.0.config.drain).await)
+    }
+
+    /// One model.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn status(&self, name: &str) -> Result<ModelStatus, AdminError> {
+        Ok(self.find(name)?.status())
+    }
+
+    /// Every model, in the order they were loaded.
+    pub fn list(&self) -> Vec<ModelStatus> {
+        let models = self.lock().clone();
+        models.iter().map(|model| model.status()).collect()
+    }
+
+    /// Unix time at which each model's load began, in seconds, in the order of [`Registry::list`].
+    pub fn created(&self) -> Vec<(String, u64)> {
+        self.lock().iter().map(|model| (model.name.clone(), model.created_s)).collect()
+    }
+
+    /// Empties a model's prefix cache; returns the pages that became free.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict`: it is not ready; `Failed`: its worker died.
+    pub async fn flush(&self, name: &str) -> Result<u64, AdminError> {
+        let model = self.find(name)?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || AdminError {
+            code: AdminErrorCode::Failed,
+            message: format!("model \"{name}\" went away before its cache was flushed"),
+        };
+        model.events.send(Event::Flush(reply)).await.map_err(|_| gone())?;
+        match tokio::time::timeout(self.0.config.stall, answer).await {
+            Ok(pages) => pages.map_err(|_| gone())?,
+            Err(_) => Err(AdminError {
+                code: AdminErrorCode::Failed,
+                message: format!(
+                    "the worker of model \"{name}\" did not answer; see minisglctl ps"
+                ),
+            }),
+        }
+    }
+
+    /// Whether the service as a whole should get traffic.
+    pub fn health(&self) -> HealthReport {
+        let models: Vec<(String, ModelState)> =
+            self.lock().iter().map(|m| (m.name.clone(), m.view().state)).collect();
+        let of = |state| models.iter().filter(|(_, s)| *s == state).count();
+        let ready = of(ModelState::Ready);
+        // A model on its way out is no fault.
+        let ill = models.len() - ready - of(ModelState::Unloading);
+        let summary = if models.is_empty() {
+            "no model is loaded".to_string()
+        } else {
+            let describe = |(name, state): &(String, ModelState)| {
+                format!("{name} is {}", format!("{state:?}").to_lowercase())
+            };
+            models.iter().map(describe).collect::<Vec<_>>().join(", ")
+        };
+        HealthReport { ready: ready > 0 && ill == 0, summary, models }
+    }
+
+    /// The ready model of this name.
+    ///
+    /// # Errors
+    /// `NotFound` or `NotReady`.
+    pub fn model(&self, name: &str) -> Result<ModelHandle, Unavailable> {
+        let model = self
+            .find(name)
+            .map_err(|_| Unavailable::NotFound { name: name.to_string(), hint: self.hint(name) })?;
+        let view = model.view();
+        match view.info {
+            Some(info) if view.state == ModelState::Ready => {
+                Ok(ModelHandle { registry: Arc::clone(&self.0), model, info })
+            }
+            _ => Err(not_ready(&model)),
+        }
+    }
+
+    /// Starts a generation with the model of this name. Never blocks.
+    ///
+    /// # Errors
+    /// As [`Registry::model`] and [`ModelHandle::submit`].
+    pub fn submit(&self, name: &str, request: Generate) -> Result<Generation, Unavailable> {
+        self.model(name)?.submit(request)
+    }
+
+    /// Takes no more loads, and unloads every model, waiting up to `drain` for running requests.
+    pub async fn shutdown(&self, drain: Duration) {
+        let models = {
+            let models = self.lock();
+            self.0.closing.store(true, Ordering::SeqCst);
+            models.clone()
+        };
+        let unloads = models.iter().map(|model| unload(model, drain.is_zero(), drain));
+        futures_util::future::join_all(unloads).await;
+    }
+}
+
+async fn unload(model: &Model, force: bool, drain: Duration) -> ModelStatus {
+    let (reply, answer) = oneshot::channel();
+    // A model that is gone already drops the event; its status is still there.
+    let _ = model.events.send(Event::Unload { force, drain, reply }).await;
+    answer.await.unwrap_or_else(|_| model.status())
+}
+
+fn invalid(message: String) -> AdminError {
+    AdminError { code: AdminErrorCode::Invalid, message }
+}
+
+/// The repo id without its revision, or the folder's last part.
+fn default_name(model: &str) -> Result<String, AdminError> {
+    let path = Path::new(model);
+    if resolve::is_path(model) {
+        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        return last.ok_or_else(|| invalid(format!("{model:?} has no last part; give a --name")));
+    }
+    Ok(model.split('@').next().unwrap_or(model).to_string())
+}
+
+fn check_name(name: &str) -> Result<(), AdminError> {
+    let fine = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && !name.chars().any(|c| c.is_control() || c.is_whitespace());
+    if fine {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "{name:?} is no model name: it needs 1 to {NAME_BYTES_MAX} bytes without white space"
+    )))
+}
+
+fn check_options(options: &minisgl_proto::LoadOptions) -> Result<(), AdminError> {
+    let ratio = options.memory_ratio;
+    if !(ratio > 0.0 && ratio <= 1.0) {
+        return Err(invalid(format!("memory_ratio is {ratio}; it must be above 0 and at most 1")));
+    }
+    if options.tp == 0 {
+        return Err(invalid("tp is 0; it must be at least 1".to_string()));
+    }
+    Ok(())
+}

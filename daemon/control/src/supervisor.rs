@@ -1,0 +1,224 @@
+//! The life of one model: one task owns its state and handles every event.
+//!
+//! ```text
+//!              +------------------- unload ------------------+
+//!              |             |              |                v
+//!   load --> Resolving --> Starting --> Serving ----> Draining ----> Terminating --> Gone
+//!              |             |    ^         |       done |    late or force |            ^
+//!              | no such     |    |         | died       +---------- dead --+------------+
+//!              | model       |    | pause   v                                            |
+//!              |   first load|    +----- Waiting --unload--------------------------------+
+//!              |   failed    |              | too many in a row                          |
+//!              v             v              v                                            |
+//!             Gone          Gone         Failed --unload, or the next load---------------+
+//! ```
+//!
+//! Clients see `Resolving` and the first `Starting` as *loading*; `Waiting` and every later
+//! `Starting` as *restarting*; `Serving` as *ready*, or as *stalled* while the worker owes an answer
+//! and sends nothing. `Draining` and `Terminating` are *unloading*.
+//!
+//! This file has the events and the loop; `load`, `death`, `unload` and `watch` say what the events do.
+//!
+//! Owns: the worker of its model, and what [`Model`] says of it. Must never: wait for anything but
+//! the next event, so that it is always there to hear of a death.
+
+mod death;
+mod load;
+mod unload;
+mod watch;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use minisgl_proto::FromWorker;
+use minisgl_proto::admin::{AdminError, AdminErrorCode, LoadEvent, ModelStatus};
+use minisgl_proto::worker::LoadProgress;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::RegistryConfig;
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::resolve::ResolveError;
+use crate::worker::Worker;
+
+/// How long the other sign of a death (closed socket, exit status) may lag behind the first.
+const LINGER: Duration = Duration::from_secs(3);
+/// Time between pings at most; less when the stall time is short.
+const PING: Duration = Duration::from_secs(2);
+
+/// Time between ticks at least.
+const TICK_MIN: Duration = Duration::from_millis(10);
+
+/// Everything that can happen to a model.
+pub(crate) enum Event {
+    /// It was found, or not.
+    Resolved(Result<PathBuf, ResolveError>),
+    /// Progress of finding it.
+    Progress(LoadProgress),
+    /// The worker said something that is not about tokens.
+    Frame { epoch: u32, frame: FromWorker },
+    /// The worker's end of the socket is closed.
+    Closed { epoch: u32, error: Option<String> },
+    /// The worker's process ended and was reaped.
+    Exited(std::process::ExitStatus),
+    /// Somebody wants the prefix cache empty.
+    Flush(oneshot::Sender<Result<u64, AdminError>>),
+    /// Somebody wants the model gone.
+    Unload { force: bool, drain: Duration, reply: oneshot::Sender<ModelStatus> },
+    /// The time set with the current phase has come.
+    Deadline,
+    /// Time to ping.
+    Tick,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Resolving,
+    Starting,
+    Serving,
+    Waiting,
+    Failed,
+    Draining,
+    Terminating,
+    Gone,
+}
+
+/// The task's state; see the module's drawing.
+pub(crate) struct Supervisor {
+    model: Arc<Model>,
+    config: Arc<RegistryConfig>,
+    metrics: Metrics,
+    events: mpsc::Receiver<Event>,
+    /// Who asked for the load and hears how it goes.
+    watcher: Option<mpsc::Sender<LoadEvent>>,
+    phase: Phase,
+    /// When the phase has lasted long enough.
+    deadline: Option<Instant>,
+    /// Where the model was found.
+    dir: PathBuf,
+    worker: Option<Worker>,
+    epoch: u32,
+    /// The worker's own words on why it cannot load.
+    load_error: Option<String>,
+    load_began: Instant,
+    serving_since: Instant,
+    /// Failures in a row.
+    failures: u32,
+    ping: u64,
+    flushes: VecDeque<oneshot::Sender<Result<u64, AdminError>>>,
+    unloads: Vec<oneshot::Sender<ModelStatus>>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        model: Arc<Model>,
+        config: Arc<RegistryConfig>,
+        metrics: Metrics,
+        events: mpsc::Receiver<Event>,
+        watcher: mpsc::Sender<LoadEvent>,
+    ) -> Self {
+        Supervisor {
+            model,
+            config,
+            metrics,
+            events,
+            watcher: Some(watcher),
+            phase: Phase::Resolving,
+            deadline: None,
+            dir: PathBuf::new(),
+            worker: None,
+            epoch: 0,
+            load_error: None,
+            load_began: Instant::now(),
+            serving_since: Instant::now(),
+            failures: 0,
+            ping: 0,
+            flushes: VecDeque::new(),
+            unloads: Vec::new(),
+        }
+    }
+
+    /// Handles events until the model is gone. `gone` runs before anybody hears of it, so that the
+    /// name is free for whoever waited.
+    pub(crate) async fn run(mut self, gone: impl FnOnce()) {
+        self.metrics.up(&self.model.name, false);
+        let mut ticks = tokio::time::interval(PING.min(self.config.stall / 3).max(TICK_MIN));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.phase != Phase::Gone {
+            let event = self.next(&mut ticks).await;
+            self.handle(event);
+        }
+        self.worker = None;
+        self.metrics.forget(&self.model.name);
+        let status = self.model.status();
+        tracing::info!(model = self.model.name, "gone");
+        gone();
+        self.events.close();
+        let failed = || AdminError {
+            code: AdminErrorCode::Failed,
+            message: status.reason.clone().unwrap_or_else(|| "the model was unloaded".to_string()),
+        };
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.try_send(LoadEvent::Failed(failed()));
+        }
+        // What was asked in the last moment is answered too.
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                Event::Unload { reply, .. } => self.unloads.push(reply),
+                Event::Flush(reply) => drop(reply.send(Err(failed()))),
+                _ => {}
+            }
+        }
+        for reply in self.unloads.drain(..) {
+            let _ = reply.send(status.clone());
+        }
+    }
+
+    async fn next(&mut self, ticks: &mut tokio::time::Interval) -> Event {
+        let deadline = self.deadline;
+        let alarm = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let worker = &mut self.worker;
+        let exit = async {
+            match worker {
+                Some(worker) if worker.status.is_none() => worker.wait().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(event) = self.events.recv() => event,
+            status = exit => Event::Exited(status),
+            () = alarm => Event::Deadline,
+            _ = ticks.tick() => Event::Tick,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Progress(progress) => self.on_progress(progress),
+            Event::Resolved(found) => self.on_resolved(found),
+            Event::Frame { epoch, frame } if self.is_current(epoch) => self.on_frame(frame),
+            Event::Closed { epoch, error } if self.is_current(epoch) => self.on_closed(error),
+            Event::Frame { .. } | Event::Closed { .. } => {} // of a worker long dead
+            Event::Exited(status) => self.on_exited(status),
+            Event::Flush(reply) => self.on_flush(reply),
+            Event::Unload { force, drain, reply } => self.on_unload(force, drain, reply),
+            Event::Deadline => self.on_deadline(),
+            Event::Tick => self.on_tick(),
+        }
+    }
+
+    fn is_current(&self, epoch: u32) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.epoch == epoch)
+    }
+}
+
+fn failed(message: String) -> AdminError {
+    AdminError { code: AdminErrorCode::Failed, message }
+}

@@ -1,0 +1,195 @@
+//! The admin API over a real Unix socket.
+
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Request, StatusCode};
+use common::fake::{ENDLESS, LOAD_FAILS, LOAD_WAITS};
+use common::{Daemon, token};
+use minisgl_control::admin::{DaemonInfo, router};
+use minisgl_control::socket::{Peer, bind, serve_unix};
+use minisgl_proto::admin::{
+    AdminError, AdminErrorCode, FlushReply, HealthReport, LoadEvent, ModelState, ModelStatus,
+    VersionInfo,
+};
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tower::ServiceExt;
+
+#[test]
+#[ignore = "the worker process of the other tests"]
+fn fake_worker() {
+    common::fake::run();
+}
+
+struct Server {
+    daemon: Daemon,
+    socket: PathBuf,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    _folder: tempfile::TempDir,
+}
+
+fn info() -> DaemonInfo {
+    DaemonInfo { started: Instant::now(), listen: "127.0.0.1:8000".to_string() }
+}
+
+async fn serve() -> Server {
+    let daemon = Daemon::new();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let listener = bind(&socket).await.unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async { drop(stopped.await) };
+    let task =
+        tokio::spawn(serve_unix(listener, router(daemon.registry.clone(), info()), shutdown));
+    Server { daemon, socket, stop: Some(stop), task, _folder: folder }
+}
+
+/// Sends a request and leaves the answer unread.
+async fn open(socket: &Path, method: &str, path: &str, body: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let bytes = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {bytes}\r\n\r\n"
+    );
+    // A refused body need not be read to its end.
+    let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+    stream
+}
+
+/// Status and body. A chunked body keeps its chunk sizes, on lines of their own.
+async fn call(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut answer = Vec::new();
+    let _ = open(socket, method, path, body).await.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+}
+
+fn decode<T: DeserializeOwned>(body: &str) -> T {
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"))
+}
+
+fn load_events(body: &str) -> Vec<LoadEvent> {
+    body.lines().filter(|line| line.starts_with('{')).map(decode).collect()
+}
+
+#[tokio::test]
+async fn the_life_of_a_model() {
+    let server = serve().await;
+    let socket = server.socket.as_path();
+    let (status, body) = call(socket, "GET", "/admin/v1/version", "").await;
+    let version: VersionInfo = decode(&body);
+    assert_eq!((status, version.listen.as_str()), (200, "127.0.0.1:8000"));
+
+    let load = serde_json::to_string(&server.daemon.request("org/m")).unwrap();
+    let (status, body) = call(socket, "POST", "/admin/v1/load", &load).await;
+    let events = load_events(&body);
+    assert_eq!(status, 200);
+    assert!(matches!(events.first(), Some(LoadEvent::Progress(_))), "{events:?}");
+    assert!(matches!(events.last(), Some(LoadEvent::Ready(_))), "{events:?}");
+    let (status, body) = call(socket, "POST", "/admin/v1/load", &load).await;
+    assert_eq!((status, decode::<AdminError>(&body).code), (409, AdminErrorCode::Conflict));
+
+    let (_, body) = call(socket, "GET", "/admin/v1/models", "").await;
+    assert_eq!(decode::<Vec<ModelStatus>>(&body).len(), 1);
+    let (_, body) = call(socket, "GET", "/admin/v1/models/org%2Fm", "").await;
+    assert_eq!(decode::<ModelStatus>(&body).state, ModelState::Ready);
+    let (status, body) = call(socket, "GET", "/admin/v1/models/other", "").await;
+    let error: AdminError = decode(&body);
+    assert_eq!((status, error.code), (404, AdminErrorCode::NotFound));
+    assert!(error.message.contains("loaded: \"org/m\""), "{error}");
+
+    let (_, body) = call(socket, "GET", "/admin/v1/health", "").await;
+    assert!(decode::<HealthReport>(&body).ready);
+    let (_, body) = call(socket, "POST", "/admin/v1/flush", r#"{"name": "org/m"}"#).await;
+    assert_eq!(decode::<FlushReply>(&body).pages_freed, 5);
+    let (status, body) = call(socket, "POST", "/admin/v1/unload", r#"{"name": "org/m"}"#).await;
+    assert_eq!((status, decode::<ModelStatus>(&body).state), (200, ModelState::Unloading));
+    let (_, body) = call(socket, "GET", "/admin/v1/health", "").await;
+    assert!(!decode::<HealthReport>(&body).ready);
+}
+
+#[tokio::test]
+async fn bad_calls_are_told_what_is_wrong() {
+    let server = serve().await;
+    let socket = server.socket.as_path();
+    let big = format!("{{\"model\": \"{}\"}}", "x".repeat(2 << 20));
+    let cases = [
+        ("POST", "/admin/v1/load", "{", "the body is wrong: EOF"),
+        ("POST", "/admin/v1/load", r#"{"model": 1}"#, "expected a string"),
+        ("POST", "/admin/v1/load", r#"{"model": "m", "options": {"tpp": 2}}"#, "tpp"),
+        ("POST", "/admin/v1/load", r#"{"model": "m", "options": {"tp": 0}}"#, "tp is 0"),
+        ("POST", "/admin/v1/load", big.as_str(), "the limit is 1048576 bytes"),
+        ("GET", "/admin/v1/load", "", "no call GET /admin/v1/load"),
+        ("GET", "/admin/v9/load", "", "no call GET /admin/v9/load"),
+    ];
+    for (method, path, body, expected) in cases {
+        let (status, answer) = call(socket, method, path, body).await;
+        let error: AdminError = decode(&answer);
+        assert_eq!((status, error.code), (400, AdminErrorCode::Invalid), "{error}");
+        assert!(error.message.contains(expected), "{error}");
+    }
+    let load = serde_json::to_string(&server.daemon.request(LOAD_FAILS)).unwrap();
+    let (_, body) = call(socket, "POST", "/admin/v1/load", &load).await;
+    let Some(LoadEvent::Failed(error)) = load_events(&body).pop() else { panic!("{body}") };
+    assert_eq!(error.message, "config.json has no hidden_size");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_stop_its_load() {
+    let server = serve().await;
+    let load = serde_json::to_string(&server.daemon.request(LOAD_WAITS)).unwrap();
+    let mut stream = open(&server.socket, "POST", "/admin/v1/load", &load).await;
+    stream.read_u8().await.unwrap();
+    drop(stream);
+    server.daemon.until(LOAD_WAITS, |status| status.pid.is_some()).await;
+    std::fs::write(server.daemon.model_dir(LOAD_WAITS).join("go"), "").unwrap();
+    server.daemon.until_state(LOAD_WAITS, ModelState::Ready).await;
+}
+
+#[tokio::test]
+async fn only_root_and_the_daemons_user_change_models() {
+    let daemon = Daemon::new();
+    daemon.load("m").await.unwrap();
+    let mut generation = daemon.submit("m", &[ENDLESS]);
+    token(&mut generation).await;
+    let own = nix::unistd::geteuid().as_raw();
+    let other = own + 4242;
+    let ask = |uid: Option<u32>, method: &str, path: &str| {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .extension(ConnectInfo(Peer { uid }))
+            .body(Body::from(r#"{"name": "m"}"#))
+            .unwrap();
+        router(daemon.registry.clone(), info()).oneshot(request)
+    };
+    for uid in [None, Some(other)] {
+        for path in ["/admin/v1/unload", "/admin/v1/load", "/admin/v1/flush"] {
+            assert_eq!(ask(uid, "POST", path).await.unwrap().status(), StatusCode::FORBIDDEN);
+        }
+        assert_eq!(ask(uid, "GET", "/admin/v1/models").await.unwrap().status(), StatusCode::OK);
+    }
+    token(&mut generation).await;
+    for uid in [0, own] {
+        let flushed = ask(Some(uid), "POST", "/admin/v1/flush").await.unwrap();
+        assert_eq!(flushed.status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn the_socket_file_leaves_with_the_server() {
+    let mut server = serve().await;
+    server.stop.take().unwrap().send(()).unwrap();
+    server.task.await.unwrap().unwrap();
+    assert!(!server.socket.exists());
+}

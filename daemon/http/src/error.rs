@@ -1,0 +1,166 @@
+//! The OpenAI error object, and the one error type every handler returns.
+//!
+//! Owns: status codes, `type`, `param` and `code`. Must never: carry a prompt or a generated text.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use minisgl_proto::{Finish, Reject};
+use serde_json::{Value, json};
+
+use crate::backend::Unavailable;
+
+/// What went wrong with one request, as the client is told.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP status, when the answer has not begun yet.
+    pub status: StatusCode,
+    /// Names the thing and the remedy.
+    pub message: String,
+    /// The field at fault.
+    pub param: Option<String>,
+    /// Machine-readable reason.
+    pub code: Option<&'static str>,
+    /// Seconds after which it is worth trying again.
+    pub retry_after_s: Option<u32>,
+}
+
+impl ApiError {
+    /// An error of this status, without `param` or `code`.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
+        ApiError { status, message: message.into(), param: None, code: None, retry_after_s: None }
+    }
+
+    /// 400: the request itself is wrong.
+    pub fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 400: this field is wrong.
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> ApiError {
+        let mut error = ApiError::invalid(message);
+        error.param = Some(param.into());
+        error.code = Some("invalid_value");
+        error
+    }
+
+    /// 400: this field asks for something that is not built.
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> ApiError {
+        let mut error = ApiError::field(param, message);
+        error.code = Some("unsupported_parameter");
+        error
+    }
+
+    /// 400: prompt and output do not fit into the context.
+    pub fn context_length(param: &str, message: String) -> ApiError {
+        let mut error = ApiError::field(param, message);
+        error.code = Some("context_length_exceeded");
+        error
+    }
+
+    /// 500: this is on us.
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        let mut error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message);
+        error.code = Some("internal_error");
+        error
+    }
+
+    /// 503: not now.
+    pub fn unavailable(message: impl Into<String>) -> ApiError {
+        let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
+        error.code = Some("unavailable");
+        error
+    }
+
+    /// The same error with another machine-readable reason.
+    pub fn with_code(mut self, code: &'static str) -> ApiError {
+        self.code = Some(code);
+        self
+    }
+
+    /// The same error, worth retrying after this many seconds.
+    pub fn with_retry_after(mut self, seconds: u32) -> ApiError {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// What the backend's refusal means to a client.
+    pub fn from_unavailable(refusal: &Unavailable, retry_after_s: u32) -> ApiError {
+        let message = refusal.to_string();
+        match refusal {
+            Unavailable::NotFound { .. } => {
+                let mut error =
+                    ApiError::new(StatusCode::NOT_FOUND, message).with_code("model_not_found");
+                error.param = Some("model".into());
+                error
+            }
+            Unavailable::NotReady { .. } => ApiError::unavailable(message)
+                .with_code("model_not_ready")
+                .with_retry_after(retry_after_s),
+            Unavailable::Busy { .. } => ApiError::busy(message, retry_after_s),
+        }
+    }
+
+    /// What an end that is not `Stop` or `Length` means to a client; `None` for those two.
+    pub fn from_finish(finish: &Finish, retry_after_s: u32) -> Option<ApiError> {
+        Some(match finish {
+            Finish::Stop | Finish::Length => return None,
+            Finish::Aborted => {
+                ApiError::unavailable("the request was aborted: the model is being stopped")
+                    .with_code("aborted")
+                    .with_retry_after(retry_after_s)
+            }
+            Finish::Failed(why) => {
+                ApiError::internal(format!("the model failed: {why}")).with_code("model_failed")
+            }
+            Finish::Rejected(reject) => match reject {
+                Reject::QueueFull { .. } => ApiError::busy(reject.to_string(), retry_after_s),
+                Reject::Draining => ApiError::unavailable(reject.to_string())
+                    .with_code("model_not_ready")
+                    .with_retry_after(retry_after_s),
+                Reject::TooLong { .. } => ApiError::context_length("prompt", reject.to_string()),
+                Reject::Empty | Reject::BadToken { .. } => {
+                    ApiError::field("prompt", reject.to_string())
+                }
+            },
+        })
+    }
+
+    fn busy(message: String, retry_after_s: u32) -> ApiError {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+            .with_code("queue_full")
+            .with_retry_after(retry_after_s)
+    }
+
+    /// OpenAI's `type`, which follows from the status.
+    pub fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The body: `{"error": {message, type, param, code}}`.
+    pub fn to_json(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind(),
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.to_json())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        // For the log line and the metrics, which see only the response.
+        response.extensions_mut().insert(self);
+        response
+    }
+}

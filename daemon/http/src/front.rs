@@ -1,0 +1,145 @@
+//! What the handlers share: the backend, the limits, the models' text sides.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, Bytes};
+use axum::http::Request;
+use prometheus::Registry;
+
+use crate::backend::{Backend, Model};
+use crate::body::{self, BodyBudget};
+use crate::choices::{Choices, Job};
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::random::Random;
+use crate::record::Record;
+use crate::settings::Settings;
+use crate::tokenizer::{LoadKey, TextModel, TextModels};
+
+/// State of the router.
+pub struct Front {
+    /// The models.
+    pub backend: Arc<dyn Backend>,
+    /// The limits.
+    pub settings: Settings,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Seeds and ids.
+    pub random: Random,
+    /// Tokenizers and templates.
+    pub texts: TextModels,
+    budget: BodyBudget,
+}
+
+/// A model that was asked for.
+pub struct Found {
+    /// Its name.
+    pub name: String,
+    /// Itself.
+    pub model: Arc<dyn Model>,
+    /// Its text side.
+    pub text: Arc<TextModel>,
+}
+
+impl Front {
+    /// A front to this backend, whose metrics go to `registry`.
+    ///
+    /// # Errors
+    /// The registry already has metrics of these names.
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        settings: Settings,
+        registry: &Registry,
+    ) -> Result<Arc<Front>, prometheus::Error> {
+        Ok(Arc::new(Front {
+            backend,
+            metrics: Arc::new(Metrics::new(registry)?),
+            random: Random::default(),
+            texts: TextModels::new(settings.tokenizer_threads),
+            budget: BodyBudget::default(),
+            settings,
+        }))
+    }
+
+    /// Receives a request's body, and the record that goes with it.
+    ///
+    /// # Errors
+    /// See [`body::receive`].
+    pub async fn receive(&self, request: Request<Body>) -> Result<(Bytes, Arc<Record>), ApiError> {
+        let (parts, body) = request.into_parts();
+        let record = parts.extensions.get::<Arc<Record>>().cloned();
+        let record = record.ok_or_else(|| ApiError::internal("the request has no record"))?;
+        let bytes = body::receive(&parts.headers, body, &self.settings, &self.budget).await?;
+        Ok((bytes, record))
+    }
+
+    /// The ready model of this name. Without a name, the only model there is.
+    ///
+    /// # Errors
+    /// 404 or 503 from the backend, 400 when a name is needed, 500 when its tokenizer is broken.
+    pub async fn find(&self, name: Option<String>, record: &Record) -> Result<Found, ApiError> {
+        let entries = self.backend.models();
+        let name = match name.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => match &entries[..] {
+                [only] => only.name.clone(),
+                _ => {
+                    let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+                    return Err(ApiError::field(
+                        "model",
+                        format!("model is missing; loaded are: [{}]", names.join(", ")),
+                    ));
+                }
+            },
+        };
+        let model = self
+            .backend
+            .model(&name)
+            .map_err(|refusal| ApiError::from_unavailable(&refusal, self.settings.retry_after_s))?;
+        record.model(&name);
+        let created_s = entries.iter().find(|entry| entry.name == name).map_or(0, |e| e.created_s);
+        let key = (name.clone(), model.info().dir.clone(), created_s);
+        let text = self.texts.get(key, |key| self.is_current(key)).await?;
+        Ok(Found { name, model, text })
+    }
+
+    fn is_current(&self, (name, _, created_s): &LoadKey) -> bool {
+        let entries = self.backend.models();
+        entries.iter().any(|entry| entry.name == *name && entry.created_s == *created_s)
+    }
+
+    /// Lets go of the tokenizers of models that are gone.
+    pub fn prune(&self) {
+        self.texts.prune(|key| self.is_current(key));
+    }
+
+    /// Submits a job and waits for its first text.
+    ///
+    /// # Errors
+    /// It does not fit, is refused, or fails at once.
+    pub async fn begin(&self, job: Job, record: Arc<Record>) -> Result<Choices, ApiError> {
+        let choices = job.prompts.len() * job.wanted.n as usize;
+        if choices > self.settings.choices_max {
+            return Err(ApiError::field(
+                "n",
+                format!(
+                    "{} prompts with n = {} are {choices} generations; one request can start at \
+                     most {}",
+                    job.prompts.len(),
+                    job.wanted.n,
+                    self.settings.choices_max
+                ),
+            ));
+        }
+        let seed = if job.wanted.seeded { job.wanted.sampling.seed } else { self.random.next() };
+        let mut choices = Choices::start(job, seed, record, self.settings.retry_after_s)?;
+        choices.begin().await?;
+        Ok(choices)
+    }
+}
+
+/// Unix time in seconds.
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,118 @@
+//! What the front can measure, for Prometheus.
+//!
+//! Owns: requests by outcome, tokens in and out, latencies as a client feels them. What only a worker
+//! knows (batches, pages, queues) is measured elsewhere and shares the registry. Labels are bounded:
+//! endpoints and outcomes are fixed sets, and a model name is a label only once the model was found.
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// Seconds to the first token and of whole requests: from a cache hit to a long queue.
+const LONG_S: [f64; 15] =
+    [0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0, 180.0, 600.0];
+/// Seconds between tokens: from a small model on a large GPU to a large one on a CPU.
+const TOKEN_S: [f64; 13] =
+    [0.002, 0.004, 0.006, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0, 5.0];
+/// Seconds in the queue.
+const QUEUE_S: [f64; 11] = [0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0];
+
+/// Handles to all metrics of the front.
+pub struct Metrics {
+    registry: Registry,
+    /// By endpoint, model and outcome.
+    pub requests: IntCounterVec,
+    /// HTTP requests being answered.
+    pub in_flight: IntGauge,
+    /// By model.
+    pub prompt_tokens: IntCounterVec,
+    /// By model.
+    pub cached_tokens: IntCounterVec,
+    /// By model.
+    pub generated_tokens: IntCounterVec,
+    /// Seconds from the request's arrival to its first token, by model.
+    pub first_token: HistogramVec,
+    /// Seconds between two tokens of a choice, by model.
+    pub inter_token: HistogramVec,
+    /// Seconds from arrival to the end, by model, of requests that ended well.
+    pub end_to_end: HistogramVec,
+    /// Seconds from submission to the first plan, by model.
+    pub queue: HistogramVec,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// A name is taken: two fronts share a registry.
+    pub fn new(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let histogram = HistogramVec::new(options, &["model"])?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        let in_flight =
+            IntGauge::new("minisgl_http_requests_in_flight", "HTTP requests being answered.")?;
+        registry.register(Box::new(in_flight.clone()))?;
+        Ok(Metrics {
+            requests: counter(
+                "minisgl_requests_total",
+                "HTTP requests answered, by outcome.",
+                &["endpoint", "model", "outcome"],
+            )?,
+            in_flight,
+            prompt_tokens: counter(
+                "minisgl_prompt_tokens_total",
+                "Prompt tokens of generations that began.",
+                &["model"],
+            )?,
+            cached_tokens: counter(
+                "minisgl_cached_tokens_total",
+                "Prompt tokens found in the prefix cache.",
+                &["model"],
+            )?,
+            generated_tokens: counter(
+                "minisgl_generated_tokens_total",
+                "Tokens generated.",
+                &["model"],
+            )?,
+            first_token: histogram(
+                "minisgl_time_to_first_token_seconds",
+                "From a request's arrival to its first token.",
+                &LONG_S,
+            )?,
+            inter_token: histogram(
+                "minisgl_inter_token_seconds",
+                "Between two tokens of one choice.",
+                &TOKEN_S,
+            )?,
+            end_to_end: histogram(
+                "minisgl_request_seconds",
+                "From a request's arrival to its end.",
+                &LONG_S,
+            )?,
+            queue: histogram(
+                "minisgl_queue_seconds",
+                "From submission to the first step a request is part of.",
+                &QUEUE_S,
+            )?,
+            registry: registry.clone(),
+        })
+    }
+
+    /// Everything in the registry, in text format 0.0.4.
+    ///
+    /// # Errors
+    /// Another part of the program registered something inconsistent.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}

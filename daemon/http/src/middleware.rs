@@ -1,0 +1,84 @@
+//! Around every request: its id, its record, and answers for what no handler took.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::error::ApiError;
+use crate::front::Front;
+use crate::record::Record;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Bytes of a client's request id, at most; a longer one is replaced.
+const ID_BYTES_MAX: usize = 128;
+
+/// An endpoint as metrics know it: a path of ours, or `other`.
+fn endpoint(path: &str) -> &'static str {
+    const ENDPOINTS: [&str; 8] = [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/generate",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/metrics",
+    ];
+    if path.starts_with("/v1/models/") {
+        return "/v1/models";
+    }
+    ENDPOINTS.into_iter().find(|known| *known == path).unwrap_or("other")
+}
+
+/// Gives a request its id and its record, and the answer the same id.
+pub async fn account(
+    State(front): State<Arc<Front>>,
+    mut request: Request<Body>,
+    next: Next,
+) -> Response {
+    let given = request.headers().get(&X_REQUEST_ID).and_then(|id| id.to_str().ok());
+    let id = match given.filter(|id| is_id(id)) {
+        Some(id) => id.to_string(),
+        None => format!("{:016x}{:016x}", front.random.next(), front.random.next()),
+    };
+    let header = HeaderValue::from_str(&id);
+    let endpoint = endpoint(request.uri().path());
+    let record = Record::new(id, endpoint, Arc::clone(&front.metrics));
+    request.extensions_mut().insert(Arc::clone(&record));
+    let mut response = next.run(request).await;
+    record.answered(response.status().as_u16(), response.extensions().get::<ApiError>());
+    if let Ok(header) = header {
+        response.headers_mut().insert(&X_REQUEST_ID, header);
+    }
+    response
+}
+
+fn is_id(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte);
+    !id.is_empty() && id.len() <= ID_BYTES_MAX && id.bytes().all(allowed)
+}
+
+/// 404.
+pub async fn not_found(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {}", uri.path()))
+        .with_code("unknown_url")
+}
+
+/// 405.
+pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{method} is not allowed for {}", uri.path()),
+    )
+    .with_code("method_not_allowed")
+}
+
+/// 500, for a handler that panicked. The others go on.
+pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    ApiError::internal("the server failed on this request; its log says more").into_response()
+}

@@ -1,0 +1,204 @@
+//! Connections: accepting them within a limit, and closing them well.
+//!
+//! Owns: sockets. Must never: look into a request.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Sleep, sleep};
+
+use crate::settings::Settings;
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// The network.
+    Tcp(TcpListener),
+    /// This machine.
+    Unix(UnixListener),
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+        Ok(match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // A token is smaller than a packet and must not wait for the next one.
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
+/// Serves `router` on all listeners until `shutdown` resolves; then accepts no more, lets running
+/// requests finish and returns. Dropping the returned future closes every connection.
+pub async fn serve(
+    listeners: Vec<Listener>,
+    router: Router,
+    settings: &Settings,
+    shutdown: impl Future<Output = ()>,
+) {
+    let (stop, stopped) = watch::channel(false);
+    let loops = listeners
+        .into_iter()
+        .map(|listener| accept_all(listener, router.clone(), settings, stopped.clone()));
+    let mut loops = pin!(futures_util::future::join_all(loops));
+    tokio::select! {
+        _ = &mut loops => return,
+        () = shutdown => {}
+    }
+    let _ = stop.send(true);
+    loops.await;
+}
+
+async fn accept_all(
+    listener: Listener,
+    router: Router,
+    settings: &Settings,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let slots = Arc::new(Semaphore::new(settings.connections_max));
+    let graceful = GracefulShutdown::new();
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let accepted = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(why) => {
+                // Out of descriptors, most likely: they come back when connections close.
+                tracing::warn!(%why, "cannot accept a connection");
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.header_timeout)
+            .serve_connection(
+                TokioIo::new(Lingering::new(stream)),
+                TowerToHyperService::new(router.clone()),
+            );
+        let connection = graceful.watch(connection);
+        connections.spawn(async move {
+            if let Err(why) = connection.await {
+                tracing::debug!(%why, "a connection ended early");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+    while connections.join_next().await.is_some() {}
+}
+
+/// Time and bytes for which a closing connection still listens. The bytes are not kept, so that many
+/// cost only the reading.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 << 20;
+
+/// A stream that closes in two steps. A client that is still sending when its answer is complete (a
+/// body over the limit) would get a reset in place of the answer if the socket were closed with
+/// bytes unread; so the writing half is closed first, and what still comes is read and thrown away,
+/// for a while.
+struct Lingering<S> {
+    stream: S,
+    closing: Option<Closing>,
+}
+
+struct Closing {
+    deadline: Pin<Box<Sleep>>,
+    left: usize,
+}
+
+impl<S> Lingering<S> {
+    fn new(stream: S) -> Lingering<S> {
+        Lingering { stream, closing: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.closing.is_none() {
+            std::task::ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        let closing = this.closing.get_or_insert_with(|| Closing {
+            deadline: Box::pin(sleep(LINGER)),
+            left: LINGER_BYTES,
+        });
+        let mut space = [0; 16 << 10];
+        loop {
+            if closing.left == 0 || closing.deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buf = ReadBuf::new(&mut space);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    closing.left = closing.left.saturating_sub(buf.filled().len());
+                }
+                // Closed, or broken: nobody is left to wait for.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Limits of the HTTP surface. Everything a client can make large has one.
+
+use std::time::Duration;
+
+/// Limits, with the defaults an operator can live with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Bytes of a request body, at most; more is answered with 413.
+    pub body_bytes_max: usize,
+    /// Bytes of all request bodies being received at once, at most; more is answered with 503.
+    pub bodies_bytes_max: usize,
+    /// Time a client has to send its body.
+    pub body_timeout: Duration,
+    /// Time a client has to send its request line and headers.
+    pub header_timeout: Duration,
+    /// Open connections of one listener, at most; more wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// Generations (prompts times `n`) that one HTTP request may start.
+    pub choices_max: usize,
+    /// Stop strings of one request, at most.
+    pub stop_strings_max: usize,
+    /// Bytes of one stop string, at most.
+    pub stop_bytes_max: usize,
+    /// Templates rendered and prompts tokenized at once, at most; 0 means one a core.
+    pub tokenizer_threads: usize,
+    /// Seconds after which a refused client is told to come back.
+    pub retry_after_s: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            body_bytes_max: 32 << 20,
+            bodies_bytes_max: 512 << 20,
+            body_timeout: Duration::from_secs(60),
+            header_timeout: Duration::from_secs(30),
+            connections_max: 4096,
+            choices_max: 128,
+            stop_strings_max: 64,
+            stop_bytes_max: 1024,
+            tokenizer_threads: 0,
+            retry_after_s: 1,
+        }
+    }
+}

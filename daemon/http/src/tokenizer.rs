@@ -1,0 +1,312 @@
+//! What a model needs to turn text into tokens and back, loaded once for each loaded model.
+//!
+//! Owns: tokenizer, chat template and sampling defaults of a model folder, their cache, and the
+//! bounded pool on which prompts are rendered and tokenized. Must never: run a tokenizer on the
+//! threads that serve connections.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Deserialize;
+use tokenizers::Tokenizer;
+use tokenizers::models::ModelWrapper;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::detokenize::{self, Detokenizer, Scheme};
+use crate::error::ApiError;
+use crate::template::{ChatTemplate, TemplateError};
+
+/// Sampling values that a model's `generation_config.json` recommends.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GenerationDefaults {
+    /// See [`minisgl_proto::SamplingParams`], as all of these.
+    pub temperature: Option<f64>,
+    /// `top_k`.
+    pub top_k: Option<i64>,
+    /// `top_p`.
+    pub top_p: Option<f64>,
+    /// `min_p`.
+    pub min_p: Option<f64>,
+    /// `repetition_penalty`.
+    pub repetition_penalty: Option<f64>,
+}
+
+/// The text side of one model.
+pub struct TextModel {
+    tokenizer: Tokenizer,
+    scheme: Scheme,
+    /// Its chat template, if it is a chat model.
+    pub template: Option<ChatTemplate>,
+    /// Its recommended sampling.
+    pub defaults: GenerationDefaults,
+    /// Bytes that one token stands for at most; `None` when a token can stand for any number.
+    token_bytes_max: Option<usize>,
+}
+
+/// Why a model folder has no text side.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Missing, unreadable or not a tokenizer.
+    #[error("{path} is not a usable tokenizer: {why}")]
+    Tokenizer {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The chat template is broken.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// Unreadable or of the wrong form.
+    #[error("{path} cannot be used: {why}")]
+    Defaults {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl TextModel {
+    /// Reads `tokenizer.json`, the chat template and `generation_config.json` of a folder. Slow.
+    ///
+    /// # Errors
+    /// A file is broken, or there is no tokenizer.
+    pub fn load(dir: &Path) -> Result<TextModel, LoadError> {
+        let path = dir.join("tokenizer.json");
+        let mut tokenizer = Tokenizer::from_file(&path)
+            .map_err(|why| LoadError::Tokenizer { path: path.clone(), why: why.to_string() })?;
+        // Some folders carry the truncation and padding of their training.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|why| LoadError::Tokenizer { path, why: why.to_string() })?;
+        let scheme = Scheme::of(&tokenizer);
+        let token_bytes_max = match tokenizer.get_model() {
+            ModelWrapper::BPE(_) if scheme == Scheme::ByteLevel => {
+                tokenizer.get_vocab(true).into_keys().map(|token| token.len()).max()
+            }
+            _ => None,
+        };
+        Ok(TextModel {
+            scheme,
+            token_bytes_max,
+            template: ChatTemplate::load(dir)?,
+            defaults: load_defaults(&dir.join("generation_config.json"))?,
+            tokenizer,
+        })
+    }
+
+    /// Token ids of a text. `add_special_tokens` is for bare prompts; a chat template has already
+    /// written them.
+    ///
+    /// # Errors
+    /// 400: too long for `max_len` whatever its tokens are. 500: the tokenizer failed.
+    pub fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        max_len: u32,
+    ) -> Result<Vec<u32>, ApiError> {
+        if let Some(bytes) = self.token_bytes_max
+            && text.len() / bytes.max(1) > max_len as usize
+        {
+            return Err(ApiError::context_length(
+                "prompt",
+                format!(
+                    "the prompt has {} bytes and so more than {} tokens; the model's context has \
+                     room for {max_len}",
+                    text.len(),
+                    text.len() / bytes.max(1),
+                ),
+            ));
+        }
+        self.encode_any(text, add_special_tokens)
+    }
+
+    /// As `encode`, of any length.
+    ///
+    /// # Errors
+    /// 500: the tokenizer failed.
+    pub fn encode_any(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, add_special_tokens)
+            .map_err(|why| ApiError::internal(format!("the tokenizer failed: {why}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of some token ids.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        let mut detokenizer = self.detokenizer(skip_special, true);
+        let mut text = String::new();
+        for &token in tokens {
+            text += &detokenizer.push(&self.tokenizer, &self.scheme, token);
+        }
+        text + &detokenizer.finish(&self.tokenizer)
+    }
+
+    /// A detokenizer for one generation; see [`Detokenizer::new`].
+    pub fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
+        Detokenizer::new(&self.scheme, skip_special, at_start)
+    }
+
+    /// Text that a token completes.
+    pub fn push(&self, detokenizer: &mut Detokenizer, token: u32) -> String {
+        detokenizer.push(&self.tokenizer, &self.scheme, token)
+    }
+
+    /// Text that was still incomplete.
+    pub fn finish(&self, detokenizer: &mut Detokenizer) -> String {
+        detokenizer.finish(&self.tokenizer)
+    }
+
+    /// The bytes a token stands for.
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+        detokenize::token_bytes(&self.tokenizer, &self.scheme, token)
+    }
+
+    /// The vocabulary's own spelling of a token.
+    pub fn token(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
+    }
+}
+
+fn load_defaults(path: &Path) -> Result<GenerationDefaults, LoadError> {
+    let failed = |why: String| LoadError::Defaults { path: path.to_path_buf(), why };
+    match std::fs::read(path) {
+        Ok(json) => serde_json::from_slice(&json).map_err(|why| failed(why.to_string())),
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(GenerationDefaults::default()),
+        Err(why) => Err(failed(why.to_string())),
+    }
+}
+
+/// One load of a model: the same folder loaded again may have other files.
+pub type LoadKey = (String, PathBuf, u64);
+
+/// The text sides of the models that are loaded, and the pool that works with them.
+pub struct TextModels {
+    loaded: Mutex<HashMap<LoadKey, Arc<OnceCell<Arc<TextModel>>>>>,
+    pool: Semaphore,
+}
+
+impl TextModels {
+    /// A pool of this many threads; 0 means one a core.
+    pub fn new(threads: usize) -> TextModels {
+        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let threads = if threads == 0 { cores() } else { threads };
+        TextModels { loaded: Mutex::new(HashMap::new()), pool: Semaphore::new(threads) }
+    }
+
+    /// The text side of a model, loaded by whoever asks first. `is_current` tells which loads are
+    /// still served; the others are dropped.
+    ///
+    /// # Errors
+    /// 500: it cannot be loaded; the next request tries again.
+    pub async fn get(
+        &self,
+        key: LoadKey,
+        is_current: impl Fn(&LoadKey) -> bool,
+    ) -> Result<Arc<TextModel>, ApiError> {
+        let (name, dir) = (key.0.clone(), key.1.clone());
+        let cell = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if !loaded.contains_key(&key) {
+                loaded.retain(|other, _| is_current(other));
+            }
+            loaded.entry(key).or_default().clone()
+        };
+        let load = || async {
+            let started = std::time::Instant::now();
+            let loaded = self.run(move || TextModel::load(&dir)).await?;
+            let text = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!(model = name, seconds, "loaded a tokenizer");
+            Ok(Arc::new(text))
+        };
+        cell.get_or_try_init(load).await.cloned()
+    }
+
+    /// Forgets the models that are gone.
+    pub fn prune(&self, is_current: impl Fn(&LoadKey) -> bool) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|key, _| is_current(key));
+    }
+
+    /// Runs slow work on the pool.
+    ///
+    /// # Errors
+    /// 500: it panicked.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _permit = self.pool.acquire().await.map_err(|_| ApiError::internal("shutting down"))?;
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| ApiError::internal("the tokenizer panicked"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn beside_the_crate(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    }
+
+    /// Ids and texts that the Python package computed (tests/fixtures/encodings).
+    fn check(fixture: &str, model: &str) {
+        let told = std::env::var_os("MINISGL_MODELS");
+        let models = told.clone().map_or_else(|| beside_the_crate("target/models"), PathBuf::from);
+        let dir = models.join(model);
+        if !dir.is_dir() {
+            assert!(told.is_none(), "{} is missing", dir.display());
+            eprintln!("skipped: {} is missing; `cargo xtask model` fetches it", dir.display());
+            return;
+        }
+        let text = TextModel::load(&dir).unwrap();
+        let path = beside_the_crate("tests/fixtures/encodings").join(fixture);
+        let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+        for case in fixture["encode"].as_array().unwrap() {
+            let own = case["text"].as_str().unwrap();
+            assert_eq!(text.encode(own, false, 1 << 20).unwrap(), ids(&case["ids"]), "{own:?}");
+            assert_eq!(text.encode_any(own, true).unwrap(), ids(&case["ids_special"]), "{own:?}");
+        }
+        for case in fixture["decode"].as_array().unwrap() {
+            let mut detokenizer = text.detokenizer(false, true);
+            let mut so_far = String::new();
+            for (token, expected) in
+                ids(&case["ids"]).into_iter().zip(case["texts"].as_array().unwrap())
+            {
+                so_far += &text.push(&mut detokenizer, token);
+                let expected = expected.as_str().unwrap();
+                assert!(expected.starts_with(&so_far), "{}: {so_far:?} {expected:?}", case["name"]);
+                let held = &expected[so_far.len()..];
+                assert!(held.chars().all(|c| c == char::REPLACEMENT_CHARACTER), "{held:?}");
+            }
+            let skipped = text.decode(&ids(&case["ids"]), true);
+            assert_eq!(skipped, case["skipped"].as_str().unwrap(), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn smollm2() {
+        check("smollm2.json", "SmolLM2-135M-Instruct");
+    }
+
+    #[test]
+    fn qwen3() {
+        check("qwen3.json", "tokenizers/qwen3");
+    }
+
+    #[test]
+    fn llama3_1() {
+        check("llama3_1.json", "tokenizers/llama3_1");
+    }
+}

@@ -1,0 +1,213 @@
+//! Completions, `/generate`, the tokenizer endpoints and the metrics, on a scripted model.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
+mod support;
+
+use minisgl_proto::Finish;
+use serde_json::{Value, json};
+use support::{BOS, House, IM_END, Step, say, text_of};
+
+#[tokio::test]
+async fn prompts_come_in_four_forms() {
+    let house = House::new(|request| Ok(say(if request.prompt.contains(&98) { "B" } else { "A" })));
+    for (prompt, prompts, texts) in [
+        (json!("a"), vec![vec![BOS, 97]], vec!["A"]),
+        (json!([97, 98]), vec![vec![97, 98]], vec!["B"]),
+        (json!(["a", "b"]), vec![vec![BOS, 97], vec![BOS, 98]], vec!["A", "B"]),
+        (json!([[97], [98]]), vec![vec![97], vec![98]], vec!["A", "B"]),
+    ] {
+        house.model.submitted.lock().unwrap().clear();
+        let answer =
+            house.post("/v1/completions", json!({"model": "org/tiny", "prompt": prompt})).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let json = answer.json();
+        assert_eq!(json["object"], "text_completion");
+        let choices = json["choices"].as_array().unwrap();
+        let got: Vec<_> = choices.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!(got, texts);
+        let submitted = house.model.submitted.lock().unwrap();
+        assert_eq!(submitted.iter().map(|r| r.prompt.clone()).collect::<Vec<_>>(), prompts);
+        assert!(submitted.iter().all(|request| request.stop.max_tokens == 16));
+        assert_eq!(json["usage"]["prompt_tokens"], prompts.concat().len());
+        assert_eq!(json["usage"]["prompt_tokens_details"]["cached_tokens"], 3 * prompts.len());
+    }
+}
+
+#[tokio::test]
+async fn prompts_that_are_none() {
+    let house = House::saying("a");
+    for prompt in [
+        json!(null),
+        json!([]),
+        json!(5),
+        json!([1.5]),
+        json!(["a", 1]),
+        json!([[]]),
+        json!([-1]),
+        json!([300]),
+        json!([[97], [300]]),
+        json!(vec!["a"; 1000]),
+    ] {
+        let answer = house.post("/v1/completions", json!({"prompt": prompt})).await;
+        let (status, param, _) = answer.error();
+        assert_eq!(status, 400, "{prompt}");
+        assert!(param.as_str().unwrap().starts_with("prompt"), "{prompt}: {}", answer.body);
+    }
+    for (more, param) in [
+        (json!({"suffix": "x"}), "suffix"),
+        (json!({"best_of": 3}), "best_of"),
+        (json!({"echo": true, "logprobs": 1}), "logprobs"),
+    ] {
+        let mut body = json!({"prompt": "a"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = house.post("/v1/completions", body).await;
+        assert_eq!(answer.error(), (400, json!(param), json!("unsupported_parameter")));
+    }
+}
+
+#[tokio::test]
+async fn echo_and_streams() {
+    let house = House::saying("bé");
+    for (prompt, expected) in [
+        (json!(["a", "b"]), ["abé", "abé", "bbé", "bbé"]),
+        (json!([[97], [120, IM_END]]), ["abé", "abé", "xbé", "xbé"]),
+    ] {
+        let body = json!({"prompt": prompt, "echo": true, "n": 2});
+        let answer = house.post("/v1/completions", body).await.json();
+        let texts: Vec<_> = (0..4).map(|i| answer["choices"][i]["text"].clone()).collect();
+        assert_eq!(texts, expected);
+    }
+    let body = json!({"prompt": "a", "echo": true, "stream": true});
+    let (events, done) = house.post("/v1/completions", body).await.events();
+    assert!(done);
+    let texts: Vec<_> =
+        events.iter().map(|event| event["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["a", "b", "é", ""]);
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn log_probabilities() {
+    let house = House::saying("aé");
+    let answer = house.post("/v1/completions", json!({"prompt": "a", "logprobs": 2})).await.json();
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["a", "bytes:\\xc3", "bytes:\\xa9"]));
+    assert_eq!(logprobs["text_offset"][1], 1);
+    assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 2);
+    assert!((logprobs["top_logprobs"][0]["b"].as_f64().unwrap() + 0.98).abs() < 1e-6);
+}
+
+#[tokio::test]
+async fn generate_in_sglangs_form() {
+    let house = House::saying("ab STOP");
+    let params =
+        json!({"max_new_tokens": 20, "temperature": 0, "stop": ["STOP"], "min_new_tokens": 1});
+    let body = json!({"text": "hi", "sampling_params": params});
+    let answer = house.post("/generate", body.clone()).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let json = answer.json();
+    assert_eq!(json["text"], "ab ");
+    let meta = &json["meta_info"];
+    assert_eq!(meta["finish_reason"], json!({"type": "stop", "matched": "STOP"}));
+    assert_eq!((&meta["prompt_tokens"], &meta["completion_tokens"]), (&json!(3), &json!(7)));
+    assert_eq!(meta["cached_tokens"], 3);
+    assert_eq!(house.last().stop.max_tokens, 20);
+
+    let mut streaming = body;
+    streaming["stream"] = true.into();
+    let (events, done) = house.post("/generate", streaming).await.events();
+    assert!(done);
+    let texts: Vec<_> = events.iter().map(|event| event["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["a", "ab", "ab ", "ab "]);
+
+    let body = json!({"input_ids": [[97], [98]], "return_logprob": true, "top_logprobs_num": 1});
+    let json = house.post("/generate", body).await.json();
+    assert_eq!(json.as_array().unwrap().len(), 2);
+    let meta = &json[1]["meta_info"];
+    assert_eq!(meta["finish_reason"], json!({"type": "stop", "matched": IM_END}));
+    assert_eq!(meta["output_token_logprobs"][0][1], 97);
+    assert_eq!(meta["output_top_logprobs"][0][0][1], 97);
+
+    let house = House::playing(vec![Step::Last(97, Finish::Length)]);
+    let json = house.post("/generate", json!({"input_ids": [97]})).await.json();
+    assert_eq!(json["meta_info"]["finish_reason"], json!({"type": "length", "length": 128}));
+
+    for (body, param) in [
+        (json!({}), "text"),
+        (json!({"text": "a", "input_ids": [1]}), "input_ids"),
+        (
+            json!({"text": "a", "sampling_params": {"temperature": "x"}}),
+            "sampling_params.temperature",
+        ),
+        (json!({"text": "a", "sampling_params": {"max_new_tokens": 0}}), "max_new_tokens"),
+        (json!({"text": "a", "sampling_params": [{}]}), "sampling_params"),
+        (json!({"text": "a", "sampling_params": {"regex": "a+"}}), "sampling_params.regex"),
+    ] {
+        let answer = house.post("/generate", body).await;
+        let (status, got, _) = answer.error();
+        assert_eq!((status, got), (400, json!(param)), "{}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn tokens_there_and_back() {
+    let house = House::saying("a");
+    let json = house.post("/tokenize", json!({"prompt": "é"})).await.json();
+    assert_eq!(json["tokens"], json!([BOS, 0xc3, 0xa9]));
+    assert_eq!((&json["count"], &json["max_model_len"]), (&json!(3), &json!(512)));
+    let body = json!({"prompt": "a", "add_special_tokens": false, "return_token_strs": true});
+    assert_eq!(house.post("/tokenize", body).await.json()["token_strs"], json!(["a"]));
+    let body =
+        json!({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": false});
+    let json = house.post("/tokenize", body).await.json();
+    let tokens: Vec<u32> = serde_json::from_value(json["tokens"].clone()).unwrap();
+    assert_eq!(text_of(&tokens), "<s><|im_start|>user\nx<|im_end|>\n");
+    let long = "x".repeat(2000);
+    let json = house.post("/tokenize", json!({"prompt": long})).await.json();
+    assert_eq!(json["count"], 2001, "counting has no context");
+    let json = house.post("/detokenize", json!({"tokens": tokens})).await.json();
+    assert_eq!(json["text"], "<s><|im_start|>user\nx<|im_end|>\n");
+    assert_eq!(json["prompt"], json["text"]);
+    let answer = house.post("/detokenize", json!({"tokens": [1, 1_000_000]})).await;
+    assert_eq!(answer.error().1, json!("tokens"));
+}
+
+#[tokio::test]
+async fn metrics_tell_what_happened() {
+    let house = House::saying("abc");
+    house.chat(json!({})).await;
+    house.chat(json!({"stream": true})).await;
+    house.chat(json!({"model": "someone-else's"})).await;
+    house.chat(json!({"temperature": -1})).await;
+    let answer = house.get("/metrics").await;
+    assert_eq!(answer.headers["content-type"], "text/plain; version=0.0.4");
+    let has =
+        |line: &str| assert!(answer.body.lines().any(|l| l == line), "{line}\n{}", answer.body);
+    let requests = |model: &str, outcome: &str, count: u32| {
+        has(&format!(
+            "minisgl_requests_total{{endpoint=\"/v1/chat/completions\",model=\"{model}\",\
+             outcome=\"{outcome}\"}} {count}"
+        ));
+    };
+    requests("org/tiny", "ok", 2);
+    requests("org/tiny", "client_error", 1);
+    requests("", "client_error", 1);
+    assert!(!answer.body.contains("someone-else"));
+    has("minisgl_generated_tokens_total{model=\"org/tiny\"} 8");
+    has("minisgl_cached_tokens_total{model=\"org/tiny\"} 6");
+    has("minisgl_time_to_first_token_seconds_count{model=\"org/tiny\"} 2");
+    has("minisgl_inter_token_seconds_count{model=\"org/tiny\"} 6");
+    has("minisgl_request_seconds_count{model=\"org/tiny\"} 2");
+    has("minisgl_queue_seconds_count{model=\"org/tiny\"} 2");
+    has("minisgl_http_requests_in_flight 1");
+}
+
+#[tokio::test]
+async fn models_are_listed() {
+    let json: Value = House::saying("a").get("/v1/models").await.json();
+    assert_eq!(json["object"], "list");
+    assert_eq!(json["data"][0]["id"], "org/tiny");
+    assert_eq!(json["data"][0]["created"], 1_700_000_000);
+    assert_eq!(json["data"][0]["max_model_len"], 512);
+}

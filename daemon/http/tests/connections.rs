@@ -1,0 +1,261 @@
+//! Clients over real sockets: those that leave, those that dawdle, those that send too much.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use minisgl_http::{Listener, Settings, serve};
+use minisgl_proto::Finish;
+use serde_json::{Value, json};
+use support::{House, Step, chat_body, say};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+struct Server {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+async fn start(house: &House, settings: Settings) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = house.router.clone();
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(async move {
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        serve(vec![Listener::Tcp(listener)], router, &settings, stopped).await;
+    });
+    Server { address, stop, task }
+}
+
+fn post(body: &Value) -> String {
+    let body = body.to_string();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn ask(server: &Server, body: &Value) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(post(body).as_bytes()).await.unwrap();
+    stream
+}
+
+/// Reads until `until` was seen, or for five seconds.
+async fn read_until(stream: &mut TcpStream, until: &str) -> String {
+    let mut seen = String::new();
+    let mut buffer = vec![0; 4096];
+    timeout(Duration::from_secs(5), async {
+        while !seen.contains(until) {
+            let read = stream.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "closed after {seen:?}");
+            seen += std::str::from_utf8(&buffer[..read]).unwrap();
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{until:?} did not come"));
+    seen
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{what}");
+}
+
+#[tokio::test]
+async fn who_leaves_a_stream_is_aborted() {
+    let house = House::playing(vec![Step::Token(97), Step::Hang]);
+    let server = start(&house, Settings::default()).await;
+    let mut stream = ask(&server, &chat_body(json!({"stream": true}))).await;
+    read_until(&mut stream, "\"content\":\"a\"").await;
+    assert_eq!(house.alive(), 1);
+    let left = Instant::now();
+    drop(stream);
+    house.quiet().await;
+    assert!(left.elapsed() < Duration::from_millis(500), "{:?}", left.elapsed());
+    let metrics = house.get("/metrics").await.body;
+    assert!(metrics.contains("model=\"org/tiny\",outcome=\"cancelled\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn who_leaves_while_waiting_is_aborted() {
+    for first in [vec![], vec![Step::Token(97)]] {
+        let mut steps = first;
+        steps.push(Step::Hang);
+        let house = House::playing(steps);
+        let server = start(&house, Settings::default()).await;
+        let stream = ask(&server, &chat_body(json!({}))).await;
+        until("it begins", || house.alive() == 1).await;
+        drop(stream);
+        house.quiet().await;
+        let metrics = house.get("/metrics").await.body;
+        assert!(metrics.contains("outcome=\"cancelled\"} 1"), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_leave_at_random_moments() {
+    let steps = vec![
+        Step::Token(97),
+        Step::Pause(Duration::from_millis(3)),
+        Step::Token(98),
+        Step::Pause(Duration::from_millis(3)),
+        Step::Last(99, Finish::Stop),
+    ];
+    let house = House::playing(steps);
+    let server = start(&house, Settings::default()).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..1000u64 {
+        let address = server.address;
+        clients.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let text = post(&chat_body(json!({"stream": client % 2 == 0})));
+            // Some do not even finish their request.
+            let sent = if client % 7 == 0 { text.len() / 2 } else { text.len() };
+            stream.write_all(&text.as_bytes()[..sent]).await.unwrap();
+            tokio::time::sleep(Duration::from_micros(client * 7919 % 20_000)).await;
+        });
+        if clients.len() >= 64 {
+            clients.join_next().await;
+        }
+    }
+    clients.join_all().await;
+    house.quiet().await;
+    let body = chat_body(json!({}));
+    let mut stream = ask(&server, &body).await;
+    read_until(&mut stream, "\"finish_reason\":\"stop\"").await;
+    let metrics = house.get("/metrics").await.body;
+    assert!(metrics.contains("minisgl_http_requests_in_flight 1\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_slow_client_stalls_nobody_and_buffers_stay_bounded() {
+    let house = House::new(|request| {
+        Ok(if request.sampling.seed == 1 { vec![Step::Token(97); 200_000] } else { say("quick") })
+    });
+    let server = start(&house, Settings::default()).await;
+    let more = json!({"stream": true, "seed": 1});
+    let slow = ask(&server, &chat_body(more)).await;
+    // The slow one reads nothing: its tokens stop flowing when the socket is full.
+    let mut before = 0;
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let sent = house.model.sent.load(Ordering::SeqCst);
+        if sent == before && sent > 0 {
+            break;
+        }
+        before = sent;
+    }
+    assert!(before < 100_000, "{before} tokens are buffered");
+    let mut quick = ask(&server, &chat_body(json!({"seed": 2}))).await;
+    read_until(&mut quick, "quick").await;
+    // Leaving is noticed although there is still much to send.
+    drop(slow);
+    house.quiet().await;
+}
+
+#[tokio::test]
+async fn a_huge_body_is_refused_unread() {
+    let house = House::saying("a");
+    let server = start(&house, Settings::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 104857600\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // A client that does not look up from sending still gets the answer, not a reset.
+    for _ in 0..100 {
+        stream.write_all(&vec![b' '; 1 << 20]).await.unwrap();
+    }
+    let seen = read_until(&mut stream, "request_too_large").await;
+    assert!(seen.starts_with("HTTP/1.1 413"), "{seen}");
+}
+
+#[tokio::test]
+async fn headers_and_bodies_that_do_not_come_are_not_waited_for() {
+    let house = House::saying("a");
+    let settings = Settings {
+        header_timeout: Duration::from_millis(100),
+        body_timeout: Duration::from_millis(100),
+        ..Settings::default()
+    };
+    let body_house = House::with(|_| Ok(say("a")), settings.clone(), json!({}));
+    let server = start(&house, settings.clone()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"POST /v1/comp").await.unwrap();
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+
+    let server = start(&body_house, settings).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let seen = read_until(&mut stream, "did not arrive").await;
+    assert!(seen.starts_with("HTTP/1.1 408"), "{seen}");
+}
+
+#[tokio::test]
+async fn connections_have_a_limit() {
+    let house = House::playing(vec![Step::Token(97), Step::Hang]);
+    let settings = Settings { connections_max: 2, ..Settings::default() };
+    let server = start(&house, settings).await;
+    let body = chat_body(json!({"stream": true}));
+    let first = ask(&server, &body).await;
+    let _second = ask(&server, &body).await;
+    let _third = ask(&server, &body).await;
+    until("two are served", || house.alive() == 2).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(house.model.submitted.lock().unwrap().len(), 2);
+    drop(first);
+    until("the third is served", || house.model.submitted.lock().unwrap().len() == 3).await;
+}
+
+#[tokio::test]
+async fn shutdown_lets_running_requests_finish() {
+    let steps = vec![
+        Step::Token(97),
+        Step::Pause(Duration::from_millis(200)),
+        Step::Last(98, Finish::Length),
+    ];
+    let house = House::playing(steps);
+    let server = start(&house, Settings::default()).await;
+    let mut stream = ask(&server, &chat_body(json!({"stream": true}))).await;
+    read_until(&mut stream, "\"content\":\"a\"").await;
+    server.stop.send(()).unwrap();
+    read_until(&mut stream, "[DONE]").await;
+    timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_as_good() {
+    let house = House::saying("over a socket");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
+    let router = house.router.clone();
+    let task = tokio::spawn(async move {
+        serve(vec![listener], router, &Settings::default(), std::future::pending()).await;
+    });
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    let text = post(&chat_body(json!({}))).replace("host: x", "host: x\r\nconnection: close");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut seen = String::new();
+    timeout(Duration::from_secs(5), stream.read_to_string(&mut seen)).await.unwrap().unwrap();
+    assert!(seen.contains("over a socket"), "{seen}");
+    task.abort();
+}

@@ -1,0 +1,165 @@
+//! Building a plan: the rows of the requests that run, then those of newly admitted ones.
+//!
+//! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
+//! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
+
+use crate::plan::{Plan, Row};
+use crate::request::Request;
+use crate::requests::Key;
+use crate::scheduler::{InFlight, Scheduler};
+
+/// A plan being built.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) plan: Plan,
+    /// Whose rows are sampled, in the order of rows.
+    pub(crate) sampled: Vec<Key>,
+    /// Whose rows compute tokens that were known when they were admitted.
+    pub(crate) prefilled: Vec<Key>,
+    pub(crate) prefill_tokens: usize,
+    /// Tokens that prefill chunks may still take.
+    pub(crate) budget: usize,
+    /// Someone did not get all the pages it could have used.
+    pub(crate) pages_short: bool,
+}
+
+impl Scheduler {
+    /// The next plan, or `None` if no request has anything to feed.
+    pub(crate) fn plan(&mut self, now_s: f64) -> Option<Plan> {
+        let decoding = self.running.iter().filter(|&&key| self.requests[key].is_decoding()).count();
+        let rows = self.running.len() + 1;
+        let mut draft = Draft {
+            plan: self.blank_plan(),
+            sampled: Vec::with_capacity(rows),
+            prefilled: Vec::new(),
+            prefill_tokens: 0,
+            budget: self.config.chunk_tokens as usize - decoding,
+            pages_short: false,
+        };
+        self.plan_running(&mut draft);
+        if !draft.pages_short {
+            self.admit(&mut draft, now_s);
+        }
+        // Only now, so that no row of this plan reads or reuses a page that another one writes.
+        for &key in &draft.prefilled {
+            let request = &mut self.requests[key];
+            let Some(running) = &mut request.running else { continue };
+            let computed = request.computed.min(request.tokens.len());
+            self.cache.publish(&mut running.table, &request.tokens[..computed]);
+            self.admission_blocked = false;
+        }
+        let Draft { plan, sampled, prefill_tokens, .. } = draft;
+        if plan.rows.is_empty() {
+            self.recycle(plan);
+            return None;
+        }
+        self.in_flight.push_back(InFlight {
+            step: plan.step,
+            rows: plan.rows.len() as u32,
+            prefill_tokens: prefill_tokens as u32,
+            sampled,
+        });
+        self.plans += 1;
+        Some(plan)
+    }
+
+    /// An empty plan, with the memory of one that has run if there is one.
+    fn blank_plan(&mut self) -> Plan {
+        let mut plan = self.spare.pop().unwrap_or_default();
+        plan.step = self.plans;
+        plan.installs.clear();
+        plan.rows.clear();
+        plan.tokens.clear();
+        plan.pages.clear();
+        plan
+    }
+
+    /// Rows for the running requests, by rank. Whoever is preempted comes after the one that needs
+    /// its pages, so it has no row in this plan.
+    fn plan_running(&mut self, draft: &mut Draft) {
+        let mut at = 0;
+        while let Some(&key) = self.running.get(at) {
+            let request = &self.requests[key];
+            let to_feed = request.to_feed();
+            let wanted = if request.is_decoding() { 1 } else { to_feed.min(draft.budget) };
+            let granted = if wanted == 0 { 0 } else { self.make_room(key, wanted, draft) };
+            if granted > 0 {
+                if to_feed > 1 {
+                    draft.budget -= granted;
+                }
+                self.push_row(key, granted, draft);
+            }
+            at += 1;
+        }
+    }
+
+    /// Gets the pages for the next `wanted` tokens of a running request. A chunk is cut to the
+    /// pages there are; if there is none at all, the last request is preempted. Returns the number
+    /// of tokens there is room for, 0 if the request was itself the last.
+    fn make_room(&mut self, key: Key, wanted: usize, draft: &mut Draft) -> usize {
+        let page_size = self.cache.page_size();
+        loop {
+            let request = &mut self.requests[key];
+            let computed = request.computed;
+            let table = &mut request.running.as_mut().expect("it is planned, so it runs").table;
+            let have = table.pages().len();
+            let lacking = (computed + wanted).div_ceil(page_size) - have;
+            if lacking == 0 || self.cache.grow(table, lacking) {
+                return wanted;
+            }
+            draft.pages_short = true;
+            let available = self.cache.available();
+            let room = (have + available) * page_size - computed;
+            if room > 0 {
+                let grown = self.cache.grow(table, available);
+                assert!(grown, "available pages can be had");
+                return room;
+            }
+            let is_last = self.running.last() == Some(&key);
+            self.preempt_last();
+            if is_last {
+                return 0;
+            }
+        }
+    }
+
+    /// Appends the row that feeds the next `len` tokens of a running request, for which its page
+    /// table has room.
+    pub(crate) fn push_row(&mut self, key: Key, len: usize, draft: &mut Draft) {
+        let request = &mut self.requests[key];
+        let running = request.running.as_ref().expect("it is planned, so it runs");
+        let Draft { plan, sampled, .. } = draft;
+        let (start, end) = (request.computed, request.computed + len);
+        let sample = end == request.total();
+        let known = end.min(request.tokens.len());
+        plan.rows.push(Row {
+            slot: running.slot,
+            start: start as u32,
+            len: len as u32,
+            tokens_at: plan.tokens.len() as u32,
+            pages_at: plan.pages.len() as u32,
+            sample,
+        });
+        plan.tokens.extend(request.tokens[start.min(known)..known].iter().map(|&t| t as i32));
+        if end > known {
+            plan.tokens.push(-(request.pending_row as i32 + 1));
+        }
+        plan.pages.extend_from_slice(running.table.pages());
+        if start < request.prefix_len {
+            draft.prefilled.push(key);
+            draft.prefill_tokens += len;
+        }
+        if sample {
+            request.pending += 1;
+            request.pending_row = plan.rows.len() as u32 - 1;
+            sampled.push(key);
+        }
+        request.computed = end;
+    }
+
+    /// Pages that a running request still lacks for the tokens it is to feed before it samples.
+    pub(crate) fn lacking_pages(&self, request: &Request) -> usize {
+        let have = request.running.as_ref().map_or(0, |running| running.table.pages().len());
+        request.total().div_ceil(self.cache.page_size()).saturating_sub(have)
+    }
+}

@@ -1,0 +1,97 @@
+//! What a scheduler is told once, and the limits that follow from it.
+//!
+//! Owns: the checks that make a configuration usable. Must never: change at run time.
+
+use minisgl_proto::CacheMode;
+
+/// Sizes and limits. All counts are at least 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchedConfig {
+    /// KV pages in all.
+    pub pages: u32,
+    /// Tokens a page.
+    pub page_size: u32,
+    /// Requests running at once, at most: the executor's slots. No more run than `chunk_tokens`, so
+    /// that a step always has room for every decode row.
+    pub max_running: u32,
+    /// Requests waiting for a slot, at most; one more is refused.
+    pub max_waiting: u32,
+    /// Tokens a step feeds at most, decode rows included.
+    pub chunk_tokens: u32,
+    /// Prompt plus generated tokens of one request, at most.
+    pub max_len: u32,
+    /// Valid token ids are below this.
+    pub vocab_size: u32,
+    /// Tokens that end a request unless it ignores them.
+    pub eos_token_ids: Vec<u32>,
+    /// Whether prefixes are shared and kept.
+    pub cache: CacheMode,
+    /// Plan step `n + 1` while step `n` runs.
+    pub overlap: bool,
+}
+
+/// Why a configuration cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A count is 0.
+    #[error("{field} is 0, it must be at least 1")]
+    Zero {
+        /// Which one.
+        field: &'static str,
+    },
+    /// Not even a prompt of one token and one generated token would fit.
+    #[error("max_len is {max_len}, it must be at least 2: one prompt token and one generated")]
+    TooShort {
+        /// As configured.
+        max_len: u32,
+    },
+    /// Token ids travel as signed numbers, see [`crate::Plan::tokens`].
+    #[error("vocab_size is {vocab_size}, it must be below 2^31")]
+    HugeVocabulary {
+        /// As configured.
+        vocab_size: u32,
+    },
+}
+
+impl SchedConfig {
+    /// # Errors
+    /// The first limit that no request could meet.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("pages", self.pages),
+            ("page_size", self.page_size),
+            ("max_running", self.max_running),
+            ("max_waiting", self.max_waiting),
+            ("chunk_tokens", self.chunk_tokens),
+            ("vocab_size", self.vocab_size),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Zero { field });
+            }
+        }
+        if self.max_len < 2 {
+            return Err(ConfigError::TooShort { max_len: self.max_len });
+        }
+        if self.vocab_size > i32::MAX as u32 {
+            return Err(ConfigError::HugeVocabulary { vocab_size: self.vocab_size });
+        }
+        Ok(())
+    }
+
+    /// Requests that may run at once.
+    pub(crate) fn slots(&self) -> usize {
+        self.max_running.min(self.chunk_tokens) as usize
+    }
+
+    /// Prompt plus generated tokens that one request may have. The last token is never fed, so it
+    /// needs no place in a page.
+    pub(crate) fn len_limit(&self) -> usize {
+        let pool_tokens = self.pages as usize * self.page_size as usize;
+        (self.max_len as usize).min(pool_tokens + 1)
+    }
+
+    /// Plans that may be in flight at once.
+    pub(crate) fn plans_in_flight(&self) -> usize {
+        if self.overlap { 2 } else { 1 }
+    }
+}

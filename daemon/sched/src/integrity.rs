@@ -1,0 +1,100 @@
+//! The integrity check: every invariant of scheduling, recomputed from scratch.
+//!
+//! Owns: nothing. Must never: change or repair what it looks at. Linear in requests and pages; for
+//! tests, and for a worker that is idle.
+
+use std::collections::HashSet;
+
+use crate::request::Request;
+use crate::requests::Key;
+use crate::scheduler::Scheduler;
+
+/// What does not add up. Any of these is a bug in this crate or the cache.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IntegrityError {
+    /// Pool and tree.
+    #[error("prefix cache: {0}")]
+    Cache(#[from] minisgl_cache::IntegrityError),
+    /// One request.
+    #[error("request {id}: {what}")]
+    Request {
+        /// Which one.
+        id: minisgl_proto::RequestId,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// All of them together.
+    #[error("{0}")]
+    Sum(&'static str),
+}
+
+impl Scheduler {
+    /// Checks all of it.
+    ///
+    /// # Errors
+    /// The first thing found that does not add up.
+    pub fn check_integrity(&mut self) -> Result<(), IntegrityError> {
+        self.cache.check_integrity()?;
+        let counts = self.cache.counts();
+        let ensure = |good, what| if good { Ok(()) } else { Err(IntegrityError::Sum(what)) };
+        let all = counts.free + counts.cached + counts.owned;
+        ensure(all == self.config.pages as usize, "free + cached + owned pages are not all pages")?;
+
+        let mut slots: HashSet<_> = self.free_slots.iter().copied().collect();
+        let mut owned = HashSet::new();
+        for &key in &self.running {
+            let request = self.requests.get(key).ok_or(IntegrityError::Sum("an ended one runs"))?;
+            self.check_request(key, request, true)?;
+            let Some(running) = &request.running else { continue };
+            ensure(slots.insert(running.slot), "two requests have the same slot")?;
+            let table = &running.table;
+            for &page in &table.pages()[table.shared_pages()..] {
+                ensure(owned.insert(page), "two requests write the same page")?;
+            }
+        }
+        ensure(slots.len() == self.config.slots(), "a slot is lost")?;
+        ensure(owned.len() == counts.owned, "a page is owned by no request")?;
+        let ranks = self.running.windows(2);
+        let in_order = |w: &[Key]| self.requests[w[0]].rank < self.requests[w[1]].rank;
+        ensure(ranks.into_iter().all(in_order), "running requests are not in order")?;
+
+        for (&rank, &key) in &self.waiting {
+            let request =
+                self.requests.get(key).ok_or(IntegrityError::Sum("an ended one waits"))?;
+            ensure(request.rank == rank, "a request waits in another's place")?;
+            self.check_request(key, request, false)?;
+        }
+        let alive = self.waiting.len() + self.running.len();
+        ensure(alive == self.requests.len(), "a request neither waits nor runs")?;
+        ensure(alive == self.keys.len(), "an ended request has left its id")?;
+        let limit = self.config.slots() + self.config.max_waiting as usize;
+        ensure(alive <= limit, "the queue is over its limit")?;
+        ensure(self.in_flight.len() <= self.config.plans_in_flight(), "too many plans in flight")?;
+        let stuck = alive > 0 && self.in_flight.is_empty();
+        ensure(!stuck, "there are requests, and nothing in flight that would move them")
+    }
+
+    fn check_request(&self, key: Key, r: &Request, runs: bool) -> Result<(), IntegrityError> {
+        let ensure = |good, what| {
+            if good { Ok(()) } else { Err(IntegrityError::Request { id: r.id, what }) }
+        };
+        ensure(self.keys.get(&r.id) == Some(&key), "it is not found by its id")?;
+        ensure(
+            r.running.is_some() == runs,
+            "it holds pages while it waits, or none while it runs",
+        )?;
+        let sampled = self.in_flight.iter().flat_map(|plan| &plan.sampled);
+        let pending = sampled.filter(|&&other| other == key).count();
+        ensure(r.pending == pending, "its pending tokens are not those in flight")?;
+        ensure(r.computed <= r.total(), "more is computed than there is")?;
+        ensure(r.total() <= r.max_total, "it is over its length")?;
+        ensure(r.max_total <= self.config.len_limit(), "its limit is over everyone's")?;
+        let Some(running) = &r.running else {
+            return ensure(r.computed == 0, "it waits with computed tokens");
+        };
+        let (table, page_size) = (&running.table, self.cache.page_size());
+        ensure(r.cached <= r.computed, "more was cached than is computed")?;
+        ensure(table.pages().len() == r.computed.div_ceil(page_size), "its page table's length")?;
+        ensure(table.shared_pages() * page_size <= r.computed, "it shares what is not computed")
+    }
+}

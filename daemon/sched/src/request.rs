@@ -1,0 +1,114 @@
+//! One request: its tokens, how far they are computed, and what it holds.
+//!
+//! Owns: the arithmetic of a request's progress. Must never: know of other requests.
+//!
+//! ```text
+//!   tokens    [ prompt ............ | output ..... | t ]
+//!               computed: fed by the plans so far    |
+//!                                                    pending: will be sampled by a plan in flight
+//! ```
+//!
+//! `computed <= known + pending`. What is left to feed is one token while decoding, more while
+//! prefilling; a preempted request starts over with prompt and output together as its prefix.
+
+use minisgl_cache::PageTable;
+use minisgl_proto::{RequestId, SamplingParams};
+
+use crate::plan::{Install, SlotId};
+
+/// Higher priority first, then the order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    priority: std::cmp::Reverse<i32>,
+    /// Unique for each request.
+    pub(crate) arrival: u64,
+}
+
+impl Rank {
+    pub(crate) fn new(priority: i32, arrival: u64) -> Rank {
+        Rank { priority: std::cmp::Reverse(priority), arrival }
+    }
+}
+
+/// What a request holds while it runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) slot: SlotId,
+    pub(crate) table: PageTable,
+}
+
+/// A request that has not ended.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: RequestId,
+    pub(crate) rank: Rank,
+    pub(crate) sampling: SamplingParams,
+    /// Tokens that end it.
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) min_tokens: u32,
+    /// Prompt and output, as far as known.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt_len: usize,
+    /// Prompt plus output tokens at most.
+    pub(crate) max_total: usize,
+    /// Tokens in the page table's pages, once all plans so far have run.
+    pub(crate) computed: usize,
+    /// Tokens that plans in flight sample for it: 0 to 2.
+    pub(crate) pending: usize,
+    /// The row of the newest plan that samples for it; means something while `pending > 0`.
+    pub(crate) pending_row: u32,
+    /// Present while it runs.
+    pub(crate) running: Option<Running>,
+    pub(crate) submitted_s: f64,
+    /// Seconds from submission to the first plan it was in, once it was in one.
+    pub(crate) queue_s: Option<f32>,
+    /// Prompt tokens found in the cache; after a preemption, the fewest.
+    pub(crate) cached: usize,
+    /// Tokens known when it was last admitted: computing them is prefilling.
+    pub(crate) prefix_len: usize,
+}
+
+impl Request {
+    /// Tokens known or being sampled.
+    pub(crate) fn total(&self) -> usize {
+        self.tokens.len() + self.pending
+    }
+
+    /// Output tokens known.
+    pub(crate) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens to feed before the next one is sampled. 0 when nothing more is to be sampled.
+    pub(crate) fn to_feed(&self) -> usize {
+        if self.total() == self.max_total { 0 } else { self.total() - self.computed }
+    }
+
+    /// Feeds one token a step.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.to_feed() == 1
+    }
+
+    /// Tokens that are both computed and known: what can go into the tree.
+    pub(crate) fn publishable(&self) -> &[u32] {
+        &self.tokens[..self.computed.min(self.tokens.len())]
+    }
+
+    /// How the executor is to set up `slot`.
+    pub(crate) fn install(&self, slot: SlotId) -> Install {
+        let history = if self.sampling.needs_history() { &self.tokens[..] } else { &[] };
+        Install {
+            slot,
+            sampling: self.sampling.clone(),
+            prompt_len: self.prompt_len.min(history.len()) as u32,
+            history: history.to_vec(),
+            banned_until_min: if self.min_tokens > 0 {
+                self.stop_tokens.clone()
+            } else {
+                Vec::new()
+            },
+            min_tokens: self.min_tokens,
+            generated: self.generated() as u32,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The other end: checks every event of every request against what it would get alone.
+
+use std::collections::HashMap;
+
+use minisgl_proto::{Finish, Reject, RequestId, Submit, TokenEvent};
+use minisgl_sched::SchedConfig;
+
+use crate::model::{Kv, Sampling, feed, sample};
+
+struct Expected {
+    submit: Submit,
+    /// Prompt and the tokens received.
+    tokens: Vec<u32>,
+    last: Option<Kv>,
+    stops: Vec<u32>,
+    max_total: usize,
+    aborted: bool,
+}
+
+pub struct Client {
+    config: SchedConfig,
+    alive: HashMap<RequestId, Expected>,
+    pub finished: u64,
+    pub tokens: u64,
+    pub cached_tokens: u64,
+}
+
+impl Client {
+    pub fn new(config: SchedConfig) -> Client {
+        Client { config, alive: HashMap::new(), finished: 0, tokens: 0, cached_tokens: 0 }
+    }
+
+    pub fn alive(&self) -> usize {
+        self.alive.len()
+    }
+
+    /// Tokens that requests may still get.
+    pub fn tokens_left(&self) -> usize {
+        self.alive.values().map(|e| e.max_total.saturating_sub(e.tokens.len())).sum()
+    }
+
+    pub fn limit(&self) -> usize {
+        let pool = self.config.pages as usize * self.config.page_size as usize;
+        (self.config.max_len as usize).min(pool + 1)
+    }
+
+    pub fn submitted(&mut self, submit: &Submit) {
+        let eos: &[u32] = if submit.stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
+        let expected = Expected {
+            tokens: submit.prompt.clone(),
+            last: submit.prompt.iter().fold(None, |kv, &token| Some(feed(kv, token))),
+            stops: [eos, &submit.stop.stop_token_ids].concat(),
+            max_total: self.limit().min(submit.prompt.len() + submit.stop.max_tokens as usize),
+            submit: submit.clone(),
+            aborted: false,
+        };
+        assert!(self.alive.insert(submit.id, expected).is_none());
+    }
+
+    pub fn aborted(&mut self, id: RequestId) {
+        if let Some(expected) = self.alive.get_mut(&id) {
+            expected.aborted = true;
+        }
+    }
+
+    pub fn receive(&mut self, event: &TokenEvent) {
+        let Some(expected) = self.alive.get_mut(&event.id) else {
+            panic!("an event after the end: {event:?}")
+        };
+        let mut finish = None;
+        if let Some(sampled) = &event.sampled {
+            self.tokens += 1;
+            let generated = expected.tokens.len() - expected.submit.prompt.len();
+            let min_tokens = expected.submit.stop.min_tokens as usize;
+            let is_early = generated < min_tokens;
+            let alone = sample(
+                expected.last.expect("the prompt has a token"),
+                &Sampling {
+                    params: &expected.submit.sampling,
+                    history: &expected.tokens,
+                    banned: if is_early { &expected.stops } else { &[] },
+                    vocab_size: self.config.vocab_size,
+                    position: expected.tokens.len() as u32,
+                },
+            );
+            assert_eq!(sampled, &alone, "request {} gets something else than alone", event.id);
+            expected.last = Some(feed(expected.last, sampled.token));
+            expected.tokens.push(sampled.token);
+            let is_first = generated == 0;
+            assert_eq!(event.cached_tokens.is_some(), is_first);
+            assert_eq!(event.queue_s.is_some(), is_first);
+            if let Some(cached) = event.cached_tokens {
+                assert!((cached as usize) < expected.submit.prompt.len());
+                assert_eq!(cached % self.config.page_size, 0);
+                self.cached_tokens += u64::from(cached);
+            }
+            if !is_early && expected.stops.contains(&sampled.token) {
+                finish = Some(Finish::Stop);
+            } else if expected.tokens.len() == expected.max_total {
+                finish = Some(Finish::Length);
+            }
+        }
+        match &event.finish {
+            Some(Finish::Aborted) => assert!(expected.aborted),
+            Some(Finish::Rejected(reject)) => {
+                assert!(event.sampled.is_none());
+                let submit = &expected.submit;
+                match reject {
+                    Reject::QueueFull { limit } => assert_eq!(*limit, self.config.max_waiting),
+                    Reject::TooLong { prompt, limit } => {
+                        assert_eq!(*prompt as usize, submit.prompt.len());
+                        assert!(prompt > limit);
+                    }
+                    Reject::Empty => assert!(submit.prompt.is_empty()),
+                    Reject::BadToken { token, .. } => assert!(*token >= self.config.vocab_size),
+                    Reject::Draining => {}
+                }
+            }
+            Some(Finish::Length) if event.sampled.is_none() => {
+                assert_eq!(expected.submit.stop.max_tokens, 0);
+            }
+            other => assert_eq!(*other, finish, "request {}", event.id),
+        }
+        if event.finish.is_some() {
+            self.alive.remove(&event.id);
+            self.finished += 1;
+        }
+    }
+}

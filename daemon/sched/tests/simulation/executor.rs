@@ -1,0 +1,155 @@
+//! An executor that keeps the fake KV in pages and trusts nothing it is told.
+
+use std::collections::{HashMap, VecDeque};
+
+use minisgl_proto::Sampled;
+use minisgl_sched::{Executor, ExecutorError, Install, Plan, SchedConfig, StepOutput};
+
+use crate::model::{Kv, Sampling, feed, sample};
+
+struct Slot {
+    install: Install,
+    /// Output tokens, as the executor counts them.
+    generated: u32,
+}
+
+pub struct SimExecutor {
+    page_size: usize,
+    chunk_tokens: usize,
+    vocab_size: u32,
+    kv: Vec<Option<Kv>>,
+    slots: Vec<Option<Slot>>,
+    queue: VecDeque<Plan>,
+    launched: u64,
+    in_flight_max: usize,
+    /// By row of the plan run last.
+    last_sampled: Vec<Option<u32>>,
+    spent: Option<Plan>,
+}
+
+impl SimExecutor {
+    pub fn new(config: &SchedConfig) -> SimExecutor {
+        SimExecutor {
+            page_size: config.page_size as usize,
+            chunk_tokens: config.chunk_tokens as usize,
+            vocab_size: config.vocab_size,
+            kv: vec![None; (config.pages * config.page_size) as usize],
+            slots: (0..config.max_running).map(|_| None).collect(),
+            queue: VecDeque::new(),
+            launched: 0,
+            in_flight_max: if config.overlap { 2 } else { 1 },
+            last_sampled: Vec::new(),
+            spent: None,
+        }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// A page that a row writes is in no other row's table; nor is a slot.
+    fn check_conflicts(&self, plan: &Plan) {
+        let mut users: HashMap<u32, usize> = HashMap::new();
+        let mut written = Vec::new();
+        let mut tokens = 0;
+        let mut pages_len = 0;
+        for (i, row) in plan.rows.iter().enumerate() {
+            assert!(row.len > 0);
+            assert!(plan.rows[..i].iter().all(|other| other.slot != row.slot), "one row a request");
+            assert_eq!(row.tokens_at as usize, tokens);
+            assert_eq!(row.pages_at as usize, pages_len);
+            tokens += row.len as usize;
+            let end = (row.start + row.len) as usize;
+            let count = end.div_ceil(self.page_size);
+            let pages = &plan.pages[pages_len..pages_len + count];
+            pages_len += count;
+            pages.iter().for_each(|&page| *users.entry(page).or_default() += 1);
+            written.extend_from_slice(&pages[row.start as usize / self.page_size..]);
+        }
+        assert_eq!((tokens, pages_len), (plan.tokens.len(), plan.pages.len()));
+        assert!(tokens <= self.chunk_tokens, "{tokens} tokens in a step");
+        for page in written {
+            assert_eq!(users[&page], 1, "page {page} is written by one row and used by another");
+        }
+    }
+
+    fn run(&mut self, plan: &Plan) -> Vec<Sampled> {
+        for install in &plan.installs {
+            let slot = Slot { generated: install.generated, install: install.clone() };
+            self.slots[install.slot as usize] = Some(slot);
+        }
+        let mut by_row = vec![None; plan.rows.len()];
+        let mut output = Vec::new();
+        for (i, row) in plan.rows.iter().enumerate() {
+            let place = |position: usize| {
+                let page = plan.pages[row.pages_at as usize + position / self.page_size] as usize;
+                page * self.page_size + position % self.page_size
+            };
+            let mut last = None;
+            for position in 0..row.start as usize {
+                let kv = self.kv[place(position)].expect("what is read was written");
+                assert_eq!(kv, feed(last, kv.token), "the page table leads to another sequence");
+                last = Some(kv);
+            }
+            for n in 0..row.len as usize {
+                let token = match plan.tokens[row.tokens_at as usize + n] {
+                    token if token >= 0 => token as u32,
+                    from => self.last_sampled[(-from - 1) as usize].expect("that row was sampled"),
+                };
+                assert!(token < self.vocab_size);
+                last = Some(feed(last, token));
+                self.kv[place(row.start as usize + n)] = last;
+            }
+            if !row.sample {
+                continue;
+            }
+            let Some(Slot { install, generated }) = &mut self.slots[row.slot as usize] else {
+                panic!("slot {} was never installed", row.slot)
+            };
+            let is_early = *generated < install.min_tokens;
+            let sampled = sample(
+                last.expect("a row feeds at least one token"),
+                &Sampling {
+                    params: &install.sampling,
+                    history: &install.history,
+                    banned: if is_early { &install.banned_until_min } else { &[] },
+                    vocab_size: self.vocab_size,
+                    position: row.sample_position(),
+                },
+            );
+            *generated += 1;
+            if install.sampling.needs_history() {
+                install.history.push(sampled.token);
+            }
+            by_row[i] = Some(sampled.token);
+            output.push(sampled);
+        }
+        self.last_sampled = by_row;
+        output
+    }
+}
+
+impl Executor for SimExecutor {
+    fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
+        assert_eq!(plan.step, self.launched, "plans are numbered in order");
+        assert!(!plan.rows.is_empty());
+        self.launched += 1;
+        self.queue.push_back(plan);
+        assert!(self.queue.len() <= self.in_flight_max);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+        let nothing = || ExecutorError("nothing is in flight".into());
+        let plan = self.queue.pop_front().ok_or_else(nothing)?;
+        self.check_conflicts(&plan);
+        let sampled = self.run(&plan);
+        let step = plan.step;
+        self.spent = Some(plan);
+        Ok(StepOutput { step, sampled, seconds: 0.25 })
+    }
+
+    fn reclaim(&mut self) -> Option<Plan> {
+        self.spent.take()
+    }
+}

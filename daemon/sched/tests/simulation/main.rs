@@ -1,0 +1,56 @@
+//! The scheduler, first one behaviour at a time, then in thousands of random worlds, with an
+//! executor that checks what it is told to read and write, and clients that check every token
+//! against what they would get alone.
+//!
+//! `MINISGLD_SIM_WORLDS=N` runs N worlds a test instead of the default; `MINISGLD_SIM_SEED=S`
+//! runs the one world of a failure.
+
+#![allow(clippy::unwrap_used)] // A panic is how a test fails.
+
+mod behaviour;
+mod client;
+mod executor;
+mod limits;
+mod model;
+mod rng;
+mod worker;
+mod world;
+
+use world::{Tally, World};
+
+const TURNS: usize = 600;
+
+fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
+fn run_worlds(first_seed: u64) {
+    if let Some(seed) = from_env("MINISGLD_SIM_SEED") {
+        World::new(seed).run(TURNS);
+        return;
+    }
+    let mut all = Tally::default();
+    for seed in first_seed..first_seed + from_env("MINISGLD_SIM_WORLDS").unwrap_or(2_000) {
+        // Only shown if it fails, and then the last one is the one.
+        println!("MINISGLD_SIM_SEED={seed}");
+        let tally = World::new(seed).run(TURNS);
+        all.events += tally.events;
+        all.finished += tally.finished;
+        all.tokens += tally.tokens;
+        all.preemptions += tally.preemptions;
+        all.cached_tokens += tally.cached_tokens;
+    }
+    eprintln!("{all:?}");
+    assert!(all.preemptions > all.finished / 100, "the pools are too large to preempt");
+    assert!(all.cached_tokens > all.finished / 10, "the prompts share too little");
+}
+
+#[test]
+fn any_crowd_gets_what_each_would_get_alone() {
+    run_worlds(1_000_000);
+}
+
+#[test]
+fn and_so_does_any_other() {
+    run_worlds(2_000_000);
+}

@@ -1,0 +1,130 @@
+//! A worker's loop around the simulated executor, and small requests for it.
+
+use std::collections::HashMap;
+
+use minisgl_proto::{CacheMode, Finish, RequestId, SamplingParams, StopParams, Submit, TokenEvent};
+use minisgl_sched::{
+    Driver, Event, Executor, ExecutorError, Plan, SchedConfig, Scheduler, StepOutput,
+};
+
+use crate::executor::SimExecutor;
+
+/// The simulated executor, and every plan it was given.
+pub struct Recorder {
+    executor: SimExecutor,
+    plans: Vec<Plan>,
+}
+
+impl Executor for Recorder {
+    fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
+        self.plans.push(plan.clone());
+        self.executor.launch(plan)
+    }
+
+    fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+        self.executor.wait()
+    }
+
+    fn reclaim(&mut self) -> Option<Plan> {
+        self.executor.reclaim()
+    }
+}
+
+pub struct Worker {
+    pub driver: Driver<Recorder>,
+    pub events: HashMap<u64, Vec<TokenEvent>>,
+    now_s: f64,
+}
+
+pub fn config() -> SchedConfig {
+    SchedConfig {
+        pages: 64,
+        page_size: 4,
+        max_running: 4,
+        max_waiting: 4,
+        chunk_tokens: 16,
+        max_len: 128,
+        vocab_size: 100,
+        eos_token_ids: vec![],
+        cache: CacheMode::Radix,
+        overlap: true,
+    }
+}
+
+pub fn prompt(first: u32, len: u32) -> Vec<u32> {
+    (0..len).map(|n| (first + n) % 100).collect()
+}
+
+pub fn request(id: u64, prompt: Vec<u32>, max_tokens: u32) -> Submit {
+    Submit {
+        id: RequestId(id),
+        prompt,
+        sampling: SamplingParams::default(),
+        stop: StopParams { max_tokens, ..StopParams::default() },
+        priority: 0,
+    }
+}
+
+impl Worker {
+    pub fn new(config: SchedConfig) -> Worker {
+        let executor = SimExecutor::new(&config);
+        let recorder = Recorder { executor, plans: Vec::new() };
+        let scheduler = Scheduler::new(config).unwrap();
+        Worker { driver: Driver::new(scheduler, recorder), events: HashMap::new(), now_s: 0.0 }
+    }
+
+    /// One turn of the loop; returns what flushes freed.
+    pub fn turn(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<u64> {
+        self.now_s += 1.0;
+        let step = self.driver.begin(events, self.now_s).unwrap();
+        for event in step.token_events {
+            self.events.entry(event.id.0).or_default().push(event);
+        }
+        self.driver.scheduler_mut().check_integrity().unwrap();
+        self.driver.finish().unwrap();
+        step.flushed
+    }
+
+    pub fn submit(&mut self, submits: impl IntoIterator<Item = Submit>) {
+        self.turn(submits.into_iter().map(Event::Submit));
+    }
+
+    pub fn run_until_idle(&mut self) {
+        for _ in 0..10_000 {
+            if self.driver.is_idle() {
+                return;
+            }
+            self.turn([]);
+        }
+        panic!("no end in sight");
+    }
+
+    pub fn tokens(&self, id: u64) -> Vec<u32> {
+        let events = self.events.get(&id).into_iter().flatten();
+        events.filter_map(|event| Some(event.sampled.as_ref()?.token)).collect()
+    }
+
+    pub fn finish(&self, id: u64) -> Option<&Finish> {
+        self.events.get(&id)?.last()?.finish.as_ref()
+    }
+
+    pub fn cached(&self, id: u64) -> Option<u32> {
+        self.events[&id][0].cached_tokens
+    }
+
+    pub fn plans(&self) -> &[Plan] {
+        &self.driver.executor().plans
+    }
+
+    pub fn fed(&self) -> usize {
+        self.plans().iter().map(|plan| plan.tokens.len()).sum()
+    }
+}
+
+/// What a request gets that has a worker for itself.
+pub fn alone(submit: &Submit) -> Vec<u32> {
+    let mut worker = Worker::new(config());
+    worker.submit([submit.clone()]);
+    worker.run_until_idle();
+    worker.tokens(submit.id.0)
+}

@@ -1,0 +1,187 @@
+//! One random world: a configuration, a crowd of clients, and turns in random order.
+
+use minisgl_proto::{CacheMode, RequestId, SamplingParams, StopParams, Submit};
+use minisgl_sched::{Event, Executor, SchedConfig, Scheduler};
+
+use crate::client::Client;
+use crate::executor::SimExecutor;
+use crate::rng::Rng;
+
+/// What all worlds together went through.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub events: u64,
+    pub finished: u64,
+    pub tokens: u64,
+    pub preemptions: u64,
+    pub cached_tokens: u64,
+}
+
+pub fn random_config(rng: &mut Rng) -> SchedConfig {
+    let page_size = [1, 1, 2, 3, 16][rng.below(5)];
+    let vocab_size = rng.within(2, 5) as u32;
+    SchedConfig {
+        pages: if page_size == 16 { rng.within(1, 8) } else { rng.within(1, 40) } as u32,
+        page_size,
+        max_running: rng.within(1, 8) as u32,
+        max_waiting: rng.within(1, 12) as u32,
+        chunk_tokens: if rng.one_in(3) { rng.within(1, 6) } else { rng.within(1, 64) } as u32,
+        max_len: rng.within(2, 60) as u32,
+        vocab_size,
+        eos_token_ids: if rng.one_in(2) { vec![] } else { vec![rng.below(8) as u32] },
+        cache: if rng.one_in(5) { CacheMode::Naive } else { CacheMode::Radix },
+        overlap: !rng.one_in(3),
+    }
+}
+
+pub struct World {
+    rng: Rng,
+    scheduler: Scheduler,
+    executor: SimExecutor,
+    client: Client,
+    /// Beginnings that prompts share.
+    beginnings: Vec<Vec<u32>>,
+    next_id: u64,
+    now_s: f64,
+    events: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut rng = Rng(seed);
+        let config = random_config(&mut rng);
+        let vocab = config.vocab_size as usize;
+        let beginnings =
+            (0..3).map(|_| (0..40).map(|_| rng.below(vocab) as u32).collect()).collect();
+        World {
+            executor: SimExecutor::new(&config),
+            client: Client::new(config.clone()),
+            scheduler: Scheduler::new(config).unwrap(),
+            rng,
+            beginnings,
+            next_id: 0,
+            now_s: 0.0,
+            events: 0,
+        }
+    }
+
+    fn random_submit(&mut self) -> Submit {
+        let vocab = self.scheduler.config().vocab_size as usize;
+        let rng = &mut self.rng;
+        let limit = self.client.limit();
+        let longest = if rng.one_in(20) { limit + 2 } else { limit - 1 };
+        let len = rng.below(longest + 1).max(usize::from(!rng.one_in(50)));
+        let kept = rng.below(len + 1).min(40);
+        let mut prompt = self.beginnings[rng.below(3)][..kept].to_vec();
+        prompt.extend((kept..len).map(|_| rng.below(vocab) as u32));
+        if rng.one_in(100) && len > 0 {
+            prompt[len - 1] = vocab as u32;
+        }
+        self.next_id += 1;
+        Submit {
+            id: RequestId(self.next_id),
+            prompt,
+            sampling: SamplingParams {
+                seed: rng.next(),
+                repetition_penalty: if rng.one_in(3) { 1.1 } else { 1.0 },
+                ..SamplingParams::default()
+            },
+            stop: StopParams {
+                max_tokens: if rng.one_in(30) { u32::MAX } else { rng.below(40) as u32 },
+                min_tokens: rng.below(10).saturating_sub(4) as u32,
+                stop_token_ids: if rng.one_in(4) { vec![rng.below(vocab) as u32] } else { vec![] },
+                ignore_eos: rng.one_in(2),
+            },
+            priority: rng.below(6).saturating_sub(3) as i32,
+        }
+    }
+
+    /// One call of `step` with whatever came in, and the plan launched.
+    fn turn(&mut self, events: Vec<Event>) {
+        self.now_s += 0.01;
+        self.events += events.len() as u64;
+        let running_before = self.scheduler.stats();
+        let step = self.scheduler.step(events, self.now_s);
+        step.token_events.iter().for_each(|event| self.client.receive(event));
+        if let Some(plan) = step.plan {
+            self.executor.launch(plan).unwrap();
+        }
+        if let Some(plan) = self.executor.reclaim().filter(|_| self.rng.one_in(2)) {
+            self.scheduler.recycle(plan);
+        }
+        self.scheduler.check_integrity().unwrap();
+        let stats = self.scheduler.stats();
+        assert_eq!(stats.pages_free + stats.pages_cached + stats.pages_owned, stats.pages_total);
+        assert_eq!((stats.running + stats.waiting) as usize, self.client.alive());
+        assert!(stats.preemptions >= running_before.preemptions);
+        assert_eq!(self.scheduler.plans_in_flight(), self.executor.in_flight());
+    }
+
+    /// `pressure`: how many requests come in for a turn, in tenths.
+    fn random_events(&mut self, pressure: usize) -> Vec<Event> {
+        let mut events = Vec::new();
+        while self.rng.below(10) < pressure {
+            let submit = self.random_submit();
+            self.client.submitted(&submit);
+            events.push(Event::Submit(submit));
+        }
+        if self.rng.one_in(12) && self.next_id > 0 {
+            let recent = self.rng.below(self.next_id.min(20) as usize) as u64;
+            let id = RequestId(self.next_id - recent);
+            self.client.aborted(id);
+            events.push(Event::Abort(id));
+        }
+        if self.rng.one_in(60) {
+            events.push(Event::Flush);
+        }
+        // Mostly one result a turn, in front; now and then none, all of them, or behind the rest.
+        let results = match self.rng.below(10) {
+            0 => 0,
+            1 => self.executor.in_flight(),
+            _ => self.executor.in_flight().min(1),
+        };
+        let outputs: Vec<_> =
+            (0..results).map(|_| Event::Finished(self.executor.wait().unwrap())).collect();
+        let at = if self.rng.one_in(10) { events.len() } else { 0 };
+        events.splice(at..at, outputs);
+        events
+    }
+
+    pub fn run(mut self, turns: usize) -> Tally {
+        let mut pressure = 3;
+        for turn in 0..turns {
+            if turn % 64 == 0 {
+                pressure = self.rng.below(7);
+            }
+            let events = self.random_events(pressure);
+            self.turn(events);
+        }
+
+        // From here on only results come in: all must end, in time.
+        self.turn(vec![Event::Drain]);
+        let prompts = self.client.alive() * (self.client.limit() + 1);
+        let mut turns_left = 100 + 20 * (self.client.tokens_left() + prompts);
+        while !self.scheduler.is_drained() {
+            assert!(turns_left > 0, "no progress");
+            turns_left -= 1;
+            let kept = usize::from(self.scheduler.config().overlap && self.rng.one_in(2));
+            let due = self.executor.in_flight() > kept;
+            let output = due.then(|| Event::Finished(self.executor.wait().unwrap()));
+            self.turn(output.into_iter().collect());
+        }
+        assert_eq!(self.client.alive(), 0);
+        let late = self.random_submit();
+        self.client.submitted(&late);
+        self.turn(vec![Event::Submit(late), Event::Flush]);
+        let stats = self.scheduler.stats();
+        assert_eq!(stats.pages_free, stats.pages_total);
+        assert_eq!(stats.generated_tokens, self.client.tokens);
+        Tally {
+            events: self.events,
+            finished: self.client.finished,
+            tokens: self.client.tokens,
+            preemptions: stats.preemptions,
+            cached_tokens: self.client.cached_tokens,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Lets `http` see the models of `control`: one trait over the other room's types.
+
+use std::sync::Arc;
+
+use minisgl_control::{ModelHandle, Registry};
+use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
+use minisgl_proto::ModelInfo;
+use minisgl_proto::admin::ModelState;
+
+/// The registry, as `http` sees it.
+pub struct RegistryBackend(pub Registry);
+
+impl Backend for RegistryBackend {
+    fn models(&self) -> Vec<ModelEntry> {
+        let created = self.0.created();
+        let created_s = |name: &str| created.iter().find(|(n, _)| n == name).map_or(0, |(_, s)| *s);
+        let entry = |status: minisgl_proto::admin::ModelStatus| ModelEntry {
+            created_s: created_s(&status.name),
+            ready: status.state == ModelState::Ready,
+            max_len: status.info.as_ref().map(|info| info.max_len),
+            name: status.name,
+        };
+        self.0.list().into_iter().map(entry).collect()
+    }
+
+    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
+        let handle = self.0.model(name).map_err(unavailable)?;
+        Ok(Arc::new(HandleModel(handle)))
+    }
+
+    fn health(&self) -> (bool, String) {
+        let report = self.0.health();
+        (report.ready, report.summary)
+    }
+}
+
+struct HandleModel(ModelHandle);
+
+impl Model for HandleModel {
+    fn info(&self) -> &ModelInfo {
+        self.0.info()
+    }
+
+    fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
+        let Generate { prompt, sampling, stop, priority } = request;
+        let request = minisgl_control::Generate { prompt, sampling, stop, priority };
+        let generation = self.0.submit(request).map_err(unavailable)?;
+        Ok(Generation {
+            id: generation.id,
+            events: generation.events,
+            guard: Box::new(generation.guard),
+        })
+    }
+}
+
+fn unavailable(why: minisgl_control::Unavailable) -> Unavailable {
+    match why {
+        minisgl_control::Unavailable::NotFound { name, hint } => Unavailable::NotFound { name, hint },
+        minisgl_control::Unavailable::NotReady { name, reason } => Unavailable::NotReady { name, reason },
+        minisgl_control::Unavailable::Busy { name, limit } => Unavailable::Busy { name, limit },
+    }
+}

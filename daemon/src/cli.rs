@@ -1,0 +1,44 @@
+//! The command line of `minisgld`. Flags override the configuration file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Serves large language models over an OpenAI-compatible API.
+#[derive(Debug, Parser)]
+#[command(name = "minisgld", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do; `serve` when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What `minisgld` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: the OpenAI API on a TCP port, the admin API on a Unix socket.
+    Serve(ServeArgs),
+    /// Read the configuration as `serve` would, say what is wrong with it, and start nothing.
+    CheckConfig(ServeArgs),
+    /// Serve one model to the daemon that started this process. Not for people.
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Flags of `serve`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Configuration file [default: /etc/minisgld/minisgld.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address of the OpenAI API [default: 127.0.0.1:8000]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+    /// Unix socket of the admin API [default: /run/minisgld/admin.sock for root, else
+    /// $XDG_RUNTIME_DIR/minisgld/admin.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}

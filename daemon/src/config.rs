@@ -1,0 +1,266 @@
+//! The configuration file: every key, its default and its limits.
+//!
+//! Flags override the file, the file overrides the defaults. An unknown key or a bad value is refused
+//! with file, line and remedy.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use minisgl_proto::LoadOptions;
+use serde::Deserialize;
+
+use crate::cli::ServeArgs;
+
+/// Read when `--config` is absent and the file exists.
+pub const CONFIG_PATH: &str = "/etc/minisgld/minisgld.toml";
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[http]`
+    pub http: HttpConfig,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[hub]`
+    pub hub: HubConfig,
+    /// `[workers]`
+    pub workers: WorkersConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[[model]]`: loaded at start, in order.
+    pub model: Vec<ModelConfig>,
+}
+
+/// The OpenAI API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address and port. Only loopback addresses, unless `allow_public` is set.
+    pub listen: SocketAddr,
+    /// There are no API keys yet: a public address serves whoever can reach it.
+    pub allow_public: bool,
+    /// Bytes of a request body, at most.
+    pub body_bytes_max: usize,
+    /// Open connections, at most.
+    pub connections_max: usize,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            allow_public: false,
+            body_bytes_max: 32 << 20,
+            connections_max: 4096,
+        }
+    }
+}
+
+/// The admin API.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Path of the Unix socket.
+    pub socket: Option<PathBuf>,
+}
+
+/// Where models come from.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HubConfig {
+    /// Hugging Face cache folder; default: `$HF_HUB_CACHE`, `$HF_HOME/hub`, `~/.cache/huggingface/hub`.
+    pub cache_dir: Option<PathBuf>,
+    /// Hub to download from; default: the public one, or `$HF_ENDPOINT`.
+    pub endpoint: Option<String>,
+    /// File that holds the access token.
+    pub token_file: Option<PathBuf>,
+    /// Never download.
+    pub offline: bool,
+}
+
+/// How worker processes are watched.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkersConfig {
+    /// Seconds without any sign of a worker with requests in flight before it counts as stalled.
+    pub stall_s: f64,
+    /// Seconds that running requests get to finish on unload and shutdown.
+    pub drain_s: f64,
+    /// Tokens that a client may fall behind before its request is aborted.
+    pub stream_buffer_tokens: usize,
+    /// Failed starts in a row before a model is given up.
+    pub restarts_max: u32,
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        WorkersConfig { stall_s: 60.0, drain_s: 30.0, stream_buffer_tokens: 8192, restarts_max: 5 }
+    }
+}
+
+/// Logs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Level or directives: `info`, `debug`, `info,minisgl_sched=debug`.
+    pub level: String,
+    /// Lines or JSON.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// A model to load at start.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder or repo id.
+    pub model: String,
+    /// Name for clients.
+    pub name: Option<String>,
+    /// As the flags of `minisglctl load`.
+    #[serde(default)]
+    pub options: LoadOptions,
+}
+
+impl Config {
+    /// Reads the file that `args` name (or the default one, if it exists) and lays the flags over it.
+    ///
+    /// # Errors
+    /// The file cannot be read, has an unknown key or a bad value; or a flag is bad.
+    pub fn load(args: &ServeArgs) -> anyhow::Result<Config> {
+        let mut config = match &args.config {
+            Some(path) => Config::read(path)?,
+            None if Path::new(CONFIG_PATH).exists() => Config::read(Path::new(CONFIG_PATH))?,
+            None => Config::default(),
+        };
+        if let Some(listen) = &args.listen {
+            config.http.listen = listen.parse().with_context(|| {
+                format!("--listen {listen}: not an address and port such as 127.0.0.1:8000")
+            })?;
+        }
+        if let Some(socket) = &args.socket {
+            config.admin.socket = Some(socket.clone());
+        }
+        if let Some(level) = &args.log {
+            config.log.level = level.clone();
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Config> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let listen = self.http.listen;
+        if !listen.ip().is_loopback() && !self.http.allow_public {
+            bail!(
+                "refusing to listen on {listen}: it is not a loopback address and there are no API keys; \
+                 set allow_public = true under [http] to serve whoever can reach it"
+            );
+        }
+        let positive = [("stall_s", self.workers.stall_s), ("drain_s", self.workers.drain_s)];
+        for (key, value) in positive {
+            if !(value.is_finite() && value > 0.0) {
+                bail!("[workers] {key} = {value}: must be a positive number of seconds");
+            }
+        }
+        let at_least_one = [
+            ("[http] body_bytes_max", self.http.body_bytes_max),
+            ("[http] connections_max", self.http.connections_max),
+            ("[workers] stream_buffer_tokens", self.workers.stream_buffer_tokens),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                bail!("{key} = 0: must be at least 1");
+            }
+        }
+        Ok(())
+    }
+
+    /// Path of the admin socket: configured, else the system's for root, else the user's own.
+    pub fn socket(&self) -> PathBuf {
+        let system = PathBuf::from("/run/minisgld/admin.sock");
+        match (&self.admin.socket, std::env::var_os("XDG_RUNTIME_DIR")) {
+            (Some(path), _) => path.clone(),
+            (None, Some(dir)) if !nix::unistd::geteuid().is_root() => {
+                PathBuf::from(dir).join("minisgld/admin.sock")
+            }
+            (None, _) => system,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("minisgld.toml");
+        std::fs::write(&path, text)?;
+        Config::load(&ServeArgs { config: Some(path), ..ServeArgs::default() })
+    }
+
+    fn error(text: &str) -> String {
+        format!("{:#}", load(text).expect_err("this configuration is wrong"))
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = load("").unwrap();
+        assert_eq!(config.http.listen.to_string(), "127.0.0.1:8000");
+        assert!(config.model.is_empty());
+    }
+
+    #[test]
+    fn models_take_the_options_of_load() {
+        let config = load("[[model]]\nmodel = \"a/b\"\noptions = { tp = 2, page_size = 1 }").unwrap();
+        assert_eq!((config.model[0].options.tp, config.model[0].options.page_size), (2, 1));
+        assert_eq!(config.model[0].options.max_running, LoadOptions::default().max_running);
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_name_file_line_and_key() {
+        let text = error("[http]\nlisten = \"127.0.0.1:1\"\nport = 3\n");
+        assert!(text.contains("minisgld.toml") && text.contains("line 3") && text.contains("port"), "{text}");
+        let text = error("[workers]\ndrain_s = \"soon\"\n");
+        assert!(text.contains("line 2"), "{text}");
+        assert!(error("[workers]\nstall_s = 0\n").contains("stall_s"));
+        assert!(error("[workers]\nstream_buffer_tokens = 0\n").contains("at least 1"));
+    }
+
+    #[test]
+    fn a_public_address_must_be_asked_for() {
+        assert!(error("[http]\nlisten = \"0.0.0.0:8000\"\n").contains("allow_public"));
+        assert!(load("[http]\nlisten = \"0.0.0.0:8000\"\nallow_public = true\n").is_ok());
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let args = ServeArgs { listen: Some("127.0.0.1:9".to_owned()), ..ServeArgs::default() };
+        assert_eq!(Config::load(&args).unwrap().http.listen.port(), 9);
+        let args = ServeArgs { listen: Some("nine".to_owned()), ..ServeArgs::default() };
+        assert!(format!("{:#}", Config::load(&args).unwrap_err()).contains("--listen nine"));
+    }
+}

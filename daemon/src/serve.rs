@@ -1,0 +1,159 @@
+//! The daemon: wires http and control together, loads configured models, and shuts down in order.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use minisgl_control::{Registry, RegistryConfig, admin, socket};
+use minisgl_http::{Front, Listener, Settings};
+use minisgl_proto::admin::{LoadEvent, LoadRequest};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::bridge::RegistryBackend;
+use crate::cli::ServeArgs;
+use crate::config::Config;
+use crate::logging;
+
+/// After draining, open connections get this long to take their last bytes.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The configuration is wrong, or an address or socket cannot be bound.
+pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    logging::init(&config.log)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(config))
+}
+
+/// Reads the configuration as `run` would.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_config(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    println!("ok: listen {}, admin socket {}", config.http.listen, config.socket().display());
+    Ok(())
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let drain = Duration::from_secs_f64(config.workers.drain_s);
+    let metrics = prometheus::Registry::new();
+    let registry = Registry::new(registry_config(&config), &metrics)?;
+    let settings = Settings {
+        body_bytes_max: config.http.body_bytes_max,
+        connections_max: config.http.connections_max,
+        ..Settings::default()
+    };
+    let backend = Arc::new(RegistryBackend(registry.clone()));
+    let front = Front::new(backend, settings.clone(), &metrics)?;
+    let openai = minisgl_http::router(front);
+
+    let (listener, listen) = bind(config.http.listen).await?;
+    let path = config.socket();
+    let admin_listener = socket::bind(&path).await?;
+    let info = admin::DaemonInfo { started: Instant::now(), listen: listen.to_string() };
+    let admin = admin::router(registry.clone(), info).merge(openai.clone());
+    tracing::info!("OpenAI API on http://{listen}, admin API on {}", path.display());
+
+    let (stop, stopped) = watch::channel(false);
+    let http = tokio::spawn({
+        let stopped = wait_for(stopped.clone());
+        async move { minisgl_http::serve(vec![Listener::Tcp(listener)], openai, &settings, stopped).await }
+    });
+    let admin = tokio::spawn(socket::serve_unix(admin_listener, admin, wait_for(stopped)));
+    let boot = tokio::spawn(load_configured(registry.clone(), config));
+
+    terminated().await?;
+    boot.abort();
+    tracing::info!("stopping: running requests have {} s to finish", drain.as_secs_f64());
+    let _ = stop.send(true);
+    // A second signal, or the end of the drain time, ends what still runs.
+    tokio::select! {
+        () = registry.shutdown(drain) => {}
+        signal = terminated() => signal?,
+    }
+    let _ = tokio::time::timeout(LINGER, async { (http.await, admin.await) }).await;
+    let _ = std::fs::remove_file(&path);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn registry_config(config: &Config) -> RegistryConfig {
+    let defaults = RegistryConfig::default();
+    RegistryConfig {
+        hub: minisgl_control::HubConfig {
+            cache_dir: config.hub.cache_dir.clone(),
+            endpoint: config.hub.endpoint.clone(),
+            token_file: config.hub.token_file.clone(),
+            offline: config.hub.offline,
+        },
+        stall: Duration::from_secs_f64(config.workers.stall_s),
+        drain: Duration::from_secs_f64(config.workers.drain_s),
+        stream_buffer: config.workers.stream_buffer_tokens,
+        restart: minisgl_control::RestartPolicy {
+            give_up: config.workers.restarts_max,
+            ..defaults.restart
+        },
+        ..defaults
+    }
+}
+
+async fn bind(listen: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}; choose another address with --listen or [http] listen")
+    })?;
+    let listen = listener.local_addr()?;
+    Ok((listener, listen))
+}
+
+/// Loads the models of the configuration, one after the other. One that fails is logged; the others
+/// are loaded all the same.
+async fn load_configured(registry: Registry, config: Config) {
+    for model in config.model {
+        let request = LoadRequest { model: model.model, name: model.name, options: model.options };
+        let source = request.model.clone();
+        let mut events = match registry.load(request).await {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::error!("model {source} of the configuration does not load: {error}");
+                continue;
+            }
+        };
+        while let Some(event) = events.recv().await {
+            match event {
+                LoadEvent::Progress(_) => {}
+                LoadEvent::Ready(status) => tracing::info!("model \"{}\" is ready", status.name),
+                LoadEvent::Failed(error) => {
+                    tracing::error!("model {source} of the configuration does not load: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// Resolves when the process is asked to end.
+async fn terminated() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+fn wait_for(mut stopped: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    }
+}

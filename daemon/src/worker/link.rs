@@ -1,0 +1,122 @@
+//! The worker's end of the socket to the daemon: a thread that reads, a thread that writes.
+//!
+//! Both queues are bounded. A full inbox stops the reader, and so the daemon's writer; a full outbox
+//! stops the scheduler until the daemon reads again.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use minisgl_proto::frame::{self, HEADER_BYTES};
+use minisgl_proto::{FromWorker, ToWorker};
+
+/// Frames waiting in either direction, at most.
+const QUEUE_FRAMES_MAX: usize = 4096;
+
+/// What the reader hands to the scheduler.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A frame from the daemon.
+    Frame(ToWorker),
+    /// The daemon is gone, or sent something that is not a frame; nothing follows.
+    Closed(String),
+}
+
+/// Both directions of the socket.
+pub struct Link {
+    /// Frames from the daemon, in order.
+    pub inbox: Receiver<Incoming>,
+    outbox: Option<SyncSender<FromWorker>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// The socket that the daemon gave this process as its standard input.
+///
+/// # Errors
+/// Standard input is not a socket: somebody started the worker by hand.
+pub fn connect() -> io::Result<Link> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let stream = UnixStream::from(stdin);
+    stream.peer_addr().map_err(|error| {
+        io::Error::new(error.kind(), "standard input is not a socket; workers are started by `minisgld serve`")
+    })?;
+    Link::over(stream)
+}
+
+impl Link {
+    /// Starts the two threads over `stream`.
+    ///
+    /// # Errors
+    /// The stream cannot be cloned.
+    pub fn over(stream: UnixStream) -> io::Result<Link> {
+        let (inbox_sender, inbox) = sync_channel(QUEUE_FRAMES_MAX);
+        let (outbox, outgoing) = sync_channel(QUEUE_FRAMES_MAX);
+        let reader = stream.try_clone()?;
+        std::thread::Builder::new().name("link-read".to_owned()).spawn(move || read(reader, &inbox_sender))?;
+        let writer =
+            std::thread::Builder::new().name("link-write".to_owned()).spawn(move || write(stream, &outgoing))?;
+        Ok(Link { inbox, outbox: Some(outbox), writer: Some(writer) })
+    }
+
+    /// Queues a frame. When the daemon is gone the reader says so; a frame for nobody is dropped.
+    pub fn send(&self, message: FromWorker) {
+        if let Some(outbox) = &self.outbox {
+            let _ = outbox.send(message);
+        }
+    }
+}
+
+impl Drop for Link {
+    /// Everything queued is written before the process ends.
+    fn drop(&mut self) {
+        self.outbox = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn read(mut stream: UnixStream, inbox: &SyncSender<Incoming>) {
+    let closed = loop {
+        match read_frame(&mut stream) {
+            Ok(Some(message)) => {
+                if inbox.send(Incoming::Frame(message)).is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break "the daemon closed the connection".to_owned(),
+            Err(error) => break format!("the connection to the daemon broke: {error}"),
+        }
+    };
+    let _ = inbox.send(Incoming::Closed(closed));
+}
+
+/// The next frame, or `None` at the end of the stream.
+fn read_frame(stream: &mut UnixStream) -> io::Result<Option<ToWorker>> {
+    let mut header = [0u8; HEADER_BYTES];
+    match stream.read_exact(&mut header) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let mut payload = vec![0u8; frame::payload_bytes(header).map_err(io::Error::other)?];
+    stream.read_exact(&mut payload)?;
+    frame::decode(&payload).map(Some).map_err(io::Error::other)
+}
+
+fn write(mut stream: UnixStream, outgoing: &Receiver<FromWorker>) {
+    let mut buffer = Vec::new();
+    while let Ok(message) = outgoing.recv() {
+        buffer.clear();
+        // Whatever else is queued goes out with the same system call.
+        for message in std::iter::once(message).chain(outgoing.try_iter()) {
+            if let Err(error) = frame::encode(&message, &mut buffer) {
+                tracing::error!("a frame for the daemon was lost: {error}");
+            }
+        }
+        if stream.write_all(&buffer).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The worker process: one model, plain threads, no network.
+//!
+//! Owns: the loop that turns frames into scheduler events, plans into engine steps, and results into
+//! frames. Must never: open a socket, or outlive the daemon.
+//!
+//! ```text
+//!   stdin (a socket) -> reader thread -> inbox -> [ scheduler thread: step, launch, wait ] -> link writer
+//!                                                          |  ^
+//!                                                       engine ranks
+//! ```
+
+mod link;
+mod run;
+
+use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
+
+/// Runs the worker until it is drained or the daemon is gone.
+pub fn run() -> ExitCode {
+    // The daemon reads our standard error line by line and adds time and model.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_max_level(tracing::Level::INFO)
+        .init();
+    // A worker without its daemon would hold memory for nobody.
+    if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
+        tracing::warn!("cannot ask to die with the daemon: {error}");
+    }
+    match link::connect().map_err(anyhow::Error::from).and_then(run::serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Loads the model, then turns the loop: gather frames, step, launch, report, wait.
+
+use std::sync::mpsc::TryRecvError;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use minisgl_engine::{Engine, EngineInfo};
+use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, ToWorker, WorkerSpec};
+use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
+
+use super::link::{Incoming, Link};
+
+/// Set to anything but `0`, each step is waited for before the next is scheduled; for ablation.
+const DISABLE_OVERLAP: &str = "MINISGL_DISABLE_OVERLAP_SCHEDULING";
+
+/// Frames taken in before a step, at most: a flood of submissions must not hold up running rows.
+const FRAMES_PER_STEP_MAX: usize = 256;
+
+/// Serves one model over `link` until it is drained or the daemon is gone.
+///
+/// # Errors
+/// The model does not load (the daemon was told), or the engine broke.
+pub fn serve(link: Link) -> anyhow::Result<()> {
+    let spec = match link.inbox.recv()? {
+        Incoming::Frame(ToWorker::Load(spec)) => spec,
+        Incoming::Frame(other) => bail!("the first frame must be Load, not {other:?}"),
+        Incoming::Closed(_) => return Ok(()),
+    };
+    match load(&spec, &link) {
+        Ok((driver, info)) => {
+            link.send(FromWorker::Ready(info));
+            Worker { link, driver, started: Instant::now(), closed: false }.run()
+        }
+        Err(error) => {
+            link.send(FromWorker::LoadFailed(format!("{error:#}")));
+            Err(error.context(format!("model \"{}\" does not load", spec.name)))
+        }
+    }
+}
+
+fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, ModelInfo)> {
+    let started = Instant::now();
+    if spec.version != minisgl_proto::VERSION {
+        let own = minisgl_proto::VERSION;
+        bail!("the daemon is version {}, this worker {own}: restart the daemon", spec.version);
+    }
+    let mut options = spec.options.clone();
+    options.overlap &= std::env::var_os(DISABLE_OVERLAP).is_none_or(|value| value == "0");
+    let mut report = |progress| link.send(FromWorker::Progress(progress));
+    let (engine, engine_info) = Engine::load(&spec.dir, &options, &mut report)?;
+    let scheduler = Scheduler::new(sched_config(&options, &engine_info))?;
+    let info = model_info(spec, engine_info, started.elapsed().as_secs_f64());
+    Ok((Driver::new(scheduler, engine), info))
+}
+
+fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedConfig {
+    SchedConfig {
+        pages: engine.kv_pages,
+        page_size: engine.page_size,
+        max_running: options.max_running,
+        max_waiting: options.max_waiting,
+        chunk_tokens: options.chunk_tokens,
+        max_len: engine.max_len,
+        vocab_size: engine.vocab_size,
+        eos_token_ids: engine.eos_token_ids.clone(),
+        cache: options.cache,
+        overlap: options.overlap,
+    }
+}
+
+fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
+    ModelInfo {
+        name: spec.name.clone(),
+        dir: spec.dir.clone(),
+        architecture: engine.architecture,
+        device: engine.device,
+        dtype: engine.dtype,
+        parameters: engine.parameters,
+        weight_bytes: engine.weight_bytes,
+        kv_bytes: engine.kv_bytes,
+        kv_tokens: engine.kv_tokens,
+        page_size: engine.page_size,
+        vocab_size: engine.vocab_size,
+        max_len: engine.max_len,
+        max_running: spec.options.max_running,
+        max_waiting: spec.options.max_waiting,
+        eos_token_ids: engine.eos_token_ids,
+        tp: engine.tp,
+        load_s,
+    }
+}
+
+/// The scheduler thread.
+struct Worker {
+    link: Link,
+    driver: Driver<Engine>,
+    started: Instant,
+    /// The daemon hung up.
+    closed: bool,
+}
+
+impl Worker {
+    fn run(mut self) -> anyhow::Result<()> {
+        while !self.driver.scheduler().is_drained() {
+            let events = self.gather()?;
+            if self.closed {
+                return Ok(());
+            }
+            self.turn(events).context("the engine broke")?;
+        }
+        tracing::info!("drained; exiting");
+        Ok(())
+    }
+
+    /// Takes in waiting frames; blocks for the first one when there is nothing else to do.
+    fn gather(&mut self) -> anyhow::Result<Vec<Event>> {
+        let mut events = Vec::new();
+        if self.driver.is_idle() {
+            // Idle is when wrong accounting would show.
+            self.driver.scheduler_mut().check_integrity().context("a bug in minisgld")?;
+            let first = self.link.inbox.recv()?;
+            events.extend(self.accept(first));
+        }
+        for _ in 0..FRAMES_PER_STEP_MAX {
+            match self.link.inbox.try_recv() {
+                Ok(incoming) => events.extend(self.accept(incoming)),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.closed = true;
+                    break;
+                }
+            }
+        }
+        Ok(events)
+    }
+
+    /// What a frame means to the scheduler, if anything.
+    fn accept(&mut self, incoming: Incoming) -> Option<Event> {
+        match incoming {
+            Incoming::Frame(ToWorker::Submit(submit)) => Some(Event::Submit(submit)),
+            Incoming::Frame(ToWorker::Abort(id)) => Some(Event::Abort(id)),
+            Incoming::Frame(ToWorker::Flush) => Some(Event::Flush),
+            Incoming::Frame(ToWorker::Drain) => Some(Event::Drain),
+            Incoming::Frame(ToWorker::Ping(nonce)) => {
+                self.link.send(FromWorker::Pong(nonce));
+                None
+            }
+            Incoming::Frame(ToWorker::Load(_)) => {
+                tracing::warn!("a second Load frame was ignored");
+                None
+            }
+            Incoming::Closed(why) => {
+                tracing::info!("{why}; exiting");
+                self.closed = true;
+                None
+            }
+        }
+    }
+
+    /// One turn: step n + 1 is planned while n runs, then the results of n are waited for.
+    fn turn(&mut self, events: Vec<Event>) -> anyhow::Result<()> {
+        let now_s = self.started.elapsed().as_secs_f64();
+        let changed = !events.is_empty();
+        let step = self.driver.begin(events, now_s)?;
+        for pages in step.flushed {
+            self.link.send(FromWorker::Flushed { pages });
+        }
+        // Also the last turn before the loop falls idle reports, so that the counters are right then.
+        if changed || !step.token_events.is_empty() || self.driver.is_idle() {
+            let stats = self.driver.scheduler_mut().stats();
+            self.link.send(FromWorker::Step { events: step.token_events, stats });
+        }
+        self.driver.finish()?;
+        Ok(())
+    }
+}

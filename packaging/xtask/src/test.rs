@@ -1,0 +1,112 @@
+//! `cargo xtask test`: every test there is, in order of how fast they find something.
+//!
+//! Owns: the order, the headings, the thresholds' place in it. Must never: skip. A tool that is missing is
+//! installed if it is the project's own business (Python packages, models) and named if not.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::{bench, build, model, paths, python, sh};
+
+type Stage = fn() -> Result<()>;
+
+/// Runs everything; stops at the first failure.
+///
+/// # Errors
+/// The first stage that failed, and how to run it alone.
+pub fn run() -> Result<()> {
+    let stages: [(&str, Stage); 9] = [
+        ("format", format),
+        ("clippy", clippy),
+        ("models", models),
+        ("unit tests", unit_tests),
+        ("documentation tests", doc_tests),
+        ("release build", build::release),
+        ("Python client", || python::venv().map(drop)),
+        ("end-to-end tests", end_to_end),
+        ("benchmarks", bench::run),
+    ];
+    let mut times = Vec::new();
+    for (at, (name, stage)) in stages.iter().enumerate() {
+        println!("\n==> [{}/{}] {name}", at + 1, stages.len());
+        let start = Instant::now();
+        let outcome = stage();
+        times.push((*name, start.elapsed()));
+        if let Err(error) = outcome {
+            summary(&times);
+            return Err(error.context(format!("{name} failed")));
+        }
+        println!("<== {name}: {:.1} s", start.elapsed().as_secs_f64());
+    }
+    summary(&times);
+    println!("every test passed");
+    Ok(())
+}
+
+fn summary(times: &[(&str, Duration)]) {
+    println!("\n==> summary");
+    for (name, time) in times {
+        println!("{:>8.1} s  {name}", time.as_secs_f64());
+    }
+    let all: Duration = times.iter().map(|(_, time)| *time).sum();
+    println!("{:>8.1} s  in all", all.as_secs_f64());
+}
+
+fn format() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"], "`cargo fmt --all` repairs it")
+}
+
+fn clippy() -> Result<()> {
+    cargo(
+        &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+        "every warning is an error here",
+    )
+}
+
+fn models() -> Result<()> {
+    for model in [model::Model::SmolLm2, model::Model::Tokenizers] {
+        println!("{}", model::fetch(model)?.display());
+    }
+    Ok(())
+}
+
+fn unit_tests() -> Result<()> {
+    let remedy = "`cargo test -p CRATE` runs one crate's";
+    if sh::has_cargo("nextest") {
+        let exclude = ["--workspace", "--exclude", "minisgl-tests", "--locked"];
+        cargo(&[&["nextest", "run", "--no-fail-fast"], &exclude[..]].concat(), remedy)
+    } else {
+        cargo(
+            &["test", "--workspace", "--exclude", "minisgl-tests", "--locked", "--all-targets"],
+            remedy,
+        )
+    }
+}
+
+fn doc_tests() -> Result<()> {
+    cargo(&["test", "--workspace", "--locked", "--doc"], "the examples in the documentation failed")
+}
+
+fn end_to_end() -> Result<()> {
+    let mut command = sh::cargo();
+    if sh::has_cargo("nextest") {
+        command.args(["nextest", "run", "--no-fail-fast", "-p", "minisgl-tests", "--locked"]);
+    } else {
+        command.args(["test", "--no-fail-fast", "-p", "minisgl-tests", "--locked"]);
+    }
+    sh::run(with_environment(&mut command)?, "the daemon's log is in the failing test's output")
+}
+
+/// Tells the end-to-end tests where the release binaries, the models and the Python client are.
+pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
+    Ok(command
+        .env("MINISGL_BIN_DIR", paths::target().join("release"))
+        .env("MINISGL_MODELS_DIR", paths::models())
+        .env("MINISGL_PYTHON", python::venv().context("the Python client")?))
+}
+
+fn cargo(args: &[&str], remedy: &str) -> Result<()> {
+    sh::run(sh::cargo().args(args), remedy)
+}

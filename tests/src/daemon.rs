@@ -1,0 +1,249 @@
+//! A daemon of one's own: private socket, free port, ended when dropped.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use minisgl_proto::LoadOptions;
+use minisgl_proto::admin::{
+    AdminError, AdminErrorCode, FlushReply, LoadEvent, LoadRequest, ModelState, ModelStatus,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::http::{Events, Response, Server};
+use crate::paths;
+
+const START_MAX: Duration = Duration::from_secs(20);
+const STOP_MAX: Duration = Duration::from_secs(20);
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+
+/// A running `minisgld serve`.
+pub struct Daemon {
+    child: Child,
+    dir: TempDir,
+    /// The OpenAI API.
+    pub api: Server,
+    /// The admin API.
+    pub admin: Server,
+    /// Address of the OpenAI API.
+    pub listen: SocketAddr,
+}
+
+/// Options that suit two cores and many tests beside each other.
+pub fn model_options() -> LoadOptions {
+    LoadOptions { threads: 2, kv_tokens: Some(16_384), ..LoadOptions::default() }
+}
+
+impl Daemon {
+    /// Starts a daemon with the default configuration and no model.
+    pub fn start() -> Self {
+        Daemon::start_with(&[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(environment: &[(&str, &str)]) -> Self {
+        let dir = tempfile::Builder::new().prefix("minisgl").tempdir().expect("a temporary folder");
+        let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listen = probe.local_addr().expect("a bound socket has an address");
+        drop(probe);
+        let config = dir.path().join("minisgld.toml");
+        std::fs::write(&config, "").expect("a temporary folder is writable");
+        let log = File::create(dir.path().join("log")).expect("a temporary folder is writable");
+        let socket = dir.path().join("admin.sock");
+        let child = Command::new(paths::binary("minisgld"))
+            .arg("serve")
+            .args(["--listen", &listen.to_string(), "--socket"])
+            .arg(&socket)
+            .arg("--config")
+            .arg(config)
+            .env("HF_HUB_OFFLINE", "1")
+            .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log)
+            .spawn()
+            .expect("minisgld starts");
+        let mut daemon =
+            Daemon { child, dir, api: Server::Tcp(listen), admin: Server::Unix(socket), listen };
+        let deadline = Instant::now() + START_MAX;
+        while daemon.admin.connect().is_err() || daemon.api.connect().is_err() {
+            let ended = daemon.child.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "minisgld ended ({ended:?}):\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "minisgld does not listen:\n{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        daemon
+    }
+
+    /// Starts a daemon and loads SmolLM2 as `smollm2`.
+    pub fn with_smollm2(options: LoadOptions) -> Self {
+        let daemon = Daemon::start();
+        daemon.load("smollm2", &paths::smollm2(), options);
+        daemon
+    }
+
+    /// Loads a model; it has to work.
+    pub fn load(&self, name: &str, dir: &Path, options: LoadOptions) -> ModelStatus {
+        self.try_load(name, dir, options).unwrap_or_else(|error| {
+            panic!("loading {} failed: {error:?}\n{}", dir.display(), self.log())
+        })
+    }
+
+    /// Loads a model, through the admin API; the answer's last line.
+    pub fn try_load(
+        &self,
+        name: &str,
+        dir: &Path,
+        options: LoadOptions,
+    ) -> Result<ModelStatus, AdminError> {
+        let model = dir.to_str().expect("a path in UTF-8").to_owned();
+        let request = LoadRequest { model, name: Some(name.to_owned()), options };
+        let body = serde_json::to_value(&request).expect("plain data");
+        let lines = self.admin.lines("/admin/v1/load", &body).expect("the admin API answers");
+        let mut last = String::new();
+        for line in lines.filter(|line| !line.is_empty()) {
+            last = line;
+        }
+        if let Ok(refused) = serde_json::from_str::<AdminError>(&last) {
+            return Err(refused);
+        }
+        match serde_json::from_str(&last) {
+            Ok(LoadEvent::Ready(status)) => Ok(*status),
+            Ok(LoadEvent::Failed(error)) => Err(error),
+            other => panic!("a load ended with {last:?} ({other:?})\n{}", self.log()),
+        }
+    }
+
+    /// Unloads a model.
+    pub fn unload(&self, name: &str, force: bool) {
+        let body = json!({"name": name, "force": force});
+        self.admin_call("POST", "/admin/v1/unload", &body).ok();
+    }
+
+    /// Forgets every cached page.
+    pub fn flush(&self, name: &str) -> FlushReply {
+        let reply = self.admin_call("POST", "/admin/v1/flush", &json!({"name": name})).ok();
+        serde_json::from_value(reply).expect("a FlushReply")
+    }
+
+    /// What the daemon knows of a model.
+    pub fn status(&self, name: &str) -> ModelStatus {
+        let path = format!("/admin/v1/models/{}", name.replace('/', "%2F"));
+        let reply = self.admin_call("GET", &path, &Value::Null).ok();
+        serde_json::from_value(reply).expect("a ModelStatus")
+    }
+
+    /// The status once `done` says so; a failure after a minute.
+    pub fn wait_for(
+        &self,
+        name: &str,
+        what: &str,
+        done: impl Fn(&ModelStatus) -> bool,
+    ) -> ModelStatus {
+        let deadline = Instant::now() + SETTLE_MAX;
+        loop {
+            let status = self.status(name);
+            if done(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{name}: not {what}: {status:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until nothing runs or waits, then checks that every page is free or cached.
+    pub fn assert_all_pages_back(&self, name: &str) {
+        let status = self.wait_for(name, "idle", |status| {
+            let idle = status.stats.is_some_and(|s| s.running == 0 && s.waiting == 0);
+            status.state == ModelState::Ready && status.in_flight == 0 && idle
+        });
+        let stats = status.stats.expect("an idle model has counters");
+        assert_eq!(stats.pages_owned, 0, "{stats:?}");
+        assert_eq!(stats.pages_free + stats.pages_cached, stats.pages_total, "{stats:?}");
+    }
+
+    /// Runs `minisglctl` against this daemon.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        let Server::Unix(socket) = &self.admin else {
+            unreachable!("the admin API is on a socket")
+        };
+        Command::new(paths::binary("minisglctl"))
+            .arg("--socket")
+            .arg(socket)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("minisglctl starts")
+    }
+
+    /// Posts to the OpenAI API.
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        self.api.call("POST", path, body).unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.log()))
+    }
+
+    /// Gets from the OpenAI API.
+    pub fn get(&self, path: &str) -> Response {
+        self.api.call("GET", path, &Value::Null).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// Streams from the OpenAI API.
+    pub fn events(&self, path: &str, body: &Value) -> Events {
+        self.api.events(path, body).unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.log()))
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A folder that lives as long as the daemon.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().to_path_buf()
+    }
+
+    /// The last lines that the daemon and its workers wrote.
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("--- log ---\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
+    }
+
+    fn admin_call(&self, method: &str, path: &str, body: &Value) -> Response {
+        self.admin
+            .call(method, path, body)
+            .unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.log()))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let deadline = Instant::now() + STOP_MAX;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                assert!(std::thread::panicking(), "minisgld does not end on SIGTERM");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Whether an admin refusal is of this kind and its text has all of `words`.
+pub fn assert_refused(error: &AdminError, code: AdminErrorCode, words: &[&str]) {
+    assert_eq!(error.code, code, "{error:?}");
+    for word in words {
+        assert!(error.message.contains(word), "{word:?} is not in {:?}", error.message);
+    }
+}

@@ -1,0 +1,35 @@
+//! Where binaries, models and fixtures are. What is missing is a failure that names the remedy.
+
+use std::path::{Path, PathBuf};
+
+/// A release binary, from `MINISGL_BIN_DIR` or the build folder.
+pub fn binary(name: &str) -> PathBuf {
+    let folders = match std::env::var_os("MINISGL_BIN_DIR") {
+        Some(dir) => vec![PathBuf::from(dir)],
+        None => vec![target().join("release"), target().join("debug")],
+    };
+    let found = folders.iter().map(|dir| dir.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("no {name} in {folders:?}; `cargo xtask test` builds it"))
+}
+
+/// The folder of SmolLM2-135M-Instruct.
+pub fn smollm2() -> PathBuf {
+    let models = match std::env::var_os("MINISGL_MODELS_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => target().join("models"),
+    };
+    let dir = models.join("SmolLM2-135M-Instruct");
+    let there = dir.join("model.safetensors").exists();
+    assert!(there, "no model in {}; `cargo xtask test` fetches it", dir.display());
+    dir
+}
+
+/// A file or folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+fn target() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}

@@ -1,0 +1,83 @@
+//! SmolLM2 says what it has to: greedy answers and log-probabilities against transformers.
+
+use minisgl_tests::{Daemon, fixture, model_options};
+use serde_json::json;
+
+/// How far log-probabilities may be off on average, in nats.
+const MEAN_ERROR_MAX: f64 = 0.01;
+/// Log-probabilities asked for at each position.
+const TOP: usize = 20;
+
+#[test]
+fn greedy_answers_are_those_of_transformers() {
+    let daemon = Daemon::with_smollm2(model_options());
+    for answer in fixture::smollm2().greedy {
+        let body = json!({
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": answer.question}],
+            "temperature": 0,
+            "max_tokens": 40,
+        });
+        let reply = daemon.post("/v1/chat/completions", &body).ok();
+        let choice = &reply["choices"][0];
+        assert_eq!(choice["message"]["content"], answer.text.as_str(), "{}", answer.question);
+        let stopped = answer.output_ids.len() < 40;
+        assert_eq!(choice["finish_reason"], if stopped { "stop" } else { "length" });
+        let usage = &reply["usage"];
+        assert_eq!(usage["prompt_tokens"], answer.prompt_ids.len(), "{usage}");
+        assert_eq!(usage["completion_tokens"], answer.output_ids.len(), "{usage}");
+    }
+}
+
+#[test]
+fn answers_make_sense() {
+    let daemon = Daemon::with_smollm2(model_options());
+    let words = [
+        ("What is the capital of France?", "Paris"),
+        ("Name three primary colors.", "Red"),
+        ("What do bees make?", "Bees"),
+    ];
+    for (question, word) in words {
+        let body = json!({
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 40,
+        });
+        let reply = daemon.post("/v1/chat/completions", &body).ok();
+        let text = reply["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(text.contains(word), "{question} {text}");
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_transformers() {
+    let daemon = Daemon::with_smollm2(model_options());
+    let (mut sum, mut count, mut worst) = (0.0, 0, 0.0f64);
+    for prompt in fixture::smollm2().prompts {
+        for position in &prompt.positions {
+            let body = json!({
+                "model": "smollm2",
+                "input_ids": prompt.ids[..=position.position],
+                "sampling_params": {"temperature": 0, "max_new_tokens": 1, "ignore_eos": true},
+                "return_logprob": true,
+                "top_logprobs_num": TOP,
+            });
+            let reply = daemon.post("/generate", &body).ok();
+            let top = reply["meta_info"]["output_top_logprobs"][0].as_array().unwrap();
+            assert_eq!(top.len(), TOP, "{reply}");
+            for entry in top {
+                let (ours, id) = (entry[0].as_f64().unwrap(), entry[1].as_u64().unwrap() as u32);
+                // Rounding may swap neighbours, and so a token in or out at the very end.
+                let Some((_, theirs)) = position.top.iter().find(|(token, _)| *token == id) else {
+                    panic!("{} at {}: {id} is not in the top 50", prompt.name, position.position);
+                };
+                let error = (ours - f64::from(*theirs)).abs();
+                (sum, count, worst) = (sum + error, count + 1, worst.max(error));
+            }
+        }
+    }
+    let mean = sum / f64::from(count);
+    println!("{count} log-probabilities: mean error {mean:.6}, worst {worst:.6}");
+    assert!(mean < MEAN_ERROR_MAX, "mean error {mean}, worst {worst}");
+}

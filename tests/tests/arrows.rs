@@ -1,0 +1,81 @@
+//! Which room may depend on which: the arrows of docs/ARCHITECTURE.md, held against cargo's own view.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Crate, and the workspace crates it may use.
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("minisgl-proto", &[]),
+    ("minisgl-cache", &[]),
+    ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
+    ("minisgl-engine", &["minisgl-sched", "minisgl-kernels", "minisgl-proto"]),
+    ("minisgl-http", &["minisgl-proto"]),
+    ("minisgl-control", &["minisgl-proto"]),
+    (
+        "minisgld",
+        &[
+            "minisgl-proto",
+            "minisgl-cache",
+            "minisgl-sched",
+            "minisgl-engine",
+            "minisgl-http",
+            "minisgl-control",
+            "minisgl-kernels",
+        ],
+    ),
+    ("minisglctl", &["minisgl-proto"]),
+    ("minisgl-tests", &["minisgl-proto"]),
+    ("xtask", &[]),
+];
+
+/// Crates that a room must not see, however far down.
+const FORBIDDEN: [(&str, &[&str]); 3] = [
+    ("minisgl-cache", &["tokio", "hyper", "axum", "cudarc"]),
+    ("minisgl-sched", &["tokio", "hyper", "axum", "cudarc"]),
+    ("minisgl-proto", &["tokio", "hyper", "axum", "cudarc"]),
+];
+
+#[test]
+fn every_arrow_is_drawn() {
+    let metadata = MetadataCommand::new().exec().unwrap();
+    let members: BTreeSet<&str> =
+        metadata.workspace_packages().iter().map(|package| package.name.as_str()).collect();
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
+    for package in metadata.workspace_packages() {
+        let name = package.name.as_str();
+        if name == "minisgl-kernels" {
+            continue;
+        }
+        let Some(allowed) = allowed.get(name) else { panic!("{name} is not in the drawing") };
+        for dependency in &package.dependencies {
+            let to = dependency.name.as_str();
+            let inside = members.contains(to) && dependency.kind == DependencyKind::Normal;
+            assert!(!inside || allowed.contains(&to), "{name} -> {to} is not in the drawing");
+        }
+    }
+}
+
+#[test]
+fn rooms_do_not_see_what_they_must_not() {
+    let metadata = MetadataCommand::new().exec().unwrap();
+    let resolve = metadata.resolve.as_ref().unwrap();
+    for (room, forbidden) in FORBIDDEN {
+        let package = metadata.packages.iter().find(|p| p.name.as_str() == room).unwrap();
+        let mut seen = BTreeSet::from([&package.id]);
+        let mut open = vec![&package.id];
+        while let Some(id) = open.pop() {
+            let node = resolve.nodes.iter().find(|node| node.id == *id).unwrap();
+            for dependency in &node.deps {
+                let normal = dependency.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal);
+                if normal && seen.insert(&dependency.pkg) {
+                    open.push(&dependency.pkg);
+                }
+            }
+        }
+        for id in seen {
+            let name = metadata[id].name.as_str();
+            assert!(!forbidden.contains(&name), "{room} sees {name}");
+        }
+    }
+}

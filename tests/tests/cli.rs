@@ -1,0 +1,129 @@
+//! `minisglctl` from load to unload: what it prints for programs, and its exit codes.
+
+#![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
+
+use std::fs;
+use std::process::Output;
+
+use minisgl_proto::admin::ModelStatus;
+use minisgl_tests::{Daemon, model_options, paths};
+use serde_json::{Value, json};
+
+fn succeed(daemon: &Daemon, args: &[&str]) -> String {
+    let Output { status, stdout, stderr } = daemon.ctl(args);
+    let (out, err) = (String::from_utf8(stdout).unwrap(), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{args:?}: {status}\n{out}\n{err}\n{}", daemon.log());
+    out
+}
+
+fn json_of(daemon: &Daemon, args: &[&str]) -> Value {
+    let out = succeed(daemon, args);
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: {e}: {out}"))
+}
+
+/// The exit code, and the message on standard error.
+fn fail(daemon: &Daemon, args: &[&str]) -> (i32, String) {
+    let Output { status, stdout: _, stderr } = daemon.ctl(args);
+    assert!(!status.success(), "{args:?} succeeded");
+    (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn from_load_to_unload() {
+    let daemon = Daemon::start();
+    let model = paths::smollm2();
+    let model = model.to_str().unwrap();
+    assert_eq!(fail(&daemon, &["health"]).0, 6, "a daemon without a model is not ready");
+
+    let load = ["load", model, "--name", "smollm2", "--kv-tokens", "4096", "-o", "json"];
+    let status: ModelStatus = serde_json::from_value(json_of(&daemon, &load)).unwrap();
+    let info = status.info.unwrap();
+    assert_eq!(
+        (status.name.as_str(), info.vocab_size, info.parameters),
+        ("smollm2", 49152, 134_515_008)
+    );
+    assert_eq!((info.architecture.as_str(), info.kv_tokens), ("LlamaForCausalLM", 4096));
+
+    succeed(&daemon, &["health"]);
+    assert_eq!(json_of(&daemon, &["list", "-o", "json"])[0]["name"], "smollm2");
+    assert_eq!(json_of(&daemon, &["ps", "-o", "json"])[0]["state"], "ready");
+    assert_eq!(json_of(&daemon, &["show", "smollm2", "-o", "json"])["pid"], status.pid.unwrap());
+    for table in ["list", "ps"] {
+        assert!(succeed(&daemon, &[table]).contains("smollm2"));
+    }
+    assert_eq!(json_of(&daemon, &["version", "-o", "json"])["daemon"]["pid"], daemon.pid());
+
+    let ask =
+        ["chat", "smollm2", "--prompt", "What is the capital of France?", "--temperature", "0"];
+    assert_eq!(succeed(&daemon, &ask).trim(), "The capital of France is Paris.");
+    assert!(
+        json_of(&daemon, &["flush", "smollm2", "-o", "json"])["pages_freed"].as_u64().unwrap() > 0
+    );
+    let metrics = succeed(&daemon, &["metrics"]);
+    assert!(metrics.contains("minisgl_generated_tokens_total"), "{metrics}");
+
+    succeed(&daemon, &["unload", "smollm2"]);
+    assert_eq!(json_of(&daemon, &["list", "-o", "json"]), json!([]));
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code() {
+    let daemon = Daemon::start();
+    daemon.load("smollm2", &paths::smollm2(), model_options());
+    assert_eq!(fail(&daemon, &["frobnicate"]).0, 2);
+    let unreachable = fail(&daemon, &["ps", "--socket", "/nonexistent/admin.sock"]);
+    assert_eq!(unreachable.0, 3);
+    assert!(unreachable.1.contains("/nonexistent/admin.sock"), "{}", unreachable.1);
+    let unknown = fail(&daemon, &["show", "nobody"]);
+    assert_eq!(unknown.0, 4);
+    assert!(unknown.1.contains("nobody"), "{}", unknown.1);
+    let model = paths::smollm2();
+    let taken = fail(&daemon, &["load", model.to_str().unwrap(), "--name", "smollm2"]);
+    assert_eq!(taken.0, 5, "{}", taken.1);
+    let empty = daemon.dir().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let failed = fail(&daemon, &["load", empty.to_str().unwrap(), "--name", "empty"]);
+    assert_eq!(failed.0, 6, "{}", failed.1);
+    assert!(failed.1.contains("config.json"), "{}", failed.1);
+}
+
+#[test]
+fn a_batch_resumes_where_it_stopped() {
+    let daemon = Daemon::with_smollm2(model_options());
+    let (input, output) = (daemon.dir().join("in.jsonl"), daemon.dir().join("out.jsonl"));
+    let line = |id: usize| {
+        let body = json!({
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": format!("Count to {id}.")}],
+            "temperature": 0,
+            "max_tokens": 8,
+        });
+        let url = "/v1/chat/completions";
+        json!({"custom_id": format!("r{id}"), "method": "POST", "url": url, "body": body})
+            .to_string()
+    };
+    let lines: Vec<String> = (0..12).map(line).collect();
+    let args = ["batch", input.to_str().unwrap(), "-o", output.to_str().unwrap()];
+
+    fs::write(&input, lines[..5].join("\n") + "\n").unwrap();
+    succeed(&daemon, &args);
+    let first = fs::read_to_string(&output).unwrap();
+    // The last answer was being written when the power went.
+    fs::write(&output, &first[..first.len() - 20]).unwrap();
+    fs::write(&input, lines.join("\n") + "\n").unwrap();
+    succeed(&daemon, &args);
+
+    let text = fs::read_to_string(&output).unwrap();
+    let answers: Vec<Value> =
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut ids: Vec<_> =
+        answers.iter().map(|a| a["custom_id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    let mut expected: Vec<_> = (0..12).map(|id| format!("r{id}")).collect();
+    expected.sort();
+    assert_eq!(ids, expected, "{text}");
+    for answer in &answers {
+        assert_eq!(answer["response"]["status_code"], 200, "{answer}");
+        assert_eq!(answer["response"]["body"]["usage"]["completion_tokens"], 8, "{answer}");
+    }
+}

@@ -1,0 +1,70 @@
+//! Clients that leave whenever they like: nothing they held stays behind.
+
+#![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
+
+use std::io::Write;
+use std::time::Duration;
+
+use minisgl_proto::LoadOptions;
+use minisgl_tests::random::Random;
+use minisgl_tests::{Daemon, greedy, http, model_options};
+use serde_json::json;
+
+const REQUESTS: u64 = 2000;
+const CLIENTS: u64 = 16;
+
+#[test]
+fn two_thousand_requests_dropped_at_random_moments() {
+    let options = LoadOptions { kv_tokens: Some(4096), max_len: Some(1024), ..model_options() };
+    let daemon = Daemon::with_smollm2(options);
+    let expected = greedy(&daemon, "smollm2", &[504, 2365, 6354], 8);
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                let mut random = Random::new(1000 + client);
+                for _ in 0..REQUESTS / CLIENTS {
+                    come_and_go(daemon, &mut random);
+                }
+            });
+        }
+    });
+    daemon.assert_all_pages_back("smollm2");
+    let metrics = daemon.get("/metrics").text();
+    assert!(metrics.contains("abort"), "aborted requests are counted:\n{metrics}");
+    assert_eq!(greedy(&daemon, "smollm2", &[504, 2365, 6354], 8), expected);
+}
+
+/// One request, left at a random moment: while sending, at once, a little later, after some events.
+fn come_and_go(daemon: &Daemon, random: &mut Random) {
+    // Short prompts mostly: the test is about leaving, not about arithmetic.
+    let length = if random.below(16) == 0 { 600 } else { 1 + random.below(40) as u32 };
+    let first = random.below(1000) as u32;
+    let body = json!({
+        "model": "smollm2",
+        "input_ids": (first..first + length).collect::<Vec<u32>>(),
+        "stream": true,
+        "sampling_params": {"temperature": 1.0, "max_new_tokens": 200, "ignore_eos": true},
+    });
+    match random.below(4) {
+        0 => {
+            let text = http::head("POST", "/generate", body.to_string().len()) + &body.to_string();
+            let cut = random.below(text.len() as u64) as usize;
+            let mut connection = daemon.api.connect().unwrap();
+            connection.write_all(&text.as_bytes()[..cut]).unwrap();
+        }
+        1 => {
+            let text = http::head("POST", "/generate", body.to_string().len()) + &body.to_string();
+            let mut connection = daemon.api.connect().unwrap();
+            connection.write_all(text.as_bytes()).unwrap();
+            std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        }
+        _ => {
+            // A full queue may refuse; that is an answer too.
+            let Ok(mut events) = daemon.api.events("/generate", &body) else { return };
+            for _ in 0..random.below(4) {
+                events.next_event().unwrap();
+            }
+        }
+    }
+}

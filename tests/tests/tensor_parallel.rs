@@ -1,0 +1,88 @@
+//! The same greedy tokens on any number of ranks, and a clear word where ranks do not divide.
+
+#![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use minisgl_proto::LoadOptions;
+use minisgl_proto::admin::AdminErrorCode;
+use minisgl_tests::daemon::assert_refused;
+use minisgl_tests::{Daemon, fixture, greedy, model_options, paths};
+
+fn ranks(tp: u32) -> LoadOptions {
+    LoadOptions { tp, ..model_options() }
+}
+
+#[test]
+fn smollm2_on_one_and_three_ranks() {
+    let daemon = Daemon::start();
+    let prompts: Vec<Vec<u32>> = fixture::smollm2().prompts.into_iter().map(|p| p.ids).collect();
+    let mut answers = Vec::new();
+    for tp in [1, 3] {
+        daemon.load("smollm2", &paths::smollm2(), ranks(tp));
+        assert_eq!(daemon.status("smollm2").info.unwrap().tp, tp);
+        let tokens = prompts.iter().map(|prompt| greedy(&daemon, "smollm2", prompt, 24));
+        answers.push(tokens.collect::<Vec<_>>());
+        daemon.unload("smollm2", false);
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[test]
+fn dummy_qwen3_on_one_two_and_four_ranks() {
+    dummy("qwen3");
+}
+
+#[test]
+fn dummy_qwen2_on_one_two_and_four_ranks() {
+    dummy("qwen2");
+}
+
+/// 8 heads, 4 KV heads, seeded random weights.
+fn dummy(shape: &str) {
+    let daemon = Daemon::start();
+    let dir = dummy_folder(shape, &daemon.dir());
+    let prompts: [Vec<u32>; 3] =
+        [(100..117).collect(), (1000..1400).step_by(3).collect(), vec![42, 7, 42, 7, 42]];
+    let mut answers = Vec::new();
+    for tp in [1, 2, 4] {
+        daemon.load("dummy", &dir, LoadOptions { dummy_weights: true, ..ranks(tp) });
+        let tokens = prompts.iter().map(|prompt| greedy(&daemon, "dummy", prompt, 32));
+        answers.push(tokens.collect::<Vec<_>>());
+        daemon.unload("dummy", false);
+    }
+    assert_eq!(answers[0], answers[1], "tp 2");
+    assert_eq!(answers[0], answers[2], "tp 4");
+    assert_ne!(answers[0][0], answers[0][1], "the weights do not listen to the prompt");
+}
+
+#[test]
+fn ranks_that_do_not_divide_are_refused_with_those_that_do() {
+    let daemon = Daemon::start();
+    let error = daemon.try_load("smollm2", &paths::smollm2(), ranks(2)).unwrap_err();
+    // 9 heads, 3 KV heads.
+    for word in ["9", "3", "2"] {
+        assert!(error.message.contains(word), "{error:?}");
+    }
+    assert!(matches!(error.code, AdminErrorCode::Failed | AdminErrorCode::Invalid), "{error:?}");
+
+    let dir = dummy_folder("qwen3", &daemon.dir());
+    let options = LoadOptions { dummy_weights: true, ..ranks(3) };
+    let error = daemon.try_load("dummy", &dir, options).unwrap_err();
+    assert_refused(&error, error.code, &["8", "4", "2"]);
+    // Neither left anything behind.
+    daemon.load("dummy", &dir, LoadOptions { dummy_weights: true, ..ranks(1) });
+}
+
+/// The shape's `config.json` with SmolLM2's tokenizer.
+fn dummy_folder(shape: &str, parent: &Path) -> PathBuf {
+    let dir = parent.join(shape);
+    fs::create_dir_all(&dir).unwrap();
+    let config = paths::fixture("dummy").join(shape).join("config.json");
+    fs::copy(config, dir.join("config.json")).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(paths::smollm2().join(file), dir.join(file)).unwrap();
+    }
+    dir
+}
