@@ -1,7 +1,8 @@
 //! Tokens a second of a whole model with dummy weights: prefill, and decode of one stream and more.
 //!
 //! `cargo bench -p minisgl-engine --bench model [-- FOLDER]`, where FOLDER holds a `config.json`; by
-//! default the shape of SmolLM2-135M.
+//! default the shape of SmolLM2-135M. On a machine that does other things too, the seconds of CPU
+//! that a step takes, over all threads, say more than the seconds that pass.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,6 +20,8 @@ const SMOLLM2_135M: &str = r#"{
 
 const CHUNK: u32 = 512;
 const PAGE_SIZE: u32 = 16;
+const WARM: u32 = 4;
+const STEPS: u32 = 40;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -53,18 +56,39 @@ fn measure(dir: &Path, tp: u32) -> Result<(), Failure> {
     println!("  load: {:.2} s, {megabytes} MB of weights", start.elapsed().as_secs_f64());
     let mut step = 0;
     for length in [512, 2048] {
+        let before = cpu_seconds()?;
         let seconds = prefill(&mut engine, &mut step, length)?;
-        println!("  prefill of {length}: {:.0} tokens/s", f64::from(length) / seconds);
+        let cpu = cpu_seconds()? - before;
+        let count = f64::from(length);
+        println!(
+            "  prefill of {length}: {:.0} tokens/s, {:.2} ms of CPU a token",
+            count / seconds,
+            cpu * 1e3 / count
+        );
     }
     for (streams, cached) in [(1, 0), (1, 1024), (2, 0), (4, 0), (8, 0), (8, 1024), (16, 0)] {
+        let before = cpu_seconds()?;
         let seconds = decode(&mut engine, &mut step, streams, cached)?;
+        let cpu = (cpu_seconds()? - before) / f64::from(WARM + STEPS);
         println!(
-            "  decode, {streams} streams over {cached} tokens: {:.1} tokens/s, {:.2} ms a step",
+            "  decode, {streams} streams over {cached} tokens: {:.1} tokens/s, {:.1} ms a step, \
+             {:.1} ms of CPU",
             f64::from(streams) / seconds,
-            seconds * 1e3
+            seconds * 1e3,
+            cpu * 1e3
         );
     }
     Ok(())
+}
+
+/// Seconds of CPU that this process has used, all threads together.
+fn cpu_seconds() -> Result<f64, Failure> {
+    const TICKS_A_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    // User and system time are the 14th and 15th field; the name is the second.
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    Ok(ticks.sum::<Result<u64, _>>()? as f64 / TICKS_A_SECOND)
 }
 
 fn install(slot: u32) -> Install {
@@ -101,8 +125,6 @@ fn prefill(engine: &mut Engine, step: &mut u64, length: u32) -> Result<f64, Fail
 /// Seconds of the median step of `streams` rows over `cached` tokens each, overlapped as the
 /// scheduler does it.
 fn decode(engine: &mut Engine, step: &mut u64, streams: u32, cached: u32) -> Result<f64, Failure> {
-    const WARM: u32 = 4;
-    const STEPS: u32 = 40;
     let mut last = Instant::now();
     let mut seconds = Vec::new();
     for i in 0..WARM + STEPS {
