@@ -90,7 +90,8 @@ pub struct WorkersConfig {
     pub drain_s: f64,
     /// Tokens that a client may fall behind before its request is aborted.
     pub stream_buffer_tokens: usize,
-    /// Failed starts in a row before a model is given up.
+    /// Failures in a row after which a model is given up: starts that fail, and deaths within a
+    /// minute of being ready.
     pub restarts_max: u32,
 }
 
@@ -104,7 +105,8 @@ impl Default for WorkersConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// Level or directives: `info`, `debug`, `info,minisgl_sched=debug`.
+    /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`. What a worker writes comes
+    /// at level info with the target `worker`.
     pub level: String,
     /// Lines or JSON.
     pub format: LogFormat,

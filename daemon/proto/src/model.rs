@@ -45,7 +45,8 @@ pub enum KvDtype {
     Fp8,
 }
 
-/// Everything that can be chosen when a model is loaded. `None` and 0 mean "decide for me".
+/// Everything that can be chosen when a model is loaded. `None`, and 0 `threads`, mean "decide for
+/// me"; every other count must be at least 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadOptions {
