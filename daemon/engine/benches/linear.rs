@@ -1,5 +1,5 @@
 //! The product of activations and weights, shape by shape, beside what the machine can do: reading
-//! memory, and the `gemm` crate on f32.
+//! memory.
 //!
 //! `cargo bench -p minisgl-engine --bench linear [-- SHAPE]`; `RAYON_NUM_THREADS` sets the threads.
 
@@ -58,17 +58,12 @@ fn main() {
                 }
             }) / count as f64;
             let flops = 2.0 * (rows * outputs * inputs) as f64;
-            print!(
+            println!(
                 "{name} [{outputs}, {inputs}], {rows} rows: {:.1} us, {:.1} GB/s, {:.1} GFLOP/s",
                 seconds * 1e6,
                 bytes as f64 / seconds / 1e9,
                 flops / seconds / 1e9
             );
-            if rows >= 64 && outputs < 10_000 {
-                let seconds = best(5, || yardstick(&weights, &x, &mut out, rows, outputs, inputs));
-                print!(" (gemm crate, f32, one thread: {:.1})", flops / seconds / 1e9);
-            }
-            println!();
         }
     }
 }
@@ -81,41 +76,4 @@ fn best(repeats: usize, mut run: impl FnMut()) -> f64 {
         start.elapsed().as_secs_f64()
     };
     (0..repeats).map(time).fold(f64::INFINITY, f64::min)
-}
-
-fn yardstick(
-    weights: &[f32],
-    x: &[f32],
-    out: &mut [f32],
-    rows: usize,
-    outputs: usize,
-    inputs: usize,
-) {
-    assert!(x.len() == rows * inputs && weights.len() == outputs * inputs);
-    assert_eq!(out.len(), rows * outputs);
-    // SAFETY: the three matrices have the sizes just checked, with row stride first and column
-    // stride 1, the weights taken transposed; `out` overlaps neither.
-    unsafe {
-        gemm::gemm(
-            rows,
-            outputs,
-            inputs,
-            out.as_mut_ptr(),
-            1,
-            outputs as isize,
-            false,
-            x.as_ptr(),
-            1,
-            inputs as isize,
-            weights.as_ptr(),
-            inputs as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
 }

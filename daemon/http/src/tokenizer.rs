@@ -261,7 +261,7 @@ mod tests {
 
     /// Ids and texts that the Python package computed (tests/fixtures/encodings).
     fn check(fixture: &str, model: &str) {
-        let told = std::env::var_os("MINISGL_MODELS");
+        let told = std::env::var_os("MINISGL_MODELS_DIR");
         let models = told.clone().map_or_else(|| beside_the_crate("target/models"), PathBuf::from);
         let dir = models.join(model);
         if !dir.is_dir() {

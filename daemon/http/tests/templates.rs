@@ -18,7 +18,7 @@ fn fixture(name: &str) -> Value {
 /// A model folder that xtask fetched. Without one the test has nothing to say, unless the run was
 /// told where models are: then it must be there.
 fn model_dir(name: &str) -> Option<PathBuf> {
-    let told = std::env::var_os("MINISGL_MODELS");
+    let told = std::env::var_os("MINISGL_MODELS_DIR");
     let models = told.clone().map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models"),
         PathBuf::from,

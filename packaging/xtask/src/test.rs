@@ -73,16 +73,16 @@ fn models() -> Result<()> {
 }
 
 fn unit_tests() -> Result<()> {
-    let remedy = "`cargo test -p CRATE` runs one crate's";
+    let mut command = sh::cargo();
     if sh::has_cargo("nextest") {
-        let exclude = ["--workspace", "--exclude", "minisgl-tests", "--locked"];
-        cargo(&[&["nextest", "run", "--no-fail-fast"], &exclude[..]].concat(), remedy)
+        command.args(["nextest", "run", "--no-fail-fast"]);
     } else {
-        cargo(
-            &["test", "--workspace", "--exclude", "minisgl-tests", "--locked", "--all-targets"],
-            remedy,
-        )
+        command.args(["test", "--no-fail-fast", "--all-targets"]);
     }
+    command.args(["--workspace", "--exclude", "minisgl-tests", "--locked"]);
+    // Tests that look at a model skip without this, and fail with it when the model is missing.
+    command.env("MINISGL_MODELS_DIR", paths::models());
+    sh::run(&mut command, "`cargo test -p CRATE` runs one crate's")
 }
 
 fn doc_tests() -> Result<()> {

@@ -1,0 +1,74 @@
+//! SmolLM2's real weights, held to what Hugging Face transformers computes from the same file
+//! (`tests/fixtures/make_smollm2_logits.py`).
+
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use minisgl_proto::LoadOptions;
+use serde::Deserialize;
+
+use common::driver::{self, Drive};
+
+#[derive(Deserialize)]
+struct Fixture {
+    prompts: Vec<Prompt>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    name: String,
+    ids: Vec<u32>,
+    positions: Vec<Position>,
+}
+
+#[derive(Deserialize)]
+struct Position {
+    position: usize,
+    top: Vec<(u32, f32)>,
+}
+
+/// Mean absolute difference of log-probabilities, in nat.
+const MEAN_ERROR_MAX: f64 = 0.01;
+
+#[test]
+fn top_50_log_probabilities_are_those_of_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let told = std::env::var_os("MINISGL_MODELS_DIR").map(PathBuf::from);
+    let models = told.clone().unwrap_or_else(|| root.join("target/models"));
+    let dir = models.join("SmolLM2-135M-Instruct");
+    if !dir.is_dir() {
+        assert!(told.is_none(), "{} is missing", dir.display());
+        eprintln!("skipped: {} is missing; `cargo xtask model smollm2` makes it", dir.display());
+        return;
+    }
+    let text = std::fs::read_to_string(root.join("tests/fixtures/smollm2_logits.json")).unwrap();
+    let fixture: Fixture = serde_json::from_str(&text).unwrap();
+
+    let options = LoadOptions { kv_tokens: Some(8192), ..LoadOptions::default() };
+    let (mut engine, info) = driver::load(&dir, options);
+    let drive = Drive { chunk: 512, new_tokens: 1, logprobs: Some(100), ..Drive::default() };
+    let (mut step, mut sum, mut worst, mut count) = (0, 0.0, 0.0f64, 0);
+    for prompt in &fixture.prompts {
+        let prefixes: Vec<Vec<u32>> =
+            prompt.positions.iter().map(|at| prompt.ids[..=at.position].to_vec()).collect();
+        let outputs = driver::generate(&mut engine, &info, &mut step, &prefixes, &drive);
+        for (at, output) in prompt.positions.iter().zip(outputs) {
+            let own: HashMap<u32, f32> =
+                output[0].top.iter().map(|top| (top.token, top.logprob)).collect();
+            assert_eq!(at.top.len(), 50);
+            for &(token, expected) in &at.top {
+                let place = || format!("{} at {}, token {token}", prompt.name, at.position);
+                let own = own.get(&token).unwrap_or_else(|| panic!("{}: not in the top", place()));
+                let error = f64::from((own - expected).abs());
+                (sum, worst, count) = (sum + error, worst.max(error), count + 1);
+            }
+        }
+    }
+    let mean = sum / f64::from(count);
+    println!("{count} log-probabilities: mean error {mean:.6} nat, worst {worst:.6}");
+    assert!(mean < MEAN_ERROR_MAX, "mean error {mean} nat, worst {worst}");
+}
