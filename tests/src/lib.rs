@@ -16,3 +16,4 @@ pub mod random;
 pub use daemon::{Daemon, model_options};
 pub use generate::{Generated, generate, greedy};
 pub use http::{Events, Response, Server};
+pub use paths::dummy_folder;

@@ -29,6 +29,21 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
+/// A model folder under `parent` for dummy weights: a shape of `fixtures/dummy` with SmolLM2's tokenizer.
+pub fn dummy_folder(shape: &str, parent: &Path) -> PathBuf {
+    let dir = parent.join(shape);
+    let copy = |from: PathBuf, name: &str| {
+        let copied =
+            std::fs::create_dir_all(&dir).and_then(|()| std::fs::copy(&from, dir.join(name)));
+        copied.unwrap_or_else(|error| panic!("{} cannot be copied: {error}", from.display()));
+    };
+    copy(fixture("dummy").join(shape).join("config.json"), "config.json");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        copy(smollm2().join(file), file);
+    }
+    dir
+}
+
 fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))

@@ -125,21 +125,12 @@ fn a_full_queue_says_when_to_come_back() {
     let mut first = daemon.events("/generate", &long);
     first.next_event().unwrap().unwrap();
     let refused = std::thread::scope(|scope| {
-        let others: Vec<_> =
-            (0..6).map(|_| scope.spawn(|| daemon.api.events("/generate", &long))).collect();
-        // One of them waits, and would for long: leave as soon as the others know.
-        let busy = || daemon.post("/generate", &json!({"model": "smollm2", "input_ids": [1]}));
-        let response = loop {
-            let response = busy();
-            if response.status == 429 {
-                break response;
-            }
-        };
-        drop(first);
-        for other in others {
-            drop(other.join());
-        }
-        response
+        let second = scope.spawn(|| daemon.api.events("/generate", &long));
+        daemon.wait_for("smollm2", "full", |status| status.in_flight == 2);
+        let refused = daemon.post("/generate", &json!({"model": "smollm2", "input_ids": [1]}));
+        drop(first); // now the second one's turn comes
+        drop(second.join().unwrap().unwrap());
+        refused
     });
     assert_error(&refused, 429, &[], "a full queue");
     assert!(refused.header("retry-after").is_some_and(|s| s.parse::<u32>().is_ok()), "{refused:?}");

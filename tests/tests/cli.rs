@@ -124,6 +124,7 @@ fn a_batch_resumes_where_it_stopped() {
     assert_eq!(ids, expected, "{text}");
     for answer in &answers {
         assert_eq!(answer["response"]["status_code"], 200, "{answer}");
-        assert_eq!(answer["response"]["body"]["usage"]["completion_tokens"], 8, "{answer}");
+        let tokens = &answer["response"]["body"]["usage"]["completion_tokens"];
+        assert!((1..=8).contains(&tokens.as_u64().unwrap()), "{answer}");
     }
 }

@@ -2,13 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::AdminErrorCode;
 use minisgl_tests::daemon::assert_refused;
-use minisgl_tests::{Daemon, fixture, greedy, model_options, paths};
+use minisgl_tests::{Daemon, dummy_folder, fixture, greedy, model_options, paths};
 
 fn ranks(tp: u32) -> LoadOptions {
     LoadOptions { tp, ..model_options() }
@@ -73,16 +70,4 @@ fn ranks_that_do_not_divide_are_refused_with_those_that_do() {
     assert_refused(&error, error.code, &["8", "4", "2"]);
     // Neither left anything behind.
     daemon.load("dummy", &dir, LoadOptions { dummy_weights: true, ..ranks(1) });
-}
-
-/// The shape's `config.json` with SmolLM2's tokenizer.
-fn dummy_folder(shape: &str, parent: &Path) -> PathBuf {
-    let dir = parent.join(shape);
-    fs::create_dir_all(&dir).unwrap();
-    let config = paths::fixture("dummy").join(shape).join("config.json");
-    fs::copy(config, dir.join("config.json")).unwrap();
-    for file in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(paths::smollm2().join(file), dir.join(file)).unwrap();
-    }
-    dir
 }
