@@ -34,7 +34,7 @@ fn two_thousand_requests_dropped_at_random_moments() {
     });
     daemon.assert_all_pages_back("dummy");
     let metrics = daemon.get("/metrics").text();
-    assert!(metrics.contains("abort"), "aborted requests are counted:\n{metrics}");
+    assert!(metrics.contains("outcome=\"cancelled\""), "those who left are counted:\n{metrics}");
     assert_eq!(greedy(&daemon, "dummy", &[504, 2365, 6354], 8), expected);
 }
 
