@@ -8,6 +8,7 @@
 mod model;
 mod paths;
 mod sh;
+mod toolchain;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ enum Task {
         /// Which one
         what: model::Model,
     },
+    /// Fetch NVIDIA's CUDA compiler into target/toolchain (cached)
+    Toolchain,
 }
 
 fn main() -> Result<()> {
@@ -33,6 +36,10 @@ fn main() -> Result<()> {
         Task::Model { what } => {
             let dir = model::fetch(what)?;
             println!("{}", dir.display());
+            Ok(())
+        }
+        Task::Toolchain => {
+            println!("{}", toolchain::fetch()?.display());
             Ok(())
         }
     }
