@@ -45,12 +45,17 @@ impl<'a, T, S: DevicePtrMut<T>> From<&'a mut S> for ArrayMut<'a, T> {
 
 /// What an argument check needs of either kind.
 pub(crate) trait DeviceArray {
+    /// Of one element, in bytes.
+    const ELEMENT_ALIGNMENT: u64;
+
     fn address(&self) -> Address;
     fn len(&self) -> usize;
     fn stream(&self) -> &CudaStream;
 }
 
 impl<T> DeviceArray for Array<'_, T> {
+    const ELEMENT_ALIGNMENT: u64 = align_of::<T>() as u64;
+
     fn address(&self) -> Address {
         self.address
     }
@@ -63,6 +68,8 @@ impl<T> DeviceArray for Array<'_, T> {
 }
 
 impl<T> DeviceArray for ArrayMut<'_, T> {
+    const ELEMENT_ALIGNMENT: u64 = align_of::<T>() as u64;
+
     fn address(&self) -> Address {
         self.address
     }

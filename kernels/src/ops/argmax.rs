@@ -60,10 +60,10 @@ impl Argmax<'_> {
         })?;
         let args = ArgmaxArgs {
             logits: check.array("logits", &self.logits, &[rows, stride])?,
-            out_index: check.array("out_index", &self.out_index, &[rows])?,
-            tokens: check.array("tokens", &self.tokens, &[self.tokens.len()])?,
-            best: check.array("best", &scratch.best, &[scratch.best.len()])?,
-            done: check.array("done", &scratch.done, &[scratch.done.len()])?,
+            out_index: check.scalars("out_index", &self.out_index, &[rows])?,
+            tokens: check.scalars("tokens", &self.tokens, &[self.tokens.len()])?,
+            best: check.scalars("best", &scratch.best, &[scratch.best.len()])?,
+            done: check.scalars("done", &scratch.done, &[scratch.done.len()])?,
             rows: check.count("rows", rows)?,
             vocab: check.count("vocab", vocab)?,
             stride: check.multiple("stride", stride, 4)?,

@@ -53,19 +53,40 @@ impl<'d> Check<'d> {
         self.count(name, count)
     }
 
-    /// An array of exactly the product of `shape`, on the device's stream, aligned for vectors.
+    /// An array that the kernel reads in vectors: exactly the product of `shape`, on the device's
+    /// stream, 16-byte aligned.
     pub(super) fn array(
         &self,
         name: &str,
         array: &impl DeviceArray,
         shape: &[usize],
     ) -> Result<u64, LaunchError> {
+        self.aligned(name, array, shape, ALIGNMENT)
+    }
+
+    /// An array that the kernel reads one element at a time.
+    pub(super) fn scalars<A: DeviceArray>(
+        &self,
+        name: &str,
+        array: &A,
+        shape: &[usize],
+    ) -> Result<u64, LaunchError> {
+        self.aligned(name, array, shape, A::ELEMENT_ALIGNMENT)
+    }
+
+    fn aligned(
+        &self,
+        name: &str,
+        array: &impl DeviceArray,
+        shape: &[usize],
+        alignment: u64,
+    ) -> Result<u64, LaunchError> {
         let len = shape.iter().product::<usize>();
         self.that(array.len() == len, || {
             format!("{name} has {} elements, its shape {shape:?} has {len}", array.len())
         })?;
-        self.that(len == 0 || array.address().is_multiple_of(ALIGNMENT), || {
-            format!("{name} is at {:#x}, it must be {ALIGNMENT}-byte aligned", array.address())
+        self.that(len == 0 || array.address().is_multiple_of(alignment), || {
+            format!("{name} is at {:#x}, it must be {alignment}-byte aligned", array.address())
         })?;
         self.that(array.stream().cu_stream() == self.device.stream().cu_stream(), || {
             format!("{name} belongs to another stream than the device's")

@@ -42,8 +42,8 @@ impl Embedding<'_> {
         let check = Check::new("embedding", device);
         check.count("rows * hidden / 8", self.rows * self.hidden / 8)?;
         let args = EmbeddingArgs {
-            tokens: check.array("tokens", &self.tokens, &[self.rows])?,
-            fed: check.array("fed", &self.fed, &[self.fed.len()])?,
+            tokens: check.scalars("tokens", &self.tokens, &[self.rows])?,
+            fed: check.scalars("fed", &self.fed, &[self.fed.len()])?,
             table: check.array("table", &self.table, &[self.vocab_len, self.hidden])?,
             out: check.array("out", &self.out, &[self.rows, self.hidden])?,
             rows: check.count("rows", self.rows)?,

@@ -38,7 +38,7 @@ impl Gather<'_> {
         check.count("rows * hidden / 8", self.rows * self.hidden / 8)?;
         let args = GatherArgs {
             x: check.array("x", &self.x, &[self.x_rows, self.hidden])?,
-            index: check.array("index", &self.index, &[self.rows])?,
+            index: check.scalars("index", &self.index, &[self.rows])?,
             out: check.array("out", &self.out, &[self.rows, self.hidden])?,
             rows: check.count("rows", self.rows)?,
             hidden: check.multiple("hidden", self.hidden, 8)?,

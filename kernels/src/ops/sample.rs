@@ -101,24 +101,24 @@ impl Sample<'_> {
         let top = [rows, self.top_max];
         let args = SampleArgs {
             logits: check.array("logits", &self.logits, &[rows, stride])?,
-            params: check.array("params", &self.params, &[rows])?,
-            bias_tokens: check.array(
+            params: check.scalars("params", &self.params, &[rows])?,
+            bias_tokens: check.scalars(
                 "bias_tokens",
                 &self.bias_tokens,
                 &[self.bias_values.len()],
             )?,
-            bias_values: check.array(
+            bias_values: check.scalars(
                 "bias_values",
                 &self.bias_values,
                 &[self.bias_values.len()],
             )?,
-            banned: check.array("banned", &self.banned, &[self.banned.len()])?,
-            marks: check.array("marks", &self.marks, &[tables, vocab])?,
+            banned: check.scalars("banned", &self.banned, &[self.banned.len()])?,
+            marks: check.scalars("marks", &self.marks, &[tables, vocab])?,
             scratch: check.array("scratch", &self.scratch, &[scratch_len])?,
-            tokens: check.array("tokens", &self.tokens, &[self.tokens.len()])?,
-            logprob: check.array("logprob", &self.logprob, &[rows])?,
-            top_tokens: check.array("top_tokens", &self.top_tokens, &top)?,
-            top_logprobs: check.array("top_logprobs", &self.top_logprobs, &top)?,
+            tokens: check.scalars("tokens", &self.tokens, &[self.tokens.len()])?,
+            logprob: check.scalars("logprob", &self.logprob, &[rows])?,
+            top_tokens: check.scalars("top_tokens", &self.top_tokens, &top)?,
+            top_logprobs: check.scalars("top_logprobs", &self.top_logprobs, &top)?,
             rows: check.count("rows", rows)?,
             vocab: check.count("vocab", vocab)?,
             stride: check.multiple("stride", stride, 4)?,
@@ -162,8 +162,8 @@ impl HistoryReset<'_> {
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
         let check = Check::new("history_reset", device);
         let args = HistoryResetArgs {
-            tokens: check.array("tokens", &self.tokens, &[self.tokens.len()])?,
-            marks: check.array("marks", &self.marks, &[self.marks.len()])?,
+            tokens: check.scalars("tokens", &self.tokens, &[self.tokens.len()])?,
+            marks: check.scalars("marks", &self.marks, &[self.marks.len()])?,
             len: check.count("the length of tokens", self.tokens.len())?,
             prompt_len: check.count("prompt_len", self.prompt_len)?,
             vocab: check.count("the length of marks", self.marks.len())?,
