@@ -41,7 +41,7 @@ fn weight(x: f32) -> u64 {
         return 0;
     }
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-    let r = (x - n * 0.693_359_375) - n * -2.121_944_4e-4;
+    let r = (x - n * (355.0 / 512.0)) - n * -2.121_944_4e-4;
     let mut p = 1.987_569_2e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + c;
