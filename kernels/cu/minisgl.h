@@ -137,7 +137,7 @@ typedef struct {
   uint32_t bias_len;
   uint32_t banned_len;
   uint32_t top_max;
-  uint32_t part;                   /* logits of a row that one block holds, a multiple of 512 */
+  uint32_t part;                   /* logits of a row that one block holds, an odd multiple of 512 */
   uint32_t reserved;
 } minisgl_sample_args;
 

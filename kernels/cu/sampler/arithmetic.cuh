@@ -24,9 +24,33 @@ __device__ __forceinline__ uint64_t weight(float x) {
   p = __fadd_rn(__fmul_rn(p, r), 1.6666665e-1f);
   p = __fadd_rn(__fmul_rn(p, r), 0.5f);
   const float exp_r = __fadd_rn(__fadd_rn(__fmul_rn(p, __fmul_rn(r, r)), r), 1.0f);
-  const uint32_t exponent = __float_as_uint(rounded) - __float_as_uint(ROUNDING) + 127 + 40;
-  return __float2ull_rz(__fmul_rn(exp_r, __uint_as_float(exponent << 23)));
+  // floor(exp_r * 2^(n + 40)), by shifting the 24 bits of exp_r's significand.
+  const uint32_t bits = __float_as_uint(exp_r);
+  const int shift = static_cast<int>(bits >> 23) + static_cast<int>(__float_as_uint(rounded) -
+                    __float_as_uint(ROUNDING)) + 40 - 127 - 23;
+  const uint64_t significand = (bits & 0x7fffffu) | 0x800000u;
+  return shift >= 0 ? significand << shift : significand >> -shift;
 }
+
+// Divides by a temperature, correctly rounded, without a division for those that occur: with a rounded
+// reciprocal, two steps of Markstein's correction give the rounded quotient while nothing can
+// over- or underflow ("Computation of elementary functions on the IBM RISC System/6000", 1990).
+struct Divisor {
+  float by, reciprocal;
+  bool ordinary;
+
+  __device__ explicit Divisor(float by)
+      : by(by), reciprocal(__frcp_rn(by)), ordinary(by > 0x1p-30f && by < 0x1p60f) {}
+
+  // For x <= 0 and not below -27.6 * by.
+  __device__ __forceinline__ float divide(float x) const {
+    if (!ordinary) return __fdiv_rn(x, by);
+    if (x > -0x1p-60f) return 0.0f;  // Closer to 0 than any weight can tell.
+    float q = __fmul_rn(x, reciprocal);
+    q = __fmaf_rn(__fmaf_rn(-q, by, x), reciprocal, q);
+    return __fmaf_rn(__fmaf_rn(-q, by, x), reciprocal, q);
+  }
+};
 
 // A logit and its token as one integer of 50 bits: the larger logit is larger, then the lower token.
 __device__ __forceinline__ uint64_t rank_of_token(float logit, uint32_t token) {

@@ -15,7 +15,7 @@ struct Cluster {
   __device__ static uint32_t size() { return cooperative_groups::this_cluster().num_blocks(); }
   __device__ static void sync() { cooperative_groups::this_cluster().sync(); }
   template <class T>
-  __device__ static const T& of(const T& shared, uint32_t rank) {
+  __device__ static T& of(T& shared, uint32_t rank) {
     return *cooperative_groups::this_cluster().map_shared_rank(&shared, rank);
   }
 #else
@@ -23,7 +23,7 @@ struct Cluster {
   __device__ static uint32_t size() { return 1; }
   __device__ static void sync() { __syncthreads(); }
   template <class T>
-  __device__ static const T& of(const T& shared, uint32_t) { return shared; }
+  __device__ static T& of(T& shared, uint32_t) { return shared; }
 #endif
 };
 
@@ -40,10 +40,23 @@ struct Add {
   __device__ static uint64_t of(uint64_t a, uint64_t b) { return a + b; }
 };
 
+// Blocks of a cluster at most; loops over them are unrolled, so that remote reads overlap.
+constexpr uint32_t CLUSTER_MAX = 8;
+
 template <class Op>
 __device__ __forceinline__ uint64_t reduce_warp(uint64_t x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x = Op::of(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+
+// Sum over this lane and those before it.
+__device__ __forceinline__ uint64_t scan_warp(uint64_t x) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, x, step);
+    if (threadIdx.x % 32 >= step) x += other;
+  }
   return x;
 }
 
@@ -65,7 +78,9 @@ __device__ __forceinline__ Total reduce(Reduction& shared, uint32_t& turn, uint6
   if (threadIdx.x == 0) shared.of_block[turn] = of_block;
   Cluster::sync();
   Total total = {0, 0, 0};
-  for (uint32_t rank = 0; rank < Cluster::size(); rank++) {
+#pragma unroll
+  for (uint32_t rank = 0; rank < CLUSTER_MAX; rank++) {
+    if (rank >= Cluster::size()) break;
     if (rank == Cluster::rank()) total.before_block = total.all;
     total.all = Op::of(total.all, Cluster::of(shared.of_block[turn], rank));
   }

@@ -17,9 +17,6 @@ const THREADS: u32 = 512;
 /// Blocks of a row at most: the largest cluster that every GPU with clusters can place.
 const CLUSTER_MAX: usize = 8;
 
-/// A block's part of a row is a multiple of this: 32 lanes for each of 16 warps.
-const PART_UNIT: usize = 512;
-
 /// Logits for which another block is worth its cost.
 const PART_WORTH: usize = 4096;
 
@@ -33,7 +30,8 @@ struct Cut {
 fn cut(device: &Device, vocab: usize) -> Cut {
     let wanted = vocab.div_ceil(PART_WORTH).clamp(1, CLUSTER_MAX).next_power_of_two();
     let cluster = if device.has_clusters() { wanted } else { 1 };
-    let part = vocab.div_ceil(cluster).next_multiple_of(PART_UNIT);
+    // An odd number of logits a thread: the threads of a warp then hit different banks.
+    let part = (vocab.div_ceil(cluster).div_ceil(THREADS as usize) | 1) * THREADS as usize;
     let in_shared = part * size_of::<f32>() <= device.shared_bytes_max() as usize;
     Cut { cluster: cluster as u32, part: part as u32, in_shared }
 }

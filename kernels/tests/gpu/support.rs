@@ -94,13 +94,15 @@ pub fn assert_close(what: &str, out: &[bf16], expected: &[f64], absolute: f64) {
     for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
         assert_ne!(out.to_bits(), POISON, "{what}: element {i} was not written");
         let (value, difference) = (out.to_f64(), (out.to_f64() - expected).abs());
-        // Half a unit in the last place, and one more where f32 rounds to the other side of a tie.
+        // Half a unit in the last place is 2^-8 at most; f32 may round to the other side of a tie.
         let limit = expected.abs() * 0.0046 + absolute;
         assert!(difference <= limit, "{what}: element {i} is {value}, expected {expected}");
         error += difference * difference;
         norm += expected * expected;
     }
-    assert!(error.sqrt() <= 3e-3 * norm.sqrt() + absolute, "{what}: {error} of {norm}");
+    // Over many elements rounding errors are smaller on average.
+    let share = if out.len() < 1024 { 4e-3 } else { 3e-3 };
+    assert!(error.sqrt() <= share * norm.sqrt() + absolute, "{what}: {error} of {norm}");
 }
 
 /// The same bits.
