@@ -1,8 +1,8 @@
 //! CUDA kernels and their launchers.
 //!
 //! Owns: the CUDA sources (`cu/`), the structs that cross into them ([`abi`]), a GPU with the compiled
-//! kernels loaded ([`Device`]), and one launcher an op ([`ops`]) that checks every length, alignment
-//! and limit before anything reaches the GPU. Must never: know about models, requests or plans, or
+//! kernels loaded ([`Device`]), one launcher an op ([`ops`]) that checks every length, alignment and
+//! limit before anything reaches the GPU, and matrix products through cuBLASLt ([`gemm`]). Must never: know about models, requests or plans, or
 //! allocate memory in a launcher.
 //!
 //! Without the feature `cuda` only [`abi`] is here: no nvcc is needed and nothing is linked. With
@@ -16,7 +16,11 @@ mod device;
 #[cfg(feature = "cuda")]
 mod error;
 #[cfg(feature = "cuda")]
+pub mod gemm;
+#[cfg(feature = "cuda")]
 mod kernel;
+#[cfg(feature = "cuda")]
+pub mod library;
 #[cfg(feature = "cuda")]
 pub mod ops;
 

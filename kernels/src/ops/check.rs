@@ -12,18 +12,18 @@ const COUNT_MAX: usize = 1 << 31;
 const ALIGNMENT: u64 = 16;
 
 /// An op whose arguments are being checked.
-pub(super) struct Check<'d> {
+pub(crate) struct Check<'d> {
     op: &'static str,
     device: &'d Device,
 }
 
 impl<'d> Check<'d> {
-    pub(super) fn new(op: &'static str, device: &'d Device) -> Check<'d> {
+    pub(crate) fn new(op: &'static str, device: &'d Device) -> Check<'d> {
         Check { op, device }
     }
 
     /// Refuses unless `holds`.
-    pub(super) fn that(
+    pub(crate) fn that(
         &self,
         holds: bool,
         what: impl FnOnce() -> String,
@@ -35,13 +35,13 @@ impl<'d> Check<'d> {
     }
 
     /// A count that the kernel keeps in 32 bits.
-    pub(super) fn count(&self, name: &str, count: usize) -> Result<u32, LaunchError> {
+    pub(crate) fn count(&self, name: &str, count: usize) -> Result<u32, LaunchError> {
         self.that(count < COUNT_MAX, || format!("{name} is {count}, the limit is {COUNT_MAX}"))?;
         Ok(count as u32)
     }
 
     /// A positive count of elements that the kernel reads in whole vectors of `unit`.
-    pub(super) fn multiple(
+    pub(crate) fn multiple(
         &self,
         name: &str,
         count: usize,
@@ -55,7 +55,7 @@ impl<'d> Check<'d> {
 
     /// An array that the kernel reads in vectors: exactly the product of `shape`, on the device's
     /// stream, 16-byte aligned.
-    pub(super) fn array(
+    pub(crate) fn array(
         &self,
         name: &str,
         array: &impl DeviceArray,
@@ -65,7 +65,7 @@ impl<'d> Check<'d> {
     }
 
     /// An array that the kernel reads one element at a time.
-    pub(super) fn scalars<A: DeviceArray>(
+    pub(crate) fn scalars<A: DeviceArray>(
         &self,
         name: &str,
         array: &A,
@@ -98,7 +98,7 @@ impl<'d> Check<'d> {
     ///
     /// # Safety
     /// As [`Device::launch`].
-    pub(super) unsafe fn launch<A: Copy + std::fmt::Debug>(
+    pub(crate) unsafe fn launch<A: Copy + std::fmt::Debug>(
         &self,
         kernel: Kernel,
         grid: Grid,

@@ -5,6 +5,7 @@
 
 mod argmax;
 mod check;
+pub(crate) use check::Check;
 mod embedding;
 mod gather;
 mod qk_rope_page;

@@ -4,6 +4,7 @@ use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
 use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
 use minisgl_kernels::ops::*;
 
 use crate::support::Gpu;
@@ -17,6 +18,7 @@ const VOCAB: usize = 151_936;
 const ROWS: [usize; 4] = [1, 32, 256, 4096];
 
 pub fn run(gpu: &mut Gpu) {
+    gemm(gpu);
     let copy = copy_rate(gpu);
     println!("copy {:.2} TB/s (read and written); share = bytes / time / copy", copy / 1e12);
     println!("{:<34} {:>6} {:>10} {:>8} {:>7}", "op", "rows", "time/us", "TB/s", "share");
@@ -198,6 +200,46 @@ fn silu_mul(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             .unwrap();
     });
     show("silu_mul, width 12288", rows, bytes, seconds);
+}
+
+/// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt and the best of its algorithms.
+fn gemm(gpu: &mut Gpu) {
+    let mut gemm = Gemm::open(&gpu.device, None).unwrap();
+    println!(
+        "{:<26} {:>5} {:>10} {:>10} {:>8}",
+        "gemm (N, K), cold weights", "rows", "first/us", "best/us", "TB/s"
+    );
+    let shapes = [
+        ("0.6B qkv", 4096, 1024),
+        ("0.6B gate_up", 6144, 1024),
+        ("0.6B down", 1024, 3072),
+        ("8B qkv", 6144, 4096),
+        ("8B o", 4096, 4096),
+        ("8B down", 4096, 12_288),
+    ];
+    for (name, n, k) in shapes {
+        for m in [1, 8, 64, 256] {
+            let sets = sets(2 * n * k).min(16);
+            let (x, weights) = (fill(gpu, m * k), fill(gpu, sets * n * k));
+            let mut out = gpu.poisoned(m * n);
+            let views: Vec<_> =
+                (0..sets).map(|i| weights.slice(i * n * k..(i + 1) * n * k)).collect();
+            let args = GemmArgs {
+                x: (&x).into(),
+                weight: (&views[0]).into(),
+                bias: None,
+                out: GemmOut::Bf16((&mut out).into()),
+                m,
+                n,
+                k,
+            };
+            let rest: Vec<_> = views[1..].iter().map(Into::into).collect();
+            let (first, best) = gemm.tune(&gpu.device, args, &rest).unwrap();
+            let rate = (2 * (m * k + n * k + m * n)) as f64 / best / 1e12;
+            let what = format!("{name} ({n}, {k})");
+            println!("{what:<26} {m:>5} {:>10.2} {:>10.2} {rate:>8.3}", first * 1e6, best * 1e6);
+        }
+    }
 }
 
 /// Logits of a model: normal, with a few that stand out.

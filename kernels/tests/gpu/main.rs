@@ -9,6 +9,7 @@
 mod argmax;
 mod bench;
 mod embedding;
+mod gemm;
 mod reference;
 mod refusal;
 mod rmsnorm;
@@ -39,6 +40,8 @@ const TESTS: &[Test] = &[
     ("sampler_vocabularies", sampler::vocabularies),
     ("sampler_scratch", sampler::scratch),
     ("sampler_history", sampler::history),
+    ("gemm", gemm::gemm),
+    ("gemm_tuned", gemm::tuned),
     ("refusals", refusal::refusals),
 ];
 
