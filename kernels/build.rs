@@ -1,6 +1,7 @@
-//! Compiles `cu/<op>/*.cu` with nvcc into fatbins that the crate embeds.
+//! Compiles `cu/<op>/*.cu` with nvcc into fatbins that the crate embeds, and `cu/fi/*.cu`, whose launches
+//! are host code, into a static library.
 //!
-//! Only what changed: a fatbin is kept in cargo's target folder, shared by all profiles, under a hash
+//! Only what changed: an output is kept in cargo's target folder, shared by all profiles, under a hash
 //! of its source, every header, the flags and the compiler's version.
 
 use std::collections::hash_map::DefaultHasher;
@@ -20,7 +21,13 @@ const TARGETS: [&str; 5] = [
     "-gencode=arch=compute_80,code=compute_80",
 ];
 
-const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-Werror=all-warnings", "-fatbin"];
+const FLAGS: [&str; 3] = ["-std=c++17", "-O3", "-Icu"];
+const FATBIN_FLAGS: [&str; 2] = ["-Werror=all-warnings", "-fatbin"];
+/// FlashInfer's headers are not free of warnings.
+const HOST_FLAGS: [&str; 6] =
+    ["-c", "-DNDEBUG", "--expt-relaxed-constexpr", "-w", "-Xcompiler", "-fPIC"];
+/// Include folders below FlashInfer's data folder.
+const HEADERS: [&str; 4] = ["include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust"];
 
 /// Compilers that run side by side at most; each takes up to half a gigabyte.
 const JOBS_MAX: usize = 8;
@@ -47,8 +54,10 @@ fn compile_all() -> Result<()> {
     let cache = target.join("kernels");
     fs::create_dir_all(&cache)?;
 
+    let flashinfer = find_flashinfer(target)?;
+
     let mut common = DefaultHasher::new();
-    (TARGETS, FLAGS).hash(&mut common);
+    (TARGETS, FLAGS, FATBIN_FLAGS, HOST_FLAGS, &flashinfer).hash(&mut common);
     let version = Command::new(&nvcc).arg("--version").output()?;
     version.stdout.hash(&mut common);
     let (mut sources, mut headers) = (Vec::new(), Vec::new());
@@ -63,11 +72,12 @@ fn compile_all() -> Result<()> {
         while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut hash = common.clone();
             (source, fs::read(source)?).hash(&mut hash);
-            let fatbin = cache.join(format!("{}-{:016x}.fatbin", stem(source), hash.finish()));
-            if !fatbin.exists() {
-                compile(&nvcc, source, &fatbin)?;
+            let kind = if is_host(source) { "o" } else { "fatbin" };
+            let output = cache.join(format!("{}-{:016x}.{kind}", stem(source), hash.finish()));
+            if !output.exists() {
+                compile(&nvcc, &flashinfer, source, &output)?;
             }
-            fs::copy(&fatbin, out.join(format!("{}.fatbin", stem(source))))?;
+            fs::copy(&output, out.join(stem(source)).with_extension(kind))?;
         }
         Ok(())
     };
@@ -81,21 +91,53 @@ fn compile_all() -> Result<()> {
 
     let mut table = String::from("/// Every fatbin, by the name of its source.\n");
     table += "pub(crate) static FATBINS: &[(&str, &[u8])] = &[\n";
-    for source in &sources {
+    for source in sources.iter().filter(|source| !is_host(source)) {
         let stem = stem(source);
         table += &format!(
             "    ({stem:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))),\n"
         );
     }
     fs::write(out.join("fatbins.rs"), table + "];\n")?;
+    let objects = sources.iter().filter(|source| is_host(source));
+    archive(&nvcc, &out, objects.map(|source| out.join(stem(source)).with_extension("o")))
+}
+
+/// Makes a static library of the objects, and links it with CUDA's static runtime.
+fn archive(nvcc: &Path, out: &Path, objects: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let library = out.join("libminisgl_fi.a");
+    let _ = fs::remove_file(&library); // `ar` would add to it.
+    let status = Command::new("ar").arg("crs").arg(&library).args(objects).status()?;
+    if !status.success() {
+        return Err(format!("`ar` failed to write {} ({status})", library.display()).into());
+    }
+    let toolkit = fs::canonicalize(nvcc)?;
+    let toolkit = toolkit.ancestors().nth(2).ok_or("nvcc is not in a toolkit's bin folder")?;
+    println!("cargo::rustc-link-search=native={}", out.display());
+    for lib in ["lib", "lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"] {
+        println!("cargo::rustc-link-search=native={}", toolkit.join(lib).display());
+    }
+    for library in ["static=minisgl_fi", "static=cudart_static", "stdc++", "dl", "rt", "pthread"] {
+        println!("cargo::rustc-link-lib={library}");
+    }
     Ok(())
 }
 
+/// Whether a source is compiled with its host code.
+fn is_host(source: &Path) -> bool {
+    source.starts_with("cu/fi")
+}
+
 /// Compiles one source; replaces what older versions of it left in the cache.
-fn compile(nvcc: &Path, source: &Path, fatbin: &Path) -> Result<()> {
-    let fresh = fatbin.with_extension(format!("{}.tmp", std::process::id()));
+fn compile(nvcc: &Path, flashinfer: &Path, source: &Path, to: &Path) -> Result<()> {
+    let fresh = to.with_extension(format!("{}.tmp", std::process::id()));
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).args(TARGETS).arg("-Icu").arg("-o").arg(&fresh).arg(source);
+    command.args(FLAGS).args(TARGETS).arg("-o").arg(&fresh).arg(source);
+    if is_host(source) {
+        command.args(HOST_FLAGS);
+        command.args(HEADERS.map(|dir| format!("-I{}", flashinfer.join(dir).display())));
+    } else {
+        command.args(FATBIN_FLAGS);
+    }
     let output = command.output()?;
     if !output.status.success() {
         let _ = fs::remove_file(&fresh);
@@ -106,7 +148,7 @@ fn compile(nvcc: &Path, source: &Path, fatbin: &Path) -> Result<()> {
         }
         return Err(format!("nvcc failed on kernels/{}: {command:?}", source.display()).into());
     }
-    let cache = fatbin.parent().unwrap_or(Path::new("."));
+    let cache = to.parent().unwrap_or(Path::new("."));
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -114,7 +156,7 @@ fn compile(nvcc: &Path, source: &Path, fatbin: &Path) -> Result<()> {
             let _ = fs::remove_file(path); // Another build may have been faster.
         }
     }
-    Ok(fs::rename(fresh, fatbin)?)
+    Ok(fs::rename(fresh, to)?)
 }
 
 /// In `NVCC`, `CUDA_HOME`, `PATH`, then where `cargo xtask toolchain` puts it.
@@ -143,6 +185,21 @@ fn find_nvcc(target: &Path) -> Result<PathBuf> {
              feature `cuda`"
                 .into()
         })
+}
+
+/// FlashInfer's data folder: in `FLASHINFER_DATA`, then where `cargo xtask toolchain` puts it.
+fn find_flashinfer(target: &Path) -> Result<PathBuf> {
+    println!("cargo::rerun-if-env-changed=FLASHINFER_DATA");
+    let named = env::var_os("FLASHINFER_DATA").map(PathBuf::from);
+    let data = named.unwrap_or_else(|| target.join("toolchain/flashinfer"));
+    match data.join("include/flashinfer").is_dir() {
+        true => Ok(data),
+        false => {
+            Err("no FlashInfer headers: run `cargo xtask toolchain` to fetch them from PyPI into \
+             target/ (62 MB), or set FLASHINFER_DATA to the folder flashinfer/data of its wheel"
+                .into())
+        }
+    }
 }
 
 /// Sources and headers below `dir`, in a fixed order.

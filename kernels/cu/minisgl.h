@@ -151,4 +151,58 @@ typedef struct {
   uint32_t reserved;
 } minisgl_history_reset_args;
 
+/* Attention of the backend `fi`, launched by host code; the functions are below. */
+typedef struct {
+  const minisgl_bf16 *q;       /* [rows, q_heads, head_dim] */
+  const minisgl_bf16 *k_pages; /* [pages, page_size, kv_heads, head_dim] */
+  const minisgl_bf16 *v_pages; /* as k_pages */
+  minisgl_bf16 *out;           /* [rows, q_heads, head_dim] */
+  const int32_t *q_starts;     /* [requests + 1]: first row of each request */
+  const int32_t *page_starts;  /* [requests + 1]: first page of each request in `pages` */
+  const int32_t *pages;        /* page ids of all requests */
+  const int32_t *last_page_len; /* [requests]: tokens in the last page, 1 ..= page_size */
+  void *float_workspace;
+  void *int_workspace;
+  uint32_t requests;
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t page_size;
+  float scale;
+  uint32_t dependent;          /* 1: programmatic dependent launch */
+} minisgl_fi_args;
+
+/* How the work of a batch is cut up: host arrays in, a plan and the content of int_workspace out. */
+typedef struct {
+  const int32_t *q_starts;     /* on the host, [requests + 1] */
+  const int32_t *page_starts;  /* on the host, [requests + 1] */
+  void *float_workspace;
+  void *int_workspace;
+  void *pinned;                /* on the host, as large as int_workspace */
+  uint64_t float_bytes;
+  uint64_t int_bytes;
+  uint32_t rows;
+  uint32_t requests;
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t head_dim;
+  uint32_t page_size;
+  uint32_t graph;              /* 1: a plan whose launch can be replayed with other lengths */
+  uint32_t reserved;
+} minisgl_fi_plan_args;
+
+/* Words of a plan. */
+#define MINISGL_FI_PLAN_WORDS 15
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* 0, or CUDA's error code, or -1 for an exception. */
+int minisgl_fi_plan(const minisgl_fi_plan_args *args, int64_t *plan, void *stream);
+int minisgl_fi_run_64(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_128(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_256(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+#ifdef __cplusplus
+}
+#endif
+
 #endif

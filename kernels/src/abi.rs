@@ -208,3 +208,47 @@ pub struct HistoryResetArgs {
     pub vocab: u32,
     pub reserved: u32,
 }
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FiArgs {
+    pub q: Address,
+    pub k_pages: Address,
+    pub v_pages: Address,
+    pub out: Address,
+    pub q_starts: Address,
+    pub page_starts: Address,
+    pub pages: Address,
+    pub last_page_len: Address,
+    pub float_workspace: Address,
+    pub int_workspace: Address,
+    pub requests: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub page_size: u32,
+    pub scale: f32,
+    pub dependent: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FiPlanArgs {
+    pub q_starts: *const i32,
+    pub page_starts: *const i32,
+    pub float_workspace: Address,
+    pub int_workspace: Address,
+    pub pinned: *mut u8,
+    pub float_bytes: u64,
+    pub int_bytes: u64,
+    pub rows: u32,
+    pub requests: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub page_size: u32,
+    pub graph: u32,
+    pub reserved: u32,
+}
+
+/// Words of a plan of the `fi` backend.
+pub const FI_PLAN_WORDS: usize = 15;

@@ -12,6 +12,8 @@ pub mod abi;
 #[cfg(feature = "cuda")]
 mod array;
 #[cfg(feature = "cuda")]
+pub mod attention;
+#[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 mod error;

@@ -63,6 +63,14 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         HistoryResetArgs = minisgl_history_reset_args {
             tokens, marks, len, prompt_len, vocab, reserved,
         }
+        FiArgs = minisgl_fi_args {
+            q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
+            int_workspace, requests, q_heads, kv_heads, page_size, scale, dependent,
+        }
+        FiPlanArgs = minisgl_fi_plan_args {
+            q_starts, page_starts, float_workspace, int_workspace, pinned, float_bytes, int_bytes,
+            rows, requests, q_heads, kv_heads, head_dim, page_size, graph, reserved,
+        }
     };
     let structs = include_str!("../cu/minisgl.h").matches("typedef struct").count();
     assert_eq!(structs, layout.rust.lines().filter(|line| !line.contains('.')).count());

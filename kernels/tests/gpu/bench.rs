@@ -33,13 +33,14 @@ pub fn run(gpu: &mut Gpu) {
         rope(gpu, rows, &show);
         silu_mul(gpu, rows, &show);
     }
+    crate::attention::bench(gpu, &show);
     for rows in [1, 8, 32, 256] {
         argmax(gpu, rows, &show);
         sample(gpu, rows, &show);
     }
 }
 
-type Show<'a> = &'a dyn Fn(&str, usize, usize, f64);
+pub type Show<'a> = &'a dyn Fn(&str, usize, usize, f64);
 
 /// Bytes a second that the driver's own copy moves, read and written.
 fn copy_rate(gpu: &Gpu) -> f64 {
@@ -66,7 +67,7 @@ fn sets(bytes: usize) -> usize {
 }
 
 /// Seconds of one launch; `launch(i)` works on the i-th set of buffers.
-fn time(gpu: &Gpu, sets: usize, mut launch: impl FnMut(usize)) -> f64 {
+pub fn time(gpu: &Gpu, sets: usize, mut launch: impl FnMut(usize)) -> f64 {
     let stream = gpu.device.stream();
     launch(0);
     gpu.device.synchronize().unwrap();
@@ -89,7 +90,7 @@ fn time(gpu: &Gpu, sets: usize, mut launch: impl FnMut(usize)) -> f64 {
 }
 
 /// Random values, a megabyte of them again and again.
-fn fill(gpu: &mut Gpu, len: usize) -> CudaSlice<bf16> {
+pub fn fill(gpu: &mut Gpu, len: usize) -> CudaSlice<bf16> {
     let (values, _) = gpu.normal((1 << 19).min(len), 1.0);
     let stream = gpu.device.stream();
     let mut slice = stream.alloc_zeros::<bf16>(len).unwrap();

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
 
 mod argmax;
+mod attention;
 mod bench;
 mod embedding;
 mod gemm;
@@ -42,6 +43,8 @@ const TESTS: &[Test] = &[
     ("sampler_history", sampler::history),
     ("gemm", gemm::gemm),
     ("gemm_tuned", gemm::tuned),
+    ("attention", attention::attention),
+    ("attention_graph", attention::attention_graph),
     ("refusals", refusal::refusals),
 ];
 
