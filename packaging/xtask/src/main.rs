@@ -13,6 +13,7 @@ mod paths;
 mod python;
 mod sh;
 mod test;
+mod toolchain;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Fetch NVIDIA's CUDA compiler into target/toolchain (cached)
+    Toolchain,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,10 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Model { what } => {
             println!("{}", model::fetch(what)?.display());
+            Ok(())
+        }
+        Task::Toolchain => {
+            println!("{}", toolchain::fetch()?.display());
             Ok(())
         }
         Task::Test => test::run(),

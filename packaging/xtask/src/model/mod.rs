@@ -3,7 +3,7 @@
 
 mod config;
 mod dequant;
-mod folder;
+pub(crate) mod folder;
 mod gguf;
 mod npm;
 mod smollm2;

@@ -1,0 +1,223 @@
+//! Compiles `cu/<op>/*.cu` with nvcc into fatbins that the crate embeds, and `cu/fi/*.cu`, whose launches
+//! are host code, into a static library.
+//!
+//! Only what changed: an output is kept in cargo's target folder, shared by all profiles, under a hash
+//! of its source, every header, the flags and the compiler's version.
+
+use std::collections::hash_map::DefaultHasher;
+use std::error::Error;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
+
+/// Machine code for Ampere (A100), Ada, Hopper and Blackwell (B200), and PTX for what else there is.
+const TARGETS: [&str; 5] = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_89,code=sm_89",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_100a,code=sm_100a",
+    "-gencode=arch=compute_80,code=compute_80",
+];
+
+const FLAGS: [&str; 3] = ["-std=c++17", "-O3", "-Icu"];
+const FATBIN_FLAGS: [&str; 2] = ["-Werror=all-warnings", "-fatbin"];
+/// FlashInfer's headers are not free of warnings.
+const HOST_FLAGS: [&str; 6] =
+    ["-c", "-DNDEBUG", "--expt-relaxed-constexpr", "-w", "-Xcompiler", "-fPIC"];
+/// Include folders below FlashInfer's data folder.
+const HEADERS: [&str; 4] = ["include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust"];
+
+/// Compilers that run side by side at most; each takes up to half a gigabyte.
+const JOBS_MAX: usize = 8;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=cu");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    if let Err(error) = compile_all() {
+        println!("cargo::error={error}");
+    }
+}
+
+fn compile_all() -> Result<()> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    // OUT_DIR is <target>/<profile>/build/<package>/out.
+    let target =
+        out.ancestors().nth(4).ok_or("OUT_DIR is not four folders below the target folder")?;
+    let nvcc = find_nvcc(target)?;
+    let cache = target.join("kernels");
+    fs::create_dir_all(&cache)?;
+
+    let flashinfer = find_flashinfer(target)?;
+
+    let mut common = DefaultHasher::new();
+    (TARGETS, FLAGS, FATBIN_FLAGS, HOST_FLAGS, &flashinfer).hash(&mut common);
+    let version = Command::new(&nvcc).arg("--version").output()?;
+    version.stdout.hash(&mut common);
+    let (mut sources, mut headers) = (Vec::new(), Vec::new());
+    list(Path::new("cu"), &mut sources, &mut headers)?;
+    for header in &headers {
+        (header, fs::read(header)?).hash(&mut common);
+    }
+
+    // Each worker takes the next source until none is left.
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut hash = common.clone();
+            (source, fs::read(source)?).hash(&mut hash);
+            let kind = if is_host(source) { "o" } else { "fatbin" };
+            let output = cache.join(format!("{}-{:016x}.{kind}", stem(source), hash.finish()));
+            if !output.exists() {
+                compile(&nvcc, &flashinfer, source, &output)?;
+            }
+            fs::copy(&output, out.join(stem(source)).with_extension(kind))?;
+        }
+        Ok(())
+    };
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.clamp(1, JOBS_MAX)).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| Err("a compile thread panicked".into()))
+        })
+    })?;
+
+    let mut table = String::from("/// Every fatbin, by the name of its source.\n");
+    table += "pub(crate) static FATBINS: &[(&str, &[u8])] = &[\n";
+    for source in sources.iter().filter(|source| !is_host(source)) {
+        let stem = stem(source);
+        table += &format!(
+            "    ({stem:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))),\n"
+        );
+    }
+    fs::write(out.join("fatbins.rs"), table + "];\n")?;
+    let objects = sources.iter().filter(|source| is_host(source));
+    archive(&nvcc, &out, objects.map(|source| out.join(stem(source)).with_extension("o")))
+}
+
+/// Makes a static library of the objects, and links it with CUDA's static runtime.
+fn archive(nvcc: &Path, out: &Path, objects: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let library = out.join("libminisgl_fi.a");
+    let _ = fs::remove_file(&library); // `ar` would add to it.
+    let status = Command::new("ar").arg("crs").arg(&library).args(objects).status()?;
+    if !status.success() {
+        return Err(format!("`ar` failed to write {} ({status})", library.display()).into());
+    }
+    let toolkit = fs::canonicalize(nvcc)?;
+    let toolkit = toolkit.ancestors().nth(2).ok_or("nvcc is not in a toolkit's bin folder")?;
+    println!("cargo::rustc-link-search=native={}", out.display());
+    for lib in ["lib", "lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"] {
+        println!("cargo::rustc-link-search=native={}", toolkit.join(lib).display());
+    }
+    for library in ["static=minisgl_fi", "static=cudart_static", "stdc++", "dl", "rt", "pthread"] {
+        println!("cargo::rustc-link-lib={library}");
+    }
+    Ok(())
+}
+
+/// Whether a source is compiled with its host code.
+fn is_host(source: &Path) -> bool {
+    source.starts_with("cu/fi")
+}
+
+/// Compiles one source; replaces what older versions of it left in the cache.
+fn compile(nvcc: &Path, flashinfer: &Path, source: &Path, to: &Path) -> Result<()> {
+    let fresh = to.with_extension(format!("{}.tmp", std::process::id()));
+    let mut command = Command::new(nvcc);
+    command.args(FLAGS).args(TARGETS).arg("-o").arg(&fresh).arg(source);
+    if is_host(source) {
+        command.args(HOST_FLAGS);
+        command.args(HEADERS.map(|dir| format!("-I{}", flashinfer.join(dir).display())));
+    } else {
+        command.args(FATBIN_FLAGS);
+    }
+    let output = command.output()?;
+    if !output.status.success() {
+        let _ = fs::remove_file(&fresh);
+        // One line for each of the compiler's: cargo prints no more than one per message.
+        let said = [output.stdout, output.stderr].concat();
+        for line in String::from_utf8_lossy(&said).lines() {
+            println!("cargo::error={line}");
+        }
+        return Err(format!("nvcc failed on kernels/{}: {command:?}", source.display()).into());
+    }
+    let cache = to.parent().unwrap_or(Path::new("."));
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.rsplit_once('-').is_some_and(|(of, _)| of == stem(source)) && path != fresh {
+            let _ = fs::remove_file(path); // Another build may have been faster.
+        }
+    }
+    Ok(fs::rename(fresh, to)?)
+}
+
+/// In `NVCC`, `CUDA_HOME`, `PATH`, then where `cargo xtask toolchain` puts it.
+fn find_nvcc(target: &Path) -> Result<PathBuf> {
+    for variable in ["NVCC", "CUDA_HOME", "PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    if let Some(nvcc) = env::var_os("NVCC") {
+        let nvcc = PathBuf::from(nvcc);
+        return match nvcc.is_file() {
+            true => Ok(nvcc),
+            false => Err(format!("NVCC is {}, which is no file", nvcc.display()).into()),
+        };
+    }
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let wheels = target.join("toolchain/cuda/nvidia/cu13/bin");
+    home.into_iter()
+        .chain(env::split_paths(&path))
+        .chain([wheels])
+        .map(|dir| dir.join("nvcc"))
+        .find(|nvcc| nvcc.is_file())
+        .ok_or_else(|| {
+            "no CUDA compiler: nvcc is neither in NVCC, CUDA_HOME nor PATH. Run `cargo xtask \
+             toolchain` to fetch it from PyPI into target/ (104 MB, no root), or build without the \
+             feature `cuda`"
+                .into()
+        })
+}
+
+/// FlashInfer's data folder: in `FLASHINFER_DATA`, then where `cargo xtask toolchain` puts it.
+fn find_flashinfer(target: &Path) -> Result<PathBuf> {
+    println!("cargo::rerun-if-env-changed=FLASHINFER_DATA");
+    let named = env::var_os("FLASHINFER_DATA").map(PathBuf::from);
+    let data = named.unwrap_or_else(|| target.join("toolchain/flashinfer"));
+    match data.join("include/flashinfer").is_dir() {
+        true => Ok(data),
+        false => {
+            Err("no FlashInfer headers: run `cargo xtask toolchain` to fetch them from PyPI into \
+             target/ (62 MB), or set FLASHINFER_DATA to the folder flashinfer/data of its wheel"
+                .into())
+        }
+    }
+}
+
+/// Sources and headers below `dir`, in a fixed order.
+fn list(dir: &Path, sources: &mut Vec<PathBuf>, headers: &mut Vec<PathBuf>) -> Result<()> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    paths.sort();
+    for path in paths {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            _ if path.is_dir() => list(&path, sources, headers)?,
+            Some("cu") => sources.push(path),
+            Some("cuh" | "h") => headers.push(path),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}

@@ -1,0 +1,36 @@
+// Embedding lookup.
+//
+//   out[r, :] = table[id(r) - vocab_start, :]          id(r) = tokens[r], or fed[-tokens[r] - 1] if < 0
+//
+// Shapes: tokens i32 [rows], fed i32 [fed_len], table bf16 [vocab_len, hidden], out bf16 [rows, hidden].
+// A negative token stands for one that the step before sampled, so it never visits the host. Ids that
+// this shard of the table does not hold give zeros, which the all-reduce of a vocabulary-parallel
+// embedding adds up.
+// Bytes moved: 4 * rows * hidden (half read, half written). Bound: copy bandwidth.
+
+#include "../common.cuh"
+
+using namespace minisgl;
+
+KERNEL minisgl_embedding(const __grid_constant__ minisgl_embedding_args a) {
+  wait_for_inputs();
+  let_next_start();
+
+  // One thread, one 16-byte vector.
+  const uint32_t vectors = a.hidden / VEC;
+  const uint32_t at = blockIdx.x * blockDim.x + threadIdx.x;
+  const uint32_t row = at / vectors;
+  if (row >= a.rows) return;
+  const uint32_t column = at % vectors * VEC;
+
+  int32_t id = a.tokens[row];
+  if (id < 0) {
+    const uint32_t from = -(id + 1);
+    id = from < a.fed_len ? a.fed[from] : -1;
+  }
+
+  const uint32_t local = static_cast<uint32_t>(id) - a.vocab_start;
+  Vec8 v = {};
+  if (id >= 0 && local < a.vocab_len) v = load8(a.table + size_t(local) * a.hidden + column);
+  store8(a.out + size_t(row) * a.hidden + column, v);
+}

@@ -1,0 +1,208 @@
+/* The fence between Rust and CUDA: what a launcher hands to a kernel.
+ *
+ * Plain C. Each kernel takes one struct by value; `kernels/src/abi.rs` mirrors the structs, and
+ * `kernels/tests/abi.rs` holds the two together by size and offset. Kernel names are in the comment above
+ * each struct. Pointers are device addresses; arrays are dense and row-major unless a stride is given;
+ * the launchers in `kernels/src/ops` say and check what lengths and alignments they need.
+ */
+#ifndef MINISGL_H
+#define MINISGL_H
+
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+typedef __nv_bfloat16 minisgl_bf16;
+#else
+typedef uint16_t minisgl_bf16;
+#endif
+
+/* minisgl_embedding */
+typedef struct {
+  const int32_t *tokens;       /* [rows]: id, or -(r + 1) for fed[r] */
+  const int32_t *fed;          /* [fed_len]: what the step before sampled */
+  const minisgl_bf16 *table;   /* [vocab_len, hidden]: ids vocab_start .. vocab_start + vocab_len */
+  minisgl_bf16 *out;           /* [rows, hidden] */
+  uint32_t rows;
+  uint32_t hidden;
+  uint32_t fed_len;
+  uint32_t vocab_start;
+  uint32_t vocab_len;
+  uint32_t reserved;
+} minisgl_embedding_args;
+
+/* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, hidden] */
+  minisgl_bf16 *residual;      /* [rows, hidden], read and written; or null */
+  const minisgl_bf16 *weight;  /* [hidden] */
+  minisgl_bf16 *out;           /* [rows, hidden] */
+  uint32_t rows;
+  uint32_t hidden;
+  float eps;
+  uint32_t reserved;
+} minisgl_rmsnorm_args;
+
+/* minisgl_qk_rope_page_64, _96, _128, _256: head_dim */
+typedef struct {
+  const minisgl_bf16 *qkv;      /* [rows, q_heads + 2 * kv_heads, head_dim] */
+  const minisgl_bf16 *bias;     /* [q_heads + 2 * kv_heads, head_dim]; or null */
+  const minisgl_bf16 *q_weight; /* [head_dim]; or null for no norm */
+  const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
+  const float *cos_sin;         /* [positions_len, head_dim]: half the row cosines, half sines */
+  const int32_t *positions;     /* [rows] */
+  const int32_t *slots;         /* [rows]: page * page_size + offset; negative for a padding row */
+  minisgl_bf16 *q_out;          /* [rows, q_heads, head_dim] */
+  minisgl_bf16 *k_pages;        /* [slots_len, kv_heads, head_dim] */
+  minisgl_bf16 *v_pages;        /* [slots_len, kv_heads, head_dim] */
+  uint32_t rows;
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t positions_len;
+  uint32_t slots_len;
+  float eps;
+} minisgl_qk_rope_page_args;
+
+/* minisgl_silu_mul */
+typedef struct {
+  const minisgl_bf16 *gate_up; /* [rows, 2, width]: gate, then up */
+  minisgl_bf16 *out;           /* [rows, width] */
+  uint32_t rows;
+  uint32_t width;
+} minisgl_silu_mul_args;
+
+/* minisgl_gather */
+typedef struct {
+  const minisgl_bf16 *x;       /* [x_rows, hidden] */
+  const int32_t *index;        /* [rows]: row of x; negative for a padding row */
+  minisgl_bf16 *out;           /* [rows, hidden] */
+  uint32_t rows;
+  uint32_t hidden;
+  uint32_t x_rows;
+  uint32_t reserved;
+} minisgl_gather_args;
+
+/* minisgl_argmax */
+typedef struct {
+  const float *logits;         /* [rows, stride], the first `vocab` of each row used */
+  const int32_t *out_index;    /* [rows]: where in `tokens`; negative for a padding row */
+  int32_t *tokens;             /* [tokens_len] */
+  uint64_t *best;              /* [rows]: scratch, 0 before and after */
+  uint32_t *done;              /* [rows]: scratch, 0 before and after */
+  uint32_t rows;
+  uint32_t vocab;
+  uint32_t stride;
+  uint32_t tokens_len;
+} minisgl_argmax_args;
+
+/* How one row is sampled. */
+typedef struct {
+  uint64_t seed;
+  uint32_t position;           /* of the token that is sampled */
+  int32_t out;                 /* where in `tokens`; negative for a padding row */
+  float temperature;           /* not above 0, or NaN: greedy */
+  uint32_t top_k;              /* 0: off */
+  float top_p;                 /* 1: off */
+  float min_p;                 /* 0: off */
+  float repetition_penalty;
+  float presence_penalty;
+  float frequency_penalty;
+  int32_t history;             /* which table of `marks`; negative for no penalties */
+  uint32_t bias_at;            /* first of its entries in bias_tokens and bias_values */
+  uint32_t bias_len;
+  uint32_t banned_at;          /* first of its entries in banned */
+  uint32_t banned_len;
+  int32_t logprobs;            /* how many of the most likely tokens; negative for no logprobs */
+  uint32_t reserved;
+} minisgl_sample_row;
+
+/* minisgl_sample_shared, minisgl_sample_scratch: where the working copy of the logits is */
+typedef struct {
+  const float *logits;             /* [rows, stride], the first `vocab` of each row used */
+  const minisgl_sample_row *params; /* [rows] */
+  const uint32_t *bias_tokens;     /* [bias_len]; each token once in a row's entries */
+  const float *bias_values;        /* [bias_len] */
+  const uint32_t *banned;          /* [banned_len] */
+  uint32_t *marks;                 /* [tables, vocab]: 2 * times in output + (in prompt) */
+  float *scratch;                  /* [rows, stride], or null for _shared */
+  int32_t *tokens;                 /* [tokens_len] */
+  float *logprob;                  /* [rows]: of the sampled token, where asked for */
+  int32_t *top_tokens;             /* [rows, top_max]: most likely first */
+  float *top_logprobs;             /* [rows, top_max] */
+  uint32_t rows;
+  uint32_t vocab;
+  uint32_t stride;
+  uint32_t tables;
+  uint32_t tokens_len;
+  uint32_t bias_len;
+  uint32_t banned_len;
+  uint32_t top_max;
+  uint32_t part;                   /* logits of a row that one block holds, an odd multiple of 512 */
+  uint32_t reserved;
+} minisgl_sample_args;
+
+/* minisgl_history_reset */
+typedef struct {
+  const uint32_t *tokens;      /* [len]: prompt, then output */
+  uint32_t *marks;             /* [vocab]: one table, zeros before */
+  uint32_t len;
+  uint32_t prompt_len;
+  uint32_t vocab;
+  uint32_t reserved;
+} minisgl_history_reset_args;
+
+/* Attention of the backend `fi`, launched by host code; the functions are below. */
+typedef struct {
+  const minisgl_bf16 *q;       /* [rows, q_heads, head_dim] */
+  const minisgl_bf16 *k_pages; /* [pages, page_size, kv_heads, head_dim] */
+  const minisgl_bf16 *v_pages; /* as k_pages */
+  minisgl_bf16 *out;           /* [rows, q_heads, head_dim] */
+  const int32_t *q_starts;     /* [requests + 1]: first row of each request */
+  const int32_t *page_starts;  /* [requests + 1]: first page of each request in `pages` */
+  const int32_t *pages;        /* page ids of all requests */
+  const int32_t *last_page_len; /* [requests]: tokens in the last page, 1 ..= page_size */
+  void *float_workspace;
+  void *int_workspace;
+  uint32_t requests;
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t page_size;
+  float scale;
+  uint32_t dependent;          /* 1: programmatic dependent launch */
+} minisgl_fi_args;
+
+/* How the work of a batch is cut up: host arrays in, a plan and the content of int_workspace out. */
+typedef struct {
+  const int32_t *q_starts;     /* on the host, [requests + 1] */
+  const int32_t *page_starts;  /* on the host, [requests + 1] */
+  void *float_workspace;
+  void *int_workspace;
+  void *pinned;                /* on the host, as large as int_workspace */
+  uint64_t float_bytes;
+  uint64_t int_bytes;
+  uint32_t rows;
+  uint32_t requests;
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t head_dim;
+  uint32_t page_size;
+  uint32_t graph;              /* 1: a plan whose launch can be replayed with other lengths */
+  uint32_t reserved;
+} minisgl_fi_plan_args;
+
+/* Words of a plan. */
+#define MINISGL_FI_PLAN_WORDS 15
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* 0, or CUDA's error code, or -1 for an exception. */
+int minisgl_fi_plan(const minisgl_fi_plan_args *args, int64_t *plan, void *stream);
+int minisgl_fi_run_64(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_128(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_256(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,113 @@
+// From the QKV projection to attention: bias, QK-norm, rotary embedding and the KV page write in one pass.
+//
+//   q, k, v = qkv[r] + bias                                              bias optional
+//   q, k = x * rsqrt(mean(x^2) + eps) * weight          per head         norm optional (Qwen3)
+//   q, k = [lo * cos - hi * sin, hi * cos + lo * sin]                    halves lo, hi of a head
+//   q_out[r] = q,  k_pages[slots[r]] = k,  v_pages[slots[r]] = v
+//
+// Rotary embedding: Su et al., "RoFormer", arXiv 2104.09864, section 3.4.2, in the half-split layout of
+// Llama and Qwen. cos and sin come from a table, so that any scaling of frequencies is the host's.
+// Shapes: qkv bf16 [rows, q_heads + 2 * kv_heads, D], pages bf16 [pages, page_size, kv_heads, D] seen as
+// [slots_len, kv_heads, D] with slot = page * page_size + offset, cos_sin f32 [positions_len, D]; f32
+// inside, rounded once. A row whose slot or position is outside its table is padding: nothing of it is
+// written.
+// Bytes moved: 4 * rows * (q_heads + 2 * kv_heads) * D, and 4 * rows * D of the table. Bound: copy bandwidth.
+
+#include "../common.cuh"
+
+using namespace minisgl;
+
+// A group of lanes has one head; a lane has 8 values of its lower half and the matching 8 of the upper.
+template <int D>
+__device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a) {
+  constexpr uint32_t HALF = D / 2, USED = HALF / VEC;
+  constexpr uint32_t LANES = USED <= 4 ? 4 : USED <= 8 ? 8 : 16;
+  wait_for_inputs();
+  let_next_start();
+
+  // Which head: queries, then keys, then values.
+  const uint32_t heads = a.q_heads + 2 * a.kv_heads;
+  const uint32_t group = (blockIdx.x * blockDim.x + threadIdx.x) / LANES;
+  const uint32_t row = group / heads, head = group % heads;
+  const bool in_grid = row < a.rows;
+  const uint32_t slot = in_grid ? a.slots[row] : ~0u, position = in_grid ? a.positions[row] : ~0u;
+  const uint32_t lane = threadIdx.x % LANES;
+  // No early return: a warp reduces together.
+  const bool live = slot < a.slots_len && position < a.positions_len && lane < USED;
+  const bool is_q = head < a.q_heads, is_v = head >= a.q_heads + a.kv_heads;
+
+  // Load both halves; add the bias.
+  const uint32_t at = lane * VEC;
+  float lo[VEC] = {}, hi[VEC] = {};
+  if (live) {
+    const minisgl_bf16* from = a.qkv + size_t(group) * D + at;
+    const Vec8 lo_raw = load8(from), hi_raw = load8(from + HALF);
+    unpack(lo_raw, lo);
+    unpack(hi_raw, hi);
+    if (a.bias) {
+      float b[VEC];
+      unpack(load8(a.bias + head * D + at), b);
+#pragma unroll
+      for (int i = 0; i < VEC; i++) lo[i] += b[i];
+      unpack(load8(a.bias + head * D + at + HALF), b);
+#pragma unroll
+      for (int i = 0; i < VEC; i++) hi[i] += b[i];
+    }
+  }
+
+  // Normalise queries and keys.
+  if (a.q_weight) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < VEC; i++) squares += lo[i] * lo[i] + hi[i] * hi[i];
+    const float scale = rsqrtf(sum_lanes<LANES>(squares) / D + a.eps);
+    if (live && !is_v) {
+      const minisgl_bf16* weight = (is_q ? a.q_weight : a.k_weight) + at;
+      float w[VEC];
+      unpack(load8(weight), w);
+#pragma unroll
+      for (int i = 0; i < VEC; i++) lo[i] *= scale * w[i];
+      unpack(load8(weight + HALF), w);
+#pragma unroll
+      for (int i = 0; i < VEC; i++) hi[i] *= scale * w[i];
+    }
+  }
+  if (!live) return;
+
+  // Rotate queries and keys.
+  if (!is_v) {
+    const float* table = a.cos_sin + size_t(position) * D + at;
+    float cos[VEC], sin[VEC];
+#pragma unroll
+    for (int i = 0; i < VEC; i += 4) {
+      *reinterpret_cast<float4*>(cos + i) = *reinterpret_cast<const float4*>(table + i);
+      *reinterpret_cast<float4*>(sin + i) = *reinterpret_cast<const float4*>(table + HALF + i);
+    }
+#pragma unroll
+    for (int i = 0; i < VEC; i++) {
+      const float l = lo[i], h = hi[i];
+      lo[i] = l * cos[i] - h * sin[i];
+      hi[i] = h * cos[i] + l * sin[i];
+    }
+  }
+
+  // Store where attention reads.
+  minisgl_bf16* to;
+  if (is_q) {
+    to = a.q_out + (size_t(row) * a.q_heads + head) * D;
+  } else {
+    const uint32_t kv_head = (head - a.q_heads) % a.kv_heads;
+    to = (is_v ? a.v_pages : a.k_pages) + (size_t(slot) * a.kv_heads + kv_head) * D;
+  }
+  store8(to + at, pack(lo));
+  store8(to + at + HALF, pack(hi));
+}
+
+#define QK_ROPE_PAGE(D)                                                                              \
+  KERNEL minisgl_qk_rope_page_##D(const __grid_constant__ minisgl_qk_rope_page_args a) {            \
+    qk_rope_page<D>(a);                                                                              \
+  }
+QK_ROPE_PAGE(64)
+QK_ROPE_PAGE(96)
+QK_ROPE_PAGE(128)
+QK_ROPE_PAGE(256)

@@ -1,0 +1,30 @@
+// The gate of a SwiGLU feed-forward layer.
+//
+//   out[r, i] = silu(gate[r, i]) * up[r, i]            silu(x) = x / (1 + exp(-x))
+//
+// Shapes: gate_up bf16 [rows, 2, width] (one GEMM writes both), out bf16 [rows, width]; f32 inside.
+// Bytes moved: 6 * rows * width (two thirds read). Bound: copy bandwidth.
+
+#include "../common.cuh"
+
+using namespace minisgl;
+
+KERNEL minisgl_silu_mul(const __grid_constant__ minisgl_silu_mul_args a) {
+  wait_for_inputs();
+  let_next_start();
+
+  // One thread, one 16-byte vector of the output.
+  const uint32_t vectors = a.width / VEC;
+  const uint32_t at = blockIdx.x * blockDim.x + threadIdx.x;
+  const uint32_t row = at / vectors;
+  if (row >= a.rows) return;
+  const minisgl_bf16* from = a.gate_up + size_t(row) * 2 * a.width + at % vectors * VEC;
+
+  float gate[VEC], up[VEC];
+  const Vec8 gate_raw = load8(from), up_raw = load8(from + a.width);
+  unpack(gate_raw, gate);
+  unpack(up_raw, up);
+#pragma unroll
+  for (int i = 0; i < VEC; i++) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+  store8(a.out + size_t(at) * VEC, pack(gate));
+}

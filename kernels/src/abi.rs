@@ -1,0 +1,254 @@
+//! The fence: Rust's mirror of `cu/minisgl.h`, which documents every field. Held to what the C
+//! compiler says by `tests/abi.rs`.
+//!
+//! Only [`SampleRow`] is for others to fill; the rest is filled by the launchers.
+
+#![allow(missing_docs)] // The header has them.
+
+/// A device address; 0 is null.
+pub type Address = u64;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingArgs {
+    pub tokens: Address,
+    pub fed: Address,
+    pub table: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub fed_len: u32,
+    pub vocab_start: u32,
+    pub vocab_len: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNormArgs {
+    pub x: Address,
+    pub residual: Address,
+    pub weight: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub eps: f32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QkRopePageArgs {
+    pub qkv: Address,
+    pub bias: Address,
+    pub q_weight: Address,
+    pub k_weight: Address,
+    pub cos_sin: Address,
+    pub positions: Address,
+    pub slots: Address,
+    pub q_out: Address,
+    pub k_pages: Address,
+    pub v_pages: Address,
+    pub rows: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub positions_len: u32,
+    pub slots_len: u32,
+    pub eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SiluMulArgs {
+    pub gate_up: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub width: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GatherArgs {
+    pub x: Address,
+    pub index: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub x_rows: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ArgmaxArgs {
+    pub logits: Address,
+    pub out_index: Address,
+    pub tokens: Address,
+    pub best: Address,
+    pub done: Address,
+    pub rows: u32,
+    pub vocab: u32,
+    pub stride: u32,
+    pub tokens_len: u32,
+}
+
+/// How one row is sampled. [`SampleRow::padding`] is a row that touches nothing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampleRow {
+    /// With `position`, all that the draw depends on.
+    pub seed: u64,
+    /// Of the token that is sampled.
+    pub position: u32,
+    /// Where in `tokens` it goes; negative for a padding row.
+    pub out: i32,
+    /// Not above 0, or NaN: greedy.
+    pub temperature: f32,
+    /// 0: off.
+    pub top_k: u32,
+    /// 1: off.
+    pub top_p: f32,
+    /// 0: off.
+    pub min_p: f32,
+    /// 1: off.
+    pub repetition_penalty: f32,
+    /// 0: off.
+    pub presence_penalty: f32,
+    /// 0: off.
+    pub frequency_penalty: f32,
+    /// The row's table of token counts, its own alone; negative for a row without penalties.
+    pub history: i32,
+    /// First of the row's entries in `bias_tokens` and `bias_values`.
+    pub bias_at: u32,
+    /// How many; each token once.
+    pub bias_len: u32,
+    /// First of the row's entries in `banned`.
+    pub banned_at: u32,
+    /// How many; 0 once the output has its least length.
+    pub banned_len: u32,
+    /// How many of the most likely tokens to report; negative for no log-probabilities at all.
+    pub logprobs: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl SampleRow {
+    /// A row that is not there: what fills a batch up to the size a graph was captured with.
+    pub fn padding() -> SampleRow {
+        SampleRow { out: -1, ..SampleRow::greedy(0, 0) }
+    }
+
+    /// The most likely token, with every other setting off.
+    pub fn greedy(position: u32, out: i32) -> SampleRow {
+        SampleRow {
+            seed: 0,
+            position,
+            out,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            history: -1,
+            bias_at: 0,
+            bias_len: 0,
+            banned_at: 0,
+            banned_len: 0,
+            logprobs: -1,
+            reserved: 0,
+        }
+    }
+}
+
+// SAFETY: a C struct of one u64 and sixteen 4-byte numbers, so without padding (`tests/abi.rs` checks
+// the size); any bits are a valid value, and it holds no reference.
+unsafe impl bytemuck::Zeroable for SampleRow {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for SampleRow {}
+
+// SAFETY: plain numbers in C layout, which the GPU reads as the same struct.
+#[cfg(feature = "cuda")]
+unsafe impl cudarc::driver::DeviceRepr for SampleRow {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SampleArgs {
+    pub logits: Address,
+    pub params: Address,
+    pub bias_tokens: Address,
+    pub bias_values: Address,
+    pub banned: Address,
+    pub marks: Address,
+    pub scratch: Address,
+    pub tokens: Address,
+    pub logprob: Address,
+    pub top_tokens: Address,
+    pub top_logprobs: Address,
+    pub rows: u32,
+    pub vocab: u32,
+    pub stride: u32,
+    pub tables: u32,
+    pub tokens_len: u32,
+    pub bias_len: u32,
+    pub banned_len: u32,
+    pub top_max: u32,
+    pub part: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryResetArgs {
+    pub tokens: Address,
+    pub marks: Address,
+    pub len: u32,
+    pub prompt_len: u32,
+    pub vocab: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FiArgs {
+    pub q: Address,
+    pub k_pages: Address,
+    pub v_pages: Address,
+    pub out: Address,
+    pub q_starts: Address,
+    pub page_starts: Address,
+    pub pages: Address,
+    pub last_page_len: Address,
+    pub float_workspace: Address,
+    pub int_workspace: Address,
+    pub requests: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub page_size: u32,
+    pub scale: f32,
+    pub dependent: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FiPlanArgs {
+    pub q_starts: *const i32,
+    pub page_starts: *const i32,
+    pub float_workspace: Address,
+    pub int_workspace: Address,
+    pub pinned: *mut u8,
+    pub float_bytes: u64,
+    pub int_bytes: u64,
+    pub rows: u32,
+    pub requests: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub page_size: u32,
+    pub graph: u32,
+    pub reserved: u32,
+}
+
+/// Words of a plan of the `fi` backend.
+pub const FI_PLAN_WORDS: usize = 15;

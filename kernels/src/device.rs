@@ -1,0 +1,224 @@
+//! One GPU: its context, its stream, and the kernels loaded onto it.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+
+use crate::error::OpenError;
+use crate::kernel::{Kernel, Kernels};
+
+/// A GPU that is ready to run ops. All of them go to one stream, [`Device::stream`], in order.
+pub struct Device {
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+    name: String,
+    capability: (i32, i32),
+    multiprocessors: u32,
+    shared_bytes_max: u32,
+    clusters: bool,
+}
+
+/// How a kernel is spread over the GPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    /// Blocks in x and y.
+    pub(crate) blocks: (u32, u32),
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    /// Dynamic shared memory of a block.
+    pub(crate) shared_bytes: u32,
+    /// Neighbouring blocks in x that share their memory.
+    pub(crate) cluster: u32,
+}
+
+impl Grid {
+    /// Enough blocks of 256 threads for `threads` in all.
+    pub(crate) fn of_threads(threads: usize) -> Grid {
+        Grid {
+            blocks: (threads.div_ceil(256) as u32, 1),
+            threads: 256,
+            shared_bytes: 0,
+            cluster: 1,
+        }
+    }
+}
+
+impl Device {
+    /// How many GPUs the driver shows; 0 without a driver.
+    pub fn count() -> usize {
+        if !driver_is_present() {
+            return 0;
+        }
+        CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+    }
+
+    /// Opens GPU `ordinal` and loads every kernel.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(ordinal: usize) -> Result<Device, OpenError> {
+        if !driver_is_present() {
+            return Err(OpenError::NoDriver);
+        }
+        let count = Device::count();
+        if ordinal >= count {
+            return Err(OpenError::NoDevice { ordinal, count });
+        }
+        let failed = |what: &str| {
+            let what = format!("{what} GPU {ordinal}");
+            move |source| OpenError::Driver { what, source }
+        };
+        let context = CudaContext::new(ordinal).map_err(failed("open"))?;
+        // SAFETY: nothing is allocated yet, and each buffer is used on one stream only, which
+        // launchers check. With tracking, every buffer would get two events, and captures would break.
+        unsafe { context.disable_event_tracking() };
+        let name = context.name().map_err(failed("name"))?;
+        let (major, minor) = context.compute_capability().map_err(failed("look at"))?;
+        if major < 8 {
+            return Err(OpenError::TooOld { ordinal, name, major, minor });
+        }
+        let attribute = |attribute| context.attribute(attribute).map_err(failed("look at"));
+        let multiprocessors =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared_bytes_max =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let kernels = Kernels::load(&context).map_err(failed("load the kernels onto"))?;
+        let stream = context.new_stream().map_err(failed("make a stream on"))?;
+
+        // The static part of the shared memory counts too.
+        let sample = kernels.get(Kernel::SampleShared);
+        let fixed = sample.shared_size_bytes().map_err(failed("look at"))?;
+        let shared_bytes_max = shared_bytes_max - fixed;
+        sample
+            .set_attribute(
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared_bytes_max,
+            )
+            .map_err(failed("set up shared memory on"))?;
+        Ok(Device {
+            stream,
+            kernels,
+            name,
+            capability: (major, minor),
+            multiprocessors: multiprocessors.max(1) as u32,
+            shared_bytes_max: shared_bytes_max.max(0) as u32,
+            // Only machine code for these knows clusters; the PTX for all others is older.
+            clusters: matches!((major, minor), (9, 0) | (10, 0)),
+        })
+    }
+
+    /// Where every op goes. Buffers that ops work on must be allocated on it.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// What the driver calls the GPU.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Compute capability, major and minor.
+    pub fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// How many multiprocessors the GPU has.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Works as a GPU without thread block clusters does. For tests of that path.
+    pub fn without_clusters(self) -> Device {
+        Device { clusters: false, ..self }
+    }
+
+    /// Dynamic shared memory that a block of the sampler may have.
+    pub(crate) fn shared_bytes_max(&self) -> u32 {
+        self.shared_bytes_max
+    }
+
+    pub(crate) fn has_clusters(&self) -> bool {
+        self.clusters
+    }
+
+    /// Puts a kernel onto the stream; it may start while the one before it drains.
+    ///
+    /// # Safety
+    /// `args` is the struct that the header names for `kernel`, and every array in it is as long as the
+    /// kernel takes it to be and was allocated on this device's stream.
+    pub(crate) unsafe fn launch<A: Copy>(
+        &self,
+        kernel: Kernel,
+        grid: Grid,
+        args: &A,
+    ) -> Result<(), DriverError> {
+        self.stream.context().bind_to_thread()?;
+        let mut attributes = [
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ),
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                        x: grid.cluster,
+                        y: 1,
+                        z: 1,
+                    },
+                },
+            ),
+        ];
+        // Both attributes are Hopper's and later.
+        let count = match (self.capability.0 >= 9, grid.cluster > 1) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks.0,
+            gridDimY: grid.blocks.1,
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count,
+        };
+        let function = self.kernels.get(kernel).cu_function();
+        let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        // SAFETY: the function, the stream and the context live as long as `self`; the kernel has one
+        // parameter, which the driver copies before it returns; the caller vouches for its content.
+        unsafe {
+            sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
+    }
+
+    /// Waits until everything launched has run.
+    ///
+    /// # Errors
+    /// The driver's: a kernel that failed shows here.
+    pub fn synchronize(&self) -> Result<(), DriverError> {
+        self.stream.context().bind_to_thread()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream.cu_stream()) }
+    }
+}
+
+fn attribute(
+    id: sys::CUlaunchAttributeID,
+    value: sys::CUlaunchAttributeValue,
+) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+/// Calling into a driver that is not there would panic.
+fn driver_is_present() -> bool {
+    // SAFETY: loads the driver's library, whose initialisers are NVIDIA's.
+    unsafe { sys::is_culib_present() }
+}

@@ -1,0 +1,68 @@
+//! What can go wrong: opening a GPU, and launching an op.
+
+use cudarc::driver::DriverError;
+
+/// No GPU to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The driver's library is not on this machine.
+    #[error(
+        "no NVIDIA driver: libcuda.so.1 was not found; install the driver, or use the CPU backend"
+    )]
+    NoDriver,
+    /// There is a driver, and fewer GPUs than asked for.
+    #[error(
+        "there is no GPU {ordinal}: the driver shows {count}; see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+    )]
+    NoDevice {
+        /// Which was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The GPU is older than the kernels.
+    #[error(
+        "GPU {ordinal} ({name}) has compute capability {major}.{minor}; 8.0 (Ampere) is the least"
+    )]
+    TooOld {
+        /// Which.
+        ordinal: usize,
+        /// What the driver calls it.
+        name: String,
+        /// Compute capability.
+        major: i32,
+        /// Compute capability.
+        minor: i32,
+    },
+    /// The driver refused.
+    #[error("the driver failed to {what}: {source}")]
+    Driver {
+        /// What it was asked to do.
+        what: String,
+        /// Its answer.
+        source: DriverError,
+    },
+}
+
+/// An op that did not start. Nothing of it reached the GPU.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The arguments do not fit together, or not the kernel.
+    #[error("{op}: {what}")]
+    Argument {
+        /// Which op.
+        op: &'static str,
+        /// What is wrong with what.
+        what: String,
+    },
+    /// The driver refused. An earlier kernel's fault may show here.
+    #[error("{op} ({shape}): the driver failed: {source}")]
+    Driver {
+        /// Which op.
+        op: &'static str,
+        /// Its shapes.
+        shape: String,
+        /// The driver's answer.
+        source: DriverError,
+    },
+}

@@ -1,0 +1,77 @@
+//! The compiled kernels, loaded: each by its name in the header.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaFunction, DriverError};
+use cudarc::nvrtc::Ptx;
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+macro_rules! kernels {
+    ($($variant:ident = $source:literal $name:literal,)*) => {
+        /// A kernel of this crate.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Kernel { $($variant),* }
+
+        impl Kernel {
+            /// In the order of the variants: the source file's stem and the kernel's name.
+            const ALL: &[(Kernel, &str, &str)] = &[$((Kernel::$variant, $source, $name)),*];
+        }
+    };
+}
+
+kernels! {
+    Embedding = "embedding" "minisgl_embedding",
+    Gather = "gather" "minisgl_gather",
+    SiluMul = "silu_mul" "minisgl_silu_mul",
+    RmsNorm1 = "rmsnorm" "minisgl_rmsnorm_1",
+    RmsNorm2 = "rmsnorm" "minisgl_rmsnorm_2",
+    QkRopePage64 = "qk_rope_page" "minisgl_qk_rope_page_64",
+    QkRopePage96 = "qk_rope_page" "minisgl_qk_rope_page_96",
+    QkRopePage128 = "qk_rope_page" "minisgl_qk_rope_page_128",
+    QkRopePage256 = "qk_rope_page" "minisgl_qk_rope_page_256",
+    Argmax = "argmax" "minisgl_argmax",
+    SampleShared = "sample" "minisgl_sample_shared",
+    SampleScratch = "sample" "minisgl_sample_scratch",
+    HistoryReset = "history" "minisgl_history_reset",
+}
+
+/// Every kernel, ready to launch.
+pub(crate) struct Kernels(Vec<CudaFunction>);
+
+impl Kernels {
+    /// Loads every fatbin. Compiles PTX where there is no machine code for this GPU.
+    pub(crate) fn load(context: &Arc<CudaContext>) -> Result<Kernels, DriverError> {
+        let mut modules = Vec::with_capacity(FATBINS.len());
+        for (source, fatbin) in FATBINS {
+            modules.push((*source, context.load_module(Ptx::from_binary(fatbin.to_vec()))?));
+        }
+        let load = |&(_, from, name): &(Kernel, &str, &str)| {
+            let (_, module) = modules
+                .iter()
+                .find(|(source, _)| *source == from)
+                .expect("build.rs embeds every source that a kernel names");
+            module.load_function(name)
+        };
+        Ok(Kernels(Kernel::ALL.iter().map(load).collect::<Result<_, _>>()?))
+    }
+
+    pub(crate) fn get(&self, kernel: Kernel) -> &CudaFunction {
+        &self.0[kernel as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_is_in_an_embedded_source() {
+        for (index, (kernel, source, name)) in Kernel::ALL.iter().enumerate() {
+            assert_eq!(*kernel as usize, index);
+            let (_, fatbin) = FATBINS.iter().find(|(of, _)| of == source).expect(source);
+            // Machine code is compressed; the names of entry points are not, in its symbol tables.
+            assert!(!fatbin.is_empty(), "{name}");
+        }
+    }
+}

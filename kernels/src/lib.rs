@@ -1,0 +1,34 @@
+//! CUDA kernels and their launchers.
+//!
+//! Owns: the CUDA sources (`cu/`), the structs that cross into them ([`abi`]), a GPU with the compiled
+//! kernels loaded ([`Device`]), one launcher an op ([`ops`]) that checks every length, alignment and
+//! limit before anything reaches the GPU, and matrix products through cuBLASLt ([`gemm`]). Must never: know about models, requests or plans, or
+//! allocate memory in a launcher.
+//!
+//! Without the feature `cuda` only [`abi`] is here: no nvcc is needed and nothing is linked. With
+//! it, the driver is loaded when a device is opened, so a binary starts on a machine without one.
+
+pub mod abi;
+#[cfg(feature = "cuda")]
+mod array;
+#[cfg(feature = "cuda")]
+pub mod attention;
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod error;
+#[cfg(feature = "cuda")]
+pub mod gemm;
+#[cfg(feature = "cuda")]
+mod kernel;
+#[cfg(feature = "cuda")]
+pub mod library;
+#[cfg(feature = "cuda")]
+pub mod ops;
+
+#[cfg(feature = "cuda")]
+pub use array::{Array, ArrayMut};
+#[cfg(feature = "cuda")]
+pub use device::Device;
+#[cfg(feature = "cuda")]
+pub use error::{LaunchError, OpenError};

@@ -1,0 +1,22 @@
+//! One launcher an op: a struct of its arguments with `launch`.
+//!
+//! Every array is dense and row-major; shapes are in the docs of the fields. What the arrays hold need
+//! not be trusted: the kernels treat an index outside its table as padding.
+
+mod argmax;
+mod check;
+pub(crate) use check::Check;
+mod embedding;
+mod gather;
+mod qk_rope_page;
+mod rmsnorm;
+mod sample;
+mod silu_mul;
+
+pub use argmax::{Argmax, ArgmaxScratch};
+pub use embedding::Embedding;
+pub use gather::Gather;
+pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
+pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
+pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
+pub use silu_mul::SiluMul;

@@ -1,0 +1,119 @@
+//! Bias, QK-norm, rotary embedding and KV page write; the kernel is `cu/rope/qk_rope_page.cu`.
+
+use half::bf16;
+
+use super::check::Check;
+use crate::abi::QkRopePageArgs;
+use crate::array::DeviceArray;
+use crate::device::{Device, Grid};
+use crate::error::LaunchError;
+use crate::kernel::Kernel;
+use crate::{Array, ArrayMut};
+
+/// Head dimensions there are kernels for.
+pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+
+/// RMSNorm of each query and key head, before the rotation.
+pub struct QkNorm<'a> {
+    /// `[head_dim]`.
+    pub q_weight: Array<'a, bf16>,
+    /// `[head_dim]`.
+    pub k_weight: Array<'a, bf16>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Takes the QKV projection apart: adds the bias, normalises and rotates queries and keys (halves of a
+/// head as the planes), stores queries densely and keys and values in their pages.
+///
+/// bf16, f32 inside. Moves `4 * rows * (q_heads + 2 * kv_heads) * head_dim` bytes and `4 * rows * head_dim`
+/// of the table; bound by copy bandwidth. A row whose slot or position is negative or outside its
+/// table is padding: nothing of it is written.
+pub struct QkRopePage<'a> {
+    /// Queries, keys, values: `[rows, q_heads + 2 * kv_heads, head_dim]`.
+    pub qkv: Array<'a, bf16>,
+    /// `[q_heads + 2 * kv_heads, head_dim]`.
+    pub bias: Option<Array<'a, bf16>>,
+    /// Norm of queries and keys.
+    pub norm: Option<QkNorm<'a>>,
+    /// For each position `head_dim / 2` cosines, then as many sines: `[positions, head_dim]`.
+    pub cos_sin: Array<'a, f32>,
+    /// Position of each token, `[rows]`.
+    pub positions: Array<'a, i32>,
+    /// `page * page_size + offset` of each token, `[rows]`.
+    pub slots: Array<'a, i32>,
+    /// `[rows, q_heads, head_dim]`.
+    pub q_out: ArrayMut<'a, bf16>,
+    /// `[pages, page_size, kv_heads, head_dim]`.
+    pub k_pages: ArrayMut<'a, bf16>,
+    /// As `k_pages`.
+    pub v_pages: ArrayMut<'a, bf16>,
+    /// Tokens.
+    pub rows: usize,
+    /// Query heads on this rank.
+    pub q_heads: usize,
+    /// Key and value heads on this rank.
+    pub kv_heads: usize,
+    /// One of [`HEAD_DIMS`].
+    pub head_dim: usize,
+}
+
+impl QkRopePage<'_> {
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let check = Check::new("qk_rope_page", device);
+        let (rows, head_dim) = (self.rows, self.head_dim);
+        let heads = self.q_heads + 2 * self.kv_heads;
+        // A head's lanes: 8 values of each half a lane, in a group that divides a warp.
+        let (kernel, lanes) = match head_dim {
+            64 => (Kernel::QkRopePage64, 4),
+            96 => (Kernel::QkRopePage96, 8),
+            128 => (Kernel::QkRopePage128, 8),
+            256 => (Kernel::QkRopePage256, 16),
+            _ => {
+                let what = format!("head_dim is {head_dim}, there are kernels for {HEAD_DIMS:?}");
+                return Err(LaunchError::Argument { op: "qk_rope_page", what });
+            }
+        };
+        let positions_len = self.cos_sin.len() / head_dim;
+        let slots_len = self.k_pages.len() / (self.kv_heads * head_dim).max(1);
+        let pages = [slots_len, self.kv_heads, head_dim];
+        let bias = match &self.bias {
+            Some(bias) => check.array("bias", bias, &[heads, head_dim])?,
+            None => 0,
+        };
+        let (q_weight, k_weight, eps) = match &self.norm {
+            Some(norm) => (
+                check.array("q_weight", &norm.q_weight, &[head_dim])?,
+                check.array("k_weight", &norm.k_weight, &[head_dim])?,
+                norm.eps,
+            ),
+            None => (0, 0, 0.0),
+        };
+        let args = QkRopePageArgs {
+            qkv: check.array("qkv", &self.qkv, &[rows, heads, head_dim])?,
+            bias,
+            q_weight,
+            k_weight,
+            cos_sin: check.array("cos_sin", &self.cos_sin, &[positions_len, head_dim])?,
+            positions: check.scalars("positions", &self.positions, &[rows])?,
+            slots: check.scalars("slots", &self.slots, &[rows])?,
+            q_out: check.array("q_out", &self.q_out, &[rows, self.q_heads, head_dim])?,
+            k_pages: check.array("k_pages", &self.k_pages, &pages)?,
+            v_pages: check.array("v_pages", &self.v_pages, &pages)?,
+            rows: check.count("rows", rows)?,
+            q_heads: check.multiple("q_heads", self.q_heads, 1)?,
+            kv_heads: check.multiple("kv_heads", self.kv_heads, 1)?,
+            positions_len: check.count("the number of positions", positions_len)?,
+            slots_len: check.count("pages * page_size", slots_len)?,
+            eps,
+        };
+        check.count("rows * heads * lanes", rows * heads * lanes)?;
+        let grid = Grid::of_threads(rows * heads * lanes);
+        // SAFETY: the struct is the kernel's for this head_dim, and its arrays were checked above.
+        unsafe { check.launch(kernel, grid, &args) }
+    }
+}

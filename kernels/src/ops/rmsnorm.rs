@@ -1,0 +1,71 @@
+//! Residual add and RMSNorm; the kernel is `cu/rmsnorm/rmsnorm.cu`.
+
+use half::bf16;
+
+use super::check::Check;
+use crate::abi::RmsNormArgs;
+use crate::device::{Device, Grid};
+use crate::error::LaunchError;
+use crate::kernel::Kernel;
+use crate::{Array, ArrayMut};
+
+/// A row is held in the registers of one block: two vectors of 8 for each of 1,024 threads.
+pub const HIDDEN_MAX: usize = 16_384;
+
+/// With a residual: `residual = bf16(x + residual)`, then `out = residual * rsqrt(mean(residual^2) + eps) *
+/// weight`. Without: the norm of `x`.
+///
+/// bf16, f32 inside. Moves `8 * rows * hidden` bytes with a residual and half without; bound by copy
+/// bandwidth.
+pub struct RmsNorm<'a> {
+    /// `[rows, hidden]`.
+    pub x: Array<'a, bf16>,
+    /// Read and written, `[rows, hidden]`.
+    pub residual: Option<ArrayMut<'a, bf16>>,
+    /// `[hidden]`.
+    pub weight: Array<'a, bf16>,
+    /// `[rows, hidden]`.
+    pub out: ArrayMut<'a, bf16>,
+    /// Tokens.
+    pub rows: usize,
+    /// Width of the model, a multiple of 8, at most [`HIDDEN_MAX`].
+    pub hidden: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl RmsNorm<'_> {
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let check = Check::new("rmsnorm", device);
+        let (rows, hidden) = (self.rows, self.hidden);
+        check.that(hidden <= HIDDEN_MAX, || {
+            format!("hidden is {hidden}, the limit is {HIDDEN_MAX}")
+        })?;
+        let residual = match &self.residual {
+            Some(residual) => check.array("residual", residual, &[rows, hidden])?,
+            None => 0,
+        };
+        let args = RmsNormArgs {
+            x: check.array("x", &self.x, &[rows, hidden])?,
+            residual,
+            weight: check.array("weight", &self.weight, &[hidden])?,
+            out: check.array("out", &self.out, &[rows, hidden])?,
+            rows: check.count("rows", rows)?,
+            hidden: check.multiple("hidden", hidden, 8)?,
+            eps: self.eps,
+            reserved: 0,
+        };
+        let vectors = args.hidden / 8;
+        let (kernel, per_thread) =
+            if vectors <= 1024 { (Kernel::RmsNorm1, 1) } else { (Kernel::RmsNorm2, 2) };
+        let threads = vectors.div_ceil(per_thread).next_multiple_of(32);
+        let grid = Grid { blocks: (args.rows, 1), threads, shared_bytes: 0, cluster: 1 };
+        // SAFETY: the struct is the kernel's, its arrays were checked above, and the threads of a
+        // block hold a whole row.
+        unsafe { check.launch(kernel, grid, &args) }
+    }
+}

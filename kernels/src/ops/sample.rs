@@ -1,0 +1,174 @@
+//! The sampler; the kernels are in `cu/sampler/`.
+
+use super::check::Check;
+use crate::abi::{HistoryResetArgs, SampleArgs, SampleRow};
+use crate::array::DeviceArray;
+use crate::device::{Device, Grid};
+use crate::error::LaunchError;
+use crate::kernel::Kernel;
+use crate::{Array, ArrayMut};
+
+/// The kernel ranks a token by 18 bits of its id.
+pub const VOCAB_MAX: usize = 1 << 18;
+
+/// Threads of a block.
+const THREADS: u32 = 512;
+
+/// Blocks of a row at most: the largest cluster that every GPU with clusters can place.
+const CLUSTER_MAX: usize = 8;
+
+/// Logits for which another block is worth its cost.
+const PART_WORTH: usize = 4096;
+
+/// How a row is cut up.
+struct Cut {
+    cluster: u32,
+    part: u32,
+    in_shared: bool,
+}
+
+fn cut(device: &Device, vocab: usize) -> Cut {
+    let wanted = vocab.div_ceil(PART_WORTH).clamp(1, CLUSTER_MAX).next_power_of_two();
+    let cluster = if device.has_clusters() { wanted } else { 1 };
+    // An odd number of logits a thread: the threads of a warp then hit different banks.
+    let part = (vocab.div_ceil(cluster).div_ceil(THREADS as usize) | 1) * THREADS as usize;
+    let in_shared = part * size_of::<f32>() <= device.shared_bytes_max() as usize;
+    Cut { cluster: cluster as u32, part: part as u32, in_shared }
+}
+
+/// Length of [`Sample::scratch`] for `rows` rows: 0 where a row fits in shared memory.
+pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: usize) -> usize {
+    if cut(device, vocab).in_shared { 0 } else { rows * stride }
+}
+
+/// Draws one token a row as [`SampleRow`] says, writes it to `tokens[row.out]`, and counts it in the row's
+/// table of `marks`. Given the same logits, the same token as the CPU sampler, to the bit: whole
+/// numbers and unfused f32 operations in a fixed order.
+///
+/// Moves `4 * rows * vocab` bytes; bound by read bandwidth and the arithmetic of the exponentials.
+pub struct Sample<'a> {
+    /// `[rows, stride]`, of which the first `vocab` of each row count.
+    pub logits: Array<'a, f32>,
+    /// `[rows]`.
+    pub params: Array<'a, SampleRow>,
+    /// Entries of all rows, concatenated.
+    pub bias_tokens: Array<'a, u32>,
+    /// Parallel to `bias_tokens`.
+    pub bias_values: Array<'a, f32>,
+    /// Tokens that must not be sampled, of all rows, concatenated.
+    pub banned: Array<'a, u32>,
+    /// Token counts, `[tables, vocab]`; see [`HistoryReset`]. Two rows never share a table.
+    pub marks: ArrayMut<'a, u32>,
+    /// See [`sample_scratch_len`].
+    pub scratch: ArrayMut<'a, f32>,
+    /// What is sampled.
+    pub tokens: ArrayMut<'a, i32>,
+    /// Log-probability of the sampled token under the raw logits, where asked for, `[rows]`.
+    pub logprob: ArrayMut<'a, f32>,
+    /// Most likely tokens under the raw logits, where asked for, most likely first, `[rows, top_max]`; -1
+    /// past the end of the vocabulary.
+    pub top_tokens: ArrayMut<'a, i32>,
+    /// Parallel to `top_tokens`.
+    pub top_logprobs: ArrayMut<'a, f32>,
+    /// Rows of logits.
+    pub rows: usize,
+    /// Size of the vocabulary, at most [`VOCAB_MAX`].
+    pub vocab: usize,
+    /// From one row to the next, a multiple of 4.
+    pub stride: usize,
+    /// Most likely tokens that a row can ask for.
+    pub top_max: usize,
+}
+
+impl Sample<'_> {
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let check = Check::new("sample", device);
+        let (rows, vocab, stride) = (self.rows, self.vocab, self.stride);
+        check.that((1..=stride.min(VOCAB_MAX)).contains(&vocab), || {
+            format!(
+                "vocab is {vocab}, it must be in 1..={VOCAB_MAX} and at most the stride, {stride}"
+            )
+        })?;
+        let cut = cut(device, vocab);
+        let scratch_len = if cut.in_shared { 0 } else { rows * stride };
+        let tables = self.marks.len() / vocab;
+        let top = [rows, self.top_max];
+        let args = SampleArgs {
+            logits: check.array("logits", &self.logits, &[rows, stride])?,
+            params: check.scalars("params", &self.params, &[rows])?,
+            bias_tokens: check.scalars(
+                "bias_tokens",
+                &self.bias_tokens,
+                &[self.bias_values.len()],
+            )?,
+            bias_values: check.scalars(
+                "bias_values",
+                &self.bias_values,
+                &[self.bias_values.len()],
+            )?,
+            banned: check.scalars("banned", &self.banned, &[self.banned.len()])?,
+            marks: check.scalars("marks", &self.marks, &[tables, vocab])?,
+            scratch: check.array("scratch", &self.scratch, &[scratch_len])?,
+            tokens: check.scalars("tokens", &self.tokens, &[self.tokens.len()])?,
+            logprob: check.scalars("logprob", &self.logprob, &[rows])?,
+            top_tokens: check.scalars("top_tokens", &self.top_tokens, &top)?,
+            top_logprobs: check.scalars("top_logprobs", &self.top_logprobs, &top)?,
+            rows: check.count("rows", rows)?,
+            vocab: check.count("vocab", vocab)?,
+            stride: check.multiple("stride", stride, 4)?,
+            tables: check.count("the number of tables", tables)?,
+            tokens_len: check.count("the length of tokens", self.tokens.len())?,
+            bias_len: check.count("the length of bias_tokens", self.bias_tokens.len())?,
+            banned_len: check.count("the length of banned", self.banned.len())?,
+            top_max: check.count("top_max", self.top_max)?,
+            part: cut.part,
+            reserved: 0,
+        };
+        let kernel = if cut.in_shared { Kernel::SampleShared } else { Kernel::SampleScratch };
+        let grid = Grid {
+            blocks: (args.rows * cut.cluster, 1),
+            threads: THREADS,
+            shared_bytes: if cut.in_shared { cut.part * size_of::<f32>() as u32 } else { 0 },
+            cluster: cut.cluster,
+        };
+        // SAFETY: the struct is the kernel's, its arrays were checked above, and what a row refers to
+        // is checked by the kernel.
+        unsafe { check.launch(kernel, grid, &args) }
+    }
+}
+
+/// Starts a table of token counts: `tokens` is a request's prompt, then its output so far. Sampling counts
+/// on from there.
+pub struct HistoryReset<'a> {
+    /// Prompt, then output; ids outside the vocabulary are ignored.
+    pub tokens: Array<'a, u32>,
+    /// One table, `[vocab]`; zeros.
+    pub marks: ArrayMut<'a, u32>,
+    /// How many of `tokens` are prompt.
+    pub prompt_len: usize,
+}
+
+impl HistoryReset<'_> {
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let check = Check::new("history_reset", device);
+        let args = HistoryResetArgs {
+            tokens: check.scalars("tokens", &self.tokens, &[self.tokens.len()])?,
+            marks: check.scalars("marks", &self.marks, &[self.marks.len()])?,
+            len: check.count("the length of tokens", self.tokens.len())?,
+            prompt_len: check.count("prompt_len", self.prompt_len)?,
+            vocab: check.count("the length of marks", self.marks.len())?,
+            reserved: 0,
+        };
+        let grid = Grid::of_threads(self.tokens.len());
+        // SAFETY: the struct is the kernel's, and its arrays were checked above.
+        unsafe { check.launch(Kernel::HistoryReset, grid, &args) }
+    }
+}

@@ -1,0 +1,94 @@
+//! The fence, held together: the C compiler's sizes and offsets of `cu/minisgl.h` against Rust's.
+
+use std::mem::{offset_of, size_of};
+use std::process::Command;
+
+use minisgl_kernels::abi::*;
+
+/// One line for each struct and field: "name offset", with the size as the offset of the struct.
+struct Layout {
+    /// C expressions for `printf`.
+    c: String,
+    rust: String,
+}
+
+macro_rules! fence {
+    ($($rust:ident = $c:ident { $($field:ident),* $(,)? })*) => {{
+        let mut layout = Layout { c: String::new(), rust: String::new() };
+        $(
+            layout.c += concat!("printf(\"", stringify!($c), " %zu\\n\", sizeof(", stringify!($c), "));\n");
+            layout.rust += &format!("{} {}\n", stringify!($c), size_of::<$rust>());
+            $(
+                layout.c += concat!(
+                    "printf(\"", stringify!($c), ".", stringify!($field), " %zu\\n\", offsetof(",
+                    stringify!($c), ", ", stringify!($field), "));\n"
+                );
+                layout.rust += &format!(
+                    "{}.{} {}\n", stringify!($c), stringify!($field), offset_of!($rust, $field)
+                );
+            )*
+            // Naming every field makes a forgotten one a compile error.
+            let _ = |of: $rust| { let $rust { $($field: _),* } = of; };
+        )*
+        layout
+    }};
+}
+
+#[test]
+fn rust_and_c_agree_on_every_size_and_offset() {
+    let layout = fence! {
+        EmbeddingArgs = minisgl_embedding_args {
+            tokens, fed, table, out, rows, hidden, fed_len, vocab_start, vocab_len, reserved,
+        }
+        RmsNormArgs = minisgl_rmsnorm_args { x, residual, weight, out, rows, hidden, eps, reserved }
+        QkRopePageArgs = minisgl_qk_rope_page_args {
+            qkv, bias, q_weight, k_weight, cos_sin, positions, slots, q_out, k_pages, v_pages, rows,
+            q_heads, kv_heads, positions_len, slots_len, eps,
+        }
+        SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
+        GatherArgs = minisgl_gather_args { x, index, out, rows, hidden, x_rows, reserved }
+        ArgmaxArgs = minisgl_argmax_args {
+            logits, out_index, tokens, best, done, rows, vocab, stride, tokens_len,
+        }
+        SampleRow = minisgl_sample_row {
+            seed, position, out, temperature, top_k, top_p, min_p, repetition_penalty,
+            presence_penalty, frequency_penalty, history, bias_at, bias_len, banned_at, banned_len,
+            logprobs, reserved,
+        }
+        SampleArgs = minisgl_sample_args {
+            logits, params, bias_tokens, bias_values, banned, marks, scratch, tokens, logprob,
+            top_tokens, top_logprobs, rows, vocab, stride, tables, tokens_len, bias_len, banned_len,
+            top_max, part, reserved,
+        }
+        HistoryResetArgs = minisgl_history_reset_args {
+            tokens, marks, len, prompt_len, vocab, reserved,
+        }
+        FiArgs = minisgl_fi_args {
+            q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
+            int_workspace, requests, q_heads, kv_heads, page_size, scale, dependent,
+        }
+        FiPlanArgs = minisgl_fi_plan_args {
+            q_starts, page_starts, float_workspace, int_workspace, pinned, float_bytes, int_bytes,
+            rows, requests, q_heads, kv_heads, head_dim, page_size, graph, reserved,
+        }
+    };
+    let structs = include_str!("../cu/minisgl.h").matches("typedef struct").count();
+    assert_eq!(structs, layout.rust.lines().filter(|line| !line.contains('.')).count());
+    assert_eq!(size_of::<SampleRow>(), 8 + 16 * 4, "Pod allows no padding");
+
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("layout.c"), dir.path().join("layout"));
+    let c = format!(
+        "#include \"minisgl.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
+        layout.c
+    );
+    std::fs::write(&source, c).unwrap();
+    let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/cu");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let mut command = Command::new(compiler);
+    command.args(["-std=c99", "-Wall", "-Wextra", "-Werror", include, "-o"]);
+    let status = command.arg(&program).arg(&source).status().expect("a C compiler, `cc` or $CC");
+    assert!(status.success());
+    let said = String::from_utf8(Command::new(&program).output().unwrap().stdout).unwrap();
+    assert_eq!(said, layout.rust);
+}

@@ -1,0 +1,327 @@
+//! Times of the ops: the median of 20 replays of a graph of launches over cold buffers.
+
+use cudarc::driver::CudaSlice;
+use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use half::bf16;
+use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
+use minisgl_kernels::ops::*;
+
+use crate::support::Gpu;
+
+/// What a graph reads before it comes round to the same buffer: three times an H100's L2 cache.
+const COLD_BYTES: usize = 160 << 20;
+
+const HIDDEN: usize = 4096;
+const WIDTH: usize = 12_288;
+const VOCAB: usize = 151_936;
+const ROWS: [usize; 4] = [1, 32, 256, 4096];
+
+pub fn run(gpu: &mut Gpu) {
+    gemm(gpu);
+    let copy = copy_rate(gpu);
+    println!("copy {:.2} TB/s (read and written); share = bytes / time / copy", copy / 1e12);
+    println!("{:<34} {:>6} {:>10} {:>8} {:>7}", "op", "rows", "time/us", "TB/s", "share");
+    let show = |op: &str, rows: usize, bytes: usize, seconds: f64| {
+        let rate = bytes as f64 / seconds;
+        let (micros, tera) = (seconds * 1e6, rate / 1e12);
+        println!("{op:<34} {rows:>6} {micros:>10.2} {tera:>8.3} {:>6.1}%", rate / copy * 100.0);
+    };
+    for rows in ROWS {
+        embedding(gpu, rows, &show);
+        rmsnorm(gpu, rows, &show);
+        rope(gpu, rows, &show);
+        silu_mul(gpu, rows, &show);
+    }
+    crate::attention::bench(gpu, &show);
+    for rows in [1, 8, 32, 256] {
+        argmax(gpu, rows, &show);
+        sample(gpu, rows, &show);
+    }
+}
+
+pub type Show<'a> = &'a dyn Fn(&str, usize, usize, f64);
+
+/// Bytes a second that the driver's own copy moves, read and written.
+fn copy_rate(gpu: &Gpu) -> f64 {
+    let bytes = 1 << 30;
+    let stream = gpu.device.stream();
+    let from = stream.alloc_zeros::<u8>(bytes).unwrap();
+    let mut to = stream.alloc_zeros::<u8>(bytes).unwrap();
+    let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+    let mut times: Vec<f32> = (0..10)
+        .map(|_| {
+            let begin = stream.record_event(flags).unwrap();
+            stream.memcpy_dtod(&from, &mut to).unwrap();
+            let end = stream.record_event(flags).unwrap();
+            begin.elapsed_ms(&end).unwrap()
+        })
+        .collect();
+    times.sort_by(f32::total_cmp);
+    2.0 * bytes as f64 / (f64::from(times[5]) * 1e-3)
+}
+
+/// How many buffers of `bytes` keep the cache cold.
+fn sets(bytes: usize) -> usize {
+    COLD_BYTES.div_ceil(bytes).clamp(2, 64)
+}
+
+/// Seconds of one launch; `launch(i)` works on the i-th set of buffers.
+pub fn time(gpu: &Gpu, sets: usize, mut launch: impl FnMut(usize)) -> f64 {
+    let stream = gpu.device.stream();
+    launch(0);
+    gpu.device.synchronize().unwrap();
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    (0..sets).for_each(&mut launch);
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+    let graph = stream.end_capture(flags).unwrap().unwrap();
+    graph.launch().unwrap();
+    let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+    let mut times: Vec<f32> = (0..20)
+        .map(|_| {
+            let begin = stream.record_event(flags).unwrap();
+            graph.launch().unwrap();
+            let end = stream.record_event(flags).unwrap();
+            begin.elapsed_ms(&end).unwrap()
+        })
+        .collect();
+    times.sort_by(f32::total_cmp);
+    f64::from(times[10]) * 1e-3 / sets as f64
+}
+
+/// Random values, a megabyte of them again and again.
+pub fn fill(gpu: &mut Gpu, len: usize) -> CudaSlice<bf16> {
+    let (values, _) = gpu.normal((1 << 19).min(len), 1.0);
+    let stream = gpu.device.stream();
+    let mut slice = stream.alloc_zeros::<bf16>(len).unwrap();
+    for at in (0..len).step_by(values.len()) {
+        let end = len.min(at + values.len());
+        stream.memcpy_htod(&values[..end - at], &mut slice.slice_mut(at..end)).unwrap();
+    }
+    slice
+}
+
+fn embedding(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let bytes = 4 * rows * HIDDEN;
+    let sets = sets(bytes);
+    let table = fill(gpu, VOCAB * HIDDEN);
+    let ids: Vec<i32> = (0..sets * rows).map(|_| gpu.random.below(VOCAB) as i32).collect();
+    let tokens = gpu.upload(&ids);
+    let mut out = gpu.poisoned(sets * rows * HIDDEN);
+    let seconds = time(gpu, sets, |i| {
+        Embedding {
+            tokens: (&tokens.slice(i * rows..(i + 1) * rows)).into(),
+            fed: (&tokens).into(),
+            table: (&table).into(),
+            out: (&mut out.slice_mut(i * rows * HIDDEN..(i + 1) * rows * HIDDEN)).into(),
+            rows,
+            hidden: HIDDEN,
+            vocab_start: 0,
+            vocab_len: VOCAB,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+    });
+    show("embedding, hidden 4096", rows, bytes, seconds);
+}
+
+fn rmsnorm(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let bytes = 8 * rows * HIDDEN;
+    let (sets, len) = (sets(bytes), rows * HIDDEN);
+    let (x, mut residual) = (fill(gpu, sets * len), fill(gpu, sets * len));
+    let (weight, mut out) = (fill(gpu, HIDDEN), gpu.poisoned(sets * len));
+    let seconds = time(gpu, sets, |i| {
+        let at = i * len..(i + 1) * len;
+        RmsNorm {
+            x: (&x.slice(at.clone())).into(),
+            residual: Some((&mut residual.slice_mut(at.clone())).into()),
+            weight: (&weight).into(),
+            out: (&mut out.slice_mut(at)).into(),
+            rows,
+            hidden: HIDDEN,
+            eps: 1e-6,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+    });
+    show("rmsnorm + residual, hidden 4096", rows, bytes, seconds);
+}
+
+/// Qwen3-8B's heads.
+fn rope(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let (q_heads, kv_heads, head_dim) = (32, 8, 128);
+    let heads = q_heads + 2 * kv_heads;
+    let bytes = 4 * rows * heads * head_dim + 4 * rows * head_dim;
+    let (sets, len) = (sets(bytes), rows * heads * head_dim);
+    let qkv = fill(gpu, sets * len);
+    let (weight, cos_sin) = (fill(gpu, head_dim), gpu.upload(&vec![0.7_f32; 8192 * head_dim]));
+    let positions: Vec<i32> = (0..rows).map(|_| gpu.random.below(8192) as i32).collect();
+    let mut order: Vec<i32> = (0..sets as i32 * rows as i32).collect();
+    gpu.random.shuffle(&mut order);
+    let (positions, slots) = (gpu.upload(&positions), gpu.upload(&order));
+    let mut q_out = gpu.poisoned(sets * rows * q_heads * head_dim);
+    let mut k_pages = gpu.poisoned(sets * rows * kv_heads * head_dim);
+    let mut v_pages = gpu.poisoned(sets * rows * kv_heads * head_dim);
+    let q_len = rows * q_heads * head_dim;
+    let seconds = time(gpu, sets, |i| {
+        QkRopePage {
+            qkv: (&qkv.slice(i * len..(i + 1) * len)).into(),
+            bias: None,
+            norm: Some(QkNorm {
+                q_weight: (&weight).into(),
+                k_weight: (&weight).into(),
+                eps: 1e-6,
+            }),
+            cos_sin: (&cos_sin).into(),
+            positions: (&positions).into(),
+            slots: (&slots.slice(i * rows..(i + 1) * rows)).into(),
+            q_out: (&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
+            k_pages: (&mut k_pages).into(),
+            v_pages: (&mut v_pages).into(),
+            rows,
+            q_heads,
+            kv_heads,
+            head_dim,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+    });
+    show("qk_norm + rope + page, 32/8 x 128", rows, bytes, seconds);
+}
+
+fn silu_mul(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let bytes = 6 * rows * WIDTH;
+    let (sets, len) = (sets(bytes), rows * WIDTH);
+    let (x, mut out) = (fill(gpu, sets * 2 * len), gpu.poisoned(sets * len));
+    let seconds = time(gpu, sets, |i| {
+        let from = x.slice(i * 2 * len..(i + 1) * 2 * len);
+        let mut to = out.slice_mut(i * len..(i + 1) * len);
+        SiluMul { gate_up: (&from).into(), out: (&mut to).into(), rows, width: WIDTH }
+            .launch(&gpu.device)
+            .unwrap();
+    });
+    show("silu_mul, width 12288", rows, bytes, seconds);
+}
+
+/// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt and the best of its algorithms.
+fn gemm(gpu: &mut Gpu) {
+    let mut gemm = Gemm::open(&gpu.device, None).unwrap();
+    println!(
+        "{:<26} {:>5} {:>10} {:>10} {:>8}",
+        "gemm (N, K), cold weights", "rows", "first/us", "best/us", "TB/s"
+    );
+    let shapes = [
+        ("0.6B qkv", 4096, 1024),
+        ("0.6B gate_up", 6144, 1024),
+        ("0.6B down", 1024, 3072),
+        ("8B qkv", 6144, 4096),
+        ("8B o", 4096, 4096),
+        ("8B down", 4096, 12_288),
+    ];
+    for (name, n, k) in shapes {
+        for m in [1, 8, 64, 256] {
+            let sets = sets(2 * n * k).min(16);
+            let (x, weights) = (fill(gpu, m * k), fill(gpu, sets * n * k));
+            let mut out = gpu.poisoned(m * n);
+            let views: Vec<_> =
+                (0..sets).map(|i| weights.slice(i * n * k..(i + 1) * n * k)).collect();
+            let args = GemmArgs {
+                x: (&x).into(),
+                weight: (&views[0]).into(),
+                bias: None,
+                out: GemmOut::Bf16((&mut out).into()),
+                m,
+                n,
+                k,
+            };
+            let rest: Vec<_> = views[1..].iter().map(Into::into).collect();
+            let (first, best) = gemm.tune(&gpu.device, args, &rest).unwrap();
+            let rate = (2 * (m * k + n * k + m * n)) as f64 / best / 1e12;
+            let what = format!("{name} ({n}, {k})");
+            println!("{what:<26} {m:>5} {:>10.2} {:>10.2} {rate:>8.3}", first * 1e6, best * 1e6);
+        }
+    }
+}
+
+/// Logits of a model: normal, with a few that stand out.
+fn logits(gpu: &mut Gpu, len: usize) -> CudaSlice<f32> {
+    let values: Vec<f32> = (0..1 << 20)
+        .map(|i| gpu.random.normal() * 2.0 + if i % 5000 == 0 { 8.0 } else { 0.0 })
+        .collect();
+    let stream = gpu.device.stream();
+    let mut slice = stream.alloc_zeros::<f32>(len).unwrap();
+    for at in (0..len).step_by(values.len()) {
+        let end = len.min(at + values.len());
+        stream.memcpy_htod(&values[..end - at], &mut slice.slice_mut(at..end)).unwrap();
+    }
+    slice
+}
+
+fn argmax(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let (sets, len) = (sets(4 * rows * VOCAB), rows * VOCAB);
+    let logits = logits(gpu, sets * len);
+    let out_index = gpu.upload(&(0..rows as i32).collect::<Vec<_>>());
+    let (mut tokens, mut best) = (gpu.upload(&vec![0_i32; rows]), gpu.upload(&vec![0_u64; rows]));
+    let mut done = gpu.upload(&vec![0_u32; rows]);
+    let seconds = time(gpu, sets, |i| {
+        Argmax {
+            logits: (&logits.slice(i * len..(i + 1) * len)).into(),
+            out_index: (&out_index).into(),
+            tokens: (&mut tokens).into(),
+            scratch: ArgmaxScratch { best: (&mut best).into(), done: (&mut done).into() },
+            rows,
+            vocab: VOCAB,
+            stride: VOCAB,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+    });
+    show("argmax, vocabulary 151936", rows, 4 * len, seconds);
+}
+
+fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let (sets, len) = (sets(4 * rows * VOCAB), rows * VOCAB);
+    let logits = logits(gpu, sets * len);
+    let top_max = 20;
+    let mut marks = gpu.upload(&vec![0_u32; VOCAB]);
+    let (mut tokens, mut logprob) =
+        (gpu.upload(&vec![0_i32; rows]), gpu.upload(&vec![0_f32; rows]));
+    let mut top_tokens = gpu.upload(&vec![0_i32; rows * top_max]);
+    let mut top_logprobs = gpu.upload(&vec![0_f32; rows * top_max]);
+    let (none_u32, none_f32) = (gpu.upload(&[0_u32]), gpu.upload(&[0_f32]));
+    let mut scratch = gpu.upload(&[0_f32]);
+    let plain = SampleRow { temperature: 0.6, ..SampleRow::greedy(1, 0) };
+    let settings = [
+        ("greedy", SampleRow::greedy(1, 0)),
+        ("temperature", plain),
+        ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
+        ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
+        ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
+    ];
+    for (name, row) in settings {
+        let row = |at| SampleRow { seed: at as u64, out: at, ..row };
+        let params = gpu.upload(&(0..rows as i32).map(row).collect::<Vec<_>>());
+        let seconds = time(gpu, sets, |i| {
+            Sample {
+                logits: (&logits.slice(i * len..(i + 1) * len)).into(),
+                params: (&params).into(),
+                bias_tokens: (&none_u32).into(),
+                bias_values: (&none_f32).into(),
+                banned: (&none_u32).into(),
+                marks: (&mut marks).into(),
+                scratch: (&mut scratch.slice_mut(..0)).into(),
+                tokens: (&mut tokens).into(),
+                logprob: (&mut logprob).into(),
+                top_tokens: (&mut top_tokens).into(),
+                top_logprobs: (&mut top_logprobs).into(),
+                rows,
+                vocab: VOCAB,
+                stride: VOCAB,
+                top_max,
+            }
+            .launch(&gpu.device)
+            .unwrap();
+        });
+        show(&format!("sample, {name}"), rows, 4 * len, seconds);
+    }
+}

@@ -1,0 +1,87 @@
+//! Every op on a GPU against a naive reference on the CPU, then a table of times.
+//!
+//! `gpu [FILTER] [--small] [--bench] [--require-gpu]`: `--small` keeps the shapes small enough for a
+//! sanitizer, `--bench` times the ops afterwards. Inputs are fresh every run; the seed is printed and
+//! `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is claimed.
+
+#![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
+
+mod argmax;
+mod attention;
+mod bench;
+mod embedding;
+mod gemm;
+mod reference;
+mod refusal;
+mod rmsnorm;
+mod rope;
+mod sampler;
+mod silu_mul;
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minisgl_kernels::Device;
+use support::Gpu;
+
+/// Name and body; a test that fails panics.
+type Test = (&'static str, fn(&mut Gpu));
+
+const TESTS: &[Test] = &[
+    ("embedding", embedding::embedding),
+    ("gather", embedding::gather),
+    ("silu_mul", silu_mul::silu_mul),
+    ("rmsnorm", rmsnorm::rmsnorm),
+    ("qk_rope_page", rope::qk_rope_page),
+    ("argmax", argmax::argmax),
+    ("argmax_special_values", argmax::special_values),
+    ("sampler_settings", sampler::settings),
+    ("sampler_vocabularies", sampler::vocabularies),
+    ("sampler_scratch", sampler::scratch),
+    ("sampler_history", sampler::history),
+    ("gemm", gemm::gemm),
+    ("gemm_tuned", gemm::tuned),
+    ("attention", attention::attention),
+    ("attention_graph", attention::attention_graph),
+    ("refusals", refusal::refusals),
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let filter = args.iter().find(|arg| !arg.starts_with('-')).map_or("", |arg| arg.as_str());
+    if Device::count() == 0 {
+        println!("no CUDA device: {} GPU tests not run", TESTS.len());
+        return if has("--require-gpu") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or(now);
+    let device = Device::open(0).unwrap();
+    let ((major, minor), name) = (device.capability(), device.name().to_owned());
+    println!("{name}, sm_{major}{minor}, MINISGL_TEST_SEED={seed}");
+
+    let mut gpu = Gpu::new(device, seed, has("--small"));
+    let mut failed = Vec::new();
+    let chosen = TESTS.iter().filter(|(name, _)| name.contains(filter));
+    for &(name, test) in chosen.clone() {
+        gpu.restart(seed);
+        let began = std::time::Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            test(&mut gpu);
+            gpu.device.synchronize().unwrap();
+        }));
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {word} ({:.1} s)", began.elapsed().as_secs_f32());
+        if outcome.is_err() {
+            failed.push(name);
+        }
+    }
+    if has("--bench") {
+        bench::run(&mut gpu);
+    }
+    println!("{} passed, {} failed {failed:?}", chosen.count() - failed.len(), failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
