@@ -2,7 +2,10 @@
 //! are host code, into a static library.
 //!
 //! Only what changed: an output is kept in cargo's target folder, shared by all profiles, under a hash
-//! of its source, every header, the flags and the compiler's version.
+//! of its source, its headers, the flags and the compiler's version.
+
+#[path = "build/find.rs"]
+mod find;
 
 use std::collections::hash_map::DefaultHasher;
 use std::error::Error;
@@ -36,6 +39,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=cu");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
@@ -50,11 +54,10 @@ fn compile_all() -> Result<()> {
     // OUT_DIR is <target>/<profile>/build/<package>/out.
     let target =
         out.ancestors().nth(4).ok_or("OUT_DIR is not four folders below the target folder")?;
-    let nvcc = find_nvcc(target)?;
+    let nvcc = find::nvcc(target)?;
     let cache = target.join("kernels");
     fs::create_dir_all(&cache)?;
-
-    let flashinfer = find_flashinfer(target)?;
+    let flashinfer = find::flashinfer(target)?;
 
     let mut common = DefaultHasher::new();
     (TARGETS, FLAGS, FATBIN_FLAGS, HOST_FLAGS, &flashinfer).hash(&mut common);
@@ -62,16 +65,18 @@ fn compile_all() -> Result<()> {
     version.stdout.hash(&mut common);
     let (mut sources, mut headers) = (Vec::new(), Vec::new());
     list(Path::new("cu"), &mut sources, &mut headers)?;
-    for header in &headers {
-        (header, fs::read(header)?).hash(&mut common);
-    }
 
     // Each worker takes the next source until none is left.
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut hash = common.clone();
-            (source, fs::read(source)?).hash(&mut hash);
+            // A source may include headers of its own folder and of `cu`, and no others of ours.
+            let folders = [source.parent(), Some(Path::new("cu"))];
+            let near = headers.iter().filter(|header| folders.contains(&header.parent()));
+            for file in near.chain([source]) {
+                (file, fs::read(file)?).hash(&mut hash);
+            }
             let kind = if is_host(source) { "o" } else { "fatbin" };
             let output = cache.join(format!("{}-{:016x}.{kind}", stem(source), hash.finish()));
             if !output.exists() {
@@ -157,49 +162,6 @@ fn compile(nvcc: &Path, flashinfer: &Path, source: &Path, to: &Path) -> Result<(
         }
     }
     Ok(fs::rename(fresh, to)?)
-}
-
-/// In `NVCC`, `CUDA_HOME`, `PATH`, then where `cargo xtask toolchain` puts it.
-fn find_nvcc(target: &Path) -> Result<PathBuf> {
-    for variable in ["NVCC", "CUDA_HOME", "PATH"] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
-    if let Some(nvcc) = env::var_os("NVCC") {
-        let nvcc = PathBuf::from(nvcc);
-        return match nvcc.is_file() {
-            true => Ok(nvcc),
-            false => Err(format!("NVCC is {}, which is no file", nvcc.display()).into()),
-        };
-    }
-    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let wheels = target.join("toolchain/cuda/nvidia/cu13/bin");
-    home.into_iter()
-        .chain(env::split_paths(&path))
-        .chain([wheels])
-        .map(|dir| dir.join("nvcc"))
-        .find(|nvcc| nvcc.is_file())
-        .ok_or_else(|| {
-            "no CUDA compiler: nvcc is neither in NVCC, CUDA_HOME nor PATH. Run `cargo xtask \
-             toolchain` to fetch it from PyPI into target/ (104 MB, no root), or build without the \
-             feature `cuda`"
-                .into()
-        })
-}
-
-/// FlashInfer's data folder: in `FLASHINFER_DATA`, then where `cargo xtask toolchain` puts it.
-fn find_flashinfer(target: &Path) -> Result<PathBuf> {
-    println!("cargo::rerun-if-env-changed=FLASHINFER_DATA");
-    let named = env::var_os("FLASHINFER_DATA").map(PathBuf::from);
-    let data = named.unwrap_or_else(|| target.join("toolchain/flashinfer"));
-    match data.join("include/flashinfer").is_dir() {
-        true => Ok(data),
-        false => {
-            Err("no FlashInfer headers: run `cargo xtask toolchain` to fetch them from PyPI into \
-             target/ (62 MB), or set FLASHINFER_DATA to the folder flashinfer/data of its wheel"
-                .into())
-        }
-    }
 }
 
 /// Sources and headers below `dir`, in a fixed order.

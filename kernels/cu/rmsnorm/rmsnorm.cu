@@ -7,6 +7,8 @@
 // Shapes: x, residual, out bf16 [rows, hidden], weight bf16 [hidden]; f32 inside. The norm looks at the
 // sum as it is stored, so that recomputing from the stored residual gives the same bits.
 // Bytes moved: 8 * rows * hidden with a residual, 4 * rows * hidden without. Bound: copy bandwidth.
+// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), hidden 4096, with residual: 82 to 92 % at 4,096
+// rows over four runs; 1.6 us at 1 row.
 
 #include "../common.cuh"
 

@@ -12,6 +12,8 @@
 // inside, rounded once. A row whose slot or position is outside its table is padding: nothing of it is
 // written.
 // Bytes moved: 4 * rows * (q_heads + 2 * kv_heads) * D, and 4 * rows * D of the table. Bound: copy bandwidth.
+// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), 32 and 8 heads of 128, norm: 83 % at 4,096 rows;
+// 1.8 us at 1 row.
 
 #include "../common.cuh"
 

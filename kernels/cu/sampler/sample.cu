@@ -8,8 +8,10 @@
 // Shapes: logits f32 [rows, stride], only read; parameters in minisgl_sample_row. One launch for all rows. A
 // row belongs to the blocks of one cluster, each with a working copy of its part: read from
 // memory once, then worked on in shared memory (or in `scratch`, where no cluster is to be had).
-// Bytes moved: 4 * rows * vocab. Bound: read bandwidth; the exponentials and one IEEE division a
+// Bytes moved: 4 * rows * vocab. Bound: read bandwidth; the exponentials and a division a
 // token are of the same size.
+// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), vocabulary 151936, 256 rows: greedy 121 us, with
+// temperature 229 us, with top-p 526 us, of a floor of 50 us; at 1 row 10, 20 and 45 us.
 
 #include "filter.cuh"
 
