@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{bench, build, model, paths, python, sh};
+use crate::{bench, build, model, paths, python, sh, toolchain};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,11 +17,12 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 9] = [
+    let stages: [(&str, Stage); 10] = [
         ("format", format),
         ("clippy", clippy),
         ("models", models),
         ("unit tests", unit_tests),
+        ("kernels", kernels),
         ("documentation tests", doc_tests),
         ("release build", build::release),
         ("Python client", || python::venv().map(drop)),
@@ -83,6 +84,16 @@ fn unit_tests() -> Result<()> {
     // Tests that look at a model skip without this, and fail with it when the model is missing.
     command.env("MINISGL_MODELS_DIR", paths::models());
     sh::run(&mut command, "`cargo test -p CRATE` runs one crate's")
+}
+
+/// Compiles every kernel. On a machine without a GPU the GPU tests say that they were not run.
+fn kernels() -> Result<()> {
+    println!("{}", toolchain::fetch()?.display());
+    let package = ["-p", "minisgl-kernels", "--features", "cuda", "--locked"];
+    let lint = ["--all-targets", "--", "-D", "warnings"];
+    let remedy = "`cargo xtask toolchain` fetches the compiler";
+    cargo(&[&["clippy"], &package[..], &lint[..]].concat(), remedy)?;
+    cargo(&[&["test"], &package[..]].concat(), remedy)
 }
 
 fn doc_tests() -> Result<()> {
