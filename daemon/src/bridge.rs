@@ -13,9 +13,11 @@ pub struct RegistryBackend(pub Registry);
 impl Backend for RegistryBackend {
     fn models(&self) -> Vec<ModelEntry> {
         let created = self.0.created();
-        let created_s = |name: &str| created.iter().find(|(n, _)| n == name).map_or(0, |(_, s)| *s);
+        let created_ns =
+            |name: &str| created.iter().find(|(n, _)| n == name).map_or(0, |(_, ns)| *ns);
         let entry = |status: minisgl_proto::admin::ModelStatus| ModelEntry {
-            created_s: created_s(&status.name),
+            created_s: created_ns(&status.name) / 1_000_000_000,
+            generation: created_ns(&status.name),
             ready: status.state == ModelState::Ready,
             max_len: status.info.as_ref().map(|info| info.max_len),
             name: status.name,

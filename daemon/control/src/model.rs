@@ -22,8 +22,8 @@ pub(crate) struct Model {
     pub(crate) source: String,
     /// How.
     pub(crate) options: LoadOptions,
-    /// Unix time of the load, in seconds.
-    pub(crate) created_s: u64,
+    /// Unix time of the load, in nanoseconds.
+    pub(crate) created_ns: u64,
     /// Requests in flight.
     pub(crate) streams: Arc<Streams>,
     /// The way to its supervisor.
@@ -64,7 +64,7 @@ impl Model {
             name,
             source,
             options,
-            created_s: unix_time.map_or(0, |time| time.as_secs()),
+            created_ns: unix_time.map_or(0, |time| time.as_nanos() as u64),
             streams: Arc::new(Streams::new(stream_buffer)),
             events,
             view: Mutex::new(View {

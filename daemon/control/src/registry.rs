@@ -272,9 +272,9 @@ impl Registry {
         models.iter().map(|model| model.status()).collect()
     }
 
-    /// Unix time at which each model's load began, in seconds, in the order of [`Registry::list`].
+    /// Unix time at which each model's load began, in nanoseconds, in the order of [`Registry::list`].
     pub fn created(&self) -> Vec<(String, u64)> {
-        self.lock().iter().map(|model| (model.name.clone(), model.created_s)).collect()
+        self.lock().iter().map(|model| (model.name.clone(), model.created_ns)).collect()
     }
 
     /// Empties a model's prefix cache; returns the pages that became free.

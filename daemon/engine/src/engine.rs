@@ -387,8 +387,10 @@ fn check(options: &LoadOptions) -> Result<(), EngineError> {
         ("page_size", u64::from(options.page_size), 1..=1 << 16),
         ("max_running", u64::from(options.max_running), 1..=1 << 16),
         ("chunk_tokens", u64::from(options.chunk_tokens), 1..=1 << 16),
-        ("kv_tokens", options.kv_tokens.unwrap_or(1), 1..=u64::MAX),
-        ("max_len", options.max_len.map_or(1, u64::from), 1..=u64::MAX),
+        ("max_waiting", u64::from(options.max_waiting), 1..=u64::MAX),
+        // A request is one prompt token and one generated token at least.
+        ("kv_tokens", options.kv_tokens.unwrap_or(2), 2..=u64::MAX),
+        ("max_len", options.max_len.map_or(2, u64::from), 2..=u64::MAX),
     ];
     for (option, value, range) in ranges {
         if !range.contains(&value) {

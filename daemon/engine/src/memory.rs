@@ -1,6 +1,8 @@
-//! How many KV pages a model gets.
+//! How many KV pages a model gets, and of how much memory.
 //!
 //! Owns: the memory budget. Must never: allocate.
+
+use std::path::Path;
 
 use minisgl_proto::LoadOptions;
 
@@ -94,7 +96,8 @@ impl Budget {
     }
 }
 
-/// Bytes that the system can give without swapping.
+/// Bytes that the system can give this process without swapping: `MemAvailable`, or what the limits of
+/// its control groups (version 2) leave if that is less.
 ///
 /// # Errors
 /// `/proc/meminfo` is not there or has no `MemAvailable`.
@@ -102,10 +105,33 @@ pub fn available_bytes() -> Result<u64, EngineError> {
     let path = "/proc/meminfo";
     let text = std::fs::read_to_string(path)
         .map_err(|source| EngineError::System { what: format!("read {path}"), source })?;
-    parse_available(&text).ok_or_else(|| EngineError::System {
+    let machine = parse_available(&text).ok_or_else(|| EngineError::System {
         what: format!("read {path}"),
         source: std::io::Error::other("it has no line MemAvailable"),
-    })
+    })?;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = left_in_groups(Path::new("/sys/fs/cgroup"), &groups);
+    Ok(limit.map_or(machine, |left| left.min(machine)))
+}
+
+/// Bytes left under the tightest limit of a process's control group and the groups around it;
+/// `membership` is its `/proc/self/cgroup`, `root` where the groups are mounted. `None` without limits.
+fn left_in_groups(root: &Path, membership: &str) -> Option<u64> {
+    let own = membership.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let own = root.join(own);
+    own.ancestors().take_while(|group| group.starts_with(root)).filter_map(left_in_group).min()
+}
+
+/// `memory.max` less `memory.current`, not counting the file pages that the kernel gives back first: a
+/// model that was just downloaded is among them. `None` when the limit is `max` or there is none.
+fn left_in_group(group: &Path) -> Option<u64> {
+    let read = |name| std::fs::read_to_string(group.join(name)).ok();
+    let max: u64 = read("memory.max")?.trim().parse().ok()?;
+    let current: u64 = read("memory.current")?.trim().parse().ok()?;
+    let stat = read("memory.stat").unwrap_or_default();
+    let inactive = stat.lines().find_map(|line| line.strip_prefix("inactive_file "));
+    let inactive: u64 = inactive.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0);
+    Some(max.saturating_sub(current.saturating_sub(inactive)))
 }
 
 fn parse_available(meminfo: &str) -> Option<u64> {
@@ -157,6 +183,33 @@ mod tests {
         let options = LoadOptions { kv_tokens: Some(64), max_len: Some(65), ..options() };
         let error = BUDGET.kv_size(&options).unwrap_err().to_string();
         assert_eq!(error, "option max_len is 65: at most the 64 tokens of the KV cache");
+    }
+
+    #[test]
+    fn the_tightest_group_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |group: &str, file: &str, text: &str| {
+            let group = root.path().join(group);
+            std::fs::create_dir_all(&group).unwrap();
+            std::fs::write(group.join(file), text).unwrap();
+        };
+        let left = |membership: &str| left_in_groups(root.path(), membership);
+        let own = "4:memory:/old\n0::/pod/app\n";
+        assert_eq!(left(own), None, "no files, no limit");
+        write("pod/app", "memory.max", "max\n");
+        write("pod/app", "memory.current", "700\n");
+        assert_eq!(left(own), None);
+        write("pod", "memory.max", "1000\n");
+        write("pod", "memory.current", "800\n");
+        assert_eq!(left(own), Some(200), "the group around it has a limit");
+        write("pod", "memory.stat", "anon 500\ninactive_file 300\nactive_file 0\n");
+        assert_eq!(left(own), Some(500), "file pages come back");
+        write("pod/app", "memory.max", "710\n");
+        assert_eq!(left(own), Some(10));
+        write("pod/app", "memory.max", "600\n");
+        assert_eq!(left(own), Some(0), "over its limit");
+        assert_eq!(left("0::/\n"), None);
+        assert_eq!(left("4:memory:/old\n"), None, "version 1 alone");
     }
 
     #[test]

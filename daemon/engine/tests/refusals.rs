@@ -54,9 +54,12 @@ fn options_that_cannot_be_served_are_refused() {
         (LoadOptions { chunk_tokens: u32::MAX, ..options() }, "is 4294967295: 1 to 65536"),
         (LoadOptions { threads: u32::MAX, ..options() }, "option threads is 4294967295"),
         (LoadOptions { max_running: 0, ..options() }, "option max_running is 0"),
-        (LoadOptions { kv_tokens: Some(0), ..options() }, "option kv_tokens is 0: at least 1"),
+        (LoadOptions { kv_tokens: Some(0), ..options() }, "option kv_tokens is 0: at least 2"),
         (LoadOptions { kv_tokens: Some(1 << 40), ..options() }, "no memory for the KV cache"),
         (LoadOptions { kv_tokens: Some(u64::MAX), ..options() }, "no memory for the KV cache"),
+        (LoadOptions { kv_tokens: Some(1), ..options() }, "option kv_tokens is 1: at least 2"),
+        (LoadOptions { max_waiting: 0, ..options() }, "option max_waiting is 0: at least 1"),
+        (LoadOptions { max_len: Some(1), ..options() }, "option max_len is 1: at least 2"),
     ];
     for (options, expected) in cases {
         let error = refusal(dir.path(), options);

@@ -30,6 +30,8 @@ pub struct ModelEntry {
     pub name: String,
     /// Unix time at which it was loaded, in seconds.
     pub created_s: u64,
+    /// Another number for each load, also of the same name and folder.
+    pub generation: u64,
     /// Whether it takes requests now.
     pub ready: bool,
     /// Its context length, once known.

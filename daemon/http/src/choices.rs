@@ -114,6 +114,10 @@ struct Choice {
     logprobs: bool,
     pending: Vec<Sampled>,
     usage: Usage,
+    /// Every token so far, a stop token and those of a stop string included.
+    token_ids: Vec<u32>,
+    /// Whether it stands for its prompt where a prompt counts once.
+    is_first: bool,
     last_token: Option<Instant>,
 }
 
@@ -132,6 +136,9 @@ impl Choices {
         let info = model.info();
         let mut choices = Vec::with_capacity(prompts.len() * wanted.n as usize);
         let mut stops = Vec::with_capacity(prompts.len());
+        if !wanted.stop_strings.is_empty() {
+            text.need_tokenizer("stop")?;
+        }
         for prompt in &prompts {
             if prompt.is_empty() {
                 return Err(ApiError::field(param, format!("{param} has no token")));
@@ -164,6 +171,8 @@ impl Choices {
                     logprobs: wanted.sampling.logprobs.is_some(),
                     pending: Vec::new(),
                     usage: Usage { prompt: prompt.len(), ..Usage::default() },
+                    token_ids: Vec::new(),
+                    is_first: choice == 0,
                     last_token: None,
                 });
             }
@@ -210,6 +219,11 @@ impl Choices {
     /// Token counts of one choice.
     pub fn usage(&self, choice: usize) -> Usage {
         self.choices[choice].usage
+    }
+
+    /// The tokens that [`Usage::completion`] counts.
+    pub fn token_ids(&self, choice: usize) -> &[u32] {
+        &self.choices[choice].token_ids
     }
 
     /// Token counts of the whole request: a prompt counts once, however many choices it has.
@@ -300,6 +314,7 @@ impl Choice {
         let mut new = String::new();
         if let Some(sampled) = sampled {
             self.count(cached_tokens, queue_s, record);
+            self.token_ids.push(sampled.token);
             let is_stop_token = matches!(ended, Some(Ended::StopToken(_)));
             if !is_stop_token || self.include_stop {
                 new = text.push(&mut self.detokenizer, sampled.token);
@@ -323,7 +338,8 @@ impl Choice {
         if ended.is_some() {
             out += &self.stops.finish();
         }
-        if out.is_empty() && ended.is_none() {
+        // Without a tokenizer there never is a text, and the tokens themselves are what is delivered.
+        if out.is_empty() && ended.is_none() && text.has_tokenizer() {
             return Ok(None);
         }
         let tokens = std::mem::take(&mut self.pending);
@@ -334,7 +350,8 @@ impl Choice {
         let now = Instant::now();
         if self.usage.completion == 0 {
             self.usage.cached = cached.unwrap_or(0) as usize;
-            record.first_token(cached.unwrap_or(0), queue_s);
+            let counted = if self.is_first { cached.unwrap_or(0) } else { 0 };
+            record.first_token(counted, queue_s);
         }
         self.usage.completion += 1;
         record.token(self.last_token.replace(now).map(|last| now - last));

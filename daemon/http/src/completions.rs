@@ -76,7 +76,7 @@ pub async fn completions(
     };
     let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
     let add_special = fields.add_special_tokens.unwrap_or(true);
-    let (prompts, echoes) = tokenize(&front, &found, inputs, add_special, echo).await?;
+    let (prompts, echoes) = tokenize(&front, &found, inputs, "prompt", add_special, echo).await?;
     let per_prompt = wanted.n as usize;
     let job = Job {
         model: found.model,
@@ -104,11 +104,12 @@ pub async fn completions(
     Ok(Json(answer.whole(choices).await?).into_response())
 }
 
-/// Tokenizes every prompt on the pool; with `echo`, their texts too.
+/// Tokenizes every prompt, of the field `param`, on the pool; with `echo`, their texts too.
 pub async fn tokenize(
     front: &Front,
     found: &Found,
     inputs: Vec<Prompt>,
+    param: &'static str,
     add_special: bool,
     echo: bool,
 ) -> Result<(Vec<Vec<u32>>, Vec<String>), ApiError> {
@@ -118,7 +119,7 @@ pub async fn tokenize(
         let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
         for input in inputs {
             let (tokens, own_text) = match input {
-                Prompt::Text(own) => (text.encode(&own, add_special, max_len)?, Some(own)),
+                Prompt::Text(own) => (text.encode(&own, param, add_special, max_len)?, Some(own)),
                 Prompt::Tokens(tokens) => (tokens, None),
             };
             if echo {

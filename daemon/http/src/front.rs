@@ -98,20 +98,22 @@ impl Front {
             .model(&name)
             .map_err(|refusal| ApiError::from_unavailable(&refusal, self.settings.retry_after_s))?;
         record.model(&name);
-        let created_s = entries.iter().find(|entry| entry.name == name).map_or(0, |e| e.created_s);
-        let key = (name.clone(), model.info().dir.clone(), created_s);
+        let generation = entries.iter().find(|e| e.name == name).map_or(0, |e| e.generation);
+        let key = (name.clone(), model.info().dir.clone(), generation);
         let text = self.texts.get(key, |key| self.is_current(key)).await?;
         Ok(Found { name, model, text })
     }
 
-    fn is_current(&self, (name, _, created_s): &LoadKey) -> bool {
+    fn is_current(&self, (name, _, generation): &LoadKey) -> bool {
         let entries = self.backend.models();
-        entries.iter().any(|entry| entry.name == *name && entry.created_s == *created_s)
+        entries.iter().any(|entry| entry.name == *name && entry.generation == *generation)
     }
 
-    /// Lets go of the tokenizers of models that are gone.
+    /// Lets go of the tokenizers and the metrics of models that are gone.
     pub fn prune(&self) {
         self.texts.prune(|key| self.is_current(key));
+        let entries = self.backend.models();
+        self.metrics.prune(|model| entries.iter().any(|entry| entry.name == model));
     }
 
     /// Submits a job and waits for its first text.
@@ -129,6 +131,21 @@ impl Front {
                     job.prompts.len(),
                     job.wanted.n,
                     self.settings.choices_max
+                ),
+            ));
+        }
+        let info = job.model.info();
+        let limit = u64::from(info.max_running) + u64::from(info.max_waiting);
+        if choices as u64 > limit {
+            return Err(ApiError::field(
+                "n",
+                format!(
+                    "{} prompts with n = {} are {choices} generations; the model takes at most \
+                     {limit} at once (max_running {} and max_waiting {})",
+                    job.prompts.len(),
+                    job.wanted.n,
+                    info.max_running,
+                    info.max_waiting
                 ),
             ));
         }

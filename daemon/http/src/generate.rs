@@ -13,7 +13,7 @@ use minisgl_proto::Sampled;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::body::{parse, refuse};
+use crate::body::{Refusal, never, parse, refuse};
 use crate::choices::{Choices, Delta, Ended, Job};
 use crate::completions::tokenize;
 use crate::error::ApiError;
@@ -35,7 +35,22 @@ struct GenerateFields {
     top_logprobs_num: Option<i64>,
     return_text_in_logprobs: Option<bool>,
     rid: Option<String>,
+    /// SGLang has it here, the other endpoints among the sampling fields.
+    priority: Option<i32>,
 }
+
+/// Fields that would change the output, were they built.
+const REFUSED: &[Refusal] = &[
+    Refusal {
+        field: "logprob_start_len",
+        harmless: |value| *value == -1,
+        instead: "only -1 is: log-probabilities of the prompt are not computed",
+    },
+    Refusal { field: "image_data", harmless: never, instead: "models here take text only" },
+    Refusal { field: "audio_data", harmless: never, instead: "models here take text only" },
+    Refusal { field: "video_data", harmless: never, instead: "models here take text only" },
+    Refusal { field: "session_params", harmless: never, instead: "send the whole prompt" },
+];
 
 /// Tokens generated when the client does not say: SGLang's number.
 const MAX_TOKENS_DEFAULT: u32 = 128;
@@ -90,7 +105,9 @@ pub async fn generate(
 ) -> Result<Response, ApiError> {
     let (bytes, record) = front.receive(request).await?;
     let mut fields: GenerateFields = parse(&bytes)?;
-    refuse(&bytes, sampling::REFUSED)?;
+    for refused in [REFUSED, sampling::REFUSED] {
+        refuse(&bytes, refused)?;
+    }
     drop(bytes);
     let (sampling, max_tokens) = fields.sampling()?;
     let found = front.find(fields.model.take(), &record).await?;
@@ -106,11 +123,13 @@ pub async fn generate(
         max_tokens_default: Some(MAX_TOKENS_DEFAULT),
         logprobs,
     };
-    let wanted = sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
+    let mut wanted =
+        sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
+    wanted.priority = fields.priority.unwrap_or(wanted.priority);
     let (input, param) = fields.input()?;
     let is_batch = wanted.n > 1 || input.is_batch();
     let inputs = input.checked(param, vocab_size, front.settings.choices_max)?;
-    let (prompts, _) = tokenize(&front, &found, inputs, true, false).await?;
+    let (prompts, _) = tokenize(&front, &found, inputs, param, true, false).await?;
     let job = Job {
         model: found.model,
         text: Arc::clone(&found.text),
@@ -171,7 +190,12 @@ impl Answer {
             meta["output_top_logprobs"] =
                 whole.tokens.iter().map(top).collect::<Vec<Value>>().into();
         }
-        json!({"text": whole.text, "meta_info": meta, "index": whole.choice})
+        json!({
+            "text": whole.text,
+            "output_ids": choices.token_ids(whole.choice),
+            "meta_info": meta,
+            "index": whole.choice,
+        })
     }
 
     async fn whole(self, mut choices: Choices) -> Result<Value, ApiError> {

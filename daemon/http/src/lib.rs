@@ -58,14 +58,11 @@ pub use settings::Settings;
 pub use template::{ChatTemplate, Conversation, TemplateError};
 
 /// Whether the text side of a model folder (tokenizer, chat template, sampling defaults) can be read.
-/// A folder without a tokenizer passes: it can be loaded with dummy weights.
+/// A folder without a tokenizer passes: its model takes token ids.
 ///
 /// # Errors
 /// Which file is broken, and how.
 pub fn check_model_dir(dir: &Path) -> Result<(), String> {
-    if !dir.join("tokenizer.json").exists() {
-        return Ok(());
-    }
     tokenizer::TextModel::load(dir).map(drop).map_err(|why| why.to_string())
 }
 

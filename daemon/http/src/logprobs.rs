@@ -42,6 +42,10 @@ pub fn chat(tokens: &[Sampled], text: &TextModel) -> Value {
 /// `choices[].logprobs` of a completion; `offset` counts the characters before it and moves on.
 pub fn completion(tokens: &[Sampled], text: &TextModel, offset: &mut usize) -> Value {
     let spell = |token: u32| {
+        if !text.has_tokenizer() {
+            // As vLLM spells tokens that are asked for by id.
+            return format!("token_id:{token}");
+        }
         let bytes = text.token_bytes(token);
         let spelled = spelled(&bytes);
         if std::str::from_utf8(&bytes).is_ok() { spelled } else { format!("bytes:{spelled}") }

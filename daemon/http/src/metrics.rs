@@ -4,6 +4,9 @@
 //! knows (batches, pages, queues) is measured elsewhere and shares the registry. Labels are bounded:
 //! endpoints and outcomes are fixed sets, and a model name is a label only once the model was found.
 
+use std::collections::HashMap;
+
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
@@ -106,6 +109,17 @@ impl Metrics {
         })
     }
 
+    /// Removes the lines of models that are not served any more.
+    pub fn prune(&self, is_served: impl Fn(&str) -> bool) {
+        retain(&self.requests, &is_served);
+        for counter in [&self.prompt_tokens, &self.cached_tokens, &self.generated_tokens] {
+            retain(counter, &is_served);
+        }
+        for histogram in [&self.first_token, &self.inter_token, &self.end_to_end, &self.queue] {
+            retain(histogram, &is_served);
+        }
+    }
+
     /// Everything in the registry, in text format 0.0.4.
     ///
     /// # Errors
@@ -114,5 +128,19 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Keeps the lines whose model is served, and those of no model.
+fn retain<T: MetricVecBuilder>(metrics: &MetricVec<T>, is_served: impl Fn(&str) -> bool) {
+    for family in metrics.collect() {
+        for line in family.get_metric() {
+            let labels: HashMap<&str, &str> =
+                line.get_label().iter().map(|label| (label.name(), label.value())).collect();
+            if labels.get("model").is_some_and(|model| !model.is_empty() && !is_served(model)) {
+                // Gone already when another scrape was quicker.
+                let _ = metrics.remove(&labels);
+            }
+        }
     }
 }

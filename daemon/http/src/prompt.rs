@@ -22,6 +22,8 @@ pub struct PromptFields {
     tool_choice: Option<Value>,
     add_generation_prompt: Option<bool>,
     chat_template_kwargs: Option<Map<String, Value>>,
+    /// A hint, which templates of reasoning models know as a variable.
+    reasoning_effort: Option<String>,
 }
 
 /// Fields that would shape the prompt, were they built.
@@ -51,12 +53,13 @@ impl PromptFields {
     /// Renders and tokenizes, on the pool.
     ///
     /// # Errors
-    /// 400: no messages, a part that is not text, no chat template, or one that refuses.
+    /// 400: no messages, a part that is not text, no tokenizer, no chat template, or one that refuses.
     pub async fn tokenize(self, front: &Front, found: &Found) -> Result<Vec<u32>, ApiError> {
         let conversation = self.conversation()?;
         let text = Arc::clone(&found.text);
         let (name, max_len) = (found.name.clone(), found.model.info().max_len);
         let work = move || {
+            text.need_tokenizer("messages")?;
             let Some(template) = &text.template else {
                 return Err(ApiError::field(
                     "messages",
@@ -72,10 +75,7 @@ impl PromptFields {
                 }
                 other => ApiError::internal(other.to_string()),
             })?;
-            text.encode(&prompt, false, max_len).map_err(|mut error| {
-                error.param = error.param.map(|_| "messages".into());
-                error
-            })
+            text.encode(&prompt, "messages", false, max_len)
         };
         front.texts.run(work).await?
     }
@@ -86,12 +86,16 @@ impl PromptFields {
             return Err(ApiError::field("messages", "messages: at least one message is needed"));
         }
         let messages = messages.into_iter().enumerate().map(|(at, message)| normal(message, at));
+        let mut kwargs = self.chat_template_kwargs.unwrap_or_default();
+        if let Some(effort) = self.reasoning_effort {
+            kwargs.entry("reasoning_effort").or_insert(effort.into());
+        }
         let without_tools = self.tool_choice.as_ref().is_some_and(|choice| choice == "none");
         Ok(Conversation {
             messages: messages.collect::<Result<_, _>>()?,
             tools: self.tools.filter(|tools| !tools.is_empty() && !without_tools),
             add_generation_prompt: self.add_generation_prompt.unwrap_or(true),
-            kwargs: self.chat_template_kwargs.unwrap_or_default(),
+            kwargs,
         })
     }
 }

@@ -60,7 +60,8 @@ impl Record {
         }
     }
 
-    /// A choice got its first token.
+    /// A choice got its first token. `cached` are the prompt tokens from the cache, 0 for a choice
+    /// whose prompt is another choice's already: as in [`Record::prompt`], a prompt counts once.
     pub fn first_token(&self, cached: u32, queue_s: Option<f32>) {
         let mut facts = self.facts();
         facts.cached_tokens += u64::from(cached);

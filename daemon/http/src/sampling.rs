@@ -8,7 +8,7 @@ use minisgl_proto::{SamplingParams, StopParams};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::body::Refusal;
+use crate::body::{Refusal, never};
 use crate::error::ApiError;
 use crate::settings::Settings;
 use crate::tokenizer::GenerationDefaults;
@@ -73,6 +73,13 @@ pub const REFUSED: &[Refusal] = &[
     refused("lora_path"),
     refused("input_embeds"),
     refused("custom_logit_processor"),
+    Refusal { field: "allowed_token_ids", harmless: never, instead: "use logit_bias" },
+    Refusal { field: "stop_regex", harmless: never, instead: "use stop" },
+    Refusal {
+        field: "truncate_prompt_tokens",
+        harmless: never,
+        instead: "a prompt that is too long is refused; cut it before it is sent",
+    },
 ];
 
 const fn refused(field: &'static str) -> Refusal {

@@ -100,7 +100,7 @@ async fn accept_all(
             .timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
             .serve_connection(
-                TokioIo::new(Lingering::new(stream)),
+                TokioIo::new(Guarded::new(stream, settings.write_timeout)),
                 TowerToHyperService::new(router.clone()),
             );
         let connection = graceful.watch(connection);
@@ -121,12 +121,17 @@ async fn accept_all(
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 20;
 
-/// A stream that closes in two steps. A client that is still sending when its answer is complete (a
+/// A stream that ends when writing makes no progress for too long, and that closes in two steps.
+///
+/// A client that never reads would keep its connection for ever. And a client that is still sending when its answer is complete (a
 /// body over the limit) would get a reset in place of the answer if the socket were closed with
 /// bytes unread; so the writing half is closed first, and what still comes is read and thrown away,
 /// for a while.
-struct Lingering<S> {
+struct Guarded<S> {
     stream: S,
+    write_timeout: Duration,
+    /// Set while the client takes nothing of what is to be written.
+    stalled: Option<Pin<Box<Sleep>>>,
     closing: Option<Closing>,
 }
 
@@ -135,13 +140,32 @@ struct Closing {
     left: usize,
 }
 
-impl<S> Lingering<S> {
-    fn new(stream: S) -> Lingering<S> {
-        Lingering { stream, closing: None }
+impl<S> Guarded<S> {
+    fn new(stream: S, write_timeout: Duration) -> Guarded<S> {
+        Guarded { stream, write_timeout, stalled: None, closing: None }
+    }
+
+    /// What a write came to, unless it has waited for too long.
+    fn in_time<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let after = self.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(after)));
+        std::task::ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the client read nothing for {after:?}"),
+        )))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -151,13 +175,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.in_time(cx, written)
     }
 
     fn poll_write_vectored(
@@ -165,7 +190,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.in_time(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

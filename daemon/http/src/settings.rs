@@ -13,6 +13,8 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// Time a client has to send its request line and headers.
     pub header_timeout: Duration,
+    /// Time a client has to take at least some of what is written to it; then it is cut off.
+    pub write_timeout: Duration,
     /// Open connections of one listener, at most; more wait in the kernel's backlog.
     pub connections_max: usize,
     /// Generations (prompts times `n`) that one HTTP request may start.
@@ -34,6 +36,7 @@ impl Default for Settings {
             bodies_bytes_max: 512 << 20,
             body_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
             connections_max: 4096,
             choices_max: 128,
             stop_strings_max: 64,

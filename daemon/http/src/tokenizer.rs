@@ -35,12 +35,17 @@ pub struct GenerationDefaults {
 
 /// The text side of one model.
 pub struct TextModel {
-    tokenizer: Tokenizer,
-    scheme: Scheme,
+    /// `None` for a folder without `tokenizer.json`, which a model of dummy weights may be.
+    vocabulary: Option<Vocabulary>,
     /// Its chat template, if it is a chat model.
     pub template: Option<ChatTemplate>,
     /// Its recommended sampling.
     pub defaults: GenerationDefaults,
+}
+
+struct Vocabulary {
+    tokenizer: Tokenizer,
+    scheme: Scheme,
     /// Bytes that one token stands for at most; `None` when a token can stand for any number.
     token_bytes_max: Option<usize>,
 }
@@ -48,7 +53,7 @@ pub struct TextModel {
 /// Why a model folder has no text side.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Missing, unreadable or not a tokenizer.
+    /// Unreadable or not a tokenizer.
     #[error("{path} is not a usable tokenizer: {why}")]
     Tokenizer {
         /// Which file.
@@ -69,13 +74,8 @@ pub enum LoadError {
     },
 }
 
-impl TextModel {
-    /// Reads `tokenizer.json`, the chat template and `generation_config.json` of a folder. Slow.
-    ///
-    /// # Errors
-    /// A file is broken, or there is no tokenizer.
-    pub fn load(dir: &Path) -> Result<TextModel, LoadError> {
-        let path = dir.join("tokenizer.json");
+impl Vocabulary {
+    fn load(path: PathBuf) -> Result<Vocabulary, LoadError> {
         let mut tokenizer = Tokenizer::from_file(&path)
             .map_err(|why| LoadError::Tokenizer { path: path.clone(), why: why.to_string() })?;
         // Some folders carry the truncation and padding of their training.
@@ -90,31 +90,67 @@ impl TextModel {
             }
             _ => None,
         };
+        Ok(Vocabulary { tokenizer, scheme, token_bytes_max })
+    }
+}
+
+impl TextModel {
+    /// Reads `tokenizer.json`, the chat template and `generation_config.json` of a folder, as far as
+    /// they are there. Slow.
+    ///
+    /// # Errors
+    /// A file is broken.
+    pub fn load(dir: &Path) -> Result<TextModel, LoadError> {
+        let path = dir.join("tokenizer.json");
         Ok(TextModel {
-            scheme,
-            token_bytes_max,
+            vocabulary: if path.exists() { Some(Vocabulary::load(path)?) } else { None },
             template: ChatTemplate::load(dir)?,
             defaults: load_defaults(&dir.join("generation_config.json"))?,
-            tokenizer,
         })
     }
 
-    /// Token ids of a text. `add_special_tokens` is for bare prompts; a chat template has already
+    /// Whether there is a tokenizer; without one, tokens have no text.
+    pub fn has_tokenizer(&self) -> bool {
+        self.vocabulary.is_some()
+    }
+
+    /// For what cannot be done without a tokenizer, and the field that asks for it.
+    ///
+    /// # Errors
+    /// 400: there is none.
+    pub fn need_tokenizer(&self, param: &str) -> Result<(), ApiError> {
+        self.vocabulary(param).map(drop)
+    }
+
+    fn vocabulary(&self, param: &str) -> Result<&Vocabulary, ApiError> {
+        self.vocabulary.as_ref().ok_or_else(|| {
+            ApiError::field(
+                param,
+                format!(
+                    "{param} needs a tokenizer, and the model's folder has no tokenizer.json; send \
+                     token ids, as prompt of /v1/completions or input_ids of /generate"
+                ),
+            )
+        })
+    }
+
+    /// Token ids of a text from the field `param`. `add_special_tokens` is for bare prompts; a chat template has already
     /// written them.
     ///
     /// # Errors
-    /// 400: too long for `max_len` whatever its tokens are. 500: the tokenizer failed.
+    /// 400: no tokenizer, or too long for `max_len` whatever its tokens are. 500: the tokenizer failed.
     pub fn encode(
         &self,
         text: &str,
+        param: &str,
         add_special_tokens: bool,
         max_len: u32,
     ) -> Result<Vec<u32>, ApiError> {
-        if let Some(bytes) = self.token_bytes_max
+        if let Some(bytes) = self.vocabulary(param)?.token_bytes_max
             && text.len() / bytes.max(1) > max_len as usize
         {
             return Err(ApiError::context_length(
-                "prompt",
+                param,
                 format!(
                     "the prompt has {} bytes and so more than {} tokens; the model's context has \
                      room for {max_len}",
@@ -123,15 +159,21 @@ impl TextModel {
                 ),
             ));
         }
-        self.encode_any(text, add_special_tokens)
+        self.encode_any(text, param, add_special_tokens)
     }
 
     /// As `encode`, of any length.
     ///
     /// # Errors
-    /// 500: the tokenizer failed.
-    pub fn encode_any(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
+    /// 400: no tokenizer. 500: it failed.
+    pub fn encode_any(
+        &self,
+        text: &str,
+        param: &str,
+        add_special_tokens: bool,
+    ) -> Result<Vec<u32>, ApiError> {
         let encoding = self
+            .vocabulary(param)?
             .tokenizer
             .encode_fast(text, add_special_tokens)
             .map_err(|why| ApiError::internal(format!("the tokenizer failed: {why}")))?;
@@ -143,34 +185,38 @@ impl TextModel {
         let mut detokenizer = self.detokenizer(skip_special, true);
         let mut text = String::new();
         for &token in tokens {
-            text += &detokenizer.push(&self.tokenizer, &self.scheme, token);
+            text += &self.push(&mut detokenizer, token);
         }
-        text + &detokenizer.finish(&self.tokenizer)
+        text + &self.finish(&mut detokenizer)
     }
 
     /// A detokenizer for one generation; see [`Detokenizer::new`].
     pub fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
-        Detokenizer::new(&self.scheme, skip_special, at_start)
+        let scheme = self.vocabulary.as_ref().map_or(&Scheme::Window, |v| &v.scheme);
+        Detokenizer::new(scheme, skip_special, at_start)
     }
 
     /// Text that a token completes.
     pub fn push(&self, detokenizer: &mut Detokenizer, token: u32) -> String {
-        detokenizer.push(&self.tokenizer, &self.scheme, token)
+        let text = |v: &Vocabulary| detokenizer.push(&v.tokenizer, &v.scheme, token);
+        self.vocabulary.as_ref().map(text).unwrap_or_default()
     }
 
     /// Text that was still incomplete.
     pub fn finish(&self, detokenizer: &mut Detokenizer) -> String {
-        detokenizer.finish(&self.tokenizer)
+        let text = |v: &Vocabulary| detokenizer.finish(&v.tokenizer);
+        self.vocabulary.as_ref().map(text).unwrap_or_default()
     }
 
     /// The bytes a token stands for.
     pub fn token_bytes(&self, token: u32) -> Vec<u8> {
-        detokenize::token_bytes(&self.tokenizer, &self.scheme, token)
+        let bytes = |v: &Vocabulary| detokenize::token_bytes(&v.tokenizer, &v.scheme, token);
+        self.vocabulary.as_ref().map(bytes).unwrap_or_default()
     }
 
     /// The vocabulary's own spelling of a token.
     pub fn token(&self, token: u32) -> Option<String> {
-        self.tokenizer.id_to_token(token)
+        self.vocabulary.as_ref().and_then(|v| v.tokenizer.id_to_token(token))
     }
 }
 
@@ -183,7 +229,8 @@ fn load_defaults(path: &Path) -> Result<GenerationDefaults, LoadError> {
     }
 }
 
-/// One load of a model: the same folder loaded again may have other files.
+/// One load of a model, by name, folder and generation: the same folder loaded again may have other
+/// files.
 pub type LoadKey = (String, PathBuf, u64);
 
 /// The text sides of the models that are loaded, and the pool that works with them.
@@ -275,8 +322,16 @@ mod tests {
         let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
         for case in fixture["encode"].as_array().unwrap() {
             let own = case["text"].as_str().unwrap();
-            assert_eq!(text.encode(own, false, 1 << 20).unwrap(), ids(&case["ids"]), "{own:?}");
-            assert_eq!(text.encode_any(own, true).unwrap(), ids(&case["ids_special"]), "{own:?}");
+            assert_eq!(
+                text.encode(own, "prompt", false, 1 << 20).unwrap(),
+                ids(&case["ids"]),
+                "{own:?}"
+            );
+            assert_eq!(
+                text.encode_any(own, "prompt", true).unwrap(),
+                ids(&case["ids_special"]),
+                "{own:?}"
+            );
         }
         for case in fixture["decode"].as_array().unwrap() {
             let mut detokenizer = text.detokenizer(false, true);

@@ -48,7 +48,7 @@ pub async fn tokenize(
             let text = Arc::clone(&found.text);
             let work = move || {
                 let encode = |input| match input {
-                    Prompt::Text(own) => Ok(text.encode_any(&own, add_special)?),
+                    Prompt::Text(own) => Ok(text.encode_any(&own, "prompt", add_special)?),
                     Prompt::Tokens(_) => {
                         Err(ApiError::field("prompt", "prompt: these are token ids already"))
                     }
@@ -92,6 +92,7 @@ pub async fn detokenize(
     let fields: DetokenizeFields = parse(&bytes)?;
     drop(bytes);
     let found = front.find(fields.model, &record).await?;
+    found.text.need_tokenizer("tokens")?;
     let Some(ids) = fields.tokens else {
         return Err(ApiError::field("tokens", "tokens is missing: a list of token ids"));
     };

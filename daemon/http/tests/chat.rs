@@ -232,9 +232,27 @@ async fn a_model_loaded_again_is_read_again() {
     std::fs::write(house.folder.path().join("chat_template.jinja"), "new").unwrap();
     house.chat(json!({})).await;
     assert_ne!(text_of(&house.last().prompt), "new", "files are read once");
-    house.backend.created_s.fetch_add(1, Ordering::SeqCst);
+    house.backend.generation.fetch_add(1, Ordering::SeqCst);
     house.chat(json!({})).await;
     assert_eq!(text_of(&house.last().prompt), "new");
+}
+
+#[tokio::test]
+async fn reasoning_effort_is_a_variable_of_the_template() {
+    let house = House::saying("a");
+    let template = "{{ reasoning_effort | default('none given') }}";
+    std::fs::write(house.folder.path().join("chat_template.jinja"), template).unwrap();
+    for (more, expected) in [
+        (json!({}), "none given"),
+        (json!({"reasoning_effort": "low"}), "low"),
+        (
+            json!({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "x"}}),
+            "x",
+        ),
+    ] {
+        assert_eq!(house.chat(more).await.status, 200);
+        assert_eq!(text_of(&house.last().prompt), expected);
+    }
 }
 
 #[tokio::test]

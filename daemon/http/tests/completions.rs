@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
+
 use minisgl_proto::Finish;
 use serde_json::{Value, json};
 use support::{BOS, House, IM_END, Step, say, text_of};
@@ -113,6 +115,7 @@ async fn generate_in_sglangs_form() {
     assert_eq!((&meta["prompt_tokens"], &meta["completion_tokens"]), (&json!(3), &json!(7)));
     assert_eq!(meta["cached_tokens"], 3);
     assert_eq!(house.last().stop.max_tokens, 20);
+    assert_eq!(json["output_ids"], json!(b"ab STOP"), "as many as completion_tokens");
 
     let mut streaming = body;
     streaming["stream"] = true.into();
@@ -120,6 +123,8 @@ async fn generate_in_sglangs_form() {
     assert!(done);
     let texts: Vec<_> = events.iter().map(|event| event["text"].as_str().unwrap()).collect();
     assert_eq!(texts, ["a", "ab", "ab ", "ab "]);
+    let ids: Vec<_> = events.iter().map(|event| event["output_ids"].clone()).collect();
+    assert_eq!(ids, [json!(b"a"), json!(b"ab"), json!(b"ab "), json!(b"ab STOP")]);
 
     let body = json!({"input_ids": [[97], [98]], "return_logprob": true, "top_logprobs_num": 1});
     let json = house.post("/generate", body).await.json();
@@ -128,6 +133,16 @@ async fn generate_in_sglangs_form() {
     assert_eq!(meta["finish_reason"], json!({"type": "stop", "matched": IM_END}));
     assert_eq!(meta["output_token_logprobs"][0][1], 97);
     assert_eq!(meta["output_top_logprobs"][0][0][1], 97);
+    let ids = json[1]["output_ids"].as_array().unwrap();
+    assert_eq!(ids.last(), Some(&json!(IM_END)), "a stop token is one of them");
+
+    let body = json!({"text": "a", "priority": 7, "logprob_start_len": -1,
+                      "sampling_params": {"priority": 3}});
+    assert_eq!(house.post("/generate", body).await.status, 200);
+    assert_eq!(house.last().priority, 7);
+    let body = json!({"text": "a", "sampling_params": {"priority": 3}});
+    house.post("/generate", body).await;
+    assert_eq!(house.last().priority, 3);
 
     let house = House::playing(vec![Step::Last(97, Finish::Length)]);
     let json = house.post("/generate", json!({"input_ids": [97]})).await.json();
@@ -143,6 +158,13 @@ async fn generate_in_sglangs_form() {
         (json!({"text": "a", "sampling_params": {"max_new_tokens": 0}}), "max_new_tokens"),
         (json!({"text": "a", "sampling_params": [{}]}), "sampling_params"),
         (json!({"text": "a", "sampling_params": {"regex": "a+"}}), "sampling_params.regex"),
+        (
+            json!({"text": "a", "sampling_params": {"stop_regex": "a"}}),
+            "sampling_params.stop_regex",
+        ),
+        (json!({"text": "a", "logprob_start_len": 0}), "logprob_start_len"),
+        (json!({"text": "a", "image_data": "x"}), "image_data"),
+        (json!({"text": "x".repeat(600)}), "text"),
     ] {
         let answer = house.post("/generate", body).await;
         let (status, got, _) = answer.error();
@@ -201,6 +223,67 @@ async fn metrics_tell_what_happened() {
     has("minisgl_request_seconds_count{model=\"org/tiny\"} 2");
     has("minisgl_queue_seconds_count{model=\"org/tiny\"} 2");
     has("minisgl_http_requests_in_flight 1");
+}
+
+#[tokio::test]
+async fn a_prompt_counts_once_in_both_counters() {
+    let house = House::saying("abc");
+    let body = json!({"prompt": [[97, 97, 97], [98, 98, 98]], "n": 4});
+    assert_eq!(house.post("/v1/completions", body).await.status, 200);
+    let metrics = house.get("/metrics").await.body;
+    assert!(metrics.contains("minisgl_prompt_tokens_total{model=\"org/tiny\"} 6\n"), "{metrics}");
+    assert!(metrics.contains("minisgl_cached_tokens_total{model=\"org/tiny\"} 6\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_model_that_is_gone_takes_its_metrics_along() {
+    let house = House::saying("abc");
+    house.chat(json!({})).await;
+    house.chat(json!({"temperature": -1})).await;
+    house.chat(json!({"model": "unknown"})).await;
+    let before = house.get("/metrics").await.body;
+    assert!(before.matches("model=\"org/tiny\"").count() > 8, "{before}");
+    house.backend.gone.store(true, Ordering::SeqCst);
+    let after = house.get("/metrics").await.body;
+    assert!(!after.contains("org/tiny"), "{after}");
+    assert!(after.contains("model=\"\",outcome=\"client_error\"} 1"), "{after}");
+}
+
+#[tokio::test]
+async fn without_a_tokenizer_tokens_go_in_and_come_out() {
+    let house = House::saying("abc");
+    std::fs::remove_file(house.folder.path().join("tokenizer.json")).unwrap();
+    let all = json!([97, 98, 99, IM_END]);
+
+    let body = json!({"input_ids": [97, 98], "sampling_params": {"max_new_tokens": 4}});
+    let json = house.post("/generate", body).await.json();
+    assert_eq!((&json["text"], &json["output_ids"]), (&json!(""), &all));
+    assert_eq!(house.last().prompt, [97, 98]);
+    let body = json!({"input_ids": [97], "stream": true});
+    let (events, done) = house.post("/generate", body).await.events();
+    assert!(done);
+    let ids: Vec<_> = events.iter().map(|e| e["output_ids"].as_array().unwrap().len()).collect();
+    assert_eq!(ids, [1, 2, 3, 4], "each token as it comes");
+
+    let json = house.post("/v1/completions", json!({"prompt": [97], "logprobs": 1})).await.json();
+    assert_eq!(json["choices"][0]["text"], "");
+    assert_eq!(json["usage"]["completion_tokens"], 4);
+    let tokens = &json["choices"][0]["logprobs"]["tokens"];
+    assert_eq!(tokens, &json!(["token_id:97", "token_id:98", "token_id:99"]));
+
+    let message = json!([{"role": "user", "content": "hi"}]);
+    for (path, body, param) in [
+        ("/v1/chat/completions", json!({"messages": message}), "messages"),
+        ("/v1/completions", json!({"prompt": "a"}), "prompt"),
+        ("/v1/completions", json!({"prompt": [97], "stop": "b"}), "stop"),
+        ("/generate", json!({"text": "a"}), "text"),
+        ("/tokenize", json!({"prompt": "a"}), "prompt"),
+        ("/detokenize", json!({"tokens": [97]}), "tokens"),
+    ] {
+        let answer = house.post(path, body).await;
+        assert_eq!(answer.error(), (400, json!(param), json!("invalid_value")), "{path}");
+        assert!(answer.body.contains("tokenizer.json"), "{}", answer.body);
+    }
 }
 
 #[tokio::test]

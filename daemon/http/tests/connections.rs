@@ -13,7 +13,7 @@ use minisgl_proto::Finish;
 use serde_json::{Value, json};
 use support::{House, Step, chat_body, say};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -26,6 +26,10 @@ struct Server {
 
 async fn start(house: &House, settings: Settings) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    start_on(listener, house, settings)
+}
+
+fn start_on(listener: TcpListener, house: &House, settings: Settings) -> Server {
     let address = listener.local_addr().unwrap();
     let router = house.router.clone();
     let (stop, stopped) = oneshot::channel();
@@ -168,6 +172,50 @@ async fn a_slow_client_stalls_nobody_and_buffers_stay_bounded() {
     // Leaving is noticed although there is still much to send.
     drop(slow);
     house.quiet().await;
+}
+
+#[tokio::test]
+async fn who_never_reads_loses_the_connection() {
+    let house = House::new(|request| {
+        Ok(if request.sampling.seed == 1 { vec![Step::Token(97); 200_000] } else { say("next") })
+    });
+    let settings = Settings {
+        connections_max: 1,
+        write_timeout: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    // Small buffers on both sides, which the listener's connections inherit.
+    let listener = TcpSocket::new_v4().unwrap();
+    listener.set_send_buffer_size(8192).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = start_on(listener.listen(16).unwrap(), &house, settings);
+    let client = TcpSocket::new_v4().unwrap();
+    client.set_recv_buffer_size(4096).unwrap();
+    let mut deaf = client.connect(server.address).await.unwrap();
+    let body = chat_body(json!({"stream": true, "seed": 1}));
+    deaf.write_all(post(&body).as_bytes()).await.unwrap();
+    until("it begins", || house.alive() == 1).await;
+    until("it is given up", || house.alive() == 0).await;
+    let sent = house.model.sent.load(Ordering::SeqCst);
+    assert!(sent < 100_000, "{sent} tokens went somewhere");
+    // Its place is free although its socket is still open on the client's side.
+    let mut next = ask(&server, &chat_body(json!({"seed": 2}))).await;
+    read_until(&mut next, "next").await;
+    drop(deaf);
+}
+
+#[tokio::test]
+async fn a_stream_may_pause_for_longer_than_a_write() {
+    let steps = vec![
+        Step::Token(97),
+        Step::Pause(Duration::from_millis(300)),
+        Step::Last(98, Finish::Length),
+    ];
+    let house = House::playing(steps);
+    let settings = Settings { write_timeout: Duration::from_millis(50), ..Settings::default() };
+    let server = start(&house, settings).await;
+    let mut stream = ask(&server, &chat_body(json!({"stream": true}))).await;
+    read_until(&mut stream, "[DONE]").await;
 }
 
 #[tokio::test]

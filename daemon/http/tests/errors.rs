@@ -86,6 +86,9 @@ async fn what_is_not_built_is_refused() {
         (json!({"best_of": 2}), "best_of"),
         (json!({"chat_template": "x"}), "chat_template"),
         (json!({"functions": [{}]}), "functions"),
+        (json!({"allowed_token_ids": [1]}), "allowed_token_ids"),
+        (json!({"stop_regex": "a+"}), "stop_regex"),
+        (json!({"truncate_prompt_tokens": 1}), "truncate_prompt_tokens"),
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
             "messages[0].content[0]",
@@ -93,6 +96,8 @@ async fn what_is_not_built_is_refused() {
     ] {
         check(&house, more, 400, json!(param), json!("unsupported_parameter")).await;
     }
+    let harmless = json!({"allowed_token_ids": [], "truncate_prompt_tokens": null});
+    assert_eq!(house.chat(harmless).await.status, 200);
     let harmless =
         json!({"best_of": 1, "guided_json": null, "functions": [], "modalities": ["text"]});
     assert_eq!(house.chat(harmless).await.status, 200);
@@ -133,6 +138,18 @@ async fn the_context_has_an_end() {
     assert_eq!((answer.status.as_u16(), house.last().stop.max_tokens), (200, 1));
     let answer = house.post("/v1/completions", json!({"prompt": vec![97; 512]})).await;
     assert_eq!(answer.error(), (400, json!("prompt"), json!("context_length_exceeded")));
+}
+
+#[tokio::test]
+async fn more_than_a_model_ever_takes_is_no_reason_to_retry() {
+    let house = House::saying("a");
+    let answer = house.chat(json!({"n": 17})).await;
+    assert_eq!(answer.error(), (400, json!("n"), json!("invalid_value")));
+    assert!(answer.body.contains("at most 16"), "{}", answer.body);
+    let body = json!({"prompt": vec!["a"; 9], "n": 2});
+    assert_eq!(house.post("/v1/completions", body).await.error().0, 400);
+    assert_eq!(house.model.submitted.lock().unwrap().len(), 0);
+    assert_eq!(house.chat(json!({"n": 16})).await.status, 200);
 }
 
 #[tokio::test]

@@ -192,7 +192,7 @@ impl Ops for CpuOps {
     fn allocate_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, .. } = self.heads;
         let (element, layers, page_size) = (self.kv_element, self.layers, self.page_size);
-        self.kv = Some(KvPages::new(element, layers, pages, kv_heads, page_size, head_dim));
+        self.kv = Some(KvPages::new(element, layers, pages, kv_heads, page_size, head_dim)?);
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 
 pub mod tokenizer;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -147,14 +147,20 @@ pub struct OneModel {
     pub model: Arc<Scripted>,
     pub health: Mutex<(bool, String)>,
     pub not_ready: Mutex<Option<String>>,
-    pub created_s: AtomicU64,
+    pub generation: AtomicU64,
+    /// Whether it is not there any more.
+    pub gone: AtomicBool,
 }
 
 impl Backend for OneModel {
     fn models(&self) -> Vec<ModelEntry> {
+        if self.gone.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
         vec![ModelEntry {
             name: self.model.info.name.clone(),
-            created_s: self.created_s.load(Ordering::SeqCst),
+            created_s: 1_700_000_000,
+            generation: self.generation.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
             max_len: Some(MAX_LEN),
         }]
@@ -281,7 +287,8 @@ impl House {
             model: Arc::clone(&model),
             health: Mutex::new((true, "1 model ready".into())),
             not_ready: Mutex::new(None),
-            created_s: AtomicU64::new(1_700_000_000),
+            generation: AtomicU64::new(1),
+            gone: AtomicBool::new(false),
         });
         let front =
             Front::new(Arc::clone(&backend) as _, settings, &prometheus::Registry::new()).unwrap();

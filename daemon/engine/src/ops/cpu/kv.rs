@@ -7,9 +7,12 @@
 
 use std::ops::Range;
 
+use bytemuck::Zeroable;
 use half::bf16;
 
 use crate::batch::Batch;
+use crate::error::OpError;
+use crate::ops::OpResult;
 
 /// Element type of the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +77,23 @@ impl Store {
     }
 }
 
+/// Elements that the system zeroes when they are first touched. `vec![bf16::ZERO; len]` would write
+/// them all, and end the process when there is no room.
+fn zeros<T: Zeroable>(len: usize) -> OpResult<Vec<T>> {
+    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| OpError {
+        operation: "allocate_kv",
+        reason: format!(
+            "no memory for {len} elements of {} bytes; lower kv_tokens or memory_ratio",
+            size_of::<T>()
+        ),
+    })
+}
+
 impl KvPages {
     /// Reserves `pages` pages a layer. The memory is zero, and is touched only when written.
+    ///
+    /// # Errors
+    /// The system does not give that much address space.
     pub fn new(
         element: KvElement,
         layers: usize,
@@ -83,14 +101,17 @@ impl KvPages {
         kv_heads: usize,
         page_size: usize,
         head_dim: usize,
-    ) -> KvPages {
-        let len = pages * kv_heads * page_size * head_dim;
+    ) -> OpResult<KvPages> {
+        let len = [pages, kv_heads, page_size, head_dim]
+            .into_iter()
+            .try_fold(1, usize::checked_mul)
+            .unwrap_or(usize::MAX);
         let store = || match element {
-            KvElement::F32 => Store::F32(vec![0.0; len]),
-            KvElement::Bf16 => Store::Bf16(vec![bf16::ZERO; len]),
+            KvElement::F32 => zeros(len).map(Store::F32),
+            KvElement::Bf16 => zeros(len).map(Store::Bf16),
         };
-        let layers = (0..layers).map(|_| Layer { keys: store(), values: store() }).collect();
-        KvPages { layers, kv_heads, page_size, head_dim }
+        let layers = (0..layers).map(|_| Ok(Layer { keys: store()?, values: store()? }));
+        Ok(KvPages { layers: layers.collect::<OpResult<_>>()?, kv_heads, page_size, head_dim })
     }
 
     /// Copies the keys and values of a step's tokens from `qkv` (`[tokens, stride]`, a token's keys
@@ -180,4 +201,36 @@ struct PageRun {
     len: usize,
     /// Positions before this run.
     done: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of this process that lie in memory.
+    fn resident_bytes() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    #[test]
+    fn pages_take_memory_only_when_written() {
+        for element in [KvElement::F32, KvElement::Bf16] {
+            let before = resident_bytes();
+            let kv = KvPages::new(element, 1, 1 << 14, 1, 128, 128).unwrap();
+            let grown = resident_bytes().saturating_sub(before);
+            assert!(grown < 256 << 20, "{element:?} touched {grown} bytes of 1 GiB or more");
+            let mut read = [1.0; 4];
+            kv.layers[0].keys.read(1 << 27, &mut read);
+            assert_eq!(read, [0.0; 4]);
+        }
+    }
+
+    #[test]
+    fn what_the_system_cannot_give_is_an_error() {
+        for pages in [1 << 50, usize::MAX] {
+            let error = KvPages::new(KvElement::Bf16, 1, pages, 1, 16, 64).err().unwrap();
+            assert!(error.to_string().contains("lower kv_tokens"), "{error}");
+        }
+    }
 }

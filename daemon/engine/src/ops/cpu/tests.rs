@@ -227,7 +227,7 @@ fn attention_case(heads: Heads, element: KvElement, page_size: usize) {
         tables.push((0..count).map(|i| next - i).collect::<Vec<u32>>());
         next -= count;
     }
-    let mut kv = KvPages::new(element, 2, pages + 1, kv_heads, page_size, head_dim);
+    let mut kv = KvPages::new(element, 2, pages + 1, kv_heads, page_size, head_dim).unwrap();
     let every: Vec<u32> = (0..=pages as u32).collect();
     let poison = vec![f32::NAN; (pages + 1) * page_size * stride];
     for layer in 0..2 {
