@@ -22,7 +22,11 @@ pub enum Command {
     CheckConfig(ServeArgs),
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
-    Worker,
+    Worker {
+        /// What to log, as for `serve`.
+        #[arg(long, default_value = "info")]
+        log: String,
+    },
 }
 
 /// Flags of `serve`.

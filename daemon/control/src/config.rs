@@ -17,6 +17,10 @@ pub struct RegistryConfig {
     pub inspector: Inspector,
     /// A worker that owes an answer and sends no frame for this long is stalled.
     pub stall: Duration,
+    /// One that stays silent for this long is killed.
+    pub stall_kill: Duration,
+    /// A worker that loads and sends no frame for this long is killed.
+    pub load_silence: Duration,
     /// What happens after a worker died.
     pub restart: RestartPolicy,
     /// Events a request may lie behind its worker; one more and the request is cut off.
@@ -33,9 +37,11 @@ impl Default for RegistryConfig {
             worker: WorkerCommand::current_exe(),
             hub: HubConfig::default(),
             inspector: Inspector::default(),
-            stall: Duration::from_secs(30),
+            stall: Duration::from_secs(60),
+            stall_kill: Duration::from_secs(300),
+            load_silence: Duration::from_secs(1800),
             restart: RestartPolicy::default(),
-            stream_buffer: 1024,
+            stream_buffer: 8192,
             drain: Duration::from_secs(30),
             term_grace: Duration::from_secs(3),
         }
