@@ -39,7 +39,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
     /// Unix socket of the admin API [default: /run/minisgld/admin.sock for root, else
-    /// $XDG_RUNTIME_DIR/minisgld/admin.sock]
+    /// $XDG_RUNTIME_DIR/minisgld/admin.sock, or without it /tmp/minisgld-UID/admin.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]

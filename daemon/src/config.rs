@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use minisgl_control::RegistryConfig;
 use minisgl_proto::LoadOptions;
+use minisgl_proto::socket::{self, Place};
 use serde::Deserialize;
 
 use crate::cli::ServeArgs;
@@ -241,16 +242,16 @@ impl Config {
         Ok(())
     }
 
-    /// Path of the admin socket: configured, else the system's for root, else the user's own.
+    /// Path of the admin socket: configured, else in [`Config::socket_place`].
     pub fn socket(&self) -> PathBuf {
-        let system = PathBuf::from("/run/minisgld/admin.sock");
-        match (&self.admin.socket, std::env::var_os("XDG_RUNTIME_DIR")) {
-            (Some(path), _) => path.clone(),
-            (None, Some(dir)) if !nix::unistd::geteuid().is_root() => {
-                PathBuf::from(dir).join("minisgld/admin.sock")
-            }
-            (None, _) => system,
-        }
+        self.admin.socket.clone().unwrap_or_else(|| Config::socket_place().socket())
+    }
+
+    /// Where the admin socket is unless a path is configured.
+    pub fn socket_place() -> Place {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let uid = nix::unistd::geteuid().as_raw();
+        socket::places(uid, runtime_dir.as_deref()).swap_remove(0)
     }
 }
 

@@ -62,6 +62,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let (listener, listen) = bind(config.http.listen).await?;
     let path = config.socket();
+    if config.admin.socket.is_none() {
+        socket::make_folder(&Config::socket_place())?;
+    }
     let admin_listener = socket::bind(&path).await?;
     let info = admin::DaemonInfo { started: Instant::now(), listen: listen.to_string() };
     let admin = admin::router(registry.clone(), info).merge(openai.clone());
