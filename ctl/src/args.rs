@@ -277,4 +277,26 @@ mod tests {
         assert!(!options.overlap);
         assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--device", "tpu"]).is_err());
     }
+
+    #[test]
+    fn the_first_place_with_a_socket_is_taken_and_else_the_last() {
+        let places = || socket::places(7, Some(std::path::Path::new("/run/user/7")));
+        let (own, system) = ("/run/user/7/minisgld/admin.sock", "/run/minisgld/admin.sock");
+        let chosen = |there: &[&str]| {
+            choose(places(), |place| there.iter().any(|path| place.socket() == PathBuf::from(path)))
+        };
+        assert_eq!(chosen(&[own, system]), PathBuf::from(own));
+        assert_eq!(chosen(&[system]), PathBuf::from(system));
+        assert_eq!(chosen(&[]), PathBuf::from(system));
+    }
+
+    #[test]
+    fn a_socket_in_a_strangers_folder_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("admin.sock"), "").unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        let place = |owner| Place { folder: dir.path().into(), mode: 0o700, owner };
+        assert!(has_socket(&place(owner)));
+        assert!(!has_socket(&place(owner + 4242)));
+    }
 }
