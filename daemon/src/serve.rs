@@ -112,7 +112,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
-    worker.args.extend(["--log".into(), config.log.level.clone().into()]);
+    worker.args.push(format!("--log={}", config.log.level).into());
     RegistryConfig {
         worker,
         hub: HubConfig {

@@ -239,7 +239,8 @@ async fn a_worker_silent_for_too_long_is_killed_and_replaced() {
 async fn a_load_without_progress_ends() {
     let config = RegistryConfig { load_silence: Duration::from_millis(300), ..config() };
     let daemon = Daemon::with(config);
-    let error = daemon.load(LOAD_WAITS).await.unwrap_err().message;
+    let load = tokio::time::timeout(common::PATIENCE, daemon.load(LOAD_WAITS));
+    let error = load.await.expect("it waits for ever").unwrap_err().message;
     assert!(error.contains("no progress in loading"), "{error}");
     assert!(daemon.registry.list().is_empty());
 }
