@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use minisgl_proto::socket::{self, Place};
 use minisgl_proto::{CacheMode, Device, KvDtype, LoadOptions};
 
 use crate::error::EXIT_CODES;
@@ -12,8 +14,8 @@ use crate::error::EXIT_CODES;
 #[derive(Debug, Parser)]
 #[command(name = "minisglctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
-    /// The daemon's socket [default: $XDG_RUNTIME_DIR/minisgld/admin.sock if it exists, else
-    /// /run/minisgld/admin.sock]
+    /// The daemon's socket [default: $XDG_RUNTIME_DIR/minisgld/admin.sock (without it
+    /// /tmp/minisgld-UID/admin.sock) if it exists, else /run/minisgld/admin.sock; for root the last]
     #[arg(long, global = true, env = "MINISGL_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// What to do.
@@ -22,16 +24,29 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The socket in force.
+    /// The socket in force: the one given, else the first of the daemon's places that has one.
     pub fn socket(&self) -> PathBuf {
         let own = || {
-            let runtime = std::env::var_os("XDG_RUNTIME_DIR")?;
-            let path = PathBuf::from(runtime).join("minisgld/admin.sock");
-            path.exists().then_some(path)
+            let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+            let uid = nix::unistd::geteuid().as_raw();
+            choose(socket::places(uid, runtime_dir.as_deref()), has_socket)
         };
-        let system = || PathBuf::from("/run/minisgld/admin.sock");
-        self.socket.clone().or_else(own).unwrap_or_else(system)
+        self.socket.clone().unwrap_or_else(own)
     }
+}
+
+/// The first place that has a socket, else the last place.
+fn choose(places: Vec<Place>, has_socket: impl Fn(&Place) -> bool) -> PathBuf {
+    let found = places.iter().find(|place| has_socket(place)).or(places.last());
+    found.map(Place::socket).unwrap_or_default()
+}
+
+/// Whether a daemon may be there. In a folder that only its owner can have made; the system's may
+/// belong to the service's own user.
+fn has_socket(place: &Place) -> bool {
+    let owner = std::fs::symlink_metadata(&place.folder).map(|folder| folder.uid());
+    let trusted = owner.is_ok_and(|uid| uid == place.owner || place.owner == 0);
+    trusted && place.socket().exists()
 }
 
 /// What there is to do.
@@ -261,5 +276,27 @@ mod tests {
         assert_eq!(options.cache, CacheMode::Naive);
         assert!(!options.overlap);
         assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--device", "tpu"]).is_err());
+    }
+
+    #[test]
+    fn the_first_place_with_a_socket_is_taken_and_else_the_last() {
+        let places = || socket::places(7, Some(std::path::Path::new("/run/user/7")));
+        let (own, system) = ("/run/user/7/minisgld/admin.sock", "/run/minisgld/admin.sock");
+        let chosen = |there: &[&str]| {
+            choose(places(), |place| there.iter().any(|path| place.socket() == PathBuf::from(path)))
+        };
+        assert_eq!(chosen(&[own, system]), PathBuf::from(own));
+        assert_eq!(chosen(&[system]), PathBuf::from(system));
+        assert_eq!(chosen(&[]), PathBuf::from(system));
+    }
+
+    #[test]
+    fn a_socket_in_a_strangers_folder_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("admin.sock"), "").unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        let place = |owner| Place { folder: dir.path().into(), mode: 0o700, owner };
+        assert!(has_socket(&place(owner)));
+        assert!(!has_socket(&place(owner + 4242)));
     }
 }

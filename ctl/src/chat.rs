@@ -235,12 +235,10 @@ impl Chat<'_> {
                 return Err(CtlError::Failed(message.to_string()));
             }
             let delta = &chunk["choices"][0]["delta"];
-            for part in [&delta["reasoning_content"], &delta["content"]] {
-                if let Some(text) = part.as_str() {
-                    print(&if terminal { printable(text) } else { text.to_string() })?;
-                }
+            if let Some(text) = delta["content"].as_str() {
+                print(&if terminal { printable(text) } else { text.to_string() })?;
+                answer.push_str(text);
             }
-            answer.push_str(delta["content"].as_str().unwrap_or_default());
         }
         Err(CtlError::Failed("the answer was cut off".to_string()))
     }

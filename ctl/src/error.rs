@@ -23,7 +23,7 @@ pub enum CtlError {
     /// Nobody answers.
     #[error(
         "no daemon answers on {}: {why}\n\
-         start it with: systemctl start minisgld\n\
+         start it with: minisgld serve\n\
          or name its socket with --socket PATH (or MINISGL_SOCKET)",
         .socket.display()
     )]

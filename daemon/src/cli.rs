@@ -22,7 +22,11 @@ pub enum Command {
     CheckConfig(ServeArgs),
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
-    Worker,
+    Worker {
+        /// What to log, as for `serve`.
+        #[arg(long, default_value = "info")]
+        log: String,
+    },
 }
 
 /// Flags of `serve`.
@@ -35,7 +39,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
     /// Unix socket of the admin API [default: /run/minisgld/admin.sock for root, else
-    /// $XDG_RUNTIME_DIR/minisgld/admin.sock]
+    /// $XDG_RUNTIME_DIR/minisgld/admin.sock, or without it /tmp/minisgld-UID/admin.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]

@@ -7,13 +7,27 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use minisgl_control::RegistryConfig;
 use minisgl_proto::LoadOptions;
+use minisgl_proto::socket::{self, Place};
 use serde::Deserialize;
 
 use crate::cli::ServeArgs;
+use crate::logging;
 
 /// Read when `--config` is absent and the file exists.
 pub const CONFIG_PATH: &str = "/etc/minisgld/minisgld.toml";
+
+/// A day: longer than any wait that helps.
+const SECONDS_MAX: f64 = 86_400.0;
+/// A gigabyte.
+const BODY_BYTES_MAX: usize = 1 << 30;
+/// More than a process has descriptors.
+const CONNECTIONS_MAX: usize = 1 << 20;
+/// More than any context.
+const STREAM_BUFFER_MAX: usize = 1 << 24;
+/// Weeks of restarts.
+const FAILURES_MAX: usize = 1 << 16;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -86,18 +100,30 @@ pub struct HubConfig {
 pub struct WorkersConfig {
     /// Seconds without any sign of a worker with requests in flight before it counts as stalled.
     pub stall_s: f64,
+    /// Seconds after which a stalled worker is killed and replaced; above `stall_s`.
+    pub stall_kill_s: f64,
+    /// Seconds without progress after which a worker that loads is killed.
+    pub load_s_max: f64,
     /// Seconds that running requests get to finish on unload and shutdown.
     pub drain_s: f64,
     /// Tokens that a client may fall behind before its request is aborted.
     pub stream_buffer_tokens: usize,
-    /// Failures in a row after which a model is given up: starts that fail, and deaths within a
-    /// minute of being ready.
-    pub restarts_max: u32,
+    /// Failures in a row with the last of which a model is given up: starts that fail, and deaths
+    /// within a minute of being ready. With 1 nothing is ever restarted.
+    pub failures_max: u32,
 }
 
 impl Default for WorkersConfig {
     fn default() -> Self {
-        WorkersConfig { stall_s: 60.0, drain_s: 30.0, stream_buffer_tokens: 8192, restarts_max: 5 }
+        let registry = RegistryConfig::default();
+        WorkersConfig {
+            stall_s: registry.stall.as_secs_f64(),
+            stall_kill_s: registry.stall_kill.as_secs_f64(),
+            load_s_max: registry.load_silence.as_secs_f64(),
+            drain_s: registry.drain.as_secs_f64(),
+            stream_buffer_tokens: registry.stream_buffer,
+            failures_max: registry.restart.give_up,
+        }
     }
 }
 
@@ -105,8 +131,7 @@ impl Default for WorkersConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`. What a worker writes comes
-    /// at level info with the target `worker`.
+    /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`; for the workers too.
     pub level: String,
     /// Lines or JSON.
     pub format: LogFormat,
@@ -181,35 +206,52 @@ impl Config {
                  set allow_public = true under [http] to serve whoever can reach it"
             );
         }
-        let positive = [("stall_s", self.workers.stall_s), ("drain_s", self.workers.drain_s)];
-        for (key, value) in positive {
-            if !(value.is_finite() && value > 0.0) {
-                bail!("[workers] {key} = {value}: must be a positive number of seconds");
-            }
-        }
-        let at_least_one = [
-            ("[http] body_bytes_max", self.http.body_bytes_max),
-            ("[http] connections_max", self.http.connections_max),
-            ("[workers] stream_buffer_tokens", self.workers.stream_buffer_tokens),
+        let workers = &self.workers;
+        let seconds = [
+            ("stall_s", workers.stall_s),
+            ("stall_kill_s", workers.stall_kill_s),
+            ("load_s_max", workers.load_s_max),
+            ("drain_s", workers.drain_s),
         ];
-        for (key, value) in at_least_one {
-            if value == 0 {
-                bail!("{key} = 0: must be at least 1");
+        for (key, value) in seconds {
+            if !(value > 0.0 && value <= SECONDS_MAX) {
+                bail!(
+                    "[workers] {key} = {value}: must be above 0 and at most {SECONDS_MAX} seconds"
+                );
             }
         }
+        if workers.stall_kill_s <= workers.stall_s {
+            bail!(
+                "[workers] stall_kill_s = {} is not above stall_s = {}: a worker is first stalled, then killed",
+                workers.stall_kill_s,
+                workers.stall_s
+            );
+        }
+        let counts = [
+            ("[http] body_bytes_max", self.http.body_bytes_max, BODY_BYTES_MAX),
+            ("[http] connections_max", self.http.connections_max, CONNECTIONS_MAX),
+            ("[workers] stream_buffer_tokens", workers.stream_buffer_tokens, STREAM_BUFFER_MAX),
+            ("[workers] failures_max", workers.failures_max as usize, FAILURES_MAX),
+        ];
+        for (key, value, max) in counts {
+            if !(1..=max).contains(&value) {
+                bail!("{key} = {value}: must be at least 1 and at most {max}");
+            }
+        }
+        logging::filter(&self.log.level)?;
         Ok(())
     }
 
-    /// Path of the admin socket: configured, else the system's for root, else the user's own.
+    /// Path of the admin socket: configured, else in [`Config::socket_place`].
     pub fn socket(&self) -> PathBuf {
-        let system = PathBuf::from("/run/minisgld/admin.sock");
-        match (&self.admin.socket, std::env::var_os("XDG_RUNTIME_DIR")) {
-            (Some(path), _) => path.clone(),
-            (None, Some(dir)) if !nix::unistd::geteuid().is_root() => {
-                PathBuf::from(dir).join("minisgld/admin.sock")
-            }
-            (None, _) => system,
-        }
+        self.admin.socket.clone().unwrap_or_else(|| Config::socket_place().socket())
+    }
+
+    /// Where the admin socket is unless a path is configured.
+    pub fn socket_place() -> Place {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let uid = nix::unistd::geteuid().as_raw();
+        socket::places(uid, runtime_dir.as_deref()).swap_remove(0)
     }
 }
 
@@ -254,6 +296,34 @@ mod tests {
         assert!(text.contains("line 2"), "{text}");
         assert!(error("[workers]\nstall_s = 0\n").contains("stall_s"));
         assert!(error("[workers]\nstream_buffer_tokens = 0\n").contains("at least 1"));
+        assert!(error("[workers]\nfailures_max = 0\n").contains("failures_max"));
+        assert!(error("[workers]\nstall_kill_s = 5\n").contains("not above stall_s"));
+        assert!(error("[log]\nlevel = \"info,=loud=\"\n").contains("info,=loud="));
+    }
+
+    #[test]
+    fn huge_numbers_are_refused_and_the_largest_allowed_break_nothing() {
+        for (line, max) in [
+            ("[workers]\nstall_s = 1e300\n", "86400"),
+            ("[workers]\ndrain_s = inf\n", "86400"),
+            ("[workers]\nload_s_max = nan\n", "86400"),
+            ("[workers]\nstall_kill_s = 1e12\n", "86400"),
+            ("[workers]\nstream_buffer_tokens = 9223372036854775807\n", "16777216"),
+            ("[workers]\nfailures_max = 4294967295\n", "65536"),
+            ("[http]\nconnections_max = 9223372036854775807\n", "1048576"),
+            ("[http]\nbody_bytes_max = 9223372036854775807\n", "1073741824"),
+        ] {
+            let text = error(line);
+            assert!(text.contains("at most") && text.contains(max), "{line}: {text}");
+        }
+        let text = "[workers]\nstall_s = 86399\nstall_kill_s = 86400\n\
+                    stream_buffer_tokens = 16777216\n[http]\nconnections_max = 1048576\n";
+        let config = load(text).unwrap();
+        assert!(
+            std::time::Duration::from_secs_f64(config.workers.stall_kill_s).as_secs() == 86_400
+        );
+        tokio::sync::Semaphore::new(config.http.connections_max);
+        tokio::sync::mpsc::channel::<u8>(config.workers.stream_buffer_tokens + 1);
     }
 
     #[test]

@@ -7,13 +7,42 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Installs the process's log subscriber.
+/// The target of the lines that workers write.
+const WORKER_TARGET: &str = "worker";
+
+/// Reads a level or directives.
+///
+/// # Errors
+/// It is neither.
+pub fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(level).with_context(|| {
+        format!("[log] level \"{level}\" is neither error, warn, info, debug, trace nor a list of directives")
+    })
+}
+
+/// Installs the subscriber of a worker: plain lines, which the daemon reads one by one and gives
+/// their time, model and level.
+///
+/// # Errors
+/// As [`filter`].
+pub fn init_worker(level: &str) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(filter(level)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// Installs the daemon's log subscriber.
 ///
 /// # Errors
 /// The level directive does not parse.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.level)
-        .with_context(|| format!("log level \"{}\" is not a level or directive", config.level))?;
+    // Workers leave out by themselves what is not wanted; what they write passes.
+    let filter = filter(&format!("{WORKER_TARGET}=trace,{}", config.level))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => serve::check_config(&args),
-        Command::Worker => return worker::run(),
+        Command::Worker { log } => return worker::run(&log),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use minisgl_control::{
-    HubConfig, Inspector, Registry, RegistryConfig, RestartPolicy, admin, socket,
+    Expected, HubConfig, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand, admin,
+    socket,
 };
 use minisgl_http::{Front, Listener, Settings};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::bridge::RegistryBackend;
 use crate::cli::ServeArgs;
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 use crate::logging;
 
 /// After draining, open connections get this long to take their last bytes.
@@ -61,22 +62,33 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let (listener, listen) = bind(config.http.listen).await?;
     let path = config.socket();
+    if config.admin.socket.is_none() {
+        socket::make_folder(&Config::socket_place())?;
+    }
     let admin_listener = socket::bind(&path).await?;
     let info = admin::DaemonInfo { started: Instant::now(), listen: listen.to_string() };
     let admin = admin::router(registry.clone(), info).merge(openai.clone());
     tracing::info!("OpenAI API on http://{listen}, admin API on {}", path.display());
 
     let (stop, stopped) = watch::channel(false);
-    let http = tokio::spawn({
+    let mut http = tokio::spawn({
         let stopped = wait_for(stopped.clone());
         async move {
             minisgl_http::serve(vec![Listener::Tcp(listener)], openai, &settings, stopped).await
         }
     });
-    let admin = tokio::spawn(socket::serve_unix(admin_listener, admin, wait_for(stopped)));
-    let boot = tokio::spawn(load_configured(registry.clone(), config));
+    let mut admin = tokio::spawn(socket::serve_unix(admin_listener, admin, wait_for(stopped)));
+    let models = config.model.into_iter().map(|model| (model, registry.expect())).collect();
+    let boot = tokio::spawn(load_configured(registry.clone(), models));
 
-    terminated().await?;
+    let ended = tokio::select! {
+        signal = terminated() => signal,
+        end = &mut http => Err(anyhow!("the OpenAI API ended by itself: {end:?}")),
+        end = &mut admin => Err(anyhow!("the admin API ended by itself: {end:?}")),
+    };
+    if let Err(error) = &ended {
+        tracing::error!("{error:#}");
+    }
     boot.abort();
     tracing::info!("stopping: running requests have {} s to finish", drain.as_secs_f64());
     let _ = stop.send(true);
@@ -85,15 +97,24 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         () = registry.shutdown(drain) => {}
         signal = terminated() => signal?,
     }
-    let _ = tokio::time::timeout(LINGER, async { (http.await, admin.await) }).await;
+    let close = async {
+        // A task that ended above must not be asked again.
+        while !(http.is_finished() && admin.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, close).await;
     let _ = std::fs::remove_file(&path);
     tracing::info!("stopped");
-    Ok(())
+    ended
 }
 
 fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
+    let mut worker = WorkerCommand::current_exe();
+    worker.args.push(format!("--log={}", config.log.level).into());
     RegistryConfig {
+        worker,
         hub: HubConfig {
             cache_dir: config.hub.cache_dir.clone(),
             endpoint: config.hub.endpoint.clone(),
@@ -102,9 +123,11 @@ fn registry_config(config: &Config) -> RegistryConfig {
         },
         inspector: Inspector(Arc::new(minisgl_http::check_model_dir)),
         stall: Duration::from_secs_f64(config.workers.stall_s),
+        stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
+        load_silence: Duration::from_secs_f64(config.workers.load_s_max),
         drain: Duration::from_secs_f64(config.workers.drain_s),
         stream_buffer: config.workers.stream_buffer_tokens,
-        restart: RestartPolicy { give_up: config.workers.restarts_max, ..defaults.restart },
+        restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
         ..defaults
     }
 }
@@ -119,8 +142,8 @@ async fn bind(listen: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
 
 /// Loads the models of the configuration, one after the other. One that fails is logged; the others
 /// are loaded all the same.
-async fn load_configured(registry: Registry, config: Config) {
-    for model in config.model {
+async fn load_configured(registry: Registry, models: Vec<(ModelConfig, Expected)>) {
+    for (model, _tried) in models {
         let request = LoadRequest { model: model.model, name: model.name, options: model.options };
         let source = request.model.clone();
         let mut events = match registry.load(request).await {

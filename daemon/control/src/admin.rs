@@ -138,11 +138,12 @@ async fn no_such_call(request: Request) -> Response {
 
 /// Lets root and the daemon's own user through.
 async fn may_change(request: Request, next: Next) -> Response {
-    let own = nix::unistd::geteuid().as_raw();
-    let peer = request.extensions().get::<ConnectInfo<Peer>>().and_then(|info| info.0.uid);
-    if peer.is_some_and(|uid| uid == 0 || uid == own) {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|info| info.0);
+    if peer.is_some_and(|peer| peer.is_operator()) {
         return next.run(request).await;
     }
+    let own = nix::unistd::geteuid().as_raw();
+    let peer = peer.and_then(|peer| peer.uid);
     let who = peer.map_or("somebody unknown".to_string(), |uid| format!("user {uid}"));
     let message = format!("{who} may not change models: only root and user {own} may; try sudo");
     refuse(AdminError { code: AdminErrorCode::Forbidden, message })

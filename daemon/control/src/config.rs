@@ -17,6 +17,10 @@ pub struct RegistryConfig {
     pub inspector: Inspector,
     /// A worker that owes an answer and sends no frame for this long is stalled.
     pub stall: Duration,
+    /// One that stays silent for this long is killed.
+    pub stall_kill: Duration,
+    /// A worker that loads and sends no frame for this long is killed.
+    pub load_silence: Duration,
     /// What happens after a worker died.
     pub restart: RestartPolicy,
     /// Events a request may lie behind its worker; one more and the request is cut off.
@@ -33,9 +37,11 @@ impl Default for RegistryConfig {
             worker: WorkerCommand::current_exe(),
             hub: HubConfig::default(),
             inspector: Inspector::default(),
-            stall: Duration::from_secs(30),
+            stall: Duration::from_secs(60),
+            stall_kill: Duration::from_secs(300),
+            load_silence: Duration::from_secs(1800),
             restart: RestartPolicy::default(),
-            stream_buffer: 1024,
+            stream_buffer: 8192,
             drain: Duration::from_secs(30),
             term_grace: Duration::from_secs(3),
         }
@@ -112,7 +118,7 @@ impl Default for RestartPolicy {
 }
 
 /// The Hugging Face cache and hub. `None` takes what the environment says, as the hub's own tools
-/// do: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+/// do: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_TOKEN_PATH`.
 #[derive(Clone, Debug, Default)]
 pub struct HubConfig {
     /// The folder that holds `models--org--name`.
@@ -141,10 +147,25 @@ impl HubConfig {
         endpoint.trim_end_matches('/').to_string()
     }
 
-    /// The token file in force: the configured one, or the hub tools' own if it exists.
-    pub fn token_path(&self) -> Option<PathBuf> {
-        let own = || Some(env_home()?.join("token")).filter(|path| path.exists());
-        self.token_file.clone().or_else(own)
+    /// Where the access token comes from: the configured file, `HF_TOKEN`, or the hub tools' own
+    /// file (`HF_TOKEN_PATH`, by default `$HF_HOME/token`) if it exists.
+    pub(crate) fn token_source(&self) -> Option<TokenSource> {
+        self.token_source_in(|variable| std::env::var_os(variable))
+    }
+
+    fn token_source_in(&self, env: impl Fn(&str) -> Option<OsString>) -> Option<TokenSource> {
+        if let Some(path) = &self.token_file {
+            return Some(TokenSource::File(path.clone()));
+        }
+        if let Some(token) = env("HF_TOKEN").and_then(|token| token.into_string().ok())
+            && !token.trim().is_empty()
+        {
+            return Some(TokenSource::Environment(token));
+        }
+        let path = |variable| env(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = || path("HF_HOME").or_else(|| Some(path("HOME")?.join(".cache/huggingface")));
+        let own = path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")));
+        own.filter(|path| path.exists()).map(TokenSource::File)
     }
 
     /// Whether downloads are off.
@@ -152,6 +173,14 @@ impl HubConfig {
         let set = |value: String| matches!(value.as_str(), "1" | "ON" | "YES" | "TRUE" | "true");
         self.offline || std::env::var("HF_HUB_OFFLINE").is_ok_and(set)
     }
+}
+
+/// Where an access token is.
+pub(crate) enum TokenSource {
+    /// In this file.
+    File(PathBuf),
+    /// In `HF_TOKEN`: the token itself. There is no `Debug`, so that no log shows it.
+    Environment(String),
 }
 
 fn env_path(variable: &str) -> Option<PathBuf> {
@@ -166,6 +195,32 @@ fn env_home() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_token_is_where_the_hubs_tools_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        std::fs::write(&file, "hf_file").unwrap();
+        let home = dir.path().to_str().unwrap();
+        let find = |config: &HubConfig, variables: &[(&str, &str)]| {
+            let get =
+                |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into());
+            match config.token_source_in(get) {
+                Some(TokenSource::File(path)) => format!("file {}", path.display()),
+                Some(TokenSource::Environment(token)) => token,
+                None => "none".to_string(),
+            }
+        };
+        let own = format!("file {}", file.display());
+        let none = HubConfig::default();
+        assert_eq!(find(&none, &[("HF_TOKEN", "hf_env"), ("HF_HOME", home)]), "hf_env");
+        assert_eq!(find(&none, &[("HF_TOKEN", " "), ("HF_HOME", home)]), own);
+        let path = file.to_str().unwrap();
+        assert_eq!(find(&none, &[("HF_HOME", "/no/such"), ("HF_TOKEN_PATH", path)]), own);
+        assert_eq!(find(&none, &[("HOME", "/no/such")]), "none");
+        let set = HubConfig { token_file: Some("/set".into()), ..HubConfig::default() };
+        assert_eq!(find(&set, &[("HF_TOKEN", "hf_env")]), "file /set");
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest() {

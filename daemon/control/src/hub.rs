@@ -17,7 +17,7 @@ use minisgl_proto::LoadStage;
 use minisgl_proto::worker::LoadProgress;
 use serde::Deserialize;
 
-use crate::config::HubConfig;
+use crate::config::{HubConfig, TokenSource};
 use crate::resolve::{INDEX, RepoId, SINGLE, cached, weight_files};
 
 /// Attempts a file gets without a byte of progress.
@@ -80,14 +80,21 @@ pub(crate) fn download(
     cached(cache_dir, repo, dummy_weights).map_err(|why| format!("after the download {why}"))
 }
 
-/// The configured token. A file that was asked for must be there.
+/// The token in force. A file that was asked for must be there.
 fn token(config: &HubConfig) -> Result<Option<String>, String> {
-    let Some(path) = config.token_path() else { return Ok(None) };
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| format!("the token file {} is unreadable: {error}", path.display()))?;
+    let (text, place) = match config.token_source() {
+        None => return Ok(None),
+        Some(TokenSource::Environment(token)) => (token, "HF_TOKEN".to_string()),
+        Some(TokenSource::File(path)) => {
+            let place = format!("the token file {}", path.display());
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| format!("{place} is unreadable: {error}"))?;
+            (text, place)
+        }
+    };
     let token = text.trim();
     if token.chars().any(|c| !c.is_ascii_graphic()) {
-        return Err(format!("the token file {} holds more than a token", path.display()));
+        return Err(format!("{place} holds more than a token"));
     }
     Ok((!token.is_empty()).then(|| token.to_string()))
 }
@@ -236,8 +243,11 @@ impl Part {
 fn explain(error: &str, config: &HubConfig) -> String {
     let status = |code: &str| error.contains(&format!("http status: {code}"));
     if status("401") || status("403") {
-        let token = match config.token_path() {
-            Some(path) => format!("the token in {} is not enough", path.display()),
+        let token = match config.token_source() {
+            Some(TokenSource::File(path)) => {
+                format!("the token in {} is not enough", path.display())
+            }
+            Some(TokenSource::Environment(_)) => "the token in HF_TOKEN is not enough".to_string(),
             None => "no token was sent; configure a token file".to_string(),
         };
         format!("{error}: the repo is private, gated or not there, and {token}")

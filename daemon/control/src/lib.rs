@@ -29,5 +29,5 @@ mod supervisor;
 mod worker;
 
 pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
-pub use registry::{Generate, Generation, ModelHandle, Registry, Unavailable};
+pub use registry::{Expected, Generate, Generation, ModelHandle, Registry, Unavailable};
 pub use streams::AbortGuard;

@@ -50,7 +50,10 @@ impl Metrics {
             page_use: add.gauge("kv_page_use_ratio", "Share of KV pages that are not free.")?,
             hit_rate: add
                 .gauge("cache_hit_ratio", "Share of prompt tokens found in the prefix cache.")?,
-            load_s: add.gauge("load_seconds", "Seconds from load to ready, the last time.")?,
+            load_s: add.gauge(
+                "load_seconds",
+                "Seconds from the worker's start to ready, the last time.",
+            )?,
             restarts: add.counter("restarts_total", "Dead workers that were replaced.")?,
             prompt_tokens: add.counter("prompt_tokens_total", "Prompt tokens taken in.")?,
             cached_tokens: add

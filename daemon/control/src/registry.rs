@@ -4,7 +4,7 @@
 //! its supervisor's business.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ struct Inner {
     models: Mutex<Vec<Arc<Model>>>,
     next_id: AtomicU64,
     closing: AtomicBool,
+    /// Models that the daemon means to load and has not tried.
+    expected: AtomicUsize,
 }
 
 /// A request for tokens, before it has an id.
@@ -97,6 +99,15 @@ pub enum Unavailable {
     },
 }
 
+/// A model that is going to be loaded; see [`Registry::expect`].
+pub struct Expected(Arc<Inner>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.0.expected.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A ready model. Stays valid when the model goes away; `submit` then refuses.
 #[derive(Clone)]
 pub struct ModelHandle {
@@ -141,7 +152,8 @@ fn not_ready(model: &Model) -> Unavailable {
         ModelState::Failed => "its worker failed and was given up",
         ModelState::Unloading => "it is being unloaded",
     };
-    // How a worker died is the operator's to read (`minisglctl ps`), not every client's.
+    // A request that a worker took with it hears how it died. One that comes later cannot have been
+    // the cause and is told to wait; the cause is in `minisglctl ps`.
     Unavailable::NotReady { name: model.name.clone(), reason: state.to_string() }
 }
 
@@ -160,6 +172,7 @@ impl Registry {
             models: Mutex::default(),
             next_id: AtomicU64::new(1),
             closing: AtomicBool::new(false),
+            expected: AtomicUsize::new(0),
         })))
     }
 
@@ -300,6 +313,13 @@ impl Registry {
         }
     }
 
+    /// Keeps [`Registry::health`] from being ready until the answer is dropped: a model is going to be
+    /// loaded, and was not tried yet.
+    pub fn expect(&self) -> Expected {
+        self.0.expected.fetch_add(1, Ordering::SeqCst);
+        Expected(Arc::clone(&self.0))
+    }
+
     /// Whether the service as a whole should get traffic.
     pub fn health(&self) -> HealthReport {
         let models: Vec<(String, ModelState)> =
@@ -308,7 +328,8 @@ impl Registry {
         let ready = of(ModelState::Ready);
         // A model on its way out is no fault.
         let ill = models.len() - ready - of(ModelState::Unloading);
-        let summary = if models.is_empty() {
+        let expected = self.0.expected.load(Ordering::SeqCst);
+        let mut summary = if models.is_empty() {
             "no model is loaded".to_string()
         } else {
             let describe = |(name, state): &(String, ModelState)| {
@@ -316,7 +337,10 @@ impl Registry {
             };
             models.iter().map(describe).collect::<Vec<_>>().join(", ")
         };
-        HealthReport { ready: ready > 0 && ill == 0, summary, models }
+        if expected > 0 {
+            summary.push_str(&format!(", {expected} more to load"));
+        }
+        HealthReport { ready: ready > 0 && ill == 0 && expected == 0, summary, models }
     }
 
     /// The ready model of this name.

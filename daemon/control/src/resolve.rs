@@ -5,6 +5,7 @@
 //!
 //! Owns: what counts as a path, a repo id and a complete model. Must never: read weights.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,6 +104,17 @@ pub(crate) fn is_path(given: &str) -> bool {
     given.starts_with(['/', '.', '~']) || Path::new(given).is_dir()
 }
 
+/// The path with a `~` at its start made the home folder, as a shell would.
+fn expand(given: &str, home: Option<OsString>) -> PathBuf {
+    match (given.strip_prefix('~'), home.filter(|home| !home.is_empty())) {
+        (Some(""), Some(home)) => home.into(),
+        (Some(rest), Some(home)) if rest.starts_with('/') => {
+            Path::new(&home).join(rest.trim_start_matches('/'))
+        }
+        _ => given.into(),
+    }
+}
+
 /// Finds the model's folder on a thread of its own, and tells the supervisor. The thread is detached:
 /// a download that nobody waits for any more goes on, and the next load finds what it left; it never
 /// delays the end of the daemon, as a task of the runtime's blocking pool would.
@@ -148,7 +160,8 @@ pub fn resolve(
     };
     if is_path(model) {
         resolving(model.to_string());
-        let dir = Path::new(model);
+        let dir = expand(model, std::env::var_os("HOME"));
+        let dir = dir.as_path();
         if !dir.is_dir() {
             return Err(ResolveError::NoFolder(dir.to_path_buf()));
         }
@@ -246,6 +259,18 @@ pub(crate) fn weight_files(dir: &Path) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tilde_is_the_home_folder() {
+        let expand = |given, home: &str| expand(given, Some(home.into()));
+        assert_eq!(expand("~/a/b", "/home/me"), Path::new("/home/me/a/b"));
+        assert_eq!(expand("~//a", "/home/me"), Path::new("/home/me/a"));
+        assert_eq!(expand("~", "/home/me"), Path::new("/home/me"));
+        for same in ["~you/a", "/a/~/b", "./~"] {
+            assert_eq!(expand(same, "/home/me"), Path::new(same));
+        }
+        assert_eq!(expand("~/a", ""), Path::new("~/a"));
+    }
 
     #[test]
     fn repo_ids() {

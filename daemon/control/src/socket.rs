@@ -3,15 +3,31 @@
 //! Owns: the socket file, from bind to removal. Must never: take over a socket that another daemon
 //! serves.
 
+use std::fs::Permissions;
 use std::future::Future;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
+use axum::extract::ConnectInfo;
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use minisgl_proto::socket::Place;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
+/// Connections at most; `minisglctl batch` opens 1024 at once.
+const CONNECTIONS_MAX: usize = 2048;
+/// How long a client may take to send the head of a request, or to begin the next one.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Owner and group may open it.
 const MODE: u32 = 0o660;
 
@@ -25,8 +41,16 @@ pub enum SocketError {
     #[error("{} exists and is no socket; remove it, or choose another path", .0.display())]
     NotASocket(PathBuf),
     /// The folder is not there.
-    #[error("the folder {} does not exist; create it (systemd: RuntimeDirectory=), or choose another socket", .0.display())]
+    #[error("the folder {} does not exist; make it with: mkdir -p {} (systemd: RuntimeDirectory=), or choose another socket", .0.display(), .0.display())]
     NoFolder(PathBuf),
+    /// The default folder is there, and not ours alone.
+    #[error("{} must be a folder that belongs to user {owner} and that nobody else can write; remove it, or choose another socket", .folder.display())]
+    NotOurs {
+        /// The folder.
+        folder: PathBuf,
+        /// Who should own it.
+        owner: u32,
+    },
     /// Anything else.
     #[error("cannot {what} the socket {}: {error}", .path.display())]
     Io {
@@ -46,9 +70,41 @@ pub struct Peer {
     pub uid: Option<u32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Peer { uid: stream.io().peer_cred().ok().map(|peer| peer.uid()) }
+impl Peer {
+    /// Root and the daemon's own user may change models; everybody else may read.
+    pub fn is_operator(&self) -> bool {
+        self.uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
+    }
+}
+
+/// Makes the folder of a default place, or sees that the one there is ours.
+///
+/// # Errors
+/// `NoFolder` names the parent that is missing; `NotOurs`; `Io`.
+pub fn make_folder(place: &Place) -> Result<(), SocketError> {
+    let folder = place.folder.as_path();
+    let io = |what| move |error| SocketError::Io { path: place.socket(), what, error };
+    match std::fs::DirBuilder::new().mode(place.mode).create(folder) {
+        // The umask may have taken more than was meant.
+        Ok(()) => std::fs::set_permissions(folder, Permissions::from_mode(place.mode))
+            .map_err(io("set the mode of the folder of")),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // No link is followed: whoever made it could change where it leads.
+            let data = std::fs::symlink_metadata(folder).map_err(io("look at the folder of"))?;
+            let own = nix::unistd::geteuid().as_raw();
+            // A system's folder may be the service user's; root trusts those it gave it to.
+            let ours = data.uid() == own || own == 0;
+            if data.is_dir() && ours && data.mode() & 0o022 == 0 {
+                Ok(())
+            } else {
+                Err(SocketError::NotOurs { folder: folder.to_path_buf(), owner: own })
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let parent = folder.parent().unwrap_or(folder);
+            Err(SocketError::NoFolder(parent.to_path_buf()))
+        }
+        Err(error) => Err(io("make the folder of")(error)),
     }
 }
 
@@ -69,44 +125,93 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
             return Err(SocketError::NotASocket(path.to_path_buf()));
         }
         Ok(_) => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(io("replace"))?;
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(io("look at")(error)),
             Ok(_) => return Err(SocketError::Taken(path.to_path_buf())),
         },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(io("look at")(error)),
     }
     let listener = UnixListener::bind(path).map_err(io("bind"))?;
     // Whoever slipped in between the two calls is still asked who they are before they change things.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))
-        .map_err(io("set the mode of"))?;
+    std::fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(io("set the mode of"))?;
     Ok(listener)
 }
 
 /// Serves `router` on a bound socket until `shutdown`, then lets the open calls end, and removes the
 /// socket file. How long that may take is the caller's to bound.
 ///
-/// # Errors
-/// None of the accepted connections can cause one; it is there for the listener's sake.
+/// Whoever may change models has [`CONNECTIONS_MAX`] connections, apart from as many of everybody
+/// else's, so readers never keep an operator out. One more is closed at once.
 pub async fn serve_unix(
     listener: UnixListener,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let path = listener.local_addr()?.as_pathname().map(Path::to_path_buf);
-    let service = router.into_make_service_with_connect_info::<Peer>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(shutdown).await;
+) {
+    serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
+}
+
+async fn serve_within(
+    listener: UnixListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    connections_max: usize,
+    header_timeout: Duration,
+) {
+    let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
+    let [operators, others] = [(); 2].map(|()| Arc::new(Semaphore::new(connections_max)));
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut shutdown => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: they come back when connections close.
+                tracing::warn!(%error, "cannot accept an admin connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let peer = Peer { uid: stream.peer_cred().ok().map(|peer| peer.uid()) };
+        let slots = if peer.is_operator() { &operators } else { &others };
+        let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
+            tracing::warn!(?peer, connections_max, "too many admin connections; closed one");
+            continue;
+        };
+        let service = router.clone().layer(Extension(ConnectInfo(peer)));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection = graceful.watch(connection);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an admin connection ended early");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+    while connections.join_next().await.is_some() {}
     if let Some(path) = path {
         let _ = std::fs::remove_file(path);
     }
-    served
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test]
@@ -131,5 +236,53 @@ mod tests {
         assert!(file.exists());
         let error = bind(&dir.path().join("no/admin.sock")).await.unwrap_err().to_string();
         assert!(error.contains("/no does not exist"), "{error}");
+    }
+
+    #[test]
+    fn the_default_folder_is_made_and_a_strangers_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = nix::unistd::geteuid().as_raw();
+        let place = |name: &str| Place { folder: dir.path().join(name), mode: 0o700, owner: own };
+        let fresh = place("fresh");
+        make_folder(&fresh).unwrap();
+        assert_eq!(std::fs::metadata(&fresh.folder).unwrap().mode() & 0o777, 0o700);
+        make_folder(&fresh).unwrap();
+        std::fs::set_permissions(&fresh.folder, Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(make_folder(&fresh), Err(SocketError::NotOurs { .. })));
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        assert!(matches!(make_folder(&place("link")), Err(SocketError::NotOurs { .. })));
+        let error = make_folder(&place("no/folder")).unwrap_err().to_string();
+        assert!(error.contains("/no does not exist; make it with: mkdir -p /"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn silent_connections_are_bounded_and_time_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let listener = bind(&path).await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let shutdown = async { drop(stopped.await) };
+        let timeout = Duration::from_millis(200);
+        let task = tokio::spawn(serve_within(listener, Router::new(), shutdown, 2, timeout));
+        let began = std::time::Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(UnixStream::connect(&path).await.unwrap());
+        }
+        let mut rest = Vec::new();
+        assert_eq!(silent[2].read_to_end(&mut rest).await.unwrap(), 0);
+        assert!(began.elapsed() < timeout, "the third was let in");
+        for stream in &mut silent[..2] {
+            let _ = stream.read_to_end(&mut rest).await;
+        }
+        assert!(began.elapsed() >= timeout);
+        // There is room again.
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert!(String::from_utf8_lossy(&rest).contains("404 Not Found"));
+        stop.send(()).unwrap();
+        task.await.unwrap();
     }
 }

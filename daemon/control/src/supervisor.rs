@@ -106,6 +106,8 @@ pub(crate) struct Supervisor {
     serving_since: Instant,
     /// Failures in a row.
     failures: u32,
+    /// Why the worker before this one died; said as long as this one lives.
+    last_death: Option<String>,
     ping: u64,
     flushes: VecDeque<oneshot::Sender<Result<u64, AdminError>>>,
     unloads: Vec<oneshot::Sender<ModelStatus>>,
@@ -134,6 +136,7 @@ impl Supervisor {
             load_began: Instant::now(),
             serving_since: Instant::now(),
             failures: 0,
+            last_death: None,
             ping: 0,
             flushes: VecDeque::new(),
             unloads: Vec::new(),

@@ -27,6 +27,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tracing::Level;
 
 use crate::config::WorkerCommand;
 use crate::metrics::Metrics;
@@ -77,6 +78,7 @@ impl Worker {
         ours.set_nonblocking(true)?;
         let mut child = Command::new(&command.program)
             .args(&command.args)
+            .env_remove("HF_TOKEN") // it downloads nothing
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -247,10 +249,43 @@ fn push(frame: &ToWorker, bytes: &mut Vec<u8>, model: &Model) {
     }
 }
 
+/// The line without the level that the worker's own log put before it, which is left in `level`. A
+/// line without one goes on with the line before it: a panic has several.
+fn text_of(line: &str, level: &mut Level) -> String {
+    let trimmed = line.trim_start();
+    let (first, rest) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
+    match first {
+        "ERROR" => *level = Level::ERROR,
+        "WARN" => *level = Level::WARN,
+        "INFO" => *level = Level::INFO,
+        "DEBUG" => *level = Level::DEBUG,
+        "TRACE" => *level = Level::TRACE,
+        _ => {
+            if trimmed.starts_with("thread '") && trimmed.contains(" panicked at ") {
+                *level = Level::ERROR;
+            }
+            return line.to_string();
+        }
+    }
+    rest.to_string()
+}
+
+/// The level of an event is part of its place in the code, so there is a place for each.
+fn log(level: Level, model: &str, text: &str) {
+    match level {
+        Level::ERROR => tracing::error!(target: "worker", model, "{text}"),
+        Level::WARN => tracing::warn!(target: "worker", model, "{text}"),
+        Level::INFO => tracing::info!(target: "worker", model, "{text}"),
+        Level::DEBUG => tracing::debug!(target: "worker", model, "{text}"),
+        Level::TRACE => tracing::trace!(target: "worker", model, "{text}"),
+    }
+}
+
 /// Passes the worker's stderr to the log, line by line, and keeps the last of it.
 async fn listen(stderr: ChildStderr, model: Arc<Model>, last_words: LastWords) {
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
+    let mut level = Level::INFO;
     while let Ok(chunk) = stderr.fill_buf().await {
         let (end, used) = match chunk.iter().position(|&byte| byte == b'\n') {
             Some(at) => (true, at + 1),
@@ -262,7 +297,8 @@ async fn listen(stderr: ChildStderr, model: Arc<Model>, last_words: LastWords) {
         if end {
             let text = String::from_utf8_lossy(&line).trim_end().to_string();
             if !text.is_empty() {
-                tracing::info!(target: "worker", model = model.name, "{text}");
+                let text = text_of(&text, &mut level);
+                log(level, &model.name, &text);
                 let mut lines = last_words.lock().unwrap_or_else(PoisonError::into_inner);
                 if lines.len() == LAST_WORDS_LINES {
                     lines.pop_front();
@@ -274,5 +310,25 @@ async fn listen(stderr: ChildStderr, model: Arc<Model>, last_words: LastWords) {
                 break; // end of stream
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_keep_the_level_that_the_worker_gave_them() {
+        let mut level = Level::INFO;
+        let mut read = |line| (text_of(line, &mut level), level);
+        assert_eq!(read("a library's words"), ("a library's words".to_string(), Level::INFO));
+        assert_eq!(read(" WARN slow disk"), ("slow disk".to_string(), Level::WARN));
+        assert_eq!(read("  and more of it"), ("  and more of it".to_string(), Level::WARN));
+        assert_eq!(read("DEBUG step"), ("step".to_string(), Level::DEBUG));
+        assert_eq!(read("ERROR the engine broke: x").1, Level::ERROR);
+        assert_eq!(read(" INFO drained; exiting").1, Level::INFO);
+        let panic = "thread 'rank-0' (77) panicked at src/x.rs:1:2:";
+        assert_eq!(read(panic), (panic.to_string(), Level::ERROR));
+        assert_eq!(read("index out of bounds").1, Level::ERROR);
     }
 }

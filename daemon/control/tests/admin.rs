@@ -33,7 +33,7 @@ struct Server {
     daemon: Daemon,
     socket: PathBuf,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    task: tokio::task::JoinHandle<()>,
     _folder: tempfile::TempDir,
 }
 
@@ -190,6 +190,6 @@ async fn only_root_and_the_daemons_user_change_models() {
 async fn the_socket_file_leaves_with_the_server() {
     let mut server = serve().await;
     server.stop.take().unwrap().send(()).unwrap();
-    server.task.await.unwrap().unwrap();
+    server.task.await.unwrap();
     assert!(!server.socket.exists());
 }

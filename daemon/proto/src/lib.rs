@@ -10,6 +10,7 @@ pub mod admin;
 pub mod frame;
 pub mod model;
 pub mod request;
+pub mod socket;
 pub mod worker;
 
 pub use model::{CacheMode, Device, KvDtype, LoadOptions, ModelInfo};

@@ -16,16 +16,14 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
+use crate::logging;
+
 /// Runs the worker until it is drained or the daemon is gone.
-pub fn run() -> ExitCode {
-    // The daemon reads our standard error line by line and adds time and model.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .with_max_level(tracing::Level::INFO)
-        .init();
+pub fn run(log: &str) -> ExitCode {
+    if let Err(error) = logging::init_worker(log) {
+        eprintln!("minisgld worker: {error:#}");
+        return ExitCode::FAILURE;
+    }
     // A worker without its daemon would hold memory for nobody.
     if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
         tracing::warn!("cannot ask to die with the daemon: {error}");

@@ -29,7 +29,7 @@ pub fn serve(link: Link) -> anyhow::Result<()> {
     match load(&spec, &link) {
         Ok((driver, info)) => {
             link.send(FromWorker::Ready(info));
-            Worker { link, driver, started: Instant::now(), closed: false }.run()
+            Worker { link, driver, started: Instant::now(), reported: 0, closed: false }.run()
         }
         Err(error) => {
             link.send(FromWorker::LoadFailed(format!("{error:#}")));
@@ -95,6 +95,8 @@ struct Worker {
     link: Link,
     driver: Driver<Engine>,
     started: Instant,
+    /// Steps that the daemon was told of.
+    reported: u64,
     /// The daemon hung up.
     closed: bool,
 }
@@ -165,12 +167,96 @@ impl Worker {
         for pages in step.flushed {
             self.link.send(FromWorker::Flushed { pages });
         }
-        // Also the last turn before the loop falls idle reports, so that the counters are right then.
-        if changed || !step.token_events.is_empty() || self.driver.is_idle() {
-            let stats = self.driver.scheduler_mut().stats();
+        let stats = self.driver.scheduler_mut().stats();
+        // A frame for each finished step, also one that only prefilled and so brought no tokens: the
+        // daemon counts what it is told of. Also the last turn before the loop falls idle reports,
+        // so that the counters are right then.
+        let finished = stats.steps != self.reported;
+        if changed || finished || !step.token_events.is_empty() || self.driver.is_idle() {
+            self.reported = stats.steps;
             self.link.send(FromWorker::Step { events: step.token_events, stats });
         }
         self.driver.finish()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use minisgl_proto::frame::{self, HEADER_BYTES};
+    use minisgl_proto::{RequestId, SamplingParams, StopParams, Submit};
+
+    use super::*;
+
+    const CONFIG: &str = r#"{
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 67, "hidden_size": 16,
+        "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 256, "rope_theta": 1000.0, "tie_word_embeddings": true,
+        "eos_token_id": 2, "torch_dtype": "float32", "hidden_act": "silu"
+    }"#;
+
+    fn send(socket: &mut UnixStream, frame: &ToWorker) {
+        let mut bytes = Vec::new();
+        frame::encode(frame, &mut bytes).unwrap();
+        socket.write_all(&bytes).unwrap();
+    }
+
+    fn receive(socket: &mut UnixStream) -> FromWorker {
+        let mut header = [0; HEADER_BYTES];
+        socket.read_exact(&mut header).unwrap();
+        let mut payload = vec![0; frame::payload_bytes(header).unwrap()];
+        socket.read_exact(&mut payload).unwrap();
+        frame::decode(&payload).unwrap()
+    }
+
+    #[test]
+    fn every_step_of_a_long_prefill_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+        let (mut daemon, worker) = UnixStream::pair().unwrap();
+        let thread = std::thread::spawn(move || serve(Link::over(worker).unwrap()));
+        let options = LoadOptions {
+            dummy_weights: true,
+            threads: 1,
+            kv_tokens: Some(128),
+            chunk_tokens: 4,
+            max_running: 4,
+            ..LoadOptions::default()
+        };
+        let version = minisgl_proto::VERSION.to_owned();
+        let (name, dir) = ("m".to_owned(), dir.path().to_owned());
+        send(&mut daemon, &ToWorker::Load(WorkerSpec { version, name, dir, options }));
+        loop {
+            match receive(&mut daemon) {
+                FromWorker::Progress(_) => {}
+                FromWorker::Ready(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        send(
+            &mut daemon,
+            &ToWorker::Submit(Submit {
+                id: RequestId(1),
+                prompt: vec![5; 40],
+                sampling: SamplingParams::default(),
+                stop: StopParams { max_tokens: 2, ..StopParams::default() },
+                priority: 0,
+            }),
+        );
+        let mut steps = Vec::new();
+        while steps.last().is_none_or(|(_, finished)| !finished) {
+            let FromWorker::Step { events, stats } = receive(&mut daemon) else { continue };
+            steps.push((stats.steps, events.iter().any(|event| event.finish.is_some())));
+        }
+        // Ten steps of four prompt tokens, then one for the second token; none is skipped.
+        let mut counts: Vec<u64> = steps.into_iter().map(|(count, _)| count).collect();
+        counts.dedup();
+        assert_eq!(counts[counts.len() - 12..], (0..12).collect::<Vec<u64>>()[..]);
+        send(&mut daemon, &ToWorker::Drain);
+        thread.join().unwrap().unwrap();
     }
 }

@@ -94,6 +94,7 @@ impl Supervisor {
             });
         } else {
             let pause = self.config.restart.pause(self.failures);
+            self.last_death = Some(format!("restarted, because {why}"));
             self.phase = Phase::Waiting;
             self.deadline = Some(Instant::now() + pause);
             self.model.update(|view| {

@@ -13,9 +13,6 @@ use crate::resolve::ResolveError;
 use crate::streams::outbox_capacity;
 use crate::worker::Worker;
 
-/// Requests in flight that an outbox is made for when the load options leave it open.
-const REQUESTS_DEFAULT: usize = 4096;
-
 impl Supervisor {
     pub(super) fn on_progress(&mut self, progress: LoadProgress) {
         if let Some(watcher) = &self.watcher
@@ -115,7 +112,7 @@ impl Supervisor {
         let seconds = self.load_began.elapsed().as_secs_f64();
         self.model.update(|view| {
             view.state = ModelState::Ready;
-            view.reason = None;
+            view.reason = self.last_death.clone();
             view.progress = None;
             view.info = Some(Arc::new(info));
         });
@@ -134,8 +131,5 @@ impl Supervisor {
 
 /// Requests that may be in flight with a model loaded like this.
 fn requests_max(options: &LoadOptions) -> usize {
-    match (options.max_running, options.max_waiting) {
-        (0, _) | (_, 0) => REQUESTS_DEFAULT,
-        (running, waiting) => (running as usize).saturating_add(waiting as usize).min(1 << 20),
-    }
+    options.max_running.saturating_add(options.max_waiting).clamp(1, 1 << 20) as usize
 }

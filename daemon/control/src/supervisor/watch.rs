@@ -31,6 +31,20 @@ impl Supervisor {
     }
 
     pub(super) fn on_tick(&mut self) {
+        let (_, silence) = self.model.pulse();
+        let stalled = self.model.view().state == ModelState::Stalled;
+        let fault = match self.phase {
+            Phase::Starting if silence >= self.config.load_silence => "made no progress in loading",
+            Phase::Serving if stalled && silence >= self.config.stall_kill => {
+                "gave no sign of life"
+            }
+            _ => return self.watch(),
+        };
+        self.kill(&format!("it {fault} for {:.1} s", silence.as_secs_f64()));
+    }
+
+    /// Notes whether the worker stalls, and asks it for a sign of life.
+    fn watch(&mut self) {
         let Some(worker) = self.worker.as_ref().filter(|_| self.phase == Phase::Serving) else {
             return;
         };
@@ -51,7 +65,7 @@ impl Supervisor {
             self.metrics.up(&self.model.name, true);
             self.model.update(|view| {
                 view.state = ModelState::Ready;
-                view.reason = None;
+                view.reason = self.last_death.clone();
             });
         }
         // One ping at a time: a worker that reads nothing must not find a heap of them.

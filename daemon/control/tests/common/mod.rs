@@ -36,6 +36,8 @@ pub fn config() -> RegistryConfig {
         hub: HubConfig { offline: true, ..HubConfig::default() },
         inspector: Inspector::default(),
         stall: Duration::from_millis(300),
+        stall_kill: Duration::from_secs(60),
+        load_silence: Duration::from_secs(60),
         restart: RestartPolicy {
             initial: Duration::from_millis(30),
             max: Duration::from_millis(120),
