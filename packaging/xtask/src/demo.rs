@@ -16,6 +16,8 @@ use crate::{build, model, paths, sh};
 
 const NAME: &str = "smollm2";
 const QUESTION: &str = "What is the capital of France?";
+/// Greedy and short: so small a model, left to chance, may never come to an end.
+const CHAT: [&str; 6] = ["chat", NAME, "--temperature", "0", "--max-tokens", "64"];
 const START_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(15);
 
@@ -35,7 +37,7 @@ pub fn run(keep: bool) -> Result<()> {
     println!("==> load");
     daemon.ctl(|ctl| ctl.arg("load").arg(&model).args(["--name", NAME]))?;
     println!("==> chat: {QUESTION}");
-    daemon.ctl(|ctl| ctl.args(["chat", NAME, "--prompt", QUESTION]))?;
+    daemon.ctl(|ctl| ctl.args(CHAT).args(["--prompt", QUESTION]))?;
     println!();
     next_steps(&daemon, keep);
     daemon.kept = keep;
