@@ -21,6 +21,7 @@
 
 pub mod batch;
 pub mod config;
+mod device;
 mod engine;
 mod error;
 mod memory;
