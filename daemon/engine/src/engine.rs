@@ -21,7 +21,7 @@ use crate::memory::{Budget, KvSize, available_bytes};
 use crate::model::{self, Loader, Model};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
-use crate::ops::cuda::{CudaOps, CudaSpec, Gpu};
+use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
 use crate::rank::collective::Group;
 use crate::rank::shard::Shard;
@@ -93,8 +93,15 @@ impl Engine {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(gpu) => spawn_cuda(&model, *gpu)?,
         };
-        let Spawned { ranks, device, dtype, kv_element_bytes, available_bytes, used_bytes } =
-            spawned;
+        let Spawned {
+            ranks,
+            device,
+            dtype,
+            kv_element_bytes,
+            available_bytes,
+            used_bytes,
+            decode_rows,
+        } = spawned;
         let weight_bytes = load.weights(&ranks)?;
 
         let kv_heads: usize = shards.iter().map(|shard| shard.kv_heads.len()).sum();
@@ -126,7 +133,7 @@ impl Engine {
             next_step: 0,
             failed: None,
         };
-        engine.warm_up(&mut load)?;
+        engine.warm_up(&mut load, &decode_rows)?;
         let info = EngineInfo {
             architecture: config.architecture.name().to_owned(),
             device,
@@ -149,9 +156,10 @@ impl Engine {
         Ok((engine, info))
     }
 
-    /// Runs a prefill and a decode step over page 0, which nothing has been written to yet: buffers
-    /// reach their size, memory is touched, and what is broken breaks here.
-    fn warm_up(&mut self, load: &mut Load<'_>) -> Result<(), EngineError> {
+    /// Runs a prefill step and decode steps of `decode_rows` rows over pages that nothing has been written
+    /// to yet: buffers reach their size, memory is touched, a GPU records its graphs, and what is
+    /// broken breaks here.
+    fn warm_up(&mut self, load: &mut Load<'_>, decode_rows: &[usize]) -> Result<(), EngineError> {
         let chunk = self.limits.chunk_tokens.min(self.limits.max_len).min(self.limits.page_size);
         let install = Install {
             slot: 0,
@@ -162,20 +170,27 @@ impl Engine {
             min_tokens: 0,
             generated: 0,
         };
-        let row = |len| Row { slot: 0, start: 0, len, tokens_at: 0, pages_at: 0, sample: true };
-        for (step, len) in [chunk, 1].into_iter().enumerate() {
-            load.report(LoadStage::WarmUp, step as u64, 2, "first steps");
+        let row =
+            |slot, len| Row { slot, start: 0, len, tokens_at: slot, pages_at: slot, sample: true };
+        let pages = self.limits.pages;
+        let prefill = (vec![row(0, chunk as u32)], chunk);
+        let decode = decode_rows
+            .iter()
+            .map(|&rows| ((0..rows as u32).map(|slot| row(slot, 1)).collect::<Vec<_>>(), rows));
+        let total = 1 + decode_rows.len() as u64;
+        for (step, (rows, tokens)) in std::iter::once(prefill).chain(decode).enumerate() {
+            load.report(LoadStage::WarmUp, step as u64, total, "first steps");
             let plan = Plan {
                 step: step as u64,
                 installs: vec![install.clone()],
-                rows: vec![row(len as u32)],
-                tokens: vec![0; len],
-                pages: vec![0],
+                pages: (0..rows.len()).map(|slot| (slot % pages) as u32).collect(),
+                rows,
+                tokens: vec![0; tokens],
             };
             let run = self.launch(plan).and_then(|()| self.wait());
             run.map_err(|error| EngineError::WarmUp { reason: error.0 })?;
         }
-        load.report(LoadStage::WarmUp, 2, 2, "first steps");
+        load.report(LoadStage::WarmUp, total, total, "first steps");
         self.next_step = 0;
         self.last_rows.clear();
         Ok(())
@@ -341,6 +356,8 @@ struct Spawned {
     available_bytes: u64,
     /// From the bytes of weights, once they are loaded, to all that is taken.
     used_bytes: Box<dyn Fn(u64) -> Result<u64, EngineError>>,
+    /// Rows of the decode steps that warm it up.
+    decode_rows: Vec<usize>,
 }
 
 /// Starts CPU ranks. Another device is another function like this one, with its own [`Ops`].
@@ -375,6 +392,7 @@ fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         kv_element_bytes: kv_element.bytes(),
         available_bytes,
         used_bytes: Box::new(Ok),
+        decode_rows: vec![1],
     })
 }
 
@@ -424,6 +442,7 @@ fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, EngineError> {
         kv_element_bytes: 2,
         available_bytes,
         used_bytes: Box::new(move |_| Ok(available_bytes.saturating_sub(free_bytes()?))),
+        decode_rows: decode_rows(slots.min(chunk_tokens)),
     })
 }
 

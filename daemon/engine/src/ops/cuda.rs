@@ -8,10 +8,14 @@
 //!   sample  head, sampler -> tokens, which the next step's embedding reads on the GPU,
 //!           and results (pinned), which whoever waits for the step reads
 //! ```
+//!
+//! A decode step is padded to one of few numbers of rows, recorded as a graph when that number comes for the
+//! second time, and replayed from then on; see `cuda/graphs.rs`.
 
 #![allow(unsafe_code, reason = "the GPU's memory; each use says why it is sound")]
 
 mod gpu;
+mod graphs;
 mod inputs;
 mod requests;
 mod results;
@@ -40,9 +44,10 @@ use minisgl_kernels::ops::{
 use minisgl_kernels::{Array, Device};
 use minisgl_sched::Install;
 
+use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::requests::Requests;
-use self::results::{Outputs, TOP_MAX, Wanted};
+use self::results::{Outgoing, Outputs, TOP_MAX, Wanted};
 use self::upload::Uploader;
 use super::{HeadNorms, OpResult, Ops, Pending};
 use crate::batch::Batch;
@@ -94,6 +99,10 @@ pub struct CudaOps {
     inputs: Inputs,
     requests: Requests,
     outputs: Outputs,
+    /// What the step in hand sends back.
+    outgoing: Option<Outgoing>,
+    graphs: Graphs,
+    mode: Mode,
     /// For each position `head_dim / 2` cosines, then as many sines.
     cos_sin: CudaSlice<f32>,
     /// Rotated queries of one layer, `[tokens, q_heads, head_dim]`.
@@ -158,6 +167,13 @@ fn gemm_rows(rows: usize, room: usize) -> usize {
     rounded.min(room)
 }
 
+/// Decode steps after which every graph of up to `rows_max` rows is recorded, by their rows.
+pub fn decode_rows(rows_max: usize) -> Vec<usize> {
+    let rows_max = rows_max.min(LOGIT_ROWS);
+    let all: BTreeSet<usize> = (1..=rows_max).map(|rows| gemm_rows(rows, rows_max)).collect();
+    all.into_iter().flat_map(|rows| [rows, rows]).collect()
+}
+
 impl CudaOps {
     /// A rank without weights or KV pages.
     ///
@@ -197,6 +213,9 @@ impl CudaOps {
             inputs: Inputs::new(&stream, room).map_err(memory)?,
             requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
             outputs: Outputs::new(&stream, rows).map_err(memory)?,
+            outgoing: None,
+            graphs: Graphs::new(logit_rows),
+            mode: Mode::Eager,
             cos_sin: table,
             queries: stream.alloc_zeros(queries).map_err(memory)?,
             kv: Vec::new(),
@@ -207,6 +226,15 @@ impl CudaOps {
             gemm,
             device,
         })
+    }
+
+    /// As many rows as an op issues of `rows`: those of the graph, and none while one is replayed.
+    fn issued(&self, rows: usize) -> usize {
+        match self.mode {
+            Mode::Eager => rows,
+            Mode::Padded(padded) => padded,
+            Mode::Replay(_) => 0,
+        }
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
@@ -320,7 +348,10 @@ impl CudaOps {
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
-        let hidden = x.width;
+        let (rows, hidden) = (self.issued(rows), x.width);
+        if rows == 0 {
+            return Ok(());
+        }
         let mut residual = residual.map(|residual| residual.rows_mut(rows));
         RmsNorm {
             x: (&x.rows(rows)).into(),
@@ -438,21 +469,52 @@ impl Ops for CudaOps {
         for install in installs {
             self.requests.install(&self.device, install)?;
         }
+        let (mode, record) = self.graphs.mode(batch);
+        self.mode = mode;
+        let padded = match mode {
+            Mode::Eager => None,
+            Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
+        };
         let CudaOps { device, inputs, requests, attention, .. } = self;
         let samples = batch.sampled().iter().map(|sampled| {
             let row = &batch.rows()[sampled.row as usize];
             requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
         });
+        let of_pages = (self.heads.page_size, self.kv_pages);
         let (q_starts, page_starts) = inputs
-            .upload(device.stream(), batch, samples, self.heads.page_size, self.kv_pages)
+            .upload(device.stream(), batch, samples, of_pages, padded)
             .map_err(failed("upload the step"))?;
-        let plan = AttentionBatch { q_starts, page_starts, graph: false };
+        let plan = AttentionBatch { q_starts, page_starts, graph: padded.is_some() };
         attention.plan(device, plan).map_err(failed("plan attention"))?;
-        forward(self)
+
+        let stream = self.stream().clone();
+        if record {
+            graphs::begin(&stream).map_err(failed("record a step"))?;
+        }
+        let done = forward(self);
+        let recorded = if record { Some(graphs::end(&stream)) } else { None };
+        let done = done?;
+        if let Some(rows) = padded {
+            if let Some(recorded) = recorded {
+                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
+            }
+            if record || matches!(mode, Mode::Replay(_)) {
+                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
+            } else {
+                self.graphs.ran(rows);
+            }
+        }
+        if let Some(outgoing) = self.outgoing.take() {
+            self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
+        }
+        Ok(done)
     }
 
     fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Buffer) -> OpResult {
-        let (rows, hidden) = (batch.tokens().len(), out.width);
+        let (rows, hidden) = (self.issued(batch.tokens().len()), out.width);
+        if rows == 0 {
+            return Ok(());
+        }
         Embedding {
             tokens: (&self.inputs.tokens()).into(),
             fed: (&self.outputs.tokens).into(),
@@ -501,6 +563,10 @@ impl Ops for CudaOps {
         x: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
+        let rows = self.issued(rows);
+        if rows == 0 {
+            return Ok(());
+        }
         let m = gemm_rows(rows, x.rows.min(out.rows));
         let (x, mut out) = (x.rows(m), out.rows_mut(m));
         let product = GemmArgs {
@@ -522,7 +588,10 @@ impl Ops for CudaOps {
         norms: Option<&HeadNorms<Self>>,
         qkv: &mut Buffer,
     ) -> OpResult {
-        let rows = batch.tokens().len();
+        let rows = self.issued(batch.tokens().len());
+        if rows == 0 {
+            return Ok(());
+        }
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
         let (keys, values) = self.kv.get_mut(layer).ok_or_else(no_kv)?;
         QkRopePage {
@@ -555,7 +624,10 @@ impl Ops for CudaOps {
         _qkv: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
-        let rows = batch.tokens().len();
+        let rows = self.issued(batch.tokens().len());
+        if rows == 0 {
+            return Ok(());
+        }
         let Heads { q_heads, head_dim, .. } = self.heads;
         let (keys, values) = self.kv.get(layer).ok_or_else(no_kv)?;
         let (queries, mut out) =
@@ -581,7 +653,10 @@ impl Ops for CudaOps {
     }
 
     fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
-        let width = out.width;
+        let (rows, width) = (self.issued(rows), out.width);
+        if rows == 0 {
+            return Ok(());
+        }
         SiluMul {
             gate_up: (&gate_up.rows(rows)).into(),
             out: (&mut out.rows_mut(rows)).into(),
@@ -593,7 +668,11 @@ impl Ops for CudaOps {
     }
 
     fn gather_sampled(&mut self, batch: &Batch, from: &Buffer, to: &mut Buffer) -> OpResult {
-        let (rows, x_rows, hidden) = (batch.sampled().len(), batch.tokens().len(), from.width);
+        let rows = self.issued(batch.sampled().len());
+        let (x_rows, hidden) = (self.issued(batch.tokens().len()), from.width);
+        if rows == 0 {
+            return Ok(());
+        }
         Gather {
             x: (&from.rows(x_rows)).into(),
             index: (&self.inputs.sampled()).into(),
@@ -612,7 +691,7 @@ impl Ops for CudaOps {
         head: &Matrix,
         hidden: &Buffer,
     ) -> OpResult<Box<dyn Pending>> {
-        let rows = batch.sampled().len();
+        let rows = self.issued(batch.sampled().len());
         for start in (0..rows).step_by(LOGIT_ROWS) {
             self.sample_rows(start..rows.min(start + LOGIT_ROWS), head, hidden)?;
         }
@@ -620,7 +699,9 @@ impl Ops for CudaOps {
             row: sampled.row as usize,
             logprobs: self.requests.logprobs(batch.rows()[sampled.row as usize].slot),
         });
-        self.outputs.send(self.stream(), batch.rows().len(), wanted.collect())
+        let (pending, outgoing) = self.outputs.expect(batch.rows().len(), wanted.collect())?;
+        self.outgoing = Some(outgoing);
+        Ok(pending)
     }
 }
 

@@ -64,7 +64,8 @@ impl Layout {
     }
 }
 
-/// Packs `batch` and how its sampled rows are sampled; `kv_pages` is how many pages there are.
+/// Packs `batch` and how its sampled rows are sampled; `kv_pages` is how many pages there are. A batch of
+/// decode rows is filled up to `padded` rows, which read the first token of page 0 and write nothing.
 ///
 /// After this, what the attention kernel trusts holds: starts ascend from 0, every page id is below
 /// `kv_pages`, every last page has 1 to `page_size` tokens, and no row is longer than its request.
@@ -72,13 +73,16 @@ fn pack(
     words: &mut [i32],
     batch: &Batch,
     samples: impl Iterator<Item = SampleRow>,
-    page_size: usize,
-    kv_pages: usize,
+    (page_size, kv_pages): (usize, usize),
+    padded: Option<usize>,
 ) -> Result<Layout, String> {
     let rows = batch.rows();
+    let padding = padded.map_or(0, |padded| padded.saturating_sub(rows.len()));
     let pages_of = |start: u32, len: u32| (start as usize + len as usize).div_ceil(page_size);
     let pages: usize = rows.iter().map(|row| pages_of(row.start, row.len)).sum();
-    let layout = Layout::new(batch.tokens().len(), rows.len(), batch.sampled().len(), pages);
+    let (tokens, sampled) = (batch.tokens().len(), batch.sampled().len());
+    let layout =
+        Layout::new(tokens + padding, rows.len() + padding, sampled + padding, pages + padding);
     if layout.pages.end > words.len() {
         return Err(format!(
             "{} rows, {} tokens and {pages} pages take {} words, there is room for {}",
@@ -88,13 +92,20 @@ fn pack(
             words.len()
         ));
     }
+    let samples = samples.chain(std::iter::repeat(SampleRow::padding()));
     for (words, sample) in words[layout.samples.clone()].chunks_exact_mut(SAMPLE_WORDS).zip(samples)
     {
         words.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&sample)));
     }
-    words[layout.tokens.clone()].copy_from_slice(batch.tokens());
-    words[layout.positions.clone()].copy_from_slice(bytemuck::cast_slice(batch.positions()));
-    words[layout.kv_slots.clone()].copy_from_slice(bytemuck::cast_slice(batch.kv_slots()));
+    let mut put = |range: &Range<usize>, values: &[i32], rest: i32| {
+        let (to, padding) = words[range.clone()].split_at_mut(values.len());
+        to.copy_from_slice(values);
+        padding.fill(rest);
+    };
+    put(&layout.tokens, batch.tokens(), 0);
+    put(&layout.positions, bytemuck::cast_slice(batch.positions()), 0);
+    put(&layout.kv_slots, bytemuck::cast_slice(batch.kv_slots()), -1);
+    put(&layout.sampled, &[], -1);
     for (index, sampled) in layout.sampled.clone().zip(batch.sampled()) {
         words[index] = sampled.last_token as i32;
     }
@@ -116,8 +127,12 @@ fn pack(
         tokens += row.len as usize;
         at += count;
     }
-    words[layout.q_starts.end - 1] = tokens as i32;
-    words[layout.page_starts.end - 1] = at as i32;
+    for index in 0..=padding {
+        words[layout.q_starts.start + rows.len() + index] = (tokens + index) as i32;
+        words[layout.page_starts.start + rows.len() + index] = (at + index) as i32;
+    }
+    words[layout.last_page_len.start + rows.len()..layout.last_page_len.end].fill(1);
+    words[layout.pages.start + at..layout.pages.end].fill(0);
     if tokens != batch.tokens().len() {
         return Err(format!("rows feed {tokens} tokens of {}", batch.tokens().len()));
     }
@@ -140,7 +155,8 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
-        let words = Layout::new(room.tokens, room.rows, room.rows, room.pages).pages.end;
+        let words =
+            Layout::new(room.tokens, room.rows, room.rows, room.pages + room.rows).pages.end;
         let staging = (0..IN_FLIGHT_MAX)
             .map(|_| {
                 // SAFETY: plain integers, which are written before they are read.
@@ -152,14 +168,14 @@ impl Inputs {
         Ok(Inputs { device, staging, turn: 0, layout: Layout::default() })
     }
 
-    /// Packs a batch and enqueues its copy; returns the host's starts of rows and of pages, for planning.
+    /// Packs a batch and enqueues its copy (see [`pack`]; `of_pages` is their size and their number); returns the host's starts of rows and of pages, for planning.
     pub(super) fn upload(
         &mut self,
         stream: &CudaStream,
         batch: &Batch,
         samples: impl Iterator<Item = SampleRow>,
-        page_size: usize,
-        kv_pages: usize,
+        of_pages: (usize, usize),
+        padded: Option<usize>,
     ) -> Result<(&[i32], &[i32]), String> {
         let driver = |error: DriverError| error.to_string();
         self.turn = (self.turn + 1) % self.staging.len();
@@ -170,7 +186,7 @@ impl Inputs {
         // SAFETY: `len` pinned integers that only this borrow reaches; the copy that read them last
         // is over.
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
-        self.layout = pack(words, batch, samples, page_size, kv_pages)?;
+        self.layout = pack(words, batch, samples, of_pages, padded)?;
         let filled = &words[..self.layout.pages.end];
         let to = super::address(&self.device);
         // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
@@ -265,8 +281,8 @@ mod tests {
     fn a_batch_becomes_arrays_in_the_order_of_rows() {
         let mut words = vec![-7; 100];
         let sample = SampleRow::greedy(8, 1);
-        let layout =
-            pack(&mut words, &batch(|_| ()), std::iter::once(sample), 4, 4).expect("it fits");
+        let layout = pack(&mut words, &batch(|_| ()), std::iter::once(sample), (4, 4), None)
+            .expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
         assert_eq!(at(&layout.tokens), [8, 0, 5, -1]);
         assert_eq!(at(&layout.positions), [3, 4, 5, 7]);
@@ -281,9 +297,33 @@ mod tests {
     }
 
     #[test]
+    fn padding_reads_one_token_and_writes_none() {
+        let decode = batch(|plan| {
+            plan.rows = vec![Row { tokens_at: 0, pages_at: 0, ..plan.rows[1] }];
+            plan.tokens = vec![7];
+        });
+        let mut words = vec![-7; 100];
+        let sample = SampleRow::greedy(8, 0);
+        let layout =
+            pack(&mut words, &decode, std::iter::once(sample), (4, 4), Some(3)).expect("it fits");
+        let at = |range: &Range<usize>| &words[range.clone()];
+        assert_eq!(at(&layout.tokens), [7, 0, 0]);
+        assert_eq!(at(&layout.positions), [7, 0, 0]);
+        assert_eq!(at(&layout.kv_slots), [3, -1, -1]);
+        assert_eq!(at(&layout.q_starts), [0, 1, 2, 3]);
+        assert_eq!(at(&layout.page_starts), [0, 2, 3, 4]);
+        assert_eq!(at(&layout.pages), [3, 0, 0, 0]);
+        assert_eq!(at(&layout.last_page_len), [4, 1, 1]);
+        assert_eq!(at(&layout.sampled), [0, -1, -1]);
+        let packed: &[SampleRow] = bytemuck::cast_slice(at(&layout.samples));
+        assert_eq!(packed, [sample, SampleRow::padding(), SampleRow::padding()]);
+    }
+
+    #[test]
     fn what_the_kernel_could_not_bear_is_refused() {
         let refusal = |words: usize, kv_pages| {
-            pack(&mut vec![0; words], &batch(|_| ()), std::iter::empty(), 4, kv_pages).unwrap_err()
+            pack(&mut vec![0; words], &batch(|_| ()), std::iter::empty(), (4, kv_pages), None)
+                .unwrap_err()
         };
         assert!(refusal(100, 3).contains("row 1 names page 3, there are 3"));
         assert!(refusal(20, 4).contains("there is room for 20"));

@@ -71,35 +71,51 @@ impl Outputs {
         })
     }
 
-    /// Enqueues the copies of a step with `rows` rows, of which `wanted` are sampled.
-    pub(super) fn send(
+    /// A place for the results of a step with `rows` rows, of which `wanted` are sampled: what waits for
+    /// them, and what [`Outputs::send`] takes once sampling is enqueued.
+    pub(super) fn expect(
         &self,
-        stream: &CudaStream,
         rows: usize,
         wanted: Vec<Wanted>,
-    ) -> OpResult<Box<dyn Pending>> {
+    ) -> OpResult<(Box<dyn Pending>, Outgoing)> {
         let free = self.landings.iter().find(|landing| Arc::strong_count(landing) == 1);
         let landing = free.ok_or_else(|| {
             failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
         })?;
-        let copy = || {
-            if !wanted.is_empty() {
-                copy(stream, &self.tokens, &landing.tokens, rows)?;
-            }
-            let top = wanted.iter().filter_map(|wanted| wanted.logprobs).max();
-            if let Some(top) = top {
-                copy(stream, &self.logprob, &landing.logprob, wanted.len())?;
-                if top > 0 {
-                    let len = wanted.len() * TOP_MAX;
-                    copy(stream, &self.top_tokens, &landing.top_tokens, len)?;
-                    copy(stream, &self.top_logprobs, &landing.top_logprobs, len)?;
-                }
-            }
-            landing.landed.record(stream)
+        let outgoing = Outgoing {
+            landing: landing.clone(),
+            rows,
+            sampled: wanted.len(),
+            top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
         };
-        copy().map_err(failed("send tokens"))?;
-        Ok(Box::new(InFlight { landing: landing.clone(), wanted }))
+        Ok((Box::new(InFlight { landing: landing.clone(), wanted }), outgoing))
     }
+
+    /// Enqueues the copies of a step.
+    pub(super) fn send(&self, stream: &CudaStream, outgoing: &Outgoing) -> Result<(), DriverError> {
+        let Outgoing { landing, rows, sampled, top } = outgoing;
+        if *sampled > 0 {
+            copy(stream, &self.tokens, &landing.tokens, *rows)?;
+        }
+        if let Some(top) = *top {
+            copy(stream, &self.logprob, &landing.logprob, *sampled)?;
+            if top > 0 {
+                let len = sampled * TOP_MAX;
+                copy(stream, &self.top_tokens, &landing.top_tokens, len)?;
+                copy(stream, &self.top_logprobs, &landing.top_logprobs, len)?;
+            }
+        }
+        landing.landed.record(stream)
+    }
+}
+
+/// Copies that a step ends with.
+pub(super) struct Outgoing {
+    landing: Arc<Landing>,
+    rows: usize,
+    sampled: usize,
+    /// The most log-probabilities that a row wants, if any does.
+    top: Option<u32>,
 }
 
 /// Enqueues a copy of the first `len` elements.

@@ -108,7 +108,7 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         threads: 4,
         slots: SLOTS,
         page_size,
-        kv_element: KvElement::F32,
+        kv_element: KvElement::Bf16,
     };
     let cuda = CudaSpec {
         config,
@@ -122,14 +122,15 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
     Some((CpuOps::new(cpu).unwrap(), CudaOps::new(cuda).unwrap()))
 }
 
-/// Relative to the size of the whole, and each element within `ulps` roundings to bf16.
+/// Relative to the size of the whole, and each element within `ulps` roundings to bf16 of itself, or, where sums
+/// cancel, of a fifth of the largest.
 fn assert_close(what: &str, got: &[f32], expected: &[f32], ulps: f32) {
     assert_eq!(got.len(), expected.len(), "{what}");
     let (mut error, mut norm) = (0.0, 0.0);
     let largest = expected.iter().fold(0.0f32, |max, value| max.max(value.abs()));
     for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
         let difference = (got - expected).abs();
-        let limit = ulps / 256.0 * expected.abs().max(0.05 * largest);
+        let limit = ulps / 256.0 * expected.abs().max(0.2 * largest);
         assert!(difference <= limit, "{what}, element {at}: {got}, not {expected}");
         error += f64::from(difference * difference);
         norm += f64::from(expected * expected);
@@ -165,6 +166,26 @@ fn products_are_run_for_few_numbers_of_rows() {
     assert!(all.iter().zip(1..).all(|(&rounded, rows)| rounded >= rows));
     all.dedup();
     assert_eq!(all.len(), 24);
+}
+
+#[test]
+fn a_decode_step_runs_twice_before_it_is_replayed() {
+    let of = |rows: &[Row]| {
+        let tables = vec![vec![0]; 5];
+        batch(&tables, rows, 16, &mut Random(1))
+    };
+    let decode = of(&[row(0, 3, 1), row(1, 4, 1), row(2, 5, 1)]);
+    let mut graphs = Graphs::new(256);
+    assert_eq!(graphs.mode(&decode), (Mode::Padded(4), false));
+    graphs.ran(4);
+    assert_eq!(graphs.mode(&decode), (Mode::Padded(4), true));
+    assert_eq!(graphs.mode(&of(&[row(0, 3, 1)])), (Mode::Padded(1), false));
+    let chunk = Row { sample: false, ..row(1, 0, 1) };
+    for eager in [&[row(0, 3, 1), row(1, 0, 2)][..], &[chunk], &[]] {
+        assert_eq!(graphs.mode(&of(eager)), (Mode::Eager, false), "{eager:?}");
+    }
+    assert_eq!(Graphs::new(2).mode(&decode), (Mode::Eager, false));
+    assert_eq!(decode_rows(3), [1, 1, 2, 2, 3, 3]);
 }
 
 #[test]
