@@ -31,10 +31,13 @@ struct Position {
     top: Vec<(u32, f32)>,
 }
 
-/// Mean absolute difference of log-probabilities, in nat: in f32, and in bf16.
+/// Mean absolute difference of log-probabilities, in nat.
 const MEAN_ERROR_MAX: f64 = 0.01;
+
+/// The same where activations are bf16. This model amplifies their rounding: the CPU's ops, rounded to bf16
+/// where a GPU's are, come out at 0.065 (and 0.56 at worst), one H100 at 0.067 (0.55).
 #[cfg(feature = "cuda")]
-const MEAN_ERROR_BF16_MAX: f64 = 0.03;
+const MEAN_ERROR_BF16_MAX: f64 = 0.08;
 
 #[test]
 fn top_50_log_probabilities_are_those_of_transformers() {
