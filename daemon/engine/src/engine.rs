@@ -6,17 +6,22 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::Mutex;
 
 use minisgl_proto::worker::{LoadProgress, LoadStage};
-use minisgl_proto::{Device, KvDtype, LoadOptions};
+use minisgl_proto::{KvDtype, LoadOptions};
 use minisgl_sched::{Executor, ExecutorError, Install, Plan, Row, StepOutput};
 
 use crate::batch::{Batch, PlanLimits};
 use crate::config::ModelConfig;
-use crate::error::EngineError;
+use crate::device::{self, Chosen};
+use crate::error::{EngineError, OpError};
 use crate::memory::{Budget, KvSize, available_bytes};
 use crate::model::{self, Loader, Model};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
 use crate::rank::collective::Group;
 use crate::rank::shard::Shard;
@@ -79,24 +84,31 @@ impl Engine {
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
-        let kv_element = kv_element(options.kv_dtype)?;
-        let available_bytes = available_bytes()?;
         let source: Arc<dyn WeightSource> = weights::open(dir, &config, options)?.into();
 
         let mut load = Load { progress, read_bytes: 0, total_bytes: source.bytes_total() };
-        let ranks = match options.device {
-            Device::Auto | Device::Cpu => {
-                spawn_cpu(&config, &shards, &source, options, kv_element)?
-            }
-            Device::Cuda => return Err(no_cuda()),
+        let model = Shared { config: &config, shards: &shards, source: &source, options };
+        let spawned = match device::choose(options.device)? {
+            Chosen::Cpu => spawn_cpu(&model)?,
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(gpu) => spawn_cuda(&model, *gpu)?,
         };
+        let Spawned {
+            ranks,
+            device,
+            dtype,
+            kv_element_bytes,
+            available_bytes,
+            used_bytes,
+            decode_rows,
+        } = spawned;
         let weight_bytes = load.weights(&ranks)?;
 
         let kv_heads: usize = shards.iter().map(|shard| shard.kv_heads.len()).sum();
-        let token_bytes = 2 * config.layers * kv_heads * config.head_dim * kv_element.bytes();
+        let token_bytes = 2 * config.layers * kv_heads * config.head_dim * kv_element_bytes;
         let budget = Budget {
             available_bytes,
-            weight_bytes,
+            weight_bytes: used_bytes(weight_bytes)?,
             token_bytes: token_bytes as u64,
             max_position: config.max_position as u64,
         };
@@ -121,11 +133,11 @@ impl Engine {
             next_step: 0,
             failed: None,
         };
-        engine.warm_up(&mut load)?;
+        engine.warm_up(&mut load, &decode_rows)?;
         let info = EngineInfo {
             architecture: config.architecture.name().to_owned(),
-            device: "cpu".to_owned(),
-            dtype: source.dtype().to_owned(),
+            device,
+            dtype,
             parameters: config
                 .tensors()
                 .iter()
@@ -144,9 +156,10 @@ impl Engine {
         Ok((engine, info))
     }
 
-    /// Runs a prefill and a decode step over page 0, which nothing has been written to yet: buffers
-    /// reach their size, memory is touched, and what is broken breaks here.
-    fn warm_up(&mut self, load: &mut Load<'_>) -> Result<(), EngineError> {
+    /// Runs a prefill step and decode steps of `decode_rows` rows over pages that nothing has been written
+    /// to yet: buffers reach their size, memory is touched, a GPU records its graphs, and what is
+    /// broken breaks here.
+    fn warm_up(&mut self, load: &mut Load<'_>, decode_rows: &[usize]) -> Result<(), EngineError> {
         let chunk = self.limits.chunk_tokens.min(self.limits.max_len).min(self.limits.page_size);
         let install = Install {
             slot: 0,
@@ -157,20 +170,27 @@ impl Engine {
             min_tokens: 0,
             generated: 0,
         };
-        let row = |len| Row { slot: 0, start: 0, len, tokens_at: 0, pages_at: 0, sample: true };
-        for (step, len) in [chunk, 1].into_iter().enumerate() {
-            load.report(LoadStage::WarmUp, step as u64, 2, "first steps");
+        let row =
+            |slot, len| Row { slot, start: 0, len, tokens_at: slot, pages_at: slot, sample: true };
+        let pages = self.limits.pages;
+        let prefill = (vec![row(0, chunk as u32)], chunk);
+        let decode = decode_rows
+            .iter()
+            .map(|&rows| ((0..rows as u32).map(|slot| row(slot, 1)).collect::<Vec<_>>(), rows));
+        let total = 1 + decode_rows.len() as u64;
+        for (step, (rows, tokens)) in std::iter::once(prefill).chain(decode).enumerate() {
+            load.report(LoadStage::WarmUp, step as u64, total, "first steps");
             let plan = Plan {
                 step: step as u64,
                 installs: vec![install.clone()],
-                rows: vec![row(len as u32)],
-                tokens: vec![0; len],
-                pages: vec![0],
+                pages: (0..rows.len()).map(|slot| (slot % pages) as u32).collect(),
+                rows,
+                tokens: vec![0; tokens],
             };
             let run = self.launch(plan).and_then(|()| self.wait());
             run.map_err(|error| EngineError::WarmUp { reason: error.0 })?;
         }
-        load.report(LoadStage::WarmUp, 2, 2, "first steps");
+        load.report(LoadStage::WarmUp, total, total, "first steps");
         self.next_step = 0;
         self.last_rows.clear();
         Ok(())
@@ -316,50 +336,141 @@ impl<O: Ops> Runner for ModelRunner<O> {
     }
 }
 
+/// What all ranks of a model share.
+struct Shared<'a> {
+    config: &'a Arc<ModelConfig>,
+    shards: &'a Arc<Vec<Shard>>,
+    source: &'a Arc<dyn WeightSource>,
+    options: &'a LoadOptions,
+}
+
+/// Ranks that are loading, and what is known of their device.
+struct Spawned {
+    ranks: Ranks,
+    /// For people.
+    device: String,
+    /// Of the weights in memory.
+    dtype: String,
+    kv_element_bytes: usize,
+    /// Before anything was loaded.
+    available_bytes: u64,
+    /// From the bytes of weights, once they are loaded, to all that is taken.
+    used_bytes: Box<dyn Fn(u64) -> Result<u64, EngineError>>,
+    /// Rows of the decode steps that warm it up.
+    decode_rows: Vec<usize>,
+}
+
 /// Starts CPU ranks. Another device is another function like this one, with its own [`Ops`].
-fn spawn_cpu(
-    config: &Arc<ModelConfig>,
-    shards: &Arc<Vec<Shard>>,
-    source: &Arc<dyn WeightSource>,
-    options: &LoadOptions,
-    kv_element: KvElement,
-) -> Result<Ranks, EngineError> {
-    let tp = shards.len();
+fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
+    let Shared { options, .. } = *model;
+    let kv_element = kv_element(options.kv_dtype)?;
+    let available_bytes = available_bytes()?;
+    let tp = model.shards.len();
     let threads = match options.threads as usize {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let (config, shards, source) = (config.clone(), shards.clone(), source.clone());
-    let (slots, page_size) = (options.max_running as usize, options.page_size as usize);
-    let chunk_tokens = options.chunk_tokens as usize;
+    let (config, slots) = (model.config.clone(), options.max_running as usize);
+    let page_size = options.page_size as usize;
     let group = Group::new(tp);
     let seats = group.clone();
-    Ranks::spawn(tp, group, move |rank, reporter| {
-        let ops = CpuOps::new(CpuSpec {
+    let ranks = spawn(model, group, move |shard| {
+        CpuOps::new(CpuSpec {
             config: &config,
-            shard: &shards[rank],
-            member: seats.member(rank),
+            shard,
+            member: seats.member(shard.rank),
             threads: (threads / tp).max(1),
             slots,
             page_size,
             kv_element,
         })
-        .map_err(|error| EngineError::Rank {
+    })?;
+    Ok(Spawned {
+        ranks,
+        device: "cpu".to_owned(),
+        dtype: model.source.dtype().to_owned(),
+        kv_element_bytes: kv_element.bytes(),
+        available_bytes,
+        used_bytes: Box::new(Ok),
+        decode_rows: vec![1],
+    })
+}
+
+/// Starts the rank of one GPU.
+#[cfg(feature = "cuda")]
+fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, EngineError> {
+    let Shared { options, .. } = *model;
+    let refuse = |option, value: String, expected: &str| {
+        Err(EngineError::Option { option, value, expected: expected.to_owned() })
+    };
+    if options.tp != 1 {
+        return refuse("tp", options.tp.to_string(), "1 on a GPU; or load with --device cpu");
+    }
+    if !matches!(options.kv_dtype, KvDtype::Auto | KvDtype::Bf16) {
+        let value = format!("{:?}", options.kv_dtype).to_lowercase();
+        return refuse("kv_dtype", value, "auto or bf16 on a GPU");
+    }
+    let memory = gpu.memory();
+    let free_bytes = move || {
+        memory.free_bytes().map_err(|error| EngineError::System {
+            what: "ask the GPU for its free memory".to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        })
+    };
+    let (device, available_bytes) = (gpu.name().to_owned(), free_bytes()?);
+    let (config, slots) = (model.config.clone(), options.max_running as usize);
+    let (chunk_tokens, page_size) = (options.chunk_tokens as usize, options.page_size as usize);
+    let max_len = options.max_len.map_or(config.max_position, |len| len as usize);
+    let gpu = Mutex::new(Some(gpu));
+    let ranks = spawn(model, Group::new(1), move |shard| {
+        let gpu = gpu.lock().ok().and_then(|mut gpu| gpu.take());
+        let gpu = gpu.expect("there is one rank, which takes the GPU once");
+        CudaOps::new(CudaSpec {
+            config: &config,
+            shard,
+            gpu,
+            slots,
+            chunk_tokens,
+            page_size,
+            max_len,
+        })
+    })?;
+    Ok(Spawned {
+        ranks,
+        device,
+        dtype: "bf16".to_owned(),
+        kv_element_bytes: 2,
+        available_bytes,
+        used_bytes: Box::new(move |_| Ok(available_bytes.saturating_sub(free_bytes()?))),
+        decode_rows: decode_rows(slots.min(chunk_tokens)),
+    })
+}
+
+/// Starts ranks that load the model onto what `open` gives each of them.
+fn spawn<O: Ops + 'static>(
+    model: &Shared<'_>,
+    group: Arc<Group>,
+    open: impl Fn(&Shard) -> OpResult<O> + Send + Sync + 'static,
+) -> Result<Ranks, EngineError> {
+    let (config, shards, source) =
+        (model.config.clone(), model.shards.clone(), model.source.clone());
+    let (slots, page_size) = (model.options.max_running as usize, model.options.page_size as usize);
+    let chunk_tokens = model.options.chunk_tokens as usize;
+    Ranks::spawn(shards.len(), group, move |rank, reporter| {
+        let on_rank = |error: OpError| EngineError::Rank {
             rank,
             operation: error.operation.to_owned(),
             reason: error.reason,
-        })?;
+        };
+        let mut ops = open(&shards[rank]).map_err(on_rank)?;
         let mut progress = |bytes, name: &str| reporter.read(bytes, name);
         let mut loader = Loader::new(&ops, &*source, &shards[rank], &mut progress);
         let model = model::load(&config, &mut loader, chunk_tokens, slots.min(chunk_tokens))?;
+        ops.finish_loading().map_err(on_rank)?;
         let weight_bytes = ops.weight_bytes();
         let runner = ModelRunner { ops, model, batch: Batch::default(), page_size };
         Ok((runner, weight_bytes))
     })
-}
-
-fn no_cuda() -> EngineError {
-    EngineError::Device { device: "cuda", reason: "this build has no CUDA backend" }
 }
 
 fn kv_element(dtype: KvDtype) -> Result<KvElement, EngineError> {
@@ -378,9 +489,6 @@ fn kv_element(dtype: KvDtype) -> Result<KvElement, EngineError> {
 
 /// Options that no model can be loaded with.
 fn check(options: &LoadOptions) -> Result<(), EngineError> {
-    if options.device == Device::Cuda {
-        return Err(no_cuda());
-    }
     let ranges = [
         ("tp", u64::from(options.tp), 1..=1024),
         ("threads", u64::from(options.threads), 0..=1024),

@@ -17,8 +17,8 @@ pub enum EngineError {
     Device {
         /// As asked for.
         device: &'static str,
-        /// Why not.
-        reason: &'static str,
+        /// Why not, and what was looked for.
+        reason: String,
     },
     /// The heads cannot be divided among the ranks.
     #[error(

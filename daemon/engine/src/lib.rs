@@ -8,7 +8,7 @@
 //!   engine    Engine::load, Executor: launch(plan), wait() -> tokens
 //!     rank      one thread a rank, collectives, who holds which shard
 //!       model     forward passes, written once over ops
-//!         ops       the Ops trait; ops/cpu is the readable reference
+//!         ops       the Ops trait; ops/cpu is the readable reference, ops/cuda runs on NVIDIA GPUs
 //!       sampler   logits -> token
 //!     weights   safetensors or dummies, slice by slice
 //!     config    what config.json says
@@ -21,6 +21,7 @@
 
 pub mod batch;
 pub mod config;
+mod device;
 mod engine;
 mod error;
 mod memory;

@@ -11,9 +11,9 @@ use crate::error::EngineError;
 /// What the number of KV pages depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Bytes that were available before weights were loaded.
+    /// Bytes of the device's memory that were available before weights were loaded.
     pub available_bytes: u64,
-    /// Bytes of weights, over all ranks.
+    /// Bytes of weights, over all ranks, and on a GPU of workspaces.
     pub weight_bytes: u64,
     /// Bytes of keys and values of one token, over all layers and ranks.
     pub token_bytes: u64,

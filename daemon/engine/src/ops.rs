@@ -9,6 +9,8 @@
 //! Nothing allocates device memory after [`Ops::allocate_kv`].
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use minisgl_proto::Sampled;
 use minisgl_sched::Install;
@@ -69,6 +71,14 @@ pub trait Ops: Sized + Send {
 
     /// Bytes that all uploaded weights take on the device.
     fn weight_bytes(&self) -> u64;
+
+    /// All weights and activations are there: prepares what depends on their shapes.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn finish_loading(&mut self) -> OpResult {
+        Ok(())
+    }
 
     /// Reserves KV pages, once.
     ///
@@ -158,31 +168,10 @@ pub trait Ops: Sized + Send {
         out: &mut Self::Buffer,
     ) -> OpResult;
 
-    /// RMSNorm on each query and key head of `qkv` (`[tokens, (heads + 2 kv_heads) * head_dim]`).
-    ///
-    /// # Errors
-    /// The device failed.
-    fn head_norm(
-        &mut self,
-        rows: usize,
-        norms: &HeadNorms<Self>,
-        qkv: &mut Self::Buffer,
-    ) -> OpResult;
-
-    /// Rotates query and key heads of `qkv` by their tokens' positions.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn rope(&mut self, batch: &Batch, qkv: &mut Self::Buffer) -> OpResult;
-
-    /// Copies keys and values of `qkv` into their pages.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn write_kv(&mut self, batch: &Batch, layer: usize, qkv: &Self::Buffer) -> OpResult;
-
-    /// All that happens between the qkv projection and attention: norm of the heads, where the model
-    /// has one, rotation, and the write of keys and values.
+    /// All that happens between the qkv projection and attention: norm of each query and key head of `qkv`
+    /// (`[tokens, (heads + 2 kv_heads) * head_dim]`), where the model has one, rotation by the tokens'
+    /// positions, and the write of keys and values into their pages. What `qkv` holds afterwards is for
+    /// [`Ops::attention`] of the same layer alone.
     ///
     /// # Errors
     /// The device failed.
@@ -192,13 +181,7 @@ pub trait Ops: Sized + Send {
         layer: usize,
         norms: Option<&HeadNorms<Self>>,
         qkv: &mut Self::Buffer,
-    ) -> OpResult {
-        if let Some(norms) = norms {
-            self.head_norm(batch.tokens().len(), norms, qkv)?;
-        }
-        self.rope(batch, qkv)?;
-        self.write_kv(batch, layer, qkv)
-    }
+    ) -> OpResult;
 
     /// Causal attention of every token over its request's pages: `out` is `[tokens, heads * head_dim]`.
     ///

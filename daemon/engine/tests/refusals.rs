@@ -12,7 +12,7 @@ use minisgl_sched::{Executor, Plan, Row};
 use safetensors::Dtype;
 
 fn options() -> LoadOptions {
-    LoadOptions { kv_tokens: Some(256), threads: 1, ..LoadOptions::default() }
+    LoadOptions { device: Device::Cpu, kv_tokens: Some(256), threads: 1, ..LoadOptions::default() }
 }
 
 fn refusal(dir: &std::path::Path, options: LoadOptions) -> String {
@@ -31,10 +31,6 @@ fn options_that_cannot_be_served_are_refused() {
         ),
         (LoadOptions { tp: 16, ..options() }, "possible are [1, 2, 4, 8]"),
         (LoadOptions { tp: 0, ..options() }, "option tp is 0: 1 to 1024"),
-        (
-            LoadOptions { device: Device::Cuda, ..options() },
-            "device \"cuda\" cannot be used: this build has no CUDA backend; load with --device cpu",
-        ),
         (
             LoadOptions { kv_dtype: KvDtype::Fp8, ..options() },
             "option kv_dtype is fp8: auto, f32 or bf16 on the CPU",
@@ -67,6 +63,25 @@ fn options_that_cannot_be_served_are_refused() {
     }
     // The same folder loads when asked for something that it can do.
     assert!(Engine::load(dir.path(), &options(), &mut |_| ()).is_ok());
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_refused_by_name() {
+    #[cfg(feature = "cuda")]
+    if minisgl_kernels::Device::count() > 0 {
+        eprintln!("a CUDA device: not run");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("Qwen2ForCausalLM", 8, 4, 8), Dtype::BF16, 1);
+    let error = refusal(dir.path(), LoadOptions { device: Device::Cuda, ..options() });
+    let reason = if cfg!(feature = "cuda") { "no NVIDIA driver" } else { "has no CUDA backend" };
+    assert!(error.starts_with("device \"cuda\" cannot be used: "), "{error}");
+    assert!(error.contains(reason) && error.contains("load with --device cpu"), "{error}");
+    // Whatever is there is used.
+    let auto = LoadOptions { device: Device::Auto, ..options() };
+    let (_, info) = Engine::load(dir.path(), &auto, &mut |_| ()).unwrap();
+    assert_eq!(info.device, "cpu");
 }
 
 #[test]

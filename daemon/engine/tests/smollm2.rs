@@ -8,7 +8,7 @@ mod common;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use minisgl_proto::LoadOptions;
+use minisgl_proto::{Device, LoadOptions};
 use serde::Deserialize;
 
 use common::driver::{self, Drive};
@@ -34,8 +34,27 @@ struct Position {
 /// Mean absolute difference of log-probabilities, in nat.
 const MEAN_ERROR_MAX: f64 = 0.01;
 
+/// The same where activations are bf16. This model amplifies their rounding: the CPU's ops, rounded to bf16
+/// where a GPU's are, come out at 0.065 (and 0.56 at worst), one H100 at 0.067 (0.55).
+#[cfg(feature = "cuda")]
+const MEAN_ERROR_BF16_MAX: f64 = 0.08;
+
 #[test]
 fn top_50_log_probabilities_are_those_of_transformers() {
+    compare(Device::Cpu, MEAN_ERROR_MAX);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn so_they_are_on_a_gpu() {
+    if minisgl_kernels::Device::count() == 0 {
+        eprintln!("no CUDA device: not run");
+        return;
+    }
+    compare(Device::Cuda, MEAN_ERROR_BF16_MAX);
+}
+
+fn compare(device: Device, mean_error_max: f64) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let told = std::env::var_os("MINISGL_MODELS_DIR").map(PathBuf::from);
     let models = told.clone().unwrap_or_else(|| root.join("target/models"));
@@ -48,7 +67,7 @@ fn top_50_log_probabilities_are_those_of_transformers() {
     let text = std::fs::read_to_string(root.join("tests/fixtures/smollm2_logits.json")).unwrap();
     let fixture: Fixture = serde_json::from_str(&text).unwrap();
 
-    let options = LoadOptions { kv_tokens: Some(8192), ..LoadOptions::default() };
+    let options = LoadOptions { device, kv_tokens: Some(8192), ..LoadOptions::default() };
     let (mut engine, info) = driver::load(&dir, options);
     let drive = Drive { chunk: 512, new_tokens: 1, logprobs: Some(100), ..Drive::default() };
     let (mut step, mut sum, mut worst, mut count) = (0, 0.0, 0.0f64, 0);
@@ -69,6 +88,6 @@ fn top_50_log_probabilities_are_those_of_transformers() {
         }
     }
     let mean = sum / f64::from(count);
-    println!("{count} log-probabilities: mean error {mean:.6} nat, worst {worst:.6}");
-    assert!(mean < MEAN_ERROR_MAX, "mean error {mean} nat, worst {worst}");
+    println!("{device:?}: {count} log-probabilities: mean error {mean:.6} nat, worst {worst:.6}");
+    assert!(mean < mean_error_max, "mean error {mean} nat, worst {worst}");
 }

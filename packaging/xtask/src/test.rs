@@ -22,7 +22,7 @@ pub fn run() -> Result<()> {
         ("clippy", clippy),
         ("models", models),
         ("unit tests", unit_tests),
-        ("kernels", kernels),
+        ("CUDA", cuda),
         ("documentation tests", doc_tests),
         ("release build", build::release),
         ("Python client", || python::venv().map(drop)),
@@ -86,14 +86,18 @@ fn unit_tests() -> Result<()> {
     sh::run(&mut command, "`cargo test -p CRATE` runs one crate's")
 }
 
-/// Compiles every kernel. On a machine without a GPU the GPU tests say that they were not run.
-fn kernels() -> Result<()> {
+/// Everything that needs the CUDA compiler: compiles every kernel and the engine's CUDA backend. On a
+/// machine without a GPU the GPU tests say that they were not run.
+fn cuda() -> Result<()> {
     println!("{}", toolchain::fetch()?.display());
-    let package = ["-p", "minisgl-kernels", "--features", "cuda", "--locked"];
-    let lint = ["--all-targets", "--", "-D", "warnings"];
     let remedy = "`cargo xtask toolchain` fetches the compiler";
-    cargo(&[&["clippy"], &package[..], &lint[..]].concat(), remedy)?;
-    cargo(&[&["test"], &package[..]].concat(), remedy)
+    let packages = ["-p", "minisgl-kernels", "-p", "minisgl-engine", "-p", "minisgld"];
+    let features = ["--features", "minisgl-kernels/cuda,minisgl-engine/cuda", "--locked"];
+    let lint = ["--all-targets", "--", "-D", "warnings"];
+    cargo(&[&["clippy"], &packages[..], &features[..], &lint[..]].concat(), remedy)?;
+    let mut test = sh::cargo();
+    test.args([&["test"], &packages[..4], &features[..]].concat());
+    sh::run(test.env("MINISGL_MODELS_DIR", paths::models()), remedy)
 }
 
 fn doc_tests() -> Result<()> {

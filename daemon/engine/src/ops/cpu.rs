@@ -87,8 +87,8 @@ pub struct CpuOps {
 
 /// Activations `[rows, width]`.
 pub struct Buffer {
-    data: Vec<f32>,
-    width: usize,
+    pub(super) data: Vec<f32>,
+    pub(super) width: usize,
 }
 
 impl Buffer {
@@ -148,6 +148,32 @@ impl CpuOps {
 
     fn kv(&self) -> OpResult<&KvPages> {
         self.kv.as_ref().ok_or_else(no_kv)
+    }
+
+    /// RMSNorm on each query and key head.
+    fn head_norm(&mut self, rows: usize, norms: &HeadNorms<Self>, qkv: &mut Buffer) {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let (stride, keys_at) = (qkv.width, heads * head_dim);
+        let (arch, eps, x) = (self.arch, self.eps, qkv.rows_mut(rows));
+        elementwise::head_norm(arch, x, stride, 0, heads, &norms.query, eps);
+        elementwise::head_norm(arch, x, stride, keys_at, kv_heads, &norms.key, eps);
+    }
+
+    /// Rotates query and key heads by their tokens' positions.
+    fn rope(&mut self, rows: usize, qkv: &mut Buffer) {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let stride = qkv.width;
+        let x = qkv.rows_mut(rows);
+        elementwise::rope(x, stride, heads + kv_heads, head_dim, &self.cos, &self.sin);
+    }
+
+    /// Copies keys and values into their pages.
+    fn write_kv(&mut self, batch: &Batch, layer: usize, qkv: &Buffer) -> OpResult {
+        let keys_at = self.heads.heads * self.heads.head_dim;
+        let rows = qkv.rows(batch.tokens().len());
+        let kv = self.kv.as_mut().ok_or_else(no_kv)?;
+        kv.write(batch, layer, rows, qkv.width, keys_at);
+        Ok(())
     }
 }
 
@@ -280,29 +306,19 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn head_norm(&mut self, rows: usize, norms: &HeadNorms<Self>, qkv: &mut Buffer) -> OpResult {
-        let Heads { heads, kv_heads, head_dim } = self.heads;
-        let (stride, keys_at) = (qkv.width, heads * head_dim);
-        let (arch, eps, x) = (self.arch, self.eps, qkv.rows_mut(rows));
-        elementwise::head_norm(arch, x, stride, 0, heads, &norms.query, eps);
-        elementwise::head_norm(arch, x, stride, keys_at, kv_heads, &norms.key, eps);
-        Ok(())
-    }
-
-    fn rope(&mut self, batch: &Batch, qkv: &mut Buffer) -> OpResult {
-        let Heads { heads, kv_heads, head_dim } = self.heads;
-        let stride = qkv.width;
-        let x = qkv.rows_mut(batch.tokens().len());
-        elementwise::rope(x, stride, heads + kv_heads, head_dim, &self.cos, &self.sin);
-        Ok(())
-    }
-
-    fn write_kv(&mut self, batch: &Batch, layer: usize, qkv: &Buffer) -> OpResult {
-        let keys_at = self.heads.heads * self.heads.head_dim;
-        let rows = qkv.rows(batch.tokens().len());
-        let kv = self.kv.as_mut().ok_or_else(no_kv)?;
-        kv.write(batch, layer, rows, qkv.width, keys_at);
-        Ok(())
+    fn norm_rope_write_kv(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        norms: Option<&HeadNorms<Self>>,
+        qkv: &mut Buffer,
+    ) -> OpResult {
+        let rows = batch.tokens().len();
+        if let Some(norms) = norms {
+            self.head_norm(rows, norms, qkv);
+        }
+        self.rope(rows, qkv);
+        self.write_kv(batch, layer, qkv)
     }
 
     fn attention(

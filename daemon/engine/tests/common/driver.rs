@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use minisgl_engine::{Engine, EngineInfo};
-use minisgl_proto::{LoadOptions, Sampled, SamplingParams};
+use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
 use minisgl_sched::{Executor, Install, Plan, Row};
 
 use super::Random;
@@ -21,18 +21,32 @@ pub struct Drive {
     pub logprobs: Option<u32>,
     /// Of page scattering.
     pub seed: u64,
+    /// Tokens to feed instead of those that are sampled, for each request.
+    pub forced: Option<Vec<Vec<u32>>>,
+    /// How tokens are sampled, but for `logprobs`.
+    pub sampling: SamplingParams,
 }
 
 impl Default for Drive {
     fn default() -> Self {
-        Drive { chunk: 64, overlap: true, new_tokens: 8, logprobs: Some(50), seed: 1 }
+        Drive {
+            chunk: 64,
+            overlap: true,
+            new_tokens: 8,
+            logprobs: Some(50),
+            seed: 1,
+            forced: None,
+            sampling: SamplingParams::default(),
+        }
     }
 }
 
-/// Loads with small, sensible options where `options` leaves the default.
+/// Loads with small, sensible options where `options` leaves the default; on the CPU if nothing else
+/// is said.
 pub fn load(dir: &Path, options: LoadOptions) -> (Engine, EngineInfo) {
-    let options =
-        LoadOptions { kv_tokens: options.kv_tokens.or(Some(2048)), threads: 2, ..options };
+    let device = if options.device == Device::Auto { Device::Cpu } else { options.device };
+    let kv_tokens = options.kv_tokens.or(Some(2048));
+    let options = LoadOptions { device, kv_tokens, threads: 2, ..options };
     Engine::load(dir, &options, &mut |_| ()).unwrap()
 }
 
@@ -119,8 +133,12 @@ fn next_plan(
         if request.fed == 0 {
             plan.installs.push(Install {
                 slot: slot as u32,
-                sampling: SamplingParams { logprobs: drive.logprobs, ..SamplingParams::default() },
-                history: Vec::new(),
+                sampling: SamplingParams { logprobs: drive.logprobs, ..drive.sampling.clone() },
+                history: if drive.sampling.needs_history() {
+                    request.prompt.clone()
+                } else {
+                    Vec::new()
+                },
                 prompt_len: request.prompt.len() as u32,
                 banned_until_min: Vec::new(),
                 min_tokens: 0,
@@ -134,8 +152,10 @@ fn next_plan(
             (tokens, stop == request.prompt.len())
         } else {
             let generated = start - request.prompt.len();
-            let token = match request.output.get(generated) {
-                Some(sampled) => sampled.token as i32,
+            let forced = drive.forced.as_ref().map(|forced| forced[slot][generated]);
+            let sampled = request.output.get(generated).map(|sampled| sampled.token);
+            let token = match forced.or(sampled) {
+                Some(token) => token as i32,
                 None => -(last_row.expect("sampled in the plan before") as i32 + 1),
             };
             (vec![token], true)

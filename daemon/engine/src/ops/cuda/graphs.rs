@@ -1,0 +1,81 @@
+//! Decode steps as CUDA graphs: recorded once for each number of rows, replayed as one launch.
+//!
+//! Owns: the graphs, and which steps are one. Must never: record a kernel that has not run before; what is
+//! loaded lazily must not be loaded while recording.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaGraph, CudaStream, DriverError};
+
+use super::gemm_rows;
+use crate::batch::Batch;
+
+/// How a step is issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Every op is enqueued.
+    Eager,
+    /// As many rows as a graph has, enqueued or recorded.
+    Padded(usize),
+    /// The graph of that many rows runs; no op issues anything.
+    Replay(usize),
+}
+
+/// The graphs of one rank, by rows; `None` for a number of rows that ran once.
+pub(super) struct Graphs {
+    recorded: HashMap<usize, Option<CudaGraph>>,
+    rows_max: usize,
+}
+
+// SAFETY: a graph may be used from any thread, by one at a time; `Graphs` is not Sync and hands none out.
+unsafe impl Send for Graphs {}
+
+impl Graphs {
+    /// For decode steps of up to `rows_max` rows.
+    pub(super) fn new(rows_max: usize) -> Graphs {
+        Graphs { recorded: HashMap::new(), rows_max }
+    }
+
+    /// How to issue `batch`, and whether to record it.
+    pub(super) fn mode(&self, batch: &Batch) -> (Mode, bool) {
+        let decode = |batch: &Batch| batch.rows().iter().all(|row| row.len == 1 && row.sample);
+        let rows = batch.rows().len();
+        if rows == 0 || rows > self.rows_max || !decode(batch) {
+            return (Mode::Eager, false);
+        }
+        let padded = gemm_rows(rows, self.rows_max);
+        match self.recorded.get(&padded) {
+            None => (Mode::Padded(padded), false),
+            Some(None) => (Mode::Padded(padded), true),
+            Some(Some(_)) => (Mode::Replay(padded), false),
+        }
+    }
+
+    /// Keeps what was recorded as the graph of `rows` rows.
+    pub(super) fn keep(&mut self, rows: usize, graph: Option<CudaGraph>) {
+        self.recorded.insert(rows, graph);
+    }
+
+    /// A step of `rows` rows ran.
+    pub(super) fn ran(&mut self, rows: usize) {
+        self.recorded.entry(rows).or_insert(None);
+    }
+
+    /// Enqueues the graph of `rows` rows.
+    pub(super) fn replay(&self, rows: usize) -> Result<(), DriverError> {
+        self.recorded.get(&rows).and_then(Option::as_ref).map_or(Ok(()), CudaGraph::launch)
+    }
+}
+
+/// From now on the stream records, and runs nothing.
+pub(super) fn begin(stream: &CudaStream) -> Result<(), DriverError> {
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+}
+
+/// Ends recording; what was recorded has not run.
+pub(super) fn end(stream: &Arc<CudaStream>) -> Result<Option<CudaGraph>, DriverError> {
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+    stream.end_capture(flags)
+}

@@ -1,0 +1,331 @@
+//! What a step needs on the GPU, in one buffer and one copy.
+//!
+//! Owns: the layout of that buffer, the pinned memory it is packed in, and the checks that the attention
+//! kernel relies on. Must never: wait for a step; two stagings take turns, one for each plan in flight.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, DriverError, PinnedHostSlice};
+use cudarc::driver::{DeviceRepr, result};
+use minisgl_kernels::abi::SampleRow;
+
+use crate::batch::Batch;
+use crate::rank::IN_FLIGHT_MAX;
+
+/// Every array starts at a multiple of 16 bytes.
+const ALIGNED_WORDS: usize = 4;
+
+const SAMPLE_WORDS: usize = size_of::<SampleRow>() / 4;
+
+/// How much a step may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) tokens: usize,
+    pub(super) rows: usize,
+    /// Entries of all page tables.
+    pub(super) pages: usize,
+}
+
+/// Where the arrays of a step lie, in words of 4 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Layout {
+    samples: Range<usize>,
+    tokens: Range<usize>,
+    positions: Range<usize>,
+    kv_slots: Range<usize>,
+    q_starts: Range<usize>,
+    page_starts: Range<usize>,
+    last_page_len: Range<usize>,
+    sampled: Range<usize>,
+    /// Last: its length alone changes from one decode step to the next.
+    pages: Range<usize>,
+}
+
+impl Layout {
+    fn new(tokens: usize, rows: usize, sampled: usize, pages: usize) -> Layout {
+        let mut end = 0usize;
+        let mut take = |words: usize| {
+            let start = end.next_multiple_of(ALIGNED_WORDS);
+            end = start + words;
+            start..end
+        };
+        Layout {
+            samples: take(sampled * SAMPLE_WORDS),
+            tokens: take(tokens),
+            positions: take(tokens),
+            kv_slots: take(tokens),
+            q_starts: take(rows + 1),
+            page_starts: take(rows + 1),
+            last_page_len: take(rows),
+            sampled: take(sampled),
+            pages: take(pages),
+        }
+    }
+}
+
+/// Packs `batch` and how its sampled rows are sampled; `kv_pages` is how many pages there are. A batch of
+/// decode rows is filled up to `padded` rows, which read the first token of page 0 and write nothing.
+///
+/// After this, what the attention kernel trusts holds: starts ascend from 0, every page id is below
+/// `kv_pages`, every last page has 1 to `page_size` tokens, and no row is longer than its request.
+fn pack(
+    words: &mut [i32],
+    batch: &Batch,
+    samples: impl Iterator<Item = SampleRow>,
+    (page_size, kv_pages): (usize, usize),
+    padded: Option<usize>,
+) -> Result<Layout, String> {
+    let rows = batch.rows();
+    let padding = padded.map_or(0, |padded| padded.saturating_sub(rows.len()));
+    let pages_of = |start: u32, len: u32| (start as usize + len as usize).div_ceil(page_size);
+    let pages: usize = rows.iter().map(|row| pages_of(row.start, row.len)).sum();
+    let (tokens, sampled) = (batch.tokens().len(), batch.sampled().len());
+    let layout =
+        Layout::new(tokens + padding, rows.len() + padding, sampled + padding, pages + padding);
+    if layout.pages.end > words.len() {
+        return Err(format!(
+            "{} rows, {} tokens and {pages} pages take {} words, there is room for {}",
+            rows.len(),
+            batch.tokens().len(),
+            layout.pages.end,
+            words.len()
+        ));
+    }
+    let samples = samples.chain(std::iter::repeat(SampleRow::padding()));
+    for (words, sample) in words[layout.samples.clone()].chunks_exact_mut(SAMPLE_WORDS).zip(samples)
+    {
+        words.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&sample)));
+    }
+    let mut put = |range: &Range<usize>, values: &[i32], rest: i32| {
+        let (to, padding) = words[range.clone()].split_at_mut(values.len());
+        to.copy_from_slice(values);
+        padding.fill(rest);
+    };
+    put(&layout.tokens, batch.tokens(), 0);
+    put(&layout.positions, bytemuck::cast_slice(batch.positions()), 0);
+    put(&layout.kv_slots, bytemuck::cast_slice(batch.kv_slots()), -1);
+    put(&layout.sampled, &[], -1);
+    for (index, sampled) in layout.sampled.clone().zip(batch.sampled()) {
+        words[index] = sampled.last_token as i32;
+    }
+    let (mut tokens, mut at) = (0, 0);
+    for (index, row) in rows.iter().enumerate() {
+        words[layout.q_starts.start + index] = tokens as i32;
+        words[layout.page_starts.start + index] = at as i32;
+        let end = row.start + row.len;
+        words[layout.last_page_len.start + index] = (end.max(1) - 1) as i32 % page_size as i32 + 1;
+        let count = pages_of(row.start, row.len);
+        for (to, &page) in
+            words[layout.pages.start + at..][..count].iter_mut().zip(batch.pages(row))
+        {
+            if page as usize >= kv_pages {
+                return Err(format!("row {index} names page {page}, there are {kv_pages}"));
+            }
+            *to = page as i32;
+        }
+        tokens += row.len as usize;
+        at += count;
+    }
+    for index in 0..=padding {
+        words[layout.q_starts.start + rows.len() + index] = (tokens + index) as i32;
+        words[layout.page_starts.start + rows.len() + index] = (at + index) as i32;
+    }
+    words[layout.last_page_len.start + rows.len()..layout.last_page_len.end].fill(1);
+    words[layout.pages.start + at..layout.pages.end].fill(0);
+    if tokens != batch.tokens().len() {
+        return Err(format!("rows feed {tokens} tokens of {}", batch.tokens().len()));
+    }
+    Ok(layout)
+}
+
+struct Staging {
+    words: PinnedHostSlice<i32>,
+    /// After the last copy out of `words`.
+    copied: CudaEvent,
+}
+
+/// The buffer on the GPU, and what fills it.
+pub(super) struct Inputs {
+    device: CudaSlice<i32>,
+    staging: Vec<Staging>,
+    turn: usize,
+    layout: Layout,
+}
+
+impl Inputs {
+    pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
+        let words =
+            Layout::new(room.tokens, room.rows, room.rows, room.pages + room.rows).pages.end;
+        let staging = (0..IN_FLIGHT_MAX)
+            .map(|_| {
+                // SAFETY: plain integers, which are written before they are read.
+                let words = unsafe { stream.context().alloc_pinned_with_flags(words, 0) }?;
+                Ok(Staging { words, copied: stream.context().new_event(None)? })
+            })
+            .collect::<Result<_, DriverError>>()?;
+        let device = stream.alloc_zeros(words)?;
+        Ok(Inputs { device, staging, turn: 0, layout: Layout::default() })
+    }
+
+    /// Packs a batch and enqueues its copy (see [`pack`]; `of_pages` is their size and their number); returns the host's starts of rows and of pages, for planning.
+    pub(super) fn upload(
+        &mut self,
+        stream: &CudaStream,
+        batch: &Batch,
+        samples: impl Iterator<Item = SampleRow>,
+        of_pages: (usize, usize),
+        padded: Option<usize>,
+    ) -> Result<(&[i32], &[i32]), String> {
+        let driver = |error: DriverError| error.to_string();
+        self.turn = (self.turn + 1) % self.staging.len();
+        let staging = &mut self.staging[self.turn];
+        staging.copied.synchronize().map_err(driver)?;
+        let len = staging.words.len();
+        let at = staging.words.as_mut_ptr().map_err(driver)?;
+        // SAFETY: `len` pinned integers that only this borrow reaches; the copy that read them last
+        // is over.
+        let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
+        self.layout = pack(words, batch, samples, of_pages, padded)?;
+        let filled = &words[..self.layout.pages.end];
+        let to = super::address(&self.device);
+        // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
+        // not written before `copied` has passed.
+        unsafe { result::memcpy_htod_async(to, filled, stream.cu_stream()) }.map_err(driver)?;
+        staging.copied.record(stream).map_err(driver)?;
+        Ok((&words[self.layout.q_starts.clone()], &words[self.layout.page_starts.clone()]))
+    }
+
+    fn words(&self, range: &Range<usize>) -> CudaView<'_, i32> {
+        self.device.slice(range.clone())
+    }
+
+    pub(super) fn tokens(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.tokens)
+    }
+
+    pub(super) fn positions(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.positions)
+    }
+
+    pub(super) fn kv_slots(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.kv_slots)
+    }
+
+    pub(super) fn q_starts(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.q_starts)
+    }
+
+    pub(super) fn page_starts(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.page_starts)
+    }
+
+    pub(super) fn last_page_len(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.last_page_len)
+    }
+
+    pub(super) fn pages(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.pages)
+    }
+
+    /// Index of the last token of each sampled row.
+    pub(super) fn sampled(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.sampled)
+    }
+
+    /// How these of the sampled rows are sampled.
+    pub(super) fn with_samples<R>(
+        &self,
+        rows: Range<usize>,
+        with: impl FnOnce(&CudaView<'_, SampleRow>) -> R,
+    ) -> R {
+        let start = self.layout.samples.start;
+        let words =
+            self.device.slice(start + rows.start * SAMPLE_WORDS..start + rows.end * SAMPLE_WORDS);
+        with(&view_as(&words, rows.len()))
+    }
+}
+
+/// The same memory as another type.
+fn view_as<'a, T: DeviceRepr + bytemuck::Pod>(
+    words: &'a CudaView<'_, i32>,
+    len: usize,
+) -> CudaView<'a, T> {
+    // SAFETY: any bits are a `T`, and `transmute` checks that `len` of them fit.
+    unsafe { words.transmute(len) }.expect("the words of the layout are whole elements")
+}
+
+#[cfg(test)]
+mod tests {
+    use minisgl_sched::{Plan, Row};
+
+    use super::*;
+
+    /// A chunk of a prompt, then a decode row; the page tables stand in another order.
+    fn batch(change: impl FnOnce(&mut Plan)) -> Batch {
+        let chunk = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, sample: false };
+        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, pages_at: 0, sample: true };
+        let mut plan = Plan {
+            rows: vec![chunk, decode],
+            tokens: vec![8, 0, 5, -1],
+            pages: vec![3, 0, 2],
+            ..Plan::default()
+        };
+        change(&mut plan);
+        let mut batch = Batch::default();
+        batch.prepare(Arc::new(plan), 4);
+        batch
+    }
+
+    #[test]
+    fn a_batch_becomes_arrays_in_the_order_of_rows() {
+        let mut words = vec![-7; 100];
+        let sample = SampleRow::greedy(8, 1);
+        let layout = pack(&mut words, &batch(|_| ()), std::iter::once(sample), (4, 4), None)
+            .expect("it fits");
+        let at = |range: &Range<usize>| &words[range.clone()];
+        assert_eq!(at(&layout.tokens), [8, 0, 5, -1]);
+        assert_eq!(at(&layout.positions), [3, 4, 5, 7]);
+        assert_eq!(at(&layout.kv_slots), [3, 8, 9, 3]);
+        assert_eq!(at(&layout.q_starts), [0, 3, 4]);
+        assert_eq!(at(&layout.page_starts), [0, 2, 4]);
+        assert_eq!(at(&layout.pages), [0, 2, 3, 0]);
+        assert_eq!(at(&layout.last_page_len), [2, 4]);
+        assert_eq!(at(&layout.sampled), [3]);
+        let packed: &[SampleRow] = bytemuck::cast_slice(at(&layout.samples));
+        assert_eq!(packed, [sample]);
+    }
+
+    #[test]
+    fn padding_reads_one_token_and_writes_none() {
+        let decode = batch(|plan| {
+            plan.rows = vec![Row { tokens_at: 0, pages_at: 0, ..plan.rows[1] }];
+            plan.tokens = vec![7];
+        });
+        let mut words = vec![-7; 100];
+        let sample = SampleRow::greedy(8, 0);
+        let layout =
+            pack(&mut words, &decode, std::iter::once(sample), (4, 4), Some(3)).expect("it fits");
+        let at = |range: &Range<usize>| &words[range.clone()];
+        assert_eq!(at(&layout.tokens), [7, 0, 0]);
+        assert_eq!(at(&layout.positions), [7, 0, 0]);
+        assert_eq!(at(&layout.kv_slots), [3, -1, -1]);
+        assert_eq!(at(&layout.q_starts), [0, 1, 2, 3]);
+        assert_eq!(at(&layout.page_starts), [0, 2, 3, 4]);
+        assert_eq!(at(&layout.pages), [3, 0, 0, 0]);
+        assert_eq!(at(&layout.last_page_len), [4, 1, 1]);
+        assert_eq!(at(&layout.sampled), [0, -1, -1]);
+        let packed: &[SampleRow] = bytemuck::cast_slice(at(&layout.samples));
+        assert_eq!(packed, [sample, SampleRow::padding(), SampleRow::padding()]);
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_bear_is_refused() {
+        let refusal = |words: usize, kv_pages| {
+            pack(&mut vec![0; words], &batch(|_| ()), std::iter::empty(), (4, kv_pages), None)
+                .unwrap_err()
+        };
+        assert!(refusal(100, 3).contains("row 1 names page 3, there are 3"));
+        assert!(refusal(20, 4).contains("there is room for 20"));
+    }
+}

@@ -1,0 +1,168 @@
+//! What sampling knows of each running request.
+//!
+//! Owns: parameters by slot on the host; on the GPU, biases, banned tokens and token counts. Must never:
+//! look at logits.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, DriverError};
+use minisgl_kernels::Device;
+use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::ops::HistoryReset;
+use minisgl_proto::SamplingParams;
+use minisgl_sched::Install;
+
+use super::failed;
+use crate::ops::OpResult;
+
+/// Tokens that one request can bias, and that it can ban: the front lets no more through.
+const ENTRIES_MAX: usize = 1024;
+
+#[derive(Clone, Default)]
+struct Slot {
+    sampling: SamplingParams,
+    bias_len: usize,
+    banned_len: usize,
+    min_tokens: u32,
+    generated: u32,
+}
+
+/// The slots of one rank.
+pub(super) struct Requests {
+    slots: Vec<Slot>,
+    vocab: usize,
+    /// `[slots, ENTRIES_MAX]`, as the next two.
+    pub(super) bias_tokens: CudaSlice<u32>,
+    pub(super) bias_values: CudaSlice<f32>,
+    pub(super) banned: CudaSlice<u32>,
+    /// Token counts, `[slots, vocab]`.
+    pub(super) marks: CudaSlice<u32>,
+    /// One request's prompt and output.
+    history: CudaSlice<u32>,
+}
+
+impl Requests {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        slots: usize,
+        vocab: usize,
+        max_len: usize,
+    ) -> Result<Requests, DriverError> {
+        Ok(Requests {
+            slots: vec![Slot::default(); slots],
+            vocab,
+            bias_tokens: stream.alloc_zeros(slots * ENTRIES_MAX)?,
+            bias_values: stream.alloc_zeros(slots * ENTRIES_MAX)?,
+            banned: stream.alloc_zeros(slots * ENTRIES_MAX)?,
+            marks: stream.alloc_zeros(slots * vocab)?,
+            history: stream.alloc_zeros(max_len)?,
+        })
+    }
+
+    /// Replaces a slot's state; in the order of the stream, so that steps before it see the old one. What
+    /// few requests have, a bias or a history, is copied from pageable memory.
+    pub(super) fn install(&mut self, device: &Device, install: &Install) -> OpResult {
+        let fault = |error: DriverError| failed("start a request")(error);
+        let stream = device.stream();
+        let at = install.slot as usize * ENTRIES_MAX;
+        let bias = merged(&install.sampling.logit_bias);
+        let (tokens, values): (Vec<u32>, Vec<f32>) = bias.into_iter().unzip();
+        let banned = &install.banned_until_min;
+        let banned = &banned[..banned.len().min(ENTRIES_MAX)];
+        if !tokens.is_empty() {
+            let room = at..at + tokens.len();
+            stream
+                .memcpy_htod(&tokens, &mut self.bias_tokens.slice_mut(room.clone()))
+                .and_then(|()| stream.memcpy_htod(&values, &mut self.bias_values.slice_mut(room)))
+                .map_err(fault)?;
+        }
+        if !banned.is_empty() {
+            let mut room = self.banned.slice_mut(at..at + banned.len());
+            stream.memcpy_htod(banned, &mut room).map_err(fault)?;
+        }
+        if install.sampling.needs_history() {
+            let table = install.slot as usize * self.vocab;
+            let mut marks = self.marks.slice_mut(table..table + self.vocab);
+            stream.memset_zeros(&mut marks).map_err(fault)?;
+            let len = install.history.len().min(self.history.len());
+            if len > 0 {
+                let mut tokens = self.history.slice_mut(..len);
+                stream.memcpy_htod(&install.history[..len], &mut tokens).map_err(fault)?;
+                let reset = HistoryReset {
+                    tokens: (&tokens).into(),
+                    marks: (&mut marks).into(),
+                    prompt_len: (install.prompt_len as usize).min(len),
+                };
+                reset.launch(device).map_err(failed("start a request"))?;
+            }
+        }
+        self.slots[install.slot as usize] = Slot {
+            sampling: install.sampling.clone(),
+            bias_len: tokens.len(),
+            banned_len: banned.len(),
+            min_tokens: install.min_tokens,
+            generated: install.generated,
+        };
+        Ok(())
+    }
+
+    /// Whether and how many log-probabilities a slot wants.
+    pub(super) fn logprobs(&self, slot: u32) -> Option<u32> {
+        self.slots[slot as usize].sampling.logprobs
+    }
+
+    /// How the token of `slot` at `position` is sampled, as row `out` of the plan; counts it.
+    pub(super) fn sample_row(&mut self, slot: u32, position: u32, out: usize) -> SampleRow {
+        let at = slot * ENTRIES_MAX as u32;
+        let state = &mut self.slots[slot as usize];
+        let banned = state.generated < state.min_tokens;
+        state.generated = state.generated.saturating_add(1);
+        let sampling = &state.sampling;
+        SampleRow {
+            seed: sampling.seed,
+            position,
+            out: out as i32,
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            history: if sampling.needs_history() { slot as i32 } else { -1 },
+            bias_at: at,
+            bias_len: state.bias_len as u32,
+            banned_at: at,
+            banned_len: if banned { state.banned_len as u32 } else { 0 },
+            logprobs: sampling.logprobs.map_or(-1, |count| count.min(i32::MAX as u32) as i32),
+            reserved: 0,
+        }
+    }
+}
+
+/// Each token once, as the kernel wants it; biases of the same token add up.
+fn merged(bias: &[(u32, f32)]) -> Vec<(u32, f32)> {
+    let mut merged: Vec<(u32, f32)> = bias.to_vec();
+    merged.sort_by_key(|&(token, _)| token);
+    merged.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        if same {
+            kept.1 += next.1;
+        }
+        same
+    });
+    merged.truncate(ENTRIES_MAX);
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_biased_once() {
+        assert_eq!(merged(&[(7, 1.0), (3, 2.0), (7, 0.5)]), [(3, 2.0), (7, 1.5)]);
+        let many: Vec<(u32, f32)> = (0..2000).map(|token| (token, 1.0)).collect();
+        assert_eq!(merged(&many).len(), ENTRIES_MAX);
+    }
+}

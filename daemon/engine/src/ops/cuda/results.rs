@@ -1,0 +1,171 @@
+//! Sampled tokens on their way back to the host.
+//!
+//! Owns: the pinned memory they land in, and [`Pending`] on the GPU. Must never: make the rank wait.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice, sys};
+use minisgl_proto::{Sampled, TokenLogprob};
+
+use super::failed;
+use crate::ops::{OpResult, Pending};
+use crate::rank::IN_FLIGHT_MAX;
+
+/// Most likely tokens that a request can ask for; more are not reported.
+pub(super) const TOP_MAX: usize = 128;
+
+/// Where one step's results land.
+struct Landing {
+    tokens: PinnedHostSlice<i32>,
+    logprob: PinnedHostSlice<f32>,
+    top_tokens: PinnedHostSlice<i32>,
+    top_logprobs: PinnedHostSlice<f32>,
+    /// After the last copy into any of them.
+    landed: CudaEvent,
+}
+
+/// What sampling writes on the GPU.
+pub(super) struct Outputs {
+    /// By row of the plan; the next step's tokens refer to it.
+    pub(super) tokens: CudaSlice<i32>,
+    /// By sampled row, as the rest.
+    pub(super) logprob: CudaSlice<f32>,
+    /// `[rows, TOP_MAX]`.
+    pub(super) top_tokens: CudaSlice<i32>,
+    pub(super) top_logprobs: CudaSlice<f32>,
+    /// One more than plans in flight: one may be read while others are written.
+    landings: Vec<Arc<Landing>>,
+}
+
+/// What is wanted of a sampled row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// In the plan.
+    pub(super) row: usize,
+    /// See `SamplingParams::logprobs`.
+    pub(super) logprobs: Option<u32>,
+}
+
+impl Outputs {
+    pub(super) fn new(stream: &Arc<CudaStream>, rows: usize) -> Result<Outputs, DriverError> {
+        let context = stream.context();
+        let landing = || -> Result<_, DriverError> {
+            // SAFETY: plain numbers, which the copies write before they are read.
+            let landing = unsafe {
+                Landing {
+                    tokens: context.alloc_pinned_with_flags(rows, 0)?,
+                    logprob: context.alloc_pinned_with_flags(rows, 0)?,
+                    top_tokens: context.alloc_pinned_with_flags(rows * TOP_MAX, 0)?,
+                    top_logprobs: context.alloc_pinned_with_flags(rows * TOP_MAX, 0)?,
+                    landed: context.new_event(None)?,
+                }
+            };
+            Ok(Arc::new(landing))
+        };
+        Ok(Outputs {
+            tokens: stream.alloc_zeros(rows)?,
+            logprob: stream.alloc_zeros(rows)?,
+            top_tokens: stream.alloc_zeros(rows * TOP_MAX)?,
+            top_logprobs: stream.alloc_zeros(rows * TOP_MAX)?,
+            landings: (0..=IN_FLIGHT_MAX).map(|_| landing()).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// A place for the results of a step with `rows` rows, of which `wanted` are sampled: what waits for
+    /// them, and what [`Outputs::send`] takes once sampling is enqueued.
+    pub(super) fn expect(
+        &self,
+        rows: usize,
+        wanted: Vec<Wanted>,
+    ) -> OpResult<(Box<dyn Pending>, Outgoing)> {
+        let free = self.landings.iter().find(|landing| Arc::strong_count(landing) == 1);
+        let landing = free.ok_or_else(|| {
+            failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
+        })?;
+        let outgoing = Outgoing {
+            landing: landing.clone(),
+            rows,
+            sampled: wanted.len(),
+            top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
+        };
+        Ok((Box::new(InFlight { landing: landing.clone(), wanted }), outgoing))
+    }
+
+    /// Enqueues the copies of a step.
+    pub(super) fn send(&self, stream: &CudaStream, outgoing: &Outgoing) -> Result<(), DriverError> {
+        let Outgoing { landing, rows, sampled, top } = outgoing;
+        if *sampled > 0 {
+            copy(stream, &self.tokens, &landing.tokens, *rows)?;
+        }
+        if let Some(top) = *top {
+            copy(stream, &self.logprob, &landing.logprob, *sampled)?;
+            if top > 0 {
+                let len = sampled * TOP_MAX;
+                copy(stream, &self.top_tokens, &landing.top_tokens, len)?;
+                copy(stream, &self.top_logprobs, &landing.top_logprobs, len)?;
+            }
+        }
+        landing.landed.record(stream)
+    }
+}
+
+/// Copies that a step ends with.
+pub(super) struct Outgoing {
+    landing: Arc<Landing>,
+    rows: usize,
+    sampled: usize,
+    /// The most log-probabilities that a row wants, if any does.
+    top: Option<u32>,
+}
+
+/// Enqueues a copy of the first `len` elements.
+fn copy<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
+    stream: &CudaStream,
+    from: &CudaSlice<T>,
+    to: &PinnedHostSlice<T>,
+    len: usize,
+) -> Result<(), DriverError> {
+    assert!(len <= from.len() && len <= to.len(), "outputs are as long as the rows of a step");
+    let (from, to) = (super::address(from), to.as_ptr()?.cast_mut());
+    let bytes = len * size_of::<T>();
+    // SAFETY: both are `len` long at least. Nobody reads the pinned memory until its event has passed: no
+    // step in flight holds this landing.
+    unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.cu_stream()) }.result()
+}
+
+/// A step whose results have not been read.
+struct InFlight {
+    landing: Arc<Landing>,
+    wanted: Vec<Wanted>,
+}
+
+impl InFlight {
+    fn read(&self) -> Result<Vec<Sampled>, DriverError> {
+        let landing = &self.landing;
+        landing.landed.synchronize()?;
+        let (tokens, logprob) = (landing.tokens.as_slice()?, landing.logprob.as_slice()?);
+        let (top_tokens, top_logprobs) =
+            (landing.top_tokens.as_slice()?, landing.top_logprobs.as_slice()?);
+        let sampled = self.wanted.iter().enumerate().map(|(at, wanted)| {
+            let count = wanted.logprobs.map_or(0, |count| TOP_MAX.min(count as usize));
+            let from = at * TOP_MAX..at * TOP_MAX + count;
+            let top = top_tokens[from.clone()].iter().zip(&top_logprobs[from]);
+            Sampled {
+                token: tokens[wanted.row] as u32,
+                logprob: wanted.logprobs.map(|_| logprob[at]),
+                // Past the end of the vocabulary there is -1.
+                top: top
+                    .filter(|&(&token, _)| token >= 0)
+                    .map(|(&token, &logprob)| TokenLogprob { token: token as u32, logprob })
+                    .collect(),
+            }
+        });
+        Ok(sampled.collect())
+    }
+}
+
+impl Pending for InFlight {
+    fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>> {
+        self.read().map_err(failed("run the step"))
+    }
+}

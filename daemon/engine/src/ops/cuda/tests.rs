@@ -1,0 +1,456 @@
+//! Every op against the CPU's, on odd shapes, into poisoned buffers. Without a GPU nothing runs.
+
+use half::bf16;
+use minisgl_proto::{Sampled, SamplingParams};
+use minisgl_sched::{Install, Plan, Row};
+
+use super::*;
+use crate::config::{Architecture, RopeConfig, RopeScaling};
+use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
+use crate::rank::collective::Group;
+
+const SLOTS: usize = 300;
+const CHUNK: usize = 700;
+const VOCAB: usize = 1003;
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// In [-1, 1), exact in bf16.
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        let float = |bits: u64| (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        (0..count).map(|_| bf16::from_f32(float(self.next())).to_f32()).collect()
+    }
+}
+
+/// Ops whose buffers a test can see.
+trait Visible: Ops {
+    fn fill(&self, width: usize, values: &[f32]) -> Self::Buffer;
+    fn values(&self, buffer: &Self::Buffer, rows: usize) -> Vec<f32>;
+
+    fn poisoned(&self, rows: usize, width: usize) -> Self::Buffer {
+        self.fill(width, &vec![f32::NAN; rows * width])
+    }
+
+    fn bf16(&self, values: &[f32]) -> Vec<HostTensor> {
+        vec![HostTensor::Bf16(values.iter().copied().map(bf16::from_f32).collect())]
+    }
+}
+
+impl Visible for CpuOps {
+    fn fill(&self, width: usize, values: &[f32]) -> cpu::Buffer {
+        cpu::Buffer { data: values.to_vec(), width }
+    }
+
+    fn values(&self, buffer: &cpu::Buffer, rows: usize) -> Vec<f32> {
+        buffer.data[..rows * buffer.width].to_vec()
+    }
+}
+
+impl Visible for CudaOps {
+    fn fill(&self, width: usize, values: &[f32]) -> Buffer {
+        let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+        let rows = values.len() / width;
+        Buffer { data: self.stream().clone_htod(&values).unwrap(), rows, width }
+    }
+
+    fn values(&self, buffer: &Buffer, rows: usize) -> Vec<f32> {
+        let values = self.stream().clone_dtoh(&buffer.rows(rows)).unwrap();
+        self.device.synchronize().unwrap();
+        values.into_iter().map(bf16::to_f32).collect()
+    }
+}
+
+fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Qwen3,
+        vocab_size: VOCAB,
+        hidden_size: 200,
+        intermediate_size: 328,
+        layers: 2,
+        heads,
+        kv_heads,
+        head_dim,
+        rms_norm_eps: 1e-5,
+        max_position: 4096,
+        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+        tie_word_embeddings: false,
+        qkv_bias: true,
+        qk_norm: true,
+        eos_token_ids: Vec::new(),
+    }
+}
+
+/// The same rank on both devices; `None` without a GPU, which is said.
+fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
+    if Device::count() == 0 {
+        eprintln!("no CUDA device: not run");
+        return None;
+    }
+    let shard = Shard::new(config, 1, 0).unwrap();
+    let cpu = CpuSpec {
+        config,
+        shard: &shard,
+        member: Group::new(1).member(0),
+        threads: 4,
+        slots: SLOTS,
+        page_size,
+        kv_element: KvElement::Bf16,
+    };
+    let cuda = CudaSpec {
+        config,
+        shard: &shard,
+        gpu: Gpu::open().unwrap(),
+        slots: SLOTS,
+        chunk_tokens: CHUNK,
+        page_size,
+        max_len: config.max_position,
+    };
+    Some((CpuOps::new(cpu).unwrap(), CudaOps::new(cuda).unwrap()))
+}
+
+/// Relative to the size of the whole, and each element within `ulps` roundings to bf16 of itself, or, where sums
+/// cancel, of a fifth of the largest.
+fn assert_close(what: &str, got: &[f32], expected: &[f32], ulps: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let (mut error, mut norm) = (0.0, 0.0);
+    let largest = expected.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let difference = (got - expected).abs();
+        let limit = ulps / 256.0 * expected.abs().max(0.2 * largest);
+        assert!(difference <= limit, "{what}, element {at}: {got}, not {expected}");
+        error += f64::from(difference * difference);
+        norm += f64::from(expected * expected);
+    }
+    assert!(error.sqrt() <= 4e-3 * norm.sqrt(), "{what}: {error} of {norm}");
+}
+
+fn row(slot: u32, start: usize, len: usize) -> Row {
+    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, pages_at: 0, sample: true }
+}
+
+/// A batch of rows, each with pages of its own, scattered; row `i` is of request `i`.
+fn batch(tables: &[Vec<u32>], rows: &[Row], page_size: usize, random: &mut Random) -> Batch {
+    let mut plan = Plan::default();
+    for &row in rows {
+        let end = (row.start + row.len) as usize;
+        let (tokens_at, pages_at) = (plan.tokens.len() as u32, plan.pages.len() as u32);
+        plan.rows.push(Row { tokens_at, pages_at, ..row });
+        plan.tokens.extend((0..row.len).map(|_| random.below(VOCAB) as i32));
+        plan.pages.extend(&tables[row.slot as usize][..end.div_ceil(page_size)]);
+    }
+    let mut batch = Batch::default();
+    batch.prepare(Arc::new(plan), page_size);
+    batch
+}
+
+#[test]
+fn products_are_run_for_few_numbers_of_rows() {
+    let rounded = [0, 1, 3, 16, 17, 250, 257, 500].map(|rows| gemm_rows(rows, 8192));
+    assert_eq!(rounded, [1, 1, 4, 16, 32, 256, 320, 512]);
+    assert_eq!(gemm_rows(500, 500), 500);
+    let mut all: Vec<usize> = (1..=512).map(|rows| gemm_rows(rows, 512)).collect();
+    assert!(all.iter().zip(1..).all(|(&rounded, rows)| rounded >= rows));
+    all.dedup();
+    assert_eq!(all.len(), 24);
+}
+
+#[test]
+fn a_decode_step_runs_twice_before_it_is_replayed() {
+    let of = |rows: &[Row]| {
+        let tables = vec![vec![0]; 5];
+        batch(&tables, rows, 16, &mut Random(1))
+    };
+    let decode = of(&[row(0, 3, 1), row(1, 4, 1), row(2, 5, 1)]);
+    let mut graphs = Graphs::new(256);
+    assert_eq!(graphs.mode(&decode), (Mode::Padded(4), false));
+    graphs.ran(4);
+    assert_eq!(graphs.mode(&decode), (Mode::Padded(4), true));
+    assert_eq!(graphs.mode(&of(&[row(0, 3, 1)])), (Mode::Padded(1), false));
+    let chunk = Row { sample: false, ..row(1, 0, 1) };
+    for eager in [&[row(0, 3, 1), row(1, 0, 2)][..], &[chunk], &[]] {
+        assert_eq!(graphs.mode(&of(eager)), (Mode::Eager, false), "{eager:?}");
+    }
+    assert_eq!(Graphs::new(2).mode(&decode), (Mode::Eager, false));
+    assert_eq!(decode_rows(3), [1, 1, 2, 2, 3, 3]);
+}
+
+#[test]
+fn a_model_without_kernels_is_refused_by_what_it_lacks() {
+    let refusal = |change: fn(&mut ModelConfig)| {
+        let mut config = config(4, 2, 64);
+        change(&mut config);
+        let shard = Shard::new(&config, 1, 0).unwrap();
+        check(&config, &shard).err().map(|error| error.reason).unwrap_or_default()
+    };
+    assert_eq!(refusal(|_| ()), "");
+    assert!(refusal(|config| config.head_dim = 80).starts_with("head_dim is 80"));
+    assert!(refusal(|config| config.hidden_size = 204).starts_with("hidden_size is 204"));
+    assert!(refusal(|config| config.intermediate_size = 7).contains("a multiple of 8"));
+    assert!(refusal(|config| config.vocab_size = 1 << 20).starts_with("vocab_size is 1048576"));
+}
+
+#[test]
+fn elementwise_ops_are_the_cpus() {
+    let Some((mut cpu, mut cuda)) = pair(&config(4, 2, 64), 16) else { return };
+    let mut random = Random(1);
+    for (rows, width) in [(1, 8), (3, 200), (17, 4096), (CHUNK, 328)] {
+        let (x, y) = (random.floats(rows * width), random.floats(rows * width));
+        let (weight, gate_up) = (random.floats(width), random.floats(2 * rows * width));
+        fn all<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 4]) -> [Vec<f32>; 4] {
+            let [x, y, weight, gate_up] = given;
+            let width = weight.len();
+            let weight = ops.vector(ops.bf16(weight)).unwrap();
+            let (x, mut residual) = (ops.fill(width, x), ops.fill(width, y));
+            let mut norm = ops.poisoned(rows, width);
+            ops.rms_norm(rows, &x, &weight, &mut norm).unwrap();
+            let mut added = ops.poisoned(rows, width);
+            ops.add_rms_norm(rows, &x, &mut residual, &weight, &mut added).unwrap();
+            let mut gated = ops.poisoned(rows, width);
+            ops.silu_mul(rows, &ops.fill(2 * width, gate_up), &mut gated).unwrap();
+            [norm, added, residual, gated].map(|buffer| ops.values(&buffer, rows))
+        }
+        let given = [&x[..], &y, &weight, &gate_up];
+        let (expected, got) = (all(&mut cpu, rows, given), all(&mut cuda, rows, given));
+        let names = ["norm", "norm of the sum", "sum", "silu_mul"];
+        for ((name, got), expected) in names.iter().zip(&got).zip(&expected) {
+            assert_close(&format!("{name} of {rows} x {width}"), got, expected, 2.5);
+        }
+    }
+}
+
+#[test]
+fn products_are_the_cpus() {
+    let Some((mut cpu, mut cuda)) = pair(&config(4, 2, 64), 16) else { return };
+    let mut random = Random(2);
+    for (rows, n, k) in [(1, 8, 8), (3, 48, 200), (17, 328, 64), (300, 1000, 200), (CHUNK, 64, 328)]
+    {
+        let (x, bias) = (random.floats(rows * k), random.floats(n));
+        let weight = random.floats(n * k);
+        fn run<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 3]) -> [Vec<f32>; 2] {
+            let [x, weight, bias] = given;
+            let (n, k) = (bias.len(), weight.len() / bias.len());
+            let weight = ops.matrix(ops.bf16(weight), k).unwrap();
+            let bias = ops.vector(ops.bf16(bias)).unwrap();
+            let x = ops.fill(k, x);
+            [None, Some(&bias)].map(|bias| {
+                let mut out = ops.poisoned(rows, n);
+                ops.linear(rows, &weight, bias, &x, &mut out).unwrap();
+                ops.values(&out, rows)
+            })
+        }
+        let given = [&x[..], &weight, &bias];
+        let (expected, got) = (run(&mut cpu, rows, given), run(&mut cuda, rows, given));
+        for (got, expected) in got.iter().zip(&expected) {
+            assert_close(&format!("{rows} x {k} by {n}"), got, expected, 3.0);
+        }
+    }
+}
+
+/// Steps over a few requests: prompts in chunks, decode rows, and both mixed.
+#[test]
+fn attention_and_pages_are_the_cpus() {
+    for (heads, kv_heads, head_dim, page_size) in
+        [(4, 2, 64, 16), (5, 1, 128, 1), (16, 8, 128, 16), (3, 3, 64, 7), (4, 1, 256, 64)]
+    {
+        let config = config(heads, kv_heads, head_dim);
+        let Some((mut cpu, mut cuda)) = pair(&config, page_size) else { return };
+        let mut random = Random(3);
+        let pages = 4000 / page_size + 8;
+        let mut free: Vec<u32> = (0..pages as u32).collect();
+        for at in (1..free.len()).rev() {
+            free.swap(at, random.below(at + 1));
+        }
+        let table =
+            |len: usize, free: &mut Vec<u32>| free.split_off(free.len() - len.div_ceil(page_size));
+        let lens = [1 + page_size, 3 * page_size + 1, 1600, 90, 2 * page_size];
+        let tables: Vec<_> = lens.iter().map(|&len| table(len, &mut free)).collect();
+        cpu.allocate_kv(pages).unwrap();
+        cuda.allocate_kv(pages).unwrap();
+        let steps: [Vec<Row>; 4] = [
+            vec![row(0, 0, page_size), row(1, 0, 1), row(2, 0, 600)],
+            vec![row(2, 600, 600), row(1, 1, 2 * page_size.min(40)), row(0, page_size, 1)],
+            vec![row(2, 1200, 399), row(4, 0, page_size - 1 + usize::from(page_size == 1))],
+            vec![row(2, 1599, 1), row(3, 0, 89)],
+        ];
+        let norms = [random.floats(head_dim), random.floats(head_dim)];
+        let width = (heads + 2 * kv_heads) * head_dim;
+        for rows in &steps {
+            let batch = batch(&tables, rows, page_size, &mut random);
+            let tokens = batch.tokens().len();
+            let qkv = random.floats(tokens * width);
+            for layer in 0..2 {
+                let step = |with_norms| Case {
+                    batch: &batch,
+                    layer,
+                    norms: &norms,
+                    qkv: &qkv,
+                    with_norms,
+                };
+                let out_width = heads * head_dim;
+                let normed = layer == 0;
+                let expected = attend(&mut cpu, &step(normed), out_width);
+                let got = attend(&mut cuda, &step(normed), out_width);
+                let what = format!(
+                    "{heads}/{kv_heads} heads of {head_dim}, pages of {page_size}, {rows:?}"
+                );
+                assert_close(&what, &got, &expected, 8.0);
+            }
+        }
+    }
+}
+
+struct Case<'a> {
+    batch: &'a Batch,
+    layer: usize,
+    norms: &'a [Vec<f32>; 2],
+    qkv: &'a [f32],
+    with_norms: bool,
+}
+
+fn attend<O: Visible>(ops: &mut O, case: &Case<'_>, out_width: usize) -> Vec<f32> {
+    let (batch, tokens) = (case.batch, case.batch.tokens().len());
+    let [query, key] = case.norms.each_ref().map(|norm| ops.vector(ops.bf16(norm)).unwrap());
+    let norms = HeadNorms { query, key };
+    let mut qkv = ops.fill(case.qkv.len() / tokens, case.qkv);
+    let mut out = ops.poisoned(tokens, out_width);
+    let (layer, norms) = (case.layer, case.with_norms.then_some(&norms));
+    ops.step(batch, &[], |ops| {
+        ops.norm_rope_write_kv(batch, layer, norms, &mut qkv)?;
+        ops.attention(batch, layer, &qkv, &mut out)
+    })
+    .unwrap();
+    ops.values(&out, tokens)
+}
+
+/// Hidden states that pick a column of the head each: logits are the same bits on both devices, so
+/// tokens must be too. Two steps, so that histories grow and tokens are fed back.
+#[test]
+fn tokens_are_the_cpus() {
+    let config = config(4, 2, 64);
+    let Some((mut cpu, mut cuda)) = pair(&config, 16) else { return };
+    let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("MINISGL_TEST_SEED={seed}");
+    let mut random = Random(seed);
+    cpu.allocate_kv(SLOTS).unwrap();
+    cuda.allocate_kv(SLOTS).unwrap();
+    let hidden = config.hidden_size;
+    let head: Vec<f32> = random.floats(VOCAB * hidden).iter().map(|value| value * 8.0).collect();
+    let table = random.floats(VOCAB * hidden);
+    let tables: Vec<_> = (0..SLOTS as u32).map(|page| vec![page]).collect();
+    let installs: Vec<Install> = (0..SLOTS as u32).map(|slot| install(slot, &mut random)).collect();
+    for step in 0..2 {
+        let rows: Vec<Row> = (0..SLOTS)
+            .map(|slot| Row { sample: slot % 11 != 5, ..row(slot as u32, step, 1) })
+            .collect();
+        let mut batch = batch(&tables, &rows, 16, &mut random);
+        if step == 1 {
+            // What was sampled is fed back, where it was.
+            let mut plan = batch.plan().clone();
+            for (at, token) in plan.tokens.iter_mut().enumerate().filter(|(at, _)| at % 11 != 5) {
+                *token = !(at as i32);
+            }
+            batch.prepare(Arc::new(plan), 16);
+        }
+        let mut picks = vec![0.0; SLOTS * hidden];
+        (0..SLOTS).for_each(|row| picks[row * hidden + random.below(hidden)] = 1.0);
+        let installs = if step == 0 { &installs[..] } else { &[] };
+        let given = Given { batch: &batch, installs, head: &head, table: &table, picks: &picks };
+        let (embedded, expected) = draw(&mut cpu, &given);
+        let (embedded_cuda, got) = draw(&mut cuda, &given);
+        assert_eq!(embedded_cuda, embedded, "step {step}: embeddings are copies");
+        assert_eq!(got.len(), expected.len());
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let slot = batch.rows()[batch.sampled()[at].row as usize].slot;
+            assert_eq!(got.token, expected.token, "step {step}, slot {slot}");
+            assert_eq!(got.logprob.is_some(), expected.logprob.is_some());
+            let top = |sampled: &Sampled| -> Vec<u32> {
+                sampled.top.iter().map(|top| top.token).collect()
+            };
+            assert_eq!(top(got), top(expected), "step {step}, slot {slot}");
+            let logprobs = |sampled: &Sampled| -> Vec<f32> {
+                sampled.top.iter().map(|top| top.logprob).chain(sampled.logprob).collect()
+            };
+            for (got, expected) in logprobs(got).iter().zip(logprobs(expected)) {
+                assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0));
+            }
+        }
+    }
+}
+
+fn install(slot: u32, random: &mut Random) -> Install {
+    let mut of = |choices: &[f32]| choices[random.below(choices.len())];
+    let sampling = SamplingParams {
+        temperature: of(&[0.0, 0.6, 1.0, 1.7]),
+        top_k: of(&[0.0, 0.0, 1.0, 20.0]) as u32,
+        top_p: of(&[1.0, 1.0, 0.5, 0.9]),
+        min_p: of(&[0.0, 0.0, 0.05]),
+        repetition_penalty: of(&[1.0, 1.0, 1.3]),
+        presence_penalty: of(&[0.0, 0.0, 1.5]),
+        frequency_penalty: of(&[0.0, 0.0, 0.7]),
+        logprobs: [None, Some(0), Some(5), Some(20)][of(&[0.0, 1.0, 2.0, 3.0]) as usize],
+        ..SamplingParams::default()
+    };
+    let biased = random.below(3) == 0;
+    let tokens = |count: usize, random: &mut Random| -> Vec<u32> {
+        (0..count).map(|_| random.below(VOCAB) as u32).collect()
+    };
+    let mut bias = if biased { tokens(40, random) } else { Vec::new() };
+    bias.sort_unstable();
+    bias.dedup();
+    let logit_bias = bias.into_iter().map(|token| (token, 2.0)).collect();
+    let history = if sampling.needs_history() {
+        tokens(50 * (slot as usize % 3), random)
+    } else {
+        Vec::new()
+    };
+    Install {
+        slot,
+        prompt_len: history.len() as u32 / 2,
+        history,
+        banned_until_min: tokens(slot as usize % 4, random),
+        min_tokens: slot % 3,
+        generated: 0,
+        sampling: SamplingParams { logit_bias, seed: random.next(), ..sampling },
+    }
+}
+
+struct Given<'a> {
+    batch: &'a Batch,
+    installs: &'a [Install],
+    head: &'a [f32],
+    table: &'a [f32],
+    picks: &'a [f32],
+}
+
+/// Embeds and samples; the gathered rows of `picks` are the hidden states.
+fn draw<O: Visible>(ops: &mut O, given: &Given<'_>) -> (Vec<f32>, Vec<Sampled>) {
+    let (batch, tokens) = (given.batch, given.batch.tokens().len());
+    let hidden = given.head.len() / VOCAB;
+    let head = ops.matrix(ops.bf16(given.head), hidden).unwrap();
+    let table = ops.matrix(ops.bf16(given.table), hidden).unwrap();
+    let mut all = ops.fill(hidden, given.picks);
+    let (mut out, mut last) = (ops.poisoned(tokens, hidden), ops.poisoned(tokens, hidden));
+    let pending = ops.step(batch, given.installs, |ops| {
+        // Buffers are Send, and need not be Sync.
+        let all = &mut all;
+        ops.embed(batch, &table, &mut out)?;
+        ops.gather_sampled(batch, all, &mut last)?;
+        ops.sample(batch, &head, &last)
+    });
+    (ops.values(&out, tokens), pending.unwrap().wait().unwrap())
+}

@@ -1,0 +1,247 @@
+//! Whole models on a GPU: held to the CPU, and to themselves run in other ways. Without a GPU nothing
+//! runs and nothing is claimed.
+//!
+//! `MINISGL_SHAPES_DIR`, a folder of folders with `config.json` alone, adds a table of decode speeds over dummy
+//! weights: `cargo test --features cuda --test cuda -- --nocapture --test-threads 1`.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use common::driver::{Drive, generate, load, tokens};
+use common::{Random, config, write_model};
+use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+/// Bounds on differences of log-probabilities between bf16 and f32, in nat.
+const MEAN_ERROR_MAX: f64 = 0.03;
+const P99_ERROR_MAX: f64 = 0.12;
+
+const VOCAB: usize = 515;
+
+fn no_gpu() -> bool {
+    let none = minisgl_kernels::Device::count() == 0;
+    if none {
+        eprintln!("no CUDA device: not run");
+    }
+    none
+}
+
+fn on(device: Device) -> LoadOptions {
+    LoadOptions { device, ..LoadOptions::default() }
+}
+
+/// A tiny model of each architecture, of sizes that the GPU has kernels for, a vocabulary aside.
+fn models() -> Vec<(tempfile::TempDir, Value)> {
+    let shapes = [
+        ("LlamaForCausalLM", 6, 2, 64),
+        ("MistralForCausalLM", 4, 4, 128),
+        ("Qwen2ForCausalLM", 5, 1, 64),
+        ("Qwen3ForCausalLM", 8, 2, 128),
+    ];
+    let model = |(architecture, heads, kv_heads, head_dim)| {
+        let mut config: Value = config(architecture, heads, kv_heads, head_dim);
+        config["hidden_size"] = json!(208);
+        config["intermediate_size"] = json!(328);
+        config["vocab_size"] = json!(VOCAB);
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, Dtype::BF16, 7);
+        (dir, config)
+    };
+    shapes.map(model).into()
+}
+
+fn prompts(seed: u64) -> Vec<Vec<u32>> {
+    let mut random = Random(seed);
+    [1, 2, 15, 16, 17, 70, 33, 200].iter().map(|&len| random.tokens(len, VOCAB)).collect()
+}
+
+fn run(dir: &Path, options: LoadOptions, drive: &Drive, prompts: &[Vec<u32>]) -> Vec<Vec<Sampled>> {
+    let (mut engine, info) = load(dir, options);
+    generate(&mut engine, &info, &mut 0, prompts, drive)
+}
+
+/// Absolute differences of log-probabilities: tokens that both report, and the expected token.
+fn differences(got: &[Vec<Sampled>], expected: &[Vec<Sampled>]) -> Vec<f64> {
+    let mut all = Vec::new();
+    for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+        for top in &expected.top {
+            let own = got.top.iter().find(|own| own.token == top.token);
+            all.extend(own.map(|own| f64::from((own.logprob - top.logprob).abs())));
+        }
+        assert_eq!(got.top.len(), expected.top.len());
+    }
+    all
+}
+
+fn assert_close(what: &str, got: &[Vec<Sampled>], expected: &[Vec<Sampled>]) {
+    let mut all = differences(got, expected);
+    let reported: usize = expected.iter().flatten().map(|sampled| sampled.top.len()).sum();
+    assert!(all.len() * 10 > reported * 9, "{what}: other tokens are likely");
+    all.sort_by(f64::total_cmp);
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    let (p99, worst) = (all[all.len() * 99 / 100], all[all.len() - 1]);
+    println!(
+        "{what}: {} log-probabilities, mean {mean:.5}, p99 {p99:.5}, worst {worst:.5}",
+        all.len()
+    );
+    assert!(mean <= MEAN_ERROR_MAX && p99 <= P99_ERROR_MAX, "{what}: mean {mean}, p99 {p99}");
+}
+
+/// Prefill and decode, fed the CPU's tokens.
+#[test]
+fn every_architecture_is_the_cpus() {
+    if no_gpu() {
+        return;
+    }
+    for (dir, config) in models() {
+        let prompts = prompts(3);
+        let drive = Drive { new_tokens: 12, ..Drive::default() };
+        let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);
+        let drive = Drive { forced: Some(tokens(&expected)), ..drive };
+        let name = config["architectures"][0].as_str().unwrap();
+        for (what, chunk, page_size) in
+            [("in chunks of 64", 64, 16), ("whole", 512, 16), ("page size 1", 100, 1)]
+        {
+            let options = LoadOptions { page_size, ..on(Device::Cuda) };
+            let drive = Drive { chunk, ..drive.clone() };
+            let got = run(dir.path(), options, &drive, &prompts);
+            assert_close(&format!("{name} {what}"), &got, &expected);
+        }
+    }
+}
+
+/// Twice the same is the same bits; overlapped or not too; alone or chunked otherwise is close.
+#[test]
+fn overlap_changes_no_bit_and_batches_little() {
+    if no_gpu() {
+        return;
+    }
+    for (dir, config) in models() {
+        let name = config["architectures"][0].as_str().unwrap();
+        let prompts = prompts(5);
+        let drive = Drive { new_tokens: 10, ..Drive::default() };
+        // The driver orders rows by the number of the step: each run starts anew.
+        let again =
+            |drive: &Drive, prompts: &[Vec<u32>]| run(dir.path(), on(Device::Cuda), drive, prompts);
+        let crowd = again(&drive, &prompts);
+        assert_eq!(again(&drive, &prompts), crowd, "{name}: twice");
+        let waiting = Drive { overlap: false, ..drive.clone() };
+        assert_eq!(again(&waiting, &prompts), crowd, "{name}: without overlap");
+        let forced = Drive { forced: Some(tokens(&crowd)), ..drive.clone() };
+        let whole = again(&Drive { chunk: 500, ..forced.clone() }, &prompts);
+        assert_close(&format!("{name} whole against chunked"), &whole, &crowd);
+        for (at, prompt) in prompts.iter().enumerate() {
+            let own = Drive { forced: Some(vec![tokens(&crowd)[at].clone()]), ..drive.clone() };
+            let alone = again(&own, std::slice::from_ref(prompt));
+            assert_close(&format!("{name} prompt {at} alone"), &alone, &crowd[at..=at]);
+            assert_eq!(again(&own, std::slice::from_ref(prompt)), alone, "alone, twice");
+        }
+    }
+}
+
+/// Every setting of the sampler at once, over and over: a request is reproducible from its seed.
+#[test]
+fn sampled_requests_repeat_with_their_seed() {
+    if no_gpu() {
+        return;
+    }
+    let (dir, _) = models().remove(0);
+    let sampling = SamplingParams {
+        temperature: 0.9,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.01,
+        repetition_penalty: 1.1,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.2,
+        logit_bias: vec![(3, 1.5), (77, -2.0)],
+        seed: 11,
+        ..SamplingParams::default()
+    };
+    let drive = Drive { sampling, new_tokens: 20, ..Drive::default() };
+    let first = run(dir.path(), on(Device::Cuda), &drive, &prompts(9));
+    assert_eq!(run(dir.path(), on(Device::Cuda), &drive, &prompts(9)), first);
+    let other = SamplingParams { seed: 12, ..drive.sampling.clone() };
+    let other = run(dir.path(), on(Device::Cuda), &Drive { sampling: other, ..drive }, &prompts(9));
+    assert_ne!(tokens(&other), tokens(&first));
+}
+
+#[test]
+fn what_a_gpu_cannot_do_is_refused() {
+    if no_gpu() {
+        return;
+    }
+    let (dir, _) = models().remove(0);
+    let refusal = |options: LoadOptions| {
+        let loaded = minisgl_engine::Engine::load(dir.path(), &options, &mut |_| ());
+        loaded.err().expect("refused").to_string()
+    };
+    let refused = refusal(LoadOptions { tp: 2, ..on(Device::Cuda) });
+    assert!(refused.contains("option tp is 2: 1 on a GPU"), "{refused}");
+    let kv_dtype = minisgl_proto::KvDtype::Fp8;
+    let refused = refusal(LoadOptions { kv_dtype, ..on(Device::Cuda) });
+    assert!(refused.contains("option kv_dtype is fp8"), "{refused}");
+    let refused = refusal(LoadOptions { kv_tokens: Some(1 << 40), ..on(Device::Cuda) });
+    assert!(refused.contains("no memory for the KV cache"), "{refused}");
+}
+
+/// By ratio, a GPU's memory is filled with pages and nothing fails at the edge.
+#[test]
+fn pages_fill_the_share_of_memory_that_was_asked_for() {
+    if no_gpu() {
+        return;
+    }
+    let (dir, _) = models().remove(3);
+    let options = LoadOptions { memory_ratio: 0.9, max_running: 1 << 12, ..on(Device::Cuda) };
+    let (_engine, info) = minisgl_engine::Engine::load(dir.path(), &options, &mut |_| ()).unwrap();
+    println!("{}: {} bytes of KV pages, {} tokens", info.device, info.kv_bytes, info.kv_tokens);
+    assert_eq!(info.dtype, "bf16");
+    assert!(info.kv_tokens >= 1 << 20);
+}
+
+/// Milliseconds of a decode step over dummy weights of real shapes, as they come from the driver.
+#[test]
+fn decode_speed() {
+    let Some(shapes) = std::env::var_os("MINISGL_SHAPES_DIR").map(PathBuf::from) else { return };
+    if no_gpu() {
+        return;
+    }
+    for shape in ["Qwen3-0.6B"] {
+        let options = LoadOptions {
+            dummy_weights: true,
+            kv_tokens: Some(100_000),
+            max_len: Some(4096),
+            chunk_tokens: 8192,
+            ..on(Device::Cuda)
+        };
+        let start = Instant::now();
+        let (mut engine, info) = load(&shapes.join(shape), options);
+        println!("{shape} on {}: loaded in {:.2} s", info.device, start.elapsed().as_secs_f64());
+        let mut random = Random(1);
+        let mut step = 0;
+        for batch in [1, 32, 256] {
+            let prompts: Vec<_> = (0..batch).map(|_| random.tokens(128, 10_000)).collect();
+            let mut time = |new_tokens| {
+                let drive = Drive { chunk: 8192, new_tokens, logprobs: None, ..Drive::default() };
+                let start = Instant::now();
+                generate(&mut engine, &info, &mut step, &prompts, &drive);
+                start.elapsed().as_secs_f64()
+            };
+            time(4);
+            let (short, long) = (time(1), time(129));
+            let seconds = (long - short) / 128.0;
+            println!(
+                "{shape}, batch {batch}: prefill of {} tokens {:.2} ms, a decode step {:.3} ms, {:.0} tokens/s",
+                batch * 128,
+                short * 1e3,
+                seconds * 1e3,
+                batch as f64 / seconds
+            );
+        }
+    }
+}
