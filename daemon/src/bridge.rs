@@ -26,7 +26,7 @@ impl Backend for RegistryBackend {
     }
 
     fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
-        let handle = self.0.model(name).map_err(unavailable)?;
+        let handle = self.0.model(name)?;
         Ok(Arc::new(HandleModel(handle)))
     }
 
@@ -44,25 +44,11 @@ impl Model for HandleModel {
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
-        let Generate { prompt, sampling, stop, priority } = request;
-        let request = minisgl_control::Generate { prompt, sampling, stop, priority };
-        let generation = self.0.submit(request).map_err(unavailable)?;
+        let generation = self.0.submit(request)?;
         Ok(Generation {
             id: generation.id,
             events: generation.events,
             guard: Box::new(generation.guard),
         })
-    }
-}
-
-fn unavailable(why: minisgl_control::Unavailable) -> Unavailable {
-    match why {
-        minisgl_control::Unavailable::NotFound { name, hint } => {
-            Unavailable::NotFound { name, hint }
-        }
-        minisgl_control::Unavailable::NotReady { name, reason } => {
-            Unavailable::NotReady { name, reason }
-        }
-        minisgl_control::Unavailable::Busy { name, limit } => Unavailable::Busy { name, limit },
     }
 }

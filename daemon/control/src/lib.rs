@@ -29,5 +29,6 @@ mod supervisor;
 mod worker;
 
 pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
-pub use registry::{Expected, Generate, Generation, ModelHandle, Registry, Unavailable};
+pub use minisgl_proto::{Generate, Unavailable};
+pub use registry::{Expected, Generation, ModelHandle, Registry};
 pub use streams::AbortGuard;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, HealthReport, LoadEvent, LoadRequest, ModelState, ModelStatus,
 };
-use minisgl_proto::{ModelInfo, RequestId, SamplingParams, StopParams, Submit, TokenEvent};
+use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::RegistryConfig;
@@ -45,19 +45,6 @@ struct Inner {
     expected: AtomicUsize,
 }
 
-/// A request for tokens, before it has an id.
-#[derive(Clone, Debug)]
-pub struct Generate {
-    /// Token ids, at least one.
-    pub prompt: Vec<u32>,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// When it ends.
-    pub stop: StopParams,
-    /// Higher goes first.
-    pub priority: i32,
-}
-
 /// A running generation.
 #[derive(Debug)]
 pub struct Generation {
@@ -68,35 +55,6 @@ pub struct Generation {
     pub events: mpsc::Receiver<TokenEvent>,
     /// Aborts when dropped, unless the request has ended.
     pub guard: AbortGuard,
-}
-
-/// Why there is no model, or no generation.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
-    /// No model of that name.
-    #[error("model \"{name}\" is not loaded; {hint}")]
-    NotFound {
-        /// As asked for.
-        name: String,
-        /// What is loaded, or how to load.
-        hint: String,
-    },
-    /// There is one, but it takes no requests now.
-    #[error("model \"{name}\" is not ready: {reason}")]
-    NotReady {
-        /// As asked for.
-        name: String,
-        /// Its state, and why.
-        reason: String,
-    },
-    /// As many requests are running and waiting as may.
-    #[error("model \"{name}\" has {limit} requests running and waiting, which is its limit")]
-    Busy {
-        /// As asked for.
-        name: String,
-        /// Running plus waiting requests at most.
-        limit: u32,
-    },
 }
 
 /// A model that is going to be loaded; see [`Registry::expect`].

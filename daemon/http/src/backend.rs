@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use minisgl_proto::{ModelInfo, RequestId, SamplingParams, StopParams, TokenEvent};
+pub use minisgl_proto::{Generate, Unavailable};
+use minisgl_proto::{ModelInfo, RequestId, TokenEvent};
 use tokio::sync::mpsc;
 
 /// The models being served.
@@ -50,19 +51,6 @@ pub trait Model: Send + Sync + 'static {
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable>;
 }
 
-/// A request for tokens, before it has an id.
-#[derive(Clone, Debug)]
-pub struct Generate {
-    /// Token ids, all below `vocab_size`, at least one, at most `max_len - 1`.
-    pub prompt: Vec<u32>,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// When it ends.
-    pub stop: StopParams,
-    /// Higher goes first.
-    pub priority: i32,
-}
-
 /// A running generation. Dropping it aborts the request, unless its last event was taken.
 pub struct Generation {
     /// Its id, for logs.
@@ -72,35 +60,4 @@ pub struct Generation {
     pub events: mpsc::Receiver<TokenEvent>,
     /// Aborts when dropped; the implementation makes that a no-op once the request has ended.
     pub guard: Box<dyn Send + Sync>,
-}
-
-/// Why there is no generation.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
-    /// 404.
-    #[error("model \"{name}\" is not loaded; {hint}")]
-    NotFound {
-        /// As asked for.
-        name: String,
-        /// What is loaded, or how to load.
-        hint: String,
-    },
-    /// 503 with Retry-After.
-    #[error("model \"{name}\" is not ready: {reason}")]
-    NotReady {
-        /// As asked for.
-        name: String,
-        /// Loading, restarting, unloading, stalled, and why.
-        reason: String,
-    },
-    /// 429 with Retry-After.
-    #[error(
-        "model \"{name}\" has {limit} requests running and waiting, which is its limit; retry later"
-    )]
-    Busy {
-        /// As asked for.
-        name: String,
-        /// Running plus waiting requests at most.
-        limit: u32,
-    },
 }

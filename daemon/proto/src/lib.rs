@@ -15,8 +15,8 @@ pub mod worker;
 
 pub use model::{CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
 pub use request::{
-    Finish, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
-    TokenLogprob,
+    Finish, Generate, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
+    TokenLogprob, Unavailable,
 };
 pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 

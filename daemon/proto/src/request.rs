@@ -84,6 +84,50 @@ impl Default for StopParams {
     }
 }
 
+/// A request for tokens, before it has an id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generate {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When it ends.
+    pub stop: StopParams,
+    /// Higher goes first.
+    pub priority: i32,
+}
+
+/// Why there is no model of a name, or no generation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// No model of that name.
+    #[error("model \"{name}\" is not loaded; {hint}")]
+    NotFound {
+        /// As asked for.
+        name: String,
+        /// What is loaded, or how to load.
+        hint: String,
+    },
+    /// There is one, but it takes no requests now.
+    #[error("model \"{name}\" is not ready: {reason}")]
+    NotReady {
+        /// As asked for.
+        name: String,
+        /// Its state, and why.
+        reason: String,
+    },
+    /// As many requests are running and waiting as may.
+    #[error(
+        "model \"{name}\" has {limit} requests running and waiting, which is its limit; retry later"
+    )]
+    Busy {
+        /// As asked for.
+        name: String,
+        /// Running plus waiting requests at most.
+        limit: u32,
+    },
+}
+
 /// A request as it enters a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Submit {
