@@ -21,6 +21,7 @@ mod report;
 mod session;
 #[cfg(test)]
 mod tests;
+mod text;
 mod timed;
 mod workload;
 

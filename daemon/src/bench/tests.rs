@@ -3,10 +3,12 @@
 use clap::Parser;
 use minisgl_engine::EngineInfo;
 use minisgl_engine::config::ModelConfig;
+use minisgl_sched::StepProfile;
 
 use super::args::FloorArgs;
 use super::floor::{Costs, Floor, Hardware};
-use super::report::Report;
+use super::report::{Phases, Report};
+use super::session::Run;
 use super::timed::StepRecord;
 use crate::cli::{Cli, Command};
 
@@ -139,6 +141,51 @@ fn rates_are_known_for_some_gpus() {
     assert_eq!((mixed.read_bytes_per_s, mixed.matmul_flop_per_s), (2e12, 822e12));
     let wrong = FloorArgs { read_bandwidth: Some(0.0), matmul: Some(1.0) };
     assert!(Hardware::choose(&wrong, "cpu").unwrap_err().to_string().contains("--read-bandwidth"));
+}
+
+#[test]
+fn a_run_is_split_into_prefill_and_decode() {
+    let step = |prefill_rows, decode_rows, wall_s, device_s| StepRecord {
+        prefill_rows,
+        prefill_tokens: 10 * prefill_rows,
+        decode_rows,
+        wall_s,
+        profile: StepProfile { enqueue_s: Some(0.002), device_s },
+        ..StepRecord::default()
+    };
+    let mut run = Run {
+        steps: vec![
+            step(2, 1, 0.5, None),
+            step(0, 3, 0.010, Some(0.009)),
+            step(0, 2, 0.030, Some(0.029)),
+        ],
+        seconds: 0.54,
+        first_token_s: vec![0.5, 0.1],
+        schedule_s: 0.003,
+        preemptions: 4,
+    };
+    let costs = Costs {
+        weight_bytes: 1e9,
+        kv_token_bytes: 1e3,
+        layer_flop: 1e9,
+        head_flop: 1e9,
+        attention_flop: 1e3,
+    };
+    let phases = Phases::of(&run, &costs, None);
+    assert_eq!((phases.all.steps, phases.prefill.steps, phases.decode.steps), (3, 1, 2));
+    assert_eq!((phases.decode.decode_rows_mean, phases.prefill.prefill_tokens), (2.5, 20));
+    assert_eq!((phases.decode_step_max_s, phases.preemptions), (0.030, 4));
+    assert_eq!((phases.first_token_mean_s, phases.first_token_max_s), (0.3, 0.5));
+    let near = |value: Option<f64>, expected: f64| (value.unwrap() - expected).abs() < 1e-6;
+    assert!(near(Some(phases.decode.seconds), 0.04));
+    // 38 of 40 ms.
+    assert!(near(phases.decode_idle, 0.05), "{phases:?}");
+    assert!(near(phases.enqueue_s, 0.006));
+    run.steps[2].profile = StepProfile::default();
+    let phases = Phases::of(&run, &costs, None);
+    assert_eq!((phases.decode_idle, phases.enqueue_s), (None, None), "one was not measured");
+    let both = run.clone().then(run);
+    assert_eq!((both.steps.len(), both.preemptions, both.seconds), (6, 8, 1.08));
 }
 
 /// Qwen3-0.6B, by hand.
