@@ -211,7 +211,7 @@ impl Report {
         hardware: Option<Hardware>,
         results: Vec<RunReport>,
     ) -> anyhow::Result<Report> {
-        let (info, options) = (session.info(), session.options());
+        let (info, scheduling) = (session.info(), session.scheduling());
         Ok(Report {
             version: env!("CARGO_PKG_VERSION"),
             architecture: info.architecture.clone(),
@@ -222,9 +222,9 @@ impl Report {
             kv_bytes: info.kv_bytes,
             kv_tokens: info.kv_tokens,
             page_size: info.page_size,
-            chunk_tokens: options.chunk_tokens,
-            max_running: options.max_running,
-            overlap: options.overlap,
+            chunk_tokens: scheduling.chunk_tokens,
+            max_running: scheduling.max_running,
+            overlap: scheduling.overlap,
             load_s: session.load_s(),
             hardware,
             results,

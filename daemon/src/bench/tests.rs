@@ -1,7 +1,6 @@
 //! Whole benchmarks over a tiny model on the CPU, and the floors' arithmetic.
 
 use clap::Parser;
-use minisgl_engine::EngineInfo;
 use minisgl_engine::config::ModelConfig;
 use minisgl_sched::StepProfile;
 
@@ -200,22 +199,7 @@ fn floors_add_up() {
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let config = ModelConfig::from_dir(dir.path()).unwrap();
     let parameters = config.parameters();
-    let info = |config: &ModelConfig| EngineInfo {
-        architecture: String::new(),
-        device: String::new(),
-        dtype: "bf16".to_owned(),
-        parameters: config.parameters(),
-        weight_bytes: 2 * config.parameters(),
-        kv_bytes: 114_688 * 1_000,
-        kv_tokens: 1_000,
-        kv_pages: 1_000,
-        page_size: 1,
-        vocab_size: 151_936,
-        max_len: 1_000,
-        eos_token_ids: Vec::new(),
-        tp: 1,
-    };
-    let costs = Costs::of(&config, &info(&config));
+    let costs = Costs::of(&config, 2 * parameters, 114_688.0);
     let table = 151_936 * 1_024;
     // The table is the head: read once a step.
     assert_eq!(costs.weight_bytes, 2.0 * parameters as f64);
@@ -224,7 +208,7 @@ fn floors_add_up() {
     assert_eq!(costs.head_flop, 2.0 * table as f64);
     assert_eq!(costs.attention_flop, (4 * 16 * 128 * 28) as f64);
     let untied = ModelConfig { tie_word_embeddings: false, ..config };
-    let apart = Costs::of(&untied, &info(&untied));
+    let apart = Costs::of(&untied, 2 * untied.parameters(), 114_688.0);
     assert_eq!(apart.weight_bytes, costs.weight_bytes);
     assert_eq!(apart.layer_flop, costs.layer_flop);
 
