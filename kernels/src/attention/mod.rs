@@ -17,6 +17,10 @@ use crate::array::DeviceArray;
 use crate::ops::Check;
 use crate::{Array, ArrayMut, Device, LaunchError};
 
+mod kv;
+
+pub use kv::{KvArray, KvArrayMut, KvType};
+
 unsafe extern "C" {
     fn minisgl_fi_plan(args: *const FiPlanArgs, plan: *mut i64, stream: *mut c_void) -> i32;
     fn minisgl_fi_run_64(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
