@@ -34,12 +34,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DriverError};
 use half::bf16;
-use minisgl_kernels::attention::{AttentionBatch, Heads, PagedAttention, PagedAttentionArgs};
+use minisgl_kernels::attention::{
+    AttentionBatch, AttentionLimits, Heads, KvType, PagedAttention, PagedAttentionArgs,
+};
 use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
 use minisgl_kernels::ops::{
     Embedding, Gather, QkNorm, QkRopePage, RmsNorm, Sample, SiluMul, sample_scratch_len,
 };
-use minisgl_kernels::{Array, Device};
+use minisgl_kernels::{Array, ArrayMut, Device};
 use minisgl_sched::Install;
 
 use self::graphs::{Graphs, Mode};
@@ -188,9 +190,11 @@ impl CudaOps {
         };
         let (device, gemm) = gpu.into_parts();
         let memory = |error: DriverError| failed("allocate workspaces")(error);
-        let attention = PagedAttention::new(&device, heads).map_err(failed("prepare attention"))?;
         let stream = device.stream().clone();
         let rows = slots.min(chunk_tokens);
+        let limits = AttentionLimits { rows: chunk_tokens, requests: rows };
+        let attention = PagedAttention::new(&device, heads, KvType::Bf16, limits)
+            .map_err(failed("prepare attention"))?;
         let room = Room { tokens: chunk_tokens, rows, pages: rows * max_len.div_ceil(page_size) };
         let logit_rows = rows.min(LOGIT_ROWS);
         let logit_stride = config.vocab_size.next_multiple_of(ROW_UNIT);
@@ -365,7 +369,7 @@ impl Ops for CudaOps {
 
     fn allocate_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
-        let len = pages * page_size * kv_heads * head_dim;
+        let len = pages * page_size * kv_heads * head_dim + self.heads.pages_slack();
         // Zeros: what no request wrote must not be NaN.
         let array = || self.stream().alloc_zeros(len).map_err(failed("allocate KV pages"));
         self.kv = (0..self.layers).map(|_| Ok((array()?, array()?))).collect::<OpResult<_>>()?;
@@ -394,10 +398,11 @@ impl Ops for CudaOps {
             requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
         });
         let of_pages = (self.heads.page_size, self.kv_pages);
-        let (q_starts, page_starts) = inputs
+        let (q_starts, page_starts, last_page_len) = inputs
             .upload(device.stream(), batch, samples, of_pages, padded)
             .map_err(failed("upload the step"))?;
-        let plan = AttentionBatch { q_starts, page_starts, graph: padded.is_some() };
+        let graph = padded.is_some();
+        let plan = AttentionBatch { q_starts, page_starts, last_page_len, graph };
         attention.plan(device, plan).map_err(failed("plan attention"))?;
 
         let stream = self.stream().clone();
@@ -507,6 +512,7 @@ impl Ops for CudaOps {
         }
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
         let (keys, values) = self.kv.get_mut(layer).ok_or_else(no_kv)?;
+        let len = keys.len() - self.heads.pages_slack();
         QkRopePage {
             qkv: (&qkv.rows(rows)).into(),
             bias: None,
@@ -518,9 +524,9 @@ impl Ops for CudaOps {
             cos_sin: (&self.cos_sin).into(),
             positions: (&self.inputs.positions()).into(),
             slots: (&self.inputs.kv_slots()).into(),
-            q_out: (&mut self.queries.slice_mut(..rows * q_heads * head_dim)).into(),
-            k_pages: keys.into(),
-            v_pages: values.into(),
+            q_out: ArrayMut::from(&mut self.queries.slice_mut(..rows * q_heads * head_dim)).into(),
+            k_pages: ArrayMut::from(&mut keys.slice_mut(..len)).into(),
+            v_pages: ArrayMut::from(&mut values.slice_mut(..len)).into(),
             rows,
             q_heads,
             kv_heads,
@@ -549,9 +555,9 @@ impl Ops for CudaOps {
         let (q_starts, page_starts) = (inputs.q_starts(), inputs.page_starts());
         let (pages, last_page_len) = (inputs.pages(), inputs.last_page_len());
         let args = PagedAttentionArgs {
-            q: (&queries).into(),
-            k_pages: keys.into(),
-            v_pages: values.into(),
+            q: Array::from(&queries).into(),
+            k_pages: Array::from(keys).into(),
+            v_pages: Array::from(values).into(),
             out: (&mut out).into(),
             q_starts: (&q_starts).into(),
             page_starts: (&page_starts).into(),
