@@ -17,8 +17,12 @@ use crate::array::DeviceArray;
 use crate::ops::Check;
 use crate::{Array, ArrayMut, Device, LaunchError};
 
+mod decode;
+mod decode_plan;
 mod kv;
 
+pub use decode::{DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput};
+pub use decode_plan::{DecodePlanner, DecodeTuning};
 pub use kv::{KvArray, KvArrayMut, KvType};
 
 unsafe extern "C" {
