@@ -163,6 +163,30 @@ typedef struct {
   uint32_t reserved;
 } minisgl_history_reset_args;
 
+/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of blocks as planned. */
+typedef struct {
+  const minisgl_bf16 *q;        /* [rows, q_heads, head_dim]; fused: [rows, q_heads + 2 * kv_heads, head_dim] */
+  const minisgl_bf16 *bias;     /* fused: [q_heads + 2 * kv_heads, head_dim]; or null */
+  const minisgl_bf16 *q_weight; /* fused: [head_dim]; or null for no norm */
+  const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
+  const float *cos_sin;         /* fused: [positions_len, head_dim]: half the row cosines, half sines */
+  void *k_pages;                /* [pages, page_size, kv_heads, head_dim] */
+  void *v_pages;                /* as k_pages */
+  minisgl_bf16 *out;            /* [rows, q_heads, head_dim] */
+  const int32_t *work;          /* [blocks, 8], then [rows, 4]: see attention/decode_plan.rs */
+  const int32_t *pages;         /* page ids of all requests, in the order of positions */
+  float *partials;              /* [2 * blocks, group, head_dim], then the same [.., 2]: maximum and sum */
+  uint32_t *arrived;            /* [blocks], all 0 between launches */
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t page_size;
+  uint32_t positions_len;
+  uint32_t stages;              /* tiles in shared memory, 2 to 4 */
+  uint32_t fused;               /* 1: q is the projection; the new token's K and V are made and stored here */
+  float eps;
+  float scale;                  /* of the scores before softmax */
+} minisgl_decode_args;
+
 /* Attention of the backend `fi`, launched by host code; the functions are below, D is in their names. It serves
  * a range of a step's requests: q_starts counts in the rows of the step, and out has those of the range. */
 typedef struct {

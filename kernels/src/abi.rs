@@ -224,6 +224,31 @@ pub struct HistoryResetArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct DecodeArgs {
+    pub q: Address,
+    pub bias: Address,
+    pub q_weight: Address,
+    pub k_weight: Address,
+    pub cos_sin: Address,
+    pub k_pages: Address,
+    pub v_pages: Address,
+    pub out: Address,
+    pub work: Address,
+    pub pages: Address,
+    pub partials: Address,
+    pub arrived: Address,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub page_size: u32,
+    pub positions_len: u32,
+    pub stages: u32,
+    pub fused: u32,
+    pub eps: f32,
+    pub scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct FiArgs {
     pub q: Address,
     pub k_pages: Address,

@@ -42,6 +42,18 @@ kernels! {
     Argmax = "argmax" "minisgl_argmax",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
+    DecodeBf16D64 = "decode_64" "minisgl_decode_bf16_64",
+    DecodeFp16D64 = "decode_64" "minisgl_decode_fp16_64",
+    DecodeFp8D64 = "decode_64" "minisgl_decode_fp8_64",
+    DecodeBf16D96 = "decode_96" "minisgl_decode_bf16_96",
+    DecodeFp16D96 = "decode_96" "minisgl_decode_fp16_96",
+    DecodeFp8D96 = "decode_96" "minisgl_decode_fp8_96",
+    DecodeBf16D128 = "decode_128" "minisgl_decode_bf16_128",
+    DecodeFp16D128 = "decode_128" "minisgl_decode_fp16_128",
+    DecodeFp8D128 = "decode_128" "minisgl_decode_fp8_128",
+    DecodeBf16D256 = "decode_256" "minisgl_decode_bf16_256",
+    DecodeFp16D256 = "decode_256" "minisgl_decode_fp16_256",
+    DecodeFp8D256 = "decode_256" "minisgl_decode_fp8_256",
     HistoryReset = "history" "minisgl_history_reset",
 }
 

@@ -64,6 +64,10 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         HistoryResetArgs = minisgl_history_reset_args {
             tokens, marks, len, prompt_len, vocab, reserved,
         }
+        DecodeArgs = minisgl_decode_args {
+            q, bias, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
+            arrived, q_heads, kv_heads, page_size, positions_len, stages, fused, eps, scale,
+        }
         FiArgs = minisgl_fi_args {
             q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
             int_workspace, requests, q_heads, kv_heads, kv_stride, page_size, scale, dependent,

@@ -9,13 +9,16 @@
 //! |---|---|---|---|
 //! | [`PagedAttention`] (`fi`) | decode, prefill, any mix | bf16, fp16, fp8 | Ampere and later |
 //! | [`PagedPrefill`] (`fa`) | prefill, 128 rows a request and more | bf16 | Hopper |
+//! | [`DecodeAttention`] (`fa`) | decode | bf16, fp16, fp8 | Ampere and later |
 //!
-//! Both are FlashInfer's templates; pages are the same for all. Each step is planned on the host and
+//! The first two are FlashInfer's templates; pages are the same for all. Each step is planned on the host and
 //! then every layer launched. A plan serves a range of the step's requests, so that decode rows and prefill
 //! rows can go to different backends: the range's part of `q_starts`, `page_starts` and `last_page_len`, and
 //! the rows, queries and pages of the whole step.
 
 mod backend;
+mod decode;
+mod decode_plan;
 mod fa;
 mod fi;
 mod kv;
@@ -25,6 +28,8 @@ mod work;
 use half::bf16;
 
 pub use backend::{Backend, Backends, BackendsError, Prefill};
+pub use decode::{DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput};
+pub use decode_plan::{DecodePlanner, DecodeTuning};
 pub use fa::PagedPrefill;
 pub use fi::PagedAttention;
 pub use kv::{KvArray, KvArrayMut, KvType};
