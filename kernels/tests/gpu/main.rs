@@ -8,9 +8,12 @@
 
 mod argmax;
 mod attention;
+mod attention_batch;
+mod attention_bench;
 mod bench;
 mod embedding;
 mod gemm;
+mod pages;
 mod reference;
 mod refusal;
 mod rmsnorm;
@@ -43,7 +46,11 @@ const TESTS: &[Test] = &[
     ("gemm", gemm::gemm),
     ("gemm_tuned", gemm::tuned),
     ("attention", attention::attention),
+    ("attention_fa", attention::attention_fa),
+    ("attention_split", attention::attention_split),
     ("attention_graph", attention::attention_graph),
+    ("attention_limits", attention::attention_limits),
+    ("attention_refusals", attention::attention_refusals),
     ("refusals", refusal::refusals),
 ];
 
