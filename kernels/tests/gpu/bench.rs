@@ -34,6 +34,7 @@ pub fn run(gpu: &mut Gpu) {
         silu_mul(gpu, rows, &show);
     }
     crate::attention::bench(gpu, &show);
+    crate::decode_bench::bench(gpu);
     for rows in [1, 8, 32, 256] {
         argmax(gpu, rows, &show);
         sample(gpu, rows, &show);
