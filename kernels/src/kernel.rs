@@ -31,6 +31,7 @@ kernels! {
     QkRopePage128 = "qk_rope_page" "minisgl_qk_rope_page_128",
     QkRopePage256 = "qk_rope_page" "minisgl_qk_rope_page_256",
     Argmax = "argmax" "minisgl_argmax",
+    Dummy = "dummy" "minisgl_dummy",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
     HistoryReset = "history" "minisgl_history_reset",

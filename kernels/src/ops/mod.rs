@@ -6,6 +6,7 @@
 mod argmax;
 mod check;
 pub(crate) use check::Check;
+mod dummy;
 mod embedding;
 mod gather;
 mod qk_rope_page;
@@ -14,6 +15,7 @@ mod sample;
 mod silu_mul;
 
 pub use argmax::{Argmax, ArgmaxScratch};
+pub use dummy::DummyFill;
 pub use embedding::Embedding;
 pub use gather::Gather;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};

@@ -9,6 +9,7 @@
 mod argmax;
 mod attention;
 mod bench;
+mod dummy;
 mod embedding;
 mod gemm;
 mod reference;
@@ -35,6 +36,7 @@ const TESTS: &[Test] = &[
     ("silu_mul", silu_mul::silu_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),
+    ("dummy", dummy::dummy),
     ("argmax", argmax::argmax),
     ("argmax_special_values", argmax::special_values),
     ("sampler_settings", sampler::settings),
