@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream, DriverError};
 
-use super::gemm_rows;
+use super::linear::gemm_rows;
 use crate::batch::Batch;
 
 /// How a step is issued.

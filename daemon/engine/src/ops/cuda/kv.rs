@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(space.backed, KV_UNIT_BYTES, "addresses for 288 GiB take no memory");
         taken(&space);
         let page_len = shape.page_bytes / 2;
-        let place = |space: &KvSpace| super::super::address(&space.arrays[2][1]);
+        let place = |space: &KvSpace| super::super::memory::address(&space.arrays[2][1]);
         let address = place(&space);
         for layer in 0..3 {
             let (mut keys, mut values) = space.layer_mut::<u16>(layer).unwrap();

@@ -88,7 +88,7 @@ impl Uploader {
                     .map_err(failed("make dummy weights"))?;
                 continue;
             }
-            let to = super::address(&array) + (range.start * size_of::<bf16>()) as u64;
+            let to = super::memory::address(&array) + (range.start * size_of::<bf16>()) as u64;
             pieces.extend((0..part.len()).step_by(STAGING_LEN).map(|start| Piece {
                 part,
                 start,
