@@ -83,6 +83,30 @@ typedef struct {
   uint32_t width;
 } minisgl_silu_mul_args;
 
+/* minisgl_gather */
+typedef struct {
+  const minisgl_bf16 *x;       /* [x_rows, hidden] */
+  const int32_t *index;        /* [rows]: row of x; negative for a padding row */
+  minisgl_bf16 *out;           /* [rows, hidden] */
+  uint32_t rows;
+  uint32_t hidden;
+  uint32_t x_rows;
+  uint32_t reserved;
+} minisgl_gather_args;
+
+/* minisgl_dummy */
+typedef struct {
+  minisgl_bf16 *out;           /* [rows, cols] */
+  uint64_t key;                /* of the tensor */
+  uint64_t first;              /* index of out[0, 0] in the full tensor */
+  uint32_t rows;
+  uint32_t cols;
+  uint32_t width;              /* columns of the full tensor */
+  float scale;
+  float mean;
+  uint32_t reserved;
+} minisgl_dummy_args;
+
 /* minisgl_argmax */
 typedef struct {
   const float *logits;         /* [rows, stride], the first `vocab` of each row used */

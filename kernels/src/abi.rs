@@ -81,6 +81,32 @@ pub struct SiluMulArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct GatherArgs {
+    pub x: Address,
+    pub index: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub x_rows: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DummyArgs {
+    pub out: Address,
+    pub key: u64,
+    pub first: u64,
+    pub rows: u32,
+    pub cols: u32,
+    pub width: u32,
+    pub scale: f32,
+    pub mean: f32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct ArgmaxArgs {
     pub logits: Address,
     pub out_index: Address,

@@ -39,6 +39,7 @@ kernels! {
     QkRopePage256Fp8 = "qk_rope_page" "minisgl_qk_rope_page_256_fp8",
     WidenHeads = "widen_heads" "minisgl_widen_heads",
     Argmax = "argmax" "minisgl_argmax",
+    Dummy = "dummy" "minisgl_dummy",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
     DecodeBf16D64 = "decode_64" "minisgl_decode_bf16_64",
