@@ -15,6 +15,7 @@ mod bridge;
 mod cli;
 mod config;
 mod logging;
+mod probe;
 mod serve;
 mod worker;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => serve::check_config(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Worker { log } => return worker::run(&log),
     };
     match result {
