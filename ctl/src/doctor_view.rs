@@ -55,8 +55,9 @@ fn driver(driver: &DriverReport) -> String {
     let mut parts: Vec<String> = driver.version.iter().cloned().collect();
     parts.extend(driver.cuda.map(|(major, minor)| format!("supports CUDA {major}.{minor}")));
     parts.extend(driver.path.iter().map(|path| path.display().to_string()));
-    parts.extend(driver.error.clone());
-    if parts.is_empty() { "not looked for".into() } else { parts.join(", ") }
+    // What is wrong with it is the verdict's problem, which comes last.
+    parts.extend(driver.error.as_ref().map(|_| "cannot be used".to_string()));
+    if driver.path.is_none() { "none".into() } else { parts.join(", ") }
 }
 
 fn gpu(gpu: &GpuReport) -> String {
@@ -83,7 +84,10 @@ fn library(library: &LibraryReport) -> String {
         (None, _) if !library.required => {
             format!("missing, and needed for {} only", library.purpose)
         }
-        (None, error) => error.clone().unwrap_or_else(|| "missing".into()),
+        (None, Some(error)) => {
+            error.strip_prefix(&library.name).unwrap_or(error).trim_start().into()
+        }
+        (None, None) => "missing".into(),
     }
 }
 

@@ -96,7 +96,9 @@ pub fn configured() -> Option<PathBuf> {
 /// # Errors
 /// It is nowhere, or no file that is there loads.
 pub fn load(library: &Library, configured: Option<&Path>) -> Result<PathBuf, LibraryError> {
-    let own: Vec<PathBuf> = configured.map(inside).unwrap_or_default();
+    let own: Vec<PathBuf> = configured
+        .map(|folder| [vec![folder.to_path_buf()], inside(folder)].concat())
+        .unwrap_or_default();
     let others = folders();
     let in_folders = |folders: &[PathBuf]| -> Vec<PathBuf> {
         let paths = folders.iter().map(|folder| folder.join(library.name));
@@ -150,10 +152,9 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// The folder itself, and the folders below it that hold libraries if it is a toolkit, a Python environment
-/// or a folder of Python packages.
+/// The folders that hold libraries in a toolkit, a Python environment or a folder of Python packages.
 fn inside(root: &Path) -> Vec<PathBuf> {
-    let mut folders = vec![root.to_path_buf(), root.join("lib64"), root.join("lib")];
+    let mut folders = vec![root.join("lib64"), root.join("lib")];
     let mut packages = vec![root.to_path_buf()];
     for python in children(&root.join("lib"), "python3") {
         packages.extend(["site-packages", "dist-packages"].map(|name| python.join(name)));

@@ -85,7 +85,9 @@ pub fn driver() -> Driver {
     let mut driver = Driver { path: found.ok(), version, cuda, ..Driver::default() };
     match start_driver() {
         Ok(_) => driver.gpus = CudaContext::device_count().map_or(0, |count| count.max(0) as usize),
-        Err(OpenError::Driver { source, .. }) => driver.error = Some(explain(source)),
+        Err(OpenError::Driver { what, source }) => {
+            driver.error = Some(format!("NVIDIA's driver does not {what}: {}", explain(source)));
+        }
         Err(error) => driver.error = Some(error.to_string()),
     }
     driver

@@ -77,7 +77,7 @@ mod cuda {
         libraries: &[LibraryReport],
     ) -> (Verdict, Option<String>) {
         if let Some(error) = &driver.error {
-            return (Verdict::NoDriver, Some(format!("NVIDIA's driver cannot be used: {error}")));
+            return (Verdict::NoDriver, Some(error.clone()));
         }
         let Some(first) = gpus.first() else {
             let why = lost.unwrap_or_else(|| {
