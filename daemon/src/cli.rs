@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
+
 /// Serves large language models over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
 #[command(name = "minisgld", version, max_term_width = 100)]
@@ -20,6 +22,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Read the configuration as `serve` would, say what is wrong with it, and start nothing.
     CheckConfig(ServeArgs),
+    /// Measure the speed of a model, without a daemon: scheduler and engine in this process.
+    Bench(BenchArgs),
     /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
     #[command(hide = true)]
     Probe(ServeArgs),

@@ -33,14 +33,14 @@ typedef struct {
 
 /* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread */
 typedef struct {
-  const minisgl_bf16 *x;       /* [rows, hidden] */
-  minisgl_bf16 *residual;      /* [rows, hidden], read and written; or null */
+  const minisgl_bf16 *x;       /* [x_rows, hidden] */
+  const int32_t *index;        /* [rows]: row of x, negative for a padding row; or null for all rows of x */
   const minisgl_bf16 *weight;  /* [hidden] */
   minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t rows;
+  uint32_t x_rows;
   uint32_t hidden;
   float eps;
-  uint32_t reserved;
 } minisgl_rmsnorm_args;
 
 /* minisgl_qk_rope_page_64, _96, _128, _256: head_dim */
@@ -70,17 +70,6 @@ typedef struct {
   uint32_t rows;
   uint32_t width;
 } minisgl_silu_mul_args;
-
-/* minisgl_gather */
-typedef struct {
-  const minisgl_bf16 *x;       /* [x_rows, hidden] */
-  const int32_t *index;        /* [rows]: row of x; negative for a padding row */
-  minisgl_bf16 *out;           /* [rows, hidden] */
-  uint32_t rows;
-  uint32_t hidden;
-  uint32_t x_rows;
-  uint32_t reserved;
-} minisgl_gather_args;
 
 /* minisgl_argmax */
 typedef struct {

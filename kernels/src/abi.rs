@@ -27,13 +27,13 @@ pub struct EmbeddingArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNormArgs {
     pub x: Address,
-    pub residual: Address,
+    pub index: Address,
     pub weight: Address,
     pub out: Address,
     pub rows: u32,
+    pub x_rows: u32,
     pub hidden: u32,
     pub eps: f32,
-    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -64,18 +64,6 @@ pub struct SiluMulArgs {
     pub out: Address,
     pub rows: u32,
     pub width: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct GatherArgs {
-    pub x: Address,
-    pub index: Address,
-    pub out: Address,
-    pub rows: u32,
-    pub hidden: u32,
-    pub x_rows: u32,
-    pub reserved: u32,
 }
 
 #[repr(C)]

@@ -22,7 +22,6 @@ macro_rules! kernels {
 
 kernels! {
     Embedding = "embedding" "minisgl_embedding",
-    Gather = "gather" "minisgl_gather",
     SiluMul = "silu_mul" "minisgl_silu_mul",
     RmsNorm1 = "rmsnorm" "minisgl_rmsnorm_1",
     RmsNorm2 = "rmsnorm" "minisgl_rmsnorm_2",

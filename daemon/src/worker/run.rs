@@ -45,7 +45,7 @@ fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, Model
         bail!("the daemon is version {}, this worker {own}: restart the daemon", spec.version);
     }
     let mut options = spec.options.clone();
-    options.overlap &= std::env::var_os(DISABLE_OVERLAP).is_none_or(|value| value == "0");
+    apply_environment(&mut options);
     let mut report = |progress| link.send(FromWorker::Progress(progress));
     let (engine, engine_info) = Engine::load(&spec.dir, &options, &mut report)?;
     let scheduler = Scheduler::new(sched_config(&options, &engine_info))?;
@@ -53,7 +53,13 @@ fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, Model
     Ok((Driver::new(scheduler, engine), info))
 }
 
-fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedConfig {
+/// What the environment changes of how a model is loaded.
+pub(crate) fn apply_environment(options: &mut LoadOptions) {
+    options.overlap &= std::env::var_os(DISABLE_OVERLAP).is_none_or(|value| value == "0");
+}
+
+/// A scheduler for the model that the engine has loaded.
+pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedConfig {
     SchedConfig {
         pages: engine.kv_pages,
         page_size: engine.page_size,

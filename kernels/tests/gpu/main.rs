@@ -31,7 +31,6 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
-    ("gather", embedding::gather),
     ("silu_mul", silu_mul::silu_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),

@@ -188,7 +188,7 @@ impl Inputs {
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
         self.layout = pack(words, batch, samples, of_pages, padded)?;
         let filled = &words[..self.layout.pages.end];
-        let to = super::address(&self.device);
+        let to = super::memory::address(&self.device);
         // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
         // not written before `copied` has passed.
         unsafe { result::memcpy_htod_async(to, filled, stream.cu_stream()) }.map_err(driver)?;

@@ -10,7 +10,9 @@ use minisgl_kernels::attention::ATTENTION_HEAD_DIMS;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{HIDDEN_MAX, VOCAB_MAX};
 
-use super::{CudaOps, ROW_UNIT, failed, gemm_rows};
+use super::linear::gemm_rows;
+use super::memory::ROW_UNIT;
+use super::{CudaOps, failed};
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::model::rope;

@@ -44,7 +44,7 @@ impl Uploader {
         len: usize,
     ) -> Result<CudaSlice<bf16>, DriverError> {
         let array = stream.alloc_zeros::<bf16>(len)?;
-        let mut at = super::address(&array);
+        let mut at = super::memory::address(&array);
         for part in parts {
             let mut from = 0;
             while from < part.len() {
