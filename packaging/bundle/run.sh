@@ -33,7 +33,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out"
 # For the executables in tests/; one that exits with 77 was not run.
-export OUT_DIR=$out MINISGL_MODE=$mode MINISGL_BIN_DIR=$PWD/bin MINISGL_REQUIRE_GPU=1
+export OUT_DIR=$out MINISGL_MODE=$mode MINISGL_BIN_DIR=$PWD/bin
 table=()
 failed=0
 
@@ -79,6 +79,7 @@ for test in tests/*; do
     [ "$name" = hf ] && [ -z "${MINISGL_HF_DIR:-}" ] && skip "$name" "needs MINISGL_HF_DIR" && continue
     # Rust's test programs share the one GPU: one test after the other.
     case "$name" in
+    engine-ops) step "$name" "$test" ops::cuda --test-threads 1 ;;
     *.*) [ -x "$test" ] && step "$name" "$test" ;;
     *) step "$name" "$test" --test-threads 1 --nocapture ;;
     esac

@@ -21,8 +21,11 @@ use crate::{build, paths, sh, toolchain};
 /// The whole folder: what a slow link carries in minutes.
 const BYTES_MAX: u64 = 60 << 20;
 
-/// Tests that are for a GPU without saying so in their manifest, because they run on the CPU too.
+/// Tests that are for a GPU without saying so in their manifest.
 const ALSO: [&str; 1] = ["hf"];
+
+/// The crate whose unit tests hold the CUDA backend to the CPU's, op by op, and their name in the folder.
+const UNIT_TESTS: (&str, &str) = ("minisgl_engine", "engine-ops");
 
 /// Makes the folder; what was there is replaced.
 ///
@@ -108,9 +111,9 @@ fn test_programs() -> Result<Vec<(String, PathBuf)>> {
     let names: Vec<String> = targets.filter(Target::needs_gpu).map(|target| target.name).collect();
     ensure!(!names.is_empty(), "no test has required-features = [\"cuda\"]");
 
-    // The packages and features of `cargo xtask test`, so that what it compiled is used.
     let mut command = sh::cargo();
-    command.args(["test", "--no-run", "--locked", "--workspace", "--exclude", "minisgl-tests"]);
+    command.args(["test", "--no-run", "--locked", "-p", "minisgl-kernels", "-p", "minisgl-engine"]);
+    command.args(["--features", "minisgl-kernels/cuda,minisgl-engine/cuda", "--lib"]);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     command.args(names.iter().flat_map(|name| ["--test", name]));
     let said = sh::capture(&mut command, toolchain::REMEDY)?;
@@ -118,10 +121,14 @@ fn test_programs() -> Result<Vec<(String, PathBuf)>> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
         .filter_map(|message| Some((message.target?.name, message.executable?)))
-        .filter(|(name, _)| names.contains(name))
+        .filter_map(|(name, program)| match name {
+            name if name == UNIT_TESTS.0 => Some((UNIT_TESTS.1.to_owned(), program)),
+            name if names.contains(&name) => Some((name, program)),
+            _ => None,
+        })
         .collect();
     programs.sort();
-    ensure!(programs.len() == names.len(), "cargo built {programs:?}, not {names:?}");
+    ensure!(programs.len() == names.len() + 1, "cargo built {programs:?}, not {names:?}");
     Ok(programs)
 }
 
