@@ -212,8 +212,8 @@ fn check(
     outputs: &[Vec<Sampled>],
     failures: &mut Vec<String>,
 ) {
-    let parts: [(&str, fn(usize) -> bool); 2] =
-        [("prefill", |at| at == 0), ("decode", |at| at > 0)];
+    type Part = (&'static str, fn(usize) -> bool);
+    let parts: [Part; 2] = [("prefill", |at| at == 0), ("decode", |at| at > 0)];
     for (part, wanted) in parts {
         let found = compare(prompts, outputs, wanted);
         println!(
