@@ -293,6 +293,7 @@ impl Ops for CudaOps {
         attention.plan(device, plan).map_err(failed("plan attention"))?;
 
         let stream = self.stream().clone();
+        self.outputs.begin(&stream)?;
         if record {
             graphs::begin(&stream).map_err(failed("record a step"))?;
         }
