@@ -327,6 +327,7 @@ impl Ops for CudaOps {
             .map_err(failed("plan attention"))?;
 
         let stream = self.stream().clone();
+        self.outputs.begin(&stream)?;
         if record {
             graphs::begin(&stream).map_err(failed("record a step"))?;
         }
