@@ -57,9 +57,8 @@ impl Pages {
                 gpu.upload(&values.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()),
             ),
             KvType::Fp8 => {
-                let of: std::collections::HashMap<u32, u8> = (0..=u8::MAX)
-                    .filter_map(|bits| Some(((of_e4m3(bits) as f32).to_bits(), bits)))
-                    .collect();
+                let of: std::collections::HashMap<u32, u8> =
+                    (0..=u8::MAX).map(|bits| ((of_e4m3(bits) as f32).to_bits(), bits)).collect();
                 let bits = |x: &f32| match x.is_nan() {
                     true => 0x7f,
                     false => of[&x.to_bits()],

@@ -65,6 +65,7 @@ pub fn bench(gpu: &mut Gpu) {
         times.iter().for_each(|time| print!(" {time:>6.1}"));
         println!("  {:.0} %", floor / best * 100.0);
     }
+    planning(gpu);
     // Other shapes, by the default setting.
     println!("{:<34} {:>8} {:>8} {:>7}", "decode, others", "rows", "us", "share");
     for (head_dim, kv_heads) in [(64, 8), (96, 8), (128, 8), (128, 4), (128, 1), (256, 4)] {
@@ -84,6 +85,23 @@ pub fn bench(gpu: &mut Gpu) {
                 println!("{name:<34} {requests:>8} {micros:>8.1} {share:>6.0}%");
             }
         }
+    }
+}
+
+/// Time on the host: the mean of 1,000 plans.
+fn planning(gpu: &mut Gpu) {
+    let heads = Heads { q_heads: 32, kv_heads: 8, head_dim: 128, page_size: 16 };
+    let planner = DecodeAttention::new(&gpu.device, heads, KvType::Bf16).unwrap().planner();
+    for requests in [1, 32, 256, 1024] {
+        let lens: Vec<u32> = (0..requests).map(|_| 100 + gpu.random.below(1500) as u32).collect();
+        let page_starts = vec![0; requests];
+        let mut work = vec![0; planner.words(requests)];
+        let began = std::time::Instant::now();
+        for _ in 0..1000 {
+            planner.plan(&lens, &page_starts, std::hint::black_box(&mut work)).unwrap();
+        }
+        let micros = began.elapsed().as_secs_f64() * 1e3;
+        println!("planning {requests} requests takes {micros:.2} us on the host");
     }
 }
 
@@ -132,7 +150,8 @@ impl Data {
         };
         let rows = self.lens.len();
         let mut work = vec![0; attention.planner().words(rows)];
-        attention.planner().plan(&self.lens, &self.page_starts, &mut work).unwrap();
+        let planner = attention.planner();
+        planner.plan(&self.lens, &self.page_starts, &mut work).unwrap();
         let (work, pages) = (gpu.upload(&work), gpu.upload(&self.pages));
         let positions = *self.lens.iter().max().unwrap() as usize;
         let cos_sin = gpu.upload(&vec![0.7_f32; positions * head_dim]);
