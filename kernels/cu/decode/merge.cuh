@@ -16,6 +16,15 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// Four elements of an output, divided by the sum of weights.
+__device__ __forceinline__ void store_output(minisgl_bf16* to, const float4& out, float sum) {
+  const float inverse = 1.0f / sum;
+  const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
+  *reinterpret_cast<uint2*>(to) =
+      make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+}
+
 // Where chunks are kept.
 struct Partials {
   float* out;    // [2 * blocks, group, D]
@@ -85,11 +94,7 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
         out.z += share * part[j].z, out.w += share * part[j].w;
       }
     }
-    const float inverse = 1.0f / sum;
-    const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
-    const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
-    *reinterpret_cast<uint2*>(to + head * D + at) =
-        make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+    store_output(to + head * D + at, out, sum);
   }
 }
 

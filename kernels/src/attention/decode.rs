@@ -27,9 +27,6 @@ pub const DECODE_GROUP_MAX: usize = 16;
 
 const THREADS: u32 = 128;
 
-/// Tiles of K and V in shared memory at most.
-const STAGES_MAX: u32 = 4;
-
 /// What decode attention starts from.
 pub enum DecodeInput<'a> {
     /// Queries that are normalised and rotated, `[rows, q_heads, head_dim]`; the new tokens' K and V are in
@@ -245,7 +242,7 @@ impl DecodeAttention {
     }
 }
 
-/// Blocks of a multiprocessor and tiles in flight of each: the first that fits is taken.
+/// Blocks of a multiprocessor and tiles of each warp: the first that fits is taken.
 const SHAPES: [(u32, u32); 6] = [(2, 4), (2, 3), (1, 4), (2, 2), (1, 3), (1, 2)];
 
 /// Shared memory that the driver takes of each block.
@@ -253,15 +250,13 @@ const DRIVER_BYTES: usize = 1 << 10;
 
 /// Dynamic shared memory of a block, as `cu/decode/decode.cuh` lays it out.
 fn shared_bytes(head_dim: usize, kv: KvType, stages: u32) -> usize {
-    let tile = if head_dim > 128 { 32 } else { 64 };
-    let row = head_dim * kv.bytes() + 16;
-    let queries = 16 * (2 * head_dim + 16);
-    let probabilities = 16 * (2 * tile + 16);
-    let fresh = 2 * head_dim * kv.bytes();
-    let slots = 4 * tile * STAGES_MAX as usize;
     let warps = THREADS as usize / 32;
-    let reductions = 2 * 4 * 16 * warps;
-    stages as usize * 2 * tile * row + queries + probabilities + fresh + slots + reductions + 16
+    let tokens = if kv == KvType::Fp8 { 32 } else { 16 };
+    let tiles = warps * stages as usize * 2 * tokens * (head_dim * kv.bytes() + 16);
+    let queries = 16 * (2 * head_dim + 16);
+    let fresh = 2 * head_dim * kv.bytes();
+    // Where outputs are, and a flag.
+    tiles + queries + fresh + warps * 8 + 8
 }
 
 fn kernel(head_dim: usize, kv: KvType) -> Option<Kernel> {
