@@ -7,7 +7,8 @@
 // Shapes: q, out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D]; f32
 // inside, probabilities in bf16, or fp16 where the pages are not bf16. Fused, q is the projection's row and
 // this kernel does what `rope/qk_rope_page.cu` does as well.
-// A block walks over its segments (walk.cuh). Its warps take turns with tiles of a segment, each by itself, with
+// A team of blocks, one for each key head, walks over its segments (walk.cuh) side by side: together they
+// read whole tokens of the pages. Its warps take turns with tiles of a segment, each by itself, with
 // a ring of tiles in shared memory that are loaded ahead, across segments; at a segment's end they meet to add
 // up. The queries of a group are the 16 rows of the tensor cores' product.
 // Bytes moved: every live K and V once. Bound: read bandwidth.
@@ -54,7 +55,7 @@ struct Decode {
 
   // A tile to be loaded: each lane's token of it.
   struct Lookup {
-    uint32_t head, page;
+    uint32_t page;
     int32_t rest;  // in the page; -1: nothing to load
     bool live;     // whether there is a tile
 
@@ -79,7 +80,7 @@ struct Decode {
         live = walk.next(s);
         at = s.begin + warp * TOKENS;
       }
-      Lookup tile = {s.head, 0, -1, live};
+      Lookup tile = {0, -1, live};
       const uint32_t token = at + lane;
       // Fused, the newest token is made here.
       if (live && lane < TOKENS && token < s.end && !(a.fused && token + 1 == s.len)) {
@@ -95,8 +96,8 @@ struct Decode {
     constexpr uint32_t VECTORS = D / 4;
     const uint32_t group = a.q_heads / a.kv_heads;
     const Partials partials = Partials::of<D>(a, group);
-    const size_t place = size_t(Partials::place(blockIdx.x, s.first)) * group;
-    minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + s.head * group) * D;
+    const size_t place = Partials::place(a, team_of_block(a), s.first);
+    minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
     for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
       const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
       float most = -INFINITY, sum = 0.0f;
@@ -141,8 +142,6 @@ struct Decode {
       reinterpret_cast<uint4*>(shared.q)[i] = make_uint4(0, 0, 0, 0);
     }
 
-    // Fused, the pages' older tokens were written long before the kernel that this one may overlap.
-    if (!a.fused) wait_for_inputs();
     // Look up the first tiles together. Load all but two of them: with lookups that far
     // ahead, no load waits for its addresses.
     Ahead ahead(a);
@@ -151,11 +150,13 @@ struct Decode {
     for (uint32_t i = 0; i < STAGES_MAX + 1; i++) {
       if (i <= a.stages) tiles[i] = ahead.next(a);
     }
+    // Fused, the pages' older tokens were written long before the kernel that this one may overlap.
+    if (!a.fused) wait_for_inputs();
     Lookup next = {}, far = {};
 #pragma unroll
     for (uint32_t i = 0; i < STAGES_MAX + 1; i++) {
       if (i + 1 < a.stages) {
-        if (tiles[i].live) Tile::load(a, ring + i * Tile::TILE_BYTES, tiles[i].slot(a.page_size), tiles[i].head);
+        if (tiles[i].live) Tile::load(a, ring + i * Tile::TILE_BYTES, tiles[i].slot(a.page_size));
         commit();
       }
       if (i + 1 == a.stages) next = tiles[i];
@@ -185,7 +186,7 @@ struct Decode {
         wait_for_tile(a.stages);
         char* tile = ring + stage * Tile::TILE_BYTES;
         const uint32_t free = stage == 0 ? a.stages - 1 : stage - 1;
-        if (next.live) Tile::load(a, ring + free * Tile::TILE_BYTES, next.slot(a.page_size), next.head);
+        if (next.live) Tile::load(a, ring + free * Tile::TILE_BYTES, next.slot(a.page_size));
         commit();
         stage = stage + 1 == a.stages ? 0 : stage + 1;
         next = far;

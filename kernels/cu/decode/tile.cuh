@@ -28,12 +28,13 @@ struct Tile {
                  : "memory");
   }
 
-  // Loads the tile of a key head whose tokens' places the lanes have in `slot`, -1 for none.
-  static __device__ __forceinline__ void load(const minisgl_decode_args& a, char* to, int32_t slot, uint32_t head) {
+  // Loads a tile of the block's key head; the lanes have its tokens' places in `slot`, -1 for none.
+  static __device__ __forceinline__ void load(const minisgl_decode_args& a, char* to, int32_t slot) {
     const uint32_t lane = threadIdx.x % 32, k_to = shared_address(to), v_to = k_to + K_BYTES;
     const size_t token_bytes = size_t(a.kv_heads) * D * sizeof(Stored);
-    const char* k = static_cast<const char*>(a.k_pages) + head * D * sizeof(Stored);
-    const char* v = static_cast<const char*>(a.v_pages) + head * D * sizeof(Stored);
+    const size_t of_head = head_of_block(a) * D * sizeof(Stored);
+    const char* k = static_cast<const char*>(a.k_pages) + of_head;
+    const char* v = static_cast<const char*>(a.v_pages) + of_head;
 #pragma unroll
     for (int i = 0; i < TOKENS * COLUMNS / 32; i++) {
       const uint32_t piece = lane + i * 32, row = piece / COLUMNS, column = piece % COLUMNS;

@@ -141,7 +141,10 @@ impl DecodeAttention {
             return Err(AttentionError::Backend { what, code: -1 });
         };
         let kernel = kernel.unwrap_or(Kernel::DecodeBf16D128);
-        let blocks = blocks * device.multiprocessors();
+        // Whole teams; what is left over of the grid is less than one.
+        let teams = blocks * device.multiprocessors() / kv_heads as u32;
+        check.that(teams > 0, || format!("{kv_heads} key heads are more than the GPU's blocks"))?;
+        let blocks = teams * kv_heads as u32;
         let shared_bytes = bytes(stages) as u32;
         device.allow_shared(kernel, shared_bytes).map_err(failed)?;
         let floats = 2 * blocks as usize * (q_heads / kv_heads) * (head_dim + 2);
@@ -159,7 +162,7 @@ impl DecodeAttention {
 
     /// What plans batches for this grid. It needs no GPU and may go to another thread.
     pub fn planner(&self) -> DecodePlanner {
-        DecodePlanner::new(self.heads.kv_heads as u32, self.grid.blocks.0, self.tuning)
+        DecodePlanner::new(self.grid.blocks.0 / self.heads.kv_heads as u32, self.tuning)
     }
 
     /// Puts attention of one layer over the planned batch onto the device's stream.
