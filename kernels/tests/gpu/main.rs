@@ -8,11 +8,15 @@
 
 mod argmax;
 mod attention;
+mod attention_batch;
+mod attention_bench;
 mod bench;
 mod decode;
 mod decode_bench;
+mod dummy;
 mod embedding;
 mod gemm;
+mod pages;
 mod reference;
 mod refusal;
 mod rmsnorm;
@@ -33,10 +37,10 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
-    ("gather", embedding::gather),
     ("silu_mul", silu_mul::silu_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),
+    ("dummy", dummy::dummy),
     ("argmax", argmax::argmax),
     ("argmax_special_values", argmax::special_values),
     ("sampler_settings", sampler::settings),
@@ -46,7 +50,11 @@ const TESTS: &[Test] = &[
     ("gemm", gemm::gemm),
     ("gemm_tuned", gemm::tuned),
     ("attention", attention::attention),
+    ("attention_fa", attention::attention_fa),
+    ("attention_split", attention::attention_split),
     ("attention_graph", attention::attention_graph),
+    ("attention_limits", attention::attention_limits),
+    ("attention_refusals", attention::attention_refusals),
     ("decode", decode::decode),
     ("decode_fused", decode::decode_fused),
     ("decode_graph", decode::decode_graph),
