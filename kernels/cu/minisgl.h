@@ -178,7 +178,8 @@ typedef struct {
 
 /* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of whole teams of kv_heads blocks. */
 typedef struct {
-  const minisgl_bf16 *q;        /* [rows, q_heads, head_dim]; fused: [rows, q_heads + 2 * kv_heads, head_dim] */
+  const void *q;                /* [rows, q_heads, head_dim], fp16 for fp16 pages, else bf16; fused: bf16
+                                   [rows, q_heads + 2 * kv_heads, head_dim] */
   const minisgl_bf16 *bias;     /* fused: [q_heads + 2 * kv_heads, head_dim]; or null */
   const minisgl_bf16 *q_weight; /* fused: [head_dim]; or null for no norm */
   const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */

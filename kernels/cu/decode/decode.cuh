@@ -4,7 +4,7 @@
 //
 // Split and merged as in Flash-Decoding (Dao et al., 2023), with the online softmax of FlashAttention-2
 // (arXiv 2307.08691, section 3.1).
-// Shapes: q, out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D]; f32
+// Shapes: q bf16 (fp16 with fp16 pages), out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D]; f32
 // inside, probabilities in bf16, or fp16 where the pages are not bf16. Fused, q is the projection's row and
 // this kernel does what `rope/qk_rope_page.cu` does as well.
 // A team of blocks, one for each key head, walks over its segments (walk.cuh) side by side: together they

@@ -14,7 +14,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use half::bf16;
 
 use super::decode_plan::DecodeTuning;
-use super::{AttentionError, DecodePlanner, Heads, KvArrayMut, KvType};
+use super::{AttentionError, DecodePlanner, Heads, KvArray, KvArrayMut, KvType};
 use crate::abi;
 use crate::array::DeviceArray;
 use crate::device::Grid;
@@ -29,9 +29,9 @@ const THREADS: u32 = 128;
 
 /// What decode attention starts from.
 pub enum DecodeInput<'a> {
-    /// Queries that are normalised and rotated, `[rows, q_heads, head_dim]`; the new tokens' K and V are in
-    /// their pages already.
-    Queries(Array<'a, bf16>),
+    /// Queries that are normalised and rotated, `[rows, q_heads, head_dim]`: fp16 for pages of fp16, bf16
+    /// otherwise. The new tokens' K and V are in their pages already.
+    Queries(KvArray<'a>),
     /// Rows of the QKV projection: does what [`crate::ops::QkRopePage`] does, to the same bits, and then
     /// attends. The position of a request's new token is its number of tokens less one, its slot the one
     /// that its pages have for that position.
@@ -218,7 +218,13 @@ impl DecodeAttention {
             scale: args.scale,
         };
         match &args.input {
-            DecodeInput::Queries(q) => call.q = check.array("q", q, &[rows, q_heads, head_dim])?,
+            DecodeInput::Queries(q) => {
+                let wanted = if self.kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };
+                check.that(q.kv_type() == wanted, || {
+                    format!("queries are {:?}, for pages of {:?}", q.kv_type(), self.kv)
+                })?;
+                call.q = check.array("q", q, &[rows, q_heads, head_dim])?;
+            }
             DecodeInput::Qkv { qkv, bias, norm, cos_sin } => {
                 let heads = q_heads + 2 * kv_heads;
                 let positions = cos_sin.len() / head_dim;

@@ -5,15 +5,14 @@
 
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use half::{bf16, f16};
+use half::bf16;
 use minisgl_kernels::attention::{
-    DecodeArgs, DecodeAttention, DecodeInput, DecodePlanner, Heads, KvArrayMut, KvType,
+    DecodeArgs, DecodeAttention, DecodeInput, DecodePlanner, Heads, KvType,
 };
 use minisgl_kernels::ops::{HEAD_DIMS, QkNorm, QkRopePage};
 
+use crate::pages::{KV_TYPES, Pages, round};
 use crate::support::{Gpu, POISON, assert_same};
-
-const KV_TYPES: [KvType; 3] = [KvType::Bf16, KvType::Fp16, KvType::Fp8];
 
 /// Positions in the table.
 const POSITIONS: usize = 8200;
@@ -28,72 +27,9 @@ const MIXES: [&[u32]; 4] = [
 
 const GROUPS: [usize; 7] = [1, 2, 4, 5, 7, 8, 16];
 
-/// Pages on the GPU.
-pub enum Pages {
-    Bf16(CudaSlice<bf16>),
-    Fp16(CudaSlice<f16>),
-    Fp8(CudaSlice<u8>),
-}
-
-/// What e4m3's 8 bits say: 4 of exponent, 3 of mantissa, no infinities (Micikevicius et al., arXiv 2209.05433).
-pub fn of_e4m3(bits: u8) -> f64 {
-    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
-    let size = match (exponent, bits & 7) {
-        (15, 7) => f64::NAN,
-        (0, _) => mantissa / 8.0 * 2f64.powi(-6),
-        _ => (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7),
-    };
-    if bits >> 7 == 1 { -size } else { size }
-}
-
-impl Pages {
-    /// Pages of these elements, which are of the type already.
-    fn upload(gpu: &Gpu, kv: KvType, values: &[f32]) -> Pages {
-        match kv {
-            KvType::Bf16 => Pages::Bf16(
-                gpu.upload(&values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
-            ),
-            KvType::Fp16 => Pages::Fp16(
-                gpu.upload(&values.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()),
-            ),
-            KvType::Fp8 => {
-                let of: std::collections::HashMap<u32, u8> =
-                    (0..=u8::MAX).map(|bits| ((of_e4m3(bits) as f32).to_bits(), bits)).collect();
-                let bits = |x: &f32| match x.is_nan() {
-                    true => 0x7f,
-                    false => of[&x.to_bits()],
-                };
-                Pages::Fp8(gpu.upload(&values.iter().map(bits).collect::<Vec<_>>()))
-            }
-        }
-    }
-
-    fn download(&self, gpu: &Gpu) -> Vec<f32> {
-        match self {
-            Pages::Bf16(pages) => gpu.download(pages).iter().map(|x| x.to_f32()).collect(),
-            Pages::Fp16(pages) => gpu.download(pages).iter().map(|x| x.to_f32()).collect(),
-            Pages::Fp8(pages) => gpu.download(pages).iter().map(|&x| of_e4m3(x) as f32).collect(),
-        }
-    }
-
-    pub fn array(&mut self) -> KvArrayMut<'_> {
-        match self {
-            Pages::Bf16(pages) => KvArrayMut::Bf16(pages.into()),
-            Pages::Fp16(pages) => KvArrayMut::Fp16(pages.into()),
-            Pages::Fp8(pages) => KvArrayMut::Fp8(pages.into()),
-        }
-    }
-}
-
-/// A normal value that the type holds.
-fn value(gpu: &mut Gpu, kv: KvType) -> f32 {
-    let x = gpu.random.normal();
-    match kv {
-        KvType::Bf16 => bf16::from_f32(x).to_f32(),
-        KvType::Fp16 => f16::from_f32(x).to_f32(),
-        // Of every size up to 3, denormals and -0 included.
-        KvType::Fp8 => of_e4m3((gpu.random.below(0x44) | gpu.random.below(2) << 7) as u8) as f32,
-    }
+/// What queries are for pages of a type.
+fn of_queries(kv: KvType) -> KvType {
+    if kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 }
 }
 
 /// A batch over a shuffled page pool.
@@ -136,7 +72,7 @@ impl Batch {
         for (request, &len) in self.lens.iter().enumerate() {
             for token in 0..(len as usize).saturating_sub(usize::from(stale)) {
                 let slot = self.slot(request, token);
-                values[slot * width..][..width].fill_with(|| value(gpu, kv));
+                values[slot * width..][..width].fill_with(|| round(kv, gpu.random.normal()));
             }
         }
         values
@@ -150,13 +86,13 @@ impl Batch {
     }
 
     /// Softmax of all scores at once, in f64; NaN for padding.
-    fn expected(&self, q: &[bf16], k: &[f32], v: &[f32]) -> Vec<f64> {
+    fn expected(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
         let mut expected = vec![f64::NAN; self.lens.len() * q_heads * head_dim];
         for (request, &len) in self.lens.iter().enumerate().filter(|&(_, &len)| len > 0) {
             for head in 0..q_heads {
                 let row = (request * q_heads + head) * head_dim;
-                let q: Vec<f32> = q[row..][..head_dim].iter().map(|q| q.to_f32()).collect();
+                let q = &q[row..][..head_dim];
                 let of = |token| {
                     (self.slot(request, token) * kv_heads + head * kv_heads / q_heads) * head_dim
                 };
@@ -238,8 +174,8 @@ impl Setup {
     ) {
         let args = DecodeArgs {
             input,
-            k_pages: k.array(),
-            v_pages: v.array(),
+            k_pages: k.array_mut(),
+            v_pages: v.array_mut(),
             out: out.into(),
             work: (&self.work).into(),
             pages: (&self.pages).into(),
@@ -276,12 +212,13 @@ fn check(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
     let batch = Batch::new(gpu, heads, lens, Batch::pool_for(lens, heads.page_size));
     let (k, v) = (batch.values(gpu, kv, false), batch.values(gpu, kv, false));
     let (mut k_gpu, mut v_gpu) = (Pages::upload(gpu, kv, &k), Pages::upload(gpu, kv, &v));
-    let (q, q_gpu) = gpu.normal(lens.len() * heads.q_heads * heads.head_dim, 1.0);
+    let q_len = lens.len() * heads.q_heads * heads.head_dim;
+    let (q, q_gpu) = Pages::normal(gpu, of_queries(kv), q_len, 0);
     let setup = Setup::new(gpu, &batch, kv);
     let mut first = gpu.poisoned(q.len());
     let mut again = gpu.poisoned(q.len());
     for out in [&mut first, &mut again] {
-        setup.launch(gpu, DecodeInput::Queries((&q_gpu).into()), (&mut k_gpu, &mut v_gpu), out);
+        setup.launch(gpu, DecodeInput::Queries(q_gpu.array()), (&mut k_gpu, &mut v_gpu), out);
     }
     let out = gpu.download(&first);
     batch.assert_close(&what, &out, &batch.expected(&q, &k, &v));
@@ -339,14 +276,16 @@ fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
     };
     setup.launch(gpu, input, (&mut k_gpu, &mut v_gpu), &mut out);
 
-    // The op for it, onto bf16 pages of its own: a token's slot is its row.
+    // One op after the other, on pages of their own.
     let rows = lens.len();
     let positions: Vec<i32> = lens.iter().map(|&len| len as i32 - 1).collect();
-    let slots: Vec<i32> =
-        (0..rows).map(|row| if lens[row] == 0 { -1 } else { row as i32 }).collect();
-    let mut q = gpu.upload(&vec![bf16::ZERO; q_len]);
-    let mut new_k = gpu.poisoned(rows * kv_heads * head_dim);
-    let mut new_v = gpu.poisoned(rows * kv_heads * head_dim);
+    let slot = |row: usize| match lens[row] {
+        0 => -1,
+        len => batch.slot(row, len as usize - 1) as i32,
+    };
+    let slots: Vec<i32> = (0..rows).map(slot).collect();
+    let mut q = Pages::upload(gpu, of_queries(kv), &vec![0.0; q_len]);
+    let (mut k_apart, mut v_apart) = (Pages::upload(gpu, kv, &k), Pages::upload(gpu, kv, &v));
     QkRopePage {
         qkv: (&qkv).into(),
         bias: bias.then_some((&biases).into()),
@@ -354,9 +293,9 @@ fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
         cos_sin: (&cos_sin).into(),
         positions: (&gpu.upload(&positions)).into(),
         slots: (&gpu.upload(&slots)).into(),
-        q_out: (&mut q).into(),
-        k_pages: (&mut new_k).into(),
-        v_pages: (&mut new_v).into(),
+        q_out: q.array_mut(),
+        k_pages: k_apart.array_mut(),
+        v_pages: v_apart.array_mut(),
         rows,
         q_heads,
         kv_heads,
@@ -364,39 +303,19 @@ fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
     }
     .launch(&gpu.device)
     .unwrap();
-
-    // In the pages: the new tokens where they belong, and nothing else touched.
-    let (got_k, got_v) = (k_gpu.download(gpu), v_gpu.download(gpu));
-    for (got, before, new) in
-        [(&got_k, &k, gpu.download(&new_k)), (&got_v, &v, gpu.download(&new_v))]
-    {
-        let width = kv_heads * head_dim;
-        let mut expected = before.clone();
-        for row in (0..rows).filter(|&row| lens[row] > 0) {
-            let at = batch.slot(row, lens[row] as usize - 1) * width;
-            for (i, new) in new[row * width..][..width].iter().enumerate() {
-                let got = got[at + i];
-                // Rounded from f32 once, where this was rounded to bf16.
-                let limit = match kv {
-                    KvType::Bf16 => 0.0,
-                    KvType::Fp16 => new.to_f32().abs() * 0.0046 + 1e-6,
-                    KvType::Fp8 => new.to_f32().abs() * 0.067 + 2e-3,
-                };
-                let difference = (got - new.to_f32()).abs();
-                assert!(difference <= limit, "{what}: row {row}, element {i}: {got}, {new}");
-                expected[at + i] = got;
-            }
-        }
-        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
-        assert!(got.iter().zip(&expected).all(same), "{what}: another slot was written");
-    }
-
     let mut apart = gpu.poisoned(q_len);
-    setup.launch(gpu, DecodeInput::Queries((&q).into()), (&mut k_gpu, &mut v_gpu), &mut apart);
+    let input = DecodeInput::Queries(q.array());
+    setup.launch(gpu, input, (&mut k_apart, &mut v_apart), &mut apart);
+
+    let (got_k, got_v) = (k_gpu.download(gpu), v_gpu.download(gpu));
+    let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    for (got, expected) in [(&got_k, k_apart.download(gpu)), (&got_v, v_apart.download(gpu))] {
+        assert!(got.iter().zip(&expected).all(same), "{what}: the pages differ");
+    }
     let out = gpu.download(&out);
     assert_same(&what, &out, &gpu.download(&apart));
     if lens.len() < 8 && lens[0] < 1000 {
-        batch.assert_close(&what, &out, &batch.expected(&gpu.download(&q), &got_k, &got_v));
+        batch.assert_close(&what, &out, &batch.expected(&q.download(gpu), &got_k, &got_v));
     }
 }
 
@@ -405,8 +324,7 @@ pub fn decode_graph(gpu: &mut Gpu) {
     let heads = Heads { q_heads: 16, kv_heads: 8, head_dim: 128, page_size: 16 };
     let (rows, pool, kv) = (8, 400, KvType::Bf16);
     let stream = gpu.device.stream().clone();
-    let (mut q, _) = gpu.normal(rows * heads.q_heads * heads.head_dim, 1.0);
-    let mut q_gpu = gpu.upload(&q);
+    let (mut q, mut q_gpu) = Pages::normal(gpu, kv, rows * heads.q_heads * heads.head_dim, 0);
     let mut out = gpu.poisoned(q.len());
     let empty = Batch::new(gpu, heads, &[0; 8], pool);
     let nothing = empty.values(gpu, kv, false);
@@ -414,10 +332,10 @@ pub fn decode_graph(gpu: &mut Gpu) {
         (Pages::upload(gpu, kv, &nothing), Pages::upload(gpu, kv, &nothing));
     let mut setup = Setup::new(gpu, &empty, kv);
     setup.pages = gpu.upload(&vec![-1; pool]);
-    setup.launch(gpu, DecodeInput::Queries((&q_gpu).into()), (&mut k_gpu, &mut v_gpu), &mut out);
+    setup.launch(gpu, DecodeInput::Queries(q_gpu.array()), (&mut k_gpu, &mut v_gpu), &mut out);
     let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).unwrap();
-    setup.launch(gpu, DecodeInput::Queries((&q_gpu).into()), (&mut k_gpu, &mut v_gpu), &mut out);
+    setup.launch(gpu, DecodeInput::Queries(q_gpu.array()), (&mut k_gpu, &mut v_gpu), &mut out);
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
     let graph = stream.end_capture(flags).unwrap().unwrap();
     for lens in [
@@ -432,12 +350,11 @@ pub fn decode_graph(gpu: &mut Gpu) {
         let batch = Batch::new(gpu, heads, lens, pool);
         let (k, v) = (batch.values(gpu, kv, false), batch.values(gpu, kv, false));
         for (values, pages) in [(&k, &mut k_gpu), (&v, &mut v_gpu)] {
-            let Pages::Bf16(pages) = pages else { unreachable!() };
-            let values: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
-            stream.memcpy_htod(&values, pages).unwrap();
+            pages.overwrite(gpu, &Pages::upload(gpu, kv, values));
         }
-        q = gpu.normal(q.len(), 1.0).0;
-        stream.memcpy_htod(&q, &mut q_gpu).unwrap();
+        let fresh = Pages::normal(gpu, kv, q.len(), 0);
+        q_gpu.overwrite(gpu, &fresh.1);
+        q = fresh.0;
         stream.memcpy_htod(&vec![bf16::from_bits(POISON); q.len()], &mut out).unwrap();
         let work = batch.work(setup.attention.planner(), rows);
         stream.memcpy_htod(&work, &mut setup.work).unwrap();

@@ -2,8 +2,7 @@
 
 use half::bf16;
 use minisgl_kernels::attention::{
-    AttentionBatch, DecodeArgs, DecodeAttention, DecodeInput, DecodeTuning, Heads, KvArrayMut,
-    KvType, PagedAttention, PagedAttentionArgs,
+    DecodeArgs, DecodeAttention, DecodeInput, DecodeTuning, Heads, KvArray, KvArrayMut, KvType,
 };
 
 use crate::bench::{fill, time};
@@ -31,7 +30,7 @@ pub fn bench(gpu: &mut Gpu) {
         ("2x3s16", tuned(2, 3, 2, 16)),
         ("1x4s8", tuned(1, 4, 2, 8)),
     ];
-    print!("{:<24} {:>6} {:>6} {:>6}", "decode us: batch", "floor", "fi", "fused");
+    print!("{:<24} {:>6} {:>6}", "decode us: batch", "floor", "fused");
     settings.iter().for_each(|(name, _)| print!(" {name:>6}"));
     println!("  best share");
     let mut cases: Vec<(&str, usize, Vec<u32>)> = Vec::new();
@@ -55,13 +54,12 @@ pub fn bench(gpu: &mut Gpu) {
         let mut data = Data::new(gpu, heads, &lens);
         let tokens: u32 = lens.iter().sum();
         let floor = f64::from(tokens) * 4096.0 / READ * 1e6;
-        let fi = data.fi(gpu);
         let fused = data.decode(gpu, settings[0].1, true);
         let times: Vec<f64> =
             settings.iter().map(|(_, tuning)| data.decode(gpu, *tuning, false)).collect();
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         let name = format!("{what} {} x {}", lens.len(), tokens as usize / lens.len());
-        print!("{name:<24} {floor:>6.1} {fi:>6.1} {fused:>6.1}");
+        print!("{name:<24} {floor:>6.1} {fused:>6.1}");
         times.iter().for_each(|time| print!(" {time:>6.1}"));
         println!("  {:.0} %", floor / best * 100.0);
     }
@@ -186,7 +184,7 @@ impl Data {
                     norm: None,
                     cos_sin: (&cos_sin).into(),
                 },
-                false => DecodeInput::Queries((&queries).into()),
+                false => DecodeInput::Queries(KvArray::Bf16((&queries).into())),
             };
             let args = DecodeArgs {
                 input,
@@ -200,37 +198,6 @@ impl Data {
             };
             // SAFETY: the indices are of this pool, the work list the planner's; each layer's pages are
             // written by one kernel in many.
-            unsafe { attention.launch(&gpu.device, args) }.unwrap();
-        })
-    }
-
-    fn fi(&mut self, gpu: &mut Gpu) -> f64 {
-        let Heads { q_heads, head_dim, page_size, .. } = self.heads;
-        let rows = self.lens.len();
-        let q_starts: Vec<i32> = (0..=rows as i32).collect();
-        let last: Vec<i32> =
-            self.lens.iter().map(|&l| (l as i32 - 1) % page_size as i32 + 1).collect();
-        let mut attention = PagedAttention::new(&gpu.device, self.heads).unwrap();
-        let host =
-            AttentionBatch { q_starts: &q_starts, page_starts: &self.page_starts, graph: true };
-        attention.plan(&gpu.device, host).unwrap();
-        let (q_starts, page_starts) = (gpu.upload(&q_starts), gpu.upload(&self.page_starts));
-        let (pages, last_page_len) = (gpu.upload(&self.pages), gpu.upload(&last));
-        let (out, caches) = (&mut self.out, &self.caches);
-        let queries = self.q.slice(..rows * q_heads * head_dim);
-        1e6 * time(gpu, self.layers, |layer| {
-            let args = PagedAttentionArgs {
-                q: (&queries).into(),
-                k_pages: (&caches[layer].0).into(),
-                v_pages: (&caches[layer].1).into(),
-                out: (&mut *out).into(),
-                q_starts: (&q_starts).into(),
-                page_starts: (&page_starts).into(),
-                pages: (&pages).into(),
-                last_page_len: (&last_page_len).into(),
-                scale: 0.088,
-            };
-            // SAFETY: the indices are of this pool, and were planned.
             unsafe { attention.launch(&gpu.device, args) }.unwrap();
         })
     }
