@@ -1,17 +1,13 @@
 //! Decode attention: every head_dim, type of pages and size of group, ragged lengths with padding among them,
 //! with and without the projection's row fused in, and one capture replayed over changing lengths.
-//!
-//! Whatever is no live token is NaN in the pages, so reading it shows.
 
-use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
-use minisgl_kernels::attention::{
-    DecodeArgs, DecodeAttention, DecodeInput, DecodePlanner, Heads, KvType,
-};
+use minisgl_kernels::attention::{AttentionError, DecodeAttention, DecodeInput, Heads, KvType};
 use minisgl_kernels::ops::{HEAD_DIMS, QkNorm, QkRopePage};
 
-use crate::pages::{KV_TYPES, Pages, round};
+use crate::decode_batch::{Batch, Setup};
+use crate::pages::{KV_TYPES, Pages};
 use crate::support::{Gpu, POISON, assert_same};
 
 /// Positions in the table.
@@ -30,162 +26,6 @@ const GROUPS: [usize; 7] = [1, 2, 4, 5, 7, 8, 16];
 /// What queries are for pages of a type.
 fn of_queries(kv: KvType) -> KvType {
     if kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 }
-}
-
-/// A batch over a shuffled page pool.
-struct Batch {
-    heads: Heads,
-    lens: Vec<u32>,
-    page_starts: Vec<i32>,
-    pages: Vec<i32>,
-    pool: usize,
-}
-
-impl Batch {
-    fn new(gpu: &mut Gpu, heads: Heads, lens: &[u32], pool: usize) -> Batch {
-        let mut free: Vec<i32> = (0..pool as i32).collect();
-        gpu.random.shuffle(&mut free);
-        let (mut page_starts, mut pages) = (vec![0], Vec::new());
-        for &len in lens {
-            let taken = free.split_off(free.len() - (len as usize).div_ceil(heads.page_size));
-            pages.extend(taken);
-            page_starts.push(pages.len() as i32);
-        }
-        Batch { heads, lens: lens.to_vec(), page_starts, pages, pool }
-    }
-
-    fn pool_for(lens: &[u32], page_size: usize) -> usize {
-        lens.iter().map(|&len| (len as usize).div_ceil(page_size)).sum::<usize>() + 3
-    }
-
-    fn slot(&self, request: usize, token: usize) -> usize {
-        let size = self.heads.page_size;
-        let page = self.pages[self.page_starts[request] as usize + token / size];
-        page as usize * size + token % size
-    }
-
-    /// NaN, but for the live tokens; without the newest ones if `stale`.
-    fn values(&self, gpu: &mut Gpu, kv: KvType, stale: bool) -> Vec<f32> {
-        let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
-        let width = kv_heads * head_dim;
-        let mut values = vec![f32::NAN; self.pool * page_size * width];
-        for (request, &len) in self.lens.iter().enumerate() {
-            for token in 0..(len as usize).saturating_sub(usize::from(stale)) {
-                let slot = self.slot(request, token);
-                values[slot * width..][..width].fill_with(|| round(kv, gpu.random.normal()));
-            }
-        }
-        values
-    }
-
-    /// The plan, for a launch of `rows`.
-    fn work(&self, planner: DecodePlanner, rows: usize) -> Vec<i32> {
-        let mut work = vec![-1; planner.words(rows)];
-        planner.plan(&self.lens, &self.page_starts, &mut work).unwrap();
-        work
-    }
-
-    /// Softmax of all scores at once, in f64; NaN for padding.
-    fn expected(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
-        let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
-        let mut expected = vec![f64::NAN; self.lens.len() * q_heads * head_dim];
-        for (request, &len) in self.lens.iter().enumerate().filter(|&(_, &len)| len > 0) {
-            for head in 0..q_heads {
-                let row = (request * q_heads + head) * head_dim;
-                let q = &q[row..][..head_dim];
-                let of = |token| {
-                    (self.slot(request, token) * kv_heads + head * kv_heads / q_heads) * head_dim
-                };
-                let score = |token| {
-                    let k = &k[of(token)..][..head_dim];
-                    let sum: f64 =
-                        q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-                    sum / (head_dim as f64).sqrt()
-                };
-                let scores: Vec<f64> = (0..len as usize).map(score).collect();
-                let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
-                let out = &mut expected[row..][..head_dim];
-                out.fill(0.0);
-                for (token, score) in scores.iter().enumerate() {
-                    let share = (score - highest).exp() / sum;
-                    let v = &v[of(token)..][..head_dim];
-                    out.iter_mut().zip(v).for_each(|(out, v)| *out += share * f64::from(*v));
-                }
-            }
-        }
-        expected
-    }
-
-    /// Against the reference. Probabilities and outputs are rounded on the way.
-    fn assert_close(&self, what: &str, out: &[bf16], expected: &[f64]) {
-        let row_len = self.heads.q_heads * self.heads.head_dim;
-        for (row, out) in out.chunks_exact(row_len).enumerate() {
-            if self.lens.get(row).is_none_or(|&len| len == 0) {
-                assert!(out.iter().all(|x| x.to_bits() == POISON), "{what}: padding row {row}");
-                continue;
-            }
-            for head in 0..self.heads.q_heads {
-                let of_head = head * self.heads.head_dim..(head + 1) * self.heads.head_dim;
-                let expected = &expected[row * row_len..][of_head.clone()];
-                let (mut error, mut norm) = (0.0, 0.0);
-                for (out, expected) in out[of_head].iter().zip(expected) {
-                    error += (out.to_f64() - expected).powi(2);
-                    norm += expected.powi(2);
-                }
-                let share = (error / norm).sqrt();
-                // NaN fails.
-                assert!(
-                    share <= 6e-3,
-                    "{what}: row {row} of {} tokens, head {head} is off by {share}",
-                    self.lens[row]
-                );
-            }
-        }
-    }
-}
-
-/// One attention on the GPU with what it reads.
-struct Setup {
-    attention: DecodeAttention,
-    work: CudaSlice<i32>,
-    pages: CudaSlice<i32>,
-    rows: usize,
-    scale: f32,
-}
-
-impl Setup {
-    fn new(gpu: &Gpu, batch: &Batch, kv: KvType) -> Setup {
-        let attention = DecodeAttention::new(&gpu.device, batch.heads, kv).unwrap();
-        let rows = batch.lens.len();
-        let work = gpu.upload(&batch.work(attention.planner(), rows));
-        let mut pages = batch.pages.clone();
-        pages.push(-1); // Never empty.
-        let scale = 1.0 / (batch.heads.head_dim as f32).sqrt();
-        Setup { attention, work, pages: gpu.upload(&pages), rows, scale }
-    }
-
-    fn launch(
-        &self,
-        gpu: &Gpu,
-        input: DecodeInput<'_>,
-        (k, v): (&mut Pages, &mut Pages),
-        out: &mut CudaSlice<bf16>,
-    ) {
-        let args = DecodeArgs {
-            input,
-            k_pages: k.array_mut(),
-            v_pages: v.array_mut(),
-            out: out.into(),
-            work: (&self.work).into(),
-            pages: (&self.pages).into(),
-            rows: self.rows,
-            scale: self.scale,
-        };
-        // SAFETY: `Batch` made the indices for this pool, the planner the work list; nothing but copies
-        // wrote what is read early.
-        unsafe { self.attention.launch(&gpu.device, args) }.unwrap();
-    }
 }
 
 pub fn decode(gpu: &mut Gpu) {
@@ -370,4 +210,35 @@ pub fn decode_graph(gpu: &mut Gpu) {
         let expected = batch.expected(&q, &k, &v);
         batch.assert_close(&format!("graph, {lens:?}"), &gpu.download(&out), &expected);
     }
+}
+
+/// What does not fit together is refused before anything is launched.
+pub fn decode_refusals(gpu: &mut Gpu) {
+    let heads = Heads { q_heads: 8, kv_heads: 2, head_dim: 64, page_size: 16 };
+    let new = |heads| DecodeAttention::new(&gpu.device, heads, KvType::Bf16).map(drop);
+    let refused = |outcome: Result<(), AttentionError>, why: &str| {
+        let said = outcome.unwrap_err().to_string();
+        assert!(said.contains(why), "{said}");
+    };
+    refused(new(Heads { head_dim: 80, ..heads }), "head_dim is 80");
+    refused(new(Heads { q_heads: 7, ..heads }), "7 query heads and 2 key heads");
+    refused(new(Heads { q_heads: 34, ..heads }), "the limit is 16");
+    refused(new(Heads { page_size: 0, ..heads }), "page_size is 0");
+
+    let batch = Batch::new(gpu, heads, &[5, 40], 8);
+    let k = batch.values(gpu, KvType::Bf16, false);
+    let (mut k, mut v) =
+        (Pages::upload(gpu, KvType::Bf16, &k), Pages::upload(gpu, KvType::Bf16, &k));
+    let (mut setup, mut out) = (Setup::new(gpu, &batch, KvType::Bf16), gpu.poisoned(2 * 8 * 64));
+    let (_, q) = Pages::normal(gpu, KvType::Bf16, 2 * 8 * 64, 0);
+    let (_, half) = Pages::normal(gpu, KvType::Fp16, 2 * 8 * 64, 0);
+    let (_, mut bytes) = Pages::normal(gpu, KvType::Fp8, 8 * 16 * 2 * 64, 0);
+    let outcome =
+        setup.try_launch(gpu, DecodeInput::Queries(half.array()), (&mut k, &mut v), &mut out);
+    refused(outcome, "queries are Fp16");
+    let input = DecodeInput::Queries(q.array());
+    refused(setup.try_launch(gpu, input, (&mut bytes, &mut v), &mut out), "not of Bf16");
+    setup.work = gpu.upload(&vec![0; 5]);
+    let input = DecodeInput::Queries(q.array());
+    refused(setup.try_launch(gpu, input, (&mut k, &mut v), &mut out), "work has 5 elements");
 }
