@@ -170,9 +170,10 @@ typedef struct {
   uint32_t reserved;
 } minisgl_history_reset_args;
 
-/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of blocks as planned. */
+/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of whole teams of kv_heads blocks. */
 typedef struct {
-  const minisgl_bf16 *q;        /* [rows, q_heads, head_dim]; fused: [rows, q_heads + 2 * kv_heads, head_dim] */
+  const void *q;                /* [rows, q_heads, head_dim], fp16 for fp16 pages, else bf16; fused: bf16
+                                   [rows, q_heads + 2 * kv_heads, head_dim] */
   const minisgl_bf16 *bias;     /* fused: [q_heads + 2 * kv_heads, head_dim]; or null */
   const minisgl_bf16 *q_weight; /* fused: [head_dim]; or null for no norm */
   const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
@@ -180,7 +181,7 @@ typedef struct {
   void *k_pages;                /* [pages, page_size, kv_heads, head_dim] */
   void *v_pages;                /* as k_pages */
   minisgl_bf16 *out;            /* [rows, q_heads, head_dim] */
-  const int32_t *work;          /* [blocks, 8], then [rows, 4]: see attention/decode_plan.rs */
+  const int32_t *work;          /* [blocks / kv_heads, 8], then [rows, 4]: see attention/decode_plan.rs */
   const int32_t *pages;         /* page ids of all requests, in the order of positions */
   float *partials;              /* [2 * blocks, group, head_dim], then the same [.., 2]: maximum and sum */
   uint32_t *arrived;            /* [blocks], all 0 between launches */
