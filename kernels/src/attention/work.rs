@@ -131,14 +131,13 @@ impl Work {
 mod tests {
     use super::*;
 
-    const TILES: Tiles = Tiles { rows: 128, keys: 64, heads: 2 };
-
     /// Requests of (tokens before, rows), behind 7 rows and 3 pages of others.
     fn deal(
         requests: &[(usize, usize)],
-        q_heads: usize,
+        (q_heads, heads): (usize, usize),
         blocks: usize,
     ) -> (Vec<i32>, Vec<[i32; LISTS]>) {
+        let tiles = Tiles { rows: 128, keys: 64, heads };
         let (mut q_starts, mut page_starts, mut last_page_len) = (vec![7], vec![3], Vec::new());
         for &(cached, rows) in requests {
             let tokens = (cached + rows) as i32;
@@ -153,9 +152,9 @@ mod tests {
             graph: false,
         };
         let rows = requests.iter().map(|request| request.1).sum();
-        let room = pieces_max(rows, requests.len(), TILES) * q_heads * LISTS;
+        let room = pieces_max(rows, requests.len(), tiles) * q_heads * LISTS;
         let (mut starts, mut lists) = (vec![-1; blocks + 1], vec![-1; room]);
-        let len = Work::default().deal(batch, 16, q_heads, TILES, (&mut starts, &mut lists));
+        let len = Work::default().deal(batch, 16, q_heads, tiles, (&mut starts, &mut lists));
         let words = |at: usize| std::array::from_fn(|list| lists[list * len + at]);
         (starts, (0..len).map(words).collect())
     }
@@ -164,7 +163,7 @@ mod tests {
     fn every_tile_of_every_head_is_dealt_once() {
         let requests = [(0, 1), (100, 300), (4096, 128), (0, 129), (15, 128)];
         for blocks in [1, 7, 132] {
-            let (starts, mut pieces) = deal(&requests, 3, blocks);
+            let (starts, mut pieces) = deal(&requests, (3, 2), blocks);
             assert_eq!((starts[0], starts[blocks]), (0, pieces.len() as i32));
             assert!(starts.is_sorted());
             pieces.sort_unstable();
@@ -189,7 +188,7 @@ mod tests {
     #[test]
     fn blocks_end_together() {
         // One long prompt: its tiles cost 4 to 130 steps.
-        let (starts, pieces) = deal(&[(0, 8192)], 32, 132);
+        let (starts, pieces) = deal(&[(0, 8192)], (32, 32), 132);
         let cost = |words: &[i32; LISTS]| (words[0] + 1) * 2 + FIXED_COST as i32;
         let loads: Vec<i32> = starts
             .windows(2)
@@ -206,6 +205,6 @@ mod tests {
 
     #[test]
     fn nothing_to_do_is_dealt_to_nobody() {
-        assert_eq!(deal(&[], 4, 5), (vec![0; 6], Vec::new()));
+        assert_eq!(deal(&[], (4, 4), 5), (vec![0; 6], Vec::new()));
     }
 }

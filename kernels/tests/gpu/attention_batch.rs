@@ -228,9 +228,10 @@ impl Planned {
             last_page_len: (&last_page_len).into(),
             scale: 1.0 / (head_dim as f32).sqrt(),
         };
-        // SAFETY: `Batch::new` made the indices for this pool and `plan` was given the same.
         match self {
+            // SAFETY: `Batch::new` made the indices for this pool and `plan` was given the same.
             Planned::Fi(fi) => unsafe { fi.launch(&gpu.device, args) }.unwrap(),
+            // SAFETY: likewise.
             Planned::Fa(fa) => unsafe { fa.launch(&gpu.device, args) }.unwrap(),
         }
     }
