@@ -215,7 +215,7 @@ pub fn attention_limits(gpu: &mut Gpu) {
         let mut one_long = vec![(700, 1); 511];
         one_long.push((3000, 7681));
         let decode: Vec<Request> = (0..512).map(|_| (gpu.random.below(3000), 1)).collect();
-        let ragged: Vec<Request> = (0..63).map(|_| (0, 1 + gpu.random.below(257))).collect();
+        let ragged: Vec<Request> = (0..31).map(|_| (0, 1 + gpu.random.below(257))).collect();
         for requests in [even, one_long, decode, ragged, vec![(0, 8192)], vec![(90_000, 1)]] {
             let tokens: usize = requests.iter().map(|(cached, new)| cached + new).sum();
             let batch = Batch::new(gpu, &requests, page_size, tokens / page_size + requests.len());

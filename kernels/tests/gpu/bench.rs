@@ -36,6 +36,7 @@ pub fn run(gpu: &mut Gpu) {
     }
     crate::attention_bench::decode(gpu, &show);
     crate::attention_bench::prefill(gpu);
+    crate::decode_bench::bench(gpu);
     for rows in [1, 8, 32, 256] {
         argmax(gpu, rows, &show);
         sample(gpu, rows, &show);

@@ -1,7 +1,7 @@
 //! Every op on a GPU against a naive reference on the CPU, then a table of times.
 //!
 //! `gpu [FILTER] [--small] [--bench] [--require-gpu]`: `--small` keeps the shapes small enough for a
-//! sanitizer, `--bench` times the ops afterwards. Inputs are fresh every run; the seed is printed and
+//! sanitizer, `--bench` times the ops afterwards (`decode --bench`: decode attention only). Inputs are fresh every run; the seed is printed and
 //! `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is claimed.
 
 #![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
@@ -11,6 +11,8 @@ mod attention;
 mod attention_batch;
 mod attention_bench;
 mod bench;
+mod decode;
+mod decode_bench;
 mod embedding;
 mod gemm;
 mod pages;
@@ -52,6 +54,9 @@ const TESTS: &[Test] = &[
     ("attention_graph", attention::attention_graph),
     ("attention_limits", attention::attention_limits),
     ("attention_refusals", attention::attention_refusals),
+    ("decode", decode::decode),
+    ("decode_fused", decode::decode_fused),
+    ("decode_graph", decode::decode_graph),
     ("refusals", refusal::refusals),
 ];
 
@@ -87,7 +92,10 @@ fn main() -> ExitCode {
         }
     }
     if has("--bench") {
-        bench::run(&mut gpu);
+        match filter {
+            "decode" => decode_bench::bench(&mut gpu),
+            _ => bench::run(&mut gpu),
+        }
     }
     println!("{} passed, {} failed {failed:?}", chosen.count() - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
