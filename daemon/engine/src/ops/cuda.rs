@@ -398,7 +398,7 @@ impl Ops for CudaOps {
             requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
         });
         let of_pages = (self.heads.page_size, self.kv_pages);
-        let (q_starts, page_starts, last_page_len) = inputs
+        let [q_starts, page_starts, last_page_len] = inputs
             .upload(device.stream(), batch, samples, of_pages, padded)
             .map_err(failed("upload the step"))?;
         let graph = padded.is_some();

@@ -176,7 +176,7 @@ impl Inputs {
         samples: impl Iterator<Item = SampleRow>,
         of_pages: (usize, usize),
         padded: Option<usize>,
-    ) -> Result<(&[i32], &[i32], &[i32]), String> {
+    ) -> Result<[&[i32]; 3], String> {
         let driver = |error: DriverError| error.to_string();
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
@@ -195,7 +195,7 @@ impl Inputs {
         staging.copied.record(stream).map_err(driver)?;
         let of = |range: &Range<usize>| &words[range.clone()];
         let Layout { q_starts, page_starts, last_page_len, .. } = &self.layout;
-        Ok((of(q_starts), of(page_starts), of(last_page_len)))
+        Ok([of(q_starts), of(page_starts), of(last_page_len)])
     }
 
     fn words(&self, range: &Range<usize>) -> CudaView<'_, i32> {
