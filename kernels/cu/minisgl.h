@@ -33,14 +33,14 @@ typedef struct {
 
 /* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread */
 typedef struct {
-  const minisgl_bf16 *x;       /* [rows, hidden] */
-  minisgl_bf16 *residual;      /* [rows, hidden], read and written; or null */
+  const minisgl_bf16 *x;       /* [x_rows, hidden] */
+  const int32_t *index;        /* [rows]: row of x, negative for a padding row; or null for all rows of x */
   const minisgl_bf16 *weight;  /* [hidden] */
   minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t rows;
+  uint32_t x_rows;
   uint32_t hidden;
   float eps;
-  uint32_t reserved;
 } minisgl_rmsnorm_args;
 
 /* minisgl_qk_rope_page_64, _96, _128, _256: head_dim; pages of bf16, or with _fp16, _fp8 behind */
@@ -93,6 +93,19 @@ typedef struct {
   uint32_t x_rows;
   uint32_t reserved;
 } minisgl_gather_args;
+
+/* minisgl_dummy */
+typedef struct {
+  minisgl_bf16 *out;           /* [rows, cols] */
+  uint64_t key;                /* of the tensor */
+  uint64_t first;              /* index of out[0, 0] in the full tensor */
+  uint32_t rows;
+  uint32_t cols;
+  uint32_t width;              /* columns of the full tensor */
+  float scale;
+  float mean;
+  uint32_t reserved;
+} minisgl_dummy_args;
 
 /* minisgl_argmax */
 typedef struct {

@@ -27,13 +27,13 @@ pub struct EmbeddingArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNormArgs {
     pub x: Address,
-    pub residual: Address,
+    pub index: Address,
     pub weight: Address,
     pub out: Address,
     pub rows: u32,
+    pub x_rows: u32,
     pub hidden: u32,
     pub eps: f32,
-    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -88,6 +88,20 @@ pub struct GatherArgs {
     pub rows: u32,
     pub hidden: u32,
     pub x_rows: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DummyArgs {
+    pub out: Address,
+    pub key: u64,
+    pub first: u64,
+    pub rows: u32,
+    pub cols: u32,
+    pub width: u32,
+    pub scale: f32,
+    pub mean: f32,
     pub reserved: u32,
 }
 

@@ -22,7 +22,6 @@ macro_rules! kernels {
 
 kernels! {
     Embedding = "embedding" "minisgl_embedding",
-    Gather = "gather" "minisgl_gather",
     SiluMul = "silu_mul" "minisgl_silu_mul",
     RmsNorm1 = "rmsnorm" "minisgl_rmsnorm_1",
     RmsNorm2 = "rmsnorm" "minisgl_rmsnorm_2",
@@ -40,6 +39,7 @@ kernels! {
     QkRopePage256Fp8 = "qk_rope_page" "minisgl_qk_rope_page_256_fp8",
     WidenHeads = "widen_heads" "minisgl_widen_heads",
     Argmax = "argmax" "minisgl_argmax",
+    Dummy = "dummy" "minisgl_dummy",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
     DecodeBf16D64 = "decode_64" "minisgl_decode_bf16_64",

@@ -40,7 +40,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         EmbeddingArgs = minisgl_embedding_args {
             tokens, fed, table, out, rows, hidden, fed_len, vocab_start, vocab_len, reserved,
         }
-        RmsNormArgs = minisgl_rmsnorm_args { x, residual, weight, out, rows, hidden, eps, reserved }
+        RmsNormArgs = minisgl_rmsnorm_args { x, index, weight, out, rows, x_rows, hidden, eps }
         QkRopePageArgs = minisgl_qk_rope_page_args {
             qkv, bias, q_weight, k_weight, cos_sin, positions, slots, q_out, k_pages, v_pages, rows,
             q_heads, kv_heads, positions_len, slots_len, eps, q_fp16, reserved,
@@ -48,6 +48,9 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
         SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
         GatherArgs = minisgl_gather_args { x, index, out, rows, hidden, x_rows, reserved }
+        DummyArgs = minisgl_dummy_args {
+            out, key, first, rows, cols, width, scale, mean, reserved,
+        }
         ArgmaxArgs = minisgl_argmax_args {
             logits, out_index, tokens, best, done, rows, vocab, stride, tokens_len,
         }

@@ -13,6 +13,7 @@ mod attention_bench;
 mod bench;
 mod decode;
 mod decode_bench;
+mod dummy;
 mod embedding;
 mod gemm;
 mod pages;
@@ -36,10 +37,10 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
-    ("gather", embedding::gather),
     ("silu_mul", silu_mul::silu_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),
+    ("dummy", dummy::dummy),
     ("argmax", argmax::argmax),
     ("argmax_special_values", argmax::special_values),
     ("sampler_settings", sampler::settings),

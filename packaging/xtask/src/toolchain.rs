@@ -33,7 +33,8 @@ const FLASHINFER_KEPT: [&str; 5] =
 /// Where the compiler is, inside the folder that pip filled.
 const NVCC: &str = "nvidia/cu13/bin/nvcc";
 
-const REMEDY: &str = "Python 3 with pip and access to PyPI are needed to fetch nvcc (Debian: apt \
+/// For whoever has neither compiler nor network.
+pub const REMEDY: &str = "Python 3 with pip and access to PyPI are needed to fetch nvcc (Debian: apt \
     install python3-pip); or install a CUDA toolkit and set CUDA_HOME";
 
 /// The path of nvcc, fetched if need be.
