@@ -90,6 +90,9 @@ pub enum Command {
     Chat(ChatArgs),
     /// Run a file of requests in the OpenAI batch format; run it again to resume
     Batch(BatchArgs),
+    /// Say what this machine has to run models on: driver, GPUs, libraries, models, and what to
+    /// install; the exit code is 0 only when a GPU is ready. Works without a daemon too
+    Doctor(DoctorArgs),
     /// Print the versions of this program and of the daemon
     Version(OutputArgs),
     /// Print a completion script for a shell
@@ -226,6 +229,17 @@ pub struct ChatArgs {
     /// Seed of the sampling
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `doctor`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DoctorArgs {
+    /// Seconds that looking may take; the driver of many idle GPUs starts slowly
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub timeout: u64,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -24,6 +24,9 @@ pub enum Command {
     CheckConfig(ServeArgs),
     /// Measure the speed of a model, without a daemon: scheduler and engine in this process.
     Bench(BenchArgs),
+    /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
+    #[command(hide = true)]
+    Probe(ServeArgs),
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
     Worker {
@@ -46,6 +49,10 @@ pub struct ServeArgs {
     /// $XDG_RUNTIME_DIR/minisgld/admin.sock, or without it /tmp/minisgld-UID/admin.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Folder of NVIDIA's libraries, looked into before all others: the libraries themselves, a CUDA
+    /// toolkit or a Python environment
+    #[arg(long, value_name = "DIR", env = "MINISGL_CUDA_LIBRARIES")]
+    pub cuda_libraries: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,

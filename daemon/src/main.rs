@@ -17,6 +17,7 @@ mod bridge;
 mod cli;
 mod config;
 mod logging;
+mod probe;
 mod serve;
 mod worker;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Worker { log } => return worker::run(&log),
     };
     match result {

@@ -15,7 +15,6 @@
 //! A decode token's own FLOPs hide behind the weights; what a prompt computes is taken not to.
 
 use anyhow::bail;
-use minisgl_engine::EngineInfo;
 use minisgl_engine::config::ModelConfig;
 use serde::Serialize;
 
@@ -83,17 +82,17 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// From the shape of a model and how it was loaded.
-    pub fn of(config: &ModelConfig, info: &EngineInfo) -> Costs {
+    /// From the shape of a model, the bytes of its weights and those of a token's keys and values.
+    pub fn of(config: &ModelConfig, weight_bytes: u64, kv_token_bytes: f64) -> Costs {
         let parameters = config.parameters() as f64;
         let table = (config.vocab_size * config.hidden_size) as f64;
         let (embedding, head) =
             if config.tie_word_embeddings { (0.0, table) } else { (table, table) };
         // What a parameter takes, padding included; ranks may hold some of them twice.
-        let element_bytes = info.weight_bytes as f64 / parameters;
+        let element_bytes = weight_bytes as f64 / parameters;
         Costs {
             weight_bytes: element_bytes * (parameters - embedding),
-            kv_token_bytes: info.kv_bytes as f64 / info.kv_tokens as f64,
+            kv_token_bytes,
             layer_flop: 2.0 * (parameters - embedding - head),
             head_flop: 2.0 * head,
             // A product with the keys and one with the values.

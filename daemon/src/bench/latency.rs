@@ -30,7 +30,7 @@ fn measure(
     batch: u32,
     hardware: Option<Hardware>,
 ) -> anyhow::Result<RunReport> {
-    let max_running = session.options().max_running;
+    let max_running = session.scheduling().max_running;
     if batch > max_running {
         bail!("--batch {batch} is more than --max-running {max_running}: raise it");
     }

@@ -21,6 +21,7 @@ mod report;
 mod session;
 #[cfg(test)]
 mod tests;
+mod text;
 mod timed;
 mod workload;
 
@@ -38,6 +39,8 @@ use self::session::Session;
 /// # Errors
 /// The model does not load, the workload does not fit into it, or the engine broke.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    // On standard error: that a model runs on the CPU for want of a GPU is said there.
+    crate::logging::init_worker("info")?;
     let report = measure(args)?;
     if args.common().json {
         println!("{}", serde_json::to_string_pretty(&report).context("cannot write JSON")?);

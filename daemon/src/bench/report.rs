@@ -1,8 +1,6 @@
-//! What is printed: figures beside their floors, then where the time went.
+//! What is reported: figures beside their floors, and where the time went.
 //!
-//! Owns: the words and units of a report, as text and as JSON. Must never: measure.
-
-use std::fmt::Write;
+//! Owns: a report's numbers, which are also its JSON. Must never: measure.
 
 use serde::Serialize;
 
@@ -153,8 +151,12 @@ pub struct Phases {
     pub launch_s: f64,
     /// See `schedule_s`.
     pub wait_s: f64,
+    /// Seconds of the rank's thread, enqueuing: no part of the host's, it works beside it.
+    pub enqueue_s: Option<f64>,
     /// The longest step that only decoded.
     pub decode_step_max_s: f64,
+    /// The part of the decode steps' time in which the device ran no kernel of theirs.
+    pub decode_idle: Option<f64>,
     /// Requests put back into the queue for want of pages.
     pub preemptions: u64,
     /// Seconds from submission to the first token, on average and at most.
@@ -176,6 +178,10 @@ impl Phases {
             schedule_s: run.schedule_s,
             launch_s: run.steps.iter().map(|step| step.launch_s).sum(),
             wait_s: run.steps.iter().map(|step| step.wait_s).sum(),
+            enqueue_s: sum(&run.steps, |step| step.profile.enqueue_s),
+            decode_idle: sum(&decode, |step| step.profile.device_s).map(|device_s| {
+                1.0 - device_s / decode.iter().map(|step| step.wall_s).sum::<f64>()
+            }),
             decode_step_max_s: decode.iter().map(|step| step.wall_s).fold(0.0, f64::max),
             preemptions: run.preemptions,
             first_token_mean_s: firsts.iter().sum::<f64>() / firsts.len().max(1) as f64,
@@ -189,6 +195,12 @@ impl Phases {
     }
 }
 
+/// Of a part that every step has measured, and `None` otherwise or without steps.
+fn sum(steps: &[StepRecord], part: impl Fn(&StepRecord) -> Option<f32>) -> Option<f64> {
+    let all: Option<f64> = steps.iter().map(|step| part(step).map(f64::from)).sum();
+    all.filter(|_| !steps.is_empty())
+}
+
 impl Report {
     /// About `results` of a session.
     ///
@@ -199,7 +211,7 @@ impl Report {
         hardware: Option<Hardware>,
         results: Vec<RunReport>,
     ) -> anyhow::Result<Report> {
-        let (info, options) = (session.info(), session.options());
+        let (info, scheduling) = (session.info(), session.scheduling());
         Ok(Report {
             version: env!("CARGO_PKG_VERSION"),
             architecture: info.architecture.clone(),
@@ -210,135 +222,13 @@ impl Report {
             kv_bytes: info.kv_bytes,
             kv_tokens: info.kv_tokens,
             page_size: info.page_size,
-            chunk_tokens: info.chunk_tokens,
-            max_running: options.max_running,
-            overlap: options.overlap,
+            chunk_tokens: scheduling.chunk_tokens,
+            max_running: scheduling.max_running,
+            overlap: scheduling.overlap,
             load_s: session.load_s(),
             hardware,
             results,
             host_memory: HostMemory::now()?,
         })
-    }
-
-    /// For people.
-    pub fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a string does not fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
-        const GIB: f64 = (1u64 << 30) as f64;
-        const MIB: f64 = (1u64 << 20) as f64;
-        writeln!(
-            out,
-            "{}, {:.2} B parameters, {}, on {}: {:.2} GiB of weights, loaded in {:.2} s",
-            self.architecture,
-            self.parameters as f64 / 1e9,
-            self.dtype,
-            self.device,
-            self.weight_bytes as f64 / GIB,
-            self.load_s
-        )?;
-        writeln!(
-            out,
-            "KV cache {} tokens ({:.2} GiB) in pages of {}, chunks of {}, {} running at most{}",
-            self.kv_tokens,
-            self.kv_bytes as f64 / GIB,
-            self.page_size,
-            self.chunk_tokens,
-            self.max_running,
-            if self.overlap { "" } else { ", no overlap" }
-        )?;
-        match &self.hardware {
-            Some(hardware) => writeln!(
-                out,
-                "floors at {:.0} GB/s read and {:.1} TFLOP/s",
-                hardware.read_bytes_per_s / 1e9,
-                hardware.matmul_flop_per_s / 1e12
-            )?,
-            None => writeln!(out, "no floors: give --read-bandwidth and --matmul of this device")?,
-        }
-        for result in &self.results {
-            writeln!(out, "\n{}", result.name)?;
-            for figure in &result.figures {
-                figure.write(out)?;
-            }
-            result.phases.write(out)?;
-        }
-        writeln!(
-            out,
-            "\nhost memory {:.0} MiB resident, {:.0} MiB at most",
-            self.host_memory.rss_bytes as f64 / MIB,
-            self.host_memory.rss_peak_bytes as f64 / MIB
-        )
-    }
-}
-
-impl Figure {
-    fn write(&self, out: &mut String) -> std::fmt::Result {
-        let digits = |value: f64| if value < 100.0 { 3 } else { 0 };
-        write!(out, "  {:<13} {:>10.*} {}", self.name, digits(self.value), self.value, self.unit)?;
-        if let (Some(floor), Some(reached)) = (self.floor, self.reached) {
-            write!(out, ", floor {floor:.*}, reached {:.1} %", digits(floor), reached * 100.0)?;
-        }
-        writeln!(out)
-    }
-}
-
-impl Phases {
-    fn write(&self, out: &mut String) -> std::fmt::Result {
-        for (name, phase) in [("prefill", &self.prefill), ("decode", &self.decode)] {
-            if phase.steps > 0 {
-                phase.write(name, out)?;
-            }
-        }
-        let steps = self.all.steps.max(1) as f64;
-        writeln!(
-            out,
-            "  {} steps, {} preemptions, {:.1} decode rows on average; first token after {:.3} s on \
-             average, {:.3} s at most",
-            self.all.steps,
-            self.preemptions,
-            self.all.decode_rows_mean,
-            self.first_token_mean_s,
-            self.first_token_max_s
-        )?;
-        writeln!(
-            out,
-            "  host, us a step: schedule {:.1}, launch {:.1}, wait {:.1}; busy {:.2} % of the time",
-            self.schedule_s / steps * 1e6,
-            self.launch_s / steps * 1e6,
-            self.wait_s / steps * 1e6,
-            (self.schedule_s + self.launch_s) / self.all.seconds.max(f64::MIN_POSITIVE) * 100.0
-        )
-    }
-}
-
-impl Phase {
-    fn write(&self, name: &str, out: &mut String) -> std::fmt::Result {
-        write!(
-            out,
-            "  {name} steps: {} in {:.3} s, {:.3} ms each, {:.1} decode rows",
-            self.steps,
-            self.seconds,
-            self.seconds / self.steps as f64 * 1e3,
-            self.decode_rows_mean
-        )?;
-        if self.prefill_tokens > 0 {
-            write!(out, ", {} prompt tokens", self.prefill_tokens)?;
-        }
-        if let Some(floor) = &self.floor {
-            write!(
-                out,
-                "; floor {:.3} s = weights {:.3} + KV {:.3} + prompts {:.3}",
-                floor.seconds(),
-                floor.weights_s,
-                floor.kv_s,
-                floor.prefill_s
-            )?;
-        }
-        writeln!(out)
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use minisgl_engine::config::ModelConfig;
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{Finish, LoadOptions, RequestId, SamplingParams, StopParams, Submit};
-use minisgl_sched::{Driver, Event, Scheduler};
+use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
 use super::floor::Costs;
 use super::timed::{StepRecord, Timed};
@@ -21,7 +21,6 @@ pub struct Session {
     driver: Driver<Timed<Engine>>,
     info: EngineInfo,
     costs: Costs,
-    options: LoadOptions,
     load_s: f64,
     tokens: Tokens,
     /// Requests submitted so far, which names the next one.
@@ -56,7 +55,7 @@ impl Run {
 }
 
 impl Session {
-    /// Loads the model in `dir`, saying on standard error how far it has come.
+    /// Loads the model in `dir`.
     ///
     /// # Errors
     /// The model cannot be loaded with these options.
@@ -66,13 +65,13 @@ impl Session {
             .with_context(|| format!("--model {} does not load", dir.display()))?;
         let load_s = started.elapsed().as_secs_f64();
         let scheduler = Scheduler::new(crate::worker::sched_config(options, &info))?;
-        let costs = Costs::of(&ModelConfig::from_dir(dir)?, &info);
+        let kv_token_bytes = info.kv_bytes as f64 / info.kv_tokens as f64;
+        let costs = Costs::of(&ModelConfig::from_dir(dir)?, info.weight_bytes, kv_token_bytes);
         Ok(Session {
             driver: Driver::new(scheduler, Timed::new(engine)),
             tokens: Tokens::new(info.vocab_size),
             info,
             costs,
-            options: options.clone(),
             load_s,
             submitted: 0,
         })
@@ -88,9 +87,9 @@ impl Session {
         &self.costs
     }
 
-    /// How it was loaded.
-    pub fn options(&self) -> &LoadOptions {
-        &self.options
+    /// How steps are planned.
+    pub fn scheduling(&self) -> &SchedConfig {
+        self.driver.scheduler().config()
     }
 
     /// Seconds that loading took.

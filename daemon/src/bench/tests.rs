@@ -1,12 +1,13 @@
 //! Whole benchmarks over a tiny model on the CPU, and the floors' arithmetic.
 
 use clap::Parser;
-use minisgl_engine::EngineInfo;
 use minisgl_engine::config::ModelConfig;
+use minisgl_sched::StepProfile;
 
 use super::args::FloorArgs;
 use super::floor::{Costs, Floor, Hardware};
-use super::report::Report;
+use super::report::{Phases, Report};
+use super::session::Run;
 use super::timed::StepRecord;
 use crate::cli::{Cli, Command};
 
@@ -141,6 +142,51 @@ fn rates_are_known_for_some_gpus() {
     assert!(Hardware::choose(&wrong, "cpu").unwrap_err().to_string().contains("--read-bandwidth"));
 }
 
+#[test]
+fn a_run_is_split_into_prefill_and_decode() {
+    let step = |prefill_rows, decode_rows, wall_s, device_s| StepRecord {
+        prefill_rows,
+        prefill_tokens: 10 * prefill_rows,
+        decode_rows,
+        wall_s,
+        profile: StepProfile { enqueue_s: Some(0.002), device_s },
+        ..StepRecord::default()
+    };
+    let mut run = Run {
+        steps: vec![
+            step(2, 1, 0.5, None),
+            step(0, 3, 0.010, Some(0.009)),
+            step(0, 2, 0.030, Some(0.029)),
+        ],
+        seconds: 0.54,
+        first_token_s: vec![0.5, 0.1],
+        schedule_s: 0.003,
+        preemptions: 4,
+    };
+    let costs = Costs {
+        weight_bytes: 1e9,
+        kv_token_bytes: 1e3,
+        layer_flop: 1e9,
+        head_flop: 1e9,
+        attention_flop: 1e3,
+    };
+    let phases = Phases::of(&run, &costs, None);
+    assert_eq!((phases.all.steps, phases.prefill.steps, phases.decode.steps), (3, 1, 2));
+    assert_eq!((phases.decode.decode_rows_mean, phases.prefill.prefill_tokens), (2.5, 20));
+    assert_eq!((phases.decode_step_max_s, phases.preemptions), (0.030, 4));
+    assert_eq!((phases.first_token_mean_s, phases.first_token_max_s), (0.3, 0.5));
+    let near = |value: Option<f64>, expected: f64| (value.unwrap() - expected).abs() < 1e-6;
+    assert!(near(Some(phases.decode.seconds), 0.04));
+    // 38 of 40 ms.
+    assert!(near(phases.decode_idle, 0.05), "{phases:?}");
+    assert!(near(phases.enqueue_s, 0.006));
+    run.steps[2].profile = StepProfile::default();
+    let phases = Phases::of(&run, &costs, None);
+    assert_eq!((phases.decode_idle, phases.enqueue_s), (None, None), "one was not measured");
+    let both = run.clone().then(run);
+    assert_eq!((both.steps.len(), both.preemptions, both.seconds), (6, 8, 1.08));
+}
+
 /// Qwen3-0.6B, by hand.
 #[test]
 fn floors_add_up() {
@@ -153,22 +199,7 @@ fn floors_add_up() {
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let config = ModelConfig::from_dir(dir.path()).unwrap();
     let parameters = config.parameters();
-    let info = |config: &ModelConfig| EngineInfo {
-        architecture: String::new(),
-        device: String::new(),
-        dtype: "bf16".to_owned(),
-        parameters: config.parameters(),
-        weight_bytes: 2 * config.parameters(),
-        kv_bytes: 114_688 * 1_000,
-        kv_tokens: 1_000,
-        kv_pages: 1_000,
-        page_size: 1,
-        vocab_size: 151_936,
-        max_len: 1_000,
-        eos_token_ids: Vec::new(),
-        tp: 1,
-    };
-    let costs = Costs::of(&config, &info(&config));
+    let costs = Costs::of(&config, 2 * parameters, 114_688.0);
     let table = 151_936 * 1_024;
     // The table is the head: read once a step.
     assert_eq!(costs.weight_bytes, 2.0 * parameters as f64);
@@ -177,7 +208,7 @@ fn floors_add_up() {
     assert_eq!(costs.head_flop, 2.0 * table as f64);
     assert_eq!(costs.attention_flop, (4 * 16 * 128 * 28) as f64);
     let untied = ModelConfig { tie_word_embeddings: false, ..config };
-    let apart = Costs::of(&untied, &info(&untied));
+    let apart = Costs::of(&untied, 2 * untied.parameters(), 114_688.0);
     assert_eq!(apart.weight_bytes, costs.weight_bytes);
     assert_eq!(apart.layer_flop, costs.layer_flop);
 

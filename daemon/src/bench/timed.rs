@@ -5,7 +5,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use minisgl_sched::{Executor, ExecutorError, Plan, SlotId, StepOutput};
+use minisgl_sched::{Executor, ExecutorError, Plan, SlotId, StepOutput, StepProfile};
 
 /// What a step held and how long the host spent on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -28,6 +28,8 @@ pub struct StepRecord {
     pub wait_s: f64,
     /// When its output was there, in seconds since the executor was made.
     pub done_s: f64,
+    /// What the executor says of itself.
+    pub profile: StepProfile,
     /// From the output before, or the start of the run, to its own.
     pub wall_s: f64,
 }
@@ -112,6 +114,7 @@ impl<E: Executor> Executor for Timed<E> {
         if let Some(mut record) = self.in_flight.pop_front() {
             record.wait_s = start.elapsed().as_secs_f64();
             record.done_s = self.now_s();
+            record.profile = self.inner.profile();
             self.done.push(record);
         }
         Ok(output)
@@ -119,5 +122,9 @@ impl<E: Executor> Executor for Timed<E> {
 
     fn reclaim(&mut self) -> Option<Plan> {
         self.inner.reclaim()
+    }
+
+    fn profile(&self) -> StepProfile {
+        self.inner.profile()
     }
 }

@@ -125,7 +125,7 @@ impl Gemm {
     /// # Errors
     /// The library is missing, or has no room.
     pub fn open(device: &Device, libraries: Option<&Path>) -> Result<Gemm, GemmError> {
-        library::load("libcublasLt.so.13", "nvidia-cublas", libraries)?;
+        library::load(&library::CUBLASLT, libraries)?;
         device.stream().context().bind_to_thread().map_err(driver("binding the context"))?;
         let handle = result::create_handle().map_err(cublas(|| "start".into()))?;
         let workspace = device.stream().alloc_zeros(WORKSPACE_BYTES);
