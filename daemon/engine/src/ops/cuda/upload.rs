@@ -234,7 +234,7 @@ mod tests {
         assert!(uploader.readers.is_empty(), "dummies take no pinned memory");
 
         let memory: Vec<bf16> = (0..3 * STAGING_LEN as u32 + 5)
-            .map(|i| bf16::from_bits((i * 2_654_435_761 >> 16) as u16))
+            .map(|i| bf16::from_bits((i.wrapping_mul(2_654_435_761) >> 16) as u16))
             .collect();
         check(&device, uploader, &[TensorPart::of(&memory), TensorPart::of(&memory[1..4])], 3);
         check(&device, uploader, &[TensorPart::of(&[])], 8);
