@@ -186,7 +186,8 @@ impl Gemm {
                 (workspace, self.workspace.len()),
                 stream.cu_stream(),
             )
-        }
+        }?;
+        device.settle().map_err(driver("running a product"))
     }
 
     /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape. `args` writes its output

@@ -27,6 +27,7 @@ mod results;
 mod sample;
 #[cfg(test)]
 mod tests;
+mod tuned;
 mod upload;
 
 pub use gpu::{Gpu, GpuMemory};
@@ -58,6 +59,7 @@ use self::prepare::{check, cos_sin};
 use self::requests::Requests;
 use self::results::{Outgoing, Outputs};
 use self::sample::LOGIT_ROWS;
+use self::tuned::TunedFile;
 use self::upload::Uploader;
 use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 use crate::batch::Batch;
@@ -92,6 +94,8 @@ pub struct CudaSpec<'a> {
 pub struct CudaOps {
     device: Device,
     gemm: Gemm,
+    /// What `gemm` has measured.
+    tuned: TunedFile,
     attention: Attention,
     uploader: RefCell<Option<Uploader>>,
     weight_bytes: AtomicU64,
@@ -158,7 +162,7 @@ impl CudaOps {
             head_dim: config.head_dim,
             page_size,
         };
-        let (device, gemm) = gpu.into_parts();
+        let (device, gemm, tuned) = gpu.into_parts();
         let memory = |error: DriverError| failed("allocate workspaces")(error);
         let stream = device.stream().clone();
         let rows = slots.min(chunk_tokens);
@@ -193,7 +197,7 @@ impl CudaOps {
             requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
             outputs: Outputs::new(&stream, rows).map_err(memory)?,
             outgoing: None,
-            graphs: Graphs::new(logit_rows),
+            graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
             mode: Mode::Eager,
             kv: None,
             kv_pages: 0,
@@ -201,6 +205,7 @@ impl CudaOps {
             logit_stride,
             scratch: stream.alloc_zeros(scratch.max(1)).map_err(memory)?,
             gemm,
+            tuned,
             device,
         })
     }
@@ -270,7 +275,13 @@ impl Ops for CudaOps {
     }
 
     fn prepare(&mut self) -> OpResult {
-        self.prepare_products()
+        self.prepare_products()?;
+        let tuned = self.gemm.save(&self.device);
+        // The first line says of what.
+        if tuned.lines().count() > 1 {
+            self.tuned.write(tuned);
+        }
+        Ok(())
     }
 
     fn reserve_kv(&mut self, pages: usize) -> OpResult {
