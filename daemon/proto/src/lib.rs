@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod frame;
+pub mod limits;
 pub mod model;
 pub mod request;
 pub mod socket;
