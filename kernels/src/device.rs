@@ -17,7 +17,7 @@ pub struct Device {
     capability: (i32, i32),
     multiprocessors: u32,
     shared_bytes_max: u32,
-    clusters: bool,
+    cluster_max: u32,
 }
 
 /// How a kernel is spread over the GPU.
@@ -97,6 +97,20 @@ impl Device {
                 shared_bytes_max,
             )
             .map_err(failed("set up shared memory on"))?;
+        // Only machine code for these knows clusters; the PTX for all others is older. Eight blocks always
+        // fit, sixteen where enough neighbouring multiprocessors are to be had.
+        let mut cluster_max = 1;
+        if matches!((major, minor), (9, 0) | (10, 0)) {
+            sample
+                .set_attribute(
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED,
+                    1,
+                )
+                .map_err(failed("allow clusters on"))?;
+            let grid = Grid { blocks: (16, 1), threads: 512, shared_bytes: 40 << 10, cluster: 16 };
+            let fits = kernels.clusters_at_once(Kernel::SampleShared, grid).is_ok_and(|n| n > 0);
+            cluster_max = if fits { 16 } else { 8 };
+        }
         Ok(Device {
             stream,
             kernels,
@@ -104,8 +118,7 @@ impl Device {
             capability: (major, minor),
             multiprocessors: multiprocessors.max(1) as u32,
             shared_bytes_max: shared_bytes_max.max(0) as u32,
-            // Only machine code for these knows clusters; the PTX for all others is older.
-            clusters: matches!((major, minor), (9, 0) | (10, 0)),
+            cluster_max,
         })
     }
 
@@ -131,7 +144,7 @@ impl Device {
 
     /// Works as a GPU without thread block clusters does. For tests of that path.
     pub fn without_clusters(self) -> Device {
-        Device { clusters: false, ..self }
+        Device { cluster_max: 1, ..self }
     }
 
     /// Dynamic shared memory that a block of the sampler may have.
@@ -139,8 +152,9 @@ impl Device {
         self.shared_bytes_max
     }
 
-    pub(crate) fn has_clusters(&self) -> bool {
-        self.clusters
+    /// Blocks of the largest cluster of the sampler that fits; 1 on a GPU without clusters.
+    pub(crate) fn cluster_max(&self) -> u32 {
+        self.cluster_max
     }
 
     /// Puts a kernel onto the stream; it may start while the one before it drains.
@@ -197,6 +211,12 @@ impl Device {
             sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
         }
         .result()
+    }
+
+    /// How many clusters of such a launch are on the GPU at once.
+    pub(crate) fn clusters_at_once(&self, kernel: Kernel, grid: Grid) -> Result<u32, DriverError> {
+        self.stream.context().bind_to_thread()?;
+        self.kernels.clusters_at_once(kernel, grid)
     }
 
     /// Waits until everything launched has run.
