@@ -14,13 +14,9 @@ KERNEL minisgl_gather(const __grid_constant__ minisgl_gather_args a) {
   wait_for_inputs();
   let_next_start();
 
-  // One thread, one 16-byte vector.
-  const uint32_t vectors = a.hidden / VEC;
-  const uint32_t at = blockIdx.x * blockDim.x + threadIdx.x;
-  const uint32_t row = at / vectors;
-  if (row >= a.rows) return;
-  const uint32_t from = a.index[row];
+  const VectorAt at(a.hidden);
+  if (at.row >= a.rows) return;
+  const uint32_t from = a.index[at.row];
   if (from >= a.x_rows) return;
-  const uint32_t column = at % vectors * VEC;
-  store8(a.out + size_t(row) * a.hidden + column, load8(a.x + size_t(from) * a.hidden + column));
+  store8(a.out + at.in(a.hidden), load8(a.x + at.in(a.hidden, from)));
 }
