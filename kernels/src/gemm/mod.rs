@@ -43,6 +43,8 @@ pub struct GemmShape {
 pub enum GemmOut<'a> {
     /// Activations, `[m, n]`.
     Bf16(ArrayMut<'a, bf16>),
+    /// The residual stream, `[m, n]`: what is there is added to in f32, and rounded once.
+    AddTo(ArrayMut<'a, bf16>),
     /// Logits, `[m, n]`.
     F32(ArrayMut<'a, f32>),
 }
@@ -123,7 +125,7 @@ impl Gemm {
     /// # Errors
     /// The library is missing, or has no room.
     pub fn open(device: &Device, libraries: Option<&Path>) -> Result<Gemm, GemmError> {
-        library::load("libcublasLt.so.13", "nvidia-cublas", libraries)?;
+        library::load(&library::CUBLASLT, libraries)?;
         device.stream().context().bind_to_thread().map_err(driver("binding the context"))?;
         let handle = result::create_handle().map_err(cublas(|| "start".into()))?;
         let workspace = device.stream().alloc_zeros(WORKSPACE_BYTES);
@@ -326,6 +328,8 @@ struct Call {
     weight: u64,
     bias: u64,
     out: u64,
+    /// Adds to `out`.
+    sum: bool,
 }
 
 impl Call {
@@ -341,7 +345,7 @@ impl Call {
             None => 0,
         };
         let (f32_out, out) = match &args.out {
-            GemmOut::Bf16(out) => (false, check.array("out", out, &[m, n])?),
+            GemmOut::Bf16(out) | GemmOut::AddTo(out) => (false, check.array("out", out, &[m, n])?),
             GemmOut::F32(out) => (true, check.array("out", out, &[m, n])?),
         };
         Ok(Call {
@@ -350,6 +354,7 @@ impl Call {
             weight: check.array("weight", &args.weight, &[n, k])?,
             bias,
             out,
+            sum: matches!(args.out, GemmOut::AddTo(_)),
         })
     }
 }

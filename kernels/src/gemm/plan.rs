@@ -168,7 +168,7 @@ impl Plan {
                 call.bias,
             )?;
         }
-        let (alpha, beta) = (1.0_f32, 0.0_f32);
+        let (alpha, beta) = (1.0_f32, if call.sum { 1.0_f32 } else { 0.0 });
         // SAFETY: the caller's promise; alpha and beta are read before the call returns.
         unsafe {
             result::matmul(

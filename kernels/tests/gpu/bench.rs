@@ -3,6 +3,7 @@
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
+use minisgl_kernels::ArrayMut;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
 use minisgl_kernels::ops::*;
@@ -32,9 +33,8 @@ pub fn run(gpu: &mut Gpu, only: &str) {
         println!("{op:<34} {rows:>6} {micros:>10.2} {tera:>8.3} {:>6.1}%", rate / copy * 100.0);
     };
     type Op = fn(&mut Gpu, usize, Show<'_>);
-    let by_tokens: [(&str, Op); 6] = [
+    let by_tokens: [(&str, Op); 5] = [
         ("embedding", embedding),
-        ("gather", gather),
         ("rmsnorm", rmsnorm),
         ("rope", rope),
         ("silu_mul", silu_mul),
@@ -44,9 +44,13 @@ pub fn run(gpu: &mut Gpu, only: &str) {
         by_tokens.iter().filter(|(op, _)| wanted(op)).for_each(|(_, run)| run(gpu, rows, &show));
     }
     if wanted("attention") {
-        crate::attention::bench(gpu, &show);
+        crate::attention_bench::decode(gpu, &show);
+        crate::attention_bench::prefill(gpu);
     }
-    for rows in [1, 8, 32, 256].into_iter().filter(|_| wanted("sample")) {
+    if wanted("decode") {
+        crate::decode_bench::bench(gpu);
+    }
+    for rows in [1, 8, 32, 256].into_iter().filter(|_| wanted("sampler")) {
         sample(gpu, rows, &show);
     }
 }
@@ -136,49 +140,27 @@ fn embedding(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     show("embedding, hidden 4096", rows, bytes, seconds);
 }
 
-fn gather(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+fn rmsnorm(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let bytes = 4 * rows * HIDDEN;
     let (sets, len) = (sets(bytes), rows * HIDDEN);
     let x = fill(gpu, sets * len);
-    let mut order: Vec<i32> = (0..rows as i32).collect();
-    gpu.random.shuffle(&mut order);
-    let (index, mut out) = (gpu.upload(&order), gpu.poisoned(sets * len));
-    let seconds = time(gpu, sets, |i| {
-        let at = i * len..(i + 1) * len;
-        Gather {
-            x: (&x.slice(at.clone())).into(),
-            index: (&index).into(),
-            out: (&mut out.slice_mut(at)).into(),
-            rows,
-            x_rows: rows,
-            hidden: HIDDEN,
-        }
-        .launch(&gpu.device)
-        .unwrap();
-    });
-    show("gather, hidden 4096", rows, bytes, seconds);
-}
-
-fn rmsnorm(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
-    let bytes = 8 * rows * HIDDEN;
-    let (sets, len) = (sets(bytes), rows * HIDDEN);
-    let (x, mut residual) = (fill(gpu, sets * len), fill(gpu, sets * len));
     let (weight, mut out) = (fill(gpu, HIDDEN), gpu.poisoned(sets * len));
     let seconds = time(gpu, sets, |i| {
         let at = i * len..(i + 1) * len;
         RmsNorm {
             x: (&x.slice(at.clone())).into(),
-            residual: Some((&mut residual.slice_mut(at.clone())).into()),
+            index: None,
             weight: (&weight).into(),
             out: (&mut out.slice_mut(at)).into(),
             rows,
+            x_rows: rows,
             hidden: HIDDEN,
             eps: 1e-6,
         }
         .launch(&gpu.device)
         .unwrap();
     });
-    show("rmsnorm + residual, hidden 4096", rows, bytes, seconds);
+    show("rmsnorm, hidden 4096", rows, bytes, seconds);
 }
 
 /// Qwen3-8B's heads.
@@ -209,9 +191,9 @@ fn rope(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             cos_sin: (&cos_sin).into(),
             positions: (&positions).into(),
             slots: (&slots.slice(i * rows..(i + 1) * rows)).into(),
-            q_out: (&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
-            k_pages: (&mut k_pages).into(),
-            v_pages: (&mut v_pages).into(),
+            q_out: ArrayMut::from(&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
+            k_pages: ArrayMut::from(&mut k_pages).into(),
+            v_pages: ArrayMut::from(&mut v_pages).into(),
             rows,
             q_heads,
             kv_heads,
@@ -243,8 +225,8 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let (hidden, width, layers) = (1024, 3072, 28);
     let (q_heads, kv_heads, head_dim) = (16, 8, 128);
     let heads = q_heads + 2 * kv_heads;
-    let bytes = rows * (2 * 8 * hidden + 4 * heads * head_dim + 4 * head_dim + 6 * width);
-    let (x, mut residual) = (fill(gpu, rows * hidden), fill(gpu, rows * hidden));
+    let bytes = rows * (2 * 4 * hidden + 4 * heads * head_dim + 4 * head_dim + 6 * width);
+    let x = fill(gpu, rows * hidden);
     let (weight, mut normed) = (fill(gpu, hidden), gpu.poisoned(rows * hidden));
     let (qkv, head_weight) = (fill(gpu, rows * heads * head_dim), fill(gpu, head_dim));
     let cos_sin = gpu.upload(&vec![0.7_f32; 8192 * head_dim]);
@@ -257,10 +239,11 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
         let mut norm = || {
             RmsNorm {
                 x: (&x).into(),
-                residual: Some((&mut residual).into()),
+                index: None,
                 weight: (&weight).into(),
                 out: (&mut normed).into(),
                 rows,
+                x_rows: rows,
                 hidden,
                 eps: 1e-6,
             }

@@ -1,16 +1,23 @@
 //! Every op on a GPU against a naive reference on the CPU, then a table of times.
 //!
 //! `gpu [FILTER] [--small] [--bench[=NAME]] [--require-gpu]`: `--small` keeps the shapes small enough for a
-//! sanitizer, `--bench` times the ops afterwards, those with NAME in their names. Inputs are fresh every run; the seed is printed and
+//! sanitizer, `--bench` times the ops afterwards, those with NAME (or FILTER) in their names. Inputs are fresh
+//! every run; the seed is printed and
 //! `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is claimed.
 
 #![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
 
 mod attention;
+mod attention_batch;
+mod attention_bench;
 mod bench;
+mod decode;
+mod decode_bench;
+mod dummy;
 mod embedding;
 mod gemm;
 mod greedy;
+mod pages;
 mod reference;
 mod refusal;
 mod rmsnorm;
@@ -31,10 +38,10 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
-    ("gather", embedding::gather),
     ("silu_mul", silu_mul::silu_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),
+    ("dummy", dummy::dummy),
     ("sampler_greedy", greedy::greedy),
     ("sampler_special_values", greedy::special_values),
     ("sampler_settings", sampler::settings),
@@ -44,7 +51,14 @@ const TESTS: &[Test] = &[
     ("gemm", gemm::gemm),
     ("gemm_tuned", gemm::tuned),
     ("attention", attention::attention),
+    ("attention_fa", attention::attention_fa),
+    ("attention_split", attention::attention_split),
     ("attention_graph", attention::attention_graph),
+    ("attention_limits", attention::attention_limits),
+    ("attention_refusals", attention::attention_refusals),
+    ("decode", decode::decode),
+    ("decode_fused", decode::decode_fused),
+    ("decode_graph", decode::decode_graph),
     ("refusals", refusal::refusals),
 ];
 
@@ -80,7 +94,7 @@ fn main() -> ExitCode {
         }
     }
     if let Some(only) = args.iter().find_map(|arg| arg.strip_prefix("--bench")) {
-        bench::run(&mut gpu, only.trim_start_matches('='));
+        bench::run(&mut gpu, if only.is_empty() { filter } else { only.trim_start_matches('=') });
     }
     println!("{} passed, {} failed {failed:?}", chosen.count() - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
