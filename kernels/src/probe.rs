@@ -165,7 +165,7 @@ pub fn gpu(ordinal: usize) -> Result<Gpu, String> {
 }
 
 /// Which of the machine code in this build a GPU runs, and whether that is code for this very GPU; `None`
-/// when it is too old. Mirrors `TARGETS` of `build.rs`.
+/// when it is too old. Mirrors `TARGETS` of `build/targets.rs`.
 ///
 /// Code for sm_80 runs on every 8.x; code with an `a` on no other GPU than its own.
 pub fn machine_code(capability: (u32, u32)) -> Option<(&'static str, bool)> {
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn every_target_of_the_build_is_named() {
-        let build = include_str!("../build.rs");
+        let build = include_str!("../build/targets.rs");
         let named = |code: &str| build.contains(&format!("code={code}\""));
         for capability in [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)] {
             let (code, _) = machine_code(capability).unwrap();
