@@ -138,6 +138,13 @@ impl Device {
         self.shared_bytes_max
     }
 
+    /// Lets a kernel be launched with so much dynamic shared memory.
+    pub(crate) fn allow_shared(&self, kernel: Kernel, bytes: u32) -> Result<(), DriverError> {
+        self.stream.context().bind_to_thread()?;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        self.kernels.get(kernel).set_attribute(attribute, bytes as i32)
+    }
+
     pub(crate) fn has_clusters(&self) -> bool {
         self.clusters
     }

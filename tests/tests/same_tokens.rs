@@ -42,7 +42,7 @@ fn plain() -> LoadOptions {
         cache: CacheMode::Naive,
         overlap: false,
         page_size: 1,
-        chunk_tokens: 2048,
+        chunk_tokens: Some(2048),
         ..model_options()
     }
 }
@@ -56,12 +56,17 @@ fn cache_pages_chunks_and_overlap_change_nothing() {
     let base = model_options();
     check(&daemon, &expected, "defaults", base.clone());
     check(&daemon, &expected, "page size 1", LoadOptions { page_size: 1, ..base.clone() });
-    check(&daemon, &expected, "chunks of 16", LoadOptions { chunk_tokens: 16, ..base.clone() });
+    check(
+        &daemon,
+        &expected,
+        "chunks of 16",
+        LoadOptions { chunk_tokens: Some(16), ..base.clone() },
+    );
     check(
         &daemon,
         &expected,
         "chunks of 16, page size 1, no overlap",
-        LoadOptions { chunk_tokens: 16, page_size: 1, overlap: false, ..base.clone() },
+        LoadOptions { chunk_tokens: Some(16), page_size: 1, overlap: false, ..base.clone() },
     );
     check(&daemon, &expected, "no cache", LoadOptions { cache: CacheMode::Naive, ..base.clone() });
     check(&daemon, &expected, "no overlap", LoadOptions { overlap: false, ..base });

@@ -6,7 +6,7 @@
 //!
 //! Shapes: `tokens` is the number of tokens of the batch; activations are `[tokens, width]`, row-major,
 //! in buffers that were allocated at load for the largest batch. Widths are those of this rank's shard.
-//! Nothing allocates device memory after [`Ops::allocate_kv`].
+//! Nothing allocates device memory after [`Ops::commit_kv`].
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -17,7 +17,7 @@ use minisgl_sched::Install;
 
 use crate::batch::Batch;
 use crate::error::OpError;
-use crate::weights::HostTensor;
+use crate::weights::TensorPart;
 
 /// What an op returns: on a GPU, that it was enqueued.
 pub type OpResult<T = ()> = Result<T, OpError>;
@@ -73,13 +73,13 @@ pub trait Ops: Sized + Send {
     ///
     /// # Errors
     /// No memory on the device.
-    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Self::Matrix>;
+    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Self::Matrix>;
 
     /// Uploads a vector: `parts`, one after the other.
     ///
     /// # Errors
     /// No memory on the device.
-    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<Self::Vector>;
+    fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Self::Vector>;
 
     /// Activations of `width` for `rows` rows.
     ///
@@ -90,7 +90,7 @@ pub trait Ops: Sized + Send {
     /// Bytes that all uploaded weights take on the device.
     fn weight_bytes(&self) -> u64;
 
-    /// All weights and activations are there: prepares what depends on their shapes.
+    /// No more weights come: waits until all are on the device, and lets go of what carried them.
     ///
     /// # Errors
     /// The device failed.
@@ -98,11 +98,29 @@ pub trait Ops: Sized + Send {
         Ok(())
     }
 
-    /// Reserves KV pages, once.
+    /// All weights and activations are there: prepares what depends on their shapes.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn prepare(&mut self) -> OpResult {
+        Ok(())
+    }
+
+    /// Makes room for `pages` KV pages at most, once. The first of them can be used, so that the first steps
+    /// can run, and show how much memory they take.
     ///
     /// # Errors
     /// No memory on the device.
-    fn allocate_kv(&mut self, pages: usize) -> OpResult;
+    fn reserve_kv(&mut self, pages: usize) -> OpResult;
+
+    /// Makes the first `pages` of the reserved KV pages usable, after the first steps. A device that has
+    /// allocated all that was reserved has nothing to do.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn commit_kv(&mut self, _pages: usize) -> OpResult {
+        Ok(())
+    }
 
     // A step.
 

@@ -14,7 +14,7 @@ pub mod request;
 pub mod socket;
 pub mod worker;
 
-pub use model::{CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
+pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
 pub use request::{
     Finish, Generate, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
     TokenLogprob, Unavailable,

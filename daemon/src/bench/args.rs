@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use minisgl_proto::{CacheMode, Device, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, CacheMode, Device, KvDtype, LoadOptions};
 
 /// `bench`.
 #[derive(Debug, Args)]
@@ -132,18 +132,21 @@ pub struct LoadFlags {
     /// Tokens of KV cache [default: from --memory-ratio]
     #[arg(long, value_name = "TOKENS")]
     pub kv_tokens: Option<u64>,
-    /// Share of the free memory for weights and KV pages, in (0, 1]
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
-    pub memory_ratio: f32,
+    /// Share of the free memory for weights and KV pages, in (0, 1] [default: 0.5, on a GPU 0.9]
+    #[arg(long, value_name = "SHARE")]
+    pub memory_ratio: Option<f32>,
     /// Element type of the KV cache: auto, f32, bf16, fp16 or fp8
     #[arg(long, value_parser = lowercase::<KvDtype>, default_value = "auto")]
     pub kv_dtype: KvDtype,
     /// Requests running at once, at most
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_running: u32,
-    /// Tokens a step feeds at most: the chunk of chunked prefill
-    #[arg(long, value_name = "TOKENS", default_value_t = 8192)]
-    pub chunk_tokens: u32,
+    /// Tokens a step feeds at most: the chunk of chunked prefill [default: 512, on a GPU 8192]
+    #[arg(long, value_name = "TOKENS")]
+    pub chunk_tokens: Option<u32>,
+    /// Attention kernels of a GPU for prefill and decode: two of auto, fi and fa, or one for both
+    #[arg(long, value_name = "PREFILL,DECODE", default_value = "auto")]
+    pub attn: Attn,
     /// Prompt plus generated tokens at most [default: the model's context]
     #[arg(long, value_name = "TOKENS")]
     pub max_len: Option<u32>,
@@ -168,6 +171,7 @@ impl LoadFlags {
             kv_dtype: self.kv_dtype,
             max_running: self.max_running,
             chunk_tokens: self.chunk_tokens,
+            attn: self.attn,
             max_len: self.max_len,
             cache: self.cache,
             dummy_weights: self.dummy_weights,

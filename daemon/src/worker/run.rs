@@ -65,7 +65,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
         page_size: engine.page_size,
         max_running: options.max_running,
         max_waiting: options.max_waiting,
-        chunk_tokens: options.chunk_tokens,
+        chunk_tokens: engine.chunk_tokens,
         max_len: engine.max_len,
         vocab_size: engine.vocab_size,
         eos_token_ids: engine.eos_token_ids.clone(),
@@ -83,6 +83,7 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         dtype: engine.dtype,
         parameters: engine.parameters,
         weight_bytes: engine.weight_bytes,
+        kv_dtype: engine.kv_dtype,
         kv_bytes: engine.kv_bytes,
         kv_tokens: engine.kv_tokens,
         page_size: engine.page_size,
@@ -90,8 +91,11 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         max_len: engine.max_len,
         max_running: spec.options.max_running,
         max_waiting: spec.options.max_waiting,
+        chunk_tokens: engine.chunk_tokens,
         eos_token_ids: engine.eos_token_ids,
         tp: engine.tp,
+        read_bytes: engine.read_bytes,
+        read_s: engine.read_s,
         load_s,
     }
 }
@@ -229,7 +233,7 @@ mod tests {
             dummy_weights: true,
             threads: 1,
             kv_tokens: Some(128),
-            chunk_tokens: 4,
+            chunk_tokens: Some(4),
             max_running: 4,
             ..LoadOptions::default()
         };

@@ -6,6 +6,7 @@
 mod argmax;
 mod check;
 pub(crate) use check::Check;
+mod dummy;
 mod embedding;
 mod qk_rope_page;
 mod rmsnorm;
@@ -13,6 +14,7 @@ mod sample;
 mod silu_mul;
 
 pub use argmax::{Argmax, ArgmaxScratch};
+pub use dummy::DummyFill;
 pub use embedding::Embedding;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};

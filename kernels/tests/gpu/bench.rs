@@ -3,6 +3,7 @@
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
+use minisgl_kernels::ArrayMut;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
 use minisgl_kernels::ops::*;
@@ -33,7 +34,9 @@ pub fn run(gpu: &mut Gpu) {
         rope(gpu, rows, &show);
         silu_mul(gpu, rows, &show);
     }
-    crate::attention::bench(gpu, &show);
+    crate::attention_bench::decode(gpu, &show);
+    crate::attention_bench::prefill(gpu);
+    crate::decode_bench::bench(gpu);
     for rows in [1, 8, 32, 256] {
         argmax(gpu, rows, &show);
         sample(gpu, rows, &show);
@@ -176,9 +179,9 @@ fn rope(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             cos_sin: (&cos_sin).into(),
             positions: (&positions).into(),
             slots: (&slots.slice(i * rows..(i + 1) * rows)).into(),
-            q_out: (&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
-            k_pages: (&mut k_pages).into(),
-            v_pages: (&mut v_pages).into(),
+            q_out: ArrayMut::from(&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
+            k_pages: ArrayMut::from(&mut k_pages).into(),
+            v_pages: ArrayMut::from(&mut v_pages).into(),
             rows,
             q_heads,
             kv_heads,

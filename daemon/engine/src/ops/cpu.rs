@@ -34,7 +34,7 @@ use crate::model::rope;
 use crate::rank::collective::Member;
 use crate::rank::shard::{Shard, share};
 use crate::sampler::Sampler;
-use crate::weights::HostTensor;
+use crate::weights::TensorPart;
 
 /// Rows whose logits are held at once: whole vocabularies are long.
 const LOGIT_ROWS: usize = 32;
@@ -203,14 +203,15 @@ impl Ops for CpuOps {
     type Vector = Vec<f32>;
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Matrix> {
+    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let parts = parts.iter().map(TensorPart::load).collect();
         let matrix = Matrix::new(parts, inputs, self.arch);
         self.count(matrix.bytes());
         Ok(matrix)
     }
 
-    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<Vec<f32>> {
-        let vector = widen(parts);
+    fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Vec<f32>> {
+        let vector = widen(parts.iter().map(TensorPart::load).collect());
         self.count(size_of_val(vector.as_slice()));
         Ok(vector)
     }
@@ -223,7 +224,7 @@ impl Ops for CpuOps {
         self.weight_bytes.load(Ordering::Relaxed)
     }
 
-    fn allocate_kv(&mut self, pages: usize) -> OpResult {
+    fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, .. } = self.heads;
         let (element, layers, page_size) = (self.kv_element, self.layers, self.page_size);
         self.kv = Some(KvPages::new(element, layers, pages, kv_heads, page_size, head_dim)?);

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs: every op in bf16 with f32 inside, enqueued on one stream.
 //!
 //! Owns: one GPU's memory for weights, activations and KV pages, and what a step carries there and back.
-//! Must never: wait for a step, or allocate on the GPU after [`Ops::allocate_kv`].
+//! Must never: wait for a step, or allocate on the GPU after [`Ops::commit_kv`].
 //!
 //! ```text
 //!   step    inputs (one pinned copy) + attention's plan, then what the model enqueues
@@ -18,6 +18,7 @@ mod attend;
 mod gpu;
 mod graphs;
 mod inputs;
+mod kv;
 mod linear;
 mod memory;
 mod prepare;
@@ -29,6 +30,7 @@ mod tests;
 mod upload;
 
 pub use gpu::{Gpu, GpuMemory};
+pub use kv::KV_UNIT_BYTES;
 pub use linear::decode_rows;
 pub use memory::{Buffer, Matrix};
 
@@ -43,10 +45,13 @@ use minisgl_kernels::Device;
 use minisgl_kernels::attention::{AttentionBatch, Heads, PagedAttention};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
+use minisgl_proto::{Attn, KvDtype};
 use minisgl_sched::Install;
 
+use self::attend::no_kv;
 use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
+use self::kv::{KvShape, KvSpace};
 use self::linear::Into;
 use self::memory::ROW_UNIT;
 use self::prepare::{check, cos_sin};
@@ -59,7 +64,7 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::rank::shard::Shard;
-use crate::weights::HostTensor;
+use crate::weights::TensorPart;
 
 /// What a GPU rank is made for.
 pub struct CudaSpec<'a> {
@@ -77,6 +82,10 @@ pub struct CudaSpec<'a> {
     pub page_size: usize,
     /// Positions of a request.
     pub max_len: usize,
+    /// Element type of KV pages.
+    pub kv_dtype: KvDtype,
+    /// Which attention kernels run.
+    pub attn: Attn,
 }
 
 /// One GPU rank.
@@ -106,7 +115,7 @@ pub struct CudaOps {
     /// Rotated queries of one layer, `[tokens, q_heads, head_dim]`.
     queries: CudaSlice<bf16>,
     /// Keys and values of each layer, `[pages, page_size, kv_heads, head_dim]`.
-    kv: Vec<(CudaSlice<bf16>, CudaSlice<bf16>)>,
+    kv: Option<KvSpace>,
     kv_pages: usize,
     /// `[LOGIT_ROWS, logit_stride]`, and the sampler's scratch.
     logits: CudaSlice<f32>,
@@ -125,8 +134,8 @@ impl CudaOps {
     /// # Errors
     /// There are no kernels for this model, or no memory.
     pub fn new(spec: CudaSpec<'_>) -> OpResult<CudaOps> {
-        let CudaSpec { config, shard, gpu, slots, chunk_tokens, page_size, max_len } = spec;
-        check(config, shard)?;
+        let CudaSpec { config, shard, gpu, slots, chunk_tokens, page_size, max_len, .. } = spec;
+        check(config, shard, spec.kv_dtype, spec.attn)?;
         let heads = Heads {
             q_heads: shard.heads.len(),
             kv_heads: shard.kv_heads.len(),
@@ -146,7 +155,7 @@ impl CudaOps {
         let queries = chunk_tokens * heads.q_heads * heads.head_dim;
         Ok(CudaOps {
             attention,
-            uploader: RefCell::new(Some(Uploader::new(&stream).map_err(memory)?)),
+            uploader: RefCell::new(Some(Uploader::new(&stream))),
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
             qkv_bias: config.qkv_bias,
@@ -163,7 +172,7 @@ impl CudaOps {
             mode: Mode::Eager,
             cos_sin: table,
             queries: stream.alloc_zeros(queries).map_err(memory)?,
-            kv: Vec::new(),
+            kv: None,
             kv_pages: 0,
             logits: stream.alloc_zeros(logit_rows * logit_stride).map_err(memory)?,
             logit_stride,
@@ -186,12 +195,11 @@ impl CudaOps {
         self.device.stream()
     }
 
-    fn upload(&self, parts: &[HostTensor], len: usize) -> OpResult<CudaSlice<bf16>> {
+    fn upload(&self, parts: &[TensorPart<'_>], len: usize) -> OpResult<CudaSlice<bf16>> {
         let mut uploader = self.uploader.borrow_mut();
-        let uploader = uploader
-            .as_mut()
-            .ok_or_else(|| failed("upload weights")("loading was over: KV pages are allocated"))?;
-        let array = uploader.upload(self.stream(), parts, len).map_err(failed("upload weights"))?;
+        let uploader =
+            uploader.as_mut().ok_or_else(|| failed("upload weights")("loading was over"))?;
+        let array = uploader.upload(&self.device, parts, len)?;
         self.weight_bytes.fetch_add(array.num_bytes() as u64, Ordering::Relaxed);
         Ok(array)
     }
@@ -210,17 +218,17 @@ impl Ops for CudaOps {
     type Vector = CudaSlice<bf16>;
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Matrix> {
-        let rows = parts.iter().map(HostTensor::len).sum::<usize>() / inputs;
-        let data = self.upload(&parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
+    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let rows = parts.iter().map(TensorPart::len).sum::<usize>() / inputs;
+        let data = self.upload(parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
         let matrix = Matrix { data, rows, inputs };
         self.shapes.borrow_mut().insert((matrix.padded_rows(), inputs));
         Ok(matrix)
     }
 
-    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<CudaSlice<bf16>> {
-        let len = parts.iter().map(HostTensor::len).sum();
-        self.upload(&parts, len)
+    fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<CudaSlice<bf16>> {
+        let len = parts.iter().map(TensorPart::len).sum();
+        self.upload(parts, len)
     }
 
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
@@ -235,17 +243,26 @@ impl Ops for CudaOps {
     fn finish_loading(&mut self) -> OpResult {
         self.device.synchronize().map_err(failed("upload weights"))?;
         *self.uploader.borrow_mut() = None;
+        Ok(())
+    }
+
+    fn prepare(&mut self) -> OpResult {
         self.prepare_products()
     }
 
-    fn allocate_kv(&mut self, pages: usize) -> OpResult {
+    fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
-        let len = pages * page_size * kv_heads * head_dim;
-        // Zeros: what no request wrote must not be NaN.
-        let array = || self.stream().alloc_zeros(len).map_err(failed("allocate KV pages"));
-        self.kv = (0..self.layers).map(|_| Ok((array()?, array()?))).collect::<OpResult<_>>()?;
-        self.kv_pages = pages;
+        let page_bytes = page_size * kv_heads * head_dim * size_of::<bf16>();
+        let shape = KvShape { layers: self.layers, page_bytes };
+        self.kv = Some(KvSpace::new(self.stream(), shape, pages)?);
+        self.kv_pages = 1;
         Ok(())
+    }
+
+    fn commit_kv(&mut self, pages: usize) -> OpResult {
+        self.kv.as_mut().ok_or_else(no_kv)?.grow(pages)?;
+        self.kv_pages = pages;
+        self.device.synchronize().map_err(failed("allocate KV pages"))
     }
 
     fn step<T: Send>(

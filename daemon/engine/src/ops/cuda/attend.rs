@@ -2,6 +2,7 @@
 //!
 //! Owns: which kernels a layer's attention takes. Must never: write a page that the plan does not name.
 
+use half::bf16;
 use minisgl_kernels::attention::{Heads, PagedAttentionArgs};
 use minisgl_kernels::ops::{QkNorm, QkRopePage};
 
@@ -20,7 +21,8 @@ impl CudaOps {
         qkv: &Buffer,
     ) -> OpResult {
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
-        let (keys, values) = self.kv.get_mut(layer).ok_or_else(no_kv)?;
+        let kv = self.kv.as_mut().and_then(|kv| kv.layer_mut::<bf16>(layer));
+        let (mut keys, mut values) = kv.ok_or_else(no_kv)?;
         QkRopePage {
             qkv: (&qkv.rows(rows)).into(),
             bias: None,
@@ -33,8 +35,8 @@ impl CudaOps {
             positions: (&self.inputs.positions()).into(),
             slots: (&self.inputs.kv_slots()).into(),
             q_out: (&mut self.queries.slice_mut(..rows * q_heads * head_dim)).into(),
-            k_pages: keys.into(),
-            v_pages: values.into(),
+            k_pages: (&mut keys).into(),
+            v_pages: (&mut values).into(),
             rows,
             q_heads,
             kv_heads,
@@ -47,7 +49,8 @@ impl CudaOps {
     /// Attention of `rows` rows over the pages, as planned for the step.
     pub(super) fn attend(&mut self, rows: usize, layer: usize, out: &mut Buffer) -> OpResult {
         let Heads { q_heads, head_dim, .. } = self.heads;
-        let (keys, values) = self.kv.get(layer).ok_or_else(no_kv)?;
+        let kv = self.kv.as_ref().and_then(|kv| kv.layer::<bf16>(layer));
+        let (keys, values) = kv.ok_or_else(no_kv)?;
         let (queries, mut out) =
             (self.queries.slice(..rows * q_heads * head_dim), out.rows_mut(rows));
         let inputs = &self.inputs;
@@ -55,8 +58,8 @@ impl CudaOps {
         let (pages, last_page_len) = (inputs.pages(), inputs.last_page_len());
         let args = PagedAttentionArgs {
             q: (&queries).into(),
-            k_pages: keys.into(),
-            v_pages: values.into(),
+            k_pages: (&keys).into(),
+            v_pages: (&values).into(),
             out: (&mut out).into(),
             q_starts: (&q_starts).into(),
             page_starts: (&page_starts).into(),
@@ -71,6 +74,6 @@ impl CudaOps {
     }
 }
 
-fn no_kv() -> OpError {
-    OpError { operation: "attention", reason: "KV pages were never allocated".to_owned() }
+pub(super) fn no_kv() -> OpError {
+    OpError { operation: "attention", reason: "KV pages were never reserved".to_owned() }
 }

@@ -46,8 +46,14 @@ trait Visible: Ops {
         self.fill(width, &vec![f32::NAN; rows * width])
     }
 
-    fn bf16(&self, values: &[f32]) -> Vec<HostTensor> {
-        vec![HostTensor::Bf16(values.iter().copied().map(bf16::from_f32).collect())]
+    fn weights(&self, values: &[f32], inputs: usize) -> Self::Matrix {
+        let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+        self.matrix(&[TensorPart::of(&values)], inputs).unwrap()
+    }
+
+    fn weight(&self, values: &[f32]) -> Self::Vector {
+        let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+        self.vector(&[TensorPart::of(&values)]).unwrap()
     }
 }
 
@@ -119,6 +125,8 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         chunk_tokens: CHUNK,
         page_size,
         max_len: config.max_position,
+        kv_dtype: KvDtype::Bf16,
+        attn: Attn::default(),
     };
     Some((CpuOps::new(cpu).unwrap(), CudaOps::new(cuda).unwrap()))
 }
@@ -195,7 +203,10 @@ fn a_model_without_kernels_is_refused_by_what_it_lacks() {
         let mut config = config(4, 2, 64);
         change(&mut config);
         let shard = Shard::new(&config, 1, 0).unwrap();
-        check(&config, &shard).err().map(|error| error.reason).unwrap_or_default()
+        check(&config, &shard, KvDtype::Bf16, Attn::default())
+            .err()
+            .map(|error| error.reason)
+            .unwrap_or_default()
     };
     assert_eq!(refusal(|_| ()), "");
     assert!(refusal(|config| config.head_dim = 80).starts_with("head_dim is 80"));
@@ -214,7 +225,7 @@ fn elementwise_ops_are_the_cpus() {
         fn all<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 3]) -> [Vec<f32>; 2] {
             let [x, weight, gate_up] = given;
             let width = weight.len();
-            let weight = ops.vector(ops.bf16(weight)).unwrap();
+            let weight = ops.weight(weight);
             let x = ops.fill(width, x);
             let mut norm = ops.poisoned(rows, width);
             ops.rms_norm(rows, &x, &weight, &mut norm).unwrap();
@@ -251,11 +262,11 @@ fn products_are_the_cpus() {
         fn run<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 5]) -> [Vec<f32>; 5] {
             let [x, weight, bias, norm, residual] = given;
             let (n, k) = (bias.len(), weight.len() / bias.len());
-            let matrix = || ops.matrix(ops.bf16(weight), k).unwrap();
+            let matrix = || ops.weights(weight, k);
             let plain = Linear { weight: matrix(), bias: None };
-            let bias = Some(ops.vector(ops.bf16(bias)).unwrap());
+            let bias = Some(ops.weight(bias));
             let biased = Linear { weight: matrix(), bias };
-            let (norm, x) = (ops.vector(ops.bf16(norm)).unwrap(), ops.fill(k, x));
+            let (norm, x) = (ops.weight(norm), ops.fill(k, x));
             let mut scratch = Scratch {
                 normed: ops.poisoned(rows, k),
                 delta: ops.poisoned(rows, n),
@@ -305,8 +316,9 @@ fn attention_and_pages_are_the_cpus() {
             |len: usize, free: &mut Vec<u32>| free.split_off(free.len() - len.div_ceil(page_size));
         let lens = [1 + page_size, 3 * page_size + 1, 1600, 90, 2 * page_size];
         let tables: Vec<_> = lens.iter().map(|&len| table(len, &mut free)).collect();
-        cpu.allocate_kv(pages).unwrap();
-        cuda.allocate_kv(pages).unwrap();
+        cpu.reserve_kv(pages).unwrap();
+        cuda.reserve_kv(pages).unwrap();
+        cuda.commit_kv(pages).unwrap();
         let steps: [Vec<Row>; 4] = [
             vec![row(0, 0, page_size), row(1, 0, 1), row(2, 0, 600)],
             vec![row(2, 600, 600), row(1, 1, 2 * page_size.min(40)), row(0, page_size, 1)],
@@ -350,7 +362,7 @@ struct Case<'a> {
 
 fn attend<O: Visible>(ops: &mut O, case: &Case<'_>, out_width: usize) -> Vec<f32> {
     let (batch, tokens) = (case.batch, case.batch.tokens().len());
-    let [query, key] = case.norms.each_ref().map(|norm| ops.vector(ops.bf16(norm)).unwrap());
+    let [query, key] = case.norms.each_ref().map(|norm| ops.weight(norm));
     let norms = HeadNorms { query, key };
     let mut qkv = ops.fill(case.qkv.len() / tokens, case.qkv);
     let mut out = ops.poisoned(tokens, out_width);
@@ -369,8 +381,9 @@ fn tokens_are_the_cpus() {
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("MINISGL_TEST_SEED={seed}");
     let mut random = Random(seed);
-    cpu.allocate_kv(SLOTS).unwrap();
-    cuda.allocate_kv(SLOTS).unwrap();
+    cpu.reserve_kv(SLOTS).unwrap();
+    cuda.reserve_kv(SLOTS).unwrap();
+    cuda.commit_kv(SLOTS).unwrap();
     let hidden = config.hidden_size;
     let head: Vec<f32> = random.floats(VOCAB * hidden).iter().map(|value| value * 8.0).collect();
     let table = random.floats(VOCAB * hidden);
@@ -473,9 +486,9 @@ struct Drawn {
 fn draw<O: Visible>(ops: &mut O, given: &Given<'_>) -> Drawn {
     let (batch, tokens) = (given.batch, given.batch.tokens().len());
     let hidden = given.head.len() / VOCAB;
-    let head = ops.matrix(ops.bf16(given.head), hidden).unwrap();
-    let table = ops.matrix(ops.bf16(given.table), hidden).unwrap();
-    let norm = ops.vector(ops.bf16(&given.table[..hidden])).unwrap();
+    let head = ops.weights(given.head, hidden);
+    let table = ops.weights(given.table, hidden);
+    let norm = ops.weight(&given.table[..hidden]);
     let mut picks = ops.fill(hidden, given.picks);
     let (mut out, mut last) = (ops.poisoned(tokens, hidden), ops.poisoned(tokens, hidden));
     let pending = ops.step(batch, given.installs, |ops| {
