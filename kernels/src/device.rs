@@ -17,6 +17,7 @@ pub struct Device {
     capability: (i32, i32),
     multiprocessors: u32,
     shared_bytes_max: u32,
+    shared_bytes_block: u32,
     clusters: bool,
 }
 
@@ -87,16 +88,22 @@ impl Device {
         let kernels = Kernels::load(&context).map_err(failed("load the kernels onto"))?;
         let stream = context.new_stream().map_err(failed("make a stream on"))?;
 
-        // The static part of the shared memory counts too.
-        let sample = kernels.get(Kernel::SampleShared);
-        let fixed = sample.shared_size_bytes().map_err(failed("look at"))?;
-        let shared_bytes_max = shared_bytes_max - fixed;
-        sample
-            .set_attribute(
+        let shared_bytes_block = shared_bytes_max;
+        // All that a block can have; the static part of the shared memory counts too.
+        let offer = |kernel: Kernel| -> Result<i32, DriverError> {
+            let function = kernels.get(kernel);
+            let dynamic = shared_bytes_block - function.shared_size_bytes()?;
+            function.set_attribute(
                 CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                shared_bytes_max,
-            )
-            .map_err(failed("set up shared memory on"))?;
+                dynamic,
+            )?;
+            Ok(dynamic)
+        };
+        let shared_bytes_max =
+            offer(Kernel::SampleShared).map_err(failed("set up shared memory on"))?;
+        for kernel in Kernel::of_source("skinny_stream") {
+            offer(kernel).map_err(failed("set up shared memory on"))?;
+        }
         Ok(Device {
             stream,
             kernels,
@@ -104,6 +111,7 @@ impl Device {
             capability: (major, minor),
             multiprocessors: multiprocessors.max(1) as u32,
             shared_bytes_max: shared_bytes_max.max(0) as u32,
+            shared_bytes_block: shared_bytes_block.max(0) as u32,
             // Only machine code for these knows clusters; the PTX for all others is older.
             clusters: matches!((major, minor), (9, 0) | (10, 0)),
         })
@@ -137,6 +145,11 @@ impl Device {
     /// Dynamic shared memory that a block of the sampler may have.
     pub(crate) fn shared_bytes_max(&self) -> u32 {
         self.shared_bytes_max
+    }
+
+    /// Shared memory that a block may have, static and dynamic.
+    pub(crate) fn shared_bytes_block(&self) -> u32 {
+        self.shared_bytes_block
     }
 
     pub(crate) fn has_clusters(&self) -> bool {

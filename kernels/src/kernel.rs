@@ -30,6 +30,23 @@ kernels! {
     QkRopePage96 = "qk_rope_page" "minisgl_qk_rope_page_96",
     QkRopePage128 = "qk_rope_page" "minisgl_qk_rope_page_128",
     QkRopePage256 = "qk_rope_page" "minisgl_qk_rope_page_256",
+    SkinnyStream1x1 = "skinny_stream" "minisgl_skinny_stream_1_1",
+    SkinnyStream1x2 = "skinny_stream" "minisgl_skinny_stream_1_2",
+    SkinnyStream1x3 = "skinny_stream" "minisgl_skinny_stream_1_3",
+    SkinnyStream1x4 = "skinny_stream" "minisgl_skinny_stream_1_4",
+    SkinnyStream2x1 = "skinny_stream" "minisgl_skinny_stream_2_1",
+    SkinnyStream2x2 = "skinny_stream" "minisgl_skinny_stream_2_2",
+    SkinnyStream2x3 = "skinny_stream" "minisgl_skinny_stream_2_3",
+    SkinnyStream2x4 = "skinny_stream" "minisgl_skinny_stream_2_4",
+    SkinnyStream4x1 = "skinny_stream" "minisgl_skinny_stream_4_1",
+    SkinnyStream4x2 = "skinny_stream" "minisgl_skinny_stream_4_2",
+    SkinnyStream4x3 = "skinny_stream" "minisgl_skinny_stream_4_3",
+    SkinnyStream8x1 = "skinny_stream" "minisgl_skinny_stream_8_1",
+    SkinnyStream8x2 = "skinny_stream" "minisgl_skinny_stream_8_2",
+    SkinnyDirect1 = "skinny_direct" "minisgl_skinny_direct_1",
+    SkinnyDirect2 = "skinny_direct" "minisgl_skinny_direct_2",
+    SkinnyDirect4 = "skinny_direct" "minisgl_skinny_direct_4",
+    SkinnyDirect8 = "skinny_direct" "minisgl_skinny_direct_8",
     Argmax = "argmax" "minisgl_argmax",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
@@ -38,6 +55,13 @@ kernels! {
 
 /// Every kernel, ready to launch.
 pub(crate) struct Kernels(Vec<CudaFunction>);
+
+impl Kernel {
+    /// Every kernel of one source.
+    pub(crate) fn of_source(source: &str) -> impl Iterator<Item = Kernel> {
+        Self::ALL.iter().filter(move |(_, from, _)| *from == source).map(|(kernel, ..)| *kernel)
+    }
+}
 
 impl Kernels {
     /// Loads every fatbin. Compiles PTX where there is no machine code for this GPU.

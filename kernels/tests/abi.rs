@@ -46,6 +46,10 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             q_heads, kv_heads, positions_len, slots_len, eps,
         }
         SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
+        SkinnyArgs = minisgl_skinny_args {
+            x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, cluster, slice, chunk, stages,
+            resident,
+        }
         GatherArgs = minisgl_gather_args { x, index, out, rows, hidden, x_rows, reserved }
         ArgmaxArgs = minisgl_argmax_args {
             logits, out_index, tokens, best, done, rows, vocab, stride, tokens_len,
