@@ -172,11 +172,11 @@ __device__ __forceinline__ void produce(const minisgl_skinny_args& a, const Layo
   }
 }
 
-// Brings x into shared memory, normalised if asked for. 8, 4, 2 or 1 warps share a row.
+// Brings x into shared memory, normalised if asked for. Where there are fewer rows than warps, warps share them.
 __device__ __forceinline__ void keep_x(const minisgl_skinny_args& a, const Layout& layout, const Work& work,
                                        float (*squares)[WARPS]) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t parts = a.m <= 1 ? 8 : a.m <= 2 ? 4 : a.m <= 4 ? 2 : 1, part = warp % parts;
+  const uint32_t parts = a.m <= 1 ? WARPS : a.m <= 2 ? WARPS / 2 : a.m <= 4 ? WARPS / 4 : WARPS / 8, part = warp % parts;
   const uint32_t vectors = work.columns / VEC, at_once = parts * 32;
   constexpr uint32_t BATCH = 4;
   for (uint32_t row = warp / parts; row < a.m; row += WARPS / parts) {

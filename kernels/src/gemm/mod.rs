@@ -1,28 +1,33 @@
 //! Matrix products with weights, through cuBLASLt.
 //!
 //! `out = x * weight^T (+ bias)` with x bf16 `[m, k]`, weight bf16 `[n, k]`, out bf16 or f32 `[m, n]`, and sums
-//! in f32. Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the
+//! in f32; or `out += x * weight^T` with out bf16, rounded once. Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the
 //! weights, with many by the matrix units.
 //!
 //! cuBLASLt offers several algorithms for a shape and does not always guess the best; [`Gemm::tune`] times
-//! them. What it found can be kept for the next start ([`Gemm::save`], [`Gemm::restore`]).
+//! them, and for few rows also [`SkinnyGemm`], which computes the same. What it found can be kept for the next
+//! start ([`Gemm::save`], [`Gemm::restore`]).
 
 mod plan;
+mod time;
+mod tuned;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaGraph, CudaSlice, DriverError};
+use cudarc::driver::sys::CUstreamCaptureStatus;
+use cudarc::driver::{CudaSlice, DriverError};
 use half::bf16;
 
 use crate::array::DeviceArray;
 use crate::library::{self, LibraryError};
-use crate::ops::Check;
+use crate::ops::{Check, SkinnyGemm, SkinnyInput, SkinnyOut};
 use crate::{Array, ArrayMut, Device, LaunchError};
 use plan::{Algorithm, Plan};
+use tuned::Tuned;
 
 /// What a product is prepared for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,8 +40,32 @@ pub struct GemmShape {
     pub k: usize,
     /// Whether a bias is added.
     pub bias: bool,
-    /// Whether the output is f32, as logits are; otherwise bf16.
-    pub f32_out: bool,
+    /// What becomes of the result.
+    pub kind: GemmKind,
+}
+
+/// What becomes of a product's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GemmKind {
+    /// bf16, as activations are.
+    Bf16,
+    /// f32, as logits are.
+    F32,
+    /// Added to what is there, bf16.
+    AddTo,
+}
+
+impl GemmKind {
+    const ALL: [GemmKind; 3] = [GemmKind::Bf16, GemmKind::F32, GemmKind::AddTo];
+
+    /// Its name on disk.
+    fn name(self) -> &'static str {
+        match self {
+            GemmKind::Bf16 => "bf16",
+            GemmKind::F32 => "f32",
+            GemmKind::AddTo => "add",
+        }
+    }
 }
 
 /// Where the result goes.
@@ -45,6 +74,8 @@ pub enum GemmOut<'a> {
     Bf16(ArrayMut<'a, bf16>),
     /// Logits, `[m, n]`.
     F32(ArrayMut<'a, f32>),
+    /// `residual = bf16(result + residual)`, `[m, n]`.
+    AddTo(ArrayMut<'a, bf16>),
 }
 
 /// Arguments of a product.
@@ -63,6 +94,42 @@ pub struct GemmArgs<'a> {
     pub n: usize,
     /// Columns of both.
     pub k: usize,
+}
+
+impl GemmArgs<'_> {
+    /// What it is tuned for.
+    pub fn shape(&self) -> GemmShape {
+        let kind = match &self.out {
+            GemmOut::Bf16(_) => GemmKind::Bf16,
+            GemmOut::F32(_) => GemmKind::F32,
+            GemmOut::AddTo(_) => GemmKind::AddTo,
+        };
+        GemmShape { m: self.m, n: self.n, k: self.k, bias: self.bias.is_some(), kind }
+    }
+
+    /// The same product with another weight, for few rows.
+    fn skinny<'b>(&'b mut self, weight: Array<'b, bf16>) -> SkinnyGemm<'b> {
+        let out = match &mut self.out {
+            GemmOut::Bf16(out) => SkinnyOut::Bf16 { out: out.reborrow(), bias: self.bias },
+            GemmOut::F32(out) => SkinnyOut::F32(out.reborrow()),
+            GemmOut::AddTo(out) => SkinnyOut::AddTo(out.reborrow()),
+        };
+        let input = SkinnyInput::Plain(self.x);
+        SkinnyGemm { input, weight, out, m: self.m, n: self.n, k: self.k }
+    }
+}
+
+/// What tuning a shape found.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Seconds of cuBLASLt's first guess.
+    pub first_s: f64,
+    /// Seconds of the fastest of its algorithms.
+    pub best_s: f64,
+    /// Seconds of [`SkinnyGemm`], for few rows.
+    pub skinny_s: Option<f64>,
+    /// Algorithms timed.
+    pub tried: usize,
 }
 
 /// A product that cannot be prepared or run.
@@ -96,8 +163,8 @@ pub enum GemmError {
 pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
-    /// The fastest algorithms, from [`Gemm::tune`] or [`Gemm::restore`].
-    tuned: HashMap<GemmShape, Algorithm>,
+    /// From [`Gemm::tune`] or [`Gemm::restore`].
+    tuned: HashMap<GemmShape, Tuned>,
     plans: HashMap<GemmShape, Plan>,
 }
 
@@ -108,14 +175,14 @@ unsafe impl Send for Gemm {}
 /// Scratch memory that an algorithm may use: what NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Shapes prepared at most; beyond that all are forgotten and prepared anew.
+/// Shapes prepared at most; beyond that all are forgotten and prepared anew, unless a graph is being captured.
 const PLANS_MAX: usize = 4096;
 
 /// Algorithms timed for a shape.
 const CANDIDATES_MAX: usize = 16;
 
 /// First line of what [`Gemm::save`] writes, before library version and GPU.
-const SAVE_HEADER: &str = "minisgl-gemm 1";
+const SAVE_HEADER: &str = "minisgl-gemm 2";
 
 impl Gemm {
     /// Loads cuBLASLt, from `libraries` if it is there, and allocates its workspace.
@@ -141,24 +208,29 @@ impl Gemm {
         if args.m == 0 {
             return Ok(());
         }
-        self.prepare(call.shape)?;
+        self.prepare(device, call.shape)?;
         self.run(device, &call, None)
     }
 
     /// Makes sure that there is a plan for `shape`.
-    fn prepare(&mut self, shape: GemmShape) -> Result<(), GemmError> {
+    fn prepare(&mut self, device: &Device, shape: GemmShape) -> Result<(), GemmError> {
         if self.plans.contains_key(&shape) {
             return Ok(());
         }
         let mut plan = Plan::new(shape)?;
-        if let Some(algorithm) = self.tuned.get(&shape) {
-            plan.algorithm = *algorithm;
+        if let Some(tuned) = self.tuned.get(&shape) {
+            plan.algorithm = tuned.algorithm;
         } else {
             let candidates = plan.candidates(self.handle, self.workspace.len(), 1)?;
             plan.algorithm = candidates[0];
         }
         if self.plans.len() >= PLANS_MAX {
-            self.plans.clear();
+            let status =
+                device.stream().capture_status().map_err(driver("looking for a capture"))?;
+            // What a capture prepared is launched again in it; choosing anew could load code.
+            if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+                self.plans.clear();
+            }
         }
         self.plans.insert(shape, plan);
         Ok(())
@@ -187,18 +259,23 @@ impl Gemm {
         }
     }
 
-    /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape. `args` writes its output
-    /// many times; `weights`, all like `args.weight`, are read in turn, so that the cache is as cold
-    /// as in a model with many layers. Returns seconds of the first guess and of the fastest.
+    /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape; for up to
+    /// [`SkinnyGemm::ROWS_MAX`] rows [`SkinnyGemm`] too. `args` writes its output many times; `weights`, all like
+    /// `args.weight`, are read in turn, so that the cache is as cold as in a model with many layers.
+    ///
+    /// The likely best come first; after `budget` no other algorithm is tried. One shape takes some
+    /// milliseconds.
     ///
     /// # Errors
     /// See [`GemmError`].
     pub fn tune(
         &mut self,
         device: &Device,
-        args: GemmArgs<'_>,
+        mut args: GemmArgs<'_>,
         weights: &[Array<'_, bf16>],
-    ) -> Result<(f64, f64), GemmError> {
+        budget: Duration,
+    ) -> Result<Tuning, GemmError> {
+        let began = Instant::now();
         let call = Call::check(device, &args)?;
         let shape = call.shape;
         let check = Check::new("gemm", device);
@@ -209,16 +286,22 @@ impl Gemm {
         }
         self.tuned.remove(&shape);
         self.plans.remove(&shape);
-        self.prepare(shape)?;
+        self.prepare(device, shape)?;
         let plan = &self.plans[&shape];
         let candidates = plan.candidates(self.handle, self.workspace.len(), CANDIDATES_MAX)?;
 
-        let mut first = None;
+        let mut first_s = None;
         let mut best = (f64::INFINITY, candidates[0]);
+        let mut tried = 0;
         for algorithm in candidates {
+            if first_s.is_some() && began.elapsed() > budget {
+                break;
+            }
+            tried += 1;
+            let launch = |i: usize| self.run(device, &calls[i], Some(algorithm));
             // What an algorithm promises, it does not always keep: skip what fails.
-            let Ok(seconds) = self.time(device, &calls, algorithm) else { continue };
-            first.get_or_insert(seconds);
+            let Ok(seconds) = time::time(device, calls.len(), best.0, launch) else { continue };
+            first_s.get_or_insert(seconds);
             if seconds < best.0 {
                 best = (seconds, algorithm);
             }
@@ -227,48 +310,43 @@ impl Gemm {
             what: format!("run any algorithm for {shape:?}"),
             status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
         };
-        let first = first.ok_or_else(none)?;
-        self.tuned.insert(shape, best.1);
+        let first_s = first_s.ok_or_else(none)?;
+        let skinny_s = (1..=SkinnyGemm::ROWS_MAX)
+            .contains(&args.m)
+            .then(|| {
+                time::time(device, calls.len(), f64::INFINITY, |i| {
+                    let weight = if i == 0 { args.weight } else { weights[i - 1] };
+                    Ok(args.skinny(weight).launch(device)?)
+                })
+            })
+            .transpose()?;
+        let nanos = |seconds: f64| (seconds * 1e9).min(f64::from(u32::MAX)) as u32;
+        self.tuned.insert(
+            shape,
+            Tuned { algorithm: best.1, nanos: nanos(best.0), skinny_nanos: skinny_s.map(nanos) },
+        );
         self.plans.remove(&shape);
-        self.prepare(shape)?;
-        Ok((first, best.0))
+        self.prepare(device, shape)?;
+        Ok(Tuning { first_s, best_s: best.0, skinny_s, tried })
     }
 
-    /// Seconds of one launch: the median of five replays of a graph of all calls, since the host would be
-    /// slower than the small ones.
-    fn time(
-        &self,
-        device: &Device,
-        calls: &[Call],
-        algorithm: Algorithm,
-    ) -> Result<f64, GemmError> {
-        let (stream, failed) = (device.stream(), || driver("timing a product"));
-        let round = || calls.iter().try_for_each(|call| self.run(device, call, Some(algorithm)));
-        round()?; // What the library loads lazily must not be loaded in a capture.
-        stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(failed())?;
-        let launched = round();
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
-        let graph = stream.end_capture(flags).map_err(failed())?;
-        launched?;
-        let replay = || graph.as_ref().map_or(Ok(()), CudaGraph::launch).map_err(failed());
-        replay()?;
-        let mut times = [0.0_f32; 5];
-        for time in &mut times {
-            let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
-            let begin = stream.record_event(flags).map_err(failed())?;
-            replay()?;
-            let end = stream.record_event(flags).map_err(failed())?;
-            *time = begin.elapsed_ms(&end).map_err(failed())?;
-        }
-        times.sort_by(f32::total_cmp);
-        Ok(f64::from(times[2]) * 1e-3 / calls.len() as f64)
+    /// Whether [`Gemm::tune`] or [`Gemm::restore`] has an answer for `shape`.
+    pub fn is_tuned(&self, shape: GemmShape) -> bool {
+        self.tuned.contains_key(&shape)
+    }
+
+    /// Whether [`SkinnyGemm`] computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
+    /// that it would make superfluous. False where it was not timed.
+    pub fn prefers_skinny(&self, shape: GemmShape, saved: Duration) -> bool {
+        self.tuned.get(&shape).is_some_and(|tuned| {
+            let saved = saved.as_nanos().min(u128::from(u32::MAX)) as u32;
+            tuned.skinny_nanos.is_some_and(|skinny| skinny < tuned.nanos.saturating_add(saved))
+        })
     }
 
     /// What was tuned, for [`Gemm::restore`] on the same GPU with the same library.
     pub fn save(&self, device: &Device) -> String {
-        let mut lines: Vec<String> = self.tuned.iter().map(plan::line).collect();
+        let mut lines: Vec<String> = self.tuned.iter().map(tuned::line).collect();
         lines.sort();
         format!("{}\n{}", header(device), lines.concat())
     }
@@ -280,13 +358,13 @@ impl Gemm {
         if first != header(device) {
             return 0;
         }
-        let Some(tuned) = rest.lines().map(plan::parse).collect::<Option<HashMap<_, _>>>() else {
+        let Some(tuned) = rest.lines().map(tuned::parse).collect::<Option<HashMap<_, _>>>() else {
             return 0;
         };
-        let fits = |(shape, algorithm): (GemmShape, Algorithm)| {
+        let fits = |(shape, tuned): (GemmShape, Tuned)| {
             let plan = Plan::new(shape).ok()?;
-            let algorithm = plan.check(self.handle, self.workspace.len(), algorithm)?;
-            Some((shape, algorithm))
+            let algorithm = plan.check(self.handle, self.workspace.len(), tuned.algorithm)?;
+            Some((shape, Tuned { algorithm, ..tuned }))
         };
         let tuned: Vec<_> = tuned.into_iter().filter_map(fits).collect();
         let count = tuned.len();
@@ -340,12 +418,16 @@ impl Call {
             Some(bias) => check.array("bias", bias, &[n])?,
             None => 0,
         };
-        let (f32_out, out) = match &args.out {
-            GemmOut::Bf16(out) => (false, check.array("out", out, &[m, n])?),
-            GemmOut::F32(out) => (true, check.array("out", out, &[m, n])?),
+        // Only activations have a bias: `SkinnyGemm` is to be able to compute the same.
+        check.that(bias == 0 || matches!(args.out, GemmOut::Bf16(_)), || {
+            "a bias is for a bf16 output that is not added to".into()
+        })?;
+        let out = match &args.out {
+            GemmOut::Bf16(out) | GemmOut::AddTo(out) => check.array("out", out, &[m, n])?,
+            GemmOut::F32(out) => check.array("out", out, &[m, n])?,
         };
         Ok(Call {
-            shape: GemmShape { m, n, k, bias: bias != 0, f32_out },
+            shape: args.shape(),
             x: check.array("x", &args.x, &[m, k])?,
             weight: check.array("weight", &args.weight, &[n, k])?,
             bias,

@@ -17,6 +17,7 @@ mod rmsnorm;
 mod rope;
 mod sampler;
 mod silu_mul;
+mod skinny;
 mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,6 +44,9 @@ const TESTS: &[Test] = &[
     ("sampler_history", sampler::history),
     ("gemm", gemm::gemm),
     ("gemm_tuned", gemm::tuned),
+    ("skinny", skinny::skinny),
+    ("skinny_models", skinny::models),
+    ("skinny_direct", skinny::direct),
     ("attention", attention::attention),
     ("attention_graph", attention::attention_graph),
     ("refusals", refusal::refusals),
@@ -80,7 +84,7 @@ fn main() -> ExitCode {
         }
     }
     if has("--bench") {
-        bench::run(&mut gpu);
+        bench::run(&mut gpu, filter);
     }
     println!("{} passed, {} failed {failed:?}", chosen.count() - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
