@@ -71,7 +71,8 @@ typedef struct {
   uint32_t width;
 } minisgl_silu_mul_args;
 
-/* minisgl_skinny_{stream,direct}_G_T: G groups of 8 rows of x, T tiles of 16 rows of the weight a block */
+/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G: G groups of 8 rows of x, T tiles of 16 rows of the weight a
+ * block, S steps of 32 columns a warp */
 #define MINISGL_SKINNY_BF16 0
 #define MINISGL_SKINNY_F32 1
 #define MINISGL_SKINNY_ADD 2

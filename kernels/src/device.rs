@@ -101,7 +101,7 @@ impl Device {
         };
         let shared_bytes_max =
             offer(Kernel::SampleShared).map_err(failed("set up shared memory on"))?;
-        for kernel in Kernel::of_source("skinny_stream") {
+        for kernel in ["skinny_held", "skinny_stream"].into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;
         }
         Ok(Device {

@@ -59,10 +59,10 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   }
 
   float* mine = &partial[warp][0][0];
-  each_sum<GROUPS, 1>(a, sum, [&](uint32_t at, float value) { mine[at] = value; });
+  each_sum<GROUPS, 1>(a.m, sum, [&](uint32_t at, float value) { mine[at] = value; });
   __syncthreads();
-  const Ahead<GROUPS, 1> ahead(a, blockIdx.x);
-  finish<GROUPS, 1>(a, &partial[0][0][0], WARPS, blockIdx.x, ahead);
+  const Ahead<GROUPS, 1> ahead(a, blockIdx.x, 0);
+  finish<GROUPS, 1>(a, &partial[0][0][0], WARPS, blockIdx.x, 0, ahead);
 }
 
 #define SKINNY(GROUPS)                                                                                           \

@@ -20,70 +20,9 @@ constexpr uint32_t STAGES_MAX = 16;
 
 #if __CUDA_ARCH__ >= 900
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t phase) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(phase)
-      : "memory");
-}
-
-// Weights are read once: what is to stay in the cache should not make room for them.
-__device__ __forceinline__ uint64_t read_once() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-__device__ __forceinline__ void copy_once(void* to, const void* from, uint32_t bytes, uint64_t* barrier,
-                                          uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
-      : "memory");
-}
-
-__device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
-
 __device__ __forceinline__ void consumers_meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
 }
-
-// Stores into the memory of block `rank` of the cluster.
-__device__ __forceinline__ void store_remote(float* to, uint32_t rank, float value) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-
-__device__ __forceinline__ uint32_t round_up(uint32_t x, uint32_t unit) { return (x + unit - 1) / unit * unit; }
 
 // How shared memory is laid out; `skinny.rs` counts the same bytes.
 //   ring     [stages][16 * TILES (+ m)] rows of `pitch` bytes
@@ -94,9 +33,6 @@ struct Layout {
   uint32_t pitch, x_pitch, stage_bytes;
   char *ring, *x, *norm;
   float* partial;
-
-  // Neighbouring rows must lie 64 bytes apart modulo the 128 of the banks.
-  static __device__ __forceinline__ uint32_t pitch_of(uint32_t columns) { return round_up(columns * 2, 128) + 64; }
 
   __device__ __forceinline__ Layout(const minisgl_skinny_args& a, uint32_t tiles, char* shared) {
     pitch = pitch_of(a.chunk);
@@ -178,7 +114,7 @@ __device__ __forceinline__ void keep_x(const minisgl_skinny_args& a, const Layou
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t parts = a.m <= 1 ? WARPS : a.m <= 2 ? WARPS / 2 : a.m <= 4 ? WARPS / 4 : WARPS / 8, part = warp % parts;
   const uint32_t vectors = work.columns / VEC, at_once = parts * 32;
-  constexpr uint32_t BATCH = 4;
+  constexpr uint32_t BATCH = 8;
   for (uint32_t row = warp / parts; row < a.m; row += WARPS / parts) {
     const minisgl_bf16* from = a.x + size_t(row) * a.k + work.first_column;
     minisgl_bf16* to = reinterpret_cast<minisgl_bf16*>(layout.x + row * layout.x_pitch);
@@ -193,7 +129,7 @@ __device__ __forceinline__ void keep_x(const minisgl_skinny_args& a, const Layou
       for (uint32_t i = 0; i < BATCH; i++) {
         if (first + i * at_once >= vectors) break;
         store8(to + (first + i * at_once) * VEC, batch[i]);
-        sum += sum_squares(batch[i]);
+        if (a.norm_weight) sum += sum_squares(batch[i]);
       }
     }
     if (!a.norm_weight) continue;
@@ -230,7 +166,7 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
 
   uint32_t round = 0;
   for (uint32_t group = work.group; group < work.groups; group += work.group_step) {
-    const Ahead<GROUPS, TILES> ahead(a, group * TILES);
+    const Ahead<GROUPS, TILES> ahead(a, group * TILES, 0);
     float sum[TILES][GROUPS][4] = {};
     for (uint32_t chunk = 0; chunk < work.chunks; chunk++, round++) {
       const uint32_t stage = round % a.stages, columns = min(a.chunk, work.columns - chunk * a.chunk);
@@ -269,16 +205,16 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
     float* mine = layout.partial + (work.rank * WARPS + warp) * PART;
     if (a.cluster == 1) {
       if (group != work.group) consumers_meet();
-      each_sum<GROUPS, TILES>(a, sum, [&](uint32_t at, float value) { mine[at] = value; });
+      each_sum<GROUPS, TILES>(a.m, sum, [&](uint32_t at, float value) { mine[at] = value; });
       consumers_meet();
-      finish<GROUPS, TILES>(a, layout.partial, WARPS, group * TILES, ahead);
+      finish<GROUPS, TILES>(a, layout.partial, WARPS, group * TILES, 0, ahead);
     } else {
-      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-      each_sum<GROUPS, TILES>(a, sum, [&](uint32_t at, float value) { store_remote(mine + at, 0, value); });
-      asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+      cluster_wait();
+      each_sum<GROUPS, TILES>(a.m, sum, [&](uint32_t at, float value) { store_remote(mine + at, 0, value); });
+      cluster_arrive();
+      cluster_wait();
       if (work.rank == 0) {
-        finish<GROUPS, TILES>(a, layout.partial, a.cluster * WARPS, group * TILES, ahead);
+        finish<GROUPS, TILES>(a, layout.partial, a.cluster * WARPS, group * TILES, 0, ahead);
       }
     }
   }
@@ -292,7 +228,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   const Layout layout(a, TILES, shared);
   const Work work(a, TILES);
   // Memory of another block may be written once that block runs.
-  if (a.cluster > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  if (a.cluster > 1) cluster_arrive_running();
 
   if (threadIdx.x >= CONSUMERS) {
     if (threadIdx.x == CONSUMERS) {
@@ -305,9 +241,9 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     __syncwarp();
     produce<TILES>(a, layout, work, full, empty);
     if (a.cluster > 1) {
-      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-      asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+      cluster_wait();
+      cluster_arrive();
+      cluster_wait();
     }
   } else {
     consume<GROUPS, TILES>(a, layout, work, full, empty, squares);
@@ -330,15 +266,9 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args&) {
   }
 
 SKINNY(1, 1)
-SKINNY(1, 2)
-SKINNY(1, 3)
-SKINNY(1, 4)
 SKINNY(2, 1)
 SKINNY(2, 2)
-SKINNY(2, 3)
-SKINNY(2, 4)
 SKINNY(4, 1)
 SKINNY(4, 2)
-SKINNY(4, 3)
 SKINNY(8, 1)
 SKINNY(8, 2)

@@ -1,7 +1,7 @@
 //! Matrix products with weights, through cuBLASLt.
 //!
 //! `out = x * weight^T (+ bias)` with x bf16 `[m, k]`, weight bf16 `[n, k]`, out bf16 or f32 `[m, n]`, and sums
-//! in f32; or `out += x * weight^T` with out bf16, rounded once. Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the
+//! in f32; or `out += x * weight^T` with out bf16, where some algorithms round the product before they add. Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the
 //! weights, with many by the matrix units.
 //!
 //! cuBLASLt offers several algorithms for a shape and does not always guess the best; [`Gemm::tune`] times

@@ -13,7 +13,7 @@ use crate::device::{Device, Grid};
 use crate::error::LaunchError;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
-use cut::{Cut, Limits, Shape};
+use cut::{Cut, Limits, Shape, Way};
 
 /// `out = x * weight^T` for few rows, fused with what comes before and after it in a layer.
 ///
@@ -109,24 +109,32 @@ impl SkinnyGemm<'_> {
         }
         let shape = Shape { m, n, k, normed: norm_weight != 0 };
         let cut = device.has_clusters().then(|| Cut::new(shape, limits(device))).flatten();
-        let (kernel, grid) = match cut {
-            Some(cut) => {
+        let kernel = match cut {
+            Some(Cut { way: Way::Held { steps }, tiles, .. }) => held(tiles, steps),
+            Some(Cut { way: Way::Stream { groups, chunk, stages, resident }, tiles, .. }) => {
+                args.chunk = chunk as u32;
+                args.stages = stages as u32;
+                args.resident = u32::from(resident);
+                stream(groups, tiles)
+            }
+            None => None,
+        };
+        let (kernel, grid) = match (kernel, cut) {
+            (Some(kernel), Some(cut)) => {
                 args.cluster = cut.cluster as u32;
                 args.slice = cut.slice as u32;
-                args.chunk = cut.chunk as u32;
-                args.stages = cut.stages as u32;
-                args.resident = u32::from(cut.resident);
+                let copier = if matches!(cut.way, Way::Stream { .. }) { 32 } else { 0 };
                 let grid = Grid {
                     blocks: (cut.blocks as u32, 1),
-                    threads: STREAM_THREADS,
+                    threads: THREADS + copier,
                     shared_bytes: cut.shared_bytes as u32,
                     cluster: args.cluster,
                 };
-                (stream(cut.groups, cut.tiles), grid)
+                (kernel, grid)
             }
-            None => {
+            _ => {
                 let blocks = (args.n.div_ceil(16), 1);
-                let grid = Grid { blocks, threads: DIRECT_THREADS, shared_bytes: 0, cluster: 1 };
+                let grid = Grid { blocks, threads: THREADS, shared_bytes: 0, cluster: 1 };
                 (direct(cut::groups(m)), grid)
             }
         };
@@ -159,38 +167,47 @@ impl SkinnyOut<'_> {
     }
 }
 
-/// Threads of a block: eight warps that multiply, and the one that copies.
-const STREAM_THREADS: u32 = 288;
-const DIRECT_THREADS: u32 = 256;
+/// Threads of a block that multiply: eight warps.
+const THREADS: u32 = 256;
 
 /// Static shared memory of the kernels at most, and what the driver takes of each block's.
 const SHARED_STATIC: usize = 4 << 10;
 
 fn limits(device: &Device) -> Limits {
-    let shared_max = device.shared_bytes_block() as usize;
     Limits {
         multiprocessors: device.multiprocessors() as usize,
-        shared_half: shared_max / 2 - SHARED_STATIC,
-        shared_max: shared_max - SHARED_STATIC,
+        shared_max: device.shared_bytes_block() as usize - SHARED_STATIC,
     }
 }
 
-fn stream(groups: usize, tiles: usize) -> Kernel {
-    match (groups, tiles) {
+/// By groups of x and tiles of the weight.
+fn stream(groups: usize, tiles: usize) -> Option<Kernel> {
+    Some(match (groups, tiles) {
         (1, 1) => Kernel::SkinnyStream1x1,
-        (1, 2) => Kernel::SkinnyStream1x2,
-        (1, 3) => Kernel::SkinnyStream1x3,
-        (1, _) => Kernel::SkinnyStream1x4,
         (2, 1) => Kernel::SkinnyStream2x1,
         (2, 2) => Kernel::SkinnyStream2x2,
-        (2, 3) => Kernel::SkinnyStream2x3,
-        (2, _) => Kernel::SkinnyStream2x4,
         (4, 1) => Kernel::SkinnyStream4x1,
         (4, 2) => Kernel::SkinnyStream4x2,
-        (4, _) => Kernel::SkinnyStream4x3,
-        (_, 1) => Kernel::SkinnyStream8x1,
-        (_, _) => Kernel::SkinnyStream8x2,
-    }
+        (8, 1) => Kernel::SkinnyStream8x1,
+        (8, 2) => Kernel::SkinnyStream8x2,
+        _ => return None,
+    })
+}
+
+/// By tiles of the weight and steps of a warp.
+fn held(tiles: usize, steps: usize) -> Option<Kernel> {
+    Some(match (tiles, steps) {
+        (1, 4) => Kernel::SkinnyHeld1x4,
+        (1, 6) => Kernel::SkinnyHeld1x6,
+        (1, 8) => Kernel::SkinnyHeld1x8,
+        (2, 4) => Kernel::SkinnyHeld2x4,
+        (2, 6) => Kernel::SkinnyHeld2x6,
+        (2, 8) => Kernel::SkinnyHeld2x8,
+        (3, 4) => Kernel::SkinnyHeld3x4,
+        (3, 6) => Kernel::SkinnyHeld3x6,
+        (4, 4) => Kernel::SkinnyHeld4x4,
+        _ => return None,
+    })
 }
 
 fn direct(groups: usize) -> Kernel {
