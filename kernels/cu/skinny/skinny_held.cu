@@ -43,8 +43,6 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     const size_t from = size_t(weight_row(a, first_tile + row / 16, row % 16)) * a.k + first_column;
     copy_once(shared + row * pitch, a.weight + from, columns * 2, &full, read_once());
   }
-  if (a.cluster > 1) cluster_arrive_running();
-
   // A warp takes 64 neighbouring columns in two steps, then those of the next round of warps.
   const auto column_of = [&](int step) { return (step / 2 * WARPS + warp) * 2 * STEP + step % 2 * STEP + t * VEC; };
   uint4 norm[STEPS];
@@ -62,9 +60,11 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     // The rehearsal reads one row of what is there, whatever it is, and stores nothing.
     const bool real = act == 1;
     const minisgl_bf16* from = (real ? a.x : a.weight) + first_column;
-    const char* weight = real ? shared + g * pitch : reinterpret_cast<const char*>(partial);
-    const uint32_t weight_pitch = real ? pitch : 0;
+    float* mine = partial + (rank * WARPS + warp) * PART;
+    const char* weight = real ? shared + g * pitch : reinterpret_cast<const char*>(mine);
+    const uint32_t weight_pitch = real ? pitch : 0, column_bytes = real ? 2 : 0;
     const uint32_t tokens = real ? a.m : 1, groups = (tokens + 7) / 8;
+    if (real && a.cluster > 1) cluster_arrive_running();
     if (real) wait_for_inputs();
 
     uint4 x[STEPS];
@@ -117,21 +117,22 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
         const bool there = column_of(step) < columns;
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
-          const char* row = weight + tile * 16 * weight_pitch + column_of(step) * 2;
+          const char* row = weight + tile * 16 * weight_pitch + column_of(step) * column_bytes;
           low[tile] = high[tile] = make_uint4(0, 0, 0, 0);
           if (there) low[tile] = *reinterpret_cast<const uint4*>(row);
           if (there) high[tile] = *reinterpret_cast<const uint4*>(row + 8 * weight_pitch);
         }
         multiply<1, TILES>(sum, low, high, token);
       }
-      float* mine = partial + (group * parts + rank * WARPS + warp) * PART;
+      __syncwarp();  // The rehearsal reads what it writes next.
+      float* to = mine + group * parts * PART;
       const uint32_t left = tokens - group * 8;
       if (a.cluster == 1) {
-        each_sum<1, TILES>(left, sum, [&](uint32_t at, float value) { mine[at] = value; });
+        each_sum<1, TILES>(left, sum, [&](uint32_t at, float value) { to[at] = value; });
       } else {
         if (real && group == groups - 1) cluster_wait();
         each_sum<1, TILES>(left, sum, [&](uint32_t at, float value) {
-          if (real) store_remote(mine + at, 0, value);
+          if (real) store_remote(to + at, 0, value);
         });
       }
     }
