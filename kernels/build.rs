@@ -1,11 +1,14 @@
-//! Compiles `cu/<op>/*.cu` with nvcc into fatbins that the crate embeds, and `cu/fi/*.cu`, whose launches
-//! are host code, into a static library.
+//! Compiles `cu/<op>/*.cu` with nvcc into fatbins that the crate embeds, and `cu/fa/*.cu` and `cu/fi/*.cu`,
+//! whose launches are host code, into a static library.
 //!
 //! Only what changed: an output is kept in cargo's target folder, shared by all profiles, under a hash
-//! of its source, its headers, the flags and the compiler's version.
+//! of its source, its headers, the flags and the compiler's version. `MINISGL_CUDA_TARGET=sm_90a` compiles for
+//! that one alone, to be quick while working on a kernel.
 
 #[path = "build/find.rs"]
 mod find;
+#[path = "build/targets.rs"]
+mod targets;
 
 use std::collections::hash_map::DefaultHasher;
 use std::error::Error;
@@ -15,14 +18,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
-/// Machine code for Ampere (A100), Ada, Hopper and Blackwell (B200), and PTX for what else there is.
-const TARGETS: [&str; 5] = [
-    "-gencode=arch=compute_80,code=sm_80",
-    "-gencode=arch=compute_89,code=sm_89",
-    "-gencode=arch=compute_90a,code=sm_90a",
-    "-gencode=arch=compute_100a,code=sm_100a",
-    "-gencode=arch=compute_80,code=compute_80",
-];
+use targets::{is_host, jobs, targets};
 
 const FLAGS: [&str; 3] = ["-std=c++17", "-O3", "-Icu"];
 const FATBIN_FLAGS: [&str; 2] = ["-Werror=all-warnings", "-fatbin"];
@@ -30,10 +26,8 @@ const FATBIN_FLAGS: [&str; 2] = ["-Werror=all-warnings", "-fatbin"];
 const HOST_FLAGS: [&str; 6] =
     ["-c", "-DNDEBUG", "--expt-relaxed-constexpr", "-w", "-Xcompiler", "-fPIC"];
 /// Include folders below FlashInfer's data folder.
-const HEADERS: [&str; 4] = ["include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust"];
-
-/// Compilers that run side by side at most; each takes up to half a gigabyte.
-const JOBS_MAX: usize = 8;
+const HEADERS: [&str; 5] =
+    ["include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust", "cutlass/include"];
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -41,6 +35,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=cu");
+    println!("cargo::rerun-if-env-changed=MINISGL_CUDA_TARGET");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
@@ -60,17 +55,19 @@ fn compile_all() -> Result<()> {
     let flashinfer = find::flashinfer(target)?;
 
     let mut common = DefaultHasher::new();
-    (TARGETS, FLAGS, FATBIN_FLAGS, HOST_FLAGS, &flashinfer).hash(&mut common);
+    (FLAGS, FATBIN_FLAGS, HOST_FLAGS, &flashinfer).hash(&mut common);
     let version = Command::new(&nvcc).arg("--version").output()?;
     version.stdout.hash(&mut common);
     let (mut sources, mut headers) = (Vec::new(), Vec::new());
     list(Path::new("cu"), &mut sources, &mut headers)?;
+    sources.sort_by_key(|source| !is_host(source)); // What takes longest comes first.
 
     // Each worker takes the next source until none is left.
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut hash = common.clone();
+            targets(source).hash(&mut hash);
             // A source may include headers of its own folder and of `cu`, and no others of ours.
             let folders = [source.parent(), Some(Path::new("cu"))];
             let near = headers.iter().filter(|header| folders.contains(&header.parent()));
@@ -86,9 +83,8 @@ fn compile_all() -> Result<()> {
         }
         Ok(())
     };
-    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs.clamp(1, JOBS_MAX)).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..jobs()).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| {
             worker.join().unwrap_or_else(|_| Err("a compile thread panicked".into()))
         })
@@ -109,7 +105,7 @@ fn compile_all() -> Result<()> {
 
 /// Makes a static library of the objects, and links it with CUDA's static runtime.
 fn archive(nvcc: &Path, out: &Path, objects: impl Iterator<Item = PathBuf>) -> Result<()> {
-    let library = out.join("libminisgl_fi.a");
+    let library = out.join("libminisgl_attention.a");
     let _ = fs::remove_file(&library); // `ar` would add to it.
     let status = Command::new("ar").arg("crs").arg(&library).args(objects).status()?;
     if !status.success() {
@@ -121,22 +117,19 @@ fn archive(nvcc: &Path, out: &Path, objects: impl Iterator<Item = PathBuf>) -> R
     for lib in ["lib", "lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"] {
         println!("cargo::rustc-link-search=native={}", toolkit.join(lib).display());
     }
-    for library in ["static=minisgl_fi", "static=cudart_static", "stdc++", "dl", "rt", "pthread"] {
+    for library in
+        ["static=minisgl_attention", "static=cudart_static", "stdc++", "dl", "rt", "pthread"]
+    {
         println!("cargo::rustc-link-lib={library}");
     }
     Ok(())
-}
-
-/// Whether a source is compiled with its host code.
-fn is_host(source: &Path) -> bool {
-    source.starts_with("cu/fi")
 }
 
 /// Compiles one source; replaces what older versions of it left in the cache.
 fn compile(nvcc: &Path, flashinfer: &Path, source: &Path, to: &Path) -> Result<()> {
     let fresh = to.with_extension(format!("{}.tmp", std::process::id()));
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).args(TARGETS).arg("-o").arg(&fresh).arg(source);
+    command.args(FLAGS).args(targets(source)).arg("-o").arg(&fresh).arg(source);
     if is_host(source) {
         command.args(HOST_FLAGS);
         command.args(HEADERS.map(|dir| format!("-I{}", flashinfer.join(dir).display())));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use minisgl_proto::socket::{self, Place};
-use minisgl_proto::{CacheMode, Device, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, CacheMode, Device, KvDtype, LoadOptions};
 
 use crate::error::EXIT_CODES;
 
@@ -90,6 +90,9 @@ pub enum Command {
     Chat(ChatArgs),
     /// Run a file of requests in the OpenAI batch format; run it again to resume
     Batch(BatchArgs),
+    /// Say what this machine has to run models on: driver, GPUs, libraries, models, and what to
+    /// install; the exit code is 0 only when a GPU is ready. Works without a daemon too
+    Doctor(DoctorArgs),
     /// Print the versions of this program and of the daemon
     Version(OutputArgs),
     /// Print a completion script for a shell
@@ -140,7 +143,7 @@ pub struct LoadArgs {
     /// Tokens of KV cache [default: from --memory-ratio]
     #[arg(long, value_name = "TOKENS")]
     pub kv_tokens: Option<u64>,
-    /// Share of the free memory for weights and KV pages, in (0, 1]
+    /// Share of the free memory for weights and KV pages, in (0, 1] [default: 0.5, on a GPU 0.9]
     #[arg(long, value_name = "SHARE")]
     pub memory_ratio: Option<f32>,
     /// Element type of the KV cache: auto, f32, bf16, fp16 or fp8
@@ -152,7 +155,7 @@ pub struct LoadArgs {
     /// Requests waiting, at most
     #[arg(long, value_name = "N")]
     pub max_waiting: Option<u32>,
-    /// Tokens a step feeds at most: the chunk of chunked prefill
+    /// Tokens a step feeds at most: the chunk of chunked prefill [default: 512, on a GPU 8192]
     #[arg(long, value_name = "TOKENS")]
     pub chunk_tokens: Option<u32>,
     /// Prompt plus generated tokens at most [default: the model's context]
@@ -161,6 +164,9 @@ pub struct LoadArgs {
     /// Prefix cache: radix or naive
     #[arg(long, value_parser = lowercase::<CacheMode>)]
     pub cache: Option<CacheMode>,
+    /// Attention kernels of a GPU for prefill and decode: two of auto, fi and fa, or one for both
+    #[arg(long, value_name = "PREFILL,DECODE")]
+    pub attn: Option<Attn>,
     /// Seeded random weights; needs only config.json
     #[arg(long)]
     pub dummy_weights: bool,
@@ -181,13 +187,14 @@ impl LoadArgs {
             threads: self.threads.unwrap_or(default.threads),
             page_size: self.page_size.unwrap_or(default.page_size),
             kv_tokens: self.kv_tokens.or(default.kv_tokens),
-            memory_ratio: self.memory_ratio.unwrap_or(default.memory_ratio),
+            memory_ratio: self.memory_ratio.or(default.memory_ratio),
             kv_dtype: self.kv_dtype.unwrap_or(default.kv_dtype),
             max_running: self.max_running.unwrap_or(default.max_running),
             max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
-            chunk_tokens: self.chunk_tokens.unwrap_or(default.chunk_tokens),
+            chunk_tokens: self.chunk_tokens.or(default.chunk_tokens),
             max_len: self.max_len.or(default.max_len),
             cache: self.cache.unwrap_or(default.cache),
+            attn: self.attn.unwrap_or(default.attn),
             dummy_weights: self.dummy_weights,
             overlap: !self.no_overlap,
         }
@@ -226,6 +233,17 @@ pub struct ChatArgs {
     pub output: OutputArgs,
 }
 
+/// `doctor`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DoctorArgs {
+    /// Seconds that looking may take; the driver of many idle GPUs starts slowly
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub timeout: u64,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// `batch`.
 #[derive(Debug, Args)]
 pub struct BatchArgs {
@@ -250,6 +268,7 @@ pub struct BatchArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use minisgl_proto::AttnBackend;
 
     use super::*;
 
@@ -267,14 +286,16 @@ mod tests {
 
     #[test]
     fn enums_have_the_names_of_the_api() {
-        let line = "minisglctl load m --device cpu --kv-dtype bf16 --cache naive --no-overlap";
+        let line = "minisglctl load m --device cpu --kv-dtype bf16 --cache naive --attn fa,fi --no-overlap";
         let cli = Cli::parse_from(line.split(' '));
         let Command::Load(load) = cli.command else { panic!("{cli:?}") };
         let options = load.options();
         assert_eq!(options.device, Device::Cpu);
         assert_eq!(options.kv_dtype, KvDtype::Bf16);
         assert_eq!(options.cache, CacheMode::Naive);
+        assert_eq!(options.attn, Attn { prefill: AttnBackend::Fa, decode: AttnBackend::Fi });
         assert!(!options.overlap);
+        assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--attn", "fa,fb"]).is_err());
         assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--device", "tpu"]).is_err());
     }
 

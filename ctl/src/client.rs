@@ -3,7 +3,7 @@
 //! Owns: connecting, sending, and turning error answers into [`CtlError`]. Must never: print.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,17 +38,35 @@ impl Client {
         Client { socket }
     }
 
+    /// Where the daemon is looked for.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Asks something that needs no work.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CtlError> {
         decode(&self.get_bytes(path).await?)
     }
 
+    /// Asks something that may take so long.
+    pub async fn get_within<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        patience: Duration,
+    ) -> Result<T, CtlError> {
+        decode(&self.get_bytes_within(path, patience).await?)
+    }
+
     /// As [`Client::get`], not decoded.
     pub async fn get_bytes(&self, path: &str) -> Result<Bytes, CtlError> {
+        self.get_bytes_within(path, QUICK).await
+    }
+
+    async fn get_bytes_within(&self, path: &str, patience: Duration) -> Result<Bytes, CtlError> {
         let work =
             async { whole(good(self.send(Method::GET, path, Bytes::new()).await?).await?).await };
-        tokio::time::timeout(QUICK, work).await.unwrap_or_else(|_| {
-            let why = format!("it took the call but gave no answer in {} s", QUICK.as_secs());
+        tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
+            let why = format!("it took the call but gave no answer in {} s", patience.as_secs());
             Err(CtlError::Unreachable { socket: self.socket.clone(), why })
         })
     }

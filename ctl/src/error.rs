@@ -10,9 +10,13 @@ Exit codes:
   0  done
   2  usage: the command line or an input file is wrong
   3  unreachable: no daemon answers on the socket
-  4  not found: no such model
+  4  not found: no such model, folder or repo
   5  refused: not allowed, or not possible now
-  6  failed: it was tried and did not work";
+  6  failed: it was tried and did not work
+ 10  doctor: this build has no CUDA backend
+ 11  doctor: no NVIDIA driver, or one that cannot be used
+ 12  doctor: no GPU that can be used
+ 13  doctor: a library is missing";
 
 /// Every way a command ends but the good one.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,14 @@ pub enum CtlError {
     /// It was tried and did not work.
     #[error("{0}")]
     Failed(String),
+    /// Models run on the CPU here.
+    #[error("no GPU: {why}")]
+    NoGpu {
+        /// Exit code for what is missing.
+        code: u8,
+        /// What is missing, and what to do.
+        why: String,
+    },
     /// Whoever read our output has seen enough.
     #[error("the output was closed")]
     BrokenPipe,
@@ -57,6 +69,7 @@ impl CtlError {
             CtlError::NotFound(_) => 4,
             CtlError::Refused(_) => 5,
             CtlError::Failed(_) => 6,
+            CtlError::NoGpu { code, .. } => *code,
         }
     }
 }

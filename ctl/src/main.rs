@@ -5,6 +5,7 @@
 //! | `args` | the command line |
 //! | `client` | HTTP over the Unix socket |
 //! | `commands` | the admin calls |
+//! | `doctor`, `doctor_view` | what the machine has, asked of the daemon or of `minisgld probe` |
 //! | `chat`, `batch`, `batch_file` | the two that speak the OpenAI API |
 //! | `render`, `progress`, `output` | what people and programs see |
 //! | `error` | what can go wrong, and the exit codes |
@@ -17,6 +18,8 @@ mod batch_file;
 mod chat;
 mod client;
 mod commands;
+mod doctor;
+mod doctor_view;
 mod error;
 mod output;
 mod progress;
@@ -63,6 +66,7 @@ async fn run(cli: &Cli) -> Result<(), CtlError> {
         Command::Health(output) => commands::health(&client, output.format).await,
         Command::Chat(args) => chat::run(&client, args).await,
         Command::Batch(args) => batch::run(&client, args).await,
+        Command::Doctor(args) => doctor::run(&client, args).await,
         Command::Version(output) => commands::version(&client, output.format).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

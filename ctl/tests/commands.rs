@@ -115,7 +115,7 @@ fn load_sends_its_options_and_tells_each_stage() {
     let daemon = Daemon::start(answer);
     let line = "load org/m --name n --tp 2 --device cpu --threads 3 --page-size 8 --kv-tokens 4096 \
                 --memory-ratio 0.25 --kv-dtype f32 --max-running 9 --max-waiting 10 --chunk-tokens 64 \
-                --max-len 99 --cache naive --dummy-weights --no-overlap";
+                --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap";
     let run = daemon.run(&line.split_whitespace().collect::<Vec<_>>());
     assert_eq!((run.code, run.out.as_str()), (0, "org/m is ready after 0.0s\n"), "{run:?}");
     let lines: Vec<&str> = run.err.lines().collect();
@@ -128,13 +128,14 @@ fn load_sends_its_options_and_tells_each_stage() {
         threads: 3,
         page_size: 8,
         kv_tokens: Some(4096),
-        memory_ratio: 0.25,
+        memory_ratio: Some(0.25),
         kv_dtype: minisgl_proto::KvDtype::F32,
         max_running: 9,
         max_waiting: 10,
-        chunk_tokens: 64,
+        chunk_tokens: Some(64),
         max_len: Some(99),
         cache: CacheMode::Naive,
+        attn: "fi,fi".parse().unwrap(),
         dummy_weights: true,
         overlap: false,
     };

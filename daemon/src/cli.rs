@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
+
 /// Serves large language models over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
 #[command(name = "minisgld", version, max_term_width = 100)]
@@ -20,6 +22,11 @@ pub enum Command {
     Serve(ServeArgs),
     /// Read the configuration as `serve` would, say what is wrong with it, and start nothing.
     CheckConfig(ServeArgs),
+    /// Measure the speed of a model, without a daemon: scheduler and engine in this process.
+    Bench(BenchArgs),
+    /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
+    #[command(hide = true)]
+    Probe(ServeArgs),
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
     Worker {
@@ -42,6 +49,10 @@ pub struct ServeArgs {
     /// $XDG_RUNTIME_DIR/minisgld/admin.sock, or without it /tmp/minisgld-UID/admin.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Folder of NVIDIA's libraries, looked into before all others: the libraries themselves, a CUDA
+    /// toolkit or a Python environment
+    #[arg(long, value_name = "DIR", env = "MINISGL_CUDA_LIBRARIES")]
+    pub cuda_libraries: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,

@@ -39,6 +39,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// `[hub]`
     pub hub: HubConfig,
+    /// `[gpu]`
+    pub gpu: GpuConfig,
     /// `[workers]`
     pub workers: WorkersConfig,
     /// `[log]`
@@ -92,6 +94,14 @@ pub struct HubConfig {
     pub token_file: Option<PathBuf>,
     /// Never download.
     pub offline: bool,
+}
+
+/// NVIDIA GPUs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpuConfig {
+    /// Folder of NVIDIA's libraries, looked into before all others.
+    pub libraries: Option<PathBuf>,
 }
 
 /// How worker processes are watched.
@@ -185,6 +195,11 @@ impl Config {
         if let Some(socket) = &args.socket {
             config.admin.socket = Some(socket.clone());
         }
+        if let Some(folder) =
+            args.cuda_libraries.as_ref().filter(|path| !path.as_os_str().is_empty())
+        {
+            config.gpu.libraries = Some(folder.clone());
+        }
         if let Some(level) = &args.log {
             config.log.level = level.clone();
         }
@@ -238,8 +253,24 @@ impl Config {
                 bail!("{key} = {value}: must be at least 1 and at most {max}");
             }
         }
+        if let Some(folder) = self.gpu.libraries.as_ref().filter(|folder| !folder.is_dir()) {
+            bail!(
+                "[gpu] libraries (--cuda-libraries, MINISGL_CUDA_LIBRARIES) is {}, which is no folder",
+                folder.display()
+            );
+        }
         logging::filter(&self.log.level)?;
         Ok(())
+    }
+
+    /// Where models come from, as the registry takes it.
+    pub fn hub_config(&self) -> minisgl_control::HubConfig {
+        minisgl_control::HubConfig {
+            cache_dir: self.hub.cache_dir.clone(),
+            endpoint: self.hub.endpoint.clone(),
+            token_file: self.hub.token_file.clone(),
+            offline: self.hub.offline,
+        }
     }
 
     /// Path of the admin socket: configured, else in [`Config::socket_place`].
@@ -330,6 +361,16 @@ mod tests {
     fn a_public_address_must_be_asked_for() {
         assert!(error("[http]\nlisten = \"0.0.0.0:8000\"\n").contains("allow_public"));
         assert!(load("[http]\nlisten = \"0.0.0.0:8000\"\nallow_public = true\n").is_ok());
+    }
+
+    #[test]
+    fn the_folder_of_libraries_must_be_there() {
+        let text = error("[gpu]\nlibraries = \"/no/such/folder\"\n");
+        assert!(text.contains("[gpu] libraries") && text.contains("/no/such/folder"), "{text}");
+        let config = load("[gpu]\nlibraries = \"/usr\"\n").unwrap();
+        assert_eq!(config.gpu.libraries.as_deref(), Some(Path::new("/usr")));
+        let args = ServeArgs { cuda_libraries: Some("/".into()), ..ServeArgs::default() };
+        assert_eq!(Config::load(&args).unwrap().gpu.libraries.as_deref(), Some(Path::new("/")));
     }
 
     #[test]

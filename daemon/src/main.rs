@@ -6,15 +6,18 @@
 //! ```text
 //!   main ── serve ──> control (registry, admin socket) ─┐ spawns `minisgld worker`
 //!     |       └─────> http (OpenAI routes) ── bridge ───┘
-//!     └──── worker ─> engine <── sched
+//!     ├──── worker ─> engine <── sched
+//!     └──── bench ──> the same, without a daemon
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod bridge;
 mod cli;
 mod config;
 mod logging;
+mod probe;
 mod serve;
 mod worker;
 
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => serve::check_config(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Worker { log } => return worker::run(&log),
     };
     match result {

@@ -1,12 +1,13 @@
 //! The daemon: wires http and control together, loads configured models, and shuts down in order.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use minisgl_control::{
-    Expected, HubConfig, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand, admin,
+    Doctor, Expected, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand, admin,
     socket,
 };
 use minisgl_http::{Front, Listener, Settings};
@@ -23,6 +24,9 @@ use crate::logging;
 /// After draining, open connections get this long to take their last bytes.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// What `minisgld probe` gets: the driver of many idle GPUs starts slowly. Who asked may leave before.
+const PROBE_MAX: Duration = Duration::from_secs(600);
+
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -34,7 +38,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(serve(config))
+        .block_on(serve(config, args))
 }
 
 /// Reads the configuration as `run` would.
@@ -47,7 +51,7 @@ pub fn check_config(args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
     let drain = Duration::from_secs_f64(config.workers.drain_s);
     let metrics = prometheus::Registry::new();
     let registry = Registry::new(registry_config(&config), &metrics)?;
@@ -66,7 +70,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         socket::make_folder(&Config::socket_place())?;
     }
     let admin_listener = socket::bind(&path).await?;
-    let info = admin::DaemonInfo { started: Instant::now(), listen: listen.to_string() };
+    let info = admin::DaemonInfo {
+        started: Instant::now(),
+        listen: listen.to_string(),
+        doctor: Arc::new(Doctor::new(probe_command(&config, args), PROBE_MAX)),
+    };
     let admin = admin::router(registry.clone(), info).merge(openai.clone());
     tracing::info!("OpenAI API on http://{listen}, admin API on {}", path.display());
 
@@ -109,18 +117,29 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     ended
 }
 
+/// `minisgld probe` with the daemon's own configuration.
+fn probe_command(config: &Config, args: &ServeArgs) -> WorkerCommand {
+    let mut arguments = vec!["probe".into()];
+    if let Some(path) = &args.config {
+        arguments.extend(["--config".into(), path.into()]);
+    }
+    WorkerCommand { args: arguments, env: libraries(config), ..WorkerCommand::current_exe() }
+}
+
+/// Where the children that touch a GPU look for NVIDIA's libraries.
+fn libraries(config: &Config) -> Vec<(OsString, OsString)> {
+    let folder = config.gpu.libraries.as_ref();
+    folder.map(|folder| ("MINISGL_CUDA_LIBRARIES".into(), folder.into())).into_iter().collect()
+}
+
 fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
+    worker.env = libraries(config);
     worker.args.push(format!("--log={}", config.log.level).into());
     RegistryConfig {
         worker,
-        hub: HubConfig {
-            cache_dir: config.hub.cache_dir.clone(),
-            endpoint: config.hub.endpoint.clone(),
-            token_file: config.hub.token_file.clone(),
-            offline: config.hub.offline,
-        },
+        hub: config.hub_config(),
         inspector: Inspector(Arc::new(minisgl_http::check_model_dir)),
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),

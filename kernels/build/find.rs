@@ -38,7 +38,8 @@ pub fn flashinfer(target: &Path) -> Result<PathBuf> {
     println!("cargo::rerun-if-env-changed=FLASHINFER_DATA");
     let named = env::var_os("FLASHINFER_DATA").map(PathBuf::from);
     let data = named.unwrap_or_else(|| target.join("toolchain/flashinfer"));
-    match data.join("include/flashinfer").is_dir() {
+    let whole = ["include/flashinfer", "cutlass/include/cute"];
+    match whole.iter().all(|part| data.join(part).is_dir()) {
         true => Ok(data),
         false => {
             Err("no FlashInfer headers: run `cargo xtask toolchain` to fetch them from PyPI into \

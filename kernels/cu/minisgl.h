@@ -33,17 +33,17 @@ typedef struct {
 
 /* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread */
 typedef struct {
-  const minisgl_bf16 *x;       /* [rows, hidden] */
-  minisgl_bf16 *residual;      /* [rows, hidden], read and written; or null */
+  const minisgl_bf16 *x;       /* [x_rows, hidden] */
+  const int32_t *index;        /* [rows]: row of x, negative for a padding row; or null for all rows of x */
   const minisgl_bf16 *weight;  /* [hidden] */
   minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t rows;
+  uint32_t x_rows;
   uint32_t hidden;
   float eps;
-  uint32_t reserved;
 } minisgl_rmsnorm_args;
 
-/* minisgl_qk_rope_page_64, _96, _128, _256: head_dim */
+/* minisgl_qk_rope_page_64, _96, _128, _256: head_dim; pages of bf16, or with _fp16, _fp8 behind */
 typedef struct {
   const minisgl_bf16 *qkv;      /* [rows, q_heads + 2 * kv_heads, head_dim] */
   const minisgl_bf16 *bias;     /* [q_heads + 2 * kv_heads, head_dim]; or null */
@@ -52,16 +52,28 @@ typedef struct {
   const float *cos_sin;         /* [positions_len, head_dim]: half the row cosines, half sines */
   const int32_t *positions;     /* [rows] */
   const int32_t *slots;         /* [rows]: page * page_size + offset; negative for a padding row */
-  minisgl_bf16 *q_out;          /* [rows, q_heads, head_dim] */
-  minisgl_bf16 *k_pages;        /* [slots_len, kv_heads, head_dim] */
-  minisgl_bf16 *v_pages;        /* [slots_len, kv_heads, head_dim] */
+  void *q_out;                  /* bf16 or fp16 [rows, q_heads, head_dim] */
+  void *k_pages;                /* [slots_len, kv_heads, head_dim] */
+  void *v_pages;                /* [slots_len, kv_heads, head_dim] */
   uint32_t rows;
   uint32_t q_heads;
   uint32_t kv_heads;
   uint32_t positions_len;
   uint32_t slots_len;
   float eps;
+  uint32_t q_fp16;              /* 1: q_out is fp16 */
+  uint32_t reserved;
 } minisgl_qk_rope_page_args;
+
+/* minisgl_widen_heads */
+typedef struct {
+  const minisgl_bf16 *x;       /* any elements of 2 bytes, [heads, from] */
+  minisgl_bf16 *out;           /* [heads, to]: the first of each head, then zeros if there is more room */
+  uint32_t heads;              /* of all rows */
+  uint32_t from;
+  uint32_t to;
+  uint32_t reserved;
+} minisgl_widen_heads_args;
 
 /* minisgl_silu_mul */
 typedef struct {
@@ -105,6 +117,19 @@ typedef struct {
   uint32_t x_rows;
   uint32_t reserved;
 } minisgl_gather_args;
+
+/* minisgl_dummy */
+typedef struct {
+  minisgl_bf16 *out;           /* [rows, cols] */
+  uint64_t key;                /* of the tensor */
+  uint64_t first;              /* index of out[0, 0] in the full tensor */
+  uint32_t rows;
+  uint32_t cols;
+  uint32_t width;              /* columns of the full tensor */
+  float scale;
+  float mean;
+  uint32_t reserved;
+} minisgl_dummy_args;
 
 /* minisgl_argmax */
 typedef struct {
@@ -175,12 +200,37 @@ typedef struct {
   uint32_t reserved;
 } minisgl_history_reset_args;
 
-/* Attention of the backend `fi`, launched by host code; the functions are below. */
+/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of blocks as planned. */
 typedef struct {
-  const minisgl_bf16 *q;       /* [rows, q_heads, head_dim] */
-  const minisgl_bf16 *k_pages; /* [pages, page_size, kv_heads, head_dim] */
-  const minisgl_bf16 *v_pages; /* as k_pages */
-  minisgl_bf16 *out;           /* [rows, q_heads, head_dim] */
+  const minisgl_bf16 *q;        /* [rows, q_heads, head_dim]; fused: [rows, q_heads + 2 * kv_heads, head_dim] */
+  const minisgl_bf16 *bias;     /* fused: [q_heads + 2 * kv_heads, head_dim]; or null */
+  const minisgl_bf16 *q_weight; /* fused: [head_dim]; or null for no norm */
+  const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
+  const float *cos_sin;         /* fused: [positions_len, head_dim]: half the row cosines, half sines */
+  void *k_pages;                /* [pages, page_size, kv_heads, head_dim] */
+  void *v_pages;                /* as k_pages */
+  minisgl_bf16 *out;            /* [rows, q_heads, head_dim] */
+  const int32_t *work;          /* [blocks, 8], then [rows, 4]: see attention/decode_plan.rs */
+  const int32_t *pages;         /* page ids of all requests, in the order of positions */
+  float *partials;              /* [2 * blocks, group, head_dim], then the same [.., 2]: maximum and sum */
+  uint32_t *arrived;            /* [blocks], all 0 between launches */
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t page_size;
+  uint32_t positions_len;
+  uint32_t stages;              /* tiles in shared memory, 2 to 4 */
+  uint32_t fused;               /* 1: q is the projection; the new token's K and V are made and stored here */
+  float eps;
+  float scale;                  /* of the scores before softmax */
+} minisgl_decode_args;
+
+/* Attention of the backend `fi`, launched by host code; the functions are below, D is in their names. It serves
+ * a range of a step's requests: q_starts counts in the rows of the step, and out has those of the range. */
+typedef struct {
+  const void *q;               /* [rows, q_heads, D]: bf16, with pages of fp16 fp16 */
+  const void *k_pages;         /* [pages, page_size, kv_heads, kv_stride]: the first D of each head are read */
+  const void *v_pages;         /* as k_pages */
+  minisgl_bf16 *out;           /* [rows of the range, q_heads, D] */
   const int32_t *q_starts;     /* [requests + 1]: first row of each request */
   const int32_t *page_starts;  /* [requests + 1]: first page of each request in `pages` */
   const int32_t *pages;        /* page ids of all requests */
@@ -190,9 +240,11 @@ typedef struct {
   uint32_t requests;
   uint32_t q_heads;
   uint32_t kv_heads;
+  uint32_t kv_stride;          /* elements between heads; may be less than D where D is padded */
   uint32_t page_size;
   float scale;
   uint32_t dependent;          /* 1: programmatic dependent launch */
+  uint32_t reserved;
 } minisgl_fi_args;
 
 /* How the work of a batch is cut up: host arrays in, a plan and the content of int_workspace out. */
@@ -210,9 +262,29 @@ typedef struct {
   uint32_t kv_heads;
   uint32_t head_dim;
   uint32_t page_size;
+  uint32_t kv_bytes;           /* of an element of the pages */
   uint32_t graph;              /* 1: a plan whose launch can be replayed with other lengths */
-  uint32_t reserved;
 } minisgl_fi_plan_args;
+
+/* Attention of the backend `fa`, launched by host code: the functions below, for sm_90a alone. */
+typedef struct {
+  const void *q;               /* bf16 [rows, q_heads, D] */
+  const void *k_pages;         /* bf16 [pages, page_size, kv_heads, kv_stride]: the first D of each head are read */
+  const void *v_pages;         /* as k_pages */
+  void *out;                   /* bf16 [rows, q_heads, D] */
+  const int32_t *pages;        /* page ids of all requests */
+  const int32_t *work_starts;  /* [multiprocessors + 1]: first piece of work of each block */
+  const int32_t *work;         /* [6, work_len]: tile of the request's rows, query head, first row of the
+                                  request, its rows, its first page in `pages`, its tokens */
+  uint32_t work_len;
+  uint32_t rows;
+  uint32_t q_heads;
+  uint32_t kv_heads;
+  uint32_t kv_stride;          /* elements between heads; may be less than D where D is padded */
+  uint32_t page_size;
+  float scale;
+  uint32_t tile;               /* rows of a tile, as the kernel has them */
+} minisgl_fa_args;
 
 /* Words of a plan. */
 #define MINISGL_FI_PLAN_WORDS 15
@@ -225,6 +297,15 @@ int minisgl_fi_plan(const minisgl_fi_plan_args *args, int64_t *plan, void *strea
 int minisgl_fi_run_64(const minisgl_fi_args *args, const int64_t *plan, void *stream);
 int minisgl_fi_run_128(const minisgl_fi_args *args, const int64_t *plan, void *stream);
 int minisgl_fi_run_256(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_64_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_128_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_256_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_64_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_128_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_run_256_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fa_run_64(const minisgl_fa_args *args, void *stream);
+int minisgl_fa_run_128(const minisgl_fa_args *args, void *stream);
+int minisgl_fa_run_256(const minisgl_fa_args *args, void *stream);
 #ifdef __cplusplus
 }
 #endif

@@ -27,13 +27,13 @@ pub struct EmbeddingArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNormArgs {
     pub x: Address,
-    pub residual: Address,
+    pub index: Address,
     pub weight: Address,
     pub out: Address,
     pub rows: u32,
+    pub x_rows: u32,
     pub hidden: u32,
     pub eps: f32,
-    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -55,6 +55,19 @@ pub struct QkRopePageArgs {
     pub positions_len: u32,
     pub slots_len: u32,
     pub eps: f32,
+    pub q_fp16: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct WidenHeadsArgs {
+    pub x: Address,
+    pub out: Address,
+    pub heads: u32,
+    pub from: u32,
+    pub to: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -95,6 +108,20 @@ pub struct GatherArgs {
     pub rows: u32,
     pub hidden: u32,
     pub x_rows: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DummyArgs {
+    pub out: Address,
+    pub key: u64,
+    pub first: u64,
+    pub rows: u32,
+    pub cols: u32,
+    pub width: u32,
+    pub scale: f32,
+    pub mean: f32,
     pub reserved: u32,
 }
 
@@ -231,6 +258,31 @@ pub struct HistoryResetArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct DecodeArgs {
+    pub q: Address,
+    pub bias: Address,
+    pub q_weight: Address,
+    pub k_weight: Address,
+    pub cos_sin: Address,
+    pub k_pages: Address,
+    pub v_pages: Address,
+    pub out: Address,
+    pub work: Address,
+    pub pages: Address,
+    pub partials: Address,
+    pub arrived: Address,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub page_size: u32,
+    pub positions_len: u32,
+    pub stages: u32,
+    pub fused: u32,
+    pub eps: f32,
+    pub scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct FiArgs {
     pub q: Address,
     pub k_pages: Address,
@@ -245,9 +297,11 @@ pub struct FiArgs {
     pub requests: u32,
     pub q_heads: u32,
     pub kv_heads: u32,
+    pub kv_stride: u32,
     pub page_size: u32,
     pub scale: f32,
     pub dependent: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -266,8 +320,28 @@ pub struct FiPlanArgs {
     pub kv_heads: u32,
     pub head_dim: u32,
     pub page_size: u32,
+    pub kv_bytes: u32,
     pub graph: u32,
-    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FaArgs {
+    pub q: Address,
+    pub k_pages: Address,
+    pub v_pages: Address,
+    pub out: Address,
+    pub pages: Address,
+    pub work_starts: Address,
+    pub work: Address,
+    pub work_len: u32,
+    pub rows: u32,
+    pub q_heads: u32,
+    pub kv_heads: u32,
+    pub kv_stride: u32,
+    pub page_size: u32,
+    pub scale: f32,
+    pub tile: u32,
 }
 
 /// Words of a plan of the `fi` backend.

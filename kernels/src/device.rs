@@ -8,6 +8,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use crate::error::OpenError;
 use crate::kernel::{Kernel, Kernels};
+use crate::probe;
 
 /// A GPU that is ready to run ops. All of them go to one stream, [`Device::stream`], in order.
 pub struct Device {
@@ -47,9 +48,9 @@ impl Grid {
 }
 
 impl Device {
-    /// How many GPUs the driver shows; 0 without a driver.
+    /// How many GPUs the driver shows; 0 without a driver that can be used.
     pub fn count() -> usize {
-        if !driver_is_present() {
+        if probe::start_driver().is_err() {
             return 0;
         }
         CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
@@ -60,9 +61,7 @@ impl Device {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(ordinal: usize) -> Result<Device, OpenError> {
-        if !driver_is_present() {
-            return Err(OpenError::NoDriver);
-        }
+        probe::start_driver()?;
         let count = Device::count();
         if ordinal >= count {
             return Err(OpenError::NoDevice { ordinal, count });
@@ -152,6 +151,13 @@ impl Device {
         self.shared_bytes_block
     }
 
+    /// Lets a kernel be launched with so much dynamic shared memory.
+    pub(crate) fn allow_shared(&self, kernel: Kernel, bytes: u32) -> Result<(), DriverError> {
+        self.stream.context().bind_to_thread()?;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        self.kernels.get(kernel).set_attribute(attribute, bytes as i32)
+    }
+
     pub(crate) fn has_clusters(&self) -> bool {
         self.clusters
     }
@@ -228,10 +234,4 @@ fn attribute(
     value: sys::CUlaunchAttributeValue,
 ) -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute { id, pad: [0; 4], value }
-}
-
-/// Calling into a driver that is not there would panic.
-fn driver_is_present() -> bool {
-    // SAFETY: loads the driver's library, whose initialisers are NVIDIA's.
-    unsafe { sys::is_culib_present() }
 }

@@ -2,14 +2,27 @@
 
 use cudarc::driver::DriverError;
 
+use crate::library::LibraryError;
+use crate::probe::CUDA_MIN;
+
 /// No GPU to work with.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The driver's library is not on this machine.
+    #[error("no NVIDIA driver: {0}")]
+    NoDriver(#[from] LibraryError),
+    /// The driver is older than the kernels and libraries, which need CUDA 13.
     #[error(
-        "no NVIDIA driver: libcuda.so.1 was not found; install the driver, or use the CPU backend"
+        "the driver supports CUDA {major}.{minor}, and this build needs {}.{}: install NVIDIA's driver \
+         580 or newer",
+        CUDA_MIN.0, CUDA_MIN.1
     )]
-    NoDriver,
+    OldDriver {
+        /// CUDA version.
+        major: u32,
+        /// CUDA version.
+        minor: u32,
+    },
     /// There is a driver, and fewer GPUs than asked for.
     #[error(
         "there is no GPU {ordinal}: the driver shows {count}; see `nvidia-smi` and CUDA_VISIBLE_DEVICES"

@@ -28,6 +28,8 @@ mod kernel;
 pub mod library;
 #[cfg(feature = "cuda")]
 pub mod ops;
+#[cfg(feature = "cuda")]
+pub mod probe;
 
 #[cfg(feature = "cuda")]
 pub use array::{Array, ArrayMut};

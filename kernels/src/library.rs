@@ -1,86 +1,167 @@
 //! Finding NVIDIA's shared libraries, which come with the driver, a CUDA toolkit or Python packages.
 //!
-//! Owns: where to look, and loading what was found before cudarc asks for it by name. Must never: run a
-//! program to find out.
+//! Owns: which libraries there are, where to look, and loading what was found before cudarc asks for it
+//! by name. Must never: run a program to find out.
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-/// A library that is in none of the places.
+/// Names a folder that is looked into before all others. The daemon sets it for its workers from the
+/// configuration.
+pub const FOLDER_VARIABLE: &str = "MINISGL_CUDA_LIBRARIES";
+
+/// A library that is loaded at run time.
+#[derive(Clone, Copy, Debug)]
+pub struct Library {
+    /// File name, with the version of its interface.
+    pub name: &'static str,
+    /// What to install where it is missing.
+    pub install: &'static str,
+}
+
+/// The driver.
+pub const DRIVER: Library = Library {
+    name: "libcuda.so.1",
+    install: "install NVIDIA's driver, 580 or newer; a container needs `--gpus all`",
+};
+
+/// Matrix products.
+pub const CUBLASLT: Library = Library {
+    name: "libcublasLt.so.13",
+    install: "install the libraries of CUDA 13 or `pip install nvidia-cublas`",
+};
+
+/// Collectives between GPUs.
+pub const NCCL: Library = Library {
+    name: "libnccl.so.2",
+    install: "install NCCL 2 (libnccl2) or `pip install nvidia-nccl-cu13`",
+};
+
+/// Where drivers are that the loader was not told of: containers of Kubernetes, WSL, NixOS.
+const DRIVER_FOLDERS: [&str; 3] =
+    ["/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib"];
+
+/// Folders that an error lists.
+const SHOWN_MAX: usize = 6;
+
+/// A library that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{name} was not found: not by the loader (LD_LIBRARY_PATH, ld.so.conf), nor in {}; install the \
-     CUDA libraries or `pip install {package}`, or configure the folder that has them",
-    list(.tried)
+    "{} {}; {}, or name the folder that has it with `libraries` under [gpu] or {FOLDER_VARIABLE}",
+    .library.name, found(.tried, .broken), .library.install
 )]
 pub struct LibraryError {
-    /// File name.
-    pub name: String,
-    /// PyPI package that has it.
-    pub package: &'static str,
+    /// Which.
+    pub library: Library,
     /// Folders that were looked into.
     pub tried: Vec<PathBuf>,
+    /// Files that are there and do not load, and what the loader said.
+    pub broken: Vec<(PathBuf, String)>,
 }
 
-fn list(folders: &[PathBuf]) -> String {
-    let shown: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-    if shown.is_empty() { "any other folder".into() } else { shown.join(", ") }
+fn found(tried: &[PathBuf], broken: &[(PathBuf, String)]) -> String {
+    if let Some((path, why)) = broken.first() {
+        return format!("does not load from {}: {why}", path.display());
+    }
+    let mut shown: Vec<String> =
+        tried.iter().take(SHOWN_MAX).map(|folder| folder.display().to_string()).collect();
+    match tried.len() {
+        0 => shown.push("any other folder".into()),
+        n if n > SHOWN_MAX => shown.push(format!("{} more", n - SHOWN_MAX)),
+        _ => {}
+    }
+    let shown = shown.join(", ");
+    format!("was not found: not by the loader (LD_LIBRARY_PATH, ld.so.conf), nor in {shown}")
 }
 
-/// Loads the library `name` for the rest of the process and says where it was: the path, or just the name
-/// if the loader found it. `configured` is looked into first.
+static CONFIGURED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Sets what [`configured`] answers in this process, over the environment. The first call counts.
+pub fn configure(folder: PathBuf) {
+    let _ = CONFIGURED.set(folder);
+}
+
+/// The folder of [`configure`], else the one that [`FOLDER_VARIABLE`] names.
+pub fn configured() -> Option<PathBuf> {
+    if let Some(folder) = CONFIGURED.get() {
+        return Some(folder.clone());
+    }
+    env::var_os(FOLDER_VARIABLE).filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+/// Loads a library for the rest of the process and says where it is. `configured` is looked into
+/// first: a folder of libraries, a CUDA toolkit, a Python environment, or its `site-packages`.
 ///
 /// # Errors
-/// It is nowhere, or the file does not load.
-pub fn load(
-    name: &str,
-    package: &'static str,
-    configured: Option<&Path>,
-) -> Result<PathBuf, LibraryError> {
-    let folders = folders(configured);
-    let in_configured = configured.map(|folder| folder.join(name));
-    let by_loader = Some(PathBuf::from(name));
-    let in_folders = folders.iter().map(|folder| folder.join(name)).filter(|path| path.is_file());
-    in_configured
-        .into_iter()
-        .chain(by_loader)
-        .chain(in_folders)
-        .find(|path| stays_loaded(path))
-        .ok_or_else(|| LibraryError { name: name.into(), package, tried: folders })
+/// It is nowhere, or no file that is there loads.
+pub fn load(library: &Library, configured: Option<&Path>) -> Result<PathBuf, LibraryError> {
+    let own: Vec<PathBuf> = configured
+        .map(|folder| [vec![folder.to_path_buf()], inside(folder)].concat())
+        .unwrap_or_default();
+    let others = folders();
+    let in_folders = |folders: &[PathBuf]| -> Vec<PathBuf> {
+        let paths = folders.iter().map(|folder| folder.join(library.name));
+        paths.filter(|path| path.is_file()).collect()
+    };
+    let mut broken = Vec::new();
+    let by_loader = PathBuf::from(library.name);
+    for path in in_folders(&own).into_iter().chain([by_loader]).chain(in_folders(&others)) {
+        match stays_loaded(&path) {
+            Ok(()) => return Ok(loaded_file(library.name).unwrap_or(path)),
+            // The loader's answer to a mere name is that there is no such file.
+            Err(why) if path.is_absolute() => broken.push((path, why)),
+            Err(_) => {}
+        }
+    }
+    Err(LibraryError { library: *library, tried: [own, others].concat(), broken })
 }
 
 /// Loads and leaves loaded: from now on the loader gives this file for its name.
-fn stays_loaded(path: &Path) -> bool {
+fn stays_loaded(path: &Path) -> Result<(), String> {
     // SAFETY: runs the initialisers of a library that the operator installed as NVIDIA's.
-    match unsafe { libloading::Library::new(path) } {
-        Ok(library) => {
-            std::mem::forget(library);
-            true
-        }
-        Err(_) => false,
-    }
+    let library = unsafe { libloading::Library::new(path) };
+    library.map(std::mem::forget).map_err(|error| error.to_string())
 }
 
-/// Folders that may hold CUDA libraries and exist, the configured one first.
-pub fn folders(configured: Option<&Path>) -> Vec<PathBuf> {
-    let home = |variable: &str| env::var_os(variable).map(PathBuf::from);
-    let toolkit = home("CUDA_HOME").or_else(|| Some("/usr/local/cuda".into()));
-    let mut folders: Vec<PathBuf> = configured.map(Path::to_path_buf).into_iter().collect();
-    folders.extend(toolkit.into_iter().flat_map(|at| [at.join("lib64"), at.join("lib")]));
+/// The file that is mapped into this process under a name that begins so: the real one, links followed.
+fn loaded_file(name: &str) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
+    let is_it = |path: &&Path| {
+        path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name))
+    };
+    paths.into_iter().find(is_it).map(Path::to_path_buf)
+}
+
+/// Where libraries may be that the loader does not find; only folders that exist.
+fn folders() -> Vec<PathBuf> {
+    let named = |variable: &str| env::var_os(variable).map(PathBuf::from);
+    let toolkit = named("CUDA_HOME").or_else(|| Some("/usr/local/cuda".into()));
     let environments = [
-        home("VIRTUAL_ENV"),
-        home("HOME").map(|home| home.join(".local")),
+        toolkit,
+        named("VIRTUAL_ENV"),
+        named("CONDA_PREFIX"),
+        named("HOME").map(|home| home.join(".local")),
         Some("/usr/local".into()),
         Some("/usr".into()),
     ];
-    for environment in environments.into_iter().flatten() {
-        for python in children(&environment.join("lib"), "python3") {
-            for packages in ["site-packages", "dist-packages"] {
-                let nvidia = python.join(packages).join("nvidia");
-                folders
-                    .extend(children(&nvidia, "").into_iter().map(|package| package.join("lib")));
-            }
-        }
+    let mut folders: Vec<PathBuf> =
+        environments.into_iter().flatten().flat_map(|root| inside(&root)).collect();
+    folders.extend(DRIVER_FOLDERS.map(PathBuf::from).into_iter().filter(|path| path.is_dir()));
+    folders
+}
+
+/// The folders that hold libraries in a toolkit, a Python environment or a folder of Python packages.
+fn inside(root: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![root.join("lib64"), root.join("lib")];
+    let mut packages = vec![root.to_path_buf()];
+    for python in children(&root.join("lib"), "python3") {
+        packages.extend(["site-packages", "dist-packages"].map(|name| python.join(name)));
+    }
+    for packages in packages {
+        let nvidia = children(&packages.join("nvidia"), "");
+        folders.extend(nvidia.into_iter().map(|package| package.join("lib")));
     }
     folders.retain(|folder| folder.is_dir());
     folders
@@ -101,24 +182,62 @@ fn children(folder: &Path, beginning: &str) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_configured_folder_makes_a_name_known_to_the_loader() {
+    /// Builds a shared library that has this name inside, too.
+    fn build(to: &Path, name: &str) {
         let dir = tempfile::tempdir().unwrap();
-        let name = "libminisgl-test.so.13";
-        let missing = load(name, "some-package", Some(dir.path())).unwrap_err().to_string();
-        assert!(missing.contains(name) && missing.contains("some-package"), "{missing}");
-        assert!(missing.contains(&dir.path().display().to_string()), "{missing}");
-
         let source = dir.path().join("empty.c");
         std::fs::write(&source, "int minisgl_test(void) { return 7; }\n").unwrap();
         let built = std::process::Command::new("cc")
             .args(["-shared", "-fPIC", &format!("-Wl,-soname,{name}"), "-o"])
-            .arg(dir.path().join(name))
+            .arg(to.join(name))
             .arg(&source)
             .status();
         assert!(built.expect("a C compiler, `cc`").success());
-        assert_eq!(load(name, "some-package", Some(dir.path())).unwrap(), dir.path().join(name));
+    }
+
+    #[test]
+    fn a_configured_folder_makes_a_name_known_to_the_loader() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library { name: "libminisgl-test.so.13", install: "install some-package" };
+        let missing = load(&library, Some(dir.path())).unwrap_err().to_string();
+        for part in [library.name, library.install, dir.path().to_str().unwrap(), FOLDER_VARIABLE] {
+            assert!(missing.contains(part), "{part} is not in: {missing}");
+        }
+        build(dir.path(), library.name);
+        let path = dir.path().canonicalize().unwrap().join(library.name);
+        assert_eq!(load(&library, Some(dir.path())).unwrap(), path);
         // Now the name alone is enough, as cudarc asks.
-        assert_eq!(load(name, "some-package", None).unwrap(), Path::new(name));
+        assert_eq!(load(&library, None).unwrap(), path);
+    }
+
+    #[test]
+    fn a_file_that_does_not_load_is_named_with_the_loaders_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library { name: "libminisgl-broken.so.1", install: "install it" };
+        let path = dir.path().join(library.name);
+        std::fs::write(&path, "no library").unwrap();
+        let error = load(&library, Some(dir.path())).unwrap_err().to_string();
+        assert!(error.contains("does not load from") && error.contains("install it"), "{error}");
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn a_python_environment_is_searched_as_pip_fills_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let packages = dir.path().join("lib/python3.12/site-packages");
+        let lib = packages.join("nvidia/cu13/lib");
+        std::fs::create_dir_all(&lib).unwrap();
+        let library = Library { name: "libminisgl-pip.so.13", install: "" };
+        build(&lib, library.name);
+        assert!(inside(&packages).contains(&lib), "site-packages themselves may be configured");
+        let found = load(&library, Some(dir.path())).unwrap();
+        assert_eq!(found, lib.canonicalize().unwrap().join(library.name));
+    }
+
+    #[test]
+    fn a_long_list_of_folders_is_cut() {
+        let tried: Vec<PathBuf> = (0..20).map(|n| format!("/f{n}").into()).collect();
+        let text = found(&tried, &[]);
+        assert!(text.contains("/f5, 14 more") && !text.contains("/f6"), "{text}");
     }
 }

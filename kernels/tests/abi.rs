@@ -40,17 +40,21 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         EmbeddingArgs = minisgl_embedding_args {
             tokens, fed, table, out, rows, hidden, fed_len, vocab_start, vocab_len, reserved,
         }
-        RmsNormArgs = minisgl_rmsnorm_args { x, residual, weight, out, rows, hidden, eps, reserved }
+        RmsNormArgs = minisgl_rmsnorm_args { x, index, weight, out, rows, x_rows, hidden, eps }
         QkRopePageArgs = minisgl_qk_rope_page_args {
             qkv, bias, q_weight, k_weight, cos_sin, positions, slots, q_out, k_pages, v_pages, rows,
-            q_heads, kv_heads, positions_len, slots_len, eps,
+            q_heads, kv_heads, positions_len, slots_len, eps, q_fp16, reserved,
         }
+        WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
         SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
         SkinnyArgs = minisgl_skinny_args {
             x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, cluster, slice, chunk, stages,
             resident,
         }
         GatherArgs = minisgl_gather_args { x, index, out, rows, hidden, x_rows, reserved }
+        DummyArgs = minisgl_dummy_args {
+            out, key, first, rows, cols, width, scale, mean, reserved,
+        }
         ArgmaxArgs = minisgl_argmax_args {
             logits, out_index, tokens, best, done, rows, vocab, stride, tokens_len,
         }
@@ -67,13 +71,22 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         HistoryResetArgs = minisgl_history_reset_args {
             tokens, marks, len, prompt_len, vocab, reserved,
         }
+        DecodeArgs = minisgl_decode_args {
+            q, bias, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
+            arrived, q_heads, kv_heads, page_size, positions_len, stages, fused, eps, scale,
+        }
         FiArgs = minisgl_fi_args {
             q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
-            int_workspace, requests, q_heads, kv_heads, page_size, scale, dependent,
+            int_workspace, requests, q_heads, kv_heads, kv_stride, page_size, scale, dependent,
+            reserved,
         }
         FiPlanArgs = minisgl_fi_plan_args {
             q_starts, page_starts, float_workspace, int_workspace, pinned, float_bytes, int_bytes,
-            rows, requests, q_heads, kv_heads, head_dim, page_size, graph, reserved,
+            rows, requests, q_heads, kv_heads, head_dim, page_size, kv_bytes, graph,
+        }
+        FaArgs = minisgl_fa_args {
+            q, k_pages, v_pages, out, pages, work_starts, work, work_len, rows, q_heads, kv_heads,
+            kv_stride, page_size, scale, tile,
         }
     };
     let structs = include_str!("../cu/minisgl.h").matches("typedef struct").count();

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, LoadEvent, LoadRequest, ModelState, ModelStatus,
 };
+use minisgl_proto::{Device, LoadOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -34,9 +34,25 @@ pub struct Daemon {
     pub listen: SocketAddr,
 }
 
-/// Options that suit two cores and many tests beside each other.
+/// Options that suit two cores and many tests beside each other, on the device that is tested.
 pub fn model_options() -> LoadOptions {
-    LoadOptions { threads: 2, kv_tokens: Some(16_384), ..LoadOptions::default() }
+    let device = device();
+    LoadOptions { device, threads: 2, kv_tokens: Some(16_384), ..LoadOptions::default() }
+}
+
+/// The device under test: `MINISGL_TEST_DEVICE`, `cpu` if that is not set, or `cuda`.
+pub fn device() -> Device {
+    match std::env::var("MINISGL_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Device::Cuda,
+        Ok("cpu") | Err(_) => Device::Cpu,
+        Ok(other) => panic!("MINISGL_TEST_DEVICE is {other:?}: cpu and cuda are known"),
+    }
+}
+
+/// Whether the device under test computes in f32, in an order that nothing changes. On one that does not,
+/// what differs is how a text came about: batch, chunk and prefix round elsewhere, and ties may fall otherwise.
+pub fn is_exact() -> bool {
+    device() == Device::Cpu
 }
 
 impl Daemon {

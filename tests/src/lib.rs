@@ -13,7 +13,7 @@ pub mod http;
 pub mod paths;
 pub mod random;
 
-pub use daemon::{Daemon, model_options};
-pub use generate::{Generated, generate, greedy};
+pub use daemon::{Daemon, is_exact, model_options};
+pub use generate::{Generated, Greedy, generate, greedy, greedy_with_rivals};
 pub use http::{Events, Response, Server};
 pub use paths::dummy_folder;

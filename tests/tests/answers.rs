@@ -1,10 +1,12 @@
 //! SmolLM2 says what it has to: greedy answers and log-probabilities against transformers.
 
-use minisgl_tests::{Daemon, fixture, model_options};
+use minisgl_tests::{Daemon, fixture, greedy_with_rivals, is_exact, model_options};
 use serde_json::json;
 
-/// How far log-probabilities may be off on average, in nats.
+/// How far log-probabilities may be off on average, in nats: in f32, and where activations are bf16, which
+/// costs transformers itself 0.06 with this model.
 const MEAN_ERROR_MAX: f64 = 0.01;
+const MEAN_ERROR_BF16_MAX: f64 = 0.08;
 /// Log-probabilities asked for at each position.
 const TOP: usize = 20;
 
@@ -12,6 +14,13 @@ const TOP: usize = 20;
 fn greedy_answers_are_those_of_transformers() {
     let daemon = Daemon::with_smollm2(model_options());
     for answer in fixture::smollm2().greedy {
+        let count = answer.output_ids.len() as u32;
+        let own = greedy_with_rivals(&daemon, "smollm2", &answer.prompt_ids, count);
+        own.assert_same(&answer.output_ids, &answer.question);
+        if own.ids != answer.output_ids {
+            continue; // A tie fell otherwise.
+        }
+        daemon.flush("smollm2");
         let body = json!({
             "model": "smollm2",
             "messages": [{"role": "user", "content": answer.question}],
@@ -79,5 +88,6 @@ fn log_probabilities_are_those_of_transformers() {
     }
     let mean = sum / f64::from(count);
     println!("{count} log-probabilities: mean error {mean:.6}, worst {worst:.6}");
-    assert!(mean < MEAN_ERROR_MAX, "mean error {mean}, worst {worst}");
+    let max = if is_exact() { MEAN_ERROR_MAX } else { MEAN_ERROR_BF16_MAX };
+    assert!(mean < max, "mean error {mean}, worst {worst}");
 }

@@ -115,8 +115,8 @@ fn bad_options_are_refused() {
     let daemon = Daemon::start();
     let wrong = [
         (LoadOptions { page_size: 0, ..model_options() }, "page_size"),
-        (LoadOptions { memory_ratio: 1.5, ..model_options() }, "memory_ratio"),
-        (LoadOptions { chunk_tokens: 0, ..model_options() }, "chunk_tokens"),
+        (LoadOptions { memory_ratio: Some(1.5), ..model_options() }, "memory_ratio"),
+        (LoadOptions { chunk_tokens: Some(0), ..model_options() }, "chunk_tokens"),
         (LoadOptions { tp: 0, ..model_options() }, "tp"),
     ];
     for (options, word) in wrong {

@@ -120,7 +120,7 @@ fn a_full_queue_says_when_to_come_back() {
         "model": "smollm2",
         "input_ids": [1, 2, 3],
         "stream": true,
-        "sampling_params": {"temperature": 0, "max_new_tokens": 500, "ignore_eos": true},
+        "sampling_params": {"temperature": 0, "max_new_tokens": 4000, "ignore_eos": true},
     });
     let mut first = daemon.events("/generate", &long);
     first.next_event().unwrap().unwrap();

@@ -5,8 +5,9 @@
 use std::fs;
 use std::process::Output;
 
+use minisgl_proto::Device;
 use minisgl_proto::admin::ModelStatus;
-use minisgl_tests::{Daemon, model_options, paths};
+use minisgl_tests::{Daemon, daemon, model_options, paths};
 use serde_json::{Value, json};
 
 fn succeed(daemon: &Daemon, args: &[&str]) -> String {
@@ -35,7 +36,9 @@ fn from_load_to_unload() {
     let model = model.to_str().unwrap();
     assert_eq!(fail(&daemon, &["health"]).0, 6, "a daemon without a model is not ready");
 
+    let device = if daemon::device() == Device::Cuda { "cuda" } else { "cpu" };
     let load = ["load", model, "--name", "smollm2", "--kv-tokens", "4096", "-o", "json"];
+    let load = [&load[..], &["--device", device]].concat();
     let status: ModelStatus = serde_json::from_value(json_of(&daemon, &load)).unwrap();
     let info = status.info.unwrap();
     assert_eq!(

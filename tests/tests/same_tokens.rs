@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
 use minisgl_proto::{CacheMode, LoadOptions};
-use minisgl_tests::{Daemon, fixture, greedy, model_options, paths};
+use minisgl_tests::{Daemon, Greedy, fixture, greedy_with_rivals, model_options, paths};
 
 const COUNT: u32 = 24;
 
@@ -15,15 +15,22 @@ fn prompts() -> Vec<Vec<u32>> {
     vec![find("chat"), find("turns"), long.clone(), long.repeat(3)]
 }
 
-fn answers(daemon: &Daemon, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    prompts.iter().map(|prompt| greedy(daemon, "smollm2", prompt, COUNT)).collect()
+fn answers(daemon: &Daemon, prompts: &[Vec<u32>]) -> Vec<Greedy> {
+    prompts.iter().map(|prompt| greedy_with_rivals(daemon, "smollm2", prompt, COUNT)).collect()
+}
+
+fn assert_same(expected: &[Greedy], got: &[Greedy], what: &str) {
+    assert_eq!(expected.len(), got.len());
+    for (at, (expected, got)) in expected.iter().zip(got).enumerate() {
+        expected.assert_same(&got.ids, &format!("{what}, prompt {at}"));
+    }
 }
 
 /// Loads with `options`, asks twice (the second time prefixes are cached, if at all), unloads.
-fn check(daemon: &Daemon, expected: &[Vec<u32>], what: &str, options: LoadOptions) {
+fn check(daemon: &Daemon, expected: &[Greedy], what: &str, options: LoadOptions) {
     daemon.load("smollm2", &paths::smollm2(), options);
     for round in 0..2 {
-        assert_eq!(answers(daemon, &prompts()), expected, "{what}, round {round}");
+        assert_same(expected, &answers(daemon, &prompts()), &format!("{what}, round {round}"));
     }
     daemon.assert_all_pages_back("smollm2");
     daemon.unload("smollm2", false);
@@ -35,7 +42,7 @@ fn plain() -> LoadOptions {
         cache: CacheMode::Naive,
         overlap: false,
         page_size: 1,
-        chunk_tokens: 2048,
+        chunk_tokens: Some(2048),
         ..model_options()
     }
 }
@@ -49,12 +56,17 @@ fn cache_pages_chunks_and_overlap_change_nothing() {
     let base = model_options();
     check(&daemon, &expected, "defaults", base.clone());
     check(&daemon, &expected, "page size 1", LoadOptions { page_size: 1, ..base.clone() });
-    check(&daemon, &expected, "chunks of 16", LoadOptions { chunk_tokens: 16, ..base.clone() });
+    check(
+        &daemon,
+        &expected,
+        "chunks of 16",
+        LoadOptions { chunk_tokens: Some(16), ..base.clone() },
+    );
     check(
         &daemon,
         &expected,
         "chunks of 16, page size 1, no overlap",
-        LoadOptions { chunk_tokens: 16, page_size: 1, overlap: false, ..base.clone() },
+        LoadOptions { chunk_tokens: Some(16), page_size: 1, overlap: false, ..base.clone() },
     );
     check(&daemon, &expected, "no cache", LoadOptions { cache: CacheMode::Naive, ..base.clone() });
     check(&daemon, &expected, "no overlap", LoadOptions { overlap: false, ..base });
@@ -67,7 +79,7 @@ fn the_ablation_variable_changes_nothing() {
     let expected = answers(&daemon, prompts);
     let without = Daemon::start_with(&[("MINISGL_DISABLE_OVERLAP_SCHEDULING", "1")]);
     without.load("smollm2", &paths::smollm2(), model_options());
-    assert_eq!(answers(&without, prompts), expected);
+    assert_same(&expected, &answers(&without, prompts), "without overlap");
 }
 
 #[test]
@@ -96,13 +108,14 @@ fn preemption_changes_nothing() {
 }
 
 /// Asks every prompt `copies` times, all at once.
-fn crowd(daemon: &Daemon, prompts: &[Vec<u32>], expected: &[Vec<u32>], copies: usize) {
+fn crowd(daemon: &Daemon, prompts: &[Vec<u32>], expected: &[Greedy], copies: usize) {
     std::thread::scope(|scope| {
         for copy in 0..copies {
             for (prompt, expected) in prompts.iter().zip(expected) {
                 scope.spawn(move || {
-                    let tokens = greedy(daemon, "smollm2", prompt, COUNT);
-                    assert_eq!(&tokens, expected, "copy {copy}, {} tokens", prompt.len());
+                    let got = greedy_with_rivals(daemon, "smollm2", prompt, COUNT);
+                    let what = format!("copy {copy}, {} tokens", prompt.len());
+                    expected.assert_same(&got.ids, &what);
                 });
             }
         }

@@ -1,14 +1,15 @@
-//! The same greedy tokens on any number of ranks, and a clear word where ranks do not divide.
+//! The same greedy tokens on any number of ranks, and a clear word where ranks do not divide. On the CPU,
+//! whatever device is tested: a GPU has one rank.
 
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
-use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::AdminErrorCode;
+use minisgl_proto::{Device, LoadOptions};
 use minisgl_tests::daemon::assert_refused;
 use minisgl_tests::{Daemon, dummy_folder, fixture, greedy, model_options, paths};
 
 fn ranks(tp: u32) -> LoadOptions {
-    LoadOptions { tp, ..model_options() }
+    LoadOptions { tp, device: Device::Cpu, ..model_options() }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //!
 //! Owns: translation between HTTP and [`Registry`]. Must never: hold state of its own.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::doctor::Doctor;
 use crate::registry::Registry;
 use crate::socket::Peer;
 
@@ -37,6 +39,8 @@ pub struct DaemonInfo {
     pub started: Instant,
     /// Address that serves the OpenAI API.
     pub listen: String,
+    /// Looks at the machine.
+    pub doctor: Arc<Doctor>,
 }
 
 #[derive(Clone)]
@@ -58,6 +62,7 @@ pub fn router(registry: Registry, info: DaemonInfo) -> Router {
         .route("/admin/v1/models", get(models))
         .route("/admin/v1/models/{name}", get(model))
         .route("/admin/v1/health", get(health))
+        .route("/admin/v1/doctor", get(doctor))
         .merge(changes)
         .route("/admin/{*rest}", axum::routing::any(no_such_call))
         .method_not_allowed_fallback(no_such_call)
@@ -84,6 +89,10 @@ async fn model(State(admin): State<Admin>, Path(name): Path<String>) -> Response
 
 async fn health(State(admin): State<Admin>) -> Response {
     json(&admin.registry.health())
+}
+
+async fn doctor(State(admin): State<Admin>) -> Response {
+    answer(admin.info.doctor.ask().await)
 }
 
 /// Streams the load's events. The load is the registry's: it goes on if the caller leaves.

@@ -68,20 +68,27 @@ impl fmt::Debug for Inspector {
     }
 }
 
-/// Program and arguments of a worker. It gets its end of the socket as standard input.
+/// How a worker is started, or another child of the daemon. A worker gets its end of the socket as
+/// standard input.
 #[derive(Clone, Debug)]
 pub struct WorkerCommand {
     /// Program.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// Variables it gets on top of the daemon's.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 impl WorkerCommand {
     /// This very program with the argument `worker`. `/proc/self/exe` stays the same program when
     /// a package upgrade replaces the file, so daemon and worker never differ in version.
     pub fn current_exe() -> Self {
-        WorkerCommand { program: "/proc/self/exe".into(), args: vec!["worker".into()] }
+        WorkerCommand {
+            program: "/proc/self/exe".into(),
+            args: vec!["worker".into()],
+            env: Vec::new(),
+        }
     }
 }
 
@@ -151,6 +158,14 @@ impl HubConfig {
     /// file (`HF_TOKEN_PATH`, by default `$HF_HOME/token`) if it exists.
     pub(crate) fn token_source(&self) -> Option<TokenSource> {
         self.token_source_in(|variable| std::env::var_os(variable))
+    }
+
+    /// Where the access token comes from, in words that do not tell it.
+    pub fn token_place(&self) -> Option<String> {
+        self.token_source().map(|source| match source {
+            TokenSource::File(path) => path.display().to_string(),
+            TokenSource::Environment(_) => "HF_TOKEN".to_string(),
+        })
     }
 
     fn token_source_in(&self, env: impl Fn(&str) -> Option<OsString>) -> Option<TokenSource> {

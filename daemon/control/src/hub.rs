@@ -258,6 +258,11 @@ fn explain(error: &str, config: &HubConfig) -> String {
     }
 }
 
+/// Whether the hub says that it has nothing of that name, or nothing for this user.
+pub(crate) fn is_absent(error: &str) -> bool {
+    ["401", "403", "404"].iter().any(|code| error.contains(&format!("http status: {code}")))
+}
+
 /// Whether another attempt would get the same answer.
 fn is_final(error: &str) -> bool {
     ["http status: 4", "os error 28", "os error 13", "os error 30"]

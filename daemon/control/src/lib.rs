@@ -9,6 +9,7 @@
 //! | `worker` | one worker process: its socket, its frames, its last words |
 //! | `streams` | the requests in flight, and the way of a token to its reader |
 //! | `hub` | downloads |
+//! | `doctor` | what the machine has, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
 //!
 //! Owns: worker processes, from spawn to reap, and every request between `submit` and its last
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod config;
+mod doctor;
 mod hub;
 mod metrics;
 mod model;
@@ -29,6 +31,7 @@ mod supervisor;
 mod worker;
 
 pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
+pub use doctor::Doctor;
 pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Expected, Generation, ModelHandle, Registry};
 pub use streams::AbortGuard;

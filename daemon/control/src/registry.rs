@@ -372,8 +372,9 @@ fn check_name(name: &str) -> Result<(), AdminError> {
 }
 
 fn check_options(options: &minisgl_proto::LoadOptions) -> Result<(), AdminError> {
-    let ratio = options.memory_ratio;
-    if !(ratio > 0.0 && ratio <= 1.0) {
+    if let Some(ratio) = options.memory_ratio
+        && !(ratio > 0.0 && ratio <= 1.0)
+    {
         return Err(invalid(format!("memory_ratio is {ratio}; it must be above 0 and at most 1")));
     }
     if options.tp == 0 {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minisgl_proto::LoadStage;
+use minisgl_proto::admin::AdminErrorCode;
 use minisgl_proto::worker::LoadProgress;
 use serde::Deserialize;
 
@@ -48,6 +49,28 @@ pub enum ResolveError {
         /// Each place, and why not.
         tried: Vec<String>,
     },
+    /// A repo that may well be there, and did not come: no network, a full disk, nothing to load in it.
+    #[error("model \"{repo}\" could not be had; tried {}", .tried.join("; "))]
+    NotFetched {
+        /// Repo id and revision.
+        repo: String,
+        /// Each place, and why not.
+        tried: Vec<String>,
+    },
+}
+
+impl ResolveError {
+    /// What kind of refusal it is: whether there is no such thing, or it was there and of no use.
+    pub fn code(&self) -> AdminErrorCode {
+        match self {
+            ResolveError::NoFolder(_)
+            | ResolveError::BadRepoId { .. }
+            | ResolveError::NotFound { .. } => AdminErrorCode::NotFound,
+            ResolveError::Incomplete { .. } | ResolveError::NotFetched { .. } => {
+                AdminErrorCode::Failed
+            }
+        }
+    }
 }
 
 /// A repo of the hub at a revision.
@@ -134,13 +157,13 @@ pub(crate) fn start(config: &RegistryConfig, model: &Arc<Model>) {
         // The hub's library asserts on what it finds on disk; that must not take the load silent.
         let found = std::panic::catch_unwind(work).unwrap_or_else(|_| {
             let tried = vec!["the hub (its library panicked; see the log)".to_string()];
-            Err(ResolveError::NotFound { repo: entry.source.clone(), tried })
+            Err(ResolveError::NotFetched { repo: entry.source.clone(), tried })
         });
         let _ = entry.events.blocking_send(Event::Resolved(found));
     });
     if let Err(error) = thread {
         let tried = vec![format!("nothing: no thread could be started ({error})")];
-        let failed = ResolveError::NotFound { repo: model.source.clone(), tried };
+        let failed = ResolveError::NotFetched { repo: model.source.clone(), tried };
         let _ = model.events.try_send(Event::Resolved(Err(failed)));
     }
 }
@@ -188,8 +211,12 @@ pub fn resolve(
         }
         resolving(format!("{repo} at {endpoint}"));
         hub::download(config, &cache, &repo, dummy_weights, report).map_err(|why| {
+            let is_absent = hub::is_absent(&why);
             tried.push(format!("the hub {endpoint} ({why})"));
-            not_found(tried)
+            match is_absent {
+                true => not_found(tried),
+                false => ResolveError::NotFetched { repo: repo.to_string(), tried },
+            }
         })
     }
 }
@@ -340,6 +367,10 @@ mod tests {
         assert!(matches!(find("a//b"), Err(ResolveError::BadRepoId { .. })));
         let empty = cache.path().to_str().unwrap();
         assert!(matches!(find(empty), Err(ResolveError::Incomplete { .. })));
+        for absent in ["org/name", "/no/such", "some/missing/folder"] {
+            assert_eq!(find(absent).unwrap_err().code(), AdminErrorCode::NotFound, "{absent}");
+        }
+        assert_eq!(find(empty).unwrap_err().code(), AdminErrorCode::Failed);
     }
 
     #[test]

@@ -100,6 +100,8 @@ pub(crate) struct Supervisor {
     dir: PathBuf,
     worker: Option<Worker>,
     epoch: u32,
+    /// What kind of failure ended the load.
+    failure: AdminErrorCode,
     /// The worker's own words on why it cannot load.
     load_error: Option<String>,
     load_began: Instant,
@@ -132,6 +134,7 @@ impl Supervisor {
             dir: PathBuf::new(),
             worker: None,
             epoch: 0,
+            failure: AdminErrorCode::Failed,
             load_error: None,
             load_began: Instant::now(),
             serving_since: Instant::now(),
@@ -160,7 +163,7 @@ impl Supervisor {
         gone();
         self.events.close();
         let failed = || AdminError {
-            code: AdminErrorCode::Failed,
+            code: self.failure,
             message: status.reason.clone().unwrap_or_else(|| "the model was unloaded".to_string()),
         };
         if let Some(watcher) = self.watcher.take() {

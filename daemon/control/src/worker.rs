@@ -78,6 +78,7 @@ impl Worker {
         ours.set_nonblocking(true)?;
         let mut child = Command::new(&command.program)
             .args(&command.args)
+            .envs(command.env.iter().map(|(name, value)| (name, value)))
             .env_remove("HF_TOKEN") // it downloads nothing
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

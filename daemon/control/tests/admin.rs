@@ -5,7 +5,8 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -14,10 +15,12 @@ use common::fake::{ENDLESS, LOAD_FAILS, LOAD_WAITS};
 use common::{Daemon, token};
 use minisgl_control::admin::{DaemonInfo, router};
 use minisgl_control::socket::{Peer, bind, serve_unix};
+use minisgl_control::{Doctor, WorkerCommand};
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, HealthReport, LoadEvent, ModelState, ModelStatus,
     VersionInfo,
 };
+use minisgl_proto::doctor::{DoctorReport, DriverReport, HubReport, MachineReport, Verdict};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -38,7 +41,90 @@ struct Server {
 }
 
 fn info() -> DaemonInfo {
-    DaemonInfo { started: Instant::now(), listen: "127.0.0.1:8000".to_string() }
+    DaemonInfo {
+        started: Instant::now(),
+        listen: "127.0.0.1:8000".to_string(),
+        doctor: Arc::new(doctor("exit 0", Duration::from_secs(10))),
+    }
+}
+
+/// A doctor whose child is a line of shell.
+fn doctor(line: &str, patience: Duration) -> Doctor {
+    let args = vec!["-c".into(), line.into()];
+    let env = vec![("REPORT".into(), serde_json::to_string(&report()).unwrap().into())];
+    Doctor::new(WorkerCommand { program: "/bin/sh".into(), args, env }, patience)
+}
+
+fn report() -> DoctorReport {
+    DoctorReport {
+        version: "1".to_string(),
+        machine: MachineReport {
+            verdict: Verdict::NoDriver,
+            problem: Some("no driver".to_string()),
+            driver: DriverReport::default(),
+            gpus: Vec::new(),
+            libraries: Vec::new(),
+            libraries_folder: None,
+        },
+        config: None,
+        config_error: None,
+        hub: HubReport {
+            cache: None,
+            models: 0,
+            free_bytes: None,
+            endpoint: "https://hub".to_string(),
+            offline: true,
+            token: None,
+            error: None,
+        },
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_passes_on_what_its_child_prints() {
+    let daemon = Daemon::new();
+    let ask = async |doctor: Doctor| {
+        let info = DaemonInfo { doctor: Arc::new(doctor), ..info() };
+        let call = Request::get("/admin/v1/doctor").body(Body::empty()).unwrap();
+        let answer = router(daemon.registry.clone(), info).oneshot(call).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let patience = Duration::from_secs(10);
+    let (status, body) = ask(doctor("printf '%s' \"$REPORT\"", patience)).await;
+    assert_eq!((status, decode::<DoctorReport>(&body)), (200, report()));
+
+    let broken = [
+        ("echo no >&2; exit 3", "no"),
+        ("kill -SEGV $$", "signal"),
+        ("echo hello", "made no report"),
+        ("exec /no/such/program", "/no/such/program"),
+    ];
+    for (line, word) in broken {
+        let (status, body) = ask(doctor(line, patience)).await;
+        let error: AdminError = decode(&body);
+        assert_eq!((status, error.code), (500, AdminErrorCode::Failed));
+        assert!(error.message.contains(word), "{line}: {error}");
+    }
+    let none = WorkerCommand { program: "/no/such".into(), args: Vec::new(), env: Vec::new() };
+    assert!(ask(Doctor::new(none, patience)).await.1.contains("/no/such does not start"));
+}
+
+#[tokio::test]
+async fn a_child_of_the_doctor_that_hangs_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let line = format!("echo $$ > {}; exec sleep 600", file.display());
+    let began = Instant::now();
+    let error = doctor(&line, Duration::from_secs(1)).ask().await.unwrap_err();
+    assert!(error.message.contains("no answer in 1 s"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(8));
+    let pid: u32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    while common::is_alive(pid) {
+        assert!(began.elapsed() < common::PATIENCE, "process {pid} still runs");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn serve() -> Server {
@@ -142,6 +228,14 @@ async fn bad_calls_are_told_what_is_wrong() {
     let (_, body) = call(socket, "POST", "/admin/v1/load", &load).await;
     let Some(LoadEvent::Failed(error)) = load_events(&body).pop() else { panic!("{body}") };
     assert_eq!(error.message, "config.json has no hidden_size");
+    assert_eq!(error.code, AdminErrorCode::Failed);
+    for absent in ["/no/such/folder", "some/missing/folder", "org/unknown"] {
+        let load = format!(r#"{{"model": "{absent}", "name": "absent"}}"#);
+        let (_, body) = call(socket, "POST", "/admin/v1/load", &load).await;
+        let Some(LoadEvent::Failed(error)) = load_events(&body).pop() else { panic!("{body}") };
+        assert_eq!(error.code, AdminErrorCode::NotFound, "{error}");
+        assert!(error.message.contains(absent), "{error}");
+    }
 }
 
 #[tokio::test]

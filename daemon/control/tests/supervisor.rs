@@ -42,7 +42,7 @@ async fn a_model_loads_in_stages_and_answers() {
         })
         .collect();
     use LoadStage::{KvPages, Read, Resolve, WarmUp};
-    assert_eq!(stages, [Resolve, Read, KvPages, WarmUp]);
+    assert_eq!(stages, [Resolve, Read, WarmUp, KvPages]);
     assert!(matches!(events.last(), Some(LoadEvent::Ready(status)) if status.name == "m"));
 
     let (tokens, finish) = read(&mut daemon.submit("m", &[COUNT, 5])).await;
@@ -195,7 +195,7 @@ async fn names_and_options_are_checked_before_anything_starts() {
     }
     for ratio in [0.0, 1.1, f32::NAN] {
         let mut request = daemon.request("other");
-        request.options.memory_ratio = ratio;
+        request.options.memory_ratio = Some(ratio);
         let error = daemon.registry.load(request).await.unwrap_err();
         assert_eq!(error.code, AdminErrorCode::Invalid, "{error}");
     }

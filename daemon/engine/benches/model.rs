@@ -46,7 +46,7 @@ fn measure(dir: &Path, tp: u32) -> Result<(), Failure> {
         dummy_weights: true,
         page_size: PAGE_SIZE,
         kv_tokens: Some(16 * 2048),
-        chunk_tokens: CHUNK,
+        chunk_tokens: Some(CHUNK),
         max_running: 64,
         ..LoadOptions::default()
     };

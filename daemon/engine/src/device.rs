@@ -23,7 +23,12 @@ pub(crate) fn choose(wanted: Device) -> Result<Chosen, EngineError> {
         Device::Cpu => Ok(Chosen::Cpu),
         Device::Cuda => open().map_err(|reason| EngineError::Device { device: "cuda", reason }),
         Device::Auto => Ok(open().unwrap_or_else(|reason| {
-            tracing::info!("running on the CPU: {reason}");
+            // Where there is a driver somebody expects the GPU to be used.
+            if has_driver() {
+                tracing::warn!("running on the CPU, not on a GPU: {reason}");
+            } else {
+                tracing::info!("running on the CPU: {reason}");
+            }
             Chosen::Cpu
         })),
     }
@@ -34,7 +39,17 @@ fn open() -> Result<Chosen, String> {
     Ok(Chosen::Cuda(Box::new(Gpu::open()?)))
 }
 
+#[cfg(feature = "cuda")]
+fn has_driver() -> bool {
+    minisgl_kernels::Device::count() > 0
+}
+
 #[cfg(not(feature = "cuda"))]
 fn open() -> Result<Chosen, String> {
     Err("this build has no CUDA backend".to_owned())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_driver() -> bool {
+    false
 }

@@ -48,8 +48,8 @@ pub enum EngineError {
     /// There is no room for the KV pages.
     #[error(
         "no memory for the KV cache: {needed_bytes} bytes are needed for {tokens} tokens, \
-         {budget_bytes} are left of {available_bytes} available beside {weight_bytes} of weights; \
-         raise memory_ratio or free memory"
+         {budget_bytes} are left of {available_bytes} available beside {used_bytes} of weights and \
+         workspaces; raise memory_ratio or free memory"
     )]
     Memory {
         /// Bytes that `tokens` take.
@@ -60,8 +60,8 @@ pub enum EngineError {
         budget_bytes: u64,
         /// Memory available before loading.
         available_bytes: u64,
-        /// Bytes of weights, over all ranks.
-        weight_bytes: u64,
+        /// Bytes of weights, over all ranks, and on a GPU of workspaces and graphs.
+        used_bytes: u64,
     },
     /// A rank failed while loading or warming up.
     #[error("rank {rank} failed in {operation}: {reason}")]

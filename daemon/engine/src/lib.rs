@@ -12,6 +12,7 @@
 //!       sampler   logits -> token
 //!     weights   safetensors or dummies, slice by slice
 //!     config    what config.json says
+//!   probe     what this machine has: driver, GPUs, libraries
 //! ```
 //!
 //! Reading order: [`batch`], [`ops`], `model/decoder.rs`, [`rank`], `engine.rs`, then what interests
@@ -27,6 +28,7 @@ mod error;
 mod memory;
 pub mod model;
 pub mod ops;
+pub mod probe;
 pub mod rank;
 pub mod sampler;
 pub mod weights;

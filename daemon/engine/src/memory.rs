@@ -4,21 +4,40 @@
 
 use std::path::Path;
 
-use minisgl_proto::LoadOptions;
-
 use crate::error::EngineError;
 
 /// What the number of KV pages depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Bytes of the device's memory that were available before weights were loaded.
+    /// Bytes of the device's memory that were available before anything of the model was there.
     pub available_bytes: u64,
-    /// Bytes of weights, over all ranks, and on a GPU of workspaces.
-    pub weight_bytes: u64,
-    /// Bytes of keys and values of one token, over all layers and ranks.
+    /// Bytes of weights, over all ranks, and on a GPU of workspaces and graphs.
+    pub used_bytes: u64,
+    /// Bytes that nobody gets: what a driver takes for itself later.
+    pub spare_bytes: u64,
+    /// Arrays that a page has a part in: keys and values of every layer on every rank.
+    pub arrays: u64,
+    /// Bytes of one token in one array.
     pub token_bytes: u64,
+    /// Bytes that an array is a multiple of.
+    pub unit_bytes: u64,
     /// Positions that the model has.
     pub max_position: u64,
+}
+
+/// What is wished for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Tokens of KV cache; `None` takes the share.
+    pub kv_tokens: Option<u64>,
+    /// Share of the available memory for everything.
+    pub memory_ratio: f32,
+    /// Tokens a page.
+    pub page_size: u64,
+    /// Requests running at once.
+    pub max_running: u64,
+    /// Positions of a request.
+    pub max_len: Option<u64>,
 }
 
 /// The KV cache of a model.
@@ -36,34 +55,34 @@ impl Budget {
     ///
     /// # Errors
     /// No room for the tokens asked for, or, by ratio, for a single page or `max_len`.
-    pub fn kv_size(&self, options: &LoadOptions) -> Result<KvSize, EngineError> {
-        let page_size = u64::from(options.page_size);
-        let wanted_len = options.max_len.map_or(self.max_position, u64::from);
-        let pages = match options.kv_tokens {
+    pub fn kv_size(&self, wishes: &Wishes) -> Result<KvSize, EngineError> {
+        let Wishes { page_size, max_len, .. } = *wishes;
+        let wanted_len = max_len.unwrap_or(self.max_position);
+        let room = self.available_bytes.saturating_sub(self.spare_bytes);
+        let pages = match wishes.kv_tokens {
             Some(tokens) => {
                 let pages = tokens.div_ceil(page_size);
-                let left = self.available_bytes.saturating_sub(self.weight_bytes);
+                let left = room.saturating_sub(self.used_bytes);
                 self.check(pages.saturating_mul(page_size), left)?;
                 pages
             }
             None => {
-                let share = self.available_bytes as f64 * f64::from(options.memory_ratio);
-                let left = (share as u64).saturating_sub(self.weight_bytes);
-                let useful =
-                    u64::from(options.max_running).saturating_mul(wanted_len.div_ceil(page_size));
-                let pages = (left / (self.token_bytes * page_size)).min(useful);
+                let share = self.available_bytes as f64 * f64::from(wishes.memory_ratio);
+                let left = room.min(share as u64).saturating_sub(self.used_bytes);
+                let useful = wishes.max_running.saturating_mul(wanted_len.div_ceil(page_size));
+                let array_bytes = left / self.arrays / self.unit_bytes * self.unit_bytes;
+                let pages = (array_bytes / (self.token_bytes * page_size)).min(useful);
                 if pages == 0 {
                     self.check(page_size, left)?;
                 }
-                if let Some(len) = options.max_len {
-                    self.check(u64::from(len), left)?;
+                if let Some(len) = max_len {
+                    self.check(len, left)?;
                 }
                 pages
             }
         };
-        let max_len = wanted_len.min(pages * page_size);
-        if let Some(len) = options.max_len
-            && max_len < u64::from(len)
+        if let Some(len) = max_len
+            && pages * page_size < len
         {
             return Err(EngineError::Option {
                 option: "max_len",
@@ -78,11 +97,17 @@ impl Budget {
                 expected: format!("at most {}", u32::MAX),
             });
         }
-        Ok(KvSize { pages, max_len })
+        Ok(KvSize { pages, max_len: wanted_len.min(pages * page_size) })
+    }
+
+    /// Bytes that `tokens` take.
+    pub fn kv_bytes(&self, tokens: u64) -> u64 {
+        let array_bytes = tokens.saturating_mul(self.token_bytes).div_ceil(self.unit_bytes);
+        array_bytes.saturating_mul(self.unit_bytes).saturating_mul(self.arrays)
     }
 
     fn check(&self, tokens: u64, budget_bytes: u64) -> Result<(), EngineError> {
-        let needed_bytes = tokens.saturating_mul(self.token_bytes);
+        let needed_bytes = self.kv_bytes(tokens);
         if needed_bytes <= budget_bytes {
             return Ok(());
         }
@@ -91,7 +116,7 @@ impl Budget {
             tokens,
             budget_bytes,
             available_bytes: self.available_bytes,
-            weight_bytes: self.weight_bytes,
+            used_bytes: self.used_bytes,
         })
     }
 }
@@ -144,44 +169,79 @@ fn parse_available(meminfo: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const BUDGET: Budget =
-        Budget { available_bytes: 10_000, weight_bytes: 1_000, token_bytes: 10, max_position: 100 };
+    /// 10 bytes a token.
+    const BUDGET: Budget = Budget {
+        available_bytes: 10_000,
+        used_bytes: 1_000,
+        spare_bytes: 0,
+        arrays: 2,
+        token_bytes: 5,
+        unit_bytes: 1,
+        max_position: 100,
+    };
 
-    fn options() -> LoadOptions {
-        LoadOptions { page_size: 16, memory_ratio: 0.5, max_running: 256, ..LoadOptions::default() }
-    }
+    const WISHES: Wishes = Wishes {
+        kv_tokens: None,
+        memory_ratio: 0.5,
+        page_size: 16,
+        max_running: 256,
+        max_len: None,
+    };
 
     #[test]
     fn the_ratio_covers_weights_and_pages() {
-        let size = BUDGET.kv_size(&options()).unwrap();
+        let size = BUDGET.kv_size(&WISHES).unwrap();
         // (5,000 - 1,000) / 160 bytes a page.
         assert_eq!(size, KvSize { pages: 25, max_len: 100 });
     }
 
     #[test]
+    fn arrays_are_whole_units_within_the_budget() {
+        // 2,000 bytes an array are three units of 600, which hold 22 pages of 80.
+        let budget = Budget { unit_bytes: 600, ..BUDGET };
+        let size = budget.kv_size(&WISHES).unwrap();
+        assert_eq!(size, KvSize { pages: 22, max_len: 100 });
+        assert_eq!(budget.kv_bytes(22 * 16), 3_600);
+        // Asked for by count, seven units of each array fit into 9,000 bytes, and eight do not.
+        let wish = |tokens| Wishes { kv_tokens: Some(tokens), ..WISHES };
+        assert_eq!(budget.kv_size(&wish(52 * 16)).unwrap().pages, 52);
+        assert!(budget.kv_size(&wish(53 * 16)).is_err());
+    }
+
+    #[test]
+    fn what_is_spared_stays_free() {
+        let budget = Budget { spare_bytes: 5_400, ..BUDGET };
+        // 10,000 - 5,400 - 1,000 is less than half of all leaves.
+        assert_eq!(budget.kv_size(&WISHES).unwrap().pages, 22);
+        let wish = |tokens| Wishes { kv_tokens: Some(tokens), ..WISHES };
+        assert_eq!(budget.kv_size(&wish(352)).unwrap().pages, 22);
+        assert!(budget.kv_size(&wish(368)).is_err());
+    }
+
+    #[test]
     fn no_more_pages_than_requests_can_fill() {
-        let size = BUDGET.kv_size(&LoadOptions { max_running: 2, ..options() }).unwrap();
+        let size = BUDGET.kv_size(&Wishes { max_running: 2, ..WISHES }).unwrap();
         assert_eq!(size, KvSize { pages: 14, max_len: 100 });
     }
 
     #[test]
     fn tokens_are_rounded_up_to_pages_and_bound_the_length() {
-        let size = BUDGET.kv_size(&LoadOptions { kv_tokens: Some(33), ..options() }).unwrap();
+        let size = BUDGET.kv_size(&Wishes { kv_tokens: Some(33), ..WISHES }).unwrap();
         assert_eq!(size, KvSize { pages: 3, max_len: 48 });
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        for options in [
-            LoadOptions { kv_tokens: Some(10_000), ..options() },
-            LoadOptions { memory_ratio: 0.1, ..options() },
-            LoadOptions { max_len: Some(401), ..options() },
+        for wishes in [
+            Wishes { kv_tokens: Some(10_000), ..WISHES },
+            Wishes { memory_ratio: 0.1, ..WISHES },
+            Wishes { max_len: Some(401), ..WISHES },
         ] {
-            let error = BUDGET.kv_size(&options).unwrap_err().to_string();
+            let error = BUDGET.kv_size(&wishes).unwrap_err().to_string();
             assert!(error.contains("no memory for the KV cache"), "{error}");
         }
-        let options = LoadOptions { kv_tokens: Some(64), max_len: Some(65), ..options() };
-        let error = BUDGET.kv_size(&options).unwrap_err().to_string();
+        let wishes = Wishes { kv_tokens: Some(64), max_len: Some(65), ..WISHES };
+        let error = BUDGET.kv_size(&wishes).unwrap_err().to_string();
         assert_eq!(error, "option max_len is 65: at most the 64 tokens of the KV cache");
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Shapes: `tokens` is the number of tokens of the batch; activations are `[tokens, width]`, row-major,
 //! in buffers that were allocated at load for the largest batch. Widths are those of this rank's shard.
-//! Nothing allocates device memory after [`Ops::allocate_kv`].
+//! Nothing allocates device memory after [`Ops::commit_kv`].
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -17,7 +17,7 @@ use minisgl_sched::Install;
 
 use crate::batch::Batch;
 use crate::error::OpError;
-use crate::weights::HostTensor;
+use crate::weights::TensorPart;
 
 /// What an op returns: on a GPU, that it was enqueued.
 pub type OpResult<T = ()> = Result<T, OpError>;
@@ -40,6 +40,24 @@ pub struct HeadNorms<O: Ops> {
     pub key: O::Vector,
 }
 
+/// A projection.
+pub struct Linear<O: Ops> {
+    /// `[outputs, inputs]`
+    pub weight: O::Matrix,
+    /// `[outputs]`
+    pub bias: Option<O::Vector>,
+}
+
+/// Where a device that does not fuse a block's operations puts what lies between them.
+pub struct Scratch<O: Ops> {
+    /// `[tokens, hidden]`
+    pub normed: O::Buffer,
+    /// `[tokens, hidden]`
+    pub delta: O::Buffer,
+    /// `[tokens, 2 * intermediate]`
+    pub gate_up: O::Buffer,
+}
+
 /// One rank of a device.
 pub trait Ops: Sized + Send {
     /// A weight matrix `[outputs, inputs]`.
@@ -55,13 +73,13 @@ pub trait Ops: Sized + Send {
     ///
     /// # Errors
     /// No memory on the device.
-    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Self::Matrix>;
+    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Self::Matrix>;
 
     /// Uploads a vector: `parts`, one after the other.
     ///
     /// # Errors
     /// No memory on the device.
-    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<Self::Vector>;
+    fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Self::Vector>;
 
     /// Activations of `width` for `rows` rows.
     ///
@@ -72,7 +90,7 @@ pub trait Ops: Sized + Send {
     /// Bytes that all uploaded weights take on the device.
     fn weight_bytes(&self) -> u64;
 
-    /// All weights and activations are there: prepares what depends on their shapes.
+    /// No more weights come: waits until all are on the device, and lets go of what carried them.
     ///
     /// # Errors
     /// The device failed.
@@ -80,11 +98,29 @@ pub trait Ops: Sized + Send {
         Ok(())
     }
 
-    /// Reserves KV pages, once.
+    /// All weights and activations are there: prepares what depends on their shapes.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn prepare(&mut self) -> OpResult {
+        Ok(())
+    }
+
+    /// Makes room for `pages` KV pages at most, once. The first of them can be used, so that the first steps
+    /// can run, and show how much memory they take.
     ///
     /// # Errors
     /// No memory on the device.
-    fn allocate_kv(&mut self, pages: usize) -> OpResult;
+    fn reserve_kv(&mut self, pages: usize) -> OpResult;
+
+    /// Makes the first `pages` of the reserved KV pages usable, after the first steps. A device that has
+    /// allocated all that was reserved has nothing to do.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn commit_kv(&mut self, _pages: usize) -> OpResult {
+        Ok(())
+    }
 
     // A step.
 
@@ -119,41 +155,17 @@ pub trait Ops: Sized + Send {
         out: &mut Self::Buffer,
     ) -> OpResult;
 
-    /// `residual += delta; out = rms_norm(residual) * weight`.
+    /// The norm of each sampled row's last token: `out[i] = rms_norm(x[sampled[i].last_token]) * weight`.
     ///
     /// # Errors
     /// The device failed.
-    fn add_rms_norm(
+    fn norm_sampled(
         &mut self,
-        rows: usize,
-        delta: &Self::Buffer,
-        residual: &mut Self::Buffer,
+        batch: &Batch,
+        x: &Self::Buffer,
         weight: &Self::Vector,
         out: &mut Self::Buffer,
     ) -> OpResult;
-
-    /// Sums `x` over all ranks, in the order of ranks, so that all hold the same bits.
-    ///
-    /// # Errors
-    /// A peer is gone.
-    fn all_reduce(&mut self, rows: usize, x: &mut Self::Buffer) -> OpResult;
-
-    /// The end of a row-parallel projection: sums `delta` over all ranks, then
-    /// [`Ops::add_rms_norm`]. `delta` is garbage afterwards.
-    ///
-    /// # Errors
-    /// A peer is gone.
-    fn reduce_add_rms_norm(
-        &mut self,
-        rows: usize,
-        delta: &mut Self::Buffer,
-        residual: &mut Self::Buffer,
-        weight: &Self::Vector,
-        out: &mut Self::Buffer,
-    ) -> OpResult {
-        self.all_reduce(rows, delta)?;
-        self.add_rms_norm(rows, delta, residual, weight, out)
-    }
 
     /// `out = x weight^T (+ bias)`.
     ///
@@ -162,36 +174,8 @@ pub trait Ops: Sized + Send {
     fn linear(
         &mut self,
         rows: usize,
-        weight: &Self::Matrix,
-        bias: Option<&Self::Vector>,
+        linear: &Linear<Self>,
         x: &Self::Buffer,
-        out: &mut Self::Buffer,
-    ) -> OpResult;
-
-    /// All that happens between the qkv projection and attention: norm of each query and key head of `qkv`
-    /// (`[tokens, (heads + 2 kv_heads) * head_dim]`), where the model has one, rotation by the tokens'
-    /// positions, and the write of keys and values into their pages. What `qkv` holds afterwards is for
-    /// [`Ops::attention`] of the same layer alone.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn norm_rope_write_kv(
-        &mut self,
-        batch: &Batch,
-        layer: usize,
-        norms: Option<&HeadNorms<Self>>,
-        qkv: &mut Self::Buffer,
-    ) -> OpResult;
-
-    /// Causal attention of every token over its request's pages: `out` is `[tokens, heads * head_dim]`.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn attention(
-        &mut self,
-        batch: &Batch,
-        layer: usize,
-        qkv: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> OpResult;
 
@@ -202,15 +186,71 @@ pub trait Ops: Sized + Send {
     fn silu_mul(&mut self, rows: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer)
     -> OpResult;
 
-    /// Keeps of each sampled row its last token: `to[i] = from[sampled[i].last_token]`.
+    /// How a block begins: [`Ops::linear`] of [`Ops::rms_norm`] of `x`.
     ///
     /// # Errors
     /// The device failed.
-    fn gather_sampled(
+    fn norm_linear(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: &Self::Vector,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Self::Buffer,
+    ) -> OpResult {
+        self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+        self.linear(rows, linear, &scratch.normed, out)
+    }
+
+    /// The first half of a gated MLP: [`Ops::silu_mul`] of [`Ops::norm_linear`], where `linear` is the gate's
+    /// rows, then the up projection's.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn norm_gated(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: &Self::Vector,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Self::Buffer,
+    ) -> OpResult {
+        self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+        self.linear(rows, linear, &scratch.normed, &mut scratch.gate_up)?;
+        self.silu_mul(rows, &scratch.gate_up, out)
+    }
+
+    /// How a block ends, a row-parallel projection: `residual += x weight^T`, summed over all ranks, in the
+    /// order of ranks, so that all hold the same bits.
+    ///
+    /// # Errors
+    /// A peer is gone.
+    fn linear_add(
+        &mut self,
+        rows: usize,
+        linear: &Linear<Self>,
+        x: &Self::Buffer,
+        scratch: &mut Scratch<Self>,
+        residual: &mut Self::Buffer,
+    ) -> OpResult;
+
+    /// All that happens between the qkv projection and the output projection: norm of each query and key head
+    /// of `qkv` (`[tokens, (heads + 2 kv_heads) * head_dim]`), where the model has one, rotation by the
+    /// tokens' positions, the write of keys and values into their pages, and causal attention of every
+    /// token over its request's pages. `out` is `[tokens, heads * head_dim]`; `qkv` is garbage
+    /// afterwards.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn attention(
         &mut self,
         batch: &Batch,
-        from: &Self::Buffer,
-        to: &mut Self::Buffer,
+        layer: usize,
+        norms: Option<&HeadNorms<Self>>,
+        qkv: &mut Self::Buffer,
+        out: &mut Self::Buffer,
     ) -> OpResult;
 
     /// Samples the next token of each sampled row: logits over this rank's part of the vocabulary

@@ -5,9 +5,15 @@
 //!
 //! ```text
 //!   engine                       rank r (one thread each)
-//!     | -- AllocateKv(pages) ----> |
+//!     | <---------- Read, Loaded - |
+//!     | -- Prepare --------------> |
+//!     | <-------------- Prepared - |
+//!     | -- ReserveKv(pages) -----> |
 //!     | <--------------- KvReady - |
-//!     | -- Run(Arc<Plan>) -------> |  every rank gets every plan, in the same order
+//!     | -- Run(Arc<Plan>) -------> |  first steps; every rank gets every plan, in the same order
+//!     | -- CommitKv(pages) ------> |
+//!     | <--------------- KvReady - |
+//!     | -- Run(Arc<Plan>) -------> |
 //!     | <------- Step, from rank 0 |
 //!     | <------ Failed, from any r |  then the group is poisoned, and all ranks end
 //! ```
@@ -33,17 +39,38 @@ pub const IN_FLIGHT_MAX: usize = 2;
 
 /// What a rank does.
 pub trait Runner {
-    /// Reserves KV pages.
+    /// Prepares what depends on the shapes of weights and activations, once they are there.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn prepare(&mut self) -> OpResult;
+
+    /// Makes room for so many KV pages at most; the first can be used.
     ///
     /// # Errors
     /// No memory.
-    fn allocate_kv(&mut self, pages: usize) -> OpResult;
+    fn reserve_kv(&mut self, pages: usize) -> OpResult;
+
+    /// So many KV pages can be used, of those that were reserved.
+    ///
+    /// # Errors
+    /// No memory.
+    fn commit_kv(&mut self, pages: usize) -> OpResult;
 
     /// Runs a plan, or on a GPU enqueues it.
     ///
     /// # Errors
     /// An op failed; the rank cannot go on.
     fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>>;
+}
+
+/// What a rank has loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// Seconds until the last of them was on the device.
+    pub read_s: f64,
 }
 
 /// What a rank reports.
@@ -56,12 +83,11 @@ pub enum Event {
         tensor: String,
     },
     /// The rank holds its weights.
-    Loaded {
-        /// Bytes they take.
-        weight_bytes: u64,
-    },
+    Loaded(Loaded),
     /// The weights cannot be loaded.
     LoadFailed(EngineError),
+    /// What depends on shapes is there.
+    Prepared,
     /// KV pages are there.
     KvReady,
     /// Rank 0 has run a plan.
@@ -85,7 +111,9 @@ pub enum Event {
 }
 
 enum Command {
-    AllocateKv(usize),
+    Prepare,
+    ReserveKv(usize),
+    CommitKv(usize),
     Run(Arc<Plan>),
 }
 
@@ -111,15 +139,15 @@ impl Reporter {
 }
 
 impl Ranks {
-    /// Starts `count` threads; each makes its runner with `load`, which returns it with the bytes of
-    /// its weights.
+    /// Starts `count` threads; each makes its runner with `load`, which returns it with what it
+    /// has loaded.
     ///
     /// # Errors
     /// The system gives no threads.
     pub fn spawn<R: Runner>(
         count: usize,
         group: Arc<Group>,
-        load: impl Fn(usize, &Reporter) -> Result<(R, u64), EngineError> + Send + Sync + 'static,
+        load: impl Fn(usize, &Reporter) -> Result<(R, Loaded), EngineError> + Send + Sync + 'static,
     ) -> Result<Ranks, EngineError> {
         let (events_in, events) = channel();
         let load = Arc::new(load);
@@ -129,7 +157,7 @@ impl Ranks {
             let (events, load, group) = (events_in.clone(), load.clone(), ranks.group.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("rank{rank}"))
-                .spawn(move || run(rank, &group, &events, &commands, &*load))
+                .spawn(move || run(rank, &group, &events, &commands, load))
                 .map_err(|source| EngineError::System {
                     what: format!("start the thread of rank {rank}"),
                     source,
@@ -145,9 +173,19 @@ impl Ranks {
         self.commands.len()
     }
 
-    /// Has every rank reserve `pages` pages.
-    pub fn allocate_kv(&self, pages: usize) {
-        self.send(|| Command::AllocateKv(pages));
+    /// Has every rank prepare what depends on shapes.
+    pub fn prepare(&self) {
+        self.send(|| Command::Prepare);
+    }
+
+    /// Has every rank make room for `pages` KV pages at most.
+    pub fn reserve_kv(&self, pages: usize) {
+        self.send(|| Command::ReserveKv(pages));
+    }
+
+    /// Has every rank make `pages` KV pages usable.
+    pub fn commit_kv(&self, pages: usize) {
+        self.send(|| Command::CommitKv(pages));
     }
 
     /// Queues a plan on every rank.
@@ -183,30 +221,41 @@ impl Drop for Ranks {
     }
 }
 
-/// A rank's thread.
+/// A rank's thread. What it loads from is let go once it has loaded.
 fn run<R: Runner>(
     rank: usize,
     group: &Group,
     events: &Sender<Event>,
     commands: &Receiver<Command>,
-    load: &impl Fn(usize, &Reporter) -> Result<(R, u64), EngineError>,
+    load: Arc<impl Fn(usize, &Reporter) -> Result<(R, Loaded), EngineError>>,
 ) {
     let mut doing = "load weights".to_owned();
     let result = catch_unwind(AssertUnwindSafe(|| -> OpResult {
-        let (mut runner, weight_bytes) = match load(rank, &Reporter { events: events.clone() }) {
+        let (mut runner, loaded) = match load(rank, &Reporter { events: events.clone() }) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let _ = events.send(Event::LoadFailed(error));
                 return Ok(());
             }
         };
+        drop(load);
         // Sending fails when the engine is gone; then commands end, too.
-        let _ = events.send(Event::Loaded { weight_bytes });
+        let _ = events.send(Event::Loaded(loaded));
         for command in commands {
             match command {
-                Command::AllocateKv(pages) => {
+                Command::Prepare => {
+                    doing = "prepare the first step".to_owned();
+                    runner.prepare()?;
+                    let _ = events.send(Event::Prepared);
+                }
+                Command::ReserveKv(pages) => {
+                    doing = format!("reserve {pages} KV pages");
+                    runner.reserve_kv(pages)?;
+                    let _ = events.send(Event::KvReady);
+                }
+                Command::CommitKv(pages) => {
                     doing = format!("allocate {pages} KV pages");
-                    runner.allocate_kv(pages)?;
+                    runner.commit_kv(pages)?;
                     let _ = events.send(Event::KvReady);
                 }
                 Command::Run(plan) => {
@@ -249,6 +298,8 @@ mod tests {
     use super::*;
     use crate::error::OpError;
 
+    const LOADED: Loaded = Loaded { weight_bytes: 10, read_s: 0.0 };
+
     /// Sums a number over ranks each step; one rank misbehaves in step 1.
     struct Fragile {
         rank: usize,
@@ -272,7 +323,15 @@ mod tests {
     }
 
     impl Runner for Fragile {
-        fn allocate_kv(&mut self, _pages: usize) -> OpResult {
+        fn prepare(&mut self) -> OpResult {
+            Ok(())
+        }
+
+        fn reserve_kv(&mut self, _pages: usize) -> OpResult {
+            Ok(())
+        }
+
+        fn commit_kv(&mut self, _pages: usize) -> OpResult {
             Ok(())
         }
 
@@ -296,7 +355,7 @@ mod tests {
         let group = Group::new(3);
         let seats = group.clone();
         Ranks::spawn(3, group, move |rank, _| {
-            Ok((Fragile { rank, member: seats.member(rank), fate }, 10))
+            Ok((Fragile { rank, member: seats.member(rank), fate }, LOADED))
         })
         .unwrap()
     }
@@ -342,7 +401,7 @@ mod tests {
             if rank == 1 {
                 return Err(EngineError::WarmUp { reason: "bad weights".to_owned() });
             }
-            Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, 10))
+            Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, LOADED))
         })
         .unwrap();
         let told = std::iter::from_fn(|| ranks.next()).any(
@@ -360,7 +419,7 @@ mod tests {
                 // Never comes to the collective, and never fails.
                 std::thread::sleep(Duration::from_millis(50));
             }
-            Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, 10))
+            Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, LOADED))
         })
         .unwrap();
         ranks.commands[0].try_send(Command::Run(Arc::default())).unwrap();

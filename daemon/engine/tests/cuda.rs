@@ -197,7 +197,7 @@ fn pages_fill_the_share_of_memory_that_was_asked_for() {
         return;
     }
     let (dir, _) = models().remove(3);
-    let options = LoadOptions { memory_ratio: 0.9, max_running: 1 << 12, ..on(Device::Cuda) };
+    let options = LoadOptions { memory_ratio: Some(0.9), max_running: 1 << 12, ..on(Device::Cuda) };
     let (_engine, info) = minisgl_engine::Engine::load(dir.path(), &options, &mut |_| ()).unwrap();
     println!("{}: {} bytes of KV pages, {} tokens", info.device, info.kv_bytes, info.kv_tokens);
     assert_eq!(info.dtype, "bf16");
@@ -216,7 +216,7 @@ fn decode_speed() {
             dummy_weights: true,
             kv_tokens: Some(100_000),
             max_len: Some(4096),
-            chunk_tokens: 8192,
+            chunk_tokens: Some(8192),
             ..on(Device::Cuda)
         };
         let start = Instant::now();

@@ -44,10 +44,10 @@ fn options_that_cannot_be_served_are_refused() {
             LoadOptions { max_len: Some(200), kv_tokens: Some(64), ..options() },
             "option max_len is 200: at most the 64 tokens of the KV cache",
         ),
-        (LoadOptions { memory_ratio: f32::NAN, ..options() }, "option memory_ratio is NaN"),
+        (LoadOptions { memory_ratio: Some(f32::NAN), ..options() }, "option memory_ratio is NaN"),
         (LoadOptions { page_size: 0, ..options() }, "option page_size is 0"),
-        (LoadOptions { chunk_tokens: 0, ..options() }, "option chunk_tokens is 0"),
-        (LoadOptions { chunk_tokens: u32::MAX, ..options() }, "is 4294967295: 1 to 65536"),
+        (LoadOptions { chunk_tokens: Some(0), ..options() }, "option chunk_tokens is 0"),
+        (LoadOptions { chunk_tokens: Some(u32::MAX), ..options() }, "is 4294967295: 1 to 65536"),
         (LoadOptions { threads: u32::MAX, ..options() }, "option threads is 4294967295"),
         (LoadOptions { max_running: 0, ..options() }, "option max_running is 0"),
         (LoadOptions { kv_tokens: Some(0), ..options() }, "option kv_tokens is 0: at least 2"),
@@ -105,7 +105,7 @@ fn loading_reports_its_stages_and_what_it_made() {
         let options = LoadOptions { tp, page_size: 10, kv_tokens: Some(95), ..options() };
         let (_engine, info) =
             Engine::load(dir.path(), &options, &mut |progress| seen.push(progress)).unwrap();
-        let order = [LoadStage::Read, LoadStage::KvPages, LoadStage::WarmUp];
+        let order = [LoadStage::Read, LoadStage::WarmUp, LoadStage::KvPages];
         let mut stages: Vec<_> = seen.iter().map(|progress| progress.stage).collect();
         stages.dedup();
         assert_eq!(stages, order);

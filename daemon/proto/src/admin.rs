@@ -9,6 +9,7 @@
 //! | `POST /admin/v1/unload` | [`UnloadRequest`] | [`ModelStatus`] as it was last |
 //! | `POST /admin/v1/flush` | [`FlushRequest`] | [`FlushReply`] |
 //! | `GET /admin/v1/health` | | [`HealthReport`] |
+//! | `GET /admin/v1/doctor` | | [`DoctorReport`](crate::doctor::DoctorReport) |
 //!
 //! The OpenAI routes (`/v1/...`, `/metrics`, `/tokenize`, ...) are served on the same socket.
 //! Errors are an [`AdminError`] with a 4xx or 5xx status. Model names may contain `/`; in a path it
@@ -145,7 +146,7 @@ pub struct HealthReport {
 pub enum AdminErrorCode {
     /// The request itself is wrong (400).
     Invalid,
-    /// No such model (404).
+    /// No such model, loaded or to be loaded (404).
     NotFound,
     /// Right request, wrong moment: the name is taken, the model is loading (409).
     Conflict,

@@ -1,5 +1,5 @@
 //! The words that the rooms of minisgld share: sampling parameters, what a request yields, the
-//! frames between daemon and worker, and the types of the admin API.
+//! frames between daemon and worker, and the types of the admin API and of `minisglctl doctor`.
 //!
 //! Owns: data and its (de)serialisation. Must never: do I/O, start threads, or know a runtime.
 //! Every type here is plain serde data; the frame codec works on byte slices.
@@ -7,13 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod doctor;
 pub mod frame;
 pub mod model;
 pub mod request;
 pub mod socket;
 pub mod worker;
 
-pub use model::{CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
+pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
 pub use request::{
     Finish, Generate, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
     TokenLogprob, Unavailable,

@@ -1,6 +1,8 @@
 //! How a model is loaded and what it is once loaded.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,78 @@ pub enum KvDtype {
     Fp8,
 }
 
+/// A family of attention kernels on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttnBackend {
+    /// The one that measured fastest for the shape.
+    #[default]
+    Auto,
+    /// FlashInfer.
+    Fi,
+    /// In the style of FlashAttention 3.
+    Fa,
+}
+
+impl AttnBackend {
+    /// Every backend with its name.
+    const NAMES: [(&str, AttnBackend); 3] =
+        [("auto", AttnBackend::Auto), ("fi", AttnBackend::Fi), ("fa", AttnBackend::Fa)];
+
+    /// As it is written in options.
+    pub fn name(self) -> &'static str {
+        let named = AttnBackend::NAMES.iter().find(|(_, backend)| *backend == self);
+        named.map_or("auto", |(name, _)| name)
+    }
+}
+
+/// Which attention kernels run on a GPU. Written `PREFILL,DECODE`, or as one name for both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Attn {
+    /// In steps that feed prompt tokens.
+    pub prefill: AttnBackend,
+    /// In steps of one token a request.
+    pub decode: AttnBackend,
+}
+
+impl FromStr for Attn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Attn, String> {
+        let backend = |name: &str| {
+            let named = AttnBackend::NAMES.iter().find(|(known, _)| *known == name.trim());
+            named.map(|&(_, backend)| backend).ok_or_else(|| {
+                format!(
+                    "{text:?} is no choice of attention: give one of auto, fi and fa, or two of them, \
+                     PREFILL,DECODE"
+                )
+            })
+        };
+        let (prefill, decode) = text.split_once(',').unwrap_or((text, text));
+        Ok(Attn { prefill: backend(prefill)?, decode: backend(decode)? })
+    }
+}
+
+impl fmt::Display for Attn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.prefill.name(), self.decode.name())
+    }
+}
+
+impl TryFrom<String> for Attn {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Attn, String> {
+        text.parse()
+    }
+}
+
+impl From<Attn> for String {
+    fn from(attn: Attn) -> String {
+        attn.to_string()
+    }
+}
+
 /// Everything that can be chosen when a model is loaded. `None`, and 0 `threads`, mean "decide for
 /// me"; every other count must be at least 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,20 +134,24 @@ pub struct LoadOptions {
     pub page_size: u32,
     /// Tokens of KV cache; `None` derives it from `memory_ratio`.
     pub kv_tokens: Option<u64>,
-    /// Share of the free memory that weights and KV pages may use, in (0, 1].
-    pub memory_ratio: f32,
+    /// Share of the memory free at the start of the load that weights, workspaces and KV pages may use,
+    /// in (0, 1]; `None` is 0.5 on the CPU and 0.9 on a GPU.
+    pub memory_ratio: Option<f32>,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
     /// Requests running at once, at most.
     pub max_running: u32,
     /// Requests waiting, at most; one more is refused.
     pub max_waiting: u32,
-    /// Tokens a step feeds at most: the chunk of chunked prefill, decode rows included.
-    pub chunk_tokens: u32,
+    /// Tokens a step feeds at most: the chunk of chunked prefill, decode rows included. Activations are
+    /// sized by it. `None` is 512 on the CPU and 8192 on a GPU.
+    pub chunk_tokens: Option<u32>,
     /// Prompt plus generated tokens at most; `None` takes the model's own context length.
     pub max_len: Option<u32>,
     /// Prefix cache.
     pub cache: CacheMode,
+    /// Attention kernels (GPU).
+    pub attn: Attn,
     /// Seeded random weights instead of reading any; needs only `config.json`.
     pub dummy_weights: bool,
     /// Schedule step n + 1 while step n runs.
@@ -88,13 +166,14 @@ impl Default for LoadOptions {
             threads: 0,
             page_size: 16,
             kv_tokens: None,
-            memory_ratio: 0.5,
+            memory_ratio: None,
             kv_dtype: KvDtype::Auto,
             max_running: 256,
             max_waiting: 1024,
-            chunk_tokens: 512,
+            chunk_tokens: None,
             max_len: None,
             cache: CacheMode::Radix,
+            attn: Attn::default(),
             dummy_weights: false,
             overlap: true,
         }
@@ -118,6 +197,8 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of weights in memory, over all ranks.
     pub weight_bytes: u64,
+    /// Element type of the KV cache.
+    pub kv_dtype: String,
     /// Bytes of KV pages, over all ranks.
     pub kv_bytes: u64,
     /// Tokens that the KV pages hold.
@@ -132,10 +213,45 @@ pub struct ModelInfo {
     pub max_running: u32,
     /// Requests waiting, at most.
     pub max_waiting: u32,
+    /// Tokens a step feeds at most.
+    pub chunk_tokens: u32,
     /// Tokens that end a request unless it ignores them.
     pub eos_token_ids: Vec<u32>,
     /// Tensor-parallel ranks.
     pub tp: u32,
+    /// Bytes of weights that were read, as stored; with `dummy_weights`, that were made.
+    pub read_bytes: u64,
+    /// Seconds that took, until the last weight was in the device's memory.
+    pub read_s: f64,
     /// Seconds from `Load` to `Ready`.
     pub load_s: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_is_one_name_or_two() {
+        let read = |text: &str| text.parse::<Attn>();
+        let of = |prefill, decode| Ok(Attn { prefill, decode });
+        assert_eq!(read("fa"), of(AttnBackend::Fa, AttnBackend::Fa));
+        assert_eq!(read("fa,fi"), of(AttnBackend::Fa, AttnBackend::Fi));
+        assert_eq!(read("auto, fi"), of(AttnBackend::Auto, AttnBackend::Fi));
+        for wrong in ["", "fa,", "fa,fi,fi", "FA", "triton"] {
+            let error = read(wrong).unwrap_err();
+            assert!(error.contains("one of auto, fi and fa"), "{wrong:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn attention_is_a_string_in_json_and_in_frames() {
+        let options: LoadOptions = serde_json::from_str(r#"{"attn": "fi,fa"}"#).unwrap();
+        assert_eq!(options.attn.to_string(), "fi,fa");
+        assert_eq!(serde_json::to_value(options.attn).unwrap(), "fi,fa");
+        let bytes = postcard::to_stdvec(&options).unwrap();
+        assert_eq!(postcard::from_bytes::<LoadOptions>(&bytes).unwrap(), options);
+        let error = serde_json::from_str::<LoadOptions>(r#"{"attn": "fi fa"}"#).unwrap_err();
+        assert!(error.to_string().contains("PREFILL,DECODE"), "{error}");
+    }
 }

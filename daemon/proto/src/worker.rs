@@ -83,10 +83,10 @@ pub enum LoadStage {
     Download,
     /// Reading weights, in bytes.
     Read,
-    /// Allocating KV pages, in bytes.
-    KvPages,
     /// First steps, graphs, measurements.
     WarmUp,
+    /// Allocating KV pages, in bytes, of the memory that is left.
+    KvPages,
 }
 
 /// A point on the way to `Ready`.

@@ -1,4 +1,5 @@
-//! Building a plan: the rows of the requests that run, then those of newly admitted ones.
+//! Building a plan: the rows of the requests that decode, of those that prefill, and of newly admitted
+//! ones, in this order.
 //!
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
@@ -74,22 +75,31 @@ impl Scheduler {
         plan
     }
 
-    /// Rows for the running requests, by rank. Whoever is preempted comes after the one that needs
-    /// its pages, so it has no row in this plan.
+    /// Rows for the running requests: those that decode, then those that prefill, each by rank. Pages
+    /// are handed out by rank over both; whoever is preempted comes after the one that needs its
+    /// pages, so it has no row in this plan.
     fn plan_running(&mut self, draft: &mut Draft) {
+        let mut prefilling = Vec::new();
+        let mut decoding = Vec::with_capacity(self.running.len());
         let mut at = 0;
         while let Some(&key) = self.running.get(at) {
             let request = &self.requests[key];
-            let to_feed = request.to_feed();
-            let wanted = if request.is_decoding() { 1 } else { to_feed.min(draft.budget) };
+            let (to_feed, is_decoding) = (request.to_feed(), request.is_decoding());
+            let wanted = if is_decoding { 1 } else { to_feed.min(draft.budget) };
             let granted = if wanted == 0 { 0 } else { self.make_room(key, wanted, draft) };
-            if granted > 0 {
-                if to_feed > 1 {
-                    draft.budget -= granted;
-                }
-                self.push_row(key, granted, draft);
+            if is_decoding && granted > 0 {
+                decoding.push(key);
+            } else if granted > 0 {
+                draft.budget -= granted;
+                prefilling.push((key, granted));
             }
             at += 1;
+        }
+        for key in decoding {
+            self.push_row(key, 1, draft);
+        }
+        for (key, granted) in prefilling {
+            self.push_row(key, granted, draft);
         }
     }
 

@@ -22,6 +22,20 @@ pub trait Executor {
     fn reclaim(&mut self) -> Option<Plan> {
         None
     }
+
+    /// Where the time of the step last waited for went. Optional: for benchmarks.
+    fn profile(&self) -> StepProfile {
+        StepProfile::default()
+    }
+}
+
+/// Seconds of one step, where they were measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepProfile {
+    /// The first rank's thread, from taking up the plan until all of it was enqueued on the device.
+    pub enqueue_s: Option<f32>,
+    /// The device, from its first kernel to its last: copies before and after are left out.
+    pub device_s: Option<f32>,
 }
 
 /// The engine cannot go on: which operation, on which rank, with which shapes.

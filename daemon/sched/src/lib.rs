@@ -21,7 +21,7 @@ mod submit;
 
 pub use config::{ConfigError, SchedConfig};
 pub use driver::Driver;
-pub use executor::{Executor, ExecutorError};
+pub use executor::{Executor, ExecutorError, StepProfile};
 pub use integrity::IntegrityError;
 pub use plan::{Install, PageId, Plan, Row, SlotId, StepOutput};
 pub use scheduler::{Event, Scheduler, Step};

@@ -4,11 +4,11 @@
 //! A plan is complete: an executor needs nothing but the plans it was given, in order.
 //!
 //! ```text
-//!             row 0 (decode)   row 1 (prefill chunk)         row 2 (decode)
-//!   tokens    [ -3 |           15 27 911 4 ... 88 |          42 ]
-//!               |                                             literal token id
+//!             row 0 (decode)   row 1 (decode)   row 2 (prefill chunk)
+//!   tokens    [ -3 |           42 |             15 27 911 4 ... 88 ]
+//!               |              literal token id
 //!               sampled by row 2 of the plan before: -(row + 1)
-//!   pages     [ 7 9 12 |       3 4 5 |                       1 30 ]
+//!   pages     [ 7 9 12 |       1 30 |           3 4 5 ]
 //!               every page the row reads or writes, in the order of positions
 //! ```
 
@@ -21,7 +21,9 @@ pub type PageId = u32;
 /// same while the request runs, and is given anew after a preemption.
 pub type SlotId = u32;
 
-/// One step. Rows appear in no particular order; each running request has at most one.
+/// One step. Rows of one token that are sampled, decode steps above all, come first; after them come
+/// the chunks of prompts, among which a single token may be, too. Each running request has at most one
+/// row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Counts up by one from 0.

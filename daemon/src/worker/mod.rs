@@ -12,6 +12,8 @@
 mod link;
 mod run;
 
+pub(crate) use run::{apply_environment, sched_config};
+
 use std::process::ExitCode;
 
 use nix::sys::signal::Signal;

@@ -45,7 +45,7 @@ fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, Model
         bail!("the daemon is version {}, this worker {own}: restart the daemon", spec.version);
     }
     let mut options = spec.options.clone();
-    options.overlap &= std::env::var_os(DISABLE_OVERLAP).is_none_or(|value| value == "0");
+    apply_environment(&mut options);
     let mut report = |progress| link.send(FromWorker::Progress(progress));
     let (engine, engine_info) = Engine::load(&spec.dir, &options, &mut report)?;
     let scheduler = Scheduler::new(sched_config(&options, &engine_info))?;
@@ -53,13 +53,19 @@ fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, Model
     Ok((Driver::new(scheduler, engine), info))
 }
 
-fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedConfig {
+/// What the environment changes of how a model is loaded.
+pub(crate) fn apply_environment(options: &mut LoadOptions) {
+    options.overlap &= std::env::var_os(DISABLE_OVERLAP).is_none_or(|value| value == "0");
+}
+
+/// A scheduler for the model that the engine has loaded.
+pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedConfig {
     SchedConfig {
         pages: engine.kv_pages,
         page_size: engine.page_size,
         max_running: options.max_running,
         max_waiting: options.max_waiting,
-        chunk_tokens: options.chunk_tokens,
+        chunk_tokens: engine.chunk_tokens,
         max_len: engine.max_len,
         vocab_size: engine.vocab_size,
         eos_token_ids: engine.eos_token_ids.clone(),
@@ -77,6 +83,7 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         dtype: engine.dtype,
         parameters: engine.parameters,
         weight_bytes: engine.weight_bytes,
+        kv_dtype: engine.kv_dtype,
         kv_bytes: engine.kv_bytes,
         kv_tokens: engine.kv_tokens,
         page_size: engine.page_size,
@@ -84,8 +91,11 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         max_len: engine.max_len,
         max_running: spec.options.max_running,
         max_waiting: spec.options.max_waiting,
+        chunk_tokens: engine.chunk_tokens,
         eos_token_ids: engine.eos_token_ids,
         tp: engine.tp,
+        read_bytes: engine.read_bytes,
+        read_s: engine.read_s,
         load_s,
     }
 }
@@ -223,7 +233,7 @@ mod tests {
             dummy_weights: true,
             threads: 1,
             kv_tokens: Some(128),
-            chunk_tokens: 4,
+            chunk_tokens: Some(4),
             max_running: 4,
             ..LoadOptions::default()
         };

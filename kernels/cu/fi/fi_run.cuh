@@ -3,8 +3,9 @@
 //
 //   out[r, h] = softmax(scale * q[r, h] . K^T) V     over all tokens of r's request up to r's own
 //
-// Shapes: q, out bf16 [rows, q_heads, D], pages bf16 [pages, page_size, kv_heads, D]; f32 inside. Rows of
-// one request are its last ones. Decode and prefill share the template: a tile of 16, 64 or 128 rows
+// Shapes: q, out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D] or with
+// heads less than D apart; f32 inside. The template multiplies in the type of q, and converts pages of one
+// byte, so pages of fp16 want q in fp16. Rows of one request are its last ones. Decode and prefill share the template: a tile of 16, 64 or 128 rows
 // holds the queries of a group, and long contexts are split over blocks and merged.
 // Bytes moved: every live K and V once. Decode is held to read bandwidth, prefill to matrix units.
 // Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), D = 128, page_size 16, mixed lengths: 94 % of copy
@@ -22,20 +23,23 @@
 
 namespace minisgl {
 
-template <uint32_t D>
+template <uint32_t D, typename Q, typename Kv>
 int fi_run(const minisgl_fi_args* a, const int64_t* plan, void* stream) try {
   using namespace flashinfer;
   using bf16 = __nv_bfloat16;
-  using Params = BatchPrefillPagedParams<bf16, bf16, bf16, int32_t>;
+  using Params = BatchPrefillPagedParams<Q, Kv, bf16, int32_t>;
   using Variant = DefaultAttention</*custom_mask=*/false, /*window=*/false, /*soft_cap=*/false, /*alibi=*/false>;
 
   PrefillPlanInfo info;
   info.FromVector(std::vector<int64_t>(plan, plan + MINISGL_FI_PLAN_WORDS));
-  paged_kv_t<bf16, int32_t> cache(a->kv_heads, a->page_size, D, a->requests, QKVLayout::kNHD,
-                                  const_cast<bf16*>(a->k_pages), const_cast<bf16*>(a->v_pages),
-                                  const_cast<int32_t*>(a->pages), const_cast<int32_t*>(a->page_starts),
-                                  const_cast<int32_t*>(a->last_page_len));
-  Params params(const_cast<bf16*>(a->q), cache, /*custom_mask=*/nullptr, const_cast<int32_t*>(a->q_starts),
+  const auto elements = [](const void* p) { return static_cast<Kv*>(const_cast<void*>(p)); };
+  const int64_t of_token = int64_t(a->kv_heads) * a->kv_stride;
+  const int64_t strides[] = {of_token * a->page_size, of_token, a->kv_stride};
+  paged_kv_t<Kv, int32_t> cache(a->kv_heads, a->page_size, D, a->requests, QKVLayout::kNHD,
+                                elements(a->k_pages), elements(a->v_pages), strides,
+                                const_cast<int32_t*>(a->pages), const_cast<int32_t*>(a->page_starts),
+                                const_cast<int32_t*>(a->last_page_len));
+  Params params(static_cast<Q*>(const_cast<void*>(a->q)), cache, /*custom_mask=*/nullptr, const_cast<int32_t*>(a->q_starts),
                 nullptr, nullptr, a->out, /*lse=*/nullptr, nullptr, a->q_heads, a->q_heads * D, D,
                 /*window_left=*/-1, /*soft_cap=*/0.0f, a->scale, 1.0f, 1e4f);
 
@@ -79,3 +83,8 @@ int fi_run(const minisgl_fi_args* a, const int64_t* plan, void* stream) try {
 }
 
 }  // namespace minisgl
+
+#define FI_RUN(NAME, D, Q, KV)                                                                       \
+  extern "C" int NAME(const minisgl_fi_args* args, const int64_t* plan, void* stream) {             \
+    return minisgl::fi_run<D, Q, KV>(args, plan, stream);                                            \
+  }

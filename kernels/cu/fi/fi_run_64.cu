@@ -1,5 +1,3 @@
 #include "fi_run.cuh"
 
-extern "C" int minisgl_fi_run_64(const minisgl_fi_args* args, const int64_t* plan, void* stream) {
-  return minisgl::fi_run<64>(args, plan, stream);
-}
+FI_RUN(minisgl_fi_run_64, 64, __nv_bfloat16, __nv_bfloat16)

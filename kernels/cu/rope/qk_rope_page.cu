@@ -7,20 +7,47 @@
 //
 // Rotary embedding: Su et al., "RoFormer", arXiv 2104.09864, section 3.4.2, in the half-split layout of
 // Llama and Qwen. cos and sin come from a table, so that any scaling of frequencies is the host's.
-// Shapes: qkv bf16 [rows, q_heads + 2 * kv_heads, D], pages bf16 [pages, page_size, kv_heads, D] seen as
-// [slots_len, kv_heads, D] with slot = page * page_size + offset, cos_sin f32 [positions_len, D]; f32
-// inside, rounded once. A row whose slot or position is outside its table is padding: nothing of it is
-// written.
-// Bytes moved: 4 * rows * (q_heads + 2 * kv_heads) * D, and 4 * rows * D of the table. Bound: copy bandwidth.
+// Shapes: qkv bf16 [rows, q_heads + 2 * kv_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size,
+// kv_heads, D] seen as [slots_len, kv_heads, D] with slot = page * page_size + offset, cos_sin f32
+// [positions_len, D]; f32 inside, rounded once to nearest, clipped to what fp16 and fp8 can hold. A row whose
+// slot or position is outside its table is padding: nothing of it is written.
+// Bytes moved: 4 * rows * (q_heads + 2 * kv_heads) * D (with 2-byte pages), and 4 * rows * D of the table.
+// Bound: copy bandwidth.
 // Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), 32 and 8 heads of 128, norm: 83 % at 4,096 rows;
 // 1.8 us at 1 row.
 
-#include "../common.cuh"
+#include "fp16.cuh"
+
+#include <cuda_fp8.h>
 
 using namespace minisgl;
 
+// Eight values, rounded, at element `at` of an array of the type that the kernel's name says.
+struct Bf16 {
+  static __device__ __forceinline__ void store(void* to, size_t at, const float (&f)[VEC]) {
+    store8(static_cast<minisgl_bf16*>(to) + at, pack(f));
+  }
+};
+
+struct Fp16 {
+  static __device__ __forceinline__ void store(void* to, size_t at, const float (&f)[VEC]) {
+    store8_fp16(static_cast<__half*>(to) + at, f);
+  }
+};
+
+struct Fp8 {
+  static __device__ __forceinline__ void store(void* to, size_t at, const float (&f)[VEC]) {
+    alignas(8) __nv_fp8x2_storage_t pair[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      pair[i] = __nv_cvt_float2_to_fp8x2(make_float2(f[2 * i], f[2 * i + 1]), __NV_SATFINITE, __NV_E4M3);
+    }
+    *reinterpret_cast<uint2*>(static_cast<uint8_t*>(to) + at) = *reinterpret_cast<const uint2*>(pair);
+  }
+};
+
 // A group of lanes has one head; a lane has 8 values of its lower half and the matching 8 of the upper.
-template <int D>
+template <int D, typename Kv>
 __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a) {
   constexpr uint32_t HALF = D / 2, USED = HALF / VEC;
   constexpr uint32_t LANES = USED <= 4 ? 4 : USED <= 8 ? 8 : 16;
@@ -94,20 +121,33 @@ __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a)
   }
 
   // Store where attention reads.
-  minisgl_bf16* to;
   if (is_q) {
-    to = a.q_out + (size_t(row) * a.q_heads + head) * D;
+    const size_t to = (size_t(row) * a.q_heads + head) * D + at;
+    if (a.q_fp16) {
+      Fp16::store(a.q_out, to, lo);
+      Fp16::store(a.q_out, to + HALF, hi);
+    } else {
+      Bf16::store(a.q_out, to, lo);
+      Bf16::store(a.q_out, to + HALF, hi);
+    }
   } else {
     const uint32_t kv_head = (head - a.q_heads) % a.kv_heads;
-    to = (is_v ? a.v_pages : a.k_pages) + (size_t(slot) * a.kv_heads + kv_head) * D;
+    const size_t to = (size_t(slot) * a.kv_heads + kv_head) * D + at;
+    void* pages = is_v ? a.v_pages : a.k_pages;
+    Kv::store(pages, to, lo);
+    Kv::store(pages, to + HALF, hi);
   }
-  store8(to + at, pack(lo));
-  store8(to + at + HALF, pack(hi));
 }
 
 #define QK_ROPE_PAGE(D)                                                                              \
   KERNEL minisgl_qk_rope_page_##D(const __grid_constant__ minisgl_qk_rope_page_args a) {            \
-    qk_rope_page<D>(a);                                                                              \
+    qk_rope_page<D, Bf16>(a);                                                                        \
+  }                                                                                                  \
+  KERNEL minisgl_qk_rope_page_##D##_fp16(const __grid_constant__ minisgl_qk_rope_page_args a) {     \
+    qk_rope_page<D, Fp16>(a);                                                                        \
+  }                                                                                                  \
+  KERNEL minisgl_qk_rope_page_##D##_fp8(const __grid_constant__ minisgl_qk_rope_page_args a) {      \
+    qk_rope_page<D, Fp8>(a);                                                                         \
   }
 QK_ROPE_PAGE(64)
 QK_ROPE_PAGE(96)

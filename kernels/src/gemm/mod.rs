@@ -74,7 +74,7 @@ pub enum GemmOut<'a> {
     Bf16(ArrayMut<'a, bf16>),
     /// Logits, `[m, n]`.
     F32(ArrayMut<'a, f32>),
-    /// `residual = bf16(result + residual)`, `[m, n]`.
+    /// The residual stream, `[m, n]`: what is there is added to.
     AddTo(ArrayMut<'a, bf16>),
 }
 
@@ -190,7 +190,7 @@ impl Gemm {
     /// # Errors
     /// The library is missing, or has no room.
     pub fn open(device: &Device, libraries: Option<&Path>) -> Result<Gemm, GemmError> {
-        library::load("libcublasLt.so.13", "nvidia-cublas", libraries)?;
+        library::load(&library::CUBLASLT, libraries)?;
         device.stream().context().bind_to_thread().map_err(driver("binding the context"))?;
         let handle = result::create_handle().map_err(cublas(|| "start".into()))?;
         let workspace = device.stream().alloc_zeros(WORKSPACE_BYTES);

@@ -15,6 +15,10 @@ pub(super) type Algorithm = sys::cublasLtMatmulAlgo_t;
 /// CUBLAS_OP_T of `cublas_api.h`, which cudarc's bindings of cuBLASLt leave out.
 const TRANSPOSED: i32 = 1;
 
+/// How algorithms that split k may add up: none does, or in f32 (`IN_PLACE` and `COMPUTE_TYPE`); not in the type
+/// of the output, which would round every part to bf16.
+const REDUCTIONS: u32 = 1 | 2;
+
 /// Everything cuBLASLt wants to know about a shape.
 pub(super) struct Plan {
     shape: GemmShape,
@@ -94,6 +98,12 @@ impl Plan {
             let bytes = std::ptr::from_ref(&workspace_bytes).cast::<c_void>();
             let set =
                 result::set_matmul_pref_attribute(preference, attribute, bytes, size_of::<usize>());
+            let attribute =
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+            let mask = std::ptr::from_ref(&REDUCTIONS).cast::<c_void>();
+            let set = set.and_then(|()| {
+                result::set_matmul_pref_attribute(preference, attribute, mask, size_of::<u32>())
+            });
             let asked = set.and_then(|()| {
                 sys::cublasLtMatmulAlgoGetHeuristic(
                     handle,

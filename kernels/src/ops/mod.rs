@@ -6,8 +6,8 @@
 mod argmax;
 mod check;
 pub(crate) use check::Check;
+mod dummy;
 mod embedding;
-mod gather;
 mod qk_rope_page;
 mod rmsnorm;
 mod sample;
@@ -15,8 +15,8 @@ mod silu_mul;
 mod skinny;
 
 pub use argmax::{Argmax, ArgmaxScratch};
+pub use dummy::DummyFill;
 pub use embedding::Embedding;
-pub use gather::Gather;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
 pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};

@@ -3,12 +3,13 @@
 use half::bf16;
 
 use super::check::Check;
+use crate::Array;
 use crate::abi::QkRopePageArgs;
 use crate::array::DeviceArray;
+use crate::attention::{KvArrayMut, KvType};
 use crate::device::{Device, Grid};
 use crate::error::LaunchError;
 use crate::kernel::Kernel;
-use crate::{Array, ArrayMut};
 
 /// Head dimensions there are kernels for.
 pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
@@ -26,8 +27,9 @@ pub struct QkNorm<'a> {
 /// Takes the QKV projection apart: adds the bias, normalises and rotates queries and keys (halves of a
 /// head as the planes), stores queries densely and keys and values in their pages.
 ///
-/// bf16, f32 inside. Moves `4 * rows * (q_heads + 2 * kv_heads) * head_dim` bytes and `4 * rows * head_dim`
-/// of the table; bound by copy bandwidth. A row whose slot or position is negative or outside its
+/// bf16, f32 inside; what goes to attention is rounded once to the type of its array, and clipped to what fp16
+/// and fp8 can hold. Moves `4 * rows * (q_heads + 2 * kv_heads) * head_dim` bytes (with 2-byte pages) and
+/// `4 * rows * head_dim` of the table; bound by copy bandwidth. A row whose slot or position is negative or outside its
 /// table is padding: nothing of it is written.
 pub struct QkRopePage<'a> {
     /// Queries, keys, values: `[rows, q_heads + 2 * kv_heads, head_dim]`.
@@ -42,12 +44,12 @@ pub struct QkRopePage<'a> {
     pub positions: Array<'a, i32>,
     /// `page * page_size + offset` of each token, `[rows]`.
     pub slots: Array<'a, i32>,
-    /// `[rows, q_heads, head_dim]`.
-    pub q_out: ArrayMut<'a, bf16>,
+    /// `[rows, q_heads, head_dim]`, bf16 or fp16.
+    pub q_out: KvArrayMut<'a>,
     /// `[pages, page_size, kv_heads, head_dim]`.
-    pub k_pages: ArrayMut<'a, bf16>,
-    /// As `k_pages`.
-    pub v_pages: ArrayMut<'a, bf16>,
+    pub k_pages: KvArrayMut<'a>,
+    /// As `k_pages`, of the same type.
+    pub v_pages: KvArrayMut<'a>,
     /// Tokens.
     pub rows: usize,
     /// Query heads on this rank.
@@ -68,16 +70,29 @@ impl QkRopePage<'_> {
         let (rows, head_dim) = (self.rows, self.head_dim);
         let heads = self.q_heads + 2 * self.kv_heads;
         // A head's lanes: 8 values of each half a lane, in a group that divides a warp.
-        let (kernel, lanes) = match head_dim {
-            64 => (Kernel::QkRopePage64, 4),
-            96 => (Kernel::QkRopePage96, 8),
-            128 => (Kernel::QkRopePage128, 8),
-            256 => (Kernel::QkRopePage256, 16),
+        use KvType::{Bf16, Fp8, Fp16};
+        let (kernel, lanes) = match (head_dim, self.k_pages.kv_type()) {
+            (64, Bf16) => (Kernel::QkRopePage64, 4),
+            (64, Fp16) => (Kernel::QkRopePage64Fp16, 4),
+            (64, Fp8) => (Kernel::QkRopePage64Fp8, 4),
+            (96, Bf16) => (Kernel::QkRopePage96, 8),
+            (96, Fp16) => (Kernel::QkRopePage96Fp16, 8),
+            (96, Fp8) => (Kernel::QkRopePage96Fp8, 8),
+            (128, Bf16) => (Kernel::QkRopePage128, 8),
+            (128, Fp16) => (Kernel::QkRopePage128Fp16, 8),
+            (128, Fp8) => (Kernel::QkRopePage128Fp8, 8),
+            (256, Bf16) => (Kernel::QkRopePage256, 16),
+            (256, Fp16) => (Kernel::QkRopePage256Fp16, 16),
+            (256, Fp8) => (Kernel::QkRopePage256Fp8, 16),
             _ => {
                 let what = format!("head_dim is {head_dim}, there are kernels for {HEAD_DIMS:?}");
                 return Err(LaunchError::Argument { op: "qk_rope_page", what });
             }
         };
+        check.that(self.k_pages.kv_type() == self.v_pages.kv_type(), || {
+            format!("keys are {:?}, values {:?}", self.k_pages.kv_type(), self.v_pages.kv_type())
+        })?;
+        check.that(self.q_out.kv_type() != Fp8, || "queries are bf16 or fp16, not fp8".into())?;
         let positions_len = self.cos_sin.len() / head_dim;
         let slots_len = self.k_pages.len() / (self.kv_heads * head_dim).max(1);
         let pages = [slots_len, self.kv_heads, head_dim];
@@ -110,6 +125,8 @@ impl QkRopePage<'_> {
             positions_len: check.count("the number of positions", positions_len)?,
             slots_len: check.count("pages * page_size", slots_len)?,
             eps,
+            q_fp16: u32::from(self.q_out.kv_type() == Fp16),
+            reserved: 0,
         };
         check.count("rows * heads * lanes", rows * heads * lanes)?;
         let grid = Grid::of_threads(rows * heads * lanes);

@@ -1,4 +1,4 @@
-//! Residual add and RMSNorm; the kernel is `cu/rmsnorm/rmsnorm.cu`.
+//! RMSNorm; the kernel is `cu/rmsnorm/rmsnorm.cu`.
 
 use half::bf16;
 
@@ -12,22 +12,24 @@ use crate::{Array, ArrayMut};
 /// A row is held in the registers of one block: two vectors of 8 for each of 1,024 threads.
 pub const HIDDEN_MAX: usize = 16_384;
 
-/// With a residual: `residual = bf16(x + residual)`, then `out = residual * rsqrt(mean(residual^2) + eps) *
-/// weight`. Without: the norm of `x`.
+/// `out[r] = s * rsqrt(mean(s^2) + eps) * weight`, where `s` is `x[r]`, or `x[index[r]]`: the last token of each
+/// request, whose logits are wanted. A row with an index that is negative or not in `x` is padding and keeps
+/// its output.
 ///
-/// bf16, f32 inside. Moves `8 * rows * hidden` bytes with a residual and half without; bound by copy
-/// bandwidth.
+/// bf16, f32 inside. Moves `4 * rows * hidden` bytes; bound by copy bandwidth.
 pub struct RmsNorm<'a> {
-    /// `[rows, hidden]`.
+    /// `[x_rows, hidden]`.
     pub x: Array<'a, bf16>,
-    /// Read and written, `[rows, hidden]`.
-    pub residual: Option<ArrayMut<'a, bf16>>,
+    /// Rows of `x`, `[rows]`; without it the first rows.
+    pub index: Option<Array<'a, i32>>,
     /// `[hidden]`.
     pub weight: Array<'a, bf16>,
     /// `[rows, hidden]`.
     pub out: ArrayMut<'a, bf16>,
-    /// Tokens.
+    /// Rows normalised.
     pub rows: usize,
+    /// Rows there are, at least `rows` without an index.
+    pub x_rows: usize,
     /// Width of the model, a multiple of 8, at most [`HIDDEN_MAX`].
     pub hidden: usize,
     /// Added to the mean square.
@@ -45,19 +47,24 @@ impl RmsNorm<'_> {
         check.that(hidden <= HIDDEN_MAX, || {
             format!("hidden is {hidden}, the limit is {HIDDEN_MAX}")
         })?;
-        let residual = match &self.residual {
-            Some(residual) => check.array("residual", residual, &[rows, hidden])?,
-            None => 0,
+        let index = match &self.index {
+            Some(index) => check.scalars("index", index, &[rows])?,
+            None => {
+                check.that(rows <= self.x_rows, || {
+                    format!("{rows} rows of {} are wanted", self.x_rows)
+                })?;
+                0
+            }
         };
         let args = RmsNormArgs {
-            x: check.array("x", &self.x, &[rows, hidden])?,
-            residual,
+            x: check.array("x", &self.x, &[self.x_rows, hidden])?,
+            index,
             weight: check.array("weight", &self.weight, &[hidden])?,
             out: check.array("out", &self.out, &[rows, hidden])?,
             rows: check.count("rows", rows)?,
+            x_rows: check.count("x_rows", self.x_rows)?,
             hidden: check.multiple("hidden", hidden, 8)?,
             eps: self.eps,
-            reserved: 0,
         };
         let vectors = args.hidden / 8;
         let (kernel, per_thread) =

@@ -1,203 +1,126 @@
-//! Attention over pages: decode, prefill and mixes, and a plan replayed in a graph.
+//! Attention over pages against softmax in f64: decode, prefill and mixes, by every backend over every type of
+//! cache, steps split between backends, and plans replayed in a graph.
 
-use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
 use minisgl_kernels::attention::{
-    ATTENTION_HEAD_DIMS, AttentionBatch, Heads, PagedAttention, PagedAttentionArgs,
+    ATTENTION_HEAD_DIMS, AttentionError, AttentionLimits, Backend, Heads, KvType, PagedAttention,
+    PagedPrefill, Prefill,
 };
 
-use crate::bench::{Show, fill, time};
+use crate::attention_batch::{Batch, Planned, Request, Tensors, Uploaded};
+use crate::pages::{KV_TYPES, Pages, round};
 use crate::support::{Gpu, POISON};
 
-/// A request's tokens in the cache before this step, and its rows in it.
-type Request = (usize, usize);
-
-/// A batch over a shuffled page pool.
-struct Batch {
-    requests: Vec<Request>,
-    q_starts: Vec<i32>,
-    page_starts: Vec<i32>,
-    pages: Vec<i32>,
-    last_page_len: Vec<i32>,
-}
-
-impl Batch {
-    fn new(gpu: &mut Gpu, requests: &[Request], page_size: usize, pool: usize) -> Batch {
-        let mut free: Vec<i32> = (0..pool as i32).collect();
-        gpu.random.shuffle(&mut free);
-        let mut batch = Batch {
-            requests: requests.to_vec(),
-            q_starts: vec![0],
-            page_starts: vec![0],
-            pages: Vec::new(),
-            last_page_len: Vec::new(),
-        };
-        let mut rows = 0;
-        for &(cached, new) in requests {
-            // A padding request has a row and no tokens.
-            let tokens = if cached == 0 && new == 0 { 0 } else { cached + new };
-            rows += new.max(1);
-            let taken = free.split_off(free.len() - tokens.div_ceil(page_size));
-            batch.pages.extend(taken);
-            batch.q_starts.push(rows as i32);
-            batch.page_starts.push(batch.pages.len() as i32);
-            batch.last_page_len.push((tokens.max(1) as i32 - 1) % page_size as i32 + 1);
-        }
-        batch
-    }
-
-    fn rows(&self) -> usize {
-        self.q_starts[self.requests.len()] as usize
-    }
-
-    /// Softmax of all scores at once, in f64.
-    fn expected(&self, heads: Heads, q: &[bf16], k: &[bf16], v: &[bf16]) -> Vec<f64> {
-        let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
-        let mut expected = vec![0.0; self.rows() * q_heads * head_dim];
-        for (request, &(cached, new)) in self.requests.iter().enumerate() {
-            let pages = &self.pages[self.page_starts[request] as usize..];
-            for row in 0..new {
-                let at_row = self.q_starts[request] as usize + row;
-                for head in 0..q_heads {
-                    let q = &q[(at_row * q_heads + head) * head_dim..][..head_dim];
-                    let of = |values: &'_ [bf16], token: usize| -> usize {
-                        let slot =
-                            pages[token / page_size] as usize * page_size + token % page_size;
-                        let at = (slot * kv_heads + head * kv_heads / q_heads) * head_dim;
-                        assert!(at < values.len());
-                        at
-                    };
-                    let tokens = 0..cached + row + 1;
-                    let scores: Vec<f64> = tokens
-                        .clone()
-                        .map(|token| {
-                            let k = &k[of(k, token)..][..head_dim];
-                            let dot = |(q, k): (&bf16, &bf16)| q.to_f32() * k.to_f32();
-                            let sum: f32 = q.iter().zip(k).map(dot).sum();
-                            f64::from(sum) / (head_dim as f64).sqrt()
-                        })
-                        .collect();
-                    let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
-                    let out = &mut expected[(at_row * q_heads + head) * head_dim..][..head_dim];
-                    for (token, score) in tokens.zip(&scores) {
-                        let share = (score - highest).exp() / sum;
-                        let v = &v[of(v, token)..][..head_dim];
-                        out.iter_mut().zip(v).for_each(|(out, v)| *out += share * v.to_f64());
-                    }
-                }
-            }
-        }
-        expected
-    }
-
-    /// Against the reference; probabilities are rounded to bf16 on the way.
-    fn assert_close(&self, what: &str, heads: Heads, out: &[bf16], expected: &[f64]) {
-        let row_len = heads.q_heads * heads.head_dim;
-        for (request, &(_, new)) in self.requests.iter().enumerate() {
-            for row in self.q_starts[request] as usize..self.q_starts[request] as usize + new {
-                let (out, expected) =
-                    (&out[row * row_len..][..row_len], &expected[row * row_len..][..row_len]);
-                let (mut error, mut norm) = (0.0, 0.0);
-                for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
-                    assert_ne!(
-                        out.to_bits(),
-                        POISON,
-                        "{what}: row {row}, element {i} was not written"
-                    );
-                    error += (out.to_f64() - expected) * (out.to_f64() - expected);
-                    norm += expected * expected;
-                }
-                let share = (error / norm).sqrt();
-                assert!(share <= 6e-3, "{what}: row {row} of request {request} is off by {share}");
-            }
-        }
-    }
-}
-
-/// A batch on the GPU.
-struct Uploaded {
-    q_starts: CudaSlice<i32>,
-    page_starts: CudaSlice<i32>,
-    pages: CudaSlice<i32>,
-    last_page_len: CudaSlice<i32>,
-}
-
-struct Tensors {
-    q: CudaSlice<bf16>,
-    k: CudaSlice<bf16>,
-    v: CudaSlice<bf16>,
-    out: CudaSlice<bf16>,
-}
-
-fn launch(
-    gpu: &Gpu,
-    attention: &PagedAttention,
-    heads: Heads,
-    batch: &Uploaded,
-    tensors: &mut Tensors,
-) {
-    let args = PagedAttentionArgs {
-        q: (&tensors.q).into(),
-        k_pages: (&tensors.k).into(),
-        v_pages: (&tensors.v).into(),
-        out: (&mut tensors.out).into(),
-        q_starts: (&batch.q_starts).into(),
-        page_starts: (&batch.page_starts).into(),
-        pages: (&batch.pages).into(),
-        last_page_len: (&batch.last_page_len).into(),
-        scale: 1.0 / (heads.head_dim as f32).sqrt(),
-    };
-    // SAFETY: `Batch::new` made the indices for this pool and `plan` was given the same.
-    unsafe { attention.launch(&gpu.device, args) }.unwrap();
-}
-
 /// Decode of every awkward length, whole prompts, chunks behind a cache, and all of it at once.
-const MIXES: [&[Request]; 5] = [
+const MIXES: [&[Request]; 6] = [
     &[(0, 1)],
     &[(8191, 1)],
     &[(1, 1), (14, 1), (15, 1), (16, 1), (63, 1), (64, 1), (700, 1), (2000, 1)],
     &[(0, 130), (0, 1), (0, 17), (64, 33)],
     &[(300, 1), (0, 70), (5, 1), (1023, 40), (0, 1), (2, 2)],
+    &[(8191, 129), (1, 192), (15, 128), (16, 384), (64, 193)],
 ];
 
+const PAGE_SIZES: [usize; 3] = [1, 16, 64];
+
+/// Query and key heads: 1 to 16 share one, few where the reference would take long.
+fn groups(gpu: &mut Gpu, requests: &[Request]) -> (usize, usize) {
+    let scores: usize = requests.iter().map(|(cached, new)| (cached + new) * new).sum();
+    let (kv_heads, group) = match scores > 100_000 {
+        true => (1, gpu.random.of(&[1, 5])),
+        false => (gpu.random.of(&[1, 2]), gpu.random.of(&[1, 3, 4, 5, 7, 8, 16])),
+    };
+    (kv_heads * group, kv_heads)
+}
+
 pub fn attention(gpu: &mut Gpu) {
-    for head_dim in ATTENTION_HEAD_DIMS {
-        for page_size in [1, 16, 64] {
-            for requests in if gpu.small { &MIXES[2..3] } else { &MIXES[..] } {
-                let kv_heads = gpu.random.of(&[1, 2]);
-                let q_heads = kv_heads * gpu.random.of(&[1, 4, 5, 8, 16]);
-                check(gpu, Heads { q_heads, kv_heads, head_dim, page_size }, requests);
+    for kv in KV_TYPES {
+        for head_dim in ATTENTION_HEAD_DIMS {
+            let some = [gpu.random.of(&PAGE_SIZES)];
+            for &page_size in if kv == KvType::Bf16 { &PAGE_SIZES[..] } else { &some } {
+                for requests in if gpu.small { &MIXES[2..3] } else { &MIXES[..] } {
+                    let (q_heads, kv_heads) = groups(gpu, requests);
+                    let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+                    check(gpu, heads, kv, requests, &[(Backend::Fi, requests.len())]);
+                }
             }
         }
     }
 }
 
-fn check(gpu: &mut Gpu, heads: Heads, requests: &[Request]) {
+/// `fa`, where there is a GPU for it.
+pub fn attention_fa(gpu: &mut Gpu) {
+    if !PagedPrefill::available(&gpu.device) {
+        println!("fa's prefill is for sm_90: not run");
+        return;
+    }
+    for head_dim in ATTENTION_HEAD_DIMS {
+        for page_size in PAGE_SIZES {
+            for requests in if gpu.small { &MIXES[3..4] } else { &MIXES[..] } {
+                let (q_heads, kv_heads) = groups(gpu, requests);
+                let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+                check(gpu, heads, KvType::Bf16, requests, &[(Backend::Fa, requests.len())]);
+            }
+        }
+    }
+}
+
+/// Decode rows to one backend, prefill rows to another, in one output.
+pub fn attention_split(gpu: &mut Gpu) {
+    let prefill = match PagedPrefill::available(&gpu.device) {
+        true => [Backend::Fa, Backend::Fi],
+        false => [Backend::Fi, Backend::Fi],
+    };
+    for head_dim in ATTENTION_HEAD_DIMS {
+        for prefill in prefill {
+            let mut requests: Vec<Request> = (0..9).map(|_| (gpu.random.below(900), 1)).collect();
+            requests.extend([(0, 130), (77, 300), (16, 5)]);
+            let (q_heads, kv_heads) = (14, 2);
+            let page_size = gpu.random.of(&PAGE_SIZES);
+            let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+            let parts = [(Backend::Fi, 9), (prefill, 2), (Backend::Fi, 1)];
+            check(gpu, heads, KvType::Bf16, &requests, &parts);
+        }
+    }
+}
+
+/// One step whose requests go in turn to these backends, so many to each.
+fn check(
+    gpu: &mut Gpu,
+    heads: Heads,
+    kv: KvType,
+    requests: &[Request],
+    parts: &[(Backend, usize)],
+) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
     let tokens: usize = requests.iter().map(|(cached, new)| cached + new).sum();
     let pool = tokens / page_size + requests.len() + 3;
     let batch = Batch::new(gpu, requests, page_size, pool);
-    let (q, q_gpu) = gpu.normal(batch.rows() * q_heads * head_dim, 1.0);
-    let (k, k_gpu) = gpu.normal(pool * page_size * kv_heads * head_dim, 1.0);
-    let (v, v_gpu) = gpu.normal(pool * page_size * kv_heads * head_dim, 1.0);
+    let of_q = if kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };
+    let (len, slack) = (pool * page_size * kv_heads * head_dim, heads.pages_slack());
+    let (q, q_gpu) = Pages::normal(gpu, of_q, batch.rows() * q_heads * head_dim, 0);
+    let (k, k_gpu) = Pages::normal(gpu, kv, len, slack);
+    let (v, v_gpu) = Pages::normal(gpu, kv, len, slack);
     let out = gpu.poisoned(q.len());
     let mut tensors = Tensors { q: q_gpu, k: k_gpu, v: v_gpu, out };
-    let uploaded = Uploaded {
-        q_starts: gpu.upload(&batch.q_starts),
-        page_starts: gpu.upload(&batch.page_starts),
-        pages: gpu.upload(&batch.pages),
-        last_page_len: gpu.upload(&batch.last_page_len),
-    };
-    let mut attention = PagedAttention::new(&gpu.device, heads).unwrap();
-    let host =
-        AttentionBatch { q_starts: &batch.q_starts, page_starts: &batch.page_starts, graph: false };
-    attention.plan(&gpu.device, host).unwrap();
-    launch(gpu, &attention, heads, &uploaded, &mut tensors);
+    let uploaded = Uploaded::new(gpu, &batch);
+    let limits = AttentionLimits { rows: batch.rows(), requests: requests.len() };
+    let mut first = 0;
+    let mut planned = Vec::new();
+    for &(backend, count) in parts {
+        let range = first..first + count;
+        let mut part = Planned::new(gpu, backend, heads, kv, limits);
+        part.plan(gpu, batch.host(range.clone(), false));
+        planned.push((part, range));
+        first += count;
+    }
+    for (part, range) in &planned {
+        part.launch(gpu, head_dim, (&uploaded, range.clone()), &mut tensors);
+    }
     let expected = batch.expected(heads, &q, &k, &v);
     batch.assert_close(
-        &format!("{heads:?}, {requests:?}"),
+        &format!("{heads:?}, {kv:?}, {requests:?} by {parts:?}"),
         heads,
         &gpu.download(&tensors.out),
         &expected,
@@ -206,11 +129,19 @@ fn check(gpu: &mut Gpu, heads: Heads, requests: &[Request]) {
 
 /// One capture, replayed after other plans of as many requests, some of them padding.
 pub fn attention_graph(gpu: &mut Gpu) {
-    let heads = Heads { q_heads: 16, kv_heads: 8, head_dim: 128, page_size: 16 };
+    for (head_dim, kv) in
+        [(128, KvType::Bf16), (96, KvType::Bf16), (64, KvType::Fp8), (256, KvType::Fp16)]
+    {
+        replay(gpu, Heads { q_heads: 14, kv_heads: 2, head_dim, page_size: 16 }, kv);
+    }
+}
+
+fn replay(gpu: &mut Gpu, heads: Heads, kv: KvType) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
     let pool = 400;
-    let (k, k_gpu) = gpu.normal(pool * page_size * kv_heads * head_dim, 1.0);
-    let (v, v_gpu) = gpu.normal(pool * page_size * kv_heads * head_dim, 1.0);
+    let (len, slack) = (pool * page_size * kv_heads * head_dim, heads.pages_slack());
+    let (k, k_gpu) = Pages::normal(gpu, kv, len, slack);
+    let (v, v_gpu) = Pages::normal(gpu, kv, len, slack);
     let stream = gpu.device.stream().clone();
     let mut uploaded = Uploaded {
         q_starts: stream.alloc_zeros(9).unwrap(),
@@ -218,10 +149,12 @@ pub fn attention_graph(gpu: &mut Gpu) {
         pages: stream.alloc_zeros(pool).unwrap(),
         last_page_len: stream.alloc_zeros(8).unwrap(),
     };
-    let (_, q_gpu) = gpu.normal(8 * q_heads * head_dim, 1.0);
+    let of_q = if kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };
     let out = gpu.poisoned(8 * q_heads * head_dim);
+    let q_gpu = Pages::poisoned(gpu, of_q, 8 * q_heads * head_dim);
     let mut tensors = Tensors { q: q_gpu, k: k_gpu, v: v_gpu, out };
-    let mut attention = PagedAttention::new(&gpu.device, heads).unwrap();
+    let limits = AttentionLimits { rows: 8, requests: 8 };
+    let mut attention = Planned::new(gpu, Backend::Fi, heads, kv, limits);
     let mut graph = None;
     for requests in [
         [(3, 1), (0, 1), (100, 1), (15, 1), (16, 1), (17, 1), (1, 1), (2, 1)],
@@ -230,8 +163,8 @@ pub fn attention_graph(gpu: &mut Gpu) {
         [(0, 1), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0)],
     ] {
         let batch = Batch::new(gpu, &requests, page_size, pool);
-        let (q, _) = gpu.normal(8 * q_heads * head_dim, 1.0);
-        stream.memcpy_htod(&q, &mut tensors.q).unwrap();
+        let q: Vec<f32> =
+            (0..8 * q_heads * head_dim).map(|_| round(of_q, gpu.random.normal())).collect();
         let poison = vec![bf16::from_bits(POISON); q.len()];
         stream.memcpy_htod(&poison, &mut tensors.out).unwrap();
         stream.memcpy_htod(&batch.q_starts, &mut uploaded.q_starts).unwrap();
@@ -240,17 +173,13 @@ pub fn attention_graph(gpu: &mut Gpu) {
             .memcpy_htod(&batch.pages, &mut uploaded.pages.slice_mut(..batch.pages.len()))
             .unwrap();
         stream.memcpy_htod(&batch.last_page_len, &mut uploaded.last_page_len).unwrap();
-        let host = AttentionBatch {
-            q_starts: &batch.q_starts,
-            page_starts: &batch.page_starts,
-            graph: true,
-        };
-        attention.plan(&gpu.device, host).unwrap();
+        tensors.q.overwrite(gpu, &Pages::upload(gpu, of_q, &q));
+        attention.plan(gpu, batch.host(0..8, true));
         if graph.is_none() {
-            launch(gpu, &attention, heads, &uploaded, &mut tensors); // Loads what is loaded lazily.
+            attention.launch(gpu, head_dim, (&uploaded, 0..8), &mut tensors); // Loads what is loaded lazily.
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             stream.begin_capture(mode).unwrap();
-            launch(gpu, &attention, heads, &uploaded, &mut tensors);
+            attention.launch(gpu, head_dim, (&uploaded, 0..8), &mut tensors);
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
             graph = stream.end_capture(flags).unwrap();
             stream.memcpy_htod(&poison, &mut tensors.out).unwrap();
@@ -258,7 +187,7 @@ pub fn attention_graph(gpu: &mut Gpu) {
         graph.as_ref().unwrap().launch().unwrap();
         let expected = batch.expected(heads, &q, &k, &v);
         batch.assert_close(
-            &format!("graph, {requests:?}"),
+            &format!("graph, {heads:?}, {kv:?}, {requests:?}"),
             heads,
             &gpu.download(&tensors.out),
             &expected,
@@ -266,54 +195,72 @@ pub fn attention_graph(gpu: &mut Gpu) {
     }
 }
 
-/// Decode with Qwen3's heads over live lengths of 100 to 1,600, one layer after the other.
-pub fn bench(gpu: &mut Gpu, show: Show<'_>) {
-    for (q_heads, requests) in [(16, 1), (16, 32), (16, 256), (32, 256)] {
-        let heads = Heads { q_heads, kv_heads: 8, head_dim: 128, page_size: 16 };
-        let Heads { kv_heads, head_dim, page_size, .. } = heads;
-        let lens: Vec<Request> = (0..requests)
-            .map(|_| (if requests == 1 { 999 } else { 99 + gpu.random.below(1500) }, 1))
-            .collect();
-        let tokens: usize = lens.iter().map(|(cached, new)| cached + new).sum();
-        let pool = tokens / page_size + requests + 1;
-        let batch = Batch::new(gpu, &lens, page_size, pool);
-        let layers = (200_000_000 / (tokens * 4096)).clamp(2, 40);
-        let len = pool * page_size * kv_heads * head_dim;
-        let k = fill(gpu, len);
-        let mut caches = Vec::new();
-        for _ in 0..layers {
-            caches.push((
-                gpu.device.stream().clone_dtod(&k).unwrap(),
-                gpu.device.stream().clone_dtod(&k).unwrap(),
-            ));
+/// The workspaces hold the plan of every step within the limits.
+pub fn attention_limits(gpu: &mut Gpu) {
+    let limits = AttentionLimits { rows: 8192, requests: 512 };
+    for (q_heads, kv_heads, head_dim) in
+        [(32, 32, 128), (16, 1, 256), (64, 8, 64), (14, 2, 96), (40, 8, 128), (128, 8, 128)]
+    {
+        let page_size = gpu.random.of(&PAGE_SIZES);
+        let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+        let mut planned: Vec<Planned> = vec![
+            Planned::new(gpu, Backend::Fi, heads, KvType::Bf16, limits),
+            Planned::new(gpu, Backend::Fi, heads, KvType::Fp8, limits),
+        ];
+        if PagedPrefill::available(&gpu.device) {
+            planned.push(Planned::new(gpu, Backend::Fa, heads, KvType::Bf16, limits));
         }
-        let (_, q) = gpu.normal(requests * q_heads * head_dim, 1.0);
-        let mut out = gpu.poisoned(requests * q_heads * head_dim);
-        let (q_starts, page_starts) = (gpu.upload(&batch.q_starts), gpu.upload(&batch.page_starts));
-        let (pages, last_page_len) = (gpu.upload(&batch.pages), gpu.upload(&batch.last_page_len));
-        let mut attention = PagedAttention::new(&gpu.device, heads).unwrap();
-        let host = AttentionBatch {
-            q_starts: &batch.q_starts,
-            page_starts: &batch.page_starts,
-            graph: true,
-        };
-        attention.plan(&gpu.device, host).unwrap();
-        let seconds = time(gpu, layers, |layer| {
-            let args = PagedAttentionArgs {
-                q: (&q).into(),
-                k_pages: (&caches[layer].0).into(),
-                v_pages: (&caches[layer].1).into(),
-                out: (&mut out).into(),
-                q_starts: (&q_starts).into(),
-                page_starts: (&page_starts).into(),
-                pages: (&pages).into(),
-                last_page_len: (&last_page_len).into(),
-                scale: 0.088,
-            };
-            // SAFETY: as in `launch`.
-            unsafe { attention.launch(&gpu.device, args) }.unwrap();
-        });
-        let bytes = tokens * 2 * kv_heads * head_dim * 2;
-        show(&format!("decode, {q_heads}/8 x 128, page 16"), requests, bytes, seconds);
+        let mut even = vec![(0, 16); 512];
+        (0..512).for_each(|i| even[i].0 = gpu.random.below(100));
+        let mut one_long = vec![(700, 1); 511];
+        one_long.push((3000, 7681));
+        let decode: Vec<Request> = (0..512).map(|_| (gpu.random.below(3000), 1)).collect();
+        let ragged: Vec<Request> = (0..63).map(|_| (0, 1 + gpu.random.below(257))).collect();
+        for requests in [even, one_long, decode, ragged, vec![(0, 8192)], vec![(90_000, 1)]] {
+            let tokens: usize = requests.iter().map(|(cached, new)| cached + new).sum();
+            let batch = Batch::new(gpu, &requests, page_size, tokens / page_size + requests.len());
+            let all = 0..requests.len();
+            for (index, planned) in planned.iter_mut().enumerate() {
+                let is_decode = batch.rows() == requests.len();
+                planned.plan(gpu, batch.host(all.clone(), is_decode && index < 2));
+            }
+        }
     }
+}
+
+/// What a plan does not cover is refused before anything reaches the GPU.
+pub fn attention_refusals(gpu: &mut Gpu) {
+    let heads = Heads { q_heads: 4, kv_heads: 2, head_dim: 128, page_size: 16 };
+    let limits = AttentionLimits { rows: 40, requests: 3 };
+    let refused = |result: Result<(), AttentionError>, why: &str| {
+        let said = result.expect_err(why).to_string();
+        assert!(said.contains(why), "{said:?} does not say {why:?}");
+    };
+    let mut fi = PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits).unwrap();
+    let mut plan = |gpu: &mut Gpu, requests: &[Request], change: fn(&mut Batch)| {
+        let mut batch = Batch::new(gpu, requests, 16, 64);
+        change(&mut batch);
+        fi.plan(&gpu.device, batch.host(0..requests.len(), false))
+    };
+    refused(plan(gpu, &[(0, 41)], |_| ()), "1 requests of rows up to 41 exceed");
+    refused(plan(gpu, &[(0, 1); 4], |_| ()), "4 requests of rows up to 4 exceed");
+    refused(plan(gpu, &[(0, 5), (9, 5)], |batch| batch.q_starts[1] = 11), "do not descend");
+    plan(gpu, &[(0, 20), (9, 20)], |_| ()).unwrap();
+
+    let new =
+        |heads: Heads| PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits).map(drop);
+    refused(new(Heads { head_dim: 80, ..heads }), "head_dim is 80");
+    refused(new(Heads { q_heads: 5, ..heads }), "do not share 2 key heads");
+    let prefill = |kv, wanted| Prefill::new(&gpu.device, heads, kv, limits, wanted).map(drop);
+    refused(prefill(KvType::Fp8, Some(Backend::Fa)), "use --attn fi");
+    prefill(KvType::Fp8, None).unwrap();
+    if !PagedPrefill::available(&gpu.device) {
+        return;
+    }
+    let mut fa = PagedPrefill::new(&gpu.device, heads, limits).unwrap();
+    let batch = Batch::new(gpu, &[(3, 9)], 16, 64);
+    refused(fa.plan(&gpu.device, batch.host(0..1, true)), "not for graphs");
+    let mut batch = Batch::new(gpu, &[(3, 9)], 16, 64);
+    batch.last_page_len[0] = 8;
+    refused(fa.plan(&gpu.device, batch.host(0..1, false)), "request 0 has 9 rows and 8 tokens");
 }

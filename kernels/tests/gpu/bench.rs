@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
+use minisgl_kernels::ArrayMut;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
 use minisgl_kernels::ops::*;
@@ -38,7 +39,9 @@ pub fn run(gpu: &mut Gpu, filter: &str) {
         rope(gpu, rows, &show);
         silu_mul(gpu, rows, &show);
     }
-    crate::attention::bench(gpu, &show);
+    crate::attention_bench::decode(gpu, &show);
+    crate::attention_bench::prefill(gpu);
+    crate::decode_bench::bench(gpu);
     for rows in [1, 8, 32, 256] {
         argmax(gpu, rows, &show);
         sample(gpu, rows, &show);
@@ -131,25 +134,26 @@ fn embedding(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
 }
 
 fn rmsnorm(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
-    let bytes = 8 * rows * HIDDEN;
+    let bytes = 4 * rows * HIDDEN;
     let (sets, len) = (sets(bytes), rows * HIDDEN);
-    let (x, mut residual) = (fill(gpu, sets * len), fill(gpu, sets * len));
+    let x = fill(gpu, sets * len);
     let (weight, mut out) = (fill(gpu, HIDDEN), gpu.poisoned(sets * len));
     let seconds = time(gpu, sets, |i| {
         let at = i * len..(i + 1) * len;
         RmsNorm {
             x: (&x.slice(at.clone())).into(),
-            residual: Some((&mut residual.slice_mut(at.clone())).into()),
+            index: None,
             weight: (&weight).into(),
             out: (&mut out.slice_mut(at)).into(),
             rows,
+            x_rows: rows,
             hidden: HIDDEN,
             eps: 1e-6,
         }
         .launch(&gpu.device)
         .unwrap();
     });
-    show("rmsnorm + residual, hidden 4096", rows, bytes, seconds);
+    show("rmsnorm, hidden 4096", rows, bytes, seconds);
 }
 
 /// Qwen3-8B's heads.
@@ -180,9 +184,9 @@ fn rope(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             cos_sin: (&cos_sin).into(),
             positions: (&positions).into(),
             slots: (&slots.slice(i * rows..(i + 1) * rows)).into(),
-            q_out: (&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
-            k_pages: (&mut k_pages).into(),
-            v_pages: (&mut v_pages).into(),
+            q_out: ArrayMut::from(&mut q_out.slice_mut(i * q_len..(i + 1) * q_len)).into(),
+            k_pages: ArrayMut::from(&mut k_pages).into(),
+            v_pages: ArrayMut::from(&mut v_pages).into(),
             rows,
             q_heads,
             kv_heads,

@@ -1,9 +1,9 @@
-//! Embedding lookup and row gathering: exact copies.
+//! Embedding lookup: exact copies.
 
 use half::bf16;
-use minisgl_kernels::ops::{Embedding, Gather};
+use minisgl_kernels::ops::Embedding;
 
-use crate::support::{Gpu, POISON, assert_same};
+use crate::support::{Gpu, assert_same};
 
 pub fn embedding(gpu: &mut Gpu) {
     for hidden in [8, 576, 1024, 4096] {
@@ -46,39 +46,6 @@ pub fn embedding(gpu: &mut Gpu) {
                 }
             });
             let expected: Vec<bf16> = expected.copied().collect();
-            assert_same(&format!("{rows} rows of {hidden}"), &gpu.download(&out), &expected);
-        }
-    }
-}
-
-pub fn gather(gpu: &mut Gpu) {
-    for hidden in [8, 1024, 5120] {
-        for &rows in gpu.row_counts() {
-            let x_rows = rows + 5;
-            let (x, x_gpu) = gpu.normal(x_rows * hidden, 1.0);
-            let index: Vec<i32> = (0..rows)
-                .map(|_| match gpu.random.below(8) {
-                    0 => gpu.random.of(&[-1, i32::MIN, x_rows as i32]),
-                    _ => gpu.random.below(x_rows) as i32,
-                })
-                .collect();
-            let mut out = gpu.poisoned(rows * hidden);
-            Gather {
-                x: (&x_gpu).into(),
-                index: (&gpu.upload(&index)).into(),
-                out: (&mut out).into(),
-                rows,
-                x_rows,
-                hidden,
-            }
-            .launch(&gpu.device)
-            .unwrap();
-            let poison = vec![bf16::from_bits(POISON); hidden];
-            let row = |&from: &i32| match usize::try_from(from) {
-                Ok(from) if from < x_rows => x[from * hidden..][..hidden].to_vec(),
-                _ => poison.clone(), // Padding keeps its output.
-            };
-            let expected: Vec<bf16> = index.iter().flat_map(row).collect();
             assert_same(&format!("{rows} rows of {hidden}"), &gpu.download(&out), &expected);
         }
     }

@@ -1,16 +1,22 @@
 //! Every op on a GPU against a naive reference on the CPU, then a table of times.
 //!
 //! `gpu [FILTER] [--small] [--bench] [--require-gpu]`: `--small` keeps the shapes small enough for a
-//! sanitizer, `--bench` times the ops afterwards. Inputs are fresh every run; the seed is printed and
+//! sanitizer, `--bench` times the ops afterwards (`decode --bench`: decode attention only). Inputs are fresh every run; the seed is printed and
 //! `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is claimed.
 
 #![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
 
 mod argmax;
 mod attention;
+mod attention_batch;
+mod attention_bench;
 mod bench;
+mod decode;
+mod decode_bench;
+mod dummy;
 mod embedding;
 mod gemm;
+mod pages;
 mod reference;
 mod refusal;
 mod rmsnorm;
@@ -32,10 +38,10 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
-    ("gather", embedding::gather),
     ("silu_mul", silu_mul::silu_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),
+    ("dummy", dummy::dummy),
     ("argmax", argmax::argmax),
     ("argmax_special_values", argmax::special_values),
     ("sampler_settings", sampler::settings),
@@ -48,7 +54,14 @@ const TESTS: &[Test] = &[
     ("skinny_models", skinny::models),
     ("skinny_direct", skinny::direct),
     ("attention", attention::attention),
+    ("attention_fa", attention::attention_fa),
+    ("attention_split", attention::attention_split),
     ("attention_graph", attention::attention_graph),
+    ("attention_limits", attention::attention_limits),
+    ("attention_refusals", attention::attention_refusals),
+    ("decode", decode::decode),
+    ("decode_fused", decode::decode_fused),
+    ("decode_graph", decode::decode_graph),
     ("refusals", refusal::refusals),
 ];
 
@@ -84,7 +97,10 @@ fn main() -> ExitCode {
         }
     }
     if has("--bench") {
-        bench::run(&mut gpu, filter);
+        match filter {
+            "decode" => decode_bench::bench(&mut gpu),
+            _ => bench::run(&mut gpu, filter),
+        }
     }
     println!("{} passed, {} failed {failed:?}", chosen.count() - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

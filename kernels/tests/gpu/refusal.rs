@@ -27,10 +27,11 @@ pub fn refusals(gpu: &mut Gpu) {
 
     let wide = RmsNorm {
         x: (&x_gpu).into(),
-        residual: None,
+        index: None,
         weight: (&x_gpu).into(),
         out: (&mut out).into(),
         rows: 1,
+        x_rows: 1,
         hidden: HIDDEN_MAX + 8,
         eps: 1e-6,
     };

@@ -1,10 +1,12 @@
 //! Bias, QK-norm, rotary embedding and the KV page write, over every head_dim, groups of 1 to 16 queries a
-//! key, and pages of 1, 16 and 64 tokens.
+//! key, pages of 1, 16 and 64 tokens and of every type.
 
 use half::bf16;
+use minisgl_kernels::attention::KvType;
 use minisgl_kernels::ops::{HEAD_DIMS, QkNorm, QkRopePage};
 
-use crate::support::{Gpu, POISON, assert_close};
+use crate::pages::{KV_TYPES, Pages, round};
+use crate::support::Gpu;
 
 /// Positions in the table.
 const POSITIONS: usize = 9000;
@@ -17,6 +19,7 @@ struct Shape {
     page_size: usize,
     bias: bool,
     norm: bool,
+    kv: KvType,
 }
 
 pub fn qk_rope_page(gpu: &mut Gpu) {
@@ -28,17 +31,18 @@ pub fn qk_rope_page(gpu: &mut Gpu) {
                 let group = 1 + gpu.random.below(if many { 5 } else { 16 });
                 let (bias, norm) = (gpu.random.below(2) == 0, gpu.random.below(2) == 0);
                 let q_heads = kv_heads * group;
-                check(gpu, rows, &Shape { q_heads, kv_heads, head_dim, page_size, bias, norm });
+                let kv = gpu.random.of(&KV_TYPES);
+                check(gpu, rows, &Shape { q_heads, kv_heads, head_dim, page_size, bias, norm, kv });
             }
         }
     }
 }
 
 fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
-    let &Shape { q_heads, kv_heads, head_dim, page_size, bias, norm } = shape;
+    let &Shape { q_heads, kv_heads, head_dim, page_size, bias, norm, kv } = shape;
     let heads = q_heads + 2 * kv_heads;
     let what = format!(
-        "{rows} rows, {q_heads}/{kv_heads} heads of {head_dim}, pages of {page_size}, bias {bias}, norm {norm}"
+        "{rows} rows, {q_heads}/{kv_heads} heads of {head_dim}, {kv:?} pages of {page_size}, bias {bias}, norm {norm}"
     );
 
     // Ragged requests over shuffled pages: a few tokens each, after a cached prefix of any length.
@@ -78,13 +82,16 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
         })
         .collect();
     let (qkv, qkv_gpu) = gpu.normal(rows * heads * head_dim, 1.0);
-    let (biases, biases_gpu) = gpu.normal(heads * head_dim, 1.0);
+    // Sometimes more than fp8 can hold.
+    let scale = gpu.random.of(&[1.0, 300.0]);
+    let (biases, biases_gpu) = gpu.normal(heads * head_dim, scale);
     let (q_weight, q_weight_gpu) = gpu.normal(head_dim, 1.0);
     let (k_weight, k_weight_gpu) = gpu.normal(head_dim, 1.0);
     let page_len = pages * page_size * kv_heads * head_dim;
-    let mut q_out = gpu.poisoned(rows * q_heads * head_dim);
-    let mut k_pages = gpu.poisoned(page_len);
-    let mut v_pages = gpu.poisoned(page_len);
+    let of_q = if kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };
+    let mut q_out = Pages::poisoned(gpu, of_q, rows * q_heads * head_dim);
+    let mut k_pages = Pages::poisoned(gpu, kv, page_len);
+    let mut v_pages = Pages::poisoned(gpu, kv, page_len);
     QkRopePage {
         qkv: (&qkv_gpu).into(),
         bias: bias.then_some((&biases_gpu).into()),
@@ -96,9 +103,9 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
         cos_sin: (&gpu.upload(&cos_sin)).into(),
         positions: (&gpu.upload(&positions)).into(),
         slots: (&gpu.upload(&slots)).into(),
-        q_out: (&mut q_out).into(),
-        k_pages: (&mut k_pages).into(),
-        v_pages: (&mut v_pages).into(),
+        q_out: q_out.array_mut(),
+        k_pages: k_pages.array_mut(),
+        v_pages: v_pages.array_mut(),
         rows,
         q_heads,
         kv_heads,
@@ -108,8 +115,8 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
     .unwrap();
 
     let (q_out, mut k_pages, mut v_pages) =
-        (gpu.download(&q_out), gpu.download(&k_pages), gpu.download(&v_pages));
-    let poison = |values: &[bf16]| values.iter().all(|value| value.to_bits() == POISON);
+        (q_out.download(gpu), k_pages.download(gpu), v_pages.download(gpu));
+    let poison = |values: &[f32]| values.iter().all(|value| value.is_nan());
     for row in 0..rows {
         let (slot, position) = (slots[row], positions[row]);
         let padding = !(0..(pages * page_size) as i32).contains(&slot)
@@ -149,15 +156,21 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
             if padding && head < q_heads {
                 assert!(poison(&written[at * head_dim..][..head_dim]), "{what}: padding row {row}");
             } else if !padding {
-                let got = &written[at * head_dim..][..head_dim];
-                assert_close(&format!("{what}: row {row}, head {head}"), got, &x, 2e-5);
+                // The nearest value of the type, or its neighbour where the two are about as near.
+                let of = if head < q_heads { of_q } else { kv };
+                for (got, x) in written[at * head_dim..][..head_dim].iter().zip(x) {
+                    let (got, nearest) = (f64::from(*got), f64::from(round(of, x as f32)));
+                    let limit = (nearest - x).abs() + 1e-4 * x.abs() + 2e-5;
+                    let off = (got - x).abs();
+                    assert!(off <= limit, "{what}: row {row}, head {head}: {got}, expected {x}");
+                }
             }
         }
         // Taken off the books: what remains at the end must be untouched.
         if !padding {
             let at = slot as usize * kv_heads * head_dim;
-            k_pages[at..][..kv_heads * head_dim].fill(bf16::from_bits(POISON));
-            v_pages[at..][..kv_heads * head_dim].fill(bf16::from_bits(POISON));
+            k_pages[at..][..kv_heads * head_dim].fill(f32::NAN);
+            v_pages[at..][..kv_heads * head_dim].fill(f32::NAN);
         }
     }
     assert!(poison(&k_pages) && poison(&v_pages), "{what}: a slot of nobody's was written");

@@ -48,10 +48,11 @@ impl Case {
                 let mut normed = gpu.poisoned(m * k);
                 RmsNorm {
                     x: (&x_gpu).into(),
-                    residual: None,
+                    index: None,
                     weight: weight.into(),
                     out: (&mut normed).into(),
                     rows: m,
+                    x_rows: m,
                     hidden: k,
                     eps: EPS,
                 }

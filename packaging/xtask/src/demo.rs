@@ -25,12 +25,12 @@ const STOP_MAX: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// What is missing, or what the daemon said.
-pub fn run(keep: bool) -> Result<()> {
+pub fn run(keep: bool, backend: build::Backend) -> Result<()> {
     println!("==> model");
     let model = model::fetch(model::Model::SmolLm2)?;
     println!("{}", model.display());
     println!("==> release build");
-    build::release()?;
+    build::release(backend)?;
     println!("==> daemon");
     let mut daemon = Daemon::start(keep)?;
     println!("minisgld on http://{}, admin socket {}", daemon.listen, daemon.socket().display());

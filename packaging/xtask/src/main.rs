@@ -1,12 +1,13 @@
 //! `cargo xtask`: the chores around the build. What a person or CI types; nothing ships from here.
 //!
-//! Owns: fetching models for tests, running every test, the demo. Must never: be needed at run time
+//! Owns: fetching models for tests and the CUDA compiler, running every test, the demo, the bundle. Must never: be needed at run time
 //! by the daemon or `minisglctl`.
 
 #![forbid(unsafe_code)]
 
 mod bench;
 mod build;
+mod bundle;
 mod demo;
 mod model;
 mod paths;
@@ -15,6 +16,7 @@ mod sh;
 mod test;
 mod toolchain;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -34,6 +36,12 @@ enum Task {
         /// Which one
         what: model::Model,
     },
+    /// Build minisgld and minisglctl, optimised, into target/release
+    Build {
+        /// Without the CUDA backend, which needs NVIDIA's compiler to be fetched
+        #[arg(long)]
+        cpu: bool,
+    },
     /// Run every test: what CI runs
     Test,
     /// From a clone to a streamed answer: fetch a model, build, serve it, ask it something
@@ -41,9 +49,17 @@ enum Task {
         /// Leave the daemon running
         #[arg(long)]
         keep: bool,
+        /// Build without the CUDA backend, which needs NVIDIA's compiler to be fetched
+        #[arg(long)]
+        cpu: bool,
     },
     /// Fetch NVIDIA's CUDA compiler into target/toolchain (cached)
     Toolchain,
+    /// Make a folder of binaries and GPU tests for a GPU machine without Rust or network
+    Bundle {
+        /// Where [default: target/bundle]
+        to: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +83,21 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Test => test::run(),
-        Task::Demo { keep } => demo::run(keep),
+        Task::Build { cpu } => {
+            build::release(backend(cpu))?;
+            for name in ["minisgld", "minisglctl"] {
+                println!("{}", build::binary(name).display());
+            }
+            Ok(())
+        }
+        Task::Demo { keep, cpu } => demo::run(keep, backend(cpu)),
+        Task::Bundle { to } => {
+            println!("{}", bundle::make(to)?.display());
+            Ok(())
+        }
     }
+}
+
+fn backend(cpu: bool) -> build::Backend {
+    if cpu { build::Backend::Cpu } else { build::Backend::Cuda }
 }

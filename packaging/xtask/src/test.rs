@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{bench, build, model, paths, python, sh, toolchain};
+use crate::{bench, build, model, paths, python, sh};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,14 +17,15 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 10] = [
+    let stages: [(&str, Stage); 11] = [
         ("format", format),
+        ("CUDA compiler", build::prepare),
+        ("clippy without CUDA", clippy_without_cuda),
         ("clippy", clippy),
         ("models", models),
         ("unit tests", unit_tests),
-        ("CUDA", cuda),
         ("documentation tests", doc_tests),
-        ("release build", build::release),
+        ("release build", || build::release(build::Backend::Cuda)),
         ("Python client", || python::venv().map(drop)),
         ("end-to-end tests", end_to_end),
         ("benchmarks", bench::run),
@@ -59,6 +60,14 @@ fn format() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], "`cargo fmt --all` repairs it")
 }
 
+/// The build for the CPU alone must go on compiling. What does not depend on the feature is checked here
+/// once, for both.
+fn clippy_without_cuda() -> Result<()> {
+    let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--no-default-features"];
+    cargo(&[&lint[..], &["--", "-D", "warnings"]].concat(), "every warning is an error here")
+}
+
+/// Compiles every kernel too.
 fn clippy() -> Result<()> {
     cargo(
         &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
@@ -73,31 +82,22 @@ fn models() -> Result<()> {
     Ok(())
 }
 
+/// On a machine without a GPU the tests that need one say that they were not run.
 fn unit_tests() -> Result<()> {
-    let mut command = sh::cargo();
+    let packages = ["--workspace", "--exclude", "minisgl-tests", "--locked", "--no-fail-fast"];
+    let remedy = "`cargo test -p CRATE` runs one crate's";
+    let test = |args: &[&str]| {
+        let mut command = sh::cargo();
+        // Tests that look at a model skip without this, and fail with it when the model is missing.
+        command.args(args).args(packages).env("MINISGL_MODELS_DIR", paths::models());
+        sh::run(&mut command, remedy)
+    };
     if sh::has_cargo("nextest") {
-        command.args(["nextest", "run", "--no-fail-fast"]);
-    } else {
-        command.args(["test", "--no-fail-fast", "--all-targets"]);
+        // The operations' test has a main of its own, which nextest cannot list.
+        test(&["nextest", "run", "-E", "not binary(=gpu)"])?;
+        return test(&["test", "--test", "gpu"]);
     }
-    command.args(["--workspace", "--exclude", "minisgl-tests", "--locked"]);
-    // Tests that look at a model skip without this, and fail with it when the model is missing.
-    command.env("MINISGL_MODELS_DIR", paths::models());
-    sh::run(&mut command, "`cargo test -p CRATE` runs one crate's")
-}
-
-/// Everything that needs the CUDA compiler: compiles every kernel and the engine's CUDA backend. On a
-/// machine without a GPU the GPU tests say that they were not run.
-fn cuda() -> Result<()> {
-    println!("{}", toolchain::fetch()?.display());
-    let remedy = "`cargo xtask toolchain` fetches the compiler";
-    let packages = ["-p", "minisgl-kernels", "-p", "minisgl-engine", "-p", "minisgld"];
-    let features = ["--features", "minisgl-kernels/cuda,minisgl-engine/cuda", "--locked"];
-    let lint = ["--all-targets", "--", "-D", "warnings"];
-    cargo(&[&["clippy"], &packages[..], &features[..], &lint[..]].concat(), remedy)?;
-    let mut test = sh::cargo();
-    test.args([&["test"], &packages[..4], &features[..]].concat());
-    sh::run(test.env("MINISGL_MODELS_DIR", paths::models()), remedy)
+    test(&["test", "--all-targets"])
 }
 
 fn doc_tests() -> Result<()> {

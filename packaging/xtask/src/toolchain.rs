@@ -23,17 +23,18 @@ const WHEELS: [&str; 5] = [
     "nvidia-cuda-cccl==13.0.85",
 ];
 
-/// Headers of the attention backend `fi` (Apache-2.0), and the CCCL they were written for: 62 MB.
+/// Headers of the attention backends (Apache-2.0), and the CCCL and CUTLASS (BSD-3) they were written for: 62 MB.
 const FLASHINFER: &str = "flashinfer-python==0.7.2.post1";
 
-/// What is kept of that wheel, 26 of its several hundred megabytes.
-const FLASHINFER_KEPT: [&str; 4] =
-    ["include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust"];
+/// What is kept of that wheel, 54 of its several hundred megabytes.
+const FLASHINFER_KEPT: [&str; 5] =
+    ["include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust", "cutlass/include"];
 
 /// Where the compiler is, inside the folder that pip filled.
 const NVCC: &str = "nvidia/cu13/bin/nvcc";
 
-const REMEDY: &str = "Python 3 with pip and access to PyPI are needed to fetch nvcc (Debian: apt \
+/// For whoever has neither compiler nor network.
+pub const REMEDY: &str = "Python 3 with pip and access to PyPI are needed to fetch nvcc (Debian: apt \
     install python3-pip); or install a CUDA toolkit and set CUDA_HOME";
 
 /// The path of nvcc, fetched if need be.
@@ -48,9 +49,10 @@ pub fn fetch() -> Result<PathBuf> {
         folder::publish(&dir, &wheels, install_cuda)?;
     }
     let headers = paths::target().join("toolchain/flashinfer");
-    if !folder::is_whole(&headers, FLASHINFER) {
+    let headers_from = format!("{FLASHINFER}: {}", FLASHINFER_KEPT.join(" "));
+    if !folder::is_whole(&headers, &headers_from) {
         eprintln!("downloading FlashInfer's headers from PyPI (62 MB)");
-        folder::publish(&headers, FLASHINFER, install_flashinfer)?;
+        folder::publish(&headers, &headers_from, install_flashinfer)?;
     }
     Ok(dir.join(NVCC))
 }

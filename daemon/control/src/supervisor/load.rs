@@ -32,7 +32,10 @@ impl Supervisor {
                 self.dir = dir;
                 self.start_worker();
             }
-            Err(error) => self.fail_load(error.to_string()),
+            Err(error) => {
+                self.failure = error.code();
+                self.fail_load(error.to_string());
+            }
         }
     }
 

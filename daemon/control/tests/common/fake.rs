@@ -61,7 +61,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
     let starts = spec.dir.join("starts");
     let earlier = std::fs::read_to_string(&starts).unwrap_or_default();
     std::fs::write(&starts, format!("{earlier}x")).unwrap();
-    for stage in [LoadStage::Read, LoadStage::KvPages, LoadStage::WarmUp] {
+    for stage in [LoadStage::Read, LoadStage::WarmUp, LoadStage::KvPages] {
         let detail = "a thing".to_string();
         send(socket, &FromWorker::Progress(LoadProgress { stage, done: 1, total: 2, detail }));
     }
@@ -90,6 +90,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         dtype: "f32".into(),
         parameters: 1,
         weight_bytes: 4,
+        kv_dtype: "f32".into(),
         kv_bytes: 4,
         kv_tokens: 160,
         page_size: 16,
@@ -97,8 +98,11 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         max_len: 128,
         max_running: spec.options.max_running,
         max_waiting: spec.options.max_waiting,
+        chunk_tokens: 512,
         eos_token_ids: vec![0],
         tp: 1,
+        read_bytes: 1 << 20,
+        read_s: 0.05,
         load_s: 0.1,
     };
     send(socket, &FromWorker::Ready(info));

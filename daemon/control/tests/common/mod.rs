@@ -32,6 +32,7 @@ pub fn config() -> RegistryConfig {
         worker: WorkerCommand {
             program: std::env::current_exe().unwrap(),
             args: WORKER_ARGS.iter().map(Into::into).collect(),
+            env: Vec::new(),
         },
         hub: HubConfig { offline: true, ..HubConfig::default() },
         inspector: Inspector::default(),

@@ -6,7 +6,7 @@ use super::loader::Loader;
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
-use crate::ops::{HeadNorms, OpResult, Ops, Pending};
+use crate::ops::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 
 /// One rank's weights and activations.
 pub struct Decoder<O: Ops> {
@@ -20,61 +20,42 @@ pub struct Decoder<O: Ops> {
 
 struct Layer<O: Ops> {
     attention_norm: O::Vector,
-    qkv: O::Matrix,
-    qkv_bias: Option<O::Vector>,
+    qkv: Linear<O>,
     head_norms: Option<HeadNorms<O>>,
-    o: O::Matrix,
+    o: Linear<O>,
     mlp_norm: O::Vector,
-    gate_up: O::Matrix,
-    down: O::Matrix,
+    gate_up: Linear<O>,
+    down: Linear<O>,
 }
 
 struct Workspace<O: Ops> {
-    /// The residual stream, what the last block adds to it, and its norm: `[tokens, hidden]`.
+    /// The residual stream, `[tokens, hidden]`.
     residual: O::Buffer,
-    delta: O::Buffer,
-    normed: O::Buffer,
     /// Queries, keys, values side by side.
     qkv: O::Buffer,
+    /// `[tokens, heads * head_dim]`
     attention: O::Buffer,
-    gate_up: O::Buffer,
+    /// `[tokens, intermediate]`
     activated: O::Buffer,
-    /// The same three for the rows that are sampled: `[rows, hidden]`.
-    last_residual: O::Buffer,
-    last_delta: O::Buffer,
-    last_normed: O::Buffer,
+    /// Of the rows that are sampled: `[rows, hidden]`.
+    last: O::Buffer,
+    scratch: Scratch<O>,
 }
 
 impl<O: Ops> Model<O> for Decoder<O> {
     fn forward(&mut self, ops: &mut O, batch: &Batch) -> OpResult<Box<dyn Pending>> {
-        let work = &mut self.work;
+        let Workspace { residual, qkv, attention, activated, last, scratch } = &mut self.work;
         let tokens = batch.tokens().len();
-        ops.embed(batch, &self.embedding, &mut work.residual)?;
+        ops.embed(batch, &self.embedding, residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let (delta, residual) = (&mut work.delta, &mut work.residual);
-            let norm = &layer.attention_norm;
-            if index == 0 {
-                ops.rms_norm(tokens, residual, norm, &mut work.normed)?;
-            } else {
-                ops.reduce_add_rms_norm(tokens, delta, residual, norm, &mut work.normed)?;
-            }
-            let bias = layer.qkv_bias.as_ref();
-            ops.linear(tokens, &layer.qkv, bias, &work.normed, &mut work.qkv)?;
-            ops.norm_rope_write_kv(batch, index, layer.head_norms.as_ref(), &mut work.qkv)?;
-            ops.attention(batch, index, &work.qkv, &mut work.attention)?;
-            ops.linear(tokens, &layer.o, None, &work.attention, delta)?;
-            ops.reduce_add_rms_norm(tokens, delta, residual, &layer.mlp_norm, &mut work.normed)?;
-            ops.linear(tokens, &layer.gate_up, None, &work.normed, &mut work.gate_up)?;
-            ops.silu_mul(tokens, &work.gate_up, &mut work.activated)?;
-            ops.linear(tokens, &layer.down, None, &work.activated, delta)?;
+            ops.norm_linear(tokens, residual, &layer.attention_norm, &layer.qkv, scratch, qkv)?;
+            ops.attention(batch, index, layer.head_norms.as_ref(), qkv, attention)?;
+            ops.linear_add(tokens, &layer.o, attention, scratch, residual)?;
+            ops.norm_gated(tokens, residual, &layer.mlp_norm, &layer.gate_up, scratch, activated)?;
+            ops.linear_add(tokens, &layer.down, activated, scratch, residual)?;
         }
-        // From here on only the rows that are sampled matter.
-        let (rows, delta, residual) =
-            (batch.sampled().len(), &mut work.last_delta, &mut work.last_residual);
-        ops.gather_sampled(batch, &work.delta, delta)?;
-        ops.gather_sampled(batch, &work.residual, residual)?;
-        ops.reduce_add_rms_norm(rows, delta, residual, &self.norm, &mut work.last_normed)?;
-        ops.sample(batch, self.head.as_ref().unwrap_or(&self.embedding), &work.last_normed)
+        ops.norm_sampled(batch, residual, &self.norm, last)?;
+        ops.sample(batch, self.head.as_ref().unwrap_or(&self.embedding), last)
     }
 }
 
@@ -94,15 +75,15 @@ impl<O: Ops> Decoder<O> {
         let mlp = shard.intermediate.len();
         let work = Workspace {
             residual: loader.buffer(chunk_tokens, hidden)?,
-            delta: loader.buffer(chunk_tokens, hidden)?,
-            normed: loader.buffer(chunk_tokens, hidden)?,
             qkv: loader.buffer(chunk_tokens, q + 2 * kv)?,
             attention: loader.buffer(chunk_tokens, q)?,
-            gate_up: loader.buffer(chunk_tokens, 2 * mlp)?,
             activated: loader.buffer(chunk_tokens, mlp)?,
-            last_residual: loader.buffer(rows, hidden)?,
-            last_delta: loader.buffer(rows, hidden)?,
-            last_normed: loader.buffer(rows, hidden)?,
+            last: loader.buffer(rows, hidden)?,
+            scratch: Scratch {
+                normed: loader.buffer(chunk_tokens, hidden)?,
+                delta: loader.buffer(chunk_tokens, hidden)?,
+                gate_up: loader.buffer(chunk_tokens, 2 * mlp)?,
+            },
         };
         let vocab_rows = shard.vocab.clone();
         let embedding = [("model.embed_tokens.weight".to_owned(), vocab, vocab_rows.clone())];
@@ -146,13 +127,16 @@ impl<O: Ops> Layer<O> {
             (format!("{at}.mlp.{which}_proj.weight"), mlp, shard.intermediate.clone())
         });
         let inputs = config.heads * head_dim;
+        let unbiased = |weight| Linear { weight, bias: None };
         Ok(Layer {
             attention_norm: loader.vector(&format!("{at}.input_layernorm.weight"), hidden)?,
-            qkv: loader.stacked(&qkv("weight"), hidden)?,
-            qkv_bias: if config.qkv_bias {
-                Some(loader.stacked_vector(&qkv("bias"))?)
-            } else {
-                None
+            qkv: Linear {
+                weight: loader.stacked(&qkv("weight"), hidden)?,
+                bias: if config.qkv_bias {
+                    Some(loader.stacked_vector(&qkv("bias"))?)
+                } else {
+                    None
+                },
             },
             head_norms: if config.qk_norm {
                 Some(HeadNorms {
@@ -162,18 +146,18 @@ impl<O: Ops> Layer<O> {
             } else {
                 None
             },
-            o: loader.row_parallel(
+            o: unbiased(loader.row_parallel(
                 &format!("{at}.self_attn.o_proj.weight"),
                 [hidden, inputs],
                 q_rows,
-            )?,
+            )?),
             mlp_norm: loader.vector(&format!("{at}.post_attention_layernorm.weight"), hidden)?,
-            gate_up: loader.stacked(&gate_up, hidden)?,
-            down: loader.row_parallel(
+            gate_up: unbiased(loader.stacked(&gate_up, hidden)?),
+            down: unbiased(loader.row_parallel(
                 &format!("{at}.mlp.down_proj.weight"),
                 [hidden, mlp],
                 shard.intermediate,
-            )?,
+            )?),
         })
     }
 }

@@ -1,14 +1,13 @@
 //! From named tensors to a rank's weights.
 //!
-//! Owns: slicing by shard, and the count of bytes read. Must never: hold more than one layer's tensor
-//! on the host, or guess a name.
+//! Owns: slicing by shard, and the count of bytes read. Must never: read a tensor itself, or guess a name.
 
 use std::ops::Range;
 
 use crate::error::EngineError;
-use crate::ops::Ops;
+use crate::ops::{OpResult, Ops};
 use crate::rank::shard::Shard;
-use crate::weights::{HostTensor, Part, WeightSource};
+use crate::weights::{Part, TensorPart, WeightSource};
 
 /// A named tensor, its full number of rows, and the rows wanted of it.
 pub type Slice = (String, usize, Range<usize>);
@@ -44,28 +43,19 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     /// A whole vector of `len`.
     pub fn vector(&mut self, name: &str, len: usize) -> Result<O::Vector, EngineError> {
-        let part = self.read(name, &[len], &Part::All)?;
-        self.ops.vector(vec![part]).map_err(|error| self.on_rank(error))
+        self.stacked_vector(&[(name.to_owned(), len, 0..len)])
     }
 
     /// Parts of vectors, one after the other.
     pub fn stacked_vector(&mut self, slices: &[Slice]) -> Result<O::Vector, EngineError> {
-        let parts = slices
-            .iter()
-            .map(|(name, len, rows)| self.read(name, &[*len], &Part::Rows(rows.clone())))
-            .collect::<Result<_, _>>()?;
-        self.ops.vector(parts).map_err(|error| self.on_rank(error))
+        let shape = |slice: &Slice| vec![slice.1];
+        self.upload(slices, shape, |ops, parts| ops.vector(parts))
     }
 
     /// A column-parallel projection: rows of one or more matrices of `inputs` columns, stacked.
     pub fn stacked(&mut self, slices: &[Slice], inputs: usize) -> Result<O::Matrix, EngineError> {
-        let parts = slices
-            .iter()
-            .map(|(name, rows, wanted)| {
-                self.read(name, &[*rows, inputs], &Part::Rows(wanted.clone()))
-            })
-            .collect::<Result<_, _>>()?;
-        self.ops.matrix(parts, inputs).map_err(|error| self.on_rank(error))
+        let shape = |slice: &Slice| vec![slice.1, inputs];
+        self.upload(slices, shape, |ops, parts| ops.matrix(parts, inputs))
     }
 
     /// A row-parallel projection: `columns` of a matrix of `shape`.
@@ -76,24 +66,29 @@ impl<'a, O: Ops> Loader<'a, O> {
         columns: Range<usize>,
     ) -> Result<O::Matrix, EngineError> {
         let inputs = columns.len();
-        let part = self.read(name, &shape, &Part::Cols(columns))?;
-        self.ops.matrix(vec![part], inputs).map_err(|error| self.on_rank(error))
+        let part = self.source.part(name, &shape, &Part::Cols(columns))?;
+        let matrix = self.ops.matrix(std::slice::from_ref(&part), inputs);
+        (self.progress)(part.stored_bytes() as u64, name);
+        matrix.map_err(|error| self.on_rank(error))
     }
 
-    fn read(
+    /// Rows of tensors of the shape that `shape` tells, onto the device.
+    fn upload<T>(
         &mut self,
-        name: &str,
-        shape: &[usize],
-        part: &Part,
-    ) -> Result<HostTensor, EngineError> {
-        let tensor = self.source.load(name, shape, part)?;
-        let bytes = match &tensor {
-            HostTensor::Bf16(values) => size_of_val(values.as_slice()),
-            HostTensor::F16(values) => size_of_val(values.as_slice()),
-            HostTensor::F32(values) => size_of_val(values.as_slice()),
+        slices: &[Slice],
+        shape: impl Fn(&Slice) -> Vec<usize>,
+        upload: impl FnOnce(&O, &[TensorPart<'_>]) -> OpResult<T>,
+    ) -> Result<T, EngineError> {
+        let part = |slice: &Slice| {
+            let rows = Part::Rows(slice.2.clone());
+            self.source.part(&slice.0, &shape(slice), &rows)
         };
-        (self.progress)(bytes as u64, name);
-        Ok(tensor)
+        let parts = slices.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        let uploaded = upload(self.ops, &parts).map_err(|error| self.on_rank(error))?;
+        for ((name, ..), part) in slices.iter().zip(&parts) {
+            (self.progress)(part.stored_bytes() as u64, name);
+        }
+        Ok(uploaded)
     }
 
     fn on_rank(&self, error: crate::error::OpError) -> EngineError {

@@ -26,7 +26,7 @@ use pulp::Arch;
 use self::attention::Heads;
 use self::kv::KvPages;
 use self::linear::widen;
-use super::{HeadNorms, OpResult, Ops, Pending};
+use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
@@ -34,7 +34,7 @@ use crate::model::rope;
 use crate::rank::collective::Member;
 use crate::rank::shard::{Shard, share};
 use crate::sampler::Sampler;
-use crate::weights::HostTensor;
+use crate::weights::TensorPart;
 
 /// Rows whose logits are held at once: whole vocabularies are long.
 const LOGIT_ROWS: usize = 32;
@@ -146,6 +146,14 @@ impl CpuOps {
         self.weight_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Sums `x` over all ranks, in the order of ranks.
+    fn all_reduce(&mut self, rows: usize, x: &mut Buffer) -> OpResult {
+        if self.member.ranks() == 1 {
+            return Ok(());
+        }
+        self.member.all_reduce(x.rows_mut(rows))
+    }
+
     fn kv(&self) -> OpResult<&KvPages> {
         self.kv.as_ref().ok_or_else(no_kv)
     }
@@ -195,14 +203,15 @@ impl Ops for CpuOps {
     type Vector = Vec<f32>;
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Matrix> {
+    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let parts = parts.iter().map(TensorPart::load).collect();
         let matrix = Matrix::new(parts, inputs, self.arch);
         self.count(matrix.bytes());
         Ok(matrix)
     }
 
-    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<Vec<f32>> {
-        let vector = widen(parts);
+    fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Vec<f32>> {
+        let vector = widen(parts.iter().map(TensorPart::load).collect());
         self.count(size_of_val(vector.as_slice()));
         Ok(vector)
     }
@@ -215,7 +224,7 @@ impl Ops for CpuOps {
         self.weight_bytes.load(Ordering::Relaxed)
     }
 
-    fn allocate_kv(&mut self, pages: usize) -> OpResult {
+    fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, .. } = self.heads;
         let (element, layers, page_size) = (self.kv_element, self.layers, self.page_size);
         self.kv = Some(KvPages::new(element, layers, pages, kv_heads, page_size, head_dim)?);
@@ -271,64 +280,62 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn add_rms_norm(
+    fn norm_sampled(
         &mut self,
-        rows: usize,
-        delta: &Buffer,
-        residual: &mut Buffer,
+        batch: &Batch,
+        x: &Buffer,
         weight: &Vec<f32>,
         out: &mut Buffer,
     ) -> OpResult {
-        let (delta, residual) = (delta.rows(rows), residual.rows_mut(rows));
-        let out = out.rows_mut(rows);
-        elementwise::add_rms_norm(self.arch, delta, residual, weight, self.eps, out);
-        Ok(())
-    }
-
-    fn all_reduce(&mut self, rows: usize, x: &mut Buffer) -> OpResult {
-        if self.member.ranks() == 1 {
-            return Ok(());
+        let width = out.width;
+        for (row, out) in batch.sampled().iter().zip(out.data.chunks_exact_mut(width)) {
+            let x = &x.data[row.last_token as usize * width..][..width];
+            elementwise::rms_norm(self.arch, x, weight, self.eps, out);
         }
-        self.member.all_reduce(x.rows_mut(rows))
+        Ok(())
     }
 
     fn linear(
         &mut self,
         rows: usize,
-        weight: &Matrix,
-        bias: Option<&Vec<f32>>,
+        linear: &Linear<Self>,
         x: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
-        let bias = bias.map(Vec::as_slice);
+        let bias = linear.bias.as_deref();
         let (x, out) = (x.rows(rows), out.rows_mut(rows));
-        linear(self.arch, weight, bias, x, out, &mut self.scratch);
+        linear::linear(self.arch, &linear.weight, bias, x, out, &mut self.scratch);
         Ok(())
     }
 
-    fn norm_rope_write_kv(
+    fn linear_add(
         &mut self,
-        batch: &Batch,
-        layer: usize,
-        norms: Option<&HeadNorms<Self>>,
-        qkv: &mut Buffer,
+        rows: usize,
+        linear: &Linear<Self>,
+        x: &Buffer,
+        scratch: &mut Scratch<Self>,
+        residual: &mut Buffer,
     ) -> OpResult {
-        let rows = batch.tokens().len();
-        if let Some(norms) = norms {
-            self.head_norm(rows, norms, qkv);
-        }
-        self.rope(rows, qkv);
-        self.write_kv(batch, layer, qkv)
+        self.linear(rows, linear, x, &mut scratch.delta)?;
+        self.all_reduce(rows, &mut scratch.delta)?;
+        elementwise::add(scratch.delta.rows(rows), residual.rows_mut(rows));
+        Ok(())
     }
 
     fn attention(
         &mut self,
         batch: &Batch,
         layer: usize,
-        qkv: &Buffer,
+        norms: Option<&HeadNorms<Self>>,
+        qkv: &mut Buffer,
         out: &mut Buffer,
     ) -> OpResult {
         let tokens = batch.tokens().len();
+        if let Some(norms) = norms {
+            self.head_norm(tokens, norms, qkv);
+        }
+        self.rope(tokens, qkv);
+        self.write_kv(batch, layer, qkv)?;
         let (qkv, out) = (qkv.rows(tokens), out.rows_mut(tokens));
         attention::attention(self.arch, self.heads, self.kv()?, layer, batch, qkv, out);
         Ok(())
@@ -337,14 +344,6 @@ impl Ops for CpuOps {
     fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
         let width = out.width;
         elementwise::silu_mul(self.arch, gate_up.rows(rows), out.rows_mut(rows), width);
-        Ok(())
-    }
-
-    fn gather_sampled(&mut self, batch: &Batch, from: &Buffer, to: &mut Buffer) -> OpResult {
-        let width = to.width;
-        for (row, to) in batch.sampled().iter().zip(to.data.chunks_exact_mut(width)) {
-            to.copy_from_slice(&from.data[row.last_token as usize * width..][..width]);
-        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs: every op in bf16 with f32 inside, enqueued on one stream.
 //!
 //! Owns: one GPU's memory for weights, activations and KV pages, and what a step carries there and back.
-//! Must never: wait for a step, or allocate on the GPU after [`Ops::allocate_kv`].
+//! Must never: wait for a step, or allocate on the GPU after [`Ops::commit_kv`].
 //!
 //! ```text
 //!   step    inputs (one pinned copy) + attention's plan, then what the model enqueues
@@ -14,52 +14,57 @@
 
 #![allow(unsafe_code, reason = "the GPU's memory; each use says why it is sound")]
 
+mod attend;
 mod gpu;
 mod graphs;
 mod inputs;
+mod kv;
+mod linear;
+mod memory;
 mod prepare;
 mod requests;
 mod results;
+mod sample;
 #[cfg(test)]
 mod tests;
 mod upload;
 
 pub use gpu::{Gpu, GpuMemory};
+pub use kv::KV_UNIT_BYTES;
+pub use linear::decode_rows;
+pub use memory::{Buffer, Matrix};
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DriverError};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use half::bf16;
-use minisgl_kernels::attention::{AttentionBatch, Heads, PagedAttention, PagedAttentionArgs};
-use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
-use minisgl_kernels::ops::{
-    Embedding, Gather, QkNorm, QkRopePage, RmsNorm, Sample, SiluMul, sample_scratch_len,
-};
-use minisgl_kernels::{Array, Device};
+use minisgl_kernels::Device;
+use minisgl_kernels::attention::{AttentionBatch, Heads, PagedAttention};
+use minisgl_kernels::gemm::Gemm;
+use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
+use minisgl_proto::{Attn, KvDtype};
 use minisgl_sched::Install;
 
+use self::attend::no_kv;
 use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
+use self::kv::{KvShape, KvSpace};
+use self::linear::Into;
+use self::memory::ROW_UNIT;
 use self::prepare::{check, cos_sin};
 use self::requests::Requests;
-use self::results::{Outgoing, Outputs, TOP_MAX, Wanted};
+use self::results::{Outgoing, Outputs};
+use self::sample::LOGIT_ROWS;
 use self::upload::Uploader;
-use super::{HeadNorms, OpResult, Ops, Pending};
+use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::rank::shard::Shard;
-use crate::weights::HostTensor;
-
-/// Rows whose logits are held at once: whole vocabularies are long.
-const LOGIT_ROWS: usize = 256;
-
-/// The library for matrix products wants rows that start at multiples of 16 bytes.
-const ROW_UNIT: usize = 8;
+use crate::weights::TensorPart;
 
 /// What a GPU rank is made for.
 pub struct CudaSpec<'a> {
@@ -77,6 +82,10 @@ pub struct CudaSpec<'a> {
     pub page_size: usize,
     /// Positions of a request.
     pub max_len: usize,
+    /// Element type of KV pages.
+    pub kv_dtype: KvDtype,
+    /// Which attention kernels run.
+    pub attn: Attn,
 }
 
 /// One GPU rank.
@@ -106,7 +115,7 @@ pub struct CudaOps {
     /// Rotated queries of one layer, `[tokens, q_heads, head_dim]`.
     queries: CudaSlice<bf16>,
     /// Keys and values of each layer, `[pages, page_size, kv_heads, head_dim]`.
-    kv: Vec<(CudaSlice<bf16>, CudaSlice<bf16>)>,
+    kv: Option<KvSpace>,
     kv_pages: usize,
     /// `[LOGIT_ROWS, logit_stride]`, and the sampler's scratch.
     logits: CudaSlice<f32>,
@@ -114,62 +123,9 @@ pub struct CudaOps {
     scratch: CudaSlice<f32>,
 }
 
-/// A weight matrix `[rows, inputs]`, its rows padded with zeros to a multiple of [`ROW_UNIT`].
-pub struct Matrix {
-    data: CudaSlice<bf16>,
-    rows: usize,
-    inputs: usize,
-}
-
-impl Matrix {
-    fn padded_rows(&self) -> usize {
-        self.rows.next_multiple_of(ROW_UNIT)
-    }
-}
-
-/// Activations `[rows, width]`.
-pub struct Buffer {
-    data: CudaSlice<bf16>,
-    rows: usize,
-    width: usize,
-}
-
-impl Buffer {
-    fn rows(&self, rows: usize) -> CudaView<'_, bf16> {
-        self.data.slice(..rows * self.width)
-    }
-
-    fn rows_mut(&mut self, rows: usize) -> CudaViewMut<'_, bf16> {
-        self.data.slice_mut(..rows * self.width)
-    }
-}
-
-/// Where an array is.
-fn address<T>(array: &CudaSlice<T>) -> u64 {
-    array.device_ptr(array.stream()).0
-}
-
 /// An op's failure, in the words of what failed.
 fn failed<E: ToString>(operation: &'static str) -> impl Fn(E) -> OpError {
     move |error| OpError { operation, reason: error.to_string() }
-}
-
-/// As many rows as a product is run for: few enough different numbers that each is prepared at load.
-/// Rows past the batch hold what earlier steps left there, and nothing reads what comes of them.
-fn gemm_rows(rows: usize, room: usize) -> usize {
-    let rounded = match rows {
-        0..=16 => rows.next_power_of_two(),
-        17..=256 => rows.next_multiple_of(16),
-        _ => rows.next_multiple_of(64),
-    };
-    rounded.min(room)
-}
-
-/// Decode steps after which every graph of up to `rows_max` rows is recorded, by their rows.
-pub fn decode_rows(rows_max: usize) -> Vec<usize> {
-    let rows_max = rows_max.min(LOGIT_ROWS);
-    let all: BTreeSet<usize> = (1..=rows_max).map(|rows| gemm_rows(rows, rows_max)).collect();
-    all.into_iter().flat_map(|rows| [rows, rows]).collect()
 }
 
 impl CudaOps {
@@ -178,8 +134,8 @@ impl CudaOps {
     /// # Errors
     /// There are no kernels for this model, or no memory.
     pub fn new(spec: CudaSpec<'_>) -> OpResult<CudaOps> {
-        let CudaSpec { config, shard, gpu, slots, chunk_tokens, page_size, max_len } = spec;
-        check(config, shard)?;
+        let CudaSpec { config, shard, gpu, slots, chunk_tokens, page_size, max_len, .. } = spec;
+        check(config, shard, spec.kv_dtype, spec.attn)?;
         let heads = Heads {
             q_heads: shard.heads.len(),
             kv_heads: shard.kv_heads.len(),
@@ -199,7 +155,7 @@ impl CudaOps {
         let queries = chunk_tokens * heads.q_heads * heads.head_dim;
         Ok(CudaOps {
             attention,
-            uploader: RefCell::new(Some(Uploader::new(&stream).map_err(memory)?)),
+            uploader: RefCell::new(Some(Uploader::new(&stream))),
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
             qkv_bias: config.qkv_bias,
@@ -216,7 +172,7 @@ impl CudaOps {
             mode: Mode::Eager,
             cos_sin: table,
             queries: stream.alloc_zeros(queries).map_err(memory)?,
-            kv: Vec::new(),
+            kv: None,
             kv_pages: 0,
             logits: stream.alloc_zeros(logit_rows * logit_stride).map_err(memory)?,
             logit_stride,
@@ -239,81 +195,33 @@ impl CudaOps {
         self.device.stream()
     }
 
-    fn upload(&self, parts: &[HostTensor], len: usize) -> OpResult<CudaSlice<bf16>> {
+    fn upload(&self, parts: &[TensorPart<'_>], len: usize) -> OpResult<CudaSlice<bf16>> {
         let mut uploader = self.uploader.borrow_mut();
-        let uploader = uploader
-            .as_mut()
-            .ok_or_else(|| failed("upload weights")("loading was over: KV pages are allocated"))?;
-        let array = uploader.upload(self.stream(), parts, len).map_err(failed("upload weights"))?;
+        let uploader =
+            uploader.as_mut().ok_or_else(|| failed("upload weights")("loading was over"))?;
+        let array = uploader.upload(&self.device, parts, len)?;
         self.weight_bytes.fetch_add(array.num_bytes() as u64, Ordering::Relaxed);
         Ok(array)
     }
+}
 
-    /// Samples `rows` of the sampled rows: their logits, then their tokens.
-    fn sample_rows(&mut self, rows: Range<usize>, head: &Matrix, hidden: &Buffer) -> OpResult {
-        let (count, width) = (rows.len(), hidden.width);
-        let m =
-            gemm_rows(count, self.logits.len() / self.logit_stride).min(hidden.rows - rows.start);
-        let x = hidden.data.slice(rows.start * width..(rows.start + m) * width);
-        let mut out = self.logits.slice_mut(..m * self.logit_stride);
-        let product = GemmArgs {
-            x: (&x).into(),
-            weight: (&head.data).into(),
-            bias: None,
-            out: GemmOut::F32((&mut out).into()),
-            m,
-            n: head.padded_rows(),
-            k: head.inputs,
-        };
-        self.gemm.launch(&self.device, product).map_err(failed("logits"))?;
-
-        let CudaOps { device, inputs, requests, outputs, .. } = self;
-        let logits = self.logits.slice(..count * self.logit_stride);
-        let scratch_len = sample_scratch_len(device, count, self.vocab, self.logit_stride);
-        let tops = rows.start * TOP_MAX..rows.end * TOP_MAX;
-        let sample = |params: &CudaView<'_, _>| {
-            Sample {
-                logits: (&logits).into(),
-                params: params.into(),
-                bias_tokens: (&requests.bias_tokens).into(),
-                bias_values: (&requests.bias_values).into(),
-                banned: (&requests.banned).into(),
-                marks: (&mut requests.marks).into(),
-                scratch: (&mut self.scratch.slice_mut(..scratch_len)).into(),
-                tokens: (&mut outputs.tokens).into(),
-                logprob: (&mut outputs.logprob.slice_mut(rows.clone())).into(),
-                top_tokens: (&mut outputs.top_tokens.slice_mut(tops.clone())).into(),
-                top_logprobs: (&mut outputs.top_logprobs.slice_mut(tops)).into(),
-                rows: count,
-                vocab: self.vocab,
-                stride: self.logit_stride,
-                top_max: TOP_MAX,
-            }
-            .launch(device)
-        };
-        inputs.with_samples(rows.clone(), sample).map_err(failed("sample"))
-    }
-
-    /// One RMSNorm, with or without the sum before it.
-    fn norm(
-        &self,
+impl CudaOps {
+    /// The norm of the first `rows` rows.
+    fn normalise(
+        &mut self,
         rows: usize,
         x: &Buffer,
-        residual: Option<&mut Buffer>,
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
-        let (rows, hidden) = (self.issued(rows), x.width);
-        if rows == 0 {
-            return Ok(());
-        }
-        let mut residual = residual.map(|residual| residual.rows_mut(rows));
+        let hidden = out.width;
         RmsNorm {
             x: (&x.rows(rows)).into(),
-            residual: residual.as_mut().map(Into::into),
+            index: None,
             weight: weight.into(),
             out: (&mut out.rows_mut(rows)).into(),
             rows,
+            x_rows: rows,
             hidden,
             eps: self.eps,
         }
@@ -335,17 +243,17 @@ impl Ops for CudaOps {
     type Vector = CudaSlice<bf16>;
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: Vec<HostTensor>, inputs: usize) -> OpResult<Matrix> {
-        let rows = parts.iter().map(HostTensor::len).sum::<usize>() / inputs;
-        let data = self.upload(&parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
+    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let rows = parts.iter().map(TensorPart::len).sum::<usize>() / inputs;
+        let data = self.upload(parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
         let matrix = Matrix { data, rows, inputs };
         self.shapes.borrow_mut().insert((matrix.padded_rows(), inputs));
         Ok(matrix)
     }
 
-    fn vector(&self, parts: Vec<HostTensor>) -> OpResult<CudaSlice<bf16>> {
-        let len = parts.iter().map(HostTensor::len).sum();
-        self.upload(&parts, len)
+    fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<CudaSlice<bf16>> {
+        let len = parts.iter().map(TensorPart::len).sum();
+        self.upload(parts, len)
     }
 
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
@@ -360,17 +268,26 @@ impl Ops for CudaOps {
     fn finish_loading(&mut self) -> OpResult {
         self.device.synchronize().map_err(failed("upload weights"))?;
         *self.uploader.borrow_mut() = None;
+        Ok(())
+    }
+
+    fn prepare(&mut self) -> OpResult {
         self.prepare_products()
     }
 
-    fn allocate_kv(&mut self, pages: usize) -> OpResult {
+    fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
-        let len = pages * page_size * kv_heads * head_dim;
-        // Zeros: what no request wrote must not be NaN.
-        let array = || self.stream().alloc_zeros(len).map_err(failed("allocate KV pages"));
-        self.kv = (0..self.layers).map(|_| Ok((array()?, array()?))).collect::<OpResult<_>>()?;
-        self.kv_pages = pages;
+        let page_bytes = page_size * kv_heads * head_dim * size_of::<bf16>();
+        let shape = KvShape { layers: self.layers, page_bytes };
+        self.kv = Some(KvSpace::new(self.stream(), shape, pages)?);
+        self.kv_pages = 1;
         Ok(())
+    }
+
+    fn commit_kv(&mut self, pages: usize) -> OpResult {
+        self.kv.as_mut().ok_or_else(no_kv)?.grow(pages)?;
+        self.kv_pages = pages;
+        self.device.synchronize().map_err(failed("allocate KV pages"))
     }
 
     fn step<T: Send>(
@@ -449,120 +366,49 @@ impl Ops for CudaOps {
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
-        self.norm(rows, x, None, weight, out)
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows => self.normalise(rows, x, weight, out),
+        }
     }
 
-    fn add_rms_norm(
+    fn norm_sampled(
         &mut self,
-        rows: usize,
-        delta: &Buffer,
-        residual: &mut Buffer,
+        batch: &Batch,
+        x: &Buffer,
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
-        self.norm(rows, delta, Some(residual), weight, out)
-    }
-
-    /// There is one rank.
-    fn all_reduce(&mut self, _rows: usize, _x: &mut Buffer) -> OpResult {
-        Ok(())
+        let rows = self.issued(batch.sampled().len());
+        let (x_rows, hidden) = (self.issued(batch.tokens().len()), out.width);
+        if rows == 0 {
+            return Ok(());
+        }
+        RmsNorm {
+            x: (&x.rows(x_rows)).into(),
+            index: Some((&self.inputs.sampled()).into()),
+            weight: weight.into(),
+            out: (&mut out.rows_mut(rows)).into(),
+            rows,
+            x_rows,
+            hidden,
+            eps: self.eps,
+        }
+        .launch(&self.device)
+        .map_err(failed("norm_sampled"))
     }
 
     fn linear(
         &mut self,
         rows: usize,
-        weight: &Matrix,
-        bias: Option<&CudaSlice<bf16>>,
+        linear: &Linear<Self>,
         x: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
-        let rows = self.issued(rows);
-        if rows == 0 {
-            return Ok(());
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows => self.product(rows, linear, x, out, Into::Output),
         }
-        let m = gemm_rows(rows, x.rows.min(out.rows));
-        let (x, mut out) = (x.rows(m), out.rows_mut(m));
-        let product = GemmArgs {
-            x: (&x).into(),
-            weight: (&weight.data).into(),
-            bias: bias.map(Array::from),
-            out: GemmOut::Bf16((&mut out).into()),
-            m,
-            n: weight.padded_rows(),
-            k: weight.inputs,
-        };
-        self.gemm.launch(&self.device, product).map_err(failed("linear"))
-    }
-
-    fn norm_rope_write_kv(
-        &mut self,
-        batch: &Batch,
-        layer: usize,
-        norms: Option<&HeadNorms<Self>>,
-        qkv: &mut Buffer,
-    ) -> OpResult {
-        let rows = self.issued(batch.tokens().len());
-        if rows == 0 {
-            return Ok(());
-        }
-        let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
-        let (keys, values) = self.kv.get_mut(layer).ok_or_else(no_kv)?;
-        QkRopePage {
-            qkv: (&qkv.rows(rows)).into(),
-            bias: None,
-            norm: norms.map(|norms| QkNorm {
-                q_weight: (&norms.query).into(),
-                k_weight: (&norms.key).into(),
-                eps: self.eps,
-            }),
-            cos_sin: (&self.cos_sin).into(),
-            positions: (&self.inputs.positions()).into(),
-            slots: (&self.inputs.kv_slots()).into(),
-            q_out: (&mut self.queries.slice_mut(..rows * q_heads * head_dim)).into(),
-            k_pages: keys.into(),
-            v_pages: values.into(),
-            rows,
-            q_heads,
-            kv_heads,
-            head_dim,
-        }
-        .launch(&self.device)
-        .map_err(failed("norm_rope_write_kv"))
-    }
-
-    fn attention(
-        &mut self,
-        batch: &Batch,
-        layer: usize,
-        _qkv: &Buffer,
-        out: &mut Buffer,
-    ) -> OpResult {
-        let rows = self.issued(batch.tokens().len());
-        if rows == 0 {
-            return Ok(());
-        }
-        let Heads { q_heads, head_dim, .. } = self.heads;
-        let (keys, values) = self.kv.get(layer).ok_or_else(no_kv)?;
-        let (queries, mut out) =
-            (self.queries.slice(..rows * q_heads * head_dim), out.rows_mut(rows));
-        let inputs = &self.inputs;
-        let (q_starts, page_starts) = (inputs.q_starts(), inputs.page_starts());
-        let (pages, last_page_len) = (inputs.pages(), inputs.last_page_len());
-        let args = PagedAttentionArgs {
-            q: (&queries).into(),
-            k_pages: keys.into(),
-            v_pages: values.into(),
-            out: (&mut out).into(),
-            q_starts: (&q_starts).into(),
-            page_starts: (&page_starts).into(),
-            pages: (&pages).into(),
-            last_page_len: (&last_page_len).into(),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-        };
-        // SAFETY: `step` planned with the same starts that it uploaded, and packing checked that pages
-        // are below their number, that last pages have 1 to `page_size` tokens, and that a request
-        // has its row's tokens at least.
-        unsafe { self.attention.launch(&self.device, args) }.map_err(failed("attention"))
     }
 
     fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
@@ -580,22 +426,81 @@ impl Ops for CudaOps {
         .map_err(failed("silu_mul"))
     }
 
-    fn gather_sampled(&mut self, batch: &Batch, from: &Buffer, to: &mut Buffer) -> OpResult {
-        let rows = self.issued(batch.sampled().len());
-        let (x_rows, hidden) = (self.issued(batch.tokens().len()), from.width);
-        if rows == 0 {
-            return Ok(());
+    fn norm_linear(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        norm: &CudaSlice<bf16>,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows if self.few(rows) => {
+                self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Output))
+            }
+            _ => {
+                self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+                self.linear(rows, linear, &scratch.normed, out)
+            }
         }
-        Gather {
-            x: (&from.rows(x_rows)).into(),
-            index: (&self.inputs.sampled()).into(),
-            out: (&mut to.rows_mut(rows)).into(),
-            rows,
-            x_rows,
-            hidden,
+    }
+
+    fn norm_gated(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        norm: &CudaSlice<bf16>,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        // The kernel takes gate and up eight rows at a time.
+        let gates = linear.weight.rows.is_multiple_of(2 * ROW_UNIT);
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows if gates && self.few(rows) => {
+                self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Gated))
+            }
+            _ => {
+                self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+                self.linear(rows, linear, &scratch.normed, &mut scratch.gate_up)?;
+                self.silu_mul(rows, &scratch.gate_up, out)
+            }
         }
-        .launch(&self.device)
-        .map_err(failed("gather_sampled"))
+    }
+
+    /// There is one rank, so nothing to sum over.
+    fn linear_add(
+        &mut self,
+        rows: usize,
+        linear: &Linear<Self>,
+        x: &Buffer,
+        _scratch: &mut Scratch<Self>,
+        residual: &mut Buffer,
+    ) -> OpResult {
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows => self.product(rows, linear, x, residual, Into::Sum),
+        }
+    }
+
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        norms: Option<&HeadNorms<Self>>,
+        qkv: &mut Buffer,
+        out: &mut Buffer,
+    ) -> OpResult {
+        match self.issued(batch.tokens().len()) {
+            0 => Ok(()),
+            rows => {
+                self.write_kv(rows, layer, norms, qkv)?;
+                self.attend(rows, layer, out)
+            }
+        }
     }
 
     fn sample(
@@ -604,20 +509,6 @@ impl Ops for CudaOps {
         head: &Matrix,
         hidden: &Buffer,
     ) -> OpResult<Box<dyn Pending>> {
-        let rows = self.issued(batch.sampled().len());
-        for start in (0..rows).step_by(LOGIT_ROWS) {
-            self.sample_rows(start..rows.min(start + LOGIT_ROWS), head, hidden)?;
-        }
-        let wanted = batch.sampled().iter().map(|sampled| Wanted {
-            row: sampled.row as usize,
-            logprobs: self.requests.logprobs(batch.rows()[sampled.row as usize].slot),
-        });
-        let (pending, outgoing) = self.outputs.expect(batch.rows().len(), wanted.collect())?;
-        self.outgoing = Some(outgoing);
-        Ok(pending)
+        self.sample_all(batch, head, hidden)
     }
-}
-
-fn no_kv() -> OpError {
-    OpError { operation: "attention", reason: "KV pages were never allocated".to_owned() }
 }

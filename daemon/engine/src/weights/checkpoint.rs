@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::error::{PROBLEMS_MAX, Problem};
 use super::file::MappedFile;
 use super::part::Window;
-use super::{HostTensor, Part, WeightError, WeightSource};
+use super::tensor::{self, TensorPart};
+use super::{Part, WeightError, WeightSource};
 use crate::config::ModelConfig;
 
 const SINGLE: &str = "model.safetensors";
@@ -24,8 +24,8 @@ const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// A checkpoint has no more files than this.
 const SHARDS_MAX: usize = 4096;
 
-/// Weights from memory-mapped files. Pages are read from disk when a part is copied, and belong to
-/// the page cache: there is no second copy in this process.
+/// Weights from memory-mapped files. Pages are read from disk when a part is read, belong to the page
+/// cache, and leave this process's memory once they were read: there is no second copy in it.
 pub(super) struct Checkpoint {
     files: Vec<MappedFile>,
     tensors: HashMap<String, Stored>,
@@ -177,7 +177,12 @@ fn hint(dir: &Path) -> String {
 }
 
 impl WeightSource for Checkpoint {
-    fn load(&self, name: &str, shape: &[usize], part: &Part) -> Result<HostTensor, WeightError> {
+    fn part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: &Part,
+    ) -> Result<TensorPart<'_>, WeightError> {
         let stored = self
             .tensors
             .get(name)
@@ -190,13 +195,14 @@ impl WeightSource for Checkpoint {
             });
         }
         let window = Window::new(name, shape, part)?;
-        let bytes = self.files[stored.file].bytes(&stored.info);
-        Ok(match stored.info.dtype {
-            Dtype::BF16 => HostTensor::Bf16(window.copy(bytes, bf16::from_le_bytes)),
-            Dtype::F16 => HostTensor::F16(window.copy(bytes, f16::from_le_bytes)),
-            Dtype::F32 => HostTensor::F32(window.copy(bytes, f32::from_le_bytes)),
+        let file = &self.files[stored.file];
+        let element = match stored.info.dtype {
+            Dtype::BF16 => tensor::Stored::Bf16,
+            Dtype::F16 => tensor::Stored::F16,
+            Dtype::F32 => tensor::Stored::F32,
             other => unreachable!("{name} is {other:?}, which verification refuses"),
-        })
+        };
+        Ok(TensorPart::mapped(window, file, file.bytes(&stored.info), element))
     }
 
     fn bytes_total(&self) -> u64 {

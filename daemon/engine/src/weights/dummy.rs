@@ -5,18 +5,14 @@
 use std::collections::HashMap;
 
 use half::bf16;
-use half::vec::HalfBitsVecExt;
-use rayon::prelude::*;
 
 use super::part::Window;
-use super::{HostTensor, Part, WeightError, WeightSource};
+use super::tensor::TensorPart;
+use super::{Part, WeightError, WeightSource};
 use crate::config::ModelConfig;
 
 /// Standard deviation of everything but norms, the usual initialisation.
 const STANDARD_DEVIATION: f32 = 0.02;
-
-/// Elements that one task fills, at least.
-const CHUNK: usize = 1 << 16;
 
 /// Weights drawn from a seed, in bf16: norms are 1, all else is about N(0, 0.02).
 pub struct DummyWeights {
@@ -32,7 +28,12 @@ impl DummyWeights {
 }
 
 impl WeightSource for DummyWeights {
-    fn load(&self, name: &str, shape: &[usize], part: &Part) -> Result<HostTensor, WeightError> {
+    fn part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: &Part,
+    ) -> Result<TensorPart<'_>, WeightError> {
         let known = self
             .shapes
             .get(name)
@@ -45,29 +46,7 @@ impl WeightSource for DummyWeights {
             });
         }
         let window = Window::new(name, shape, part)?;
-        if name.ends_with("norm.weight") {
-            return Ok(HostTensor::Bf16(vec![bf16::ONE; window.len()]));
-        }
-        let key = mix(self.seed ^ fnv1a(name.as_bytes()));
-        let columns = window.cols.len();
-        // Zeroed by the system, page by page, as the tasks below first touch them.
-        let mut out = vec![0_u16; window.len()];
-        out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| {
-            // Walks the window row by row; within a row, elements are consecutive.
-            let mut at = chunk * CHUNK;
-            let mut rest = out;
-            while !rest.is_empty() {
-                let (row, col) = (at / columns, at % columns);
-                let (run, tail) = rest.split_at_mut((columns - col).min(rest.len()));
-                let first = (window.rows.start + row) * window.width + window.cols.start + col;
-                for (i, value) in run.iter_mut().enumerate() {
-                    *value = element(key, (first + i) as u64);
-                }
-                at += run.len();
-                rest = tail;
-            }
-        });
-        Ok(HostTensor::Bf16(out.reinterpret_into()))
+        Ok(TensorPart::made(window, DummyTensor::named(name, self.seed)))
     }
 
     fn bytes_total(&self) -> u64 {
@@ -79,16 +58,35 @@ impl WeightSource for DummyWeights {
     }
 }
 
-/// One weight, as the bits of a bf16: the sum of four 16-bit uniforms (Irwin-Hall), shifted and
-/// scaled to mean 0 and the standard deviation wanted. Its tails end at 3.5 standard deviations.
-fn element(key: u64, index: u64) -> u16 {
-    let bits = mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
-    // Mean and variance of a 16-bit uniform: 65535 / 2 and (65536^2 - 1) / 12.
-    let scale = STANDARD_DEVIATION * 1.732_050_8 / 65536.0;
-    let value = (sum as i32 - 2 * 65535) as f32 * scale;
-    // The upper half of an f32 is a bf16, rounded towards zero: good enough here, and cheap.
-    (value.to_bits() >> 16) as u16
+/// One tensor's distribution. A GPU makes the same bits from the same numbers
+/// (`kernels/cu/dummy/dummy.cu`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DummyTensor {
+    /// With an element's index, all that it depends on.
+    pub key: u64,
+    /// Of all elements.
+    pub mean: f32,
+    /// From the sum of four 16-bit uniforms, less its mean, to a deviation from `mean`.
+    pub scale: f32,
+}
+
+impl DummyTensor {
+    fn named(name: &str, seed: u64) -> DummyTensor {
+        // The standard deviation of a 16-bit uniform is sqrt((65536^2 - 1) / 12), of four added twice that.
+        let scale = STANDARD_DEVIATION * 1.732_050_8 / 65536.0;
+        let (mean, scale) = if name.ends_with("norm.weight") { (1.0, 0.0) } else { (0.0, scale) };
+        DummyTensor { key: mix(seed ^ fnv1a(name.as_bytes())), mean, scale }
+    }
+
+    /// Element `index`: the sum of four 16-bit uniforms (Irwin-Hall), scaled and shifted to the mean and
+    /// deviation wanted. Its tails end at 3.5 standard deviations.
+    pub fn element(&self, index: usize) -> bf16 {
+        let bits = mix(self.key.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+        let value = (sum as i32 - 2 * 65535) as f32 * self.scale + self.mean;
+        // The upper half of an f32 is a bf16, rounded towards zero: good enough here, and cheap.
+        bf16::from_bits((value.to_bits() >> 16) as u16)
+    }
 }
 
 /// The output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
 use serde_json::Value;
@@ -58,6 +58,27 @@ impl MappedFile {
     pub(super) fn bytes(&self, info: &TensorInfo) -> &[u8] {
         let (start, end) = info.data_offsets;
         &self.map[self.data_at + start..self.data_at + end]
+    }
+
+    /// Has the system read these bytes of the file at once: faults on their pages would ask for few at a
+    /// time.
+    pub(super) fn will_read(&self, bytes: &[u8]) {
+        // An older kernel does not know this; then the pages come one by one.
+        let _ = self.map.advise_range(Advice::PopulateRead, self.offset(bytes), bytes.len());
+    }
+
+    /// Takes the pages of these bytes out of this process's memory, and leaves them in the page cache.
+    pub(super) fn was_read(&self, bytes: &[u8]) {
+        let (at, advice) = (self.offset(bytes), UncheckedAdvice::DontNeed);
+        // SAFETY: the mapping is of a file, private, and never written to: a page that is let go holds
+        // what the file has, and comes back from there when it is read again.
+        #[allow(unsafe_code, reason = "no other call lets pages go")]
+        let _ = unsafe { self.map.unchecked_advise_range(advice, at, bytes.len()) };
+    }
+
+    /// Where `bytes`, a part of the map, begin in it.
+    fn offset(&self, bytes: &[u8]) -> usize {
+        bytes.as_ptr().addr() - self.map.as_ptr().addr()
     }
 }
 

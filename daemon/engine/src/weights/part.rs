@@ -1,4 +1,4 @@
-//! Which part of a tensor a rank wants, and copying it out of row-major storage.
+//! Which part of a tensor a rank wants, and where its elements are in row-major storage.
 
 use std::fmt::{self, Display};
 use std::ops::Range;
@@ -67,29 +67,23 @@ impl Window {
         self.rows.len() * self.cols.len()
     }
 
-    /// Stretches of consecutive elements of the full tensor, in order.
-    fn stretches(&self) -> impl Iterator<Item = Range<usize>> {
-        let (start, end) = (self.rows.start * self.width, self.rows.end * self.width);
-        let whole = self.cols.len() == self.width;
-        let by_row = if whole { 0..0 } else { self.rows.clone() };
-        let (width, cols) = (self.width, self.cols.clone());
-        whole
-            .then_some(start..end)
-            .into_iter()
-            .chain(by_row.map(move |row| row * width + cols.start..row * width + cols.end))
-    }
-
-    /// Copies the window out of a tensor's little-endian bytes, `SIZE` an element.
-    pub(super) fn copy<const SIZE: usize, T>(
-        &self,
-        bytes: &[u8],
-        decode: impl Fn([u8; SIZE]) -> T,
-    ) -> Vec<T> {
-        let (elements, _) = bytes.as_chunks::<SIZE>();
-        let mut out = Vec::with_capacity(self.len());
-        for stretch in self.stretches() {
-            out.extend(elements[stretch].iter().map(|&element| decode(element)));
-        }
-        out
+    /// Stretches of consecutive elements of the full tensor that make up elements `range` of the window,
+    /// in order.
+    pub(super) fn stretches(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let (first_row, width, cols) = (self.rows.start, self.width, self.cols.clone());
+        // Where the window is as wide as the tensor, its rows are one stretch.
+        let whole = cols.len() == width;
+        let run = if whole { self.len() } else { cols.len() };
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            if at >= range.end {
+                return None;
+            }
+            let (row, col) = (at / run, at % run);
+            let start = (first_row + row) * width + cols.start + col;
+            let len = (run - col).min(range.end - at);
+            at += len;
+            Some(start..start + len)
+        })
     }
 }

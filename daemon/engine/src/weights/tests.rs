@@ -3,6 +3,7 @@ mod refusals;
 use std::collections::BTreeMap;
 use std::fs;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
@@ -99,7 +100,7 @@ fn opened(dir: &TempDir, config: &ModelConfig) -> Result<Box<dyn WeightSource>, 
 fn reads_back(source: &dyn WeightSource, config: &ModelConfig) {
     for (rank, (name, shape)) in config.tensors().into_iter().enumerate() {
         let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
-        let load = |part: Part| source.load(&name, &shape, &part).unwrap().into_f32();
+        let load = |part: Part| source.part(&name, &shape, &part).unwrap().load().into_f32();
         let expect = |rows: std::ops::Range<usize>, cols_kept: std::ops::Range<usize>| {
             rows.flat_map(|row| cols_kept.clone().map(move |col| value(rank, row * cols + col)))
                 .collect::<Vec<_>>()
@@ -181,7 +182,7 @@ fn dummy_weights_are_the_same_however_they_are_cut() {
     let options = LoadOptions { dummy_weights: true, ..LoadOptions::default() };
     let source = open(dir.path(), &config, &options).unwrap();
     let (name, shape) = ("model.embed_tokens.weight", [333, 614]);
-    let load = |part| source.load(name, &shape, &part).unwrap().into_f32();
+    let load = |part| source.part(name, &shape, &part).unwrap().load().into_f32();
     let whole = load(Part::All);
     assert_eq!(load(Part::Rows(100..300)), whole[100 * 614..300 * 614]);
     let cols = whole.chunks_exact(614).flat_map(|row| &row[205..500]).copied().collect::<Vec<_>>();
@@ -194,24 +195,90 @@ fn dummy_weights_are_the_same_however_they_are_cut() {
     assert!(mean.abs() < 5.0 * 0.02 / count.sqrt(), "{mean}");
     assert!((variance.sqrt() - 0.02).abs() < 2e-4, "{}", variance.sqrt());
 
-    let norm = source.load("model.norm.weight", &[614], &Part::All).unwrap();
+    let norm = source.part("model.norm.weight", &[614], &Part::All).unwrap().load();
     assert_eq!(norm, HostTensor::Bf16(vec![bf16::ONE; 614]));
     let bias = "model.layers.0.self_attn.q_proj.bias";
     let other = DummyWeights::new(&config, 1);
-    let of = |source: &dyn WeightSource, name: &str| source.load(name, &[4], &Part::All).unwrap();
+    let of =
+        |source: &dyn WeightSource, name: &str| source.part(name, &[4], &Part::All).unwrap().load();
     assert_ne!(of(source.as_ref(), bias), of(&other, bias), "the seed counts");
     let second = "model.layers.1.self_attn.q_proj.bias";
     assert_ne!(of(source.as_ref(), bias), of(source.as_ref(), second), "the name counts");
     assert!(of(source.as_ref(), bias).into_f32().iter().all(|&v| v != 0.0 && v.abs() < 0.08));
 }
 
+/// Any range of any part, in any type: what a GPU's staging is filled with.
 #[test]
-fn conversions() {
-    let values = [1.0, -2.5, 0.15625];
-    let halves = HostTensor::F16(values.map(f16::from_f32).to_vec());
-    assert_eq!((halves.len(), halves.is_empty()), (3, false));
-    assert_eq!(halves.clone().into_f32(), values);
-    assert_eq!(halves.into_bf16(), values.map(bf16::from_f32));
-    // 1 + 2^-8 lies halfway between two bf16 numbers and goes to the even one.
-    assert_eq!(HostTensor::F32(vec![1.0 + 1.0 / 256.0]).into_bf16(), [bf16::ONE]);
+fn every_range_reads_as_bf16() {
+    let config = tiny(true);
+    let (name, shape) = ("model.layers.1.mlp.down_proj.weight", [4, 10]);
+    // Halfway between two bf16 numbers for some: those go to the even one.
+    let value = |i: usize| 1.0 + i as f32 / 256.0;
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+        let mut tensors = model(&config, dtype);
+        tensors.insert(name.into(), tensor(dtype, &shape, value));
+        let source = opened(&single(&tensors), &config).unwrap();
+        for part in [Part::All, Part::Rows(1..3), Part::Cols(2..7), Part::Cols(9..10)] {
+            let part = source.part(name, &shape, &part).unwrap();
+            let bytes = if dtype == Dtype::F32 { 4 } else { 2 };
+            assert_eq!((part.stored_bytes(), part.dummy()), (bytes * part.len(), None));
+            let all = part.load();
+            assert_eq!(all.len(), part.len());
+            let all: Vec<bf16> = all.into_f32().into_iter().map(bf16::from_f32).collect();
+            for start in 0..=part.len() {
+                for end in start..=part.len() {
+                    let mut out = vec![bf16::NAN; end - start];
+                    part.read_bf16(start, &mut out);
+                    assert_eq!(out, all[start..end], "{dtype:?} {start}..{end}");
+                }
+            }
+        }
+    }
+    let memory = [1.5, -2.0, 3.0].map(bf16::from_f32);
+    let part = TensorPart::of(&memory);
+    let mut out = [bf16::ZERO; 2];
+    part.read_bf16(1, &mut out);
+    assert_eq!((out.as_slice(), part.load()), (&memory[1..], HostTensor::Bf16(memory.to_vec())));
+}
+
+#[test]
+#[should_panic(expected = "is past the part's 3")]
+fn a_range_past_the_end_panics() {
+    let config = tiny(true);
+    let source = DummyWeights::new(&config, 0);
+    let norm = source.part("model.norm.weight", &[4], &Part::Rows(0..3)).unwrap();
+    norm.read_bf16(2, &mut [bf16::ZERO; 2]);
+}
+
+/// How to make a part elsewhere, followed by hand.
+#[test]
+fn a_dummy_part_says_how_to_make_it() {
+    let source = DummyWeights::new(&tiny(true), 3);
+    let (name, shape) = ("model.layers.1.mlp.down_proj.weight", [4, 10]);
+    for part in [Part::All, Part::Rows(1..3), Part::Cols(2..7)] {
+        let part = source.part(name, &shape, &part).unwrap();
+        let made = part.dummy().unwrap();
+        assert_eq!((made.rows * made.cols, made.width), (part.len(), 10));
+        let elements = (0..made.rows)
+            .flat_map(|row| (0..made.cols).map(move |col| made.first + row * made.width + col))
+            .map(|index| made.tensor.element(index));
+        assert_eq!(part.load(), HostTensor::Bf16(elements.collect()));
+    }
+}
+
+/// Weights that were read are the page cache's alone: a worker does not grow with its model.
+#[test]
+fn read_pages_are_let_go() {
+    let config = ModelConfig { vocab_size: 1 << 15, hidden_size: 128, ..tiny(true) };
+    let dir = single(&model(&config, Dtype::BF16));
+    let source = opened(&dir, &config).unwrap();
+    let resident_kib = || {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_file = maps.split_once(dir.path().to_str().unwrap()).unwrap().1;
+        let rss = of_file.split_once("Rss:").unwrap().1.trim_start();
+        rss.split_once(' ').unwrap().0.parse::<u64>().unwrap()
+    };
+    let part = source.part("model.embed_tokens.weight", &[1 << 15, 128], &Part::All).unwrap();
+    assert_eq!(part.load().len(), 1 << 22, "8 MiB");
+    assert!(resident_kib() < 1024, "{} KiB of the map are resident", resident_kib());
 }

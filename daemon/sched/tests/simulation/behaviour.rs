@@ -74,6 +74,20 @@ fn a_long_prompt_stalls_no_stream() {
 }
 
 #[test]
+fn decode_rows_come_before_chunks_of_a_higher_priority() {
+    let mut worker = Worker::new(config());
+    worker.submit([request(1, prompt(0, 5), 20), request(2, prompt(20, 4), 20)]);
+    worker.turn([]);
+    worker.submit([Submit { priority: 1, ..request(3, prompt(50, 30), 2) }]);
+    worker.run_until_idle();
+    let plans = worker.plans().iter().filter(|plan| plan.rows.len() == 3);
+    let lens: Vec<Vec<u32>> =
+        plans.map(|plan| plan.rows.iter().map(|row| row.len).collect()).collect();
+    assert_eq!(lens[..3], [[1, 1, 14], [1, 1, 14], [1, 1, 2]]);
+    assert_eq!(worker.tokens(3).len(), 2);
+}
+
+#[test]
 fn a_known_prefix_is_not_computed_again() {
     let mut worker =
         Worker::new(SchedConfig { pages: 600, max_len: 2_000, chunk_tokens: 512, ..config() });

@@ -11,6 +11,8 @@ struct Slot {
     install: Install,
     /// Output tokens, as the executor counts them.
     generated: u32,
+    /// Its prefix is computed: each row feeds one token.
+    decodes: bool,
 }
 
 pub struct SimExecutor {
@@ -75,12 +77,17 @@ impl SimExecutor {
 
     fn run(&mut self, plan: &Plan) -> Vec<Sampled> {
         for install in &plan.installs {
-            let slot = Slot { generated: install.generated, install: install.clone() };
+            let slot =
+                Slot { generated: install.generated, install: install.clone(), decodes: false };
             self.slots[install.slot as usize] = Some(slot);
         }
         let mut by_row = vec![None; plan.rows.len()];
         let mut output = Vec::new();
+        let mut chunks = false;
         for (i, row) in plan.rows.iter().enumerate() {
+            let decodes = self.slots[row.slot as usize].as_ref().is_some_and(|slot| slot.decodes);
+            assert!(!(decodes && chunks), "decode rows come before chunks");
+            chunks |= row.len > 1 || !row.sample;
             let place = |position: usize| {
                 let page = plan.pages[row.pages_at as usize + position / self.page_size] as usize;
                 page * self.page_size + position % self.page_size
@@ -103,7 +110,8 @@ impl SimExecutor {
             if !row.sample {
                 continue;
             }
-            let Some(Slot { install, generated }) = &mut self.slots[row.slot as usize] else {
+            let Some(Slot { install, generated, decodes }) = &mut self.slots[row.slot as usize]
+            else {
                 panic!("slot {} was never installed", row.slot)
             };
             let is_early = *generated < install.min_tokens;
@@ -118,6 +126,7 @@ impl SimExecutor {
                 },
             );
             *generated += 1;
+            *decodes = true;
             if install.sampling.needs_history() {
                 install.history.push(sampled.token);
             }

@@ -9,6 +9,8 @@ use super::simd::dots;
 
 /// Rows a task takes, so that decode steps stay on one thread and prefill chunks do not.
 const ROWS_A_TASK: usize = 16;
+/// Elements of a sum that one task adds.
+const ADDED_A_TASK: usize = 1 << 14;
 
 /// `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight`, with `x` and `out` of `[rows, width]`
 /// (Zhang and Sennrich, 2019).
@@ -26,20 +28,12 @@ pub fn rms_norm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]
     );
 }
 
-/// `residual += delta`, then [`rms_norm`] of the sum into `out`; all of `[rows, width]`.
-pub fn add_rms_norm(
-    arch: Arch,
-    delta: &[f32],
-    residual: &mut [f32],
-    weight: &[f32],
-    eps: f32,
-    out: &mut [f32],
-) {
-    let chunk = ROWS_A_TASK * weight.len();
-    residual.par_chunks_mut(chunk).zip(delta.par_chunks(chunk)).for_each(|(residual, delta)| {
+/// `residual += delta`.
+pub fn add(delta: &[f32], residual: &mut [f32]) {
+    let chunks = residual.par_chunks_mut(ADDED_A_TASK).zip(delta.par_chunks(ADDED_A_TASK));
+    chunks.for_each(|(residual, delta)| {
         residual.iter_mut().zip(delta).for_each(|(residual, delta)| *residual += delta);
     });
-    rms_norm(arch, residual, weight, eps, out);
 }
 
 /// Normalises heads in place: `count` heads of `weight.len()` from column `first` on in every row of

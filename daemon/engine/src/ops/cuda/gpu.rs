@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError};
-use minisgl_kernels::Device;
 use minisgl_kernels::gemm::Gemm;
+use minisgl_kernels::{Device, library};
 
 /// The first GPU, with its libraries.
 pub struct Gpu {
@@ -23,7 +23,8 @@ impl Gpu {
     /// What was looked for and is not there.
     pub fn open() -> Result<Gpu, String> {
         let device = Device::open(0).map_err(|error| error.to_string())?;
-        let gemm = Gemm::open(&device, None).map_err(|error| error.to_string())?;
+        let libraries = library::configured();
+        let gemm = Gemm::open(&device, libraries.as_deref()).map_err(|error| error.to_string())?;
         Ok(Gpu { device, gemm })
     }
 

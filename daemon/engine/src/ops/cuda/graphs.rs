@@ -9,8 +9,11 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream, DriverError};
 
-use super::gemm_rows;
+use super::linear::gemm_rows;
 use crate::batch::Batch;
+
+/// Anything but `0` in this variable and every step is enqueued op by op, to tell what graphs change.
+const DISABLE_GRAPHS: &str = "MINISGL_DISABLE_CUDA_GRAPHS";
 
 /// How a step is issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +38,8 @@ unsafe impl Send for Graphs {}
 impl Graphs {
     /// For decode steps of up to `rows_max` rows.
     pub(super) fn new(rows_max: usize) -> Graphs {
-        Graphs { recorded: HashMap::new(), rows_max }
+        let disabled = std::env::var_os(DISABLE_GRAPHS).is_some_and(|value| value != "0");
+        Graphs { recorded: HashMap::new(), rows_max: if disabled { 0 } else { rows_max } }
     }
 
     /// How to issue `batch`, and whether to record it.

@@ -168,7 +168,7 @@ impl Inputs {
         Ok(Inputs { device, staging, turn: 0, layout: Layout::default() })
     }
 
-    /// Packs a batch and enqueues its copy (see [`pack`]; `of_pages` is their size and their number); returns the host's starts of rows and of pages, for planning.
+    /// Packs a batch and enqueues its copy (see [`pack`]; `of_pages` is their size and their number); returns the host's starts of rows and of pages and lengths of last pages, for planning.
     pub(super) fn upload(
         &mut self,
         stream: &CudaStream,
@@ -176,7 +176,7 @@ impl Inputs {
         samples: impl Iterator<Item = SampleRow>,
         of_pages: (usize, usize),
         padded: Option<usize>,
-    ) -> Result<(&[i32], &[i32]), String> {
+    ) -> Result<(&[i32], &[i32], &[i32]), String> {
         let driver = |error: DriverError| error.to_string();
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
@@ -188,12 +188,14 @@ impl Inputs {
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
         self.layout = pack(words, batch, samples, of_pages, padded)?;
         let filled = &words[..self.layout.pages.end];
-        let to = super::address(&self.device);
+        let to = super::memory::address(&self.device);
         // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
         // not written before `copied` has passed.
         unsafe { result::memcpy_htod_async(to, filled, stream.cu_stream()) }.map_err(driver)?;
         staging.copied.record(stream).map_err(driver)?;
-        Ok((&words[self.layout.q_starts.clone()], &words[self.layout.page_starts.clone()]))
+        let of = |range: &Range<usize>| &words[range.clone()];
+        let Layout { q_starts, page_starts, last_page_len, .. } = &self.layout;
+        Ok((of(q_starts), of(page_starts), of(last_page_len)))
     }
 
     fn words(&self, range: &Range<usize>) -> CudaView<'_, i32> {

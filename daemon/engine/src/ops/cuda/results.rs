@@ -126,7 +126,7 @@ fn copy<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
     len: usize,
 ) -> Result<(), DriverError> {
     assert!(len <= from.len() && len <= to.len(), "outputs are as long as the rows of a step");
-    let (from, to) = (super::address(from), to.as_ptr()?.cast_mut());
+    let (from, to) = (super::memory::address(from), to.as_ptr()?.cast_mut());
     let bytes = len * size_of::<T>();
     // SAFETY: both are `len` long at least. Nobody reads the pinned memory until its event has passed: no
     // step in flight holds this landing.

@@ -1,18 +1,46 @@
-//! Weights on their way to the GPU, through pinned memory.
+//! Weights on their way to the GPU: read out of mapped files straight into pinned memory, and copied from
+//! there, by several readers at once. Dummy weights are made on the GPU.
 //!
-//! Owns: two stagings that take turns, so that one is filled while the other is copied. Must never: hold
-//! a whole tensor, or outlive loading.
+//! Owns: the pinned stagings, two for each reader, so that one is filled while the other is copied. Must
+//! never: hold a whole tensor on the host, or outlive loading.
+//!
+//! ```text
+//!   reader 0   fill A | fill B | wait for A's copy, fill A | ...      each fill: the next 4 MiB of the
+//!   reader 1     fill A | fill B | ...                                tensor that nobody has taken
+//!   stream          copy A0 | copy A1 | copy B0 | ...
+//! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
+use cudarc::driver::{PinnedHostSlice, sys::CUdeviceptr};
 use half::bf16;
-use half::slice::HalfFloatSliceExt;
+use minisgl_kernels::Device;
+use minisgl_kernels::ops::DummyFill;
 
-use crate::weights::HostTensor;
+use super::failed;
+use crate::ops::OpResult;
+use crate::weights::{DummyPart, TensorPart};
 
-/// Elements of a staging: 16 MiB.
-const STAGING_LEN: usize = 8 << 20;
+/// Elements of a staging: 4 MiB.
+const STAGING_LEN: usize = 2 << 20;
+
+/// More do not make it faster: a few cores fill what the bus takes.
+const READERS_MAX: usize = 8;
+
+/// Uploads tensors as bf16.
+pub(super) struct Uploader {
+    stream: Arc<CudaStream>,
+    /// None before the first part that is read.
+    readers: Vec<Reader>,
+}
+
+/// What one thread reads with.
+struct Reader {
+    stagings: [Staging; 2],
+    turn: usize,
+}
 
 struct Staging {
     values: PinnedHostSlice<u16>,
@@ -20,63 +48,122 @@ struct Staging {
     copied: CudaEvent,
 }
 
-/// Uploads tensors as bf16.
-pub(super) struct Uploader {
-    stagings: [Staging; 2],
-    turn: usize,
+/// A piece of a part, and where on the GPU it goes.
+struct Piece<'a> {
+    part: &'a TensorPart<'a>,
+    start: usize,
+    len: usize,
+    to: CUdeviceptr,
 }
 
 impl Uploader {
-    pub(super) fn new(stream: &CudaStream) -> Result<Uploader, DriverError> {
-        let staging = || {
-            // SAFETY: plain integers, which are written before they are read.
-            let values = unsafe { stream.context().alloc_pinned_with_flags(STAGING_LEN, 0) }?;
-            Ok(Staging { values, copied: stream.context().new_event(None)? })
-        };
-        Ok(Uploader { stagings: [staging()?, staging()?], turn: 0 })
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Uploader {
+        Uploader { stream: stream.clone(), readers: Vec::new() }
     }
 
     /// All parts, one after the other, in an array of `len` elements at least theirs; the rest is 0.
     pub(super) fn upload(
         &mut self,
-        stream: &Arc<CudaStream>,
-        parts: &[HostTensor],
+        device: &Device,
+        parts: &[TensorPart<'_>],
         len: usize,
-    ) -> Result<CudaSlice<bf16>, DriverError> {
-        let array = stream.alloc_zeros::<bf16>(len)?;
-        let mut at = super::address(&array);
-        for part in parts {
-            let mut from = 0;
-            while from < part.len() {
-                let count = (part.len() - from).min(STAGING_LEN);
-                self.turn = 1 - self.turn;
-                let staging = &mut self.stagings[self.turn];
-                staging.copied.synchronize()?;
-                let pinned = staging.values.as_mut_ptr()?;
-                // SAFETY: `count` elements of pinned memory that only this borrow reaches; the copy
-                // that read them last is over. Any bits are a bf16.
-                let pinned =
-                    unsafe { std::slice::from_raw_parts_mut(pinned.cast::<bf16>(), count) };
-                match part {
-                    HostTensor::Bf16(values) => pinned.copy_from_slice(&values[from..][..count]),
-                    HostTensor::F32(values) => {
-                        pinned.convert_from_f32_slice(&values[from..][..count])
-                    }
-                    HostTensor::F16(values) => {
-                        let values = &values[from..][..count];
-                        for (to, value) in pinned.iter_mut().zip(values) {
-                            *to = bf16::from_f32(value.to_f32());
-                        }
-                    }
-                }
-                // SAFETY: the array has room for all parts, and the pinned memory is not written
-                // again before `copied` has passed.
-                unsafe { result::memcpy_htod_async(at, pinned, stream.cu_stream()) }?;
-                staging.copied.record(stream)?;
-                at += 2 * count as u64;
-                from += count;
-            }
+    ) -> OpResult<CudaSlice<bf16>> {
+        let fault = |error: DriverError| failed("upload weights")(format!("{len} values: {error}"));
+        let filled: usize = parts.iter().map(TensorPart::len).sum();
+        // SAFETY: every element is written below: those of the parts, then the rest.
+        let mut array = unsafe { self.stream.alloc::<bf16>(len) }.map_err(fault)?;
+        if filled < len {
+            self.stream.memset_zeros(&mut array.slice_mut(filled..)).map_err(fault)?;
         }
+        let (mut at, mut pieces) = (0, Vec::new());
+        for part in parts {
+            let range = at..at + part.len();
+            at = range.end;
+            if let Some(DummyPart { tensor, first, rows, cols, width }) = part.dummy() {
+                let mut out = array.slice_mut(range);
+                let (key, scale, mean) = (tensor.key, tensor.scale, tensor.mean);
+                let out = (&mut out).into();
+                DummyFill { out, key, first, rows, cols, width, scale, mean }
+                    .launch(device)
+                    .map_err(failed("make dummy weights"))?;
+                continue;
+            }
+            let to = super::memory::address(&array) + (range.start * size_of::<bf16>()) as u64;
+            pieces.extend((0..part.len()).step_by(STAGING_LEN).map(|start| Piece {
+                part,
+                start,
+                len: STAGING_LEN.min(part.len() - start),
+                to: to + (start * size_of::<bf16>()) as u64,
+            }));
+        }
+        self.copy(&pieces).map_err(fault)?;
         Ok(array)
+    }
+
+    /// Enqueues the copies of all pieces; all of them have been read when this returns.
+    fn copy(&mut self, pieces: &[Piece<'_>]) -> Result<(), DriverError> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        if self.readers.is_empty() {
+            let count = std::thread::available_parallelism().map_or(1, usize::from);
+            let reader = |_| Reader::new(self.stream.context());
+            self.readers = (0..count.min(READERS_MAX)).map(reader).collect::<Result<_, _>>()?;
+        }
+        let (stream, next) = (&*self.stream, AtomicUsize::new(0));
+        let run = |reader: &mut Reader| -> Result<(), DriverError> {
+            stream.context().bind_to_thread()?;
+            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                reader.send(stream, piece)?;
+            }
+            Ok(())
+        };
+        // This thread reads too: a vector needs no other.
+        let (own, others) = self.readers.split_at_mut(1);
+        std::thread::scope(|scope| {
+            let others = others.iter_mut().take(pieces.len() - 1);
+            let others: Vec<_> = others.map(|reader| scope.spawn(|| run(reader))).collect();
+            let own = own.iter_mut().try_for_each(&run);
+            let joined = others.into_iter().map(|reader| match reader.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.fold(own, Result::and)
+        })
+    }
+}
+
+impl Drop for Uploader {
+    /// The stagings must outlive the copies out of them.
+    fn drop(&mut self) {
+        // A GPU that has failed reads nothing any more.
+        let _ = self.stream.synchronize();
+    }
+}
+
+impl Reader {
+    fn new(context: &Arc<CudaContext>) -> Result<Reader, DriverError> {
+        let staging = || {
+            // SAFETY: plain integers, which are written before they are read.
+            let values = unsafe { context.alloc_pinned_with_flags(STAGING_LEN, 0) }?;
+            Ok(Staging { values, copied: context.new_event(None)? })
+        };
+        Ok(Reader { stagings: [staging()?, staging()?], turn: 0 })
+    }
+
+    /// Reads a piece, and enqueues its copy.
+    fn send(&mut self, stream: &CudaStream, piece: &Piece<'_>) -> Result<(), DriverError> {
+        self.turn = 1 - self.turn;
+        let staging = &mut self.stagings[self.turn];
+        staging.copied.synchronize()?;
+        let pinned = staging.values.as_mut_ptr()?.cast::<bf16>();
+        // SAFETY: `len` elements of pinned memory, `STAGING_LEN` at most, that only this borrow reaches;
+        // the copy that read them last is over. Any bits are a bf16.
+        let pinned = unsafe { std::slice::from_raw_parts_mut(pinned, piece.len) };
+        piece.part.read_bf16(piece.start, pinned);
+        // SAFETY: the array has room for all parts, and the pinned memory is not written again before
+        // `copied` has passed.
+        unsafe { result::memcpy_htod_async(piece.to, pinned, stream.cu_stream()) }?;
+        staging.copied.record(stream)
     }
 }

@@ -1,0 +1,259 @@
+//! From a folder to an engine that is ready, in stages.
+//!
+//! Owns: their order, and that every stage tells how far it has come. Must never: run a plan of the
+//! scheduler.
+//!
+//! ```text
+//!   read       weights, into the device's memory
+//!   warm up    what depends on shapes is prepared; first steps over the first KV page; on a GPU graphs
+//!   KV pages   as many as the memory that is then left holds
+//! ```
+//!
+//! Pages come last, since only then is it known what all else takes: nothing is left to run out later.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use minisgl_proto::worker::{LoadProgress, LoadStage};
+use minisgl_proto::{LoadOptions, SamplingParams};
+use minisgl_sched::{Executor, Install, Plan, Row};
+
+use super::options::{self, Settings};
+use super::spawn::{self, FirstSteps, Shared, Spawned};
+use super::{Engine, EngineInfo};
+use crate::batch::PlanLimits;
+use crate::config::ModelConfig;
+use crate::device::{self, Chosen};
+use crate::error::EngineError;
+use crate::memory::Budget;
+use crate::rank::shard::Shard;
+use crate::rank::{Event, Loaded, Ranks};
+use crate::weights::{self, WeightSource};
+
+impl Engine {
+    /// Loads the model in `dir`, telling `progress` how far it has come.
+    ///
+    /// # Errors
+    /// Anything about the folder, the options or the machine that cannot be served.
+    pub fn load(
+        dir: &Path,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(Engine, EngineInfo), EngineError> {
+        options::check(options)?;
+        let config = Arc::new(ModelConfig::from_dir(dir)?);
+        if let Some(len) = options.max_len
+            && len as usize > config.max_position
+        {
+            return Err(EngineError::Option {
+                option: "max_len",
+                value: len.to_string(),
+                expected: format!("at most the model's own {}", config.max_position),
+            });
+        }
+        let tp = options.tp as usize;
+        let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
+        let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
+        let source: Arc<dyn WeightSource> = weights::open(dir, &config, options)?.into();
+        let device = device::choose(options.device)?;
+        let settings = &Settings::new(options, &device)?;
+
+        let mut load = Load { progress, read_bytes: 0, total_bytes: source.bytes_total() };
+        let model = Shared { config: &config, shards: &shards, source: &source, settings };
+        let spawned = match device {
+            Chosen::Cpu => spawn::spawn_cpu(&model)?,
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(gpu) => spawn::spawn_cuda(&model, *gpu)?,
+        };
+        let Spawned { ranks, device, dtype, used_bytes, first_steps, .. } = spawned;
+        let Loaded { weight_bytes, read_s } = load.weights(&ranks)?;
+        load.prepare(&ranks)?;
+
+        let kv_heads: usize = shards.iter().map(|shard| shard.kv_heads.len()).sum();
+        let element_bytes = options::dtype_bytes(settings.kv_dtype);
+        let mut budget = Budget {
+            available_bytes: spawned.available_bytes,
+            used_bytes: used_bytes(weight_bytes)?,
+            spare_bytes: spawned.spare_bytes,
+            arrays: 2 * config.layers as u64,
+            token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
+            unit_bytes: spawned.kv_unit_bytes,
+            max_position: config.max_position as u64,
+        };
+        // Graphs and the first page take memory, too: it will be these pages at most.
+        let most = budget.kv_size(&settings.wishes())?;
+        load.reserve(&ranks, most.pages as usize)?;
+        let limits = PlanLimits {
+            chunk_tokens: settings.chunk_tokens,
+            slots: settings.slots,
+            max_len: most.max_len as usize,
+            pages: 1,
+            page_size: settings.page_size,
+            vocab_size: config.vocab_size,
+        };
+        let mut engine = Engine::new(ranks, limits);
+        engine.warm_up(&mut load, &first_steps)?;
+
+        let first_page_bytes = budget.kv_bytes(settings.page_size as u64);
+        let used = used_bytes(weight_bytes)?;
+        // A device that is asked for its free memory counts the first page as used.
+        budget.used_bytes = used.saturating_sub(first_page_bytes).max(budget.used_bytes);
+        let size = budget.kv_size(&settings.wishes())?;
+        let pages = size.pages.min(most.pages);
+        let kv_tokens = pages * settings.page_size as u64;
+        let kv_bytes = budget.kv_bytes(kv_tokens);
+        load.commit(&engine.ranks, pages as usize, kv_bytes)?;
+        engine.limits.pages = pages as usize;
+        engine.limits.max_len = size.max_len as usize;
+
+        let info = EngineInfo {
+            architecture: config.architecture.name().to_owned(),
+            device,
+            dtype,
+            parameters: config.parameters(),
+            weight_bytes,
+            kv_dtype: options::dtype_name(settings.kv_dtype).to_owned(),
+            kv_bytes,
+            kv_tokens,
+            kv_pages: pages as u32,
+            page_size: settings.page_size as u32,
+            vocab_size: config.vocab_size as u32,
+            max_len: size.max_len as u32,
+            chunk_tokens: settings.chunk_tokens as u32,
+            eos_token_ids: config.eos_token_ids.clone(),
+            tp: settings.tp as u32,
+            read_bytes: load.read_bytes,
+            read_s,
+        };
+        Ok((engine, info))
+    }
+
+    /// Runs prefills and decode steps over the first page, to which nothing was written yet: buffers reach
+    /// their size, memory is touched, a GPU records its graphs, and what is broken breaks here.
+    fn warm_up(&mut self, load: &mut Load<'_>, steps: &FirstSteps) -> Result<(), EngineError> {
+        let most = self.limits.chunk_tokens.min(self.limits.max_len);
+        let prefill = steps.prefill.iter().map(|&tokens| (1, tokens.min(most)));
+        let decode = steps.decode.iter().map(|&rows| (rows, 1));
+        let all: Vec<(usize, usize)> = prefill.chain(decode).collect();
+        let total = all.len() as u64;
+        for (step, &(rows, tokens)) in all.iter().enumerate() {
+            load.report(LoadStage::WarmUp, step as u64, total, "first steps");
+            let plan = self.first_step(step as u64, rows, tokens);
+            let run = self.launch(plan).and_then(|()| self.wait());
+            run.map_err(|error| EngineError::WarmUp { reason: error.0 })?;
+        }
+        load.report(LoadStage::WarmUp, total, total, "first steps");
+        self.restart();
+        Ok(())
+    }
+
+    /// A step of `rows` rows of `tokens` tokens, all of them in the first page.
+    fn first_step(&self, step: u64, rows: usize, tokens: usize) -> Plan {
+        let install = Install {
+            slot: 0,
+            sampling: SamplingParams::default(),
+            history: Vec::new(),
+            prompt_len: 1,
+            banned_until_min: Vec::new(),
+            min_tokens: 0,
+            generated: 0,
+        };
+        let pages = tokens.div_ceil(self.limits.page_size);
+        let row = |row: usize| Row {
+            slot: row as u32,
+            start: 0,
+            len: tokens as u32,
+            tokens_at: (row * tokens) as u32,
+            pages_at: (row * pages) as u32,
+            sample: true,
+        };
+        Plan {
+            step,
+            installs: vec![install],
+            rows: (0..rows).map(row).collect(),
+            tokens: vec![0; rows * tokens],
+            pages: vec![0; rows * pages],
+        }
+    }
+}
+
+/// The way from a folder to ranks that are ready.
+struct Load<'a> {
+    progress: &'a mut dyn FnMut(LoadProgress),
+    read_bytes: u64,
+    total_bytes: u64,
+}
+
+impl Load<'_> {
+    fn report(&mut self, stage: LoadStage, done: u64, total: u64, detail: &str) {
+        (self.progress)(LoadProgress { stage, done, total, detail: detail.to_owned() });
+    }
+
+    /// Waits until all ranks hold their weights; returns their bytes, and the seconds of the slowest.
+    fn weights(&mut self, ranks: &Ranks) -> Result<Loaded, EngineError> {
+        let mut all = Loaded { weight_bytes: 0, read_s: 0.0 };
+        self.report(LoadStage::Read, 0, self.total_bytes, "");
+        self.until_all(ranks, |load, event| match event {
+            Event::Read { bytes, tensor } => {
+                // Ranks share some tensors, and read those more than once.
+                load.read_bytes = (load.read_bytes + bytes).min(load.total_bytes);
+                load.report(LoadStage::Read, load.read_bytes, load.total_bytes, &tensor);
+                false
+            }
+            Event::Loaded(loaded) => {
+                all.weight_bytes += loaded.weight_bytes;
+                all.read_s = all.read_s.max(loaded.read_s);
+                true
+            }
+            _ => false,
+        })?;
+        let (read, seconds) = (self.read_bytes as f64, all.read_s);
+        let rate = read / seconds.max(1e-9) / 1e9;
+        let said = format!("{:.2} GB in {seconds:.2} s, {rate:.1} GB/s", read / 1e9);
+        tracing::info!("read weights: {said}");
+        self.report(LoadStage::Read, self.total_bytes, self.total_bytes, &said);
+        Ok(all)
+    }
+
+    fn prepare(&mut self, ranks: &Ranks) -> Result<(), EngineError> {
+        self.report(LoadStage::WarmUp, 0, 0, "what depends on shapes");
+        ranks.prepare();
+        self.until_all(ranks, |_, event| matches!(event, Event::Prepared))
+    }
+
+    fn reserve(&mut self, ranks: &Ranks, pages: usize) -> Result<(), EngineError> {
+        ranks.reserve_kv(pages);
+        self.until_all(ranks, |_, event| matches!(event, Event::KvReady))
+    }
+
+    fn commit(&mut self, ranks: &Ranks, pages: usize, bytes: u64) -> Result<(), EngineError> {
+        let detail = format!("{pages} pages");
+        self.report(LoadStage::KvPages, 0, bytes, &detail);
+        ranks.commit_kv(pages);
+        self.until_all(ranks, |_, event| matches!(event, Event::KvReady))?;
+        self.report(LoadStage::KvPages, bytes, bytes, &detail);
+        Ok(())
+    }
+
+    /// Takes events until `done` has been true once for each rank.
+    fn until_all(
+        &mut self,
+        ranks: &Ranks,
+        mut done: impl FnMut(&mut Self, Event) -> bool,
+    ) -> Result<(), EngineError> {
+        let mut missing = ranks.count();
+        while missing > 0 {
+            match ranks.next() {
+                Some(Event::LoadFailed(error)) => return Err(error),
+                Some(Event::Failed { rank, operation, reason }) => {
+                    return Err(EngineError::Rank { rank, operation, reason });
+                }
+                Some(event) => missing -= usize::from(done(self, event)),
+                None => {
+                    return Err(EngineError::WarmUp { reason: "all ranks are gone".to_owned() });
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Load options with nothing left open.
+//!
+//! Owns: the ranges of options, what a device does with them, and its defaults. Must never: look at a model.
+
+use minisgl_proto::{Attn, KvDtype, LoadOptions};
+
+use crate::device::Chosen;
+use crate::error::EngineError;
+use crate::memory::Wishes;
+
+/// What "decide for me" means on one kind of device.
+struct Defaults {
+    /// A step should not take too long, nor leave the device half idle.
+    chunk_tokens: u32,
+    /// A machine has other uses for its memory; a GPU is the model's.
+    memory_ratio: f32,
+}
+
+const CPU: Defaults = Defaults { chunk_tokens: 512, memory_ratio: 0.5 };
+#[cfg(feature = "cuda")]
+const GPU: Defaults = Defaults { chunk_tokens: 8192, memory_ratio: 0.9 };
+
+/// What is loaded with: sizes that are certain, and options that the device knows.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) tp: usize,
+    /// Over all ranks; CPU.
+    pub(super) threads: usize,
+    /// Tokens of a step, at most.
+    pub(super) chunk_tokens: usize,
+    /// Requests running at once.
+    pub(super) slots: usize,
+    /// Tokens a KV page.
+    pub(super) page_size: usize,
+    /// Positions of a request, if less than the model has.
+    pub(super) max_len: Option<usize>,
+    pub(super) kv_tokens: Option<u64>,
+    pub(super) memory_ratio: f32,
+    pub(super) kv_dtype: KvDtype,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has a choice"))]
+    pub(super) attn: Attn,
+}
+
+impl Settings {
+    /// Decides what `options` leave to `device`.
+    ///
+    /// # Errors
+    /// `Option`: a value that is out of range, or that the device has no use for.
+    pub(super) fn new(options: &LoadOptions, device: &Chosen) -> Result<Settings, EngineError> {
+        let (defaults, kv_dtype) = match device {
+            Chosen::Cpu => (CPU, cpu_kv_dtype(options)?),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(_) => (GPU, gpu_kv_dtype(options)?),
+        };
+        let threads = match options.threads as usize {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        Ok(Settings {
+            tp: options.tp as usize,
+            threads,
+            chunk_tokens: options.chunk_tokens.unwrap_or(defaults.chunk_tokens) as usize,
+            slots: options.max_running as usize,
+            page_size: options.page_size as usize,
+            max_len: options.max_len.map(|len| len as usize),
+            kv_tokens: options.kv_tokens,
+            memory_ratio: options.memory_ratio.unwrap_or(defaults.memory_ratio),
+            kv_dtype,
+            attn: options.attn,
+        })
+    }
+
+    /// Rows of a step, at most.
+    pub(super) fn rows(&self) -> usize {
+        self.slots.min(self.chunk_tokens)
+    }
+
+    /// What the KV cache should be.
+    pub(super) fn wishes(&self) -> Wishes {
+        Wishes {
+            kv_tokens: self.kv_tokens,
+            memory_ratio: self.memory_ratio,
+            page_size: self.page_size as u64,
+            max_running: self.slots as u64,
+            max_len: self.max_len.map(|len| len as u64),
+        }
+    }
+}
+
+/// The CPU computes in f32, and has one attention.
+fn cpu_kv_dtype(options: &LoadOptions) -> Result<KvDtype, EngineError> {
+    if options.attn != Attn::default() {
+        return refuse("attn", &options.attn.to_string(), "auto on the CPU, which has one kind");
+    }
+    match options.kv_dtype {
+        KvDtype::Auto | KvDtype::F32 => Ok(KvDtype::F32),
+        KvDtype::Bf16 => Ok(KvDtype::Bf16),
+        other => refuse("kv_dtype", dtype_name(other), "auto, f32 or bf16 on the CPU"),
+    }
+}
+
+/// A GPU computes in bf16; there are no kernels for pages of f32.
+#[cfg(feature = "cuda")]
+fn gpu_kv_dtype(options: &LoadOptions) -> Result<KvDtype, EngineError> {
+    if options.tp != 1 {
+        return refuse("tp", &options.tp.to_string(), "1 on a GPU; or load with --device cpu");
+    }
+    match options.kv_dtype {
+        KvDtype::Auto | KvDtype::Bf16 => Ok(KvDtype::Bf16),
+        KvDtype::F32 => refuse("kv_dtype", "f32", "auto, bf16, fp16 or fp8 on a GPU"),
+        other => Ok(other),
+    }
+}
+
+/// As it is written in options.
+pub(super) fn dtype_name(dtype: KvDtype) -> &'static str {
+    match dtype {
+        KvDtype::Auto => "auto",
+        KvDtype::F32 => "f32",
+        KvDtype::Bf16 => "bf16",
+        KvDtype::Fp16 => "fp16",
+        KvDtype::Fp8 => "fp8",
+    }
+}
+
+/// Bytes of one element of KV pages.
+pub(super) fn dtype_bytes(dtype: KvDtype) -> usize {
+    match dtype {
+        KvDtype::F32 => 4,
+        KvDtype::Auto | KvDtype::Bf16 | KvDtype::Fp16 => 2,
+        KvDtype::Fp8 => 1,
+    }
+}
+
+fn refuse<T>(option: &'static str, value: &str, expected: &str) -> Result<T, EngineError> {
+    Err(EngineError::Option { option, value: value.to_owned(), expected: expected.to_owned() })
+}
+
+/// Options that no model can be loaded with, on any device.
+pub(super) fn check(options: &LoadOptions) -> Result<(), EngineError> {
+    let ranges = [
+        ("tp", u64::from(options.tp), 1..=1024),
+        ("threads", u64::from(options.threads), 0..=1024),
+        ("page_size", u64::from(options.page_size), 1..=1 << 16),
+        ("max_running", u64::from(options.max_running), 1..=1 << 16),
+        ("chunk_tokens", options.chunk_tokens.map_or(1, u64::from), 1..=1 << 16),
+        ("max_waiting", u64::from(options.max_waiting), 1..=u64::MAX),
+        // A request is one prompt token and one generated token at least.
+        ("kv_tokens", options.kv_tokens.unwrap_or(2), 2..=u64::MAX),
+        ("max_len", options.max_len.map_or(2, u64::from), 2..=u64::MAX),
+    ];
+    for (option, value, range) in ranges {
+        if !range.contains(&value) {
+            let expected = match *range.end() {
+                u64::MAX => format!("at least {}", range.start()),
+                end => format!("{} to {end}", range.start()),
+            };
+            return Err(EngineError::Option { option, value: value.to_string(), expected });
+        }
+    }
+    match options.memory_ratio {
+        Some(ratio) if !(ratio > 0.0 && ratio <= 1.0) => {
+            refuse("memory_ratio", &ratio.to_string(), "above 0 and at most 1")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_cpu(options: &LoadOptions) -> Result<Settings, String> {
+        Settings::new(options, &Chosen::Cpu).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_device_decides_what_is_left_to_it() {
+        let settings = on_cpu(&LoadOptions::default()).unwrap();
+        assert_eq!((settings.chunk_tokens, settings.memory_ratio), (512, 0.5));
+        assert_eq!((settings.kv_dtype, settings.rows()), (KvDtype::F32, 256));
+        assert!(settings.threads > 0);
+        let options = LoadOptions {
+            chunk_tokens: Some(7),
+            memory_ratio: Some(0.25),
+            kv_dtype: KvDtype::Bf16,
+            threads: 3,
+            max_len: Some(99),
+            ..LoadOptions::default()
+        };
+        let settings = on_cpu(&options).unwrap();
+        assert_eq!((settings.chunk_tokens, settings.memory_ratio), (7, 0.25));
+        assert_eq!((settings.kv_dtype, settings.rows(), settings.threads), (KvDtype::Bf16, 7, 3));
+        assert_eq!(settings.wishes().max_len, Some(99));
+    }
+
+    #[test]
+    fn the_cpu_has_one_attention() {
+        let options = LoadOptions { attn: "fa,auto".parse().unwrap(), ..LoadOptions::default() };
+        let refused = on_cpu(&options).unwrap_err();
+        assert_eq!(refused, "option attn is fa,auto: auto on the CPU, which has one kind");
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_has_no_pages_of_f32() {
+        let of = |kv_dtype| gpu_kv_dtype(&LoadOptions { kv_dtype, ..LoadOptions::default() });
+        for kv_dtype in [KvDtype::Bf16, KvDtype::Fp16, KvDtype::Fp8] {
+            assert_eq!(of(kv_dtype).unwrap(), kv_dtype);
+        }
+        assert_eq!(of(KvDtype::Auto).unwrap(), KvDtype::Bf16);
+        let refused = of(KvDtype::F32).unwrap_err().to_string();
+        assert_eq!(refused, "option kv_dtype is f32: auto, bf16, fp16 or fp8 on a GPU");
+    }
+}

@@ -1,0 +1,204 @@
+//! Ranks on a device: one function for each kind.
+//!
+//! Owns: what a model's ranks are made of. Must never: wait for them.
+
+use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::Mutex;
+use std::time::Instant;
+
+use minisgl_proto::KvDtype;
+use minisgl_sched::Plan;
+
+use super::options::Settings;
+use crate::batch::Batch;
+use crate::config::ModelConfig;
+use crate::error::{EngineError, OpError};
+use crate::memory::available_bytes;
+use crate::model::{self, Loader, Model};
+use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, decode_rows};
+use crate::ops::{OpResult, Ops, Pending};
+use crate::rank::collective::Group;
+use crate::rank::shard::Shard;
+use crate::rank::{Loaded, Ranks, Runner};
+use crate::weights::WeightSource;
+
+/// Bytes of a GPU's memory that stay free: the driver loads the code of a kernel that first runs after
+/// `Ready`, and grows its own tables.
+#[cfg(feature = "cuda")]
+const GPU_SPARE_BYTES: u64 = 256 << 20;
+
+/// What all ranks of a model share.
+pub(super) struct Shared<'a> {
+    pub(super) config: &'a Arc<ModelConfig>,
+    pub(super) shards: &'a Arc<Vec<Shard>>,
+    pub(super) source: &'a Arc<dyn WeightSource>,
+    pub(super) settings: &'a Settings,
+}
+
+/// Ranks that are loading, and what is known of their device.
+pub(super) struct Spawned {
+    pub(super) ranks: Ranks,
+    /// For people.
+    pub(super) device: String,
+    /// Of the weights in memory.
+    pub(super) dtype: String,
+    /// Before anything was loaded.
+    pub(super) available_bytes: u64,
+    /// That nobody may have.
+    pub(super) spare_bytes: u64,
+    /// What KV arrays are a multiple of.
+    pub(super) kv_unit_bytes: u64,
+    /// From the bytes of weights, once they are loaded, to all that is taken.
+    pub(super) used_bytes: UsedBytes,
+    /// The steps that warm it up.
+    pub(super) first_steps: FirstSteps,
+}
+
+pub(super) type UsedBytes = Box<dyn Fn(u64) -> Result<u64, EngineError>>;
+
+/// Steps after which nothing is left to be loaded, allocated or recorded.
+pub(super) struct FirstSteps {
+    /// Prefills of one row, by their tokens.
+    pub(super) prefill: Vec<usize>,
+    /// Decode steps, by their rows.
+    pub(super) decode: Vec<usize>,
+}
+
+/// A model on one rank of a device.
+struct ModelRunner<O: Ops> {
+    ops: O,
+    model: Box<dyn Model<O>>,
+    batch: Batch,
+    page_size: usize,
+}
+
+impl<O: Ops> Runner for ModelRunner<O> {
+    fn prepare(&mut self) -> OpResult {
+        self.ops.prepare()
+    }
+
+    fn reserve_kv(&mut self, pages: usize) -> OpResult {
+        self.ops.reserve_kv(pages)
+    }
+
+    fn commit_kv(&mut self, pages: usize) -> OpResult {
+        self.ops.commit_kv(pages)
+    }
+
+    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>> {
+        self.batch.prepare(plan, self.page_size);
+        let (batch, model) = (&self.batch, &mut self.model);
+        self.ops.step(batch, &batch.plan().installs, |ops| model.forward(ops, batch))
+    }
+}
+
+/// Starts CPU ranks. Another device is another function like this one, with its own [`Ops`].
+pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
+    let Settings { tp, threads, slots, page_size, .. } = *model.settings;
+    let kv_element = match model.settings.kv_dtype {
+        KvDtype::Bf16 => KvElement::Bf16,
+        _ => KvElement::F32,
+    };
+    let available_bytes = available_bytes()?;
+    let config = model.config.clone();
+    let group = Group::new(tp);
+    let seats = group.clone();
+    let ranks = spawn(model, group, move |shard| {
+        CpuOps::new(CpuSpec {
+            config: &config,
+            shard,
+            member: seats.member(shard.rank),
+            threads: (threads / tp).max(1),
+            slots,
+            page_size,
+            kv_element,
+        })
+    })?;
+    Ok(Spawned {
+        ranks,
+        device: "cpu".to_owned(),
+        dtype: model.source.dtype().to_owned(),
+        available_bytes,
+        spare_bytes: 0,
+        kv_unit_bytes: 1,
+        used_bytes: Box::new(Ok),
+        first_steps: FirstSteps { prefill: vec![page_size], decode: vec![1] },
+    })
+}
+
+/// Starts the rank of one GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, EngineError> {
+    let memory = gpu.memory();
+    let free_bytes = move || {
+        memory.free_bytes().map_err(|error| EngineError::System {
+            what: "ask the GPU for its free memory".to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        })
+    };
+    let (device, available_bytes) = (gpu.name().to_owned(), free_bytes()?);
+    let (config, settings) = (model.config.clone(), model.settings.clone());
+    let max_len = settings.max_len.unwrap_or(config.max_position);
+    let gpu = Mutex::new(Some(gpu));
+    let ranks = spawn(model, Group::new(1), move |shard| {
+        let gpu = gpu.lock().ok().and_then(|mut gpu| gpu.take());
+        let gpu = gpu.expect("there is one rank, which takes the GPU once");
+        CudaOps::new(CudaSpec {
+            config: &config,
+            shard,
+            gpu,
+            slots: settings.slots,
+            chunk_tokens: settings.chunk_tokens,
+            page_size: settings.page_size,
+            max_len,
+            kv_dtype: settings.kv_dtype,
+            attn: settings.attn,
+        })
+    })?;
+    let Settings { page_size, chunk_tokens, .. } = *model.settings;
+    Ok(Spawned {
+        ranks,
+        device,
+        dtype: "bf16".to_owned(),
+        available_bytes,
+        spare_bytes: GPU_SPARE_BYTES,
+        kv_unit_bytes: KV_UNIT_BYTES as u64,
+        used_bytes: Box::new(move |_| Ok(available_bytes.saturating_sub(free_bytes()?))),
+        // Attention has kernels for few, some and many tokens a row.
+        first_steps: FirstSteps {
+            prefill: [page_size, 48, 1024].map(|tokens| tokens.min(chunk_tokens)).into(),
+            decode: decode_rows(model.settings.rows()),
+        },
+    })
+}
+
+/// Starts ranks that load the model onto what `open` gives each of them.
+fn spawn<O: Ops + 'static>(
+    model: &Shared<'_>,
+    group: Arc<Group>,
+    open: impl Fn(&Shard) -> OpResult<O> + Send + Sync + 'static,
+) -> Result<Ranks, EngineError> {
+    let (config, shards, source) =
+        (model.config.clone(), model.shards.clone(), model.source.clone());
+    let Settings { chunk_tokens, page_size, .. } = *model.settings;
+    let rows = model.settings.rows();
+    Ranks::spawn(shards.len(), group, move |rank, reporter| {
+        let on_rank = |error: OpError| EngineError::Rank {
+            rank,
+            operation: error.operation.to_owned(),
+            reason: error.reason,
+        };
+        let mut ops = open(&shards[rank]).map_err(on_rank)?;
+        let start = Instant::now();
+        let mut progress = |bytes, name: &str| reporter.read(bytes, name);
+        let mut loader = Loader::new(&ops, &*source, &shards[rank], &mut progress);
+        let model = model::load(&config, &mut loader, chunk_tokens, rows)?;
+        ops.finish_loading().map_err(on_rank)?;
+        let read_s = start.elapsed().as_secs_f64();
+        let loaded = Loaded { weight_bytes: ops.weight_bytes(), read_s };
+        Ok((ModelRunner { ops, model, batch: Batch::default(), page_size }, loaded))
+    })
+}

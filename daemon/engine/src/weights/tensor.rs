@@ -1,0 +1,225 @@
+//! Tensors as loading hands them on: a part that is not read yet, and one that is in host memory.
+//!
+//! Owns: reading any range of a part in any element type. Must never: copy a tensor that nobody asked to
+//! have whole.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::dummy::DummyTensor;
+use super::file::MappedFile;
+use super::part::Window;
+
+/// Elements that one task reads of a whole part.
+const CHUNK: usize = 1 << 18;
+
+/// A contiguous, row-major tensor, or part of one, in the element type it is stored in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostTensor {
+    /// bfloat16.
+    Bf16(Vec<bf16>),
+    /// IEEE half precision.
+    F16(Vec<f16>),
+    /// 32-bit IEEE floats.
+    F32(Vec<f32>),
+}
+
+impl HostTensor {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        match self {
+            HostTensor::Bf16(values) => values.len(),
+            HostTensor::F16(values) => values.len(),
+            HostTensor::F32(values) => values.len(),
+        }
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every element as f32, exactly.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            HostTensor::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
+            HostTensor::F16(values) => values.into_iter().map(f16::to_f32).collect(),
+            HostTensor::F32(values) => values,
+        }
+    }
+}
+
+/// Element type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    Bf16,
+    F16,
+    F32,
+}
+
+/// One part of one tensor, where it is. Nothing is read before it is asked for, and any number of threads
+/// may read at once.
+pub struct TensorPart<'a> {
+    window: Window,
+    elements: Elements<'a>,
+}
+
+enum Elements<'a> {
+    /// Little-endian numbers in a mapped file.
+    Mapped { file: &'a MappedFile, bytes: &'a [u8], stored: Stored },
+    /// Values in memory.
+    Memory(&'a [bf16]),
+    /// Not stored anywhere.
+    Dummy(DummyTensor),
+}
+
+/// How to make a part of a dummy tensor where it is needed: element `[row, col]` is element
+/// `first + row * width + col` of `tensor`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DummyPart {
+    /// The tensor.
+    pub tensor: DummyTensor,
+    /// Index of the first element.
+    pub first: usize,
+    /// Rows of the part.
+    pub rows: usize,
+    /// Columns of the part.
+    pub cols: usize,
+    /// Columns of the full tensor.
+    pub width: usize,
+}
+
+impl<'a> TensorPart<'a> {
+    /// A vector in memory.
+    pub fn of(values: &'a [bf16]) -> TensorPart<'a> {
+        let window = Window { width: 1, rows: 0..values.len(), cols: 0..1 };
+        TensorPart { window, elements: Elements::Memory(values) }
+    }
+
+    /// `window` of the tensor that `bytes` of `file` hold.
+    pub(super) fn mapped(
+        window: Window,
+        file: &'a MappedFile,
+        bytes: &'a [u8],
+        stored: Stored,
+    ) -> TensorPart<'a> {
+        TensorPart { window, elements: Elements::Mapped { file, bytes, stored } }
+    }
+
+    /// `window` of a dummy tensor.
+    pub(super) fn made(window: Window, tensor: DummyTensor) -> TensorPart<'static> {
+        TensorPart { window, elements: Elements::Dummy(tensor) }
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.window.len()
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes it takes as stored.
+    pub fn stored_bytes(&self) -> usize {
+        let wide = matches!(self.elements, Elements::Mapped { stored: Stored::F32, .. });
+        self.len() * if wide { 4 } else { 2 }
+    }
+
+    /// How to make it, if it is a part of a dummy tensor.
+    pub fn dummy(&self) -> Option<DummyPart> {
+        let Elements::Dummy(tensor) = self.elements else { return None };
+        let Window { width, rows, cols } = &self.window;
+        let first = rows.start * width + cols.start;
+        Some(DummyPart { tensor, first, rows: rows.len(), cols: cols.len(), width: *width })
+    }
+
+    /// Reads elements from `start` on as bfloat16, rounded to nearest, ties to even.
+    ///
+    /// # Panics
+    /// The part ends before `out` is full.
+    pub fn read_bf16(&self, start: usize, out: &mut [bf16]) {
+        match &self.elements {
+            Elements::Mapped { stored: Stored::Bf16, .. } => {
+                self.decode(start, out, bf16::from_le_bytes);
+            }
+            Elements::Mapped { stored: Stored::F16, .. } => {
+                let narrow = |bytes| bf16::from_f32(f16::from_le_bytes(bytes).to_f32());
+                self.decode(start, out, narrow);
+            }
+            Elements::Mapped { stored: Stored::F32, .. } => {
+                self.decode(start, out, |bytes| bf16::from_f32(f32::from_le_bytes(bytes)));
+            }
+            Elements::Memory(values) => out.copy_from_slice(&values[start..][..out.len()]),
+            Elements::Dummy(tensor) => {
+                let mut rest = out;
+                for stretch in self.stretches(start, rest.len()) {
+                    let (run, tail) = rest.split_at_mut(stretch.len());
+                    for (value, index) in run.iter_mut().zip(stretch) {
+                        *value = tensor.element(index);
+                    }
+                    rest = tail;
+                }
+            }
+        }
+    }
+
+    /// Reads all of it, as it is stored, on all cores.
+    pub fn load(&self) -> HostTensor {
+        match self.elements {
+            Elements::Mapped { stored: Stored::F16, .. } => {
+                HostTensor::F16(self.all(f16::ZERO, |start, out| {
+                    self.decode(start, out, f16::from_le_bytes);
+                }))
+            }
+            Elements::Mapped { stored: Stored::F32, .. } => {
+                HostTensor::F32(self.all(0.0, |start, out| {
+                    self.decode(start, out, f32::from_le_bytes);
+                }))
+            }
+            _ => HostTensor::Bf16(self.all(bf16::ZERO, |start, out| self.read_bf16(start, out))),
+        }
+    }
+
+    fn all<T: Copy + Send>(&self, zero: T, read: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+        // Zeroed by the system, page by page, as the tasks first touch them.
+        let mut out = vec![zero; self.len()];
+        let chunks = out.par_chunks_mut(CHUNK).enumerate();
+        chunks.for_each(|(chunk, out)| read(chunk * CHUNK, out));
+        out
+    }
+
+    fn stretches(&self, start: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
+        assert!(start + len <= self.len(), "{start} + {len} is past the part's {}", self.len());
+        self.window.stretches(start..start + len)
+    }
+
+    /// Reads elements from `start` on out of the map, and lets go of the pages they were in.
+    fn decode<const SIZE: usize, T>(
+        &self,
+        start: usize,
+        out: &mut [T],
+        decode: impl Fn([u8; SIZE]) -> T,
+    ) {
+        let Elements::Mapped { file, bytes, .. } = self.elements else { return };
+        let (elements, _) = bytes.as_chunks::<SIZE>();
+        let ends = |stretch: Range<usize>| (stretch.start, stretch.end);
+        let first = self.stretches(start, out.len()).next().map(ends);
+        let last = self.stretches(start, out.len()).last().map(ends);
+        let (Some((from, _)), Some((_, to))) = (first, last) else { return };
+        let read = &bytes[from * SIZE..to * SIZE];
+        file.will_read(read);
+        let mut rest = out;
+        for stretch in self.stretches(start, rest.len()) {
+            let (run, tail) = rest.split_at_mut(stretch.len());
+            for (value, &element) in run.iter_mut().zip(&elements[stretch]) {
+                *value = decode(element);
+            }
+            rest = tail;
+        }
+        file.was_read(read);
+    }
+}

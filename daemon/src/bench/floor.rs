@@ -1,0 +1,137 @@
+//! The least time that a run could have taken on its hardware.
+//!
+//! Owns: the measured rates of known GPUs, and the model's bytes and FLOPs. Must never: look at a
+//! clock.
+//!
+//! A step reads every weight but the embedding table once (a tied table is the head, and read), and
+//! the keys and values of all tokens before its rows; a prompt's tokens are computed. So
+//!
+//! ```text
+//!   floor = steps * weight bytes / read bandwidth
+//!         + sum over rows of tokens before the row * KV bytes a token / read bandwidth
+//!         + FLOPs of prompt tokens / matmul rate
+//! ```
+//!
+//! A decode token's own FLOPs hide behind the weights; what a prompt computes is taken not to.
+
+use anyhow::bail;
+use minisgl_engine::config::ModelConfig;
+use serde::Serialize;
+
+use super::args::FloorArgs;
+use super::timed::StepRecord;
+
+/// Part of a GPU's name, its read bandwidth in GB/s and its bf16 matmul rate in TFLOP/s, both as
+/// measured (a read-only kernel over cold buffers; the best of large cuBLASLt products), 2026-11-21.
+const MEASURED: [(&str, f64, f64); 2] =
+    [("H100 80GB HBM3", 3_140.0, 800.0), ("H200", 4_600.0, 822.0)];
+
+/// What a device can do.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Hardware {
+    /// Bytes a second that a kernel can read from memory.
+    pub read_bytes_per_s: f64,
+    /// Floating-point operations a second in large matrix products.
+    pub matmul_flop_per_s: f64,
+}
+
+impl Hardware {
+    /// As given by flags, else as measured for `device`; `None` where neither is there.
+    ///
+    /// # Errors
+    /// A rate that is not positive, or one flag without the other on an unknown device.
+    pub fn choose(args: &FloorArgs, device: &str) -> anyhow::Result<Option<Hardware>> {
+        for (flag, value) in [("--read-bandwidth", args.read_bandwidth), ("--matmul", args.matmul)]
+        {
+            if let Some(value) = value
+                && !(value > 0.0 && value.is_finite())
+            {
+                bail!("{flag} is {value}: it must be above 0");
+            }
+        }
+        let known = MEASURED.into_iter().find(|(name, _, _)| device.contains(name));
+        let read = args.read_bandwidth.or(known.map(|(_, read, _)| read));
+        let matmul = args.matmul.or(known.map(|(_, _, matmul)| matmul));
+        match (read, matmul) {
+            (Some(read), Some(matmul)) => Ok(Some(Hardware {
+                read_bytes_per_s: read * 1e9,
+                matmul_flop_per_s: matmul * 1e12,
+            })),
+            (None, None) => Ok(None),
+            (Some(_), None) => bail!("the matmul rate of \"{device}\" is not known: add --matmul"),
+            (None, Some(_)) => {
+                bail!("the read bandwidth of \"{device}\" is not known: add --read-bandwidth")
+            }
+        }
+    }
+}
+
+/// What a model's steps must move and compute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Costs {
+    /// Weights that each step reads.
+    pub weight_bytes: f64,
+    /// Keys and values of one token, over all layers.
+    pub kv_token_bytes: f64,
+    /// Of one token in all layers, attention aside.
+    pub layer_flop: f64,
+    /// Of one sampled row in the head.
+    pub head_flop: f64,
+    /// Of one token in attention, for each token that it attends to, over all layers.
+    pub attention_flop: f64,
+}
+
+impl Costs {
+    /// From the shape of a model, the bytes of its weights and those of a token's keys and values.
+    pub fn of(config: &ModelConfig, weight_bytes: u64, kv_token_bytes: f64) -> Costs {
+        let parameters = config.parameters() as f64;
+        let table = (config.vocab_size * config.hidden_size) as f64;
+        let (embedding, head) =
+            if config.tie_word_embeddings { (0.0, table) } else { (table, table) };
+        // What a parameter takes, padding included; ranks may hold some of them twice.
+        let element_bytes = weight_bytes as f64 / parameters;
+        Costs {
+            weight_bytes: element_bytes * (parameters - embedding),
+            kv_token_bytes,
+            layer_flop: 2.0 * (parameters - embedding - head),
+            head_flop: 2.0 * head,
+            // A product with the keys and one with the values.
+            attention_flop: (4 * config.heads * config.head_dim * config.layers) as f64,
+        }
+    }
+}
+
+/// The least seconds for some steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Floor {
+    /// Reading weights.
+    pub weights_s: f64,
+    /// Reading live keys and values.
+    pub kv_s: f64,
+    /// Computing prompts.
+    pub prefill_s: f64,
+}
+
+impl Floor {
+    /// Of `steps`, added up.
+    pub fn of(steps: &[StepRecord], costs: &Costs, hardware: &Hardware) -> Floor {
+        let (mut weight_bytes, mut kv_bytes, mut flop) = (0.0, 0.0, 0.0);
+        for step in steps {
+            weight_bytes += costs.weight_bytes;
+            kv_bytes += step.kv_read_tokens as f64 * costs.kv_token_bytes;
+            flop += step.prefill_tokens as f64 * costs.layer_flop
+                + step.prefill_sampled as f64 * costs.head_flop
+                + step.prefill_pairs as f64 * costs.attention_flop;
+        }
+        Floor {
+            weights_s: weight_bytes / hardware.read_bytes_per_s,
+            kv_s: kv_bytes / hardware.read_bytes_per_s,
+            prefill_s: flop / hardware.matmul_flop_per_s,
+        }
+    }
+
+    /// All of it.
+    pub fn seconds(&self) -> f64 {
+        self.weights_s + self.kv_s + self.prefill_s
+    }
+}

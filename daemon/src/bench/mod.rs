@@ -1,0 +1,69 @@
+//! `minisgld bench`: scheduler and engine in one process, without HTTP, as fast as they go.
+//!
+//! Owns: the workloads, their clocks, and the floors that figures are held against. Must never: run
+//! anything that the worker would not; the loop is the worker's own [`Driver`].
+//!
+//! ```text
+//!   args ──> bench (load) ──> offline | latency | prefill ──> report (text or JSON)
+//!                 session: submit, turn the driver, take the times ── timed: one record a step
+//!                                          floor: what the hardware could have done
+//! ```
+//!
+//! [`Driver`]: minisgl_sched::Driver
+
+mod args;
+mod floor;
+mod latency;
+mod memory;
+mod offline;
+mod prefill;
+mod report;
+mod session;
+#[cfg(test)]
+mod tests;
+mod text;
+mod timed;
+mod workload;
+
+pub use args::BenchArgs;
+
+use anyhow::Context;
+
+use self::args::What;
+use self::floor::Hardware;
+use self::report::Report;
+use self::session::Session;
+
+/// Runs one benchmark and prints what it measured on standard output.
+///
+/// # Errors
+/// The model does not load, the workload does not fit into it, or the engine broke.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    // On standard error: that a model runs on the CPU for want of a GPU is said there.
+    crate::logging::init_worker("info")?;
+    let report = measure(args)?;
+    if args.common().json {
+        println!("{}", serde_json::to_string_pretty(&report).context("cannot write JSON")?);
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(())
+}
+
+fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
+    let common = args.common();
+    let mut options = common.load.options();
+    crate::worker::apply_environment(&mut options);
+    if let What::Offline(offline) = &args.what {
+        // All requests are submitted at once, and none is refused.
+        options.max_waiting = options.max_waiting.max(offline.requests_max());
+    }
+    let mut session = Session::load(&common.model, &options)?;
+    let hardware = Hardware::choose(&common.floor, &session.info().device)?;
+    let results = match &args.what {
+        What::Offline(args) => vec![offline::run(&mut session, args, hardware)?],
+        What::Latency(args) => latency::run(&mut session, args, hardware)?,
+        What::Prefill(args) => vec![prefill::run(&mut session, args, hardware)?],
+    };
+    Report::new(&session, hardware, results)
+}

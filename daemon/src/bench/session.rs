@@ -1,0 +1,187 @@
+//! A loaded model and the worker's loop around it.
+//!
+//! Owns: submitting requests and turning the driver until they have ended. Must never: do more in the
+//! loop than the worker would, or the times would be those of the benchmark.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use minisgl_engine::config::ModelConfig;
+use minisgl_engine::{Engine, EngineInfo};
+use minisgl_proto::{Finish, LoadOptions, RequestId, SamplingParams, StopParams, Submit};
+use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
+
+use super::floor::Costs;
+use super::timed::{StepRecord, Timed};
+use super::workload::{Tokens, Workload};
+
+/// A model that is ready to run.
+pub struct Session {
+    driver: Driver<Timed<Engine>>,
+    info: EngineInfo,
+    costs: Costs,
+    load_s: f64,
+    tokens: Tokens,
+    /// Requests submitted so far, which names the next one.
+    submitted: u64,
+}
+
+/// What one run brought.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Steps, in order.
+    pub steps: Vec<StepRecord>,
+    /// From the submission of all requests to the last token.
+    pub seconds: f64,
+    /// Of each request in the order of their first tokens, from submission.
+    pub first_token_s: Vec<f64>,
+    /// Planning and taking in outputs, over all steps.
+    pub schedule_s: f64,
+    /// Requests put back into the queue for want of pages.
+    pub preemptions: u64,
+}
+
+impl Run {
+    /// This run and a later one as if they were one.
+    pub fn then(mut self, later: Run) -> Run {
+        self.steps.extend(later.steps);
+        self.first_token_s.extend(later.first_token_s);
+        self.seconds += later.seconds;
+        self.schedule_s += later.schedule_s;
+        self.preemptions += later.preemptions;
+        self
+    }
+}
+
+impl Session {
+    /// Loads the model in `dir`.
+    ///
+    /// # Errors
+    /// The model cannot be loaded with these options.
+    pub fn load(dir: &Path, options: &LoadOptions) -> anyhow::Result<Session> {
+        let started = Instant::now();
+        let (engine, info) = Engine::load(dir, options, &mut |_| ())
+            .with_context(|| format!("--model {} does not load", dir.display()))?;
+        let load_s = started.elapsed().as_secs_f64();
+        let scheduler = Scheduler::new(crate::worker::sched_config(options, &info))?;
+        let kv_token_bytes = info.kv_bytes as f64 / info.kv_tokens as f64;
+        let costs = Costs::of(&ModelConfig::from_dir(dir)?, info.weight_bytes, kv_token_bytes);
+        Ok(Session {
+            driver: Driver::new(scheduler, Timed::new(engine)),
+            tokens: Tokens::new(info.vocab_size),
+            info,
+            costs,
+            load_s,
+            submitted: 0,
+        })
+    }
+
+    /// What the engine says of the model.
+    pub fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    /// What its steps cost.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
+    }
+
+    /// How steps are planned.
+    pub fn scheduling(&self) -> &SchedConfig {
+        self.driver.scheduler().config()
+    }
+
+    /// Seconds that loading took.
+    pub fn load_s(&self) -> f64 {
+        self.load_s
+    }
+
+    /// Whether every request of `workload` gets all its tokens.
+    ///
+    /// # Errors
+    /// One is longer than the model or the KV cache can hold.
+    pub fn check_len(&self, workload: &Workload) -> anyhow::Result<()> {
+        let (len, max_len) = (workload.len_max(), u64::from(self.info.max_len));
+        if len > max_len {
+            bail!(
+                "a request has {len} tokens, the model as loaded takes {max_len}: raise --kv-tokens, \
+                 --memory-ratio or --max-len, or ask for less"
+            );
+        }
+        Ok(())
+    }
+
+    /// Empties the prefix cache, then runs all requests of `workload` at once, with fresh prompts.
+    ///
+    /// # Errors
+    /// A request was refused or ended early, or the engine broke.
+    pub fn run(&mut self, workload: &Workload, temperature: f32) -> anyhow::Result<Run> {
+        self.driver.begin([Event::Flush], 0.0)?;
+        let preemptions = self.driver.scheduler_mut().stats().preemptions;
+        let from = self.driver.executor().steps().len();
+        let lens = workload.prompt_lens.iter().zip(&workload.output_lens);
+        let mut events: Vec<Event> = lens
+            .map(|(&prompt, &output)| {
+                self.submitted += 1;
+                Event::Submit(Submit {
+                    id: RequestId(self.submitted),
+                    prompt: self.tokens.prompt(prompt),
+                    sampling: SamplingParams {
+                        temperature,
+                        seed: self.submitted,
+                        ..SamplingParams::default()
+                    },
+                    stop: StopParams {
+                        max_tokens: output,
+                        ignore_eos: true,
+                        ..StopParams::default()
+                    },
+                    priority: 0,
+                })
+            })
+            .collect();
+        let mut first_token_s = Vec::with_capacity(events.len());
+        let (mut generated, mut schedule_s) = (0, 0.0);
+        let began_s = self.driver.executor().now_s();
+        let seconds = loop {
+            let turn = Instant::now();
+            let now_s = self.driver.executor().now_s();
+            let step = self.driver.begin(events.drain(..), now_s)?;
+            let launched = self.driver.executor().last_launch_s();
+            schedule_s += (turn.elapsed().as_secs_f64() - launched).max(0.0);
+            let since_s = self.driver.executor().now_s() - began_s;
+            for event in step.token_events {
+                generated += u64::from(event.sampled.is_some());
+                if event.cached_tokens.is_some() {
+                    first_token_s.push(since_s);
+                }
+                match event.finish {
+                    None | Some(Finish::Length) => {}
+                    Some(finish) => bail!("request {} ended early: {finish:?}", event.id),
+                }
+            }
+            if self.driver.is_idle() {
+                break since_s;
+            }
+            self.driver.finish()?;
+        };
+        let wanted = workload.output_tokens();
+        if generated != wanted {
+            bail!("{generated} tokens were generated, {wanted} were asked for");
+        }
+        let mut steps = self.driver.executor().steps()[from..].to_vec();
+        let mut before_s = began_s;
+        for step in &mut steps {
+            step.wall_s = step.done_s - before_s;
+            before_s = step.done_s;
+        }
+        Ok(Run {
+            steps,
+            seconds,
+            first_token_s,
+            schedule_s,
+            preemptions: self.driver.scheduler_mut().stats().preemptions - preemptions,
+        })
+    }
+}

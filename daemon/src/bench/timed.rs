@@ -1,0 +1,130 @@
+//! An executor that takes the time of another one.
+//!
+//! Owns: one record a step. Must never: change what runs, or when.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
+
+use minisgl_sched::{Executor, ExecutorError, Plan, SlotId, StepOutput, StepProfile};
+
+/// What a step held and how long the host spent on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepRecord {
+    /// Rows that feed one token to sample the next.
+    pub decode_rows: u32,
+    /// Rows of a prompt's chunks.
+    pub prefill_rows: u32,
+    /// Tokens of those.
+    pub prefill_tokens: u32,
+    /// Rows of those that are sampled: the last chunks.
+    pub prefill_sampled: u32,
+    /// Tokens whose keys and values are read: those before each row.
+    pub kv_read_tokens: u64,
+    /// Pairs of a prompt's token and one that it attends to, itself included.
+    pub prefill_pairs: u64,
+    /// Seconds in [`Executor::launch`].
+    pub launch_s: f64,
+    /// Seconds in [`Executor::wait`].
+    pub wait_s: f64,
+    /// When its output was there, in seconds since the executor was made.
+    pub done_s: f64,
+    /// What the executor says of itself.
+    pub profile: StepProfile,
+    /// From the output before, or the start of the run, to its own.
+    pub wall_s: f64,
+}
+
+impl StepRecord {
+    /// `decoding` are the slots whose prompts are computed; it is brought up to date.
+    fn of(plan: &Plan, decoding: &mut HashSet<SlotId>) -> StepRecord {
+        let mut record = StepRecord::default();
+        for install in &plan.installs {
+            decoding.remove(&install.slot);
+        }
+        for row in &plan.rows {
+            let (start, len) = (u64::from(row.start), u64::from(row.len));
+            record.kv_read_tokens += start;
+            if decoding.contains(&row.slot) {
+                record.decode_rows += 1;
+            } else {
+                record.prefill_rows += 1;
+                record.prefill_tokens += row.len;
+                record.prefill_sampled += u32::from(row.sample);
+                record.prefill_pairs += len * start + len * (len + 1) / 2;
+                if row.sample {
+                    decoding.insert(row.slot);
+                }
+            }
+        }
+        record
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Timed<E> {
+    inner: E,
+    began: Instant,
+    in_flight: VecDeque<StepRecord>,
+    done: Vec<StepRecord>,
+    decoding: HashSet<SlotId>,
+}
+
+impl<E> Timed<E> {
+    /// No step has run.
+    pub fn new(inner: E) -> Timed<E> {
+        Timed {
+            inner,
+            began: Instant::now(),
+            in_flight: VecDeque::new(),
+            done: Vec::new(),
+            decoding: HashSet::new(),
+        }
+    }
+
+    /// Steps that have run, in order.
+    pub fn steps(&self) -> &[StepRecord] {
+        &self.done
+    }
+
+    /// Seconds spent launching the step launched last.
+    pub fn last_launch_s(&self) -> f64 {
+        self.in_flight.back().map_or(0.0, |record| record.launch_s)
+    }
+
+    /// Seconds since it was made: the clock of [`StepRecord::done_s`].
+    pub fn now_s(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+}
+
+impl<E: Executor> Executor for Timed<E> {
+    fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
+        let mut record = StepRecord::of(&plan, &mut self.decoding);
+        let start = Instant::now();
+        self.inner.launch(plan)?;
+        record.launch_s = start.elapsed().as_secs_f64();
+        self.in_flight.push_back(record);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+        let start = Instant::now();
+        let output = self.inner.wait()?;
+        if let Some(mut record) = self.in_flight.pop_front() {
+            record.wait_s = start.elapsed().as_secs_f64();
+            record.done_s = self.now_s();
+            record.profile = self.inner.profile();
+            self.done.push(record);
+        }
+        Ok(output)
+    }
+
+    fn reclaim(&mut self) -> Option<Plan> {
+        self.inner.reclaim()
+    }
+
+    fn profile(&self) -> StepProfile {
+        self.inner.profile()
+    }
+}

@@ -1,0 +1,117 @@
+// The heads of one pair that come from the projection's row: queries, and the new token's key and value.
+//
+// Does to a row what `rope/qk_rope_page.cu` does, in the same order of operations, so to the same bits.
+#pragma once
+
+#include "element.cuh"
+#include "walk.cuh"
+
+namespace minisgl {
+
+// Where in the pages a token of a segment's request is, in tokens.
+__device__ __forceinline__ uint32_t slot_of(const minisgl_decode_args& a, const Segment& s, uint32_t token) {
+  return a.pages[s.first_page + token / a.page_size] * a.page_size + token % a.page_size;
+}
+
+// Copies the queries of a pair to shared memory, `q_row` bytes apart.
+template <int D, int THREADS, typename Kv>
+__device__ __forceinline__ void copy_queries(const minisgl_decode_args& a, const Segment& s, char* q, int q_row) {
+  constexpr uint32_t VECTORS = D / VEC;
+  const uint32_t group = a.q_heads / a.kv_heads;
+  const minisgl_bf16* from = a.q + (size_t(s.row) * a.q_heads + s.head * group) * D;
+  for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
+    const uint32_t head = i / VECTORS, at = i % VECTORS * VEC;
+    *reinterpret_cast<Vec8*>(q + head * q_row + 2 * at) = Kv::query(load8(from + head * D + at));
+  }
+}
+
+// Makes the queries of a pair from the projection; with `fresh` the new token's key and value as well, which go
+// to `fresh_kv` ([2, D]) and to their pages.
+template <int D, int THREADS, typename Kv>
+__device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const Segment& s, bool fresh, char* q,
+                                           int q_row, typename Kv::Stored* fresh_kv) {
+  constexpr uint32_t HALF = D / 2, USED = HALF / VEC;
+  constexpr uint32_t LANES = USED <= 4 ? 4 : USED <= 8 ? 8 : 16;
+  const uint32_t group = a.q_heads / a.kv_heads, heads = group + (fresh ? 2 : 0);
+  const uint32_t lane = threadIdx.x % LANES, at = lane * VEC;
+  const uint32_t position = min(s.len, a.positions_len) - 1;
+  const size_t row = size_t(s.row) * (a.q_heads + 2 * a.kv_heads);
+
+  // Whole warps go round together: they reduce together.
+  for (uint32_t first = 0; first < heads; first += THREADS / LANES) {
+    const uint32_t i = first + threadIdx.x / LANES;
+    const bool live = i < heads && lane < USED, is_q = i < group, is_v = i > group;
+    const uint32_t head = is_q ? s.head * group + i : a.q_heads + (is_v ? a.kv_heads : 0) + s.head;
+
+    // Load both halves; add the bias.
+    float lo[VEC] = {}, hi[VEC] = {};
+    if (live) {
+      const minisgl_bf16* from = a.q + (row + head) * D + at;
+      const Vec8 lo_raw = load8(from), hi_raw = load8(from + HALF);
+      unpack(lo_raw, lo);
+      unpack(hi_raw, hi);
+      if (a.bias) {
+        float b[VEC];
+        unpack(load8(a.bias + head * D + at), b);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) lo[j] += b[j];
+        unpack(load8(a.bias + head * D + at + HALF), b);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) hi[j] += b[j];
+      }
+    }
+
+    // Normalise queries and keys.
+    if (a.q_weight) {
+      float squares = 0.0f;
+#pragma unroll
+      for (int j = 0; j < VEC; j++) squares += lo[j] * lo[j] + hi[j] * hi[j];
+      const float scale = rsqrtf(sum_lanes<LANES>(squares) / D + a.eps);
+      if (live && !is_v) {
+        const minisgl_bf16* weight = (is_q ? a.q_weight : a.k_weight) + at;
+        float w[VEC];
+        unpack(load8(weight), w);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) lo[j] *= scale * w[j];
+        unpack(load8(weight + HALF), w);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) hi[j] *= scale * w[j];
+      }
+    }
+    if (!live) continue;
+
+    // Rotate queries and keys.
+    if (!is_v) {
+      const float* table = a.cos_sin + size_t(position) * D + at;
+      float cos[VEC], sin[VEC];
+#pragma unroll
+      for (int j = 0; j < VEC; j += 4) {
+        *reinterpret_cast<float4*>(cos + j) = *reinterpret_cast<const float4*>(table + j);
+        *reinterpret_cast<float4*>(sin + j) = *reinterpret_cast<const float4*>(table + HALF + j);
+      }
+#pragma unroll
+      for (int j = 0; j < VEC; j++) {
+        const float l = lo[j], h = hi[j];
+        lo[j] = l * cos[j] - h * sin[j];
+        hi[j] = h * cos[j] + l * sin[j];
+      }
+    }
+
+    // Store where this block reads, and the pages keep.
+    if (is_q) {
+      *reinterpret_cast<Vec8*>(q + i * q_row + 2 * at) = Kv::query(pack(lo));
+      *reinterpret_cast<Vec8*>(q + i * q_row + 2 * (at + HALF)) = Kv::query(pack(hi));
+    } else {
+      using Stored = typename Kv::Stored;
+      Stored* near = fresh_kv + (is_v ? D : 0) + at;
+      Stored* far = static_cast<Stored*>(is_v ? a.v_pages : a.k_pages) +
+                    (size_t(slot_of(a, s, s.len - 1)) * a.kv_heads + s.head) * D + at;
+      Kv::store(near, lo);
+      Kv::store(near + HALF, hi);
+      Kv::store(far, lo);
+      Kv::store(far + HALF, hi);
+    }
+  }
+}
+
+}  // namespace minisgl

@@ -1,0 +1,96 @@
+// Chunks of a pair that several blocks worked on: put aside by each, merged by the last to finish.
+//
+// A chunk is its output before the division, relative to its maximum, with that maximum and the sum. A block has
+// two places for chunks: one that goes on from the block before, and one that goes on in the next. The merge
+// goes through the chunks in the order of their tokens, so who is last makes no difference to the result.
+#pragma once
+
+#include "walk.cuh"
+
+namespace minisgl {
+
+// Of the tensor unit's 2^x, to 2 ulp; 0 for -inf.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Where chunks are kept.
+struct Partials {
+  float* out;    // [2 * blocks, group, D]
+  float2* sums;  // [2 * blocks, group]: maximum, as a power of 2, and sum
+
+  template <int D>
+  static __device__ __forceinline__ Partials of(const minisgl_decode_args& a, uint32_t group) {
+    return {a.partials, reinterpret_cast<float2*>(a.partials + size_t(2) * gridDim.x * group * D)};
+  }
+
+  // The place of a block for its chunk of a pair that begins in block `first`.
+  static __device__ __forceinline__ uint32_t place(uint32_t block, uint32_t first) {
+    return 2 * block + (block == first ? 1 : 0);
+  }
+};
+
+// Whether all chunks of a segment's pair are there, this block's included. For whole blocks; `flag` is shared.
+__device__ __forceinline__ bool arrive_last(const minisgl_decode_args& a, const Segment& s, uint32_t* flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const bool last = atomicAdd(a.arrived + s.first, 1) + 1 == s.chunks;
+    if (last) a.arrived[s.first] = 0;
+    *flag = last;
+  }
+  __syncthreads();
+  const bool last = *flag;
+  if (last) __threadfence();
+  return last;
+}
+
+template <int D, int THREADS>
+__device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segment& s) {
+  constexpr uint32_t VECTORS = D / 4, AHEAD = 8;
+  const uint32_t group = a.q_heads / a.kv_heads;
+  const Partials partials = Partials::of<D>(a, group);
+  minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + s.head * group) * D;
+  for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
+    const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
+    float most = -INFINITY, sum = 0.0f;
+    float4 out = {};
+    for (uint32_t chunk = 0; chunk < s.chunks; chunk += AHEAD) {
+      // Several chunks at a time: their loads wait together.
+      float4 part[AHEAD];
+      float2 sums[AHEAD];
+#pragma unroll
+      for (uint32_t j = 0; j < AHEAD; j++) {
+        sums[j] = make_float2(-INFINITY, 0.0f);
+        part[j] = {};
+        if (chunk + j < s.chunks) {
+          const size_t row = size_t(Partials::place(s.first + chunk + j, s.first)) * group + head;
+          sums[j] = __ldcg(partials.sums + row);
+          part[j] = __ldcg(reinterpret_cast<const float4*>(partials.out + row * D + at));
+        }
+      }
+      float next = most;
+#pragma unroll
+      for (uint32_t j = 0; j < AHEAD; j++) next = fmaxf(next, sums[j].x);
+      const float kept = exp2_fast(most - next);
+      most = next;
+      sum *= kept, out.x *= kept, out.y *= kept, out.z *= kept, out.w *= kept;
+#pragma unroll
+      for (uint32_t j = 0; j < AHEAD; j++) {
+        const float share = exp2_fast(sums[j].x - most);
+        sum += share * sums[j].y;
+        out.x += share * part[j].x, out.y += share * part[j].y;
+        out.z += share * part[j].z, out.w += share * part[j].w;
+      }
+    }
+    const float inverse = 1.0f / sum;
+    const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
+    *reinterpret_cast<uint2*>(to + head * D + at) =
+        make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+  }
+}
+
+}  // namespace minisgl

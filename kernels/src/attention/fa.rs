@@ -1,0 +1,213 @@
+//! The backend `fa` for prefill: FlashInfer's template for Hopper in the style of FlashAttention-3.
+//!
+//! Much faster than `fi` where requests bring whole tiles of rows, and slower where they do not: a tile is
+//! 128 or 192 rows of one query head, and contexts are not split. bf16, f32 inside; bound by the matrix
+//! units.
+
+use std::ffi::c_void;
+
+use cudarc::driver::{CudaEvent, CudaSlice, PinnedHostSlice, result};
+
+use super::wide::Wide;
+use super::work::{LISTS, Tiles, Work, pieces_max};
+use super::{AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttentionArgs};
+use crate::abi::FaArgs;
+use crate::array::DeviceArray;
+use crate::ops::Check;
+use crate::{Array, Device};
+
+type Run = unsafe extern "C" fn(*const FaArgs, *mut c_void) -> i32;
+
+unsafe extern "C" {
+    fn minisgl_fa_run_64(args: *const FaArgs, stream: *mut c_void) -> i32;
+    fn minisgl_fa_run_128(args: *const FaArgs, stream: *mut c_void) -> i32;
+    fn minisgl_fa_run_256(args: *const FaArgs, stream: *mut c_void) -> i32;
+}
+
+/// The kernel for heads of a width, and its tiles as `cu/fa/fa_run.cu` has them.
+fn kernel(width: usize, q_heads: usize) -> (Run, Tiles) {
+    let heads = q_heads;
+    match width {
+        64 => (minisgl_fa_run_64, Tiles { rows: 192, keys: 96, heads }),
+        128 => (minisgl_fa_run_128, Tiles { rows: 128, keys: 128, heads }),
+        _ => (minisgl_fa_run_256, Tiles { rows: 128, keys: 64, heads }),
+    }
+}
+
+/// Room for work lists, and the plan of one step in it. Two of them let a step be planned while another runs.
+pub struct PagedPrefill {
+    heads: Heads,
+    limits: AttentionLimits,
+    /// Blocks of the kernel, one a multiprocessor.
+    blocks: usize,
+    work: Work,
+    /// Starts of each block's pieces, then the lists.
+    words: CudaSlice<i32>,
+    pinned: PinnedHostSlice<i32>,
+    wide: Option<Wide>,
+    /// After the last copy out of `pinned`.
+    copied: Option<CudaEvent>,
+    pieces: usize,
+    rows: [usize; 2],
+    requests: usize,
+}
+
+impl PagedPrefill {
+    /// Whether the GPU is one that there are kernels for.
+    pub fn available(device: &Device) -> bool {
+        device.capability() == (9, 0)
+    }
+
+    /// Allocates room for the work lists of every step within `limits`.
+    ///
+    /// # Errors
+    /// There is no kernel for these heads or this GPU, or no memory.
+    pub fn new(
+        device: &Device,
+        heads: Heads,
+        limits: AttentionLimits,
+    ) -> Result<PagedPrefill, AttentionError> {
+        let check = Check::new("attention", device);
+        heads.check(&check)?;
+        check.that(PagedPrefill::available(device), || {
+            let (major, minor) = device.capability();
+            format!("fa is for prefill on sm_90, the GPU is sm_{major}{minor}; use fi")
+        })?;
+        let failed = |source| AttentionError::Driver { what: "allocating work lists", source };
+        let (stream, blocks) = (device.stream(), device.multiprocessors() as usize);
+        let (_, tiles) = kernel(heads.width(), heads.q_heads);
+        let pieces = pieces_max(limits.rows, limits.requests, tiles) * heads.q_heads;
+        let words = starts_len(blocks) + pieces * LISTS;
+        check.count("words of the work lists", words)?;
+        // SAFETY: plain integers, which the plan writes before anything reads them.
+        let pinned = unsafe { stream.context().alloc_pinned_with_flags::<i32>(words, 0) };
+        Ok(PagedPrefill {
+            heads,
+            limits,
+            blocks,
+            work: Work::default(),
+            words: stream.alloc_zeros(words).map_err(failed)?,
+            pinned: pinned.map_err(failed)?,
+            wide: Wide::new(device, heads, limits)?,
+            copied: None,
+            pieces: 0,
+            rows: [0; 2],
+            requests: 0,
+        })
+    }
+
+    /// Deals a batch out and copies the work lists to the device, on its stream. Waits if the copy of the plan
+    /// before has not been made yet.
+    ///
+    /// # Errors
+    /// The batch does not add up, exceeds the limits, or is for a graph.
+    pub fn plan(
+        &mut self,
+        device: &Device,
+        batch: AttentionBatch<'_>,
+    ) -> Result<(), AttentionError> {
+        let check = Check::new("attention", device);
+        let (requests, rows) = batch.check(&check, self.limits)?;
+        check.that(!batch.graph, || "fa's prefill is not for graphs".into())?;
+        for request in 0..requests {
+            let rows = batch.q_starts[request + 1] - batch.q_starts[request];
+            let pages = batch.page_starts[request + 1] - batch.page_starts[request];
+            let page_size = self.heads.page_size as i64;
+            let last = i64::from(batch.last_page_len[request]);
+            let tokens = (i64::from(pages) - 1) * page_size + last;
+            check.that((1..=page_size).contains(&last) && tokens >= i64::from(rows), || {
+                format!("request {request} has {rows} rows and {tokens} tokens in {pages} pages")
+            })?;
+            check.count("tokens of a request", tokens.max(0) as usize)?;
+        }
+        let failed = |source| AttentionError::Driver { what: "planning attention", source };
+        let stream = device.stream();
+        stream.context().bind_to_thread().map_err(failed)?;
+        if let Some(copied) = self.copied.take() {
+            copied.synchronize().map_err(failed)?;
+        }
+        let len = self.pinned.len();
+        let at = self.pinned.as_mut_ptr().map_err(failed)?;
+        // SAFETY: `len` pinned integers that only this borrow reaches; the copy out of them is over.
+        let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
+        let (starts, lists) = words.split_at_mut(starts_len(self.blocks));
+        let (_, tiles) = kernel(self.heads.width(), self.heads.q_heads);
+        let Heads { q_heads, page_size, .. } = self.heads;
+        let starts = &mut starts[..self.blocks + 1];
+        self.pieces = self.work.deal(batch, page_size, q_heads, tiles, (starts, lists));
+        (self.rows, self.requests) = (rows, requests);
+        let used = starts_len(self.blocks) + self.pieces * LISTS;
+        let to = Array::from(&self.words).address();
+        // SAFETY: both have `used` words and live as long as `self`; the host's are not written again
+        // before the event below has passed.
+        unsafe { result::memcpy_htod_async(to, &words[..used], stream.cu_stream()) }
+            .map_err(failed)?;
+        self.copied = Some(stream.record_event(None).map_err(failed)?);
+        Ok(())
+    }
+
+    /// Puts attention of one layer over the planned batch onto the device's stream.
+    ///
+    /// # Errors
+    /// The arrays do not have the planned shape, or the launch failed.
+    ///
+    /// # Safety
+    /// As [`super::PagedAttention::launch`].
+    pub unsafe fn launch(
+        &self,
+        device: &Device,
+        args: PagedAttentionArgs<'_>,
+    ) -> Result<(), AttentionError> {
+        let check = Check::new("attention", device);
+        let Heads { q_heads, kv_heads, head_dim, page_size } = self.heads;
+        let [first, end] = self.rows;
+        args.check(&check, self.heads, KvType::Bf16, (self.requests, end))?;
+        if first == end {
+            return Ok(());
+        }
+        let (mut q, mut out) = (args.q.address(), args.out.address());
+        if let Some(wide) = &self.wide {
+            // SAFETY: `q` was checked to have the planned rows.
+            (q, out) = unsafe { wide.widen(&check, q, first..end)? };
+        }
+        let words = Array::from(&self.words).address();
+        let (run, tiles) = kernel(self.heads.width(), self.heads.q_heads);
+        let call = FaArgs {
+            q,
+            k_pages: args.k_pages.address(),
+            v_pages: args.v_pages.address(),
+            out,
+            pages: args.pages.address(),
+            work_starts: words,
+            work: words + (starts_len(self.blocks) * size_of::<i32>()) as u64,
+            work_len: self.pieces as u32,
+            rows: end as u32,
+            q_heads: q_heads as u32,
+            kv_heads: kv_heads as u32,
+            kv_stride: head_dim as u32,
+            page_size: page_size as u32,
+            scale: args.scale,
+            tile: tiles.rows as u32,
+        };
+        let failed = |source| AttentionError::Driver { what: "binding the context", source };
+        device.stream().context().bind_to_thread().map_err(failed)?;
+        // SAFETY: the arrays were checked above, what they hold is the caller's promise, and the
+        // plan is the one in the work lists.
+        let code = unsafe { run(&call, device.stream().cu_stream().cast()) };
+        if code != 0 {
+            let (requests, rows) = (self.requests, self.rows);
+            let what = format!("run {requests} requests of rows {rows:?} for {:?}", self.heads);
+            return Err(AttentionError::Backend { what, code });
+        }
+        if let Some(wide) = &self.wide {
+            // SAFETY: `out` was checked to have the planned rows.
+            unsafe { wide.narrow(&check, args.out.address(), first..end)? };
+        }
+        Ok(())
+    }
+}
+
+/// Room for the starts, so that the lists begin at a multiple of 16 bytes.
+fn starts_len(blocks: usize) -> usize {
+    (blocks + 1).next_multiple_of(4)
+}

@@ -1,0 +1,211 @@
+//! Dealing out the work of a prefill step to the blocks of the backend `fa`.
+//!
+//! A piece of work is a tile of a request's rows for one query head; it costs as many steps as there are
+//! tiles of keys that the rows may see. As many blocks as multiprocessors walk a list each. Pieces are dealt
+//! from the costliest down, each to the block with the least to do (longest processing time first: Graham,
+//! "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 1969), so that all end together.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::AttentionBatch;
+
+/// What a piece costs besides its keys, in tiles of keys: loading queries, writing the output.
+const FIXED_COST: u32 = 2;
+
+/// Lists of words that a piece has; see `minisgl_fa_args`.
+pub(super) const LISTS: usize = 6;
+
+/// How the kernel cuts a request up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiles {
+    /// Rows of a piece.
+    pub(super) rows: usize,
+    /// Keys that are taken at once.
+    pub(super) keys: usize,
+    /// Query heads whose pieces are dealt together.
+    pub(super) heads: usize,
+}
+
+/// A tile of a request's rows, for every query head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    cost: u32,
+    request: u32,
+    tile: u32,
+}
+
+/// The lists of one step, and the memory to make them.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pieces: Vec<Piece>,
+    blocks: BinaryHeap<Reverse<(u32, u32)>>,
+    /// Which block has each piece and head, in the order of dealing.
+    owners: Vec<u32>,
+}
+
+/// Pieces that `rows` rows of `requests` requests are cut into at most, for one head.
+pub(super) fn pieces_max(rows: usize, requests: usize, tiles: Tiles) -> usize {
+    rows / tiles.rows + requests
+}
+
+impl Work {
+    /// Fills `starts`, `[blocks + 1]`, and `lists`, of which `[LISTS, pieces]` is used; returns the number of
+    /// pieces. `lists` has room for those of the batch ([`pieces_max`] for each head).
+    pub(super) fn deal(
+        &mut self,
+        batch: AttentionBatch<'_>,
+        page_size: usize,
+        q_heads: usize,
+        tiles: Tiles,
+        (starts, lists): (&mut [i32], &mut [i32]),
+    ) -> usize {
+        let tokens = |request: usize| -> i32 {
+            let pages = batch.page_starts[request + 1] - batch.page_starts[request];
+            (pages - 1) * page_size as i32 + batch.last_page_len[request]
+        };
+        let rows = |request: usize| batch.q_starts[request + 1] - batch.q_starts[request];
+
+        self.pieces.clear();
+        for request in 0..batch.last_page_len.len() {
+            let (rows, tokens) = (rows(request) as usize, tokens(request) as usize);
+            for tile in 0..rows.div_ceil(tiles.rows) {
+                let seen = tokens - rows + ((tile + 1) * tiles.rows).min(rows);
+                let cost = seen.div_ceil(tiles.keys) as u32 + FIXED_COST;
+                self.pieces.push(Piece { cost, request: request as u32, tile: tile as u32 });
+            }
+        }
+        self.pieces.sort_unstable_by_key(|piece| (Reverse(piece.cost), piece.request, piece.tile));
+
+        // Deal, and count what each block gets.
+        let blocks = starts.len() - 1;
+        self.blocks.clear();
+        self.blocks.extend((0..blocks as u32).map(|block| Reverse((0, block))));
+        self.owners.clear();
+        starts.fill(0);
+        let order = |pieces: &[Piece], give: &mut dyn FnMut(Piece, usize)| {
+            for first in (0..q_heads).step_by(tiles.heads) {
+                for &piece in pieces {
+                    (first..q_heads.min(first + tiles.heads)).for_each(|head| give(piece, head));
+                }
+            }
+        };
+        order(&self.pieces, &mut |piece, _| {
+            let Some(mut least) = self.blocks.peek_mut() else { return };
+            let Reverse((load, block)) = *least;
+            *least = Reverse((load + piece.cost, block));
+            self.owners.push(block);
+            starts[block as usize + 1] += 1;
+        });
+        for block in 0..blocks {
+            starts[block + 1] += starts[block];
+        }
+
+        // Each block's pieces together, in the order of dealing; `starts` runs ahead and is set back after.
+        let len = self.owners.len();
+        let mut owners = self.owners.iter();
+        order(&self.pieces, &mut |piece, head| {
+            let Some(&owner) = owners.next() else { return };
+            let request = piece.request as usize;
+            let at = starts[owner as usize] as usize;
+            starts[owner as usize] += 1;
+            let words = [
+                piece.tile as i32,
+                head as i32,
+                batch.q_starts[request],
+                rows(request),
+                batch.page_starts[request],
+                tokens(request),
+            ];
+            for (list, word) in words.into_iter().enumerate() {
+                lists[list * len + at] = word;
+            }
+        });
+        starts.copy_within(..blocks, 1);
+        starts[0] = 0;
+        len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TILES: Tiles = Tiles { rows: 128, keys: 64, heads: 2 };
+
+    /// Requests of (tokens before, rows), behind 7 rows and 3 pages of others.
+    fn deal(
+        requests: &[(usize, usize)],
+        q_heads: usize,
+        blocks: usize,
+    ) -> (Vec<i32>, Vec<[i32; LISTS]>) {
+        let (mut q_starts, mut page_starts, mut last_page_len) = (vec![7], vec![3], Vec::new());
+        for &(cached, rows) in requests {
+            let tokens = (cached + rows) as i32;
+            q_starts.push(q_starts[q_starts.len() - 1] + rows as i32);
+            page_starts.push(page_starts[page_starts.len() - 1] + (tokens + 15) / 16);
+            last_page_len.push((tokens - 1) % 16 + 1);
+        }
+        let batch = AttentionBatch {
+            q_starts: &q_starts,
+            page_starts: &page_starts,
+            last_page_len: &last_page_len,
+            graph: false,
+        };
+        let rows = requests.iter().map(|request| request.1).sum();
+        let room = pieces_max(rows, requests.len(), TILES) * q_heads * LISTS;
+        let (mut starts, mut lists) = (vec![-1; blocks + 1], vec![-1; room]);
+        let len = Work::default().deal(batch, 16, q_heads, TILES, (&mut starts, &mut lists));
+        let words = |at: usize| std::array::from_fn(|list| lists[list * len + at]);
+        (starts, (0..len).map(words).collect())
+    }
+
+    #[test]
+    fn every_tile_of_every_head_is_dealt_once() {
+        let requests = [(0, 1), (100, 300), (4096, 128), (0, 129), (15, 128)];
+        for blocks in [1, 7, 132] {
+            let (starts, mut pieces) = deal(&requests, 3, blocks);
+            assert_eq!((starts[0], starts[blocks]), (0, pieces.len() as i32));
+            assert!(starts.is_sorted());
+            pieces.sort_unstable();
+            let mut expected = Vec::new();
+            let (mut row, mut page) = (7, 3);
+            for (cached, rows) in requests {
+                let tokens = cached + rows;
+                for tile in 0..rows.div_ceil(128) {
+                    for head in 0..3 {
+                        let words = [tile, head, row, rows, page, tokens];
+                        expected.push(words.map(|word| word as i32));
+                    }
+                }
+                row += rows;
+                page += tokens.div_ceil(16);
+            }
+            expected.sort_unstable();
+            assert_eq!(pieces, expected, "{blocks} blocks");
+        }
+    }
+
+    #[test]
+    fn blocks_end_together() {
+        // One long prompt: its tiles cost 4 to 130 steps.
+        let (starts, pieces) = deal(&[(0, 8192)], 32, 132);
+        let cost = |words: &[i32; LISTS]| (words[0] + 1) * 2 + FIXED_COST as i32;
+        let loads: Vec<i32> = starts
+            .windows(2)
+            .map(|ends| pieces[ends[0] as usize..ends[1] as usize].iter().map(cost).sum())
+            .collect();
+        let (least, most) = (*loads.iter().min().unwrap(), *loads.iter().max().unwrap());
+        assert!(most - least <= 4, "{least} to {most}");
+        // Each from the costliest down.
+        for ends in starts.windows(2) {
+            let own = &pieces[ends[0] as usize..ends[1] as usize];
+            assert!(own.is_sorted_by_key(|words| Reverse(cost(words))));
+        }
+    }
+
+    #[test]
+    fn nothing_to_do_is_dealt_to_nobody() {
+        assert_eq!(deal(&[], 4, 5), (vec![0; 6], Vec::new()));
+    }
+}

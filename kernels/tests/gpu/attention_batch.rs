@@ -1,0 +1,237 @@
+//! A step for attention on both sides: page tables on the host, softmax in f64, arrays on the GPU, and the
+//! backends behind one face.
+
+use std::ops::Range;
+
+use cudarc::driver::CudaSlice;
+use half::bf16;
+use minisgl_kernels::attention::{
+    AttentionBatch, AttentionLimits, Backend, Heads, KvType, PagedAttention, PagedAttentionArgs,
+    PagedPrefill,
+};
+
+use crate::pages::Pages;
+use crate::support::{Gpu, POISON};
+
+/// A request's tokens in the cache before this step, and its rows in it.
+pub type Request = (usize, usize);
+
+/// A batch over a shuffled page pool.
+pub struct Batch {
+    pub requests: Vec<Request>,
+    pub q_starts: Vec<i32>,
+    pub page_starts: Vec<i32>,
+    pub pages: Vec<i32>,
+    pub last_page_len: Vec<i32>,
+}
+
+impl Batch {
+    pub fn new(gpu: &mut Gpu, requests: &[Request], page_size: usize, pool: usize) -> Batch {
+        let mut free: Vec<i32> = (0..pool as i32).collect();
+        gpu.random.shuffle(&mut free);
+        let mut batch = Batch {
+            requests: requests.to_vec(),
+            q_starts: vec![0],
+            page_starts: vec![0],
+            pages: Vec::new(),
+            last_page_len: Vec::new(),
+        };
+        let mut rows = 0;
+        for &(cached, new) in requests {
+            // A padding request has a row and no tokens.
+            let tokens = if cached == 0 && new == 0 { 0 } else { cached + new };
+            rows += new.max(1);
+            let taken = free.split_off(free.len() - tokens.div_ceil(page_size));
+            batch.pages.extend(taken);
+            batch.q_starts.push(rows as i32);
+            batch.page_starts.push(batch.pages.len() as i32);
+            batch.last_page_len.push((tokens.max(1) as i32 - 1) % page_size as i32 + 1);
+        }
+        batch
+    }
+
+    pub fn rows(&self) -> usize {
+        self.q_starts[self.requests.len()] as usize
+    }
+
+    /// A range of the requests, for planning.
+    pub fn host(&self, range: Range<usize>, graph: bool) -> AttentionBatch<'_> {
+        AttentionBatch {
+            q_starts: &self.q_starts[range.start..=range.end],
+            page_starts: &self.page_starts[range.start..=range.end],
+            last_page_len: &self.last_page_len[range],
+            graph,
+        }
+    }
+
+    /// Softmax of all scores at once, in f64; some of the rows on each of a few threads.
+    pub fn expected(&self, heads: Heads, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+        let row_len = heads.q_heads * heads.head_dim;
+        let mut expected = vec![0.0; self.rows() * row_len];
+        let mut rows: Vec<_> = expected.chunks_mut(row_len).map(Some).collect();
+        let mut work: Vec<Vec<_>> = (0..16).map(|_| Vec::new()).collect();
+        for (request, &(cached, new)) in self.requests.iter().enumerate() {
+            for row in 0..new {
+                let at = self.q_starts[request] as usize + row;
+                let out = rows[at].take().unwrap();
+                work[at % 16].push((request, at, cached + row + 1, out));
+            }
+        }
+        std::thread::scope(|scope| {
+            for share in work {
+                scope.spawn(move || {
+                    for (request, row, tokens, out) in share {
+                        self.expected_row(
+                            heads,
+                            (request, tokens),
+                            &q[row * row_len..],
+                            (k, v),
+                            out,
+                        );
+                    }
+                });
+            }
+        });
+        expected
+    }
+
+    fn expected_row(
+        &self,
+        heads: Heads,
+        (request, tokens): (usize, usize),
+        q: &[f32],
+        (k, v): (&[f32], &[f32]),
+        out: &mut [f64],
+    ) {
+        let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
+        let pages = &self.pages[self.page_starts[request] as usize..];
+        for (head, out) in out.chunks_mut(head_dim).enumerate() {
+            let q = &q[head * head_dim..][..head_dim];
+            let at = |token: usize| {
+                let slot = pages[token / page_size] as usize * page_size + token % page_size;
+                (slot * kv_heads + head * kv_heads / q_heads) * head_dim
+            };
+            let score = |token| {
+                let k = &k[at(token)..][..head_dim];
+                let sum: f32 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+                f64::from(sum) / (head_dim as f64).sqrt()
+            };
+            let scores: Vec<f64> = (0..tokens).map(score).collect();
+            let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
+            for (token, score) in scores.iter().enumerate() {
+                let share = (score - highest).exp() / sum;
+                let v = &v[at(token)..][..head_dim];
+                out.iter_mut().zip(v).for_each(|(out, &v)| *out += share * f64::from(v));
+            }
+        }
+    }
+
+    /// Against the reference; probabilities are rounded to 16 bits on the way.
+    pub fn assert_close(&self, what: &str, heads: Heads, out: &[bf16], expected: &[f64]) {
+        let row_len = heads.q_heads * heads.head_dim;
+        for (request, &(_, new)) in self.requests.iter().enumerate() {
+            for row in self.q_starts[request] as usize..self.q_starts[request] as usize + new {
+                let (out, expected) =
+                    (&out[row * row_len..][..row_len], &expected[row * row_len..][..row_len]);
+                let (mut error, mut norm) = (0.0, 0.0);
+                for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
+                    assert_ne!(
+                        out.to_bits(),
+                        POISON,
+                        "{what}: row {row}, element {i} was not written"
+                    );
+                    error += (out.to_f64() - expected) * (out.to_f64() - expected);
+                    norm += expected * expected;
+                }
+                let share = (error / norm).sqrt();
+                assert!(share <= 6e-3, "{what}: row {row} of request {request} is off by {share}");
+            }
+        }
+    }
+}
+
+/// A batch on the GPU.
+pub struct Uploaded {
+    pub q_starts: CudaSlice<i32>,
+    pub page_starts: CudaSlice<i32>,
+    pub pages: CudaSlice<i32>,
+    pub last_page_len: CudaSlice<i32>,
+}
+
+impl Uploaded {
+    pub fn new(gpu: &Gpu, batch: &Batch) -> Uploaded {
+        Uploaded {
+            q_starts: gpu.upload(&batch.q_starts),
+            page_starts: gpu.upload(&batch.page_starts),
+            pages: gpu.upload(&batch.pages),
+            last_page_len: gpu.upload(&batch.last_page_len),
+        }
+    }
+}
+
+pub struct Tensors {
+    pub q: Pages,
+    pub k: Pages,
+    pub v: Pages,
+    pub out: CudaSlice<bf16>,
+}
+
+/// A backend, by whose rules a range of the step is planned and launched.
+pub enum Planned {
+    Fi(PagedAttention),
+    Fa(PagedPrefill),
+}
+
+impl Planned {
+    pub fn new(
+        gpu: &Gpu,
+        backend: Backend,
+        heads: Heads,
+        kv: KvType,
+        limits: AttentionLimits,
+    ) -> Planned {
+        match backend {
+            Backend::Fi => {
+                Planned::Fi(PagedAttention::new(&gpu.device, heads, kv, limits).unwrap())
+            }
+            Backend::Fa => Planned::Fa(PagedPrefill::new(&gpu.device, heads, limits).unwrap()),
+        }
+    }
+
+    pub fn plan(&mut self, gpu: &Gpu, batch: AttentionBatch<'_>) {
+        match self {
+            Planned::Fi(fi) => fi.plan(&gpu.device, batch).unwrap(),
+            Planned::Fa(fa) => fa.plan(&gpu.device, batch).unwrap(),
+        }
+    }
+
+    pub fn launch(
+        &self,
+        gpu: &Gpu,
+        head_dim: usize,
+        (batch, range): (&Uploaded, Range<usize>),
+        tensors: &mut Tensors,
+    ) {
+        let starts = range.start..range.end + 1;
+        let q_starts = batch.q_starts.slice(starts.clone());
+        let page_starts = batch.page_starts.slice(starts);
+        let last_page_len = batch.last_page_len.slice(range);
+        let args = PagedAttentionArgs {
+            q: tensors.q.array(),
+            k_pages: tensors.k.array(),
+            v_pages: tensors.v.array(),
+            out: (&mut tensors.out).into(),
+            q_starts: (&q_starts).into(),
+            page_starts: (&page_starts).into(),
+            pages: (&batch.pages).into(),
+            last_page_len: (&last_page_len).into(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        // SAFETY: `Batch::new` made the indices for this pool and `plan` was given the same.
+        match self {
+            Planned::Fi(fi) => unsafe { fi.launch(&gpu.device, args) }.unwrap(),
+            Planned::Fa(fa) => unsafe { fa.launch(&gpu.device, args) }.unwrap(),
+        }
+    }
+}
