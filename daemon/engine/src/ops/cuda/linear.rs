@@ -44,7 +44,7 @@ pub(super) enum Into {
 }
 
 /// What the rows of a product of few rows are.
-pub(super) enum From<'a> {
+pub(super) enum Rows<'a> {
     /// As they are.
     Plain,
     /// To be normalised.
@@ -67,7 +67,7 @@ impl CudaOps {
         into: Into,
     ) -> OpResult {
         if self.few(rows) {
-            return self.skinny(rows, linear, (x, &From::Plain), out, into);
+            return self.skinny(rows, linear, (x, &Rows::Plain), out, into);
         }
         let m = gemm_rows(rows, x.rows.min(out.rows));
         let (x, mut out) = (x.rows(m), out.rows_mut(m));
@@ -93,16 +93,16 @@ impl CudaOps {
         &mut self,
         rows: usize,
         linear: &Linear<CudaOps>,
-        (x, from): (&Buffer, &From<'_>),
+        (x, of): (&Buffer, &Rows<'_>),
         out: &mut Buffer,
         into: Into,
     ) -> OpResult {
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let weight = &linear.weight;
         SkinnyGemm {
-            input: match from {
-                From::Plain => SkinnyInput::Plain((&x).into()),
-                From::Normed(weight) => SkinnyInput::Normed {
+            input: match of {
+                Rows::Plain => SkinnyInput::Plain((&x).into()),
+                Rows::Normed(weight) => SkinnyInput::Normed {
                     residual: (&x).into(),
                     weight: (*weight).into(),
                     eps: self.eps,
@@ -135,9 +135,9 @@ impl CudaOps {
         (out, into): (&mut Buffer, Into),
     ) -> OpResult {
         if SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
-            return self.skinny(rows, linear, (x, &From::Normed(norm)), out, into);
+            return self.skinny(rows, linear, (x, &Rows::Normed(norm)), out, into);
         }
         self.normalise(rows, x, norm, &mut scratch.normed)?;
-        self.skinny(rows, linear, (&scratch.normed, &From::Plain), out, into)
+        self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out, into)
     }
 }

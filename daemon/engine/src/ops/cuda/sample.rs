@@ -44,9 +44,10 @@ impl CudaOps {
         let m =
             gemm_rows(count, self.logits.len() / self.logit_stride).min(hidden.rows - rows.start);
         let x = hidden.data.slice(rows.start * width..(rows.start + m) * width);
-        let mut out = self.logits.slice_mut(..m * self.logit_stride);
         let (n, k) = (head.padded_rows(), head.inputs);
-        if self.few(m) {
+        let few = self.few(m);
+        let mut out = self.logits.slice_mut(..m * self.logit_stride);
+        if few {
             SkinnyGemm {
                 input: SkinnyInput::Plain((&x).into()),
                 weight: (&head.data).into(),
