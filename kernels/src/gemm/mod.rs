@@ -1,12 +1,13 @@
 //! Matrix products with weights, through cuBLASLt.
 //!
 //! `out = x * weight^T (+ bias)` with x bf16 `[m, k]`, weight bf16 `[n, k]`, out bf16 or f32 `[m, n]`, and sums
-//! in f32; or `out += x * weight^T` with out bf16, where some algorithms round the product before they add. Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the
-//! weights, with many by the matrix units.
+//! in f32; or `out += x * weight^T` with out bf16, where some algorithms round the product before they add.
+//! Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the weights, with
+//! many by the matrix units.
 //!
 //! cuBLASLt offers several algorithms for a shape and does not always guess the best; [`Gemm::tune`] times
-//! them, and for few rows also [`SkinnyGemm`](crate::ops::SkinnyGemm), which computes the same. What it found can be kept for the next
-//! start ([`Gemm::save`], [`Gemm::restore`]).
+//! them, and for few rows also [`SkinnyGemm`](crate::ops::SkinnyGemm), which computes the same. What it found
+//! can be kept for the next start ([`Gemm::save`], [`Gemm::restore`]).
 
 mod args;
 mod plan;
