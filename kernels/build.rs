@@ -58,8 +58,8 @@ fn compile_all() -> Result<()> {
     (FLAGS, FATBIN_FLAGS, HOST_FLAGS, &flashinfer).hash(&mut common);
     let version = Command::new(&nvcc).arg("--version").output()?;
     version.stdout.hash(&mut common);
-    let (mut sources, mut headers) = (Vec::new(), Vec::new());
-    list(Path::new("cu"), &mut sources, &mut headers)?;
+    let mut sources = Vec::new();
+    list(Path::new("cu"), &mut sources)?;
     sources.sort_by_key(|source| !is_host(source)); // What takes longest comes first.
 
     // Each worker takes the next source until none is left.
@@ -68,12 +68,9 @@ fn compile_all() -> Result<()> {
         while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut hash = common.clone();
             targets(source).hash(&mut hash);
-            // A source may include headers of its own folder and of `cu`, and no others of ours.
-            let folders = [source.parent(), Some(Path::new("cu"))];
-            let near = headers.iter().filter(|header| folders.contains(&header.parent()));
-            for file in near.chain([source]) {
-                (file, fs::read(file)?).hash(&mut hash);
-            }
+            let mut files = Vec::new();
+            with_headers(source.clone(), &mut files)?;
+            files.hash(&mut hash);
             let kind = if is_host(source) { "o" } else { "fatbin" };
             let output = cache.join(format!("{}-{:016x}.{kind}", stem(source), hash.finish()));
             if !output.exists() {
@@ -157,17 +154,32 @@ fn compile(nvcc: &Path, flashinfer: &Path, source: &Path, to: &Path) -> Result<(
     Ok(fs::rename(fresh, to)?)
 }
 
-/// Sources and headers below `dir`, in a fixed order.
-fn list(dir: &Path, sources: &mut Vec<PathBuf>, headers: &mut Vec<PathBuf>) -> Result<()> {
+/// Sources below `dir`, in a fixed order.
+fn list(dir: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.sort();
     for path in paths {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            _ if path.is_dir() => list(&path, sources, headers)?,
-            Some("cu") => sources.push(path),
-            Some("cuh" | "h") => headers.push(path),
-            _ => {}
+        if path.is_dir() {
+            list(&path, sources)?;
+        } else if path.extension().is_some_and(|extension| extension == "cu") {
+            sources.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// A file and the headers of ours that it includes, directly or not, with what is in them.
+fn with_headers(file: PathBuf, files: &mut Vec<(PathBuf, String)>) -> Result<()> {
+    let text = fs::read_to_string(&file)?;
+    let folder = file.parent().unwrap_or(Path::new("cu")).to_owned();
+    let included = text.lines().filter_map(|line| line.strip_prefix("#include \""));
+    let names: Vec<String> =
+        included.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.into()).collect();
+    files.push((file, text));
+    for header in names.iter().map(|name| folder.join(name)) {
+        if files.iter().all(|(known, _)| *known != header) {
+            with_headers(header, files)?;
         }
     }
     Ok(())

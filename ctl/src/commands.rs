@@ -40,7 +40,7 @@ pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), CtlError> {
                     Format::Table => print(&format!(
                         "{} is ready after {}\n",
                         status.name,
-                        render::seconds(status.info.as_ref().map_or(0.0, |info| info.load_s))
+                        status.info.as_ref().map_or_else(|| render::seconds(0.0), render::loaded)
                     )),
                 };
             }

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use minisgl_proto::StepStats;
 use minisgl_proto::admin::{HealthReport, ModelState, ModelStatus};
 use minisgl_proto::worker::{LoadProgress, LoadStage};
+use minisgl_proto::{ModelInfo, StepStats};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -86,6 +86,13 @@ pub fn seconds(seconds: f64) -> String {
         3600..86_400 => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
         _ => format!("{}d{:02}h", whole / 86_400, whole % 86_400 / 3600),
     }
+}
+
+/// How long a model took to load, and how fast its weights came.
+pub fn loaded(info: &ModelInfo) -> String {
+    let (read, took) = (bytes(info.read_bytes), seconds(info.read_s));
+    let rate = info.read_bytes as f64 / info.read_s.max(1e-9) / 1e9;
+    format!("{}, {read} of weights in {took} ({rate:.1} GB/s)", seconds(info.load_s))
 }
 
 /// `1 rank`, `2 ranks`.
@@ -200,16 +207,22 @@ pub fn show(model: &ModelStatus) -> String {
         lines.push((
             "KV cache",
             format!(
-                "{} tokens in {pages} pages of {}, {}",
+                "{} tokens in {pages} pages of {}, {} in {}",
                 info.kv_tokens,
                 info.page_size,
-                bytes(info.kv_bytes)
+                bytes(info.kv_bytes),
+                info.kv_dtype
             ),
         ));
         lines.push(("context", format!("{} tokens", info.max_len)));
-        let limits = format!("{} running, {} waiting", info.max_running, info.max_waiting);
-        lines.push(("limits", limits));
-        lines.push(("loaded in", seconds(info.load_s)));
+        lines.push((
+            "limits",
+            format!(
+                "{} running, {} waiting, {} tokens a step",
+                info.max_running, info.max_waiting, info.chunk_tokens
+            ),
+        ));
+        lines.push(("loaded in", loaded(info)));
     }
     if let Some(stats) = &model.stats {
         lines.push(("requests", format!("{} running, {} waiting", stats.running, stats.waiting)));

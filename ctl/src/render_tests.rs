@@ -134,10 +134,10 @@ fn one_model() {
         architecture  LlamaForCausalLM
         parameters    134.5M in f32, 513.1 MiB
         device        cpu, 3 ranks
-        KV cache      8192 tokens in 512 pages of 16, 1.0 GiB
+        KV cache      8192 tokens in 512 pages of 16, 1.0 GiB in f32
         context       2048 tokens
-        limits        256 running, 1024 waiting
-        loaded in     1.2s
+        limits        256 running, 1024 waiting, 512 tokens a step
+        loaded in     1.2s, 256.6 MiB of weights in 0.5s (0.5 GB/s)
         requests      2 running, 1 waiting
         pages         128 free, 256 cached, 128 owned
         tokens        4000 prompt, 1000 of them cached (25%), 900 generated

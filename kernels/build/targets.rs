@@ -17,7 +17,7 @@ const JOBS_MAX: usize = 8;
 
 /// What a compiler takes, in kilobytes, and how much more the one of `cu/fa` does.
 const JOB_KB: usize = 800_000;
-const FA_MORE_KB: usize = 2_700_000;
+const FA_MORE_KB: usize = 5_000_000;
 
 /// As many compilers as cargo would run, and as fit into memory.
 pub fn jobs() -> usize {

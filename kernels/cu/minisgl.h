@@ -8,14 +8,8 @@
 #ifndef MINISGL_H
 #define MINISGL_H
 
-#include <stdint.h>
-
-#ifdef __CUDACC__
-#include <cuda_bf16.h>
-typedef __nv_bfloat16 minisgl_bf16;
-#else
-typedef uint16_t minisgl_bf16;
-#endif
+#include "attention.h"
+#include "types.h"
 
 /* minisgl_embedding */
 typedef struct {
@@ -200,9 +194,10 @@ typedef struct {
   uint32_t reserved;
 } minisgl_history_reset_args;
 
-/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of blocks as planned. */
+/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of whole teams of kv_heads blocks. */
 typedef struct {
-  const minisgl_bf16 *q;        /* [rows, q_heads, head_dim]; fused: [rows, q_heads + 2 * kv_heads, head_dim] */
+  const void *q;                /* [rows, q_heads, head_dim], fp16 for fp16 pages, else bf16; fused: bf16
+                                   [rows, q_heads + 2 * kv_heads, head_dim] */
   const minisgl_bf16 *bias;     /* fused: [q_heads + 2 * kv_heads, head_dim]; or null */
   const minisgl_bf16 *q_weight; /* fused: [head_dim]; or null for no norm */
   const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
@@ -210,7 +205,7 @@ typedef struct {
   void *k_pages;                /* [pages, page_size, kv_heads, head_dim] */
   void *v_pages;                /* as k_pages */
   minisgl_bf16 *out;            /* [rows, q_heads, head_dim] */
-  const int32_t *work;          /* [blocks, 8], then [rows, 4]: see attention/decode_plan.rs */
+  const int32_t *work;          /* [blocks / kv_heads, 8], then [rows, 4]: see attention/decode_plan.rs */
   const int32_t *pages;         /* page ids of all requests, in the order of positions */
   float *partials;              /* [2 * blocks, group, head_dim], then the same [.., 2]: maximum and sum */
   uint32_t *arrived;            /* [blocks], all 0 between launches */
@@ -223,91 +218,5 @@ typedef struct {
   float eps;
   float scale;                  /* of the scores before softmax */
 } minisgl_decode_args;
-
-/* Attention of the backend `fi`, launched by host code; the functions are below, D is in their names. It serves
- * a range of a step's requests: q_starts counts in the rows of the step, and out has those of the range. */
-typedef struct {
-  const void *q;               /* [rows, q_heads, D]: bf16, with pages of fp16 fp16 */
-  const void *k_pages;         /* [pages, page_size, kv_heads, kv_stride]: the first D of each head are read */
-  const void *v_pages;         /* as k_pages */
-  minisgl_bf16 *out;           /* [rows of the range, q_heads, D] */
-  const int32_t *q_starts;     /* [requests + 1]: first row of each request */
-  const int32_t *page_starts;  /* [requests + 1]: first page of each request in `pages` */
-  const int32_t *pages;        /* page ids of all requests */
-  const int32_t *last_page_len; /* [requests]: tokens in the last page, 1 ..= page_size */
-  void *float_workspace;
-  void *int_workspace;
-  uint32_t requests;
-  uint32_t q_heads;
-  uint32_t kv_heads;
-  uint32_t kv_stride;          /* elements between heads; may be less than D where D is padded */
-  uint32_t page_size;
-  float scale;
-  uint32_t dependent;          /* 1: programmatic dependent launch */
-  uint32_t reserved;
-} minisgl_fi_args;
-
-/* How the work of a batch is cut up: host arrays in, a plan and the content of int_workspace out. */
-typedef struct {
-  const int32_t *q_starts;     /* on the host, [requests + 1] */
-  const int32_t *page_starts;  /* on the host, [requests + 1] */
-  void *float_workspace;
-  void *int_workspace;
-  void *pinned;                /* on the host, as large as int_workspace */
-  uint64_t float_bytes;
-  uint64_t int_bytes;
-  uint32_t rows;
-  uint32_t requests;
-  uint32_t q_heads;
-  uint32_t kv_heads;
-  uint32_t head_dim;
-  uint32_t page_size;
-  uint32_t kv_bytes;           /* of an element of the pages */
-  uint32_t graph;              /* 1: a plan whose launch can be replayed with other lengths */
-} minisgl_fi_plan_args;
-
-/* Attention of the backend `fa`, launched by host code: the functions below, for sm_90a alone. */
-typedef struct {
-  const void *q;               /* bf16 [rows, q_heads, D] */
-  const void *k_pages;         /* bf16 [pages, page_size, kv_heads, kv_stride]: the first D of each head are read */
-  const void *v_pages;         /* as k_pages */
-  void *out;                   /* bf16 [rows, q_heads, D] */
-  const int32_t *pages;        /* page ids of all requests */
-  const int32_t *work_starts;  /* [multiprocessors + 1]: first piece of work of each block */
-  const int32_t *work;         /* [6, work_len]: tile of the request's rows, query head, first row of the
-                                  request, its rows, its first page in `pages`, its tokens */
-  uint32_t work_len;
-  uint32_t rows;
-  uint32_t q_heads;
-  uint32_t kv_heads;
-  uint32_t kv_stride;          /* elements between heads; may be less than D where D is padded */
-  uint32_t page_size;
-  float scale;
-  uint32_t tile;               /* rows of a tile, as the kernel has them */
-} minisgl_fa_args;
-
-/* Words of a plan. */
-#define MINISGL_FI_PLAN_WORDS 15
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-/* 0, or CUDA's error code, or -1 for an exception. */
-int minisgl_fi_plan(const minisgl_fi_plan_args *args, int64_t *plan, void *stream);
-int minisgl_fi_run_64(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_128(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_256(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_64_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_128_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_256_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_64_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_128_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fi_run_256_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
-int minisgl_fa_run_64(const minisgl_fa_args *args, void *stream);
-int minisgl_fa_run_128(const minisgl_fa_args *args, void *stream);
-int minisgl_fa_run_256(const minisgl_fa_args *args, void *stream);
-#ifdef __cplusplus
-}
-#endif
 
 #endif

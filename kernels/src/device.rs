@@ -20,6 +20,8 @@ pub struct Device {
     shared_bytes_max: u32,
     shared_bytes_block: u32,
     clusters: bool,
+    /// Wait for every op.
+    settles: bool,
 }
 
 /// How a kernel is spread over the GPU.
@@ -113,6 +115,7 @@ impl Device {
             shared_bytes_block: shared_bytes_block.max(0) as u32,
             // Only machine code for these knows clusters; the PTX for all others is older.
             clusters: matches!((major, minor), (9, 0) | (10, 0)),
+            settles: false,
         })
     }
 
@@ -139,6 +142,26 @@ impl Device {
     /// Works as a GPU without thread block clusters does. For tests of that path.
     pub fn without_clusters(self) -> Device {
         Device { clusters: false, ..self }
+    }
+
+    /// From now on every op waits until it has run, so that a fault shows in the op that made it and not in
+    /// a later one. Very slow: to find a fault. What a graph holds is not waited for while it is recorded.
+    pub fn settling(self) -> Device {
+        Device { settles: true, ..self }
+    }
+
+    /// Whether every op waits; see [`Device::settling`].
+    pub fn settles(&self) -> bool {
+        self.settles
+    }
+
+    /// After an op was put onto the stream: waits for it, if ops are waited for.
+    pub(crate) fn settle(&self) -> Result<(), DriverError> {
+        let recording = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        if !self.settles || self.stream.capture_status()? == recording {
+            return Ok(());
+        }
+        self.synchronize()
     }
 
     /// Dynamic shared memory that a block of the sampler may have.
@@ -215,7 +238,8 @@ impl Device {
         unsafe {
             sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
         }
-        .result()
+        .result()?;
+        self.settle()
     }
 
     /// Waits until everything launched has run.

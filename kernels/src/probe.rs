@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn every_target_of_the_build_is_named() {
-        let build = include_str!("../build.rs");
+        let build = include_str!("../build/targets.rs");
         let named = |code: &str| build.contains(&format!("code={code}\""));
         for capability in [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)] {
             let (code, _) = machine_code(capability).unwrap();

@@ -55,6 +55,11 @@ impl Batch {
         &self.plan.rows
     }
 
+    /// How many of the rows, from the first on, feed one token each: the scheduler puts them first.
+    pub fn decoding(&self) -> usize {
+        self.plan.rows.iter().take_while(|row| row.len == 1).count()
+    }
+
     /// Input tokens: a token id, or `-(r + 1)` for the one that row `r` of the step before sampled.
     pub fn tokens(&self) -> &[i32] {
         &self.plan.tokens

@@ -10,7 +10,7 @@ mod spawn;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use minisgl_sched::{Executor, ExecutorError, Plan, StepOutput};
+use minisgl_sched::{Executor, ExecutorError, Plan, StepOutput, StepProfile};
 
 use crate::batch::PlanLimits;
 use crate::rank::{Event, IN_FLIGHT_MAX, Ranks};
@@ -55,6 +55,8 @@ pub struct Engine {
     last_rows: Vec<bool>,
     next_step: u64,
     failed: Option<ExecutorError>,
+    /// Of the step last waited for.
+    profile: StepProfile,
 }
 
 impl Engine {
@@ -67,6 +69,7 @@ impl Engine {
             last_rows: Vec::new(),
             next_step: 0,
             failed: None,
+            profile: StepProfile::default(),
         }
     }
 
@@ -114,7 +117,9 @@ impl Executor for Engine {
             return Err(ExecutorError("nothing is in flight to wait for".to_owned()));
         }
         match self.ranks.next() {
-            Some(Event::Step { step, started, pending }) => {
+            Some(Event::Step { step, started, enqueue_s, pending }) => {
+                let device_s = pending.device_s();
+                self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
                 if let Some(plan) = self.in_flight.pop_front() {
                     debug_assert_eq!(step, plan.step);
                     if self.done.len() == DONE_MAX {
@@ -146,5 +151,9 @@ impl Executor for Engine {
                 None
             }
         }
+    }
+
+    fn profile(&self) -> StepProfile {
+        self.profile
     }
 }

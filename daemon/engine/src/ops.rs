@@ -25,6 +25,12 @@ pub type OpResult<T = ()> = Result<T, OpError>;
 /// Tokens on their way to the host. Redeemed by whoever waits for the step, on any thread, while the
 /// rank already runs the next one.
 pub trait Pending: Send {
+    /// Seconds from the step's first kernel to the end of its last, where the device measures them; waits
+    /// for it as `wait` does.
+    fn device_s(&self) -> Option<f32> {
+        None
+    }
+
     /// Waits for the step's sampled tokens, one for each of [`Batch::sampled`].
     ///
     /// # Errors

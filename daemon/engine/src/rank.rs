@@ -96,6 +96,8 @@ pub enum Event {
         step: u64,
         /// When it started.
         started: Instant,
+        /// Seconds until all of it was enqueued; on the CPU, had run.
+        enqueue_s: f32,
         /// Its tokens.
         pending: Box<dyn Pending>,
     },
@@ -263,8 +265,9 @@ fn run<R: Runner>(
                     doing = format!("step {step} ({} rows, {tokens} tokens)", plan.rows.len());
                     let started = Instant::now();
                     let pending = runner.run(plan)?;
+                    let enqueue_s = started.elapsed().as_secs_f32();
                     if rank == 0 {
-                        let _ = events.send(Event::Step { step, started, pending });
+                        let _ = events.send(Event::Step { step, started, enqueue_s, pending });
                     }
                 }
             }

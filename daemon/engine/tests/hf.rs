@@ -136,7 +136,7 @@ impl Run {
             kv_tokens: Some(4096),
             max_len: Some(1024),
             max_running: 16,
-            chunk_tokens: 2048,
+            chunk_tokens: Some(2048),
             ..LoadOptions::default()
         };
         let (engine, info) = load(&case.dir, options);

@@ -166,3 +166,34 @@ fn misuse_is_an_error_and_final() {
     let error = engine.launch(plan(2)).unwrap_err();
     assert_eq!(error.to_string(), "step 2: 2 plans are in flight");
 }
+
+#[test]
+fn a_plan_comes_back_when_every_rank_is_done_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("LlamaForCausalLM", 2, 2, 8), Dtype::F32, 1);
+    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, sample: true };
+    let plan =
+        |step| Plan { step, rows: vec![row], tokens: vec![5], pages: vec![3], ..Plan::default() };
+    let options = LoadOptions { tp: 2, ..options() };
+    let mut engine = Engine::load(dir.path(), &options, &mut |_| ()).unwrap().0;
+    assert_eq!(engine.reclaim(), None, "first steps are the engine's own");
+    engine.launch(plan(0)).unwrap();
+    assert_eq!(engine.reclaim(), None, "it runs");
+    engine.launch(plan(1)).unwrap();
+    engine.wait().unwrap();
+    engine.wait().unwrap();
+    // Ranks meet in collectives: with rank 0 all have taken step 1, and let go of step 0.
+    assert_eq!(engine.reclaim(), Some(plan(0)));
+    assert_eq!(engine.reclaim(), None, "ranks hold the last one");
+    engine.launch(plan(2)).unwrap();
+    engine.wait().unwrap();
+    assert_eq!(engine.reclaim(), Some(plan(1)));
+    // Who never asks holds a few at most, and gets them in order.
+    for step in 3..9 {
+        engine.launch(plan(step)).unwrap();
+        engine.wait().unwrap();
+    }
+    assert_eq!(engine.reclaim(), Some(plan(6)));
+    assert_eq!(engine.reclaim(), Some(plan(7)));
+    assert_eq!(engine.reclaim(), None);
+}

@@ -53,7 +53,7 @@ pub enum FromWorker {
     /// How far loading has come.
     Progress(LoadProgress),
     /// Requests are welcome.
-    Ready(ModelInfo),
+    Ready(Box<ModelInfo>),
     /// The model cannot be served; the text names the thing and the remedy. The worker exits.
     LoadFailed(String),
     /// Everything that one step brought, for all requests together. Also sent without events, when

@@ -80,7 +80,6 @@ impl Scheduler {
     /// pages, so it has no row in this plan.
     fn plan_running(&mut self, draft: &mut Draft) {
         let mut prefilling = Vec::new();
-        let mut decoding = Vec::with_capacity(self.running.len());
         let mut at = 0;
         while let Some(&key) = self.running.get(at) {
             let request = &self.requests[key];
@@ -88,15 +87,12 @@ impl Scheduler {
             let wanted = if is_decoding { 1 } else { to_feed.min(draft.budget) };
             let granted = if wanted == 0 { 0 } else { self.make_room(key, wanted, draft) };
             if is_decoding && granted > 0 {
-                decoding.push(key);
+                self.push_row(key, granted, draft);
             } else if granted > 0 {
                 draft.budget -= granted;
                 prefilling.push((key, granted));
             }
             at += 1;
-        }
-        for key in decoding {
-            self.push_row(key, 1, draft);
         }
         for (key, granted) in prefilling {
             self.push_row(key, granted, draft);

@@ -38,6 +38,10 @@ pub struct Report {
     pub overlap: bool,
     /// Seconds from the start of loading to ready.
     pub load_s: f64,
+    /// Bytes of weights that were read, or made, for that.
+    pub read_bytes: u64,
+    /// Seconds of `load_s` until they were on the device.
+    pub read_s: f64,
     /// What the floors are computed from.
     pub hardware: Option<Hardware>,
     /// One for each thing measured.
@@ -226,6 +230,8 @@ impl Report {
             max_running: scheduling.max_running,
             overlap: scheduling.overlap,
             load_s: session.load_s(),
+            read_bytes: info.read_bytes,
+            read_s: info.read_s,
             hardware,
             results,
             host_memory: HostMemory::now()?,

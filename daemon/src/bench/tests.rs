@@ -62,6 +62,9 @@ fn offline_generates_every_token_that_was_asked_for() {
     assert!((output.floor.unwrap() * output.reached.unwrap() / output.value - 1.0).abs() < 1e-9);
     assert!(phases.first_token_mean_s > 0.0);
     assert!(phases.schedule_s > 0.0 && phases.launch_s > 0.0 && phases.wait_s > 0.0);
+    // The CPU runs a step where a GPU enqueues it, and measures nothing else.
+    assert!(phases.enqueue_s.unwrap() > 0.0);
+    assert_eq!(phases.decode_idle, None);
 
     let text = report.text();
     for part in ["70 prompt and 47 output tokens", "output", "tok/s, floor", "0 preemptions"] {

@@ -20,13 +20,14 @@ impl Report {
         const MIB: f64 = (1u64 << 20) as f64;
         writeln!(
             out,
-            "{}, {:.2} B parameters, {}, on {}: {:.2} GiB of weights, loaded in {:.2} s",
+            "{}, {:.2} B parameters, {}, on {}: {:.2} GiB of weights, loaded in {:.2} s (weights {:.2} s)",
             self.architecture,
             self.parameters as f64 / 1e9,
             self.dtype,
             self.device,
             self.weight_bytes as f64 / GIB,
-            self.load_s
+            self.load_s,
+            self.read_s
         )?;
         writeln!(
             out,

@@ -28,7 +28,7 @@ pub fn serve(link: Link) -> anyhow::Result<()> {
     };
     match load(&spec, &link) {
         Ok((driver, info)) => {
-            link.send(FromWorker::Ready(info));
+            link.send(FromWorker::Ready(Box::new(info)));
             Worker { link, driver, started: Instant::now(), reported: 0, closed: false }.run()
         }
         Err(error) => {

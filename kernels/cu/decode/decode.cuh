@@ -4,71 +4,44 @@
 //
 // Split and merged as in Flash-Decoding (Dao et al., 2023), with the online softmax of FlashAttention-2
 // (arXiv 2307.08691, section 3.1).
-// Shapes: q, out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D]; f32
+// Shapes: q bf16 (fp16 with fp16 pages), out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D]; f32
 // inside, probabilities in bf16, or fp16 where the pages are not bf16. Fused, q is the projection's row and
 // this kernel does what `rope/qk_rope_page.cu` does as well.
-// A block walks over its segments (walk.cuh) in tiles of TILE tokens, which a ring in shared memory holds
-// some tiles ahead, across segments. The queries of a group are the 16 rows of the tensor cores' product. Of
-// a tile, each warp has the scores of some tokens, and some columns of the output.
+// A team of blocks, one for each key head, walks over its segments (walk.cuh) side by side: together they
+// read whole tokens of the pages. Its warps take turns with tiles of a segment, each by itself, with
+// a ring of tiles in shared memory that are loaded ahead, across segments; at a segment's end they meet to add
+// up. The queries of a group are the 16 rows of the tensor cores' product.
 // Bytes moved: every live K and V once. Bound: read bandwidth.
 #pragma once
 
-#include "element.cuh"
-#include "heads.cuh"
 #include "merge.cuh"
-#include "walk.cuh"
+#include "tile.cuh"
 
 namespace minisgl {
 
-constexpr int STAGES_MAX = 4;
-
 template <int D, typename Kv>
 struct Decode {
+  using Tile = minisgl::Tile<D, Kv>;
   using Stored = typename Kv::Stored;
-  static constexpr bool BYTES = sizeof(Stored) == 1;
-  static constexpr int WARPS = 4, THREADS = 32 * WARPS;
-  static constexpr int TILE = D > 128 ? 32 : 64;
-
-  // 16-byte columns of a head, and their elements. Rows are padded by one: no two of eight share banks.
-  static constexpr int ELEMENTS = 16 / sizeof(Stored), COLUMNS = D / ELEMENTS;
-  static constexpr int ROW = 16 * COLUMNS + 16, TILE_BYTES = TILE * ROW;
-  static constexpr int Q_ROW = 2 * D + 16, P_ROW = 2 * TILE + 16;
-
-  // Of each warp: groups of 8 tokens, elements of the output, their columns and groups of 8.
-  static constexpr int TOKENS8 = TILE / 8 / WARPS;
-  static constexpr int WIDTH = D == 96 ? 32 : D / WARPS;
-  static constexpr int V_COLUMNS = WIDTH / ELEMENTS, WIDTH8 = WIDTH / 8;
-
-  // Steps of 16 in the products.
-  static constexpr int Q_STEPS = D / 16, P_STEPS = TILE / 16;
+  static constexpr uint32_t WARPS = 4, THREADS = 32 * WARPS, TOKENS = Tile::TOKENS;
 
   struct Shared {
-    char *ring, *q, *p;
-    Stored* fresh;
-    int32_t* slots;      // [STAGES_MAX, TILE]; in the loop only the first row
-    float *most, *sums;  // [WARPS, 16]
+    char *ring, *q;   // [WARPS, stages] tiles; [16] rows
+    Stored* fresh;    // [2, D]: the new token's K and V
+    float** outputs;  // [WARPS]: where a warp has laid out its output; null if it had no tile
     uint32_t* flag;
 
     __device__ __forceinline__ Shared(char* at, uint32_t stages)
         : ring(at),
-          q(ring + stages * 2 * TILE_BYTES),
-          p(q + 16 * Q_ROW),
-          fresh(reinterpret_cast<Stored*>(p + 16 * P_ROW)),
-          slots(reinterpret_cast<int32_t*>(fresh + 2 * D)),
-          most(reinterpret_cast<float*>(slots + STAGES_MAX * TILE)),
-          sums(most + WARPS * 16),
-          flag(reinterpret_cast<uint32_t*>(sums + WARPS * 16)) {}
+          q(ring + WARPS * stages * Tile::TILE_BYTES),
+          fresh(reinterpret_cast<Stored*>(q + 16 * Tile::Q_ROW)),
+          outputs(reinterpret_cast<float**>(fresh + 2 * D)),
+          flag(reinterpret_cast<uint32_t*>(outputs + WARPS)) {}
   };
-
-  // Copies 16 bytes in the background; without a source, zeros.
-  static __device__ __forceinline__ void copy16(uint32_t to, const char* from, bool there) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
-  }
 
   static __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-  // Until all but the last `stages - 2` groups are there.
+  // Until all but the last `stages - 2` groups are there, for the whole warp.
   static __device__ __forceinline__ void wait_for_tile(uint32_t stages) {
     if (stages == 4) {
       asm volatile("cp.async.wait_group 2;" ::: "memory");
@@ -77,9 +50,21 @@ struct Decode {
     } else {
       asm volatile("cp.async.wait_group 0;" ::: "memory");
     }
+    __syncwarp();
   }
 
-  // The tiles of a block's segments, one after the other, for those who load them.
+  // A tile to be loaded: each lane's token of it.
+  struct Lookup {
+    uint32_t page;
+    int32_t rest;  // in the page; -1: nothing to load
+    bool live;     // whether there is a tile
+
+    __device__ __forceinline__ int32_t slot(uint32_t page_size) const {
+      return rest < 0 ? -1 : int32_t(page * page_size + rest);
+    }
+  };
+
+  // This warp's tiles of the block's segments, one after the other.
   struct Ahead {
     Walk walk;
     Segment s;
@@ -88,156 +73,60 @@ struct Decode {
 
     __device__ __forceinline__ explicit Ahead(const minisgl_decode_args& a) : walk(a), s{}, at(0), live(true) {}
 
-    // Goes to the next tile and gives this thread's token of it a place in the pages; -1: nothing to load.
-    __device__ __forceinline__ int32_t next(const minisgl_decode_args& a) {
-      at += TILE;
-      if (at >= s.end) {
-        live = live && walk.next(s);
-        at = s.begin;
+    __device__ __forceinline__ Lookup next(const minisgl_decode_args& a) {
+      const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+      at += WARPS * TOKENS;
+      while (live && at >= s.end) {
+        live = walk.next(s);
+        at = s.begin + warp * TOKENS;
       }
-      const uint32_t token = at + threadIdx.x;
-      if (!live || threadIdx.x >= TILE || token >= s.end) return -1;
-      if (a.fused && token + 1 == s.len) return -1;  // Is made here.
-      return slot_of(a, s, token);
+      Lookup tile = {0, -1, live};
+      const uint32_t token = at + lane;
+      // Fused, the newest token is made here.
+      if (live && lane < TOKENS && token < s.end && !(a.fused && token + 1 == s.len)) {
+        tile.page = a.pages[s.first_page + token / a.page_size];
+        tile.rest = token % a.page_size;
+      }
+      return tile;
     }
   };
 
-  static __device__ __forceinline__ void load_tile(const minisgl_decode_args& a, char* to, const int32_t* slots,
-                                                   uint32_t head) {
-    const uint32_t k_to = shared_address(to), v_to = k_to + TILE_BYTES;
-    const size_t token_bytes = size_t(a.kv_heads) * D * sizeof(Stored);
-    const char* k = static_cast<const char*>(a.k_pages) + head * D * sizeof(Stored);
-    const char* v = static_cast<const char*>(a.v_pages) + head * D * sizeof(Stored);
+  // Adds up what the warps have of a segment, and puts it where it belongs.
+  static __device__ __forceinline__ void finish(const minisgl_decode_args& a, const Segment& s, const Shared& shared) {
+    constexpr uint32_t VECTORS = D / 4;
+    const uint32_t group = a.q_heads / a.kv_heads;
+    const Partials partials = Partials::of<D>(a, group);
+    const size_t place = Partials::place(a, team_of_block(a), s.first);
+    minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
+    for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
+      const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
+      float most = -INFINITY, sum = 0.0f;
+      float2 sums[WARPS];
 #pragma unroll
-    for (int i = 0; i < TILE * COLUMNS / THREADS; i++) {
-      const uint32_t piece = threadIdx.x + i * THREADS, row = piece / COLUMNS, column = piece % COLUMNS;
-      const int32_t slot = slots[row];
-      const size_t from = max(slot, 0) * token_bytes + column * 16;
-      copy16(k_to + row * ROW + column * 16, k + from, slot >= 0);
-      copy16(v_to + row * ROW + column * 16, v + from, slot >= 0);
-    }
-  }
-
-  // Queries as the left side of products, for every step of 16 elements.
-  static __device__ __forceinline__ void load_queries(uint32_t (&q)[Q_STEPS][4], const char* from) {
-    const uint32_t lane = threadIdx.x % 32;
-    if constexpr (BYTES) {
-      // In the order in which a column of 16 bytes has its elements in the lanes.
-#pragma unroll
-      for (int step = 0; step < Q_STEPS; step++) {
-        const char* at = from + lane / 4 * Q_ROW + step * 32 + lane % 4 * 8;
-        const uint2 low = *reinterpret_cast<const uint2*>(at);
-        const uint2 high = *reinterpret_cast<const uint2*>(at + 8 * Q_ROW);
-        q[step][0] = low.x, q[step][1] = high.x, q[step][2] = low.y, q[step][3] = high.y;
+      for (uint32_t warp = 0; warp < WARPS; warp++) {
+        const float* output = shared.outputs[warp];
+        sums[warp] = make_float2(-INFINITY, 0.0f);
+        if (output != nullptr) sums[warp] = *reinterpret_cast<const float2*>(output + head * Tile::OUT_ROW + D);
+        most = fmaxf(most, sums[warp].x);
       }
-    } else {
-      const uint32_t at = shared_address(from) + lane % 16 * Q_ROW + lane / 16 * 16;
+      float4 out = {};
 #pragma unroll
-      for (int step = 0; step < Q_STEPS; step++) load_matrices(q[step], at + step * 32);
-    }
-  }
-
-  // Scores of this warp's tokens.
-  static __device__ __forceinline__ void score(float (&s)[TOKENS8][4], const uint32_t (&q)[Q_STEPS][4],
-                                               const char* k_tile) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, matrix = lane / 8;
-    // Two sums side by side: each product waits for the one before it in its sum.
-    float sums[2][TOKENS8][4] = {};
-    // Of four matrices, two are side by side if there are two groups of tokens, else four.
-    constexpr int SIDE = 4 / TOKENS8;
-    const uint32_t token = warp * 8 * TOKENS8 + matrix / SIDE * 8 + lane % 8;
-    const uint32_t at = shared_address(k_tile) + token * ROW + matrix % SIDE * 16;
-#pragma unroll
-    for (int column = 0; column < COLUMNS; column += SIDE) {
-      uint32_t k[4];
-      load_matrices(k, at + column * 16);
-#pragma unroll
-      for (int group = 0; group < TOKENS8; group++) {
-        if constexpr (BYTES) {
-#pragma unroll
-          for (int i = 0; i < SIDE; i++) {
-            const uint32_t four = k[group * SIDE + i];
-            multiply_add<true>(sums[i % 2][group], q[column + i], Fp8::widen(four & 0xffff), Fp8::widen(four >> 16));
-          }
-        } else {
-#pragma unroll
-          for (int i = 0; i < SIDE; i += 2) {
-            const int step = (column + i) / 2;
-            multiply_add<Kv::HALF>(sums[step % 2][group], q[step], k[group * SIDE + i], k[group * SIDE + i + 1]);
-          }
-        }
+      for (uint32_t warp = 0; warp < WARPS; warp++) {
+        const float* output = shared.outputs[warp];
+        if (output == nullptr) continue;
+        const float share = exp2_fast(sums[warp].x - most);
+        const float4 part = *reinterpret_cast<const float4*>(output + head * Tile::OUT_ROW + at);
+        sum += share * sums[warp].y;
+        out.x += share * part.x, out.y += share * part.y, out.z += share * part.z, out.w += share * part.w;
       }
-    }
-#pragma unroll
-    for (int group = 0; group < TOKENS8; group++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) s[group][i] = sums[0][group][i] + sums[1][group][i];
-    }
-  }
-
-  // Adds the tile's values, weighed, to this warp's part of the output. With fp8, groups 2i and 2i + 1 have the
-  // even and the odd elements of a column.
-  static __device__ __forceinline__ void add_values(float (&out)[WIDTH8][4], const char* p_tile,
-                                                    const char* v_tile) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, matrix = lane / 8;
-    const uint32_t p_at = shared_address(p_tile) + lane % 16 * P_ROW + lane / 16 * 16;
-    const uint32_t v_at = shared_address(v_tile) + warp * V_COLUMNS * 16;
-    uint32_t p[P_STEPS][4];
-#pragma unroll
-    for (int step = 0; step < P_STEPS; step++) load_matrices(p[step], p_at + step * 32);
-    const auto add_bytes = [&](int column, int step, uint32_t low, uint32_t high) {
-      // Each has 2 tokens x 2 elements: sort by element.
-      low = __byte_perm(low, 0, 0x3120), high = __byte_perm(high, 0, 0x3120);
-      multiply_add<true>(out[2 * column], p[step], Fp8::widen(low & 0xffff), Fp8::widen(high & 0xffff));
-      multiply_add<true>(out[2 * column + 1], p[step], Fp8::widen(low >> 16), Fp8::widen(high >> 16));
-    };
-    uint32_t v[4];
-    if constexpr (V_COLUMNS == 1) {
-#pragma unroll
-      for (int step = 0; step < P_STEPS; step += 2) {
-        load_transposed(v, v_at + (step * 16 + lane) * ROW);
-        add_bytes(0, step, v[0], v[1]);
-        add_bytes(0, step + 1, v[2], v[3]);
-      }
-    } else {
-#pragma unroll
-      for (int step = 0; step < P_STEPS; step++) {
-#pragma unroll
-        for (int column = 0; column < V_COLUMNS; column += 2) {
-          load_transposed(v, v_at + (step * 16 + lane % 16) * ROW + (column + matrix / 2) * 16);
-          if constexpr (BYTES) {
-            add_bytes(column, step, v[0], v[1]);
-            add_bytes(column + 1, step, v[2], v[3]);
-          } else {
-            multiply_add<Kv::HALF>(out[column], p[step], v[0], v[1]);
-            multiply_add<Kv::HALF>(out[column + 1], p[step], v[2], v[3]);
-          }
-        }
-      }
-    }
-  }
-
-  // Calls `put(row of two, element of the head, two or four neighbours)` for what this thread has of the output.
-  template <typename Put>
-  static __device__ __forceinline__ void for_outputs(const float (&out)[WIDTH8][4], Put put) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if (warp * WIDTH >= D) return;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      if constexpr (BYTES) {
-#pragma unroll
-        for (int i = 0; i < WIDTH8; i += 2) {
-          const float four[4] = {out[i][2 * half], out[i + 1][2 * half], out[i][2 * half + 1], out[i + 1][2 * half + 1]};
-          put(half, warp * WIDTH + i * 8 + lane % 4 * 4, four);
-        }
+      if (s.chunks == 1) {
+        store_output(to + head * D + at, out, sum);
       } else {
-#pragma unroll
-        for (int i = 0; i < WIDTH8; i++) {
-          const float two[2] = {out[i][2 * half], out[i][2 * half + 1]};
-          put(half, warp * WIDTH + i * 8 + lane % 4 * 2, two);
-        }
+        *reinterpret_cast<float4*>(partials.out + (place + head) * D + at) = out;
+        if (at == 0) partials.sums[place + head] = make_float2(most, sum);
       }
     }
+    if (s.chunks > 1 && arrive_last(a, s, shared.flag)) merge<D, THREADS>(a, s);
   }
 
   static __device__ __forceinline__ void run(const minisgl_decode_args& a) {
@@ -246,42 +135,32 @@ struct Decode {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t group = a.q_heads / a.kv_heads;
     const float scale = a.scale * 1.4426950408889634f;  // exp(x) is 2^(x log2 e).
+    char* ring = shared.ring + warp * a.stages * Tile::TILE_BYTES;
 
     // Rows without a query are zeros.
-    for (uint32_t i = threadIdx.x; i < 16 * Q_ROW / 16; i += THREADS) {
+    for (uint32_t i = group * (Tile::Q_ROW / 16) + threadIdx.x; i < 16 * (Tile::Q_ROW / 16); i += THREADS) {
       reinterpret_cast<uint4*>(shared.q)[i] = make_uint4(0, 0, 0, 0);
     }
 
+    // Look up the first tiles together. Load all but two of them: with lookups that far
+    // ahead, no load waits for its addresses.
+    Ahead ahead(a);
+    Lookup tiles[STAGES_MAX + 1];
+#pragma unroll
+    for (uint32_t i = 0; i < STAGES_MAX + 1; i++) {
+      if (i <= a.stages) tiles[i] = ahead.next(a);
+    }
     // Fused, the pages' older tokens were written long before the kernel that this one may overlap.
     if (!a.fused) wait_for_inputs();
-    Ahead ahead(a);
-    uint32_t next_head = 0;
-    bool next_live = false;
-    {
-      // Look up the first tiles together; load all but the last of them.
-      int32_t slots[STAGES_MAX];
-      uint32_t heads[STAGES_MAX];
-      bool live[STAGES_MAX];
+    Lookup next = {}, far = {};
 #pragma unroll
-      for (int i = 0; i < STAGES_MAX; i++) {
-        if (i >= a.stages) break;
-        slots[i] = ahead.next(a);
-        heads[i] = ahead.s.head, live[i] = ahead.live;
-      }
-#pragma unroll
-      for (int i = 0; i < STAGES_MAX; i++) {
-        if (i >= a.stages) break;
-        const bool last = i + 1 == a.stages;
-        if (threadIdx.x < TILE) shared.slots[(last ? 0 : i + 1) * TILE + threadIdx.x] = slots[i];
-        if (last) next_head = heads[i], next_live = live[i];
-      }
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < STAGES_MAX - 1; i++) {
-        if (i + 1 >= a.stages) break;
-        if (live[i]) load_tile(a, shared.ring + i * 2 * TILE_BYTES, shared.slots + (i + 1) * TILE, heads[i]);
+    for (uint32_t i = 0; i < STAGES_MAX + 1; i++) {
+      if (i + 1 < a.stages) {
+        if (tiles[i].live) Tile::load(a, ring + i * Tile::TILE_BYTES, tiles[i].slot(a.page_size));
         commit();
       }
+      if (i + 1 == a.stages) next = tiles[i];
+      if (i == a.stages) far = tiles[i];
     }
     if (a.fused) wait_for_inputs();
     let_next_start();
@@ -292,51 +171,47 @@ struct Decode {
     while (walk.next(s)) {
       const bool fresh = a.fused && s.end == s.len;
       if (a.fused) {
-        make_heads<D, THREADS, Kv>(a, s, fresh, shared.q, Q_ROW, shared.fresh);
+        make_heads<D, THREADS, Kv>(a, s, fresh, shared.q, Tile::Q_ROW, shared.fresh);
       } else {
-        copy_queries<D, THREADS, Kv>(a, s, shared.q, Q_ROW);
+        copy_queries<D, THREADS, Kv>(a, s, shared.q, Tile::Q_ROW);
       }
       __syncthreads();
-      uint32_t q[Q_STEPS][4];
-      load_queries(q, shared.q);
-      float out[WIDTH8][4] = {};
+      const typename Tile::Queries queries(shared.q);
+      float out[Tile::D8][4] = {};
       float most[2] = {-INFINITY, -INFINITY}, sum[2] = {};  // of rows lane / 4 and lane / 4 + 8
+      float* output = nullptr;
 
-      for (uint32_t at = s.begin; at < s.end; at += TILE) {
-        // Take the tile; load one into the place of the tile before; look up the next.
+      for (uint32_t at = s.begin + warp * TOKENS; at < s.end; at += WARPS * TOKENS) {
+        // Take the tile; load one into the place of the tile before; look one up.
         wait_for_tile(a.stages);
-        __syncthreads();
-        char* tile = shared.ring + stage * 2 * TILE_BYTES;
+        char* tile = ring + stage * Tile::TILE_BYTES;
         const uint32_t free = stage == 0 ? a.stages - 1 : stage - 1;
-        if (next_live) load_tile(a, shared.ring + free * 2 * TILE_BYTES, shared.slots, next_head);
+        if (next.live) Tile::load(a, ring + free * Tile::TILE_BYTES, next.slot(a.page_size));
         commit();
         stage = stage + 1 == a.stages ? 0 : stage + 1;
-        const int32_t next_slot = ahead.next(a);
-        next_head = ahead.s.head, next_live = ahead.live;
+        next = far;
+        far = ahead.next(a);
 
-        if (fresh && at + TILE >= s.end) {
-          // The warp that scores the new token puts it in; the others see its value after the barriers below.
+        if (fresh && at + TOKENS >= s.end) {
           const uint32_t row = s.len - 1 - at;
-          if (warp == row / (8 * TOKENS8)) {
-            for (uint32_t i = lane; i < 2 * COLUMNS; i += 32) {
-              const uint32_t is_v = i / COLUMNS, column = i % COLUMNS;
-              *reinterpret_cast<uint4*>(tile + is_v * TILE_BYTES + row * ROW + column * 16) =
-                  reinterpret_cast<const uint4*>(shared.fresh)[i];
-            }
-            __syncwarp();
+          for (uint32_t i = lane; i < 2 * Tile::COLUMNS; i += 32) {
+            const uint32_t is_v = i / Tile::COLUMNS, column = i % Tile::COLUMNS;
+            *reinterpret_cast<uint4*>(tile + is_v * Tile::K_BYTES + row * Tile::ROW + column * 16) =
+                reinterpret_cast<const uint4*>(shared.fresh)[i];
           }
+          __syncwarp();
         }
 
         // Score, and find each query's highest score.
-        float p[TOKENS8][4];
-        score(p, q, tile);
-        const uint32_t limit = s.end - at, token = warp * 8 * TOKENS8 + lane % 4 * 2;
-        float high[2] = {-INFINITY, -INFINITY};
+        float p[Tile::TOKENS8][4];
+        Tile::score(p, queries, tile);
+        const uint32_t limit = s.end - at;
+        float high[2] = {most[0], most[1]};
 #pragma unroll
-        for (int i = 0; i < TOKENS8; i++) {
+        for (int i = 0; i < Tile::TOKENS8; i++) {
 #pragma unroll
           for (int j = 0; j < 4; j++) {
-            p[i][j] = token + i * 8 + j % 2 < limit ? p[i][j] * scale : -INFINITY;
+            p[i][j] = lane % 4 * 2 + i * 8 + j % 2 < limit ? p[i][j] * scale : -INFINITY;
             high[j / 2] = fmaxf(high[j / 2], p[i][j]);
           }
         }
@@ -344,89 +219,44 @@ struct Decode {
         for (int half = 0; half < 2; half++) {
           high[half] = fmaxf(high[half], __shfl_xor_sync(~0u, high[half], 1));
           high[half] = fmaxf(high[half], __shfl_xor_sync(~0u, high[half], 2));
-          if (lane % 4 == 0) shared.most[warp * 16 + half * 8 + lane / 4] = high[half];
-        }
-        __syncthreads();
-        float kept[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float next = most[half];
-#pragma unroll
-          for (int i = 0; i < WARPS; i++) next = fmaxf(next, shared.most[i * 16 + half * 8 + lane / 4]);
-          kept[half] = exp2_fast(most[half] - next);
-          most[half] = next;
-          sum[half] *= kept[half];
         }
 
-        // Weigh the tokens; what came before is worth less by as much as the maximum has grown.
-#pragma unroll
-        for (int i = 0; i < TOKENS8; i++) {
+        // What came before is worth less by as much as the maximum has grown.
+        if (__any_sync(~0u, high[0] > most[0] || high[1] > most[1])) {
 #pragma unroll
           for (int half = 0; half < 2; half++) {
-            const float x = exp2_fast(p[i][2 * half] - most[half]), y = exp2_fast(p[i][2 * half + 1] - most[half]);
-            sum[half] += x + y;
-            char* to = shared.p + (half * 8 + lane / 4) * P_ROW + (token + i * 8) * 2;
-            *reinterpret_cast<uint32_t*>(to) = Kv::pair(x, y);
+            const float kept = exp2_fast(most[half] - high[half]);
+            most[half] = high[half];
+            sum[half] *= kept;
+#pragma unroll
+            for (int i = 0; i < Tile::D8; i++) out[i][2 * half] *= kept, out[i][2 * half + 1] *= kept;
           }
         }
+
+        // Weigh the tokens.
 #pragma unroll
-        for (int i = 0; i < WIDTH8; i++) {
+        for (int i = 0; i < Tile::TOKENS8; i++) {
 #pragma unroll
-          for (int j = 0; j < 4; j++) out[i][j] *= kept[j / 2];
+          for (int j = 0; j < 4; j++) {
+            p[i][j] = exp2_fast(p[i][j] - most[j / 2]);
+            sum[j / 2] += p[i][j];
+          }
         }
-        if (threadIdx.x < TILE) shared.slots[threadIdx.x] = next_slot;
-        __syncthreads();
-        if (warp * WIDTH < D) add_values(out, shared.p, tile + TILE_BYTES);
+        Tile::add_values(out, p, tile + Tile::K_BYTES);
+        output = reinterpret_cast<float*>(tile);
       }
 
-      // Sum over the warps' tokens.
+      // The place of the last tile is free until this warp's next tile but one is loaded, in the next segment.
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
         sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
-        if (lane % 4 == 0) shared.sums[warp * 16 + half * 8 + lane / 4] = sum[half];
       }
+      __syncwarp();
+      if (lane == 0) shared.outputs[warp] = output;
+      if (output != nullptr) Tile::put_output(output, out, most, sum);
       __syncthreads();
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        sum[half] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < WARPS; i++) sum[half] += shared.sums[i * 16 + half * 8 + lane / 4];
-      }
-
-      if (s.chunks == 1) {
-        minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + s.head * group) * D;
-        const float inverse[2] = {1.0f / sum[0], 1.0f / sum[1]};
-        for_outputs(out, [&](int half, uint32_t element, const auto& values) {
-          const uint32_t head = half * 8 + lane / 4;
-          if (head >= group) return;
-#pragma unroll
-          for (int i = 0; i < int(sizeof(values) / 4); i += 2) {
-            *reinterpret_cast<__nv_bfloat162*>(to + head * D + element + i) =
-                __floats2bfloat162_rn(values[i] * inverse[half], values[i + 1] * inverse[half]);
-          }
-        });
-      } else {
-        const Partials partials = Partials::of<D>(a, group);
-        const size_t row = size_t(Partials::place(blockIdx.x, s.first)) * group;
-        for_outputs(out, [&](int half, uint32_t element, const auto& values) {
-          const uint32_t head = half * 8 + lane / 4;
-          if (head >= group) return;
-#pragma unroll
-          for (int i = 0; i < int(sizeof(values) / 4); i += 2) {
-            *reinterpret_cast<float2*>(partials.out + (row + head) * D + element + i) =
-                make_float2(values[i], values[i + 1]);
-          }
-        });
-        if (warp == 0 && lane % 4 == 0) {
-#pragma unroll
-          for (int half = 0; half < 2; half++) {
-            const uint32_t head = half * 8 + lane / 4;
-            if (head < group) partials.sums[row + head] = make_float2(most[half], sum[half]);
-          }
-        }
-        if (arrive_last(a, s, shared.flag)) merge<D, THREADS>(a, s);
-      }
+      finish(a, s, shared);
     }
   }
 };

@@ -66,7 +66,8 @@ struct Bf16 {
 
   static __device__ __forceinline__ void store(Stored* to, const float (&f)[VEC]) { store8(to, pack(f)); }
 
-  // A query, from bf16.
+  // Queries as the products take them: made here, or as they come.
+  static __device__ __forceinline__ Vec8 query(const float (&f)[VEC]) { return pack(f); }
   static __device__ __forceinline__ Vec8 query(const Vec8& q) { return q; }
 };
 
@@ -81,17 +82,24 @@ struct Fp16 {
                                                bits(to_half2(f[4], f[5])), bits(to_half2(f[6], f[7])));
   }
 
-  static __device__ __forceinline__ Vec8 query(const Vec8& q) {
-    float f[VEC];
-    unpack(q, f);
+  static __device__ __forceinline__ Vec8 query(const float (&f)[VEC]) {
     Vec8 v;
     store(reinterpret_cast<Stored*>(&v), f);
     return v;
   }
+  static __device__ __forceinline__ Vec8 query(const Vec8& q) { return q; }
 };
 
 struct Fp8 : Fp16 {
   using Stored = uint8_t;
+
+  // Queries are bf16 outside.
+  static __device__ __forceinline__ Vec8 query(const Vec8& q) {
+    float f[VEC];
+    unpack(q, f);
+    return Fp16::query(f);
+  }
+  static __device__ __forceinline__ Vec8 query(const float (&f)[VEC]) { return query(pack(f)); }
 
   static __device__ __forceinline__ void store(Stored* to, const float (&f)[VEC]) {
     uint32_t word[2];

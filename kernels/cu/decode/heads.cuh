@@ -13,12 +13,12 @@ __device__ __forceinline__ uint32_t slot_of(const minisgl_decode_args& a, const 
   return a.pages[s.first_page + token / a.page_size] * a.page_size + token % a.page_size;
 }
 
-// Copies the queries of a pair to shared memory, `q_row` bytes apart.
+// Copies the queries of a pair to shared memory, `q_row` bytes apart. Those of fp16 are moved as if bf16.
 template <int D, int THREADS, typename Kv>
 __device__ __forceinline__ void copy_queries(const minisgl_decode_args& a, const Segment& s, char* q, int q_row) {
   constexpr uint32_t VECTORS = D / VEC;
   const uint32_t group = a.q_heads / a.kv_heads;
-  const minisgl_bf16* from = a.q + (size_t(s.row) * a.q_heads + s.head * group) * D;
+  const minisgl_bf16* from = static_cast<const minisgl_bf16*>(a.q) + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
   for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
     const uint32_t head = i / VECTORS, at = i % VECTORS * VEC;
     *reinterpret_cast<Vec8*>(q + head * q_row + 2 * at) = Kv::query(load8(from + head * D + at));
@@ -33,6 +33,7 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
   constexpr uint32_t HALF = D / 2, USED = HALF / VEC;
   constexpr uint32_t LANES = USED <= 4 ? 4 : USED <= 8 ? 8 : 16;
   const uint32_t group = a.q_heads / a.kv_heads, heads = group + (fresh ? 2 : 0);
+  const uint32_t kv_head = head_of_block(a);
   const uint32_t lane = threadIdx.x % LANES, at = lane * VEC;
   const uint32_t position = min(s.len, a.positions_len) - 1;
   const size_t row = size_t(s.row) * (a.q_heads + 2 * a.kv_heads);
@@ -41,12 +42,12 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
   for (uint32_t first = 0; first < heads; first += THREADS / LANES) {
     const uint32_t i = first + threadIdx.x / LANES;
     const bool live = i < heads && lane < USED, is_q = i < group, is_v = i > group;
-    const uint32_t head = is_q ? s.head * group + i : a.q_heads + (is_v ? a.kv_heads : 0) + s.head;
+    const uint32_t head = is_q ? kv_head * group + i : a.q_heads + (is_v ? a.kv_heads : 0) + kv_head;
 
     // Load both halves; add the bias.
     float lo[VEC] = {}, hi[VEC] = {};
     if (live) {
-      const minisgl_bf16* from = a.q + (row + head) * D + at;
+      const minisgl_bf16* from = static_cast<const minisgl_bf16*>(a.q) + (row + head) * D + at;
       const Vec8 lo_raw = load8(from), hi_raw = load8(from + HALF);
       unpack(lo_raw, lo);
       unpack(hi_raw, hi);
@@ -99,13 +100,13 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
 
     // Store where this block reads, and the pages keep.
     if (is_q) {
-      *reinterpret_cast<Vec8*>(q + i * q_row + 2 * at) = Kv::query(pack(lo));
-      *reinterpret_cast<Vec8*>(q + i * q_row + 2 * (at + HALF)) = Kv::query(pack(hi));
+      *reinterpret_cast<Vec8*>(q + i * q_row + 2 * at) = Kv::query(lo);
+      *reinterpret_cast<Vec8*>(q + i * q_row + 2 * (at + HALF)) = Kv::query(hi);
     } else {
       using Stored = typename Kv::Stored;
       Stored* near = fresh_kv + (is_v ? D : 0) + at;
       Stored* far = static_cast<Stored*>(is_v ? a.v_pages : a.k_pages) +
-                    (size_t(slot_of(a, s, s.len - 1)) * a.kv_heads + s.head) * D + at;
+                    (size_t(slot_of(a, s, s.len - 1)) * a.kv_heads + kv_head) * D + at;
       Kv::store(near, lo);
       Kv::store(near + HALF, hi);
       Kv::store(far, lo);

@@ -16,6 +16,15 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// Four elements of an output, divided by the sum of weights.
+__device__ __forceinline__ void store_output(minisgl_bf16* to, const float4& out, float sum) {
+  const float inverse = 1.0f / sum;
+  const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
+  *reinterpret_cast<uint2*>(to) =
+      make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+}
+
 // Where chunks are kept.
 struct Partials {
   float* out;    // [2 * blocks, group, D]
@@ -26,9 +35,10 @@ struct Partials {
     return {a.partials, reinterpret_cast<float2*>(a.partials + size_t(2) * gridDim.x * group * D)};
   }
 
-  // The place of a block for its chunk of a pair that begins in block `first`.
-  static __device__ __forceinline__ uint32_t place(uint32_t block, uint32_t first) {
-    return 2 * block + (block == first ? 1 : 0);
+  // The place, in rows of the group, of this key head's chunk in a team, of a pair that begins in team `first`.
+  static __device__ __forceinline__ size_t place(const minisgl_decode_args& a, uint32_t team, uint32_t first) {
+    const uint32_t block = team * a.kv_heads + head_of_block(a);
+    return size_t(2 * block + (team == first ? 1 : 0)) * (a.q_heads / a.kv_heads);
   }
 };
 
@@ -37,8 +47,9 @@ __device__ __forceinline__ bool arrive_last(const minisgl_decode_args& a, const 
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    const bool last = atomicAdd(a.arrived + s.first, 1) + 1 == s.chunks;
-    if (last) a.arrived[s.first] = 0;
+    uint32_t* arrived = a.arrived + s.first * a.kv_heads + head_of_block(a);
+    const bool last = atomicAdd(arrived, 1) + 1 == s.chunks;
+    if (last) *arrived = 0;
     *flag = last;
   }
   __syncthreads();
@@ -52,7 +63,7 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
   constexpr uint32_t VECTORS = D / 4, AHEAD = 8;
   const uint32_t group = a.q_heads / a.kv_heads;
   const Partials partials = Partials::of<D>(a, group);
-  minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + s.head * group) * D;
+  minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
   for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
     const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
     float most = -INFINITY, sum = 0.0f;
@@ -66,7 +77,7 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
         sums[j] = make_float2(-INFINITY, 0.0f);
         part[j] = {};
         if (chunk + j < s.chunks) {
-          const size_t row = size_t(Partials::place(s.first + chunk + j, s.first)) * group + head;
+          const size_t row = Partials::place(a, s.first + chunk + j, s.first) + head;
           sums[j] = __ldcg(partials.sums + row);
           part[j] = __ldcg(reinterpret_cast<const float4*>(partials.out + row * D + at));
         }
@@ -85,11 +96,7 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
         out.z += share * part[j].z, out.w += share * part[j].w;
       }
     }
-    const float inverse = 1.0f / sum;
-    const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
-    const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
-    *reinterpret_cast<uint2*>(to + head * D + at) =
-        make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
+    store_output(to + head * D + at, out, sum);
   }
 }
 

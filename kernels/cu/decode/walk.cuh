@@ -9,30 +9,33 @@ namespace minisgl {
 // KV tokens that are never cut apart.
 constexpr uint32_t UNIT = 16;
 
-constexpr uint32_t BLOCK_WORDS = 8;
-
 // Some tokens of one pair.
 struct Segment {
   uint32_t row;         // of the request
-  uint32_t head;        // key head
   uint32_t begin, end;  // tokens
   uint32_t len;         // of the request
   uint32_t first_page;  // of the request, in the list of pages
-  uint32_t first;       // block of the pair's first chunk
+  uint32_t first;       // team of the pair's first chunk
   uint32_t chunks;      // of the pair
 };
 
-// One pass over a block's work.
+// The blocks of a team have the same segments, each of another key head.
+__device__ __forceinline__ uint32_t head_of_block(const minisgl_decode_args& a) { return blockIdx.x % a.kv_heads; }
+
+__device__ __forceinline__ uint32_t team_of_block(const minisgl_decode_args& a) { return blockIdx.x / a.kv_heads; }
+
+// One pass over a team's work.
 struct Walk {
   const int4* rows;
-  uint32_t heads, at, end, row, share;
+  uint32_t at, end, row, share;
   uint32_t base, stride, len, first_page;  // of the row
 
-  __device__ __forceinline__ Walk(const minisgl_decode_args& a) : heads(a.kv_heads) {
-    const int4* blocks = reinterpret_cast<const int4*>(a.work);
-    const int4 head = blocks[2 * blockIdx.x], of_row = blocks[2 * blockIdx.x + 1];
-    rows = blocks + 2 * gridDim.x;
-    at = head.x, end = head.y, row = head.z, share = head.w;
+  __device__ __forceinline__ explicit Walk(const minisgl_decode_args& a) {
+    const uint32_t teams = gridDim.x / a.kv_heads, team = team_of_block(a);
+    const int4* of_teams = reinterpret_cast<const int4*>(a.work);
+    const int4 range = of_teams[2 * team], of_row = of_teams[2 * team + 1];
+    rows = of_teams + 2 * teams;
+    at = range.x, end = range.y, row = range.z, share = range.w;
     set(of_row);
   }
 
@@ -43,20 +46,16 @@ struct Walk {
   // The next segment; false if there is none.
   __device__ __forceinline__ bool next(Segment& s) {
     while (at < end) {
-      const uint32_t in_row = at - base;
-      if (in_row >= stride * heads) {
-        set(rows[++row]);
-        continue;
-      }
-      const uint32_t head = in_row / stride, from = in_row % stride, pair = at - from;
-      const uint32_t units = (len + UNIT - 1) / UNIT;
+      const uint32_t from = at - base, units = (len + UNIT - 1) / UNIT;
       if (from >= units) {
-        at = pair + stride;
+        // Beyond its units nobody works on a row; a row of padding has none.
+        at = max(at, base + stride);
+        if (at < end) set(rows[++row]);
         continue;
       }
-      const uint32_t to = min(units, from + end - at), first = pair / share;
-      s = {row, head, from * UNIT, min(to * UNIT, len), len, first_page, first, (pair + units - 1) / share - first + 1};
-      at = to == units ? pair + stride : end;
+      const uint32_t to = min(units, from + end - at), first = base / share;
+      s = {row, from * UNIT, min(to * UNIT, len), len, first_page, first, (base + units - 1) / share - first + 1};
+      at = to == units ? base + stride : end;
       return true;
     }
     return false;

@@ -6,7 +6,7 @@ extern "C" int minisgl_fa_run_64(const minisgl_fa_args* args, void* stream) {
 }
 
 extern "C" int minisgl_fa_run_128(const minisgl_fa_args* args, void* stream) {
-  return minisgl::fa_run<128, 128, 128>(args, stream);
+  return minisgl::fa_run<128, 128, 96>(args, stream);
 }
 
 extern "C" int minisgl_fa_run_256(const minisgl_fa_args* args, void* stream) {

@@ -10,7 +10,7 @@
 // Bound: matrix units.
 #pragma once
 
-#include "../minisgl.h"
+#include "../attention.h"
 #include "cutlass_utils.cuh"
 
 #include <flashinfer/attention/hopper/default_params.cuh>

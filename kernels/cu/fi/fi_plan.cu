@@ -1,7 +1,7 @@
 // Attention backend `fi`: how FlashInfer cuts a batch up. Runs on the host, copies its work lists to the
 // device on the stream.
 
-#include "../minisgl.h"
+#include "../attention.h"
 
 #include <flashinfer/attention/scheduler.cuh>
 

@@ -9,9 +9,6 @@ use super::{
 };
 use crate::{Device, LaunchError};
 
-/// Rows a request, on average, from which `fa` serves prefill faster than `fi`.
-const FA_ROWS: usize = 128;
-
 /// A kind of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -118,19 +115,15 @@ impl Prefill {
         batch: AttentionBatch<'_>,
     ) -> Result<Backend, AttentionError> {
         match (&mut self.fi, &mut self.fa) {
-            (Some(fi), None) => {
-                self.chosen = Backend::Fi;
-                fi.plan(device, batch)?;
-            }
-            (Some(fi), Some(_)) if !batch.is_for_fa() => {
-                self.chosen = Backend::Fi;
-                fi.plan(device, batch)?;
-            }
-            (_, Some(fa)) => {
+            (fi, Some(fa)) if fi.is_none() || fa.suits(batch) => {
                 self.chosen = Backend::Fa;
                 fa.plan(device, batch)?;
             }
-            (None, None) => {}
+            (Some(fi), _) => {
+                self.chosen = Backend::Fi;
+                fi.plan(device, batch)?;
+            }
+            _ => {} // `new` makes one of them at least.
         }
         Ok(self.chosen)
     }
@@ -154,14 +147,6 @@ impl Prefill {
             (Backend::Fa, _, Some(fa)) => unsafe { fa.launch(device, args) },
             _ => Ok(()), // `new` makes what `plan` chooses.
         }
-    }
-}
-
-impl AttentionBatch<'_> {
-    /// Whether `fa` is the faster one for these rows.
-    fn is_for_fa(&self) -> bool {
-        let rows = self.q_starts.last().zip(self.q_starts.first()).map_or(0, |(end, at)| end - at);
-        rows as usize >= FA_ROWS * self.last_page_len.len()
     }
 }
 

@@ -14,7 +14,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use half::bf16;
 
 use super::decode_plan::DecodeTuning;
-use super::{AttentionError, DecodePlanner, Heads, KvArrayMut, KvType};
+use super::{AttentionError, DecodePlanner, Heads, KvArray, KvArrayMut, KvType};
 use crate::abi;
 use crate::array::DeviceArray;
 use crate::device::Grid;
@@ -27,14 +27,11 @@ pub const DECODE_GROUP_MAX: usize = 16;
 
 const THREADS: u32 = 128;
 
-/// Tiles of K and V in shared memory at most.
-const STAGES_MAX: u32 = 4;
-
 /// What decode attention starts from.
 pub enum DecodeInput<'a> {
-    /// Queries that are normalised and rotated, `[rows, q_heads, head_dim]`; the new tokens' K and V are in
-    /// their pages already.
-    Queries(Array<'a, bf16>),
+    /// Queries that are normalised and rotated, `[rows, q_heads, head_dim]`: fp16 for pages of fp16, bf16
+    /// otherwise. The new tokens' K and V are in their pages already.
+    Queries(KvArray<'a>),
     /// Rows of the QKV projection: does what [`crate::ops::QkRopePage`] does, to the same bits, and then
     /// attends. The position of a request's new token is its number of tokens less one, its slot the one
     /// that its pages have for that position.
@@ -144,7 +141,10 @@ impl DecodeAttention {
             return Err(AttentionError::Backend { what, code: -1 });
         };
         let kernel = kernel.unwrap_or(Kernel::DecodeBf16D128);
-        let blocks = blocks * device.multiprocessors();
+        // Whole teams; what is left over of the grid is less than one.
+        let teams = blocks * device.multiprocessors() / kv_heads as u32;
+        check.that(teams > 0, || format!("{kv_heads} key heads are more than the GPU's blocks"))?;
+        let blocks = teams * kv_heads as u32;
         let shared_bytes = bytes(stages) as u32;
         device.allow_shared(kernel, shared_bytes).map_err(failed)?;
         let floats = 2 * blocks as usize * (q_heads / kv_heads) * (head_dim + 2);
@@ -162,7 +162,7 @@ impl DecodeAttention {
 
     /// What plans batches for this grid. It needs no GPU and may go to another thread.
     pub fn planner(&self) -> DecodePlanner {
-        DecodePlanner::new(self.heads.kv_heads as u32, self.grid.blocks.0, self.tuning)
+        DecodePlanner::new(self.grid.blocks.0 / self.heads.kv_heads as u32, self.tuning)
     }
 
     /// Puts attention of one layer over the planned batch onto the device's stream.
@@ -218,7 +218,13 @@ impl DecodeAttention {
             scale: args.scale,
         };
         match &args.input {
-            DecodeInput::Queries(q) => call.q = check.array("q", q, &[rows, q_heads, head_dim])?,
+            DecodeInput::Queries(q) => {
+                let wanted = if self.kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };
+                check.that(q.kv_type() == wanted, || {
+                    format!("queries are {:?}, for pages of {:?}", q.kv_type(), self.kv)
+                })?;
+                call.q = check.array("q", q, &[rows, q_heads, head_dim])?;
+            }
             DecodeInput::Qkv { qkv, bias, norm, cos_sin } => {
                 let heads = q_heads + 2 * kv_heads;
                 let positions = cos_sin.len() / head_dim;
@@ -245,7 +251,7 @@ impl DecodeAttention {
     }
 }
 
-/// Blocks of a multiprocessor and tiles in flight of each: the first that fits is taken.
+/// Blocks of a multiprocessor and tiles of each warp: the first that fits is taken.
 const SHAPES: [(u32, u32); 6] = [(2, 4), (2, 3), (1, 4), (2, 2), (1, 3), (1, 2)];
 
 /// Shared memory that the driver takes of each block.
@@ -253,15 +259,13 @@ const DRIVER_BYTES: usize = 1 << 10;
 
 /// Dynamic shared memory of a block, as `cu/decode/decode.cuh` lays it out.
 fn shared_bytes(head_dim: usize, kv: KvType, stages: u32) -> usize {
-    let tile = if head_dim > 128 { 32 } else { 64 };
-    let row = head_dim * kv.bytes() + 16;
-    let queries = 16 * (2 * head_dim + 16);
-    let probabilities = 16 * (2 * tile + 16);
-    let fresh = 2 * head_dim * kv.bytes();
-    let slots = 4 * tile * STAGES_MAX as usize;
     let warps = THREADS as usize / 32;
-    let reductions = 2 * 4 * 16 * warps;
-    stages as usize * 2 * tile * row + queries + probabilities + fresh + slots + reductions + 16
+    let tokens = if kv == KvType::Fp8 { 32 } else { 16 };
+    let tiles = warps * stages as usize * 2 * tokens * (head_dim * kv.bytes() + 16);
+    let queries = 16 * (2 * head_dim + 16);
+    let fresh = 2 * head_dim * kv.bytes();
+    // Where outputs are, and a flag.
+    tiles + queries + fresh + warps * 8 + 8
 }
 
 fn kernel(head_dim: usize, kv: KvType) -> Option<Kernel> {

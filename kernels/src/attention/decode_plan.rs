@@ -1,24 +1,25 @@
-//! How a batch of decode tokens is cut into nearly equal shares, one for each block of the kernel.
+//! How a batch of decode tokens is cut into nearly equal shares, one for each team of the kernel's blocks.
 //!
-//! The KV tokens of every (request, key head) are laid end to end, in units of [`UNIT`] tokens, and the
-//! line is cut into pieces of equal length: block `b` works on units `b * share .. (b + 1) * share`. A pair
-//! that is cut has one chunk in each of several consecutive blocks; the last of them to finish merges the
-//! chunks. After the units of a pair come some that nobody works on: either what it costs to
-//! begin a pair, or as many as let every pair start at a cut. FlashInfer (Ye et al., MLSys 2025, section 3.3)
-//! balances by the same idea with explicit lists of tiles.
+//! A team has a block for each key head. The KV tokens of all requests are laid end to end, in units of
+//! [`UNIT`] tokens, and the line is cut into pieces of equal length: team `t` works on units
+//! `t * share .. (t + 1) * share`. A request that is cut has one chunk in each of several consecutive teams;
+//! for each key head, the last of them to finish merges the chunks. After the units of a request come some
+//! that nobody works on: either what it costs to begin a request, or as many as let every request start at a
+//! cut. FlashInfer (Ye et al., MLSys 2025, section 3.3) balances by the same idea with explicit lists of
+//! tiles.
 //!
 //! Owns: the work list's layout. Must never: touch a GPU, or allocate.
 //!
 //! The work list, i32:
-//! - for each block 8: first unit, end of its units, request it starts in, share; and that request's row
-//! - for each request 4, its row: first unit, units from one of its pairs to the next, tokens, first page
+//! - for each team 8: first unit, end of its units, request it starts in, share; and that request's row
+//! - for each request 4, its row: first unit, units from it to the next request's, tokens, first page
 
 use crate::LaunchError;
 
 /// KV tokens that are never cut apart.
 pub const UNIT: usize = 16;
 
-const BLOCK_WORDS: usize = 8;
+const TEAM_WORDS: usize = 8;
 const ROW_WORDS: usize = 4;
 
 /// How the kernel is shaped and what is assumed of its costs. Changes results by rounding only.
@@ -28,9 +29,9 @@ pub struct DecodeTuning {
     pub blocks: Option<u32>,
     /// Tiles of K and V in each block's shared memory, 2 to 4; none: as many as fit.
     pub stages: Option<u32>,
-    /// What beginning and ending a (request, key head) pair costs, in units.
+    /// What beginning and ending a request costs, in units.
     pub begin: u32,
-    /// The least share of a block, in units.
+    /// The least share of a team, in units.
     pub share_min: u32,
 }
 
@@ -43,19 +44,18 @@ impl Default for DecodeTuning {
 /// Plans for one grid of blocks; see [`super::DecodeAttention::planner`].
 #[derive(Clone, Copy, Debug)]
 pub struct DecodePlanner {
-    kv_heads: u32,
-    blocks: u32,
+    teams: u32,
     tuning: DecodeTuning,
 }
 
 impl DecodePlanner {
-    pub(crate) fn new(kv_heads: u32, blocks: u32, tuning: DecodeTuning) -> DecodePlanner {
-        DecodePlanner { kv_heads, blocks, tuning }
+    pub(crate) fn new(teams: u32, tuning: DecodeTuning) -> DecodePlanner {
+        DecodePlanner { teams, tuning }
     }
 
     /// Length of the work list for batches of up to `rows` requests.
     pub fn words(&self, rows: usize) -> usize {
-        BLOCK_WORDS * self.blocks as usize + ROW_WORDS * rows
+        TEAM_WORDS * self.teams as usize + ROW_WORDS * rows
     }
 
     /// Writes the work list of one step.
@@ -66,7 +66,7 @@ impl DecodePlanner {
     /// rows that the launch has; rows beyond `lens` are padding.
     ///
     /// # Errors
-    /// The lengths do not fit together, or the batch has 2^31 units.
+    /// The lengths do not fit together, or a request has 2^31 tokens, or the batch 2^31 units.
     pub fn plan(
         &self,
         lens: &[u32],
@@ -74,24 +74,26 @@ impl DecodePlanner {
         work: &mut [i32],
     ) -> Result<(), LaunchError> {
         let refuse = |what| Err(LaunchError::Argument { op: "decode", what });
-        let blocks = self.blocks as usize;
+        let teams = self.teams as usize;
         if work.len() < self.words(lens.len()) || page_starts.len() < lens.len() {
             return refuse(format!(
-                "{} requests, {} starts of pages and a work list of {} words for {blocks} blocks",
+                "{} requests, {} starts of pages and a work list of {} words for {teams} teams",
                 lens.len(),
                 page_starts.len(),
                 work.len(),
             ));
         }
-        let heads = u64::from(self.kv_heads);
         let units: u64 = lens.iter().map(|&len| u64::from(units_of(len))).sum();
         let live = lens.iter().filter(|&&len| len > 0).count() as u64;
         let begin = u64::from(self.tuning.begin);
-        let even = (heads * (units + live * begin)).div_ceil(u64::from(self.blocks));
+        let even = (units + live * begin).div_ceil(u64::from(self.teams));
         // What nobody works on included, the line is no longer than this.
         let share_max = even.max(u64::from(self.tuning.share_min)) + begin;
-        if u64::from(self.blocks) * (share_max + 1) > i32::MAX as u64 {
-            return refuse(format!("{units} units of {UNIT} tokens are too many"));
+        let long = lens.iter().any(|&len| len > i32::MAX as u32);
+        if long || u64::from(self.teams) * (share_max + 1) > i32::MAX as u64 {
+            return refuse(format!(
+                "{units} units of {UNIT} tokens, or one of the lengths, are too many"
+            ));
         }
         let even = (even as u32).max(self.tuning.share_min);
         let aligned = self.aligned_share(lens, live, units);
@@ -100,11 +102,11 @@ impl DecodePlanner {
             _ => (even, false),
         };
 
-        // The rows, then each block's first.
-        let (of_blocks, of_rows) = work.split_at_mut(BLOCK_WORDS * blocks);
+        // The rows, and each team's first.
+        let (of_teams, of_rows) = work.split_at_mut(TEAM_WORDS * teams);
         of_rows.fill(0);
         let mut at = 0_u32;
-        let mut block = 0;
+        let mut team = 0;
         for (row, (&len, out)) in lens.iter().zip(of_rows.chunks_exact_mut(ROW_WORDS)).enumerate() {
             if len == 0 {
                 continue;
@@ -114,40 +116,40 @@ impl DecodePlanner {
                 false => units_of(len) + self.tuning.begin,
             };
             out.copy_from_slice(&[at as i32, stride as i32, len as i32, page_starts[row]]);
-            let end = at + stride * self.kv_heads;
-            while block * share < end && block < self.blocks {
-                let words = &mut of_blocks[BLOCK_WORDS * block as usize..][..BLOCK_WORDS];
+            let end = at + stride;
+            while team * share < end && team < self.teams {
+                let words = &mut of_teams[TEAM_WORDS * team as usize..][..TEAM_WORDS];
                 words[..4].copy_from_slice(&[
-                    (block * share) as i32,
-                    ((block + 1) * share) as i32, // Cut down below.
+                    (team * share) as i32,
+                    ((team + 1) * share) as i32, // Cut down below.
                     row as i32,
                     share as i32,
                 ]);
                 words[4..].copy_from_slice(out);
-                block += 1;
+                team += 1;
             }
             at = end;
         }
-        if let Some(last) = block.checked_sub(1) {
-            of_blocks[BLOCK_WORDS * last as usize + 1] = at as i32;
+        if let Some(last) = team.checked_sub(1) {
+            of_teams[TEAM_WORDS * last as usize + 1] = at as i32;
         }
-        of_blocks[BLOCK_WORDS * block as usize..].fill(0);
+        of_teams[TEAM_WORDS * team as usize..].fill(0);
         Ok(())
     }
 
-    /// The least share with which every pair can start at a cut; none if there are more pairs than blocks.
+    /// The least share with which every request can start at a cut; none if there are more requests than teams.
     fn aligned_share(&self, lens: &[u32], live: u64, units: u64) -> Option<u32> {
-        let (heads, blocks) = (u64::from(self.kv_heads), u64::from(self.blocks));
-        if live == 0 || live * heads > blocks {
+        let teams = u64::from(self.teams);
+        if live == 0 || live > teams {
             return None;
         }
         let fits = |share: u32| {
             let chunks: u64 =
                 lens.iter().map(|&len| u64::from(units_of(len).div_ceil(share))).sum();
-            chunks * heads <= blocks
+            chunks <= teams
         };
         // Shares in low.. may fit, high does.
-        let mut low = ((heads * units).div_ceil(blocks) as u32).max(self.tuning.share_min);
+        let mut low = (units.div_ceil(teams) as u32).max(self.tuning.share_min);
         let mut high = lens.iter().map(|&len| units_of(len)).max().unwrap_or(1).max(low);
         while low < high {
             let middle = low + (high - low) / 2;

@@ -1,13 +1,12 @@
-//! The work list, walked as the kernel walks it: every token of every pair once, in order.
+//! The work list, walked as the kernel walks it: every token of every request once, in order.
 
 use super::*;
 
-/// What one block does of one pair.
+/// What one team does of one request.
 #[derive(Debug, PartialEq)]
 struct Segment {
-    block: u32,
+    team: u32,
     row: u32,
-    head: u32,
     tokens: std::ops::Range<u32>,
     /// Chunk, of how many.
     chunk: (u32, u32),
@@ -15,86 +14,78 @@ struct Segment {
 
 /// The walk of `cu/decode/walk.cuh`.
 fn walk(planner: &DecodePlanner, work: &[i32]) -> Vec<Segment> {
-    let rows = &work[BLOCK_WORDS * planner.blocks as usize..];
+    let rows = &work[TEAM_WORDS * planner.teams as usize..];
     let mut segments = Vec::new();
-    for block in 0..planner.blocks {
-        let words = &work[BLOCK_WORDS * block as usize..][..BLOCK_WORDS];
+    for team in 0..planner.teams {
+        let words = &work[TEAM_WORDS * team as usize..][..TEAM_WORDS];
         let words: Vec<u32> = words.iter().map(|&word| word as u32).collect();
         let (mut at, end, mut row, share) = (words[0], words[1], words[2], words[3]);
         let mut of_row = [words[4], words[5], words[6], words[7]];
         while at < end {
             let [base, stride, len, _] = of_row;
-            if at >= base + stride * planner.kv_heads {
-                row += 1;
-                of_row = std::array::from_fn(|i| rows[ROW_WORDS * row as usize + i] as u32);
-                continue;
-            }
-            let (head, from) = ((at - base) / stride, (at - base) % stride);
-            let pair = at - from;
-            let units = units_of(len);
+            let (from, units) = (at - base, units_of(len));
             if from >= units {
-                at = pair + stride;
+                at = at.max(base + stride);
+                if at < end {
+                    row += 1;
+                    of_row = std::array::from_fn(|i| rows[ROW_WORDS * row as usize + i] as u32);
+                }
                 continue;
             }
             let to = units.min(from + end - at);
-            let first = pair / share;
+            let first = base / share;
             let tokens = from * 16..len.min(to * 16);
-            let chunks = (pair + units - 1) / share - first + 1;
-            segments.push(Segment { block, row, head, tokens, chunk: (block - first, chunks) });
-            at = if to == units { pair + stride } else { end };
+            let chunks = (base + units - 1) / share - first + 1;
+            segments.push(Segment { team, row, tokens, chunk: (team - first, chunks) });
+            at = if to == units { base + stride } else { end };
         }
     }
     segments
 }
 
-/// Checks a plan; gives the most units of a block.
+/// Checks a plan; gives the most units of a team.
 fn check(planner: &DecodePlanner, lens: &[u32], rows: usize) -> u32 {
     let page_starts: Vec<i32> = (0..lens.len() as i32).map(|row| row * 7).collect();
     let mut work = vec![-1; planner.words(rows)];
     planner.plan(lens, &page_starts, &mut work).unwrap();
-    for (row, words) in work[BLOCK_WORDS * planner.blocks as usize..].chunks(ROW_WORDS).enumerate()
-    {
+    for (row, words) in work[TEAM_WORDS * planner.teams as usize..].chunks(ROW_WORDS).enumerate() {
         let live = lens.get(row).is_some_and(|&len| len > 0);
         let expected = if live { (lens[row] as i32, page_starts[row]) } else { (0, 0) };
         assert_eq!((words[2], words[3]), expected);
     }
     let mut segments = walk(planner, &work);
-    let mut most = vec![0; planner.blocks as usize];
+    let mut most = vec![0; planner.teams as usize];
     for segment in &segments {
-        most[segment.block as usize] += segment.tokens.len().div_ceil(UNIT) as u32;
+        most[segment.team as usize] += segment.tokens.len().div_ceil(UNIT) as u32;
     }
-    // The merge finds its chunks by these rules: at most one chunk that goes on from the block before, at
-    // most one that goes on in the next.
-    for block in 0..planner.blocks {
-        let of_block = || segments.iter().filter(|segment| segment.block == block);
-        assert!(of_block().filter(|segment| segment.chunk.0 > 0).count() <= 1);
+    // The merge finds its chunks by these rules: at most one chunk that goes on from the team before, at most
+    // one that goes on in the next.
+    for team in 0..planner.teams {
+        let of_team = || segments.iter().filter(|segment| segment.team == team);
+        assert!(of_team().filter(|segment| segment.chunk.0 > 0).count() <= 1);
         let goes_on = |segment: &&Segment| segment.chunk.0 == 0 && segment.chunk.1 > 1;
-        assert!(of_block().filter(goes_on).count() <= 1);
+        assert!(of_team().filter(goes_on).count() <= 1);
     }
-    segments.sort_by_key(|segment| (segment.row, segment.head, segment.tokens.start));
+    segments.sort_by_key(|segment| (segment.row, segment.tokens.start));
     let mut segments = segments.into_iter().peekable();
     for (row, &len) in lens.iter().enumerate().filter(|&(_, &len)| len > 0) {
-        for head in 0..planner.kv_heads {
-            let (mut at, mut chunk, mut blocks, mut chunks) = (0, 0, None, 0);
-            while at < len {
-                let segment = segments.next().unwrap();
-                let expected = (row as u32, head, at, chunk);
-                let got = (segment.row, segment.head, segment.tokens.start, segment.chunk.0);
-                assert_eq!(got, expected, "{lens:?}");
-                let first = *blocks.get_or_insert(segment.block);
-                assert_eq!(segment.block, first + chunk);
-                assert!(segment.tokens.end > at);
-                (at, chunk, chunks) = (segment.tokens.end, chunk + 1, segment.chunk.1);
-            }
-            assert_eq!((at, chunk), (len, chunks), "{lens:?}");
+        let (mut at, mut chunk, mut first, mut chunks) = (0, 0, None, 0);
+        while at < len {
+            let segment = segments.next().unwrap();
+            let got = (segment.row, segment.tokens.start, segment.chunk.0);
+            assert_eq!(got, (row as u32, at, chunk), "{lens:?}");
+            assert_eq!(segment.team, *first.get_or_insert(segment.team) + chunk);
+            assert!(segment.tokens.end > at);
+            (at, chunk, chunks) = (segment.tokens.end, chunk + 1, segment.chunk.1);
         }
+        assert_eq!((at, chunk), (len, chunks), "{lens:?}");
     }
     assert_eq!(segments.next(), None);
     most.into_iter().max().unwrap()
 }
 
-fn planner(kv_heads: u32, blocks: u32) -> DecodePlanner {
-    DecodePlanner::new(kv_heads, blocks, DecodeTuning::default())
+fn planner(teams: u32) -> DecodePlanner {
+    DecodePlanner::new(teams, DecodeTuning::default())
 }
 
 /// SplitMix64.
@@ -106,7 +97,7 @@ fn random(state: &mut u64) -> u64 {
 }
 
 #[test]
-fn every_token_of_every_pair_is_in_one_chunk() {
+fn every_token_is_in_one_chunk() {
     let mut state = 7;
     for round in 0..3000_u32 {
         let below = |state: &mut u64, n: u64| random(state) % n;
@@ -115,21 +106,21 @@ fn every_token_of_every_pair_is_in_one_chunk() {
         let scale = 1 + below(&mut state, 17);
         let lens: Vec<u32> =
             (0..used).map(|_| below(&mut state, (1 << scale) + 1) as u32).collect();
-        let (kv_heads, blocks) = (1 + below(&mut state, 9), 1 + below(&mut state, 300));
+        let teams = 1 + below(&mut state, 300) as u32;
         let (begin, share_min) = (below(&mut state, 5), 1 + below(&mut state, 8));
         let (begin, share_min) = (begin as u32, share_min as u32);
         let tuning = DecodeTuning { begin, share_min, ..DecodeTuning::default() };
-        check(&DecodePlanner::new(kv_heads as u32, blocks as u32, tuning), &lens, rows);
+        check(&DecodePlanner::new(teams, tuning), &lens, rows);
     }
 }
 
 #[test]
-fn one_request_is_spread_over_the_grid() {
-    // 63 units, 8 heads.
-    assert_eq!(check(&planner(8, 132), &[1000], 1), 4);
-    assert_eq!(check(&planner(8, 264), &[1000], 4), 4);
-    assert_eq!(check(&planner(8, 264), &[8000], 1), 16);
-    assert_eq!(check(&planner(8, 132), &[1], 1), 1);
+fn one_request_is_spread_over_the_teams() {
+    // 63 units.
+    assert_eq!(check(&planner(16), &[1000], 1), 4);
+    assert_eq!(check(&planner(33), &[1000], 4), 4);
+    assert_eq!(check(&planner(33), &[8000], 1), 16);
+    assert_eq!(check(&planner(16), &[1], 1), 1);
 }
 
 #[test]
@@ -139,27 +130,29 @@ fn shares_are_nearly_equal_whatever_the_mix() {
         let lens: Vec<u32> =
             (0..requests).map(|_| 100 + (random(&mut state) % 1500) as u32).collect();
         let units: u32 = lens.iter().map(|&len| units_of(len)).sum();
-        let most = check(&planner(8, 264), &lens, requests as usize);
-        let even = f64::from(units) * 8.0 / 264.0;
+        let most = check(&planner(33), &lens, requests as usize);
+        let even = f64::from(units) / 33.0;
         assert!(f64::from(most) < 1.08 * even + 2.0, "{requests} requests: {most} of {even}");
     }
     let mut lens = vec![20; 100];
     lens[50] = 131_072;
-    assert!(check(&planner(8, 264), &lens, 128) < 270);
+    assert!(check(&planner(33), &lens, 128) < 270);
 }
 
 #[test]
 fn nothing_to_do_is_a_plan_too() {
-    assert_eq!(check(&planner(8, 264), &[], 4), 0);
-    assert_eq!(check(&planner(8, 264), &[0, 0, 0], 4), 0);
-    assert_eq!(check(&planner(2, 264), &[0, 5, 0], 4), 1);
+    assert_eq!(check(&planner(33), &[], 4), 0);
+    assert_eq!(check(&planner(33), &[0, 0, 0], 4), 0);
+    assert_eq!(check(&planner(132), &[0, 5, 0], 4), 1);
 }
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let planner = planner(8, 264);
+    let planner = planner(33);
     let mut work = vec![0; planner.words(2)];
     assert!(planner.plan(&[1, 2, 3], &[0, 1, 2], &mut work).is_err());
     assert!(planner.plan(&[1, 2], &[0], &mut work).is_err());
-    assert!(planner.plan(&[u32::MAX, u32::MAX], &[0, 1], &mut work).is_err());
+    assert!(planner.plan(&[1, 1 << 31], &[0, 1], &mut work).is_err());
+    let mut work = vec![0; planner.words(17)];
+    assert!(planner.plan(&[i32::MAX as u32; 17], &[0; 17], &mut work).is_err());
 }

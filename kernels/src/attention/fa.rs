@@ -9,7 +9,7 @@ use std::ffi::c_void;
 use cudarc::driver::{CudaEvent, CudaSlice, PinnedHostSlice, result};
 
 use super::wide::Wide;
-use super::work::{LISTS, Tiles, Work, pieces_max};
+use super::work::{Group, LISTS, Tiles, Work, pieces_max};
 use super::{AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttentionArgs};
 use crate::abi::FaArgs;
 use crate::array::DeviceArray;
@@ -25,12 +25,11 @@ unsafe extern "C" {
 }
 
 /// The kernel for heads of a width, and its tiles as `cu/fa/fa_run.cu` has them.
-fn kernel(width: usize, q_heads: usize) -> (Run, Tiles) {
-    let heads = q_heads;
+fn kernel(width: usize) -> (Run, Tiles) {
     match width {
-        64 => (minisgl_fa_run_64, Tiles { rows: 192, keys: 96, heads }),
-        128 => (minisgl_fa_run_128, Tiles { rows: 128, keys: 128, heads }),
-        _ => (minisgl_fa_run_256, Tiles { rows: 128, keys: 64, heads }),
+        64 => (minisgl_fa_run_64, Tiles { rows: 192, keys: 96 }),
+        128 => (minisgl_fa_run_128, Tiles { rows: 128, keys: 96 }),
+        _ => (minisgl_fa_run_256, Tiles { rows: 128, keys: 64 }),
     }
 }
 
@@ -75,7 +74,7 @@ impl PagedPrefill {
         })?;
         let failed = |source| AttentionError::Driver { what: "allocating work lists", source };
         let (stream, blocks) = (device.stream(), device.multiprocessors() as usize);
-        let (_, tiles) = kernel(heads.width(), heads.q_heads);
+        let (_, tiles) = kernel(heads.width());
         let pieces = pieces_max(limits.rows, limits.requests, tiles) * heads.q_heads;
         let words = starts_len(blocks) + pieces * LISTS;
         check.count("words of the work lists", words)?;
@@ -94,6 +93,18 @@ impl PagedPrefill {
             rows: [0; 2],
             requests: 0,
         })
+    }
+
+    /// Whether this backend is faster than `fi` for a batch. As measured on an H100, it is where three quarters of
+    /// its tiles are rows of the batch, or half of them where they are few enough to run all at once.
+    pub fn suits(&self, batch: AttentionBatch<'_>) -> bool {
+        let (_, tiles) = kernel(self.heads.width());
+        let of_each = batch.q_starts.windows(2).map(|ends| (ends[1] - ends[0]).max(0) as usize);
+        let (rows, pieces) = of_each.fold((0, 0), |(rows, pieces), of_this| {
+            (rows + of_this, pieces + of_this.div_ceil(tiles.rows))
+        });
+        let at_once = pieces * self.heads.q_heads <= self.blocks;
+        rows * 4 >= pieces * tiles.rows * if at_once { 2 } else { 3 }
     }
 
     /// Deals a batch out and copies the work lists to the device, on its stream. Waits if the copy of the plan
@@ -131,10 +142,11 @@ impl PagedPrefill {
         // SAFETY: `len` pinned integers that only this borrow reaches; the copy out of them is over.
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
         let (starts, lists) = words.split_at_mut(starts_len(self.blocks));
-        let (_, tiles) = kernel(self.heads.width(), self.heads.q_heads);
-        let Heads { q_heads, page_size, .. } = self.heads;
+        let (_, tiles) = kernel(self.heads.width());
+        let Heads { q_heads, kv_heads, page_size, .. } = self.heads;
+        let group = Group { q_heads, size: q_heads / kv_heads };
         let starts = &mut starts[..self.blocks + 1];
-        self.pieces = self.work.deal(batch, page_size, q_heads, tiles, (starts, lists));
+        self.pieces = self.work.deal(batch, page_size, group, tiles, (starts, lists));
         (self.rows, self.requests) = (rows, requests);
         let used = starts_len(self.blocks) + self.pieces * LISTS;
         let to = Array::from(&self.words).address();
@@ -171,7 +183,7 @@ impl PagedPrefill {
             (q, out) = unsafe { wide.widen(&check, q, first..end)? };
         }
         let words = Array::from(&self.words).address();
-        let (run, tiles) = kernel(self.heads.width(), self.heads.q_heads);
+        let (run, tiles) = kernel(self.heads.width());
         let call = FaArgs {
             q,
             k_pages: args.k_pages.address(),
@@ -194,6 +206,8 @@ impl PagedPrefill {
         // SAFETY: the arrays were checked above, what they hold is the caller's promise, and the
         // plan is the one in the work lists.
         let code = unsafe { run(&call, device.stream().cu_stream().cast()) };
+        let settled = device.settle().map_err(|error| error.0 as i32);
+        let code = if code == 0 { settled.err().unwrap_or(0) } else { code };
         if code != 0 {
             let (requests, rows) = (self.requests, self.rows);
             let what = format!("run {requests} requests of rows {rows:?} for {:?}", self.heads);

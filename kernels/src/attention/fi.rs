@@ -223,6 +223,8 @@ impl PagedAttention {
         // SAFETY: the arrays were checked above, what they hold is the caller's promise, and the
         // plan is the one in the workspaces.
         let code = unsafe { run(&call, self.plan.as_ptr(), device.stream().cu_stream().cast()) };
+        let settled = device.settle().map_err(|error| error.0 as i32);
+        let code = if code == 0 { settled.err().unwrap_or(0) } else { code };
         if code != 0 {
             let (requests, rows) = (self.requests, self.rows);
             let what = format!("run {requests} requests of rows {rows:?} for {:?}", self.heads);

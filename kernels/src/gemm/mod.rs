@@ -150,7 +150,8 @@ impl Gemm {
                 (workspace, self.workspace.len()),
                 stream.cu_stream(),
             )
-        }
+        }?;
+        device.settle().map_err(driver("running a product"))
     }
 }
 

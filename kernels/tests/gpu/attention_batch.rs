@@ -6,8 +6,7 @@ use std::ops::Range;
 use cudarc::driver::CudaSlice;
 use half::bf16;
 use minisgl_kernels::attention::{
-    AttentionBatch, AttentionLimits, Backend, Heads, KvType, PagedAttention, PagedAttentionArgs,
-    PagedPrefill,
+    AttentionBatch, AttentionLimits, Backend, Heads, KvType, PagedAttentionArgs, Prefill,
 };
 
 use crate::pages::Pages;
@@ -177,33 +176,22 @@ pub struct Tensors {
     pub out: CudaSlice<bf16>,
 }
 
-/// A backend, by whose rules a range of the step is planned and launched.
-pub enum Planned {
-    Fi(PagedAttention),
-    Fa(PagedPrefill),
-}
+/// The backend that plans and launches a range of a step; `None` for whichever is faster.
+pub struct Planned(Prefill);
 
 impl Planned {
     pub fn new(
         gpu: &Gpu,
-        backend: Backend,
+        backend: Option<Backend>,
         heads: Heads,
         kv: KvType,
         limits: AttentionLimits,
     ) -> Planned {
-        match backend {
-            Backend::Fi => {
-                Planned::Fi(PagedAttention::new(&gpu.device, heads, kv, limits).unwrap())
-            }
-            Backend::Fa => Planned::Fa(PagedPrefill::new(&gpu.device, heads, limits).unwrap()),
-        }
+        Planned(Prefill::new(&gpu.device, heads, kv, limits, backend).unwrap())
     }
 
-    pub fn plan(&mut self, gpu: &Gpu, batch: AttentionBatch<'_>) {
-        match self {
-            Planned::Fi(fi) => fi.plan(&gpu.device, batch).unwrap(),
-            Planned::Fa(fa) => fa.plan(&gpu.device, batch).unwrap(),
-        }
+    pub fn plan(&mut self, gpu: &Gpu, batch: AttentionBatch<'_>) -> Backend {
+        self.0.plan(&gpu.device, batch).unwrap()
     }
 
     pub fn launch(
@@ -229,9 +217,6 @@ impl Planned {
             scale: 1.0 / (head_dim as f32).sqrt(),
         };
         // SAFETY: `Batch::new` made the indices for this pool and `plan` was given the same.
-        match self {
-            Planned::Fi(fi) => unsafe { fi.launch(&gpu.device, args) }.unwrap(),
-            Planned::Fa(fa) => unsafe { fa.launch(&gpu.device, args) }.unwrap(),
-        }
+        unsafe { self.0.launch(&gpu.device, args) }.unwrap();
     }
 }

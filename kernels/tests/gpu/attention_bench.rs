@@ -113,13 +113,15 @@ fn seconds(
     }
     let uploaded = Uploaded::new(gpu, &batch);
     let limits = AttentionLimits { rows: batch.rows(), requests: requests.len() };
-    let mut attention = Planned::new(gpu, backend, heads, kv, limits);
+    let mut attention = Planned::new(gpu, Some(backend), heads, kv, limits);
     let all = 0..requests.len();
     let graph = batch.rows() == requests.len();
     attention.plan(gpu, batch.host(all.clone(), graph));
     gpu.device.synchronize().unwrap();
     let began = std::time::Instant::now();
-    (0..8).for_each(|_| attention.plan(gpu, batch.host(all.clone(), graph)));
+    for _ in 0..8 {
+        attention.plan(gpu, batch.host(all.clone(), graph));
+    }
     let plan = began.elapsed().as_secs_f64() / 8.0;
     let launched = time(gpu, layers, |layer| {
         attention.launch(gpu, head_dim, (&uploaded, all.clone()), &mut tensors[layer]);

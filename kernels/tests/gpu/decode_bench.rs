@@ -2,8 +2,7 @@
 
 use half::bf16;
 use minisgl_kernels::attention::{
-    AttentionBatch, DecodeArgs, DecodeAttention, DecodeInput, DecodeTuning, Heads, KvArrayMut,
-    KvType, PagedAttention, PagedAttentionArgs,
+    DecodeArgs, DecodeAttention, DecodeInput, DecodeTuning, Heads, KvArray, KvArrayMut, KvType,
 };
 
 use crate::bench::{fill, time};
@@ -31,7 +30,7 @@ pub fn bench(gpu: &mut Gpu) {
         ("2x3s16", tuned(2, 3, 2, 16)),
         ("1x4s8", tuned(1, 4, 2, 8)),
     ];
-    print!("{:<24} {:>6} {:>6} {:>6}", "decode us: batch", "floor", "fi", "fused");
+    print!("{:<24} {:>6} {:>6}", "decode us: batch", "floor", "fused");
     settings.iter().for_each(|(name, _)| print!(" {name:>6}"));
     println!("  best share");
     let mut cases: Vec<(&str, usize, Vec<u32>)> = Vec::new();
@@ -55,16 +54,16 @@ pub fn bench(gpu: &mut Gpu) {
         let mut data = Data::new(gpu, heads, &lens);
         let tokens: u32 = lens.iter().sum();
         let floor = f64::from(tokens) * 4096.0 / READ * 1e6;
-        let fi = data.fi(gpu);
         let fused = data.decode(gpu, settings[0].1, true);
         let times: Vec<f64> =
             settings.iter().map(|(_, tuning)| data.decode(gpu, *tuning, false)).collect();
         let best = times.iter().copied().fold(f64::INFINITY, f64::min);
         let name = format!("{what} {} x {}", lens.len(), tokens as usize / lens.len());
-        print!("{name:<24} {floor:>6.1} {fi:>6.1} {fused:>6.1}");
+        print!("{name:<24} {floor:>6.1} {fused:>6.1}");
         times.iter().for_each(|time| print!(" {time:>6.1}"));
         println!("  {:.0} %", floor / best * 100.0);
     }
+    planning(gpu);
     // Other shapes, by the default setting.
     println!("{:<34} {:>8} {:>8} {:>7}", "decode, others", "rows", "us", "share");
     for (head_dim, kv_heads) in [(64, 8), (96, 8), (128, 8), (128, 4), (128, 1), (256, 4)] {
@@ -84,6 +83,23 @@ pub fn bench(gpu: &mut Gpu) {
                 println!("{name:<34} {requests:>8} {micros:>8.1} {share:>6.0}%");
             }
         }
+    }
+}
+
+/// Time on the host: the mean of 1,000 plans.
+fn planning(gpu: &mut Gpu) {
+    let heads = Heads { q_heads: 32, kv_heads: 8, head_dim: 128, page_size: 16 };
+    let planner = DecodeAttention::new(&gpu.device, heads, KvType::Bf16).unwrap().planner();
+    for requests in [1, 32, 256, 1024] {
+        let lens: Vec<u32> = (0..requests).map(|_| 100 + gpu.random.below(1500) as u32).collect();
+        let page_starts = vec![0; requests];
+        let mut work = vec![0; planner.words(requests)];
+        let began = std::time::Instant::now();
+        for _ in 0..1000 {
+            planner.plan(&lens, &page_starts, std::hint::black_box(&mut work)).unwrap();
+        }
+        let micros = began.elapsed().as_secs_f64() * 1e3;
+        println!("planning {requests} requests takes {micros:.2} us on the host");
     }
 }
 
@@ -132,7 +148,8 @@ impl Data {
         };
         let rows = self.lens.len();
         let mut work = vec![0; attention.planner().words(rows)];
-        attention.planner().plan(&self.lens, &self.page_starts, &mut work).unwrap();
+        let planner = attention.planner();
+        planner.plan(&self.lens, &self.page_starts, &mut work).unwrap();
         let (work, pages) = (gpu.upload(&work), gpu.upload(&self.pages));
         let positions = *self.lens.iter().max().unwrap() as usize;
         let cos_sin = gpu.upload(&vec![0.7_f32; positions * head_dim]);
@@ -167,7 +184,7 @@ impl Data {
                     norm: None,
                     cos_sin: (&cos_sin).into(),
                 },
-                false => DecodeInput::Queries((&queries).into()),
+                false => DecodeInput::Queries(KvArray::Bf16((&queries).into())),
             };
             let args = DecodeArgs {
                 input,
@@ -181,37 +198,6 @@ impl Data {
             };
             // SAFETY: the indices are of this pool, the work list the planner's; each layer's pages are
             // written by one kernel in many.
-            unsafe { attention.launch(&gpu.device, args) }.unwrap();
-        })
-    }
-
-    fn fi(&mut self, gpu: &mut Gpu) -> f64 {
-        let Heads { q_heads, head_dim, page_size, .. } = self.heads;
-        let rows = self.lens.len();
-        let q_starts: Vec<i32> = (0..=rows as i32).collect();
-        let last: Vec<i32> =
-            self.lens.iter().map(|&l| (l as i32 - 1) % page_size as i32 + 1).collect();
-        let mut attention = PagedAttention::new(&gpu.device, self.heads).unwrap();
-        let host =
-            AttentionBatch { q_starts: &q_starts, page_starts: &self.page_starts, graph: true };
-        attention.plan(&gpu.device, host).unwrap();
-        let (q_starts, page_starts) = (gpu.upload(&q_starts), gpu.upload(&self.page_starts));
-        let (pages, last_page_len) = (gpu.upload(&self.pages), gpu.upload(&last));
-        let (out, caches) = (&mut self.out, &self.caches);
-        let queries = self.q.slice(..rows * q_heads * head_dim);
-        1e6 * time(gpu, self.layers, |layer| {
-            let args = PagedAttentionArgs {
-                q: (&queries).into(),
-                k_pages: (&caches[layer].0).into(),
-                v_pages: (&caches[layer].1).into(),
-                out: (&mut *out).into(),
-                q_starts: (&q_starts).into(),
-                page_starts: (&page_starts).into(),
-                pages: (&pages).into(),
-                last_page_len: (&last_page_len).into(),
-                scale: 0.088,
-            };
-            // SAFETY: the indices are of this pool, and were planned.
             unsafe { attention.launch(&gpu.device, args) }.unwrap();
         })
     }

@@ -1,8 +1,9 @@
 //! Every op on a GPU against a naive reference on the CPU, then a table of times.
 //!
 //! `gpu [FILTER] [--small] [--bench] [--require-gpu]`: `--small` keeps the shapes small enough for a
-//! sanitizer, `--bench` times the ops afterwards (`decode --bench`: decode attention only). Inputs are fresh every run; the seed is printed and
-//! `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is claimed.
+//! sanitizer, `--bench` times the ops afterwards (`decode --bench`: decode attention only). Inputs are fresh
+//! every run; the seed is printed and `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is
+//! claimed.
 
 #![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
 
@@ -12,6 +13,7 @@ mod attention_batch;
 mod attention_bench;
 mod bench;
 mod decode;
+mod decode_batch;
 mod decode_bench;
 mod dummy;
 mod embedding;
@@ -62,6 +64,7 @@ const TESTS: &[Test] = &[
     ("decode", decode::decode),
     ("decode_fused", decode::decode_fused),
     ("decode_graph", decode::decode_graph),
+    ("decode_refusals", decode::decode_refusals),
     ("refusals", refusal::refusals),
 ];
 

@@ -107,6 +107,9 @@ fn from_e4m3(byte: u8) -> f32 {
 
 /// To nearest, ties to even, clipped: by looking through the values in their order.
 fn to_e4m3(x: f32) -> u8 {
+    if x.is_nan() {
+        return 0x7f;
+    }
     let sign = u8::from(x.is_sign_negative()) << 7;
     let (mut low, mut high) = (0_u8, 0x7e_u8);
     while high - low > 1 {

@@ -92,7 +92,7 @@ impl Supervisor {
             FromWorker::Progress(progress) if self.phase == Phase::Starting => {
                 self.on_progress(progress);
             }
-            FromWorker::Ready(info) if self.phase == Phase::Starting => self.on_ready(info),
+            FromWorker::Ready(info) if self.phase == Phase::Starting => self.on_ready(*info),
             FromWorker::LoadFailed(reason) if self.phase == Phase::Starting => {
                 self.load_error = Some(reason);
                 self.deadline = Some(Instant::now() + LINGER); // it exits by itself, soon

@@ -105,7 +105,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         read_s: 0.05,
         load_s: 0.1,
     };
-    send(socket, &FromWorker::Ready(info));
+    send(socket, &FromWorker::Ready(Box::new(info)));
 }
 
 fn serve(spec: &WorkerSpec, inbox: &mpsc::Receiver<ToWorker>, socket: &mut UnixStream) {

@@ -27,6 +27,7 @@ mod results;
 mod sample;
 #[cfg(test)]
 mod tests;
+mod tuned;
 mod upload;
 
 pub use gpu::{Gpu, GpuMemory};
@@ -42,15 +43,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use half::bf16;
 use minisgl_kernels::Device;
-use minisgl_kernels::attention::{AttentionBatch, Heads, PagedAttention};
+use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
-use minisgl_proto::{Attn, KvDtype};
+use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
 
-use self::attend::no_kv;
+use self::attend::{Attention, no_kv};
 use self::graphs::{Graphs, Mode};
-use self::inputs::{Inputs, Room};
+use self::inputs::{Inputs, Packing, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::Into;
 use self::memory::ROW_UNIT;
@@ -58,6 +59,7 @@ use self::prepare::{check, cos_sin};
 use self::requests::Requests;
 use self::results::{Outgoing, Outputs};
 use self::sample::LOGIT_ROWS;
+use self::tuned::TunedFile;
 use self::upload::Uploader;
 use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 use crate::batch::Batch;
@@ -92,7 +94,9 @@ pub struct CudaSpec<'a> {
 pub struct CudaOps {
     device: Device,
     gemm: Gemm,
-    attention: PagedAttention,
+    /// What `gemm` has measured.
+    tuned: TunedFile,
+    attention: Attention,
     uploader: RefCell<Option<Uploader>>,
     weight_bytes: AtomicU64,
     /// Rows and inputs of each matrix, once.
@@ -101,6 +105,7 @@ pub struct CudaOps {
     chunk_tokens: usize,
     layers: usize,
     heads: Heads,
+    kv_type: KvType,
     eps: f32,
     vocab: usize,
     inputs: Inputs,
@@ -110,10 +115,6 @@ pub struct CudaOps {
     outgoing: Option<Outgoing>,
     graphs: Graphs,
     mode: Mode,
-    /// For each position `head_dim / 2` cosines, then as many sines.
-    cos_sin: CudaSlice<f32>,
-    /// Rotated queries of one layer, `[tokens, q_heads, head_dim]`.
-    queries: CudaSlice<bf16>,
     /// Keys and values of each layer, `[pages, page_size, kv_heads, head_dim]`.
     kv: Option<KvSpace>,
     kv_pages: usize,
@@ -121,6 +122,25 @@ pub struct CudaOps {
     logits: CudaSlice<f32>,
     logit_stride: usize,
     scratch: CudaSlice<f32>,
+}
+
+/// Element of the pages.
+fn kv_type(dtype: KvDtype) -> OpResult<KvType> {
+    match dtype {
+        KvDtype::Auto | KvDtype::Bf16 => Ok(KvType::Bf16),
+        KvDtype::Fp16 => Ok(KvType::Fp16),
+        KvDtype::Fp8 => Ok(KvType::Fp8),
+        KvDtype::F32 => Err(failed("choose kernels")("there are none for KV pages of f32")),
+    }
+}
+
+fn backends(attn: Attn) -> Backends {
+    let backend = |wanted| match wanted {
+        AttnBackend::Auto => None,
+        AttnBackend::Fi => Some(Backend::Fi),
+        AttnBackend::Fa => Some(Backend::Fa),
+    };
+    Backends { prefill: backend(attn.prefill), decode: backend(attn.decode) }
 }
 
 /// An op's failure, in the words of what failed.
@@ -135,24 +155,32 @@ impl CudaOps {
     /// There are no kernels for this model, or no memory.
     pub fn new(spec: CudaSpec<'_>) -> OpResult<CudaOps> {
         let CudaSpec { config, shard, gpu, slots, chunk_tokens, page_size, max_len, .. } = spec;
-        check(config, shard, spec.kv_dtype, spec.attn)?;
+        check(config, shard)?;
         let heads = Heads {
             q_heads: shard.heads.len(),
             kv_heads: shard.kv_heads.len(),
             head_dim: config.head_dim,
             page_size,
         };
-        let (device, gemm) = gpu.into_parts();
+        let (device, gemm, tuned) = gpu.into_parts();
         let memory = |error: DriverError| failed("allocate workspaces")(error);
-        let attention = PagedAttention::new(&device, heads).map_err(failed("prepare attention"))?;
         let stream = device.stream().clone();
         let rows = slots.min(chunk_tokens);
-        let room = Room { tokens: chunk_tokens, rows, pages: rows * max_len.div_ceil(page_size) };
+        let kv_type = kv_type(spec.kv_dtype)?;
+        let shape = (heads, kv_type, config.rms_norm_eps);
+        let limits = AttentionLimits { rows: chunk_tokens, requests: rows };
+        let table = cos_sin(config, max_len);
+        let attention = Attention::new(&device, shape, limits, backends(spec.attn), &table)
+            .map_err(failed("prepare attention"))?;
+        let room = Room {
+            tokens: chunk_tokens,
+            rows,
+            work: attention.decode_planner().map_or(0, |planner| planner.words(rows)),
+            pages: rows * max_len.div_ceil(page_size),
+        };
         let logit_rows = rows.min(LOGIT_ROWS);
         let logit_stride = config.vocab_size.next_multiple_of(ROW_UNIT);
         let scratch = sample_scratch_len(&device, logit_rows, config.vocab_size, logit_stride);
-        let table = stream.clone_htod(&cos_sin(config, max_len)).map_err(memory)?;
-        let queries = chunk_tokens * heads.q_heads * heads.head_dim;
         Ok(CudaOps {
             attention,
             uploader: RefCell::new(Some(Uploader::new(&stream))),
@@ -162,22 +190,22 @@ impl CudaOps {
             chunk_tokens,
             layers: config.layers,
             heads,
+            kv_type,
             eps: config.rms_norm_eps,
             vocab: config.vocab_size,
             inputs: Inputs::new(&stream, room).map_err(memory)?,
             requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
             outputs: Outputs::new(&stream, rows).map_err(memory)?,
             outgoing: None,
-            graphs: Graphs::new(logit_rows),
+            graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
             mode: Mode::Eager,
-            cos_sin: table,
-            queries: stream.alloc_zeros(queries).map_err(memory)?,
             kv: None,
             kv_pages: 0,
             logits: stream.alloc_zeros(logit_rows * logit_stride).map_err(memory)?,
             logit_stride,
             scratch: stream.alloc_zeros(scratch.max(1)).map_err(memory)?,
             gemm,
+            tuned,
             device,
         })
     }
@@ -272,13 +300,23 @@ impl Ops for CudaOps {
     }
 
     fn prepare(&mut self) -> OpResult {
-        self.prepare_products()
+        self.prepare_products()?;
+        let tuned = self.gemm.save(&self.device);
+        // The first line says of what.
+        if tuned.lines().count() > 1 {
+            self.tuned.write(tuned);
+        }
+        Ok(())
     }
 
     fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
-        let page_bytes = page_size * kv_heads * head_dim * size_of::<bf16>();
-        let shape = KvShape { layers: self.layers, page_bytes };
+        let shape = KvShape {
+            layers: self.layers,
+            page_bytes: page_size * kv_heads * head_dim * self.kv_type.bytes(),
+            element: self.kv_type,
+            slack: self.heads.pages_slack(),
+        };
         self.kv = Some(KvSpace::new(self.stream(), shape, pages)?);
         self.kv_pages = 1;
         Ok(())
@@ -310,14 +348,22 @@ impl Ops for CudaOps {
             let row = &batch.rows()[sampled.row as usize];
             requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
         });
-        let of_pages = (self.heads.page_size, self.kv_pages);
-        let (q_starts, page_starts) = inputs
-            .upload(device.stream(), batch, samples, of_pages, padded)
+        let packing = Packing {
+            page_size: self.heads.page_size,
+            kv_pages: self.kv_pages,
+            padded,
+            decode: attention.decode_planner(),
+        };
+        let starts = inputs
+            .upload(device.stream(), batch, samples, packing)
             .map_err(failed("upload the step"))?;
-        let plan = AttentionBatch { q_starts, page_starts, graph: padded.is_some() };
-        attention.plan(device, plan).map_err(failed("plan attention"))?;
+        let decoding = padded.unwrap_or(batch.decoding());
+        attention
+            .plan(device, &starts, decoding, padded.is_some())
+            .map_err(failed("plan attention"))?;
 
         let stream = self.stream().clone();
+        self.outputs.begin(&stream)?;
         if record {
             graphs::begin(&stream).map_err(failed("record a step"))?;
         }
@@ -496,10 +542,7 @@ impl Ops for CudaOps {
     ) -> OpResult {
         match self.issued(batch.tokens().len()) {
             0 => Ok(()),
-            rows => {
-                self.write_kv(rows, layer, norms, qkv)?;
-                self.attend(rows, layer, out)
-            }
+            rows => self.attend(rows, layer, norms, qkv, out),
         }
     }
 

@@ -38,6 +38,20 @@ fn with_overlap_a_decode_feeds_the_row_before() {
 }
 
 #[test]
+fn with_overlap_another_plan_is_queued_while_one_is_waited_for() {
+    for overlap in [false, true] {
+        let mut worker = Worker::new(SchedConfig { overlap, ..config() });
+        worker.submit([request(1, prompt(0, 40), 20), request(2, prompt(50, 20), 30)]);
+        worker.run_until_idle();
+        let (last, before) = worker.depths().split_last().unwrap();
+        assert_eq!(*last, 1, "nothing is left to plan");
+        assert!(before.len() > 30);
+        let depth = 1 + usize::from(overlap);
+        assert!(before.iter().all(|&found| found == depth), "{before:?}");
+    }
+}
+
+#[test]
 fn a_stop_token_ends_it_one_row_late() {
     let submit = request(1, prompt(0, 10), 20);
     let eos = alone(&submit)[3];

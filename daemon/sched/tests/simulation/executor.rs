@@ -27,6 +27,7 @@ pub struct SimExecutor {
     /// By row of the plan run last.
     last_sampled: Vec<Option<u32>>,
     spent: Option<Plan>,
+    depths: Vec<usize>,
 }
 
 impl SimExecutor {
@@ -42,11 +43,17 @@ impl SimExecutor {
             in_flight_max: if config.overlap { 2 } else { 1 },
             last_sampled: Vec::new(),
             spent: None,
+            depths: Vec::new(),
         }
     }
 
     pub fn in_flight(&self) -> usize {
         self.queue.len()
+    }
+
+    /// How many were in flight at each wait.
+    pub fn depths(&self) -> &[usize] {
+        &self.depths
     }
 
     /// A page that a row writes is in no other row's table; nor is a slot.
@@ -149,6 +156,7 @@ impl Executor for SimExecutor {
     }
 
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+        self.depths.push(self.queue.len());
         let nothing = || ExecutorError("nothing is in flight".into());
         let plan = self.queue.pop_front().ok_or_else(nothing)?;
         self.check_conflicts(&plan);

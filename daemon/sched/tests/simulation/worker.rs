@@ -116,6 +116,10 @@ impl Worker {
         &self.driver.executor().plans
     }
 
+    pub fn depths(&self) -> &[usize] {
+        self.driver.executor().executor.depths()
+    }
+
     pub fn fed(&self) -> usize {
         self.plans().iter().map(|plan| plan.tokens.len()).sum()
     }

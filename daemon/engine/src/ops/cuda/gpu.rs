@@ -6,10 +6,17 @@ use cudarc::driver::{CudaContext, DriverError};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::{Device, library};
 
-/// The first GPU, with its libraries.
+use super::tuned::TunedFile;
+
+/// Set to anything but `0`, every op is waited for, so that a fault is told by the op that made it; no graphs
+/// are recorded. To find a fault: it is very slow.
+const SYNC_EVERY_OP: &str = "MINISGL_SYNC_EVERY_OP";
+
+/// The first GPU, with its libraries and what was measured on it before.
 pub struct Gpu {
     device: Device,
     gemm: Gemm,
+    tuned: TunedFile,
 }
 
 /// How much memory a GPU has left.
@@ -22,10 +29,19 @@ impl Gpu {
     /// # Errors
     /// What was looked for and is not there.
     pub fn open() -> Result<Gpu, String> {
-        let device = Device::open(0).map_err(|error| error.to_string())?;
+        let mut device = Device::open(0).map_err(|error| error.to_string())?;
+        if std::env::var_os(SYNC_EVERY_OP).is_some_and(|value| value != "0") {
+            tracing::warn!("{SYNC_EVERY_OP} is set: every op is waited for");
+            device = device.settling();
+        }
         let libraries = library::configured();
-        let gemm = Gemm::open(&device, libraries.as_deref()).map_err(|error| error.to_string())?;
-        Ok(Gpu { device, gemm })
+        let opened = Gemm::open(&device, libraries.as_deref());
+        let mut gemm = opened.map_err(|error| error.to_string())?;
+        let mut tuned = TunedFile::of(device.name());
+        if gemm.restore(&device, tuned.read()) == 0 {
+            tuned.refused();
+        }
+        Ok(Gpu { device, gemm, tuned })
     }
 
     /// What the driver calls it.
@@ -38,8 +54,8 @@ impl Gpu {
         GpuMemory(self.device.stream().context().clone())
     }
 
-    pub(super) fn into_parts(self) -> (Device, Gemm) {
-        (self.device, self.gemm)
+    pub(super) fn into_parts(self) -> (Device, Gemm, TunedFile) {
+        (self.device, self.gemm, self.tuned)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, DriverError, PinnedHostSlice};
 use cudarc::driver::{DeviceRepr, result};
 use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::attention::DecodePlanner;
 
 use crate::batch::Batch;
 use crate::rank::IN_FLIGHT_MAX;
@@ -23,6 +24,8 @@ const SAMPLE_WORDS: usize = size_of::<SampleRow>() / 4;
 pub(super) struct Room {
     pub(super) tokens: usize,
     pub(super) rows: usize,
+    /// Words of how decode attention is shared out.
+    pub(super) work: usize,
     /// Entries of all page tables.
     pub(super) pages: usize,
 }
@@ -38,12 +41,14 @@ struct Layout {
     page_starts: Range<usize>,
     last_page_len: Range<usize>,
     sampled: Range<usize>,
+    /// How decode attention is shared out.
+    work: Range<usize>,
     /// Last: its length alone changes from one decode step to the next.
     pages: Range<usize>,
 }
 
 impl Layout {
-    fn new(tokens: usize, rows: usize, sampled: usize, pages: usize) -> Layout {
+    fn new(tokens: usize, rows: usize, sampled: usize, work: usize, pages: usize) -> Layout {
         let mut end = 0usize;
         let mut take = |words: usize| {
             let start = end.next_multiple_of(ALIGNED_WORDS);
@@ -59,30 +64,52 @@ impl Layout {
             page_starts: take(rows + 1),
             last_page_len: take(rows),
             sampled: take(sampled),
+            work: take(work),
             pages: take(pages),
         }
     }
 }
 
-/// Packs `batch` and how its sampled rows are sampled; `kv_pages` is how many pages there are. A batch of
-/// decode rows is filled up to `padded` rows, which read the first token of page 0 and write nothing.
+/// What a step's inputs depend on, the batch aside.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packing {
+    /// Tokens a page.
+    pub(super) page_size: usize,
+    /// How many pages there are.
+    pub(super) kv_pages: usize,
+    /// Rows of the graph that a batch of decode rows is for.
+    pub(super) padded: Option<usize>,
+    /// What shares the attention of decode rows out.
+    pub(super) decode: Option<DecodePlanner>,
+}
+
+/// Packs `batch` and how its sampled rows are sampled. A batch of decode rows is filled up to `padded`
+/// rows, which read the first token of page 0, or nothing, and write nothing.
 ///
-/// After this, what the attention kernel trusts holds: starts ascend from 0, every page id is below
-/// `kv_pages`, every last page has 1 to `page_size` tokens, and no row is longer than its request.
+/// After this, what the attention kernels trust holds: starts ascend from 0, every page id is below
+/// `kv_pages`, every last page has 1 to `page_size` tokens, no row is longer than its request, and the
+/// work is that of the rows that decode.
 fn pack(
     words: &mut [i32],
     batch: &Batch,
     samples: impl Iterator<Item = SampleRow>,
-    (page_size, kv_pages): (usize, usize),
-    padded: Option<usize>,
+    packing: Packing,
 ) -> Result<Layout, String> {
+    let Packing { page_size, kv_pages, padded, decode } = packing;
     let rows = batch.rows();
     let padding = padded.map_or(0, |padded| padded.saturating_sub(rows.len()));
     let pages_of = |start: u32, len: u32| (start as usize + len as usize).div_ceil(page_size);
     let pages: usize = rows.iter().map(|row| pages_of(row.start, row.len)).sum();
     let (tokens, sampled) = (batch.tokens().len(), batch.sampled().len());
-    let layout =
-        Layout::new(tokens + padding, rows.len() + padding, sampled + padding, pages + padding);
+    let decoding = padded.unwrap_or(batch.decoding());
+    let work = decode.map_or(0, |planner| planner.words(decoding));
+    let layout = Layout::new(
+        tokens + padding,
+        rows.len() + padding,
+        sampled + padding,
+        work,
+        pages + padding,
+    );
     if layout.pages.end > words.len() {
         return Err(format!(
             "{} rows, {} tokens and {pages} pages take {} words, there is room for {}",
@@ -136,6 +163,14 @@ fn pack(
     if tokens != batch.tokens().len() {
         return Err(format!("rows feed {tokens} tokens of {}", batch.tokens().len()));
     }
+    if let Some(planner) = decode {
+        let lens = rows[..batch.decoding()].iter().map(|row| row.start + row.len);
+        let lens: Vec<u32> = lens.collect();
+        let (before, work) = words.split_at_mut(layout.work.start);
+        let starts = &before[layout.page_starts.clone()];
+        let work = &mut work[..layout.work.len()];
+        planner.plan(&lens, starts, work).map_err(|error| error.to_string())?;
+    }
     Ok(layout)
 }
 
@@ -143,6 +178,16 @@ struct Staging {
     words: PinnedHostSlice<i32>,
     /// After the last copy out of `words`.
     copied: CudaEvent,
+}
+
+/// Where requests lie in a step, as the host has it.
+pub(super) struct Starts<'a> {
+    /// First row of each request, and the number of rows.
+    pub(super) q_starts: &'a [i32],
+    /// First page of each request among the pages, and their number.
+    pub(super) page_starts: &'a [i32],
+    /// Tokens in the last page of each request.
+    pub(super) last_page_len: &'a [i32],
 }
 
 /// The buffer on the GPU, and what fills it.
@@ -155,8 +200,8 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
-        let words =
-            Layout::new(room.tokens, room.rows, room.rows, room.pages + room.rows).pages.end;
+        let Room { tokens, rows, work, pages } = room;
+        let words = Layout::new(tokens, rows, rows, work, pages + rows).pages.end;
         let staging = (0..IN_FLIGHT_MAX)
             .map(|_| {
                 // SAFETY: plain integers, which are written before they are read.
@@ -168,15 +213,14 @@ impl Inputs {
         Ok(Inputs { device, staging, turn: 0, layout: Layout::default() })
     }
 
-    /// Packs a batch and enqueues its copy (see [`pack`]; `of_pages` is their size and their number); returns the host's starts of rows and of pages and lengths of last pages, for planning.
+    /// Packs a batch (see [`pack`]) and enqueues its copy; returns what attention is planned by.
     pub(super) fn upload(
         &mut self,
         stream: &CudaStream,
         batch: &Batch,
         samples: impl Iterator<Item = SampleRow>,
-        of_pages: (usize, usize),
-        padded: Option<usize>,
-    ) -> Result<(&[i32], &[i32], &[i32]), String> {
+        packing: Packing,
+    ) -> Result<Starts<'_>, String> {
         let driver = |error: DriverError| error.to_string();
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
@@ -186,7 +230,7 @@ impl Inputs {
         // SAFETY: `len` pinned integers that only this borrow reaches; the copy that read them last
         // is over.
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
-        self.layout = pack(words, batch, samples, of_pages, padded)?;
+        self.layout = pack(words, batch, samples, packing)?;
         let filled = &words[..self.layout.pages.end];
         let to = super::memory::address(&self.device);
         // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
@@ -195,7 +239,11 @@ impl Inputs {
         staging.copied.record(stream).map_err(driver)?;
         let of = |range: &Range<usize>| &words[range.clone()];
         let Layout { q_starts, page_starts, last_page_len, .. } = &self.layout;
-        Ok((of(q_starts), of(page_starts), of(last_page_len)))
+        Ok(Starts {
+            q_starts: of(q_starts),
+            page_starts: of(page_starts),
+            last_page_len: of(last_page_len),
+        })
     }
 
     fn words(&self, range: &Range<usize>) -> CudaView<'_, i32> {
@@ -224,6 +272,10 @@ impl Inputs {
 
     pub(super) fn last_page_len(&self) -> CudaView<'_, i32> {
         self.words(&self.layout.last_page_len)
+    }
+
+    pub(super) fn work(&self) -> CudaView<'_, i32> {
+        self.words(&self.layout.work)
     }
 
     pub(super) fn pages(&self) -> CudaView<'_, i32> {
@@ -263,6 +315,10 @@ mod tests {
 
     use super::*;
 
+    fn packing(kv_pages: usize, padded: Option<usize>) -> Packing {
+        Packing { page_size: 4, kv_pages, padded, decode: None }
+    }
+
     /// A chunk of a prompt, then a decode row; the page tables stand in another order.
     fn batch(change: impl FnOnce(&mut Plan)) -> Batch {
         let chunk = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, sample: false };
@@ -283,7 +339,7 @@ mod tests {
     fn a_batch_becomes_arrays_in_the_order_of_rows() {
         let mut words = vec![-7; 100];
         let sample = SampleRow::greedy(8, 1);
-        let layout = pack(&mut words, &batch(|_| ()), std::iter::once(sample), (4, 4), None)
+        let layout = pack(&mut words, &batch(|_| ()), std::iter::once(sample), packing(4, None))
             .expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
         assert_eq!(at(&layout.tokens), [8, 0, 5, -1]);
@@ -306,8 +362,8 @@ mod tests {
         });
         let mut words = vec![-7; 100];
         let sample = SampleRow::greedy(8, 0);
-        let layout =
-            pack(&mut words, &decode, std::iter::once(sample), (4, 4), Some(3)).expect("it fits");
+        let layout = pack(&mut words, &decode, std::iter::once(sample), packing(4, Some(3)))
+            .expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
         assert_eq!(at(&layout.tokens), [7, 0, 0]);
         assert_eq!(at(&layout.positions), [7, 0, 0]);
@@ -324,8 +380,8 @@ mod tests {
     #[test]
     fn what_the_kernel_could_not_bear_is_refused() {
         let refusal = |words: usize, kv_pages| {
-            pack(&mut vec![0; words], &batch(|_| ()), std::iter::empty(), (4, kv_pages), None)
-                .unwrap_err()
+            let packing = packing(kv_pages, None);
+            pack(&mut vec![0; words], &batch(|_| ()), std::iter::empty(), packing).unwrap_err()
         };
         assert!(refusal(100, 3).contains("row 1 names page 3, there are 3"));
         assert!(refusal(20, 4).contains("there is room for 20"));

@@ -19,6 +19,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, DriverError};
 use cudarc::driver::{result, sys};
+use half::{bf16, f16};
+use minisgl_kernels::attention::{KvArray, KvArrayMut, KvType};
+use minisgl_kernels::{Array, ArrayMut};
 
 use super::failed;
 use crate::ops::OpResult;
@@ -32,12 +35,20 @@ pub(super) struct KvShape {
     pub(super) layers: usize,
     /// Of one page of one layer's keys, or of its values.
     pub(super) page_bytes: usize,
+    /// Its elements.
+    pub(super) element: KvType,
+    /// Elements behind the last page that some kernels read along.
+    pub(super) slack: usize,
 }
 
 impl KvShape {
     /// Bytes of one array of `pages` pages, in whole pieces of memory.
     fn array_bytes(self, pages: usize) -> usize {
-        (pages * self.page_bytes).next_multiple_of(KV_UNIT_BYTES)
+        self.used_bytes(pages).next_multiple_of(KV_UNIT_BYTES)
+    }
+
+    fn used_bytes(self, pages: usize) -> usize {
+        pages * self.page_bytes + self.slack * self.element.bytes()
     }
 }
 
@@ -91,7 +102,7 @@ impl KvSpace {
             let at = base + (index * stride) as u64;
             // SAFETY: the addresses are this struct's until it is dropped. Only pages that `grow` has
             // backed are touched: plans are held to their number.
-            ManuallyDrop::new(unsafe { stream.upgrade_device_ptr(at, pages * shape.page_bytes) })
+            ManuallyDrop::new(unsafe { stream.upgrade_device_ptr(at, shape.used_bytes(pages)) })
         };
         let arrays = (0..shape.layers).map(|layer| [array(2 * layer), array(2 * layer + 1)]);
         let mut space = KvSpace {
@@ -151,25 +162,67 @@ impl KvSpace {
         unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) }
     }
 
-    /// Keys and values of `layer`, of every page that there are addresses for; `T` is the KV element.
-    /// `None` if there is no such layer.
-    pub(super) fn layer<T: DeviceRepr>(
+    /// Hands the keys and values of `layer`, of every page that there are addresses for, to `with`, to be
+    /// read and written. `None` if there is no such layer.
+    pub(super) fn pages<R>(
+        &mut self,
+        layer: usize,
+        with: impl FnOnce(KvArrayMut<'_>, KvArrayMut<'_>) -> R,
+    ) -> Option<R> {
+        match self.shape.element {
+            KvType::Bf16 => {
+                let (mut keys, mut values) = self.layer_mut::<bf16>(layer)?;
+                Some(with(ArrayMut::from(&mut keys).into(), ArrayMut::from(&mut values).into()))
+            }
+            KvType::Fp16 => {
+                let (mut keys, mut values) = self.layer_mut::<f16>(layer)?;
+                Some(with(ArrayMut::from(&mut keys).into(), ArrayMut::from(&mut values).into()))
+            }
+            KvType::Fp8 => {
+                let (mut keys, mut values) = self.layer_mut::<u8>(layer)?;
+                Some(with(ArrayMut::from(&mut keys).into(), ArrayMut::from(&mut values).into()))
+            }
+        }
+    }
+
+    /// As [`KvSpace::pages`], to be read, with the slack behind them.
+    pub(super) fn pages_and_slack<R>(
         &self,
         layer: usize,
-    ) -> Option<(CudaView<'_, T>, CudaView<'_, T>)> {
+        with: impl FnOnce(KvArray<'_>, KvArray<'_>) -> R,
+    ) -> Option<R> {
+        match self.shape.element {
+            KvType::Bf16 => {
+                let (keys, values) = self.layer::<bf16>(layer)?;
+                Some(with(Array::from(&keys).into(), Array::from(&values).into()))
+            }
+            KvType::Fp16 => {
+                let (keys, values) = self.layer::<f16>(layer)?;
+                Some(with(Array::from(&keys).into(), Array::from(&values).into()))
+            }
+            KvType::Fp8 => {
+                let (keys, values) = self.layer::<u8>(layer)?;
+                Some(with(Array::from(&keys).into(), Array::from(&values).into()))
+            }
+        }
+    }
+
+    /// Keys and values of `layer`, and what is behind them; `T` is the KV element.
+    fn layer<T: DeviceRepr>(&self, layer: usize) -> Option<(CudaView<'_, T>, CudaView<'_, T>)> {
         let [keys, values] = self.arrays.get(layer)?;
         let len = keys.len() / size_of::<T>();
         // SAFETY: any bits are a KV element, and arrays begin at multiples of `KV_UNIT_BYTES`.
         unsafe { Some((keys.transmute(len)?, values.transmute(len)?)) }
     }
 
-    /// As [`KvSpace::layer`], to be written.
-    pub(super) fn layer_mut<T: DeviceRepr>(
+    /// Keys and values of `layer`, to be written.
+    fn layer_mut<T: DeviceRepr>(
         &mut self,
         layer: usize,
     ) -> Option<(CudaViewMut<'_, T>, CudaViewMut<'_, T>)> {
+        let slack = self.shape.slack;
         let [keys, values] = self.arrays.get_mut(layer)?;
-        let len = keys.len() / size_of::<T>();
+        let len = keys.len() / size_of::<T>() - slack;
         // SAFETY: as in `layer`.
         unsafe { Some((keys.transmute_mut(len)?, values.transmute_mut(len)?)) }
     }
@@ -236,7 +289,7 @@ mod tests {
             assert!((pages..pages + (32 << 20)).contains(&all), "{all} bytes for {pages} of pages");
         };
         // 96 KiB a page: pieces of memory end in the middle of a page.
-        let shape = KvShape { layers: 3, page_bytes: 96 << 10 };
+        let shape = KvShape { layers: 3, page_bytes: 96 << 10, element: KvType::Bf16, slack: 0 };
         let pages = 1 << 20;
         let mut space = KvSpace::new(stream, shape, pages).unwrap();
         assert_eq!(space.backed, KV_UNIT_BYTES, "addresses for 288 GiB take no memory");

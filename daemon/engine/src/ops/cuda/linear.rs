@@ -85,7 +85,9 @@ impl CudaOps {
             n: weight.padded_rows(),
             k: weight.inputs,
         };
-        self.gemm.launch(&self.device, product).map_err(failed("linear"))
+        let (n, k) = (product.n, product.k);
+        let fault = |error| failed("linear")(format!("[{m}, {k}] by [{n}, {k}]: {error}"));
+        self.gemm.launch(&self.device, product).map_err(fault)
     }
 
     /// [`CudaOps::product`] of few rows, with what is fused around it.

@@ -9,7 +9,6 @@ use half::bf16;
 use minisgl_kernels::attention::ATTENTION_HEAD_DIMS;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{HIDDEN_MAX, VOCAB_MAX};
-use minisgl_proto::{Attn, AttnBackend, KvDtype};
 
 use super::linear::gemm_rows;
 use super::memory::ROW_UNIT;
@@ -21,23 +20,11 @@ use crate::ops::OpResult;
 use crate::rank::shard::Shard;
 
 /// What there are kernels for.
-pub(super) fn check(
-    config: &ModelConfig,
-    shard: &Shard,
-    kv_dtype: KvDtype,
-    attn: Attn,
-) -> OpResult {
+pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
     let refuse = |what: String| {
         let reason = format!("{what}; load with --device cpu");
         Err(OpError { operation: "choose kernels", reason })
     };
-    // Until there are kernels for more.
-    if kv_dtype != KvDtype::Bf16 {
-        return refuse(format!("kv_dtype is {kv_dtype:?}, the GPU has kernels for bf16"));
-    }
-    if [attn.prefill, attn.decode].contains(&AttnBackend::Fa) {
-        return refuse(format!("attn is {attn}, the GPU has kernels for fi"));
-    }
     if !ATTENTION_HEAD_DIMS.contains(&config.head_dim) {
         return refuse(format!(
             "head_dim is {}, the GPU has kernels for {ATTENTION_HEAD_DIMS:?}",

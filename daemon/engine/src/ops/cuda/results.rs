@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice, sys};
+use cudarc::driver::sys::{self, CUevent_flags};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
 use minisgl_proto::{Sampled, TokenLogprob};
 
 use super::failed;
@@ -20,6 +21,9 @@ struct Landing {
     logprob: PinnedHostSlice<f32>,
     top_tokens: PinnedHostSlice<i32>,
     top_logprobs: PinnedHostSlice<f32>,
+    /// Before the step's first kernel and after its last, with the time.
+    began: CudaEvent,
+    ended: CudaEvent,
     /// After the last copy into any of them.
     landed: CudaEvent,
 }
@@ -35,6 +39,8 @@ pub(super) struct Outputs {
     pub(super) top_logprobs: CudaSlice<f32>,
     /// One more than plans in flight: one may be read while others are written.
     landings: Vec<Arc<Landing>>,
+    /// Of the step in hand.
+    next: Option<Arc<Landing>>,
 }
 
 /// What is wanted of a sampled row.
@@ -57,6 +63,8 @@ impl Outputs {
                     logprob: context.alloc_pinned_with_flags(rows, 0)?,
                     top_tokens: context.alloc_pinned_with_flags(rows * TOP_MAX, 0)?,
                     top_logprobs: context.alloc_pinned_with_flags(rows * TOP_MAX, 0)?,
+                    began: context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?,
+                    ended: context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?,
                     landed: context.new_event(None)?,
                 }
             };
@@ -68,32 +76,43 @@ impl Outputs {
             top_tokens: stream.alloc_zeros(rows * TOP_MAX)?,
             top_logprobs: stream.alloc_zeros(rows * TOP_MAX)?,
             landings: (0..=IN_FLIGHT_MAX).map(|_| landing()).collect::<Result<_, _>>()?,
+            next: None,
         })
     }
 
-    /// A place for the results of a step with `rows` rows, of which `wanted` are sampled: what waits for
-    /// them, and what [`Outputs::send`] takes once sampling is enqueued.
-    pub(super) fn expect(
-        &self,
-        rows: usize,
-        wanted: Vec<Wanted>,
-    ) -> OpResult<(Box<dyn Pending>, Outgoing)> {
+    /// A place for the results of the step whose kernels are enqueued next.
+    pub(super) fn begin(&mut self, stream: &CudaStream) -> OpResult {
         let free = self.landings.iter().find(|landing| Arc::strong_count(landing) == 1);
         let landing = free.ok_or_else(|| {
             failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
         })?;
+        landing.began.record(stream).map_err(failed("begin the step"))?;
+        self.next = Some(landing.clone());
+        Ok(())
+    }
+
+    /// The results of the step that was begun, with `rows` rows, of which `wanted` are sampled: what waits
+    /// for them, and what [`Outputs::send`] takes once sampling is enqueued.
+    pub(super) fn expect(
+        &mut self,
+        rows: usize,
+        wanted: Vec<Wanted>,
+    ) -> OpResult<(Box<dyn Pending>, Outgoing)> {
+        let landing = self.next.take();
+        let landing = landing.ok_or_else(|| failed("send tokens")("the step was not begun"))?;
         let outgoing = Outgoing {
             landing: landing.clone(),
             rows,
             sampled: wanted.len(),
             top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
         };
-        Ok((Box::new(InFlight { landing: landing.clone(), wanted }), outgoing))
+        Ok((Box::new(InFlight { landing, wanted }), outgoing))
     }
 
     /// Enqueues the copies of a step.
     pub(super) fn send(&self, stream: &CudaStream, outgoing: &Outgoing) -> Result<(), DriverError> {
         let Outgoing { landing, rows, sampled, top } = outgoing;
+        landing.ended.record(stream)?;
         if *sampled > 0 {
             copy(stream, &self.tokens, &landing.tokens, *rows)?;
         }
@@ -165,6 +184,12 @@ impl InFlight {
 }
 
 impl Pending for InFlight {
+    fn device_s(&self) -> Option<f32> {
+        // What fails here fails again when the tokens are read.
+        let elapsed_ms = self.landing.began.elapsed_ms(&self.landing.ended);
+        elapsed_ms.ok().map(|elapsed_ms| elapsed_ms / 1e3)
+    }
+
     fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>> {
         self.read().map_err(failed("run the step"))
     }

@@ -203,10 +203,7 @@ fn a_model_without_kernels_is_refused_by_what_it_lacks() {
         let mut config = config(4, 2, 64);
         change(&mut config);
         let shard = Shard::new(&config, 1, 0).unwrap();
-        check(&config, &shard, KvDtype::Bf16, Attn::default())
-            .err()
-            .map(|error| error.reason)
-            .unwrap_or_default()
+        check(&config, &shard).err().map(|error| error.reason).unwrap_or_default()
     };
     assert_eq!(refusal(|_| ()), "");
     assert!(refusal(|config| config.head_dim = 80).starts_with("head_dim is 80"));

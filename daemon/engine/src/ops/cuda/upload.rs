@@ -167,3 +167,119 @@ impl Reader {
         staging.copied.record(stream)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use minisgl_proto::LoadOptions;
+
+    use super::*;
+    use crate::config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
+    use crate::weights::{self, HostTensor, Part, WeightSource};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            // Several stagings, the last of them not full.
+            vocab_size: 10_007,
+            hidden_size: 520,
+            intermediate_size: 1032,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 64,
+            rms_norm_eps: 1e-6,
+            max_position: 64,
+            rope: RopeConfig { theta: 1e4, scaling: RopeScaling::None },
+            tie_word_embeddings: true,
+            qkv_bias: true,
+            qk_norm: false,
+            eos_token_ids: vec![],
+        }
+    }
+
+    fn bits(values: &[bf16]) -> Vec<u16> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    /// Uploads parts together, and holds what is on the GPU to what the host reads.
+    fn check(device: &Device, uploader: &mut Uploader, parts: &[TensorPart<'_>], spare: usize) {
+        let mut expected = Vec::new();
+        for part in parts {
+            match part.load() {
+                HostTensor::Bf16(values) => expected.extend(values),
+                other => expected.extend(other.into_f32().into_iter().map(bf16::from_f32)),
+            }
+        }
+        expected.resize(expected.len() + spare, bf16::ZERO);
+        let array = uploader.upload(device, parts, expected.len()).unwrap();
+        let got = device.stream().clone_dtoh(&array).unwrap();
+        assert!(bits(&got) == bits(&expected), "{} values", expected.len());
+    }
+
+    /// Dummies made on the GPU are the host's, and what is read in many pieces by many readers arrives
+    /// whole, in any type and any window.
+    #[test]
+    fn what_arrives_is_what_was_read() {
+        if Device::count() == 0 {
+            eprintln!("no CUDA device: not run");
+            return;
+        }
+        let device = Device::open(0).unwrap();
+        let config = config();
+        let dummies = LoadOptions { dummy_weights: true, ..LoadOptions::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let source = weights::open(dir.path(), &config, &dummies).unwrap();
+        let uploader = &mut Uploader::new(device.stream());
+        every_window(&device, uploader, &*source);
+        assert!(uploader.readers.is_empty(), "dummies take no pinned memory");
+
+        let memory: Vec<bf16> = (0..3 * STAGING_LEN as u32 + 5)
+            .map(|i| bf16::from_bits((i.wrapping_mul(2_654_435_761) >> 16) as u16))
+            .collect();
+        check(&device, uploader, &[TensorPart::of(&memory), TensorPart::of(&memory[1..4])], 3);
+        check(&device, uploader, &[TensorPart::of(&[])], 8);
+
+        use safetensors::Dtype;
+        for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+            let raw: Vec<(String, Vec<usize>, Vec<u8>)> = config
+                .tensors()
+                .into_iter()
+                .map(|(name, shape)| {
+                    let values =
+                        (0..shape.iter().product::<usize>()).map(|i| (i % 8191) as f32 / 64.0);
+                    let bytes = match dtype {
+                        Dtype::BF16 => {
+                            values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect()
+                        }
+                        Dtype::F16 => {
+                            values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect()
+                        }
+                        _ => values.flat_map(f32::to_le_bytes).collect(),
+                    };
+                    (name, shape, bytes)
+                })
+                .collect();
+            let views = raw.iter().map(|(name, shape, bytes)| {
+                (name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
+            });
+            let path = dir.path().join("model.safetensors");
+            safetensors::serialize_to_file(views, None, &path).unwrap();
+            let source = weights::open(dir.path(), &config, &LoadOptions::default()).unwrap();
+            every_window(&device, uploader, &*source);
+        }
+    }
+
+    fn every_window(device: &Device, uploader: &mut Uploader, source: &dyn WeightSource) {
+        let part = |name: &str, shape: &[usize], part| source.part(name, shape, &part).unwrap();
+        let table = |of| part("model.embed_tokens.weight", &[10_007, 520], of);
+        check(device, uploader, &[table(Part::All)], 520);
+        check(device, uploader, &[table(Part::Rows(3..9_000)), table(Part::Rows(0..1))], 0);
+        check(device, uploader, &[table(Part::Cols(13..500))], 1);
+        let norm = part("model.norm.weight", &[520], Part::All);
+        check(device, uploader, &[norm], 0);
+        let bias = |which| {
+            part(&format!("model.layers.0.self_attn.{which}_proj.bias"), &[64], Part::Rows(1..64))
+        };
+        check(device, uploader, &[bias("k"), bias("v")], 2);
+    }
+}

@@ -1,0 +1,14 @@
+/* Types that every part of the fence knows. */
+#ifndef MINISGL_TYPES_H
+#define MINISGL_TYPES_H
+
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+typedef __nv_bfloat16 minisgl_bf16;
+#else
+typedef uint16_t minisgl_bf16;
+#endif
+
+#endif
