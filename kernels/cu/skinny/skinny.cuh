@@ -79,7 +79,7 @@ __device__ __forceinline__ float sum_squares(const Vec8& x) {
 }
 
 // One of a thread's outputs: the results of a block, dealt out to its consumers.
-template <int TILES>
+template <int GROUPS, int TILES>
 struct Output {
   uint32_t token, row, column;  // `token` counts from the first of the groups
   bool there;
@@ -95,7 +95,7 @@ struct Output {
       token = at / (16 * TILES), row = at % (16 * TILES);
       column = first_tile * 16 + row;
     }
-    there = first_token + token < a.m && column < (gated ? a.n / 2 : a.n);
+    there = token < GROUPS * 8 && first_token + token < a.m && column < (gated ? a.n / 2 : a.n);
   }
 };
 
@@ -110,7 +110,7 @@ struct Ahead {
 #pragma unroll
     for (int turn = 0; turn < TURNS; turn++) {
       add[turn] = __float2bfloat16_rn(0.0f);
-      const Output<TILES> output(a, first_tile, first_token, turn);
+      const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
       if (!output.there || !real) continue;
       if (a.epilogue == MINISGL_SKINNY_ADD) {
         add[turn] = static_cast<const minisgl_bf16*>(a.out)[size_t(first_token + output.token) * a.n + output.column];
@@ -130,7 +130,7 @@ __device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float
   constexpr uint32_t STRIDE = TOKEN_STRIDE<TILES>, PART = GROUPS * 8 * STRIDE;
 #pragma unroll
   for (int turn = 0; turn < Ahead<GROUPS, TILES>::TURNS; turn++) {
-    const Output<TILES> output(a, first_tile, first_token, turn);
+    const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
     if (!output.there) continue;
     const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
     const float* from = partial + output.token * STRIDE + output.row;

@@ -111,8 +111,8 @@ pub fn gemm(gpu: &mut Gpu) {
             }
             let case = Case::adding(gpu, shape);
             let out = case.run(gpu, &mut gemm, false, false);
-            // Some algorithms round the product before they add.
-            assert_close(&format!("{shape:?}, adding"), &out, &case.expected(), 0.15);
+            // Some algorithms round the product before they add: half a unit of it more.
+            assert_close(&format!("{shape:?}, adding"), &out, &case.expected(), 0.3);
         }
     }
 }

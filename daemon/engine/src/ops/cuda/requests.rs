@@ -10,10 +10,11 @@ use minisgl_kernels::Device;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::ops::HistoryReset;
 use minisgl_proto::SamplingParams;
-use minisgl_proto::limits::{BANNED_MAX, LOGIT_BIAS_MAX, TOP_LOGPROBS_MAX};
+use minisgl_proto::limits::{BANNED_MAX, LOGIT_BIAS_MAX};
 use minisgl_sched::Install;
 
 use super::failed;
+use super::results::TOP_MAX;
 use crate::ops::OpResult;
 
 #[derive(Clone, Default)]
@@ -150,7 +151,7 @@ fn within_limits(install: &Install, history_max: usize) -> Result<(), String> {
         ("biases", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
         ("banned tokens", install.banned_until_min.len(), BANNED_MAX),
         ("tokens", install.history.len(), history_max),
-        ("log-probabilities", sampling.logprobs.unwrap_or(0) as usize, TOP_LOGPROBS_MAX as usize),
+        ("log-probabilities", sampling.logprobs.unwrap_or(0) as usize, TOP_MAX),
     ] {
         if count > limit {
             return Err(format!("it has {count} {what}, the limit is {limit}"));

@@ -13,8 +13,11 @@ use super::failed;
 use crate::ops::{OpResult, Pending};
 use crate::rank::IN_FLIGHT_MAX;
 
-/// Most likely tokens that a request can ask for.
-pub(super) const TOP_MAX: usize = TOP_LOGPROBS_MAX as usize;
+/// Most likely tokens that a row can be reported. The front asks for [`TOP_LOGPROBS_MAX`] at most; comparing whole
+/// models takes more.
+pub(super) const TOP_MAX: usize = 128;
+
+const _: () = assert!(TOP_LOGPROBS_MAX as usize <= TOP_MAX);
 
 /// Where one step's results land.
 struct Landing {

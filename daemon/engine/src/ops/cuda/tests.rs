@@ -245,13 +245,15 @@ fn products_are_the_cpus() {
     let Some((mut cpu, mut cuda)) = pair(&config(4, 2, 64), 16) else { return };
     let mut random = Random(2);
     for (rows, n, k) in [
-        (1, 8, 8),
-        (2, 200, 328),
+        (1, 16, 8),
+        (2, 208, 328),
+        (9, 16, 8),
+        (16, 1024, 328),
         (3, 48, 200),
-        (8, 328, 64),
-        (17, 328, 64),
+        (8, 336, 64),
+        (17, 336, 64),
         (31, 400, 1000),
-        (300, 1000, 200),
+        (300, 1008, 200),
         (CHUNK, 64, 328),
     ] {
         let (x, residual) = (random.floats(rows * k), random.floats(rows * n));
