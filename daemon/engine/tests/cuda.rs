@@ -183,9 +183,9 @@ fn what_a_gpu_cannot_do_is_refused() {
     };
     let refused = refusal(LoadOptions { tp: 2, ..on(Device::Cuda) });
     assert!(refused.contains("option tp is 2: 1 on a GPU"), "{refused}");
-    let kv_dtype = minisgl_proto::KvDtype::Fp8;
+    let kv_dtype = minisgl_proto::KvDtype::F32;
     let refused = refusal(LoadOptions { kv_dtype, ..on(Device::Cuda) });
-    assert!(refused.contains("option kv_dtype is fp8"), "{refused}");
+    assert!(refused.contains("option kv_dtype is f32: auto, bf16, fp16 or fp8"), "{refused}");
     let refused = refusal(LoadOptions { kv_tokens: Some(1 << 40), ..on(Device::Cuda) });
     assert!(refused.contains("no memory for the KV cache"), "{refused}");
 }
