@@ -64,12 +64,14 @@ fn tiny() -> Value {
 /// Loads, and prints when each stage ended.
 fn timed(what: &str, dir: &Path, options: &LoadOptions) -> (Engine, EngineInfo) {
     let start = Instant::now();
-    let mut stages: Vec<(LoadStage, f64)> = Vec::new();
+    // When each stage ended, in seconds, and the host memory then, in MB.
+    let mut stages: Vec<(LoadStage, f64, u64)> = Vec::new();
     let mut report = |progress: LoadProgress| {
-        let now = start.elapsed().as_secs_f64();
+        let now =
+            (progress.stage, start.elapsed().as_secs_f64(), status_bytes("VmRSS") / 1_000_000);
         match stages.last_mut() {
-            Some((stage, at)) if *stage == progress.stage => *at = now,
-            _ => stages.push((progress.stage, now)),
+            Some(last) if last.0 == progress.stage => *last = now,
+            _ => stages.push(now),
         }
     };
     let (engine, info) = Engine::load(dir, options, &mut report).unwrap();
@@ -222,6 +224,15 @@ fn a_large_model_loads_fast_and_leaves_the_host_small() {
         return;
     }
     let shape = shapes.join("Qwen3-8B");
+    let host = |what: &str| {
+        println!("host memory {what}: {:.0} MB", status_bytes("VmRSS") as f64 / 1e6);
+    };
+    host("at first");
+    let context = CudaContext::new(0).unwrap();
+    host("with the driver's context");
+    drop(minisgl_engine::ops::cuda::Gpu::open().unwrap());
+    host("with kernels and libraries, opened and closed");
+    drop(context);
     for round in ["first", "again"] {
         let options = LoadOptions { dummy_weights: true, ..on_gpu() };
         let (_engine, info) = timed(&format!("Qwen3-8B dummies, {round}"), &shape, &options);
