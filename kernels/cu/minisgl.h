@@ -77,6 +77,30 @@ typedef struct {
   uint32_t width;
 } minisgl_silu_mul_args;
 
+/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G: G groups of 8 rows of x, T tiles of 16 rows of the weight a
+ * block, S steps of 32 columns a warp */
+#define MINISGL_SKINNY_BF16 0
+#define MINISGL_SKINNY_F32 1
+#define MINISGL_SKINNY_ADD 2
+#define MINISGL_SKINNY_GATED 3
+typedef struct {
+  const minisgl_bf16 *x;       /* [m, k]; to be normalised if there is a norm_weight */
+  const minisgl_bf16 *norm_weight; /* [k]; or null */
+  const minisgl_bf16 *weight;  /* [n, k]; gated: gate, then up, [2, n / 2, k] */
+  const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 */
+  void *out;                   /* [m, n]: bf16, f32, or bf16 read and written; gated: bf16 [m, n / 2] */
+  uint32_t m;
+  uint32_t n;
+  uint32_t k;
+  float eps;
+  uint32_t epilogue;           /* MINISGL_SKINNY_ */
+  uint32_t cluster;            /* blocks that share the columns of the same rows */
+  uint32_t slice;              /* columns of a block, a multiple of 32 unless it is k */
+  uint32_t chunk;              /* columns of a stage, a multiple of 32 unless it is slice */
+  uint32_t stages;             /* of the ring of weights */
+  uint32_t resident;           /* 1: x is kept whole; 0: it comes with the weights */
+} minisgl_skinny_args;
+
 /* minisgl_gather */
 typedef struct {
   const minisgl_bf16 *x;       /* [x_rows, hidden] */

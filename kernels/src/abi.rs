@@ -81,6 +81,26 @@ pub struct SiluMulArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct SkinnyArgs {
+    pub x: Address,
+    pub norm_weight: Address,
+    pub weight: Address,
+    pub bias: Address,
+    pub out: Address,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub eps: f32,
+    pub epilogue: u32,
+    pub cluster: u32,
+    pub slice: u32,
+    pub chunk: u32,
+    pub stages: u32,
+    pub resident: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct GatherArgs {
     pub x: Address,
     pub index: Address,

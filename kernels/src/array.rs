@@ -43,6 +43,21 @@ impl<'a, T, S: DevicePtrMut<T>> From<&'a mut S> for ArrayMut<'a, T> {
     }
 }
 
+impl<T> Clone for Array<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Array<'_, T> {}
+
+impl<T> ArrayMut<'_, T> {
+    /// The same array, for one op; this one can be used again after it.
+    pub fn reborrow(&mut self) -> ArrayMut<'_, T> {
+        ArrayMut { address: self.address, len: self.len, stream: self.stream, of: PhantomData }
+    }
+}
+
 /// What an argument check needs of either kind.
 pub(crate) trait DeviceArray {
     /// Of one element, in bytes.

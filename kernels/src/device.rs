@@ -19,6 +19,7 @@ pub struct Device {
     multiprocessors: u32,
     shared_bytes_max: u32,
     cluster_max: u32,
+    shared_bytes_block: u32,
     /// Wait for every op.
     settles: bool,
 }
@@ -88,21 +89,28 @@ impl Device {
         let kernels = Kernels::load(&context).map_err(failed("load the kernels onto"))?;
         let stream = context.new_stream().map_err(failed("make a stream on"))?;
 
-        // The static part of the shared memory counts too.
-        let sample = kernels.get(Kernel::SampleShared);
-        let fixed = sample.shared_size_bytes().map_err(failed("look at"))?;
-        let shared_bytes_max = shared_bytes_max - fixed;
-        sample
-            .set_attribute(
+        let shared_bytes_block = shared_bytes_max;
+        // All that a block can have; the static part of the shared memory counts too.
+        let offer = |kernel: Kernel| -> Result<i32, DriverError> {
+            let function = kernels.get(kernel);
+            let dynamic = shared_bytes_block - function.shared_size_bytes()?;
+            function.set_attribute(
                 CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                shared_bytes_max,
-            )
-            .map_err(failed("set up shared memory on"))?;
+                dynamic,
+            )?;
+            Ok(dynamic)
+        };
+        let shared_bytes_max =
+            offer(Kernel::SampleShared).map_err(failed("set up shared memory on"))?;
+        for kernel in ["skinny_held", "skinny_stream"].into_iter().flat_map(Kernel::of_source) {
+            offer(kernel).map_err(failed("set up shared memory on"))?;
+        }
         // Only machine code for these knows clusters; the PTX for all others is older. Eight blocks always
         // fit, sixteen where enough neighbouring multiprocessors are to be had.
         let mut cluster_max = 1;
         if matches!((major, minor), (9, 0) | (10, 0)) {
-            sample
+            kernels
+                .get(Kernel::SampleShared)
                 .set_attribute(
                     CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED,
                     1,
@@ -120,6 +128,7 @@ impl Device {
             multiprocessors: multiprocessors.max(1) as u32,
             shared_bytes_max: shared_bytes_max.max(0) as u32,
             cluster_max,
+            shared_bytes_block: shared_bytes_block.max(0) as u32,
             settles: false,
         })
     }
@@ -174,9 +183,19 @@ impl Device {
         self.shared_bytes_max
     }
 
+    /// Whether blocks can share their memory.
+    pub(crate) fn has_clusters(&self) -> bool {
+        self.cluster_max > 1
+    }
+
     /// Blocks of the largest cluster of the sampler that fits; 1 on a GPU without clusters.
     pub(crate) fn cluster_max(&self) -> u32 {
         self.cluster_max
+    }
+
+    /// Shared memory that a block may have, static and dynamic.
+    pub(crate) fn shared_bytes_block(&self) -> u32 {
+        self.shared_bytes_block
     }
 
     /// Lets a kernel be launched with so much dynamic shared memory.

@@ -37,6 +37,26 @@ kernels! {
     QkRopePage128Fp16 = "qk_rope_page" "minisgl_qk_rope_page_128_fp16",
     QkRopePage128Fp8 = "qk_rope_page" "minisgl_qk_rope_page_128_fp8",
     QkRopePage256 = "qk_rope_page" "minisgl_qk_rope_page_256",
+    SkinnyStream1x1 = "skinny_stream" "minisgl_skinny_stream_1_1",
+    SkinnyStream2x1 = "skinny_stream" "minisgl_skinny_stream_2_1",
+    SkinnyStream2x2 = "skinny_stream" "minisgl_skinny_stream_2_2",
+    SkinnyStream4x1 = "skinny_stream" "minisgl_skinny_stream_4_1",
+    SkinnyStream4x2 = "skinny_stream" "minisgl_skinny_stream_4_2",
+    SkinnyStream8x1 = "skinny_stream" "minisgl_skinny_stream_8_1",
+    SkinnyStream8x2 = "skinny_stream" "minisgl_skinny_stream_8_2",
+    SkinnyHeld1x4 = "skinny_held" "minisgl_skinny_held_1_4",
+    SkinnyHeld1x6 = "skinny_held" "minisgl_skinny_held_1_6",
+    SkinnyHeld1x8 = "skinny_held" "minisgl_skinny_held_1_8",
+    SkinnyHeld2x4 = "skinny_held" "minisgl_skinny_held_2_4",
+    SkinnyHeld2x6 = "skinny_held" "minisgl_skinny_held_2_6",
+    SkinnyHeld2x8 = "skinny_held" "minisgl_skinny_held_2_8",
+    SkinnyHeld3x4 = "skinny_held" "minisgl_skinny_held_3_4",
+    SkinnyHeld3x6 = "skinny_held" "minisgl_skinny_held_3_6",
+    SkinnyHeld4x4 = "skinny_held" "minisgl_skinny_held_4_4",
+    SkinnyDirect1 = "skinny_direct" "minisgl_skinny_direct_1",
+    SkinnyDirect2 = "skinny_direct" "minisgl_skinny_direct_2",
+    SkinnyDirect4 = "skinny_direct" "minisgl_skinny_direct_4",
+    SkinnyDirect8 = "skinny_direct" "minisgl_skinny_direct_8",
     QkRopePage256Fp16 = "qk_rope_page" "minisgl_qk_rope_page_256_fp16",
     QkRopePage256Fp8 = "qk_rope_page" "minisgl_qk_rope_page_256_fp8",
     WidenHeads = "widen_heads" "minisgl_widen_heads",
@@ -60,6 +80,13 @@ kernels! {
 
 /// Every kernel, ready to launch.
 pub(crate) struct Kernels(Vec<CudaFunction>);
+
+impl Kernel {
+    /// Every kernel of one source.
+    pub(crate) fn of_source(source: &str) -> impl Iterator<Item = Kernel> {
+        Self::ALL.iter().filter(move |(_, from, _)| *from == source).map(|(kernel, ..)| *kernel)
+    }
+}
 
 impl Kernels {
     /// Loads every fatbin. Compiles PTX where there is no machine code for this GPU.

@@ -7,13 +7,17 @@ use std::ffi::c_void;
 
 use cudarc::cublaslt::{result, sys};
 
-use super::{Call, GemmError, GemmShape, cublas};
+use super::{Call, GemmError, GemmKind, GemmShape, cublas};
 
 /// An algorithm as cuBLASLt describes it: words without pointers, good for one library version and GPU.
 pub(super) type Algorithm = sys::cublasLtMatmulAlgo_t;
 
 /// CUBLAS_OP_T of `cublas_api.h`, which cudarc's bindings of cuBLASLt leave out.
 const TRANSPOSED: i32 = 1;
+
+/// How algorithms that split k may add up: none does, or in f32 (`IN_PLACE` and `COMPUTE_TYPE`); not in the type
+/// of the output, which would round every part to bf16.
+const REDUCTIONS: u32 = 1 | 2;
 
 /// Everything cuBLASLt wants to know about a shape.
 pub(super) struct Plan {
@@ -33,7 +37,7 @@ impl Plan {
         let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
         let bf16 = sys::cudaDataType_t::CUDA_R_16BF;
         let f32 = sys::cudaDataType_t::CUDA_R_32F;
-        let out = if shape.f32_out { f32 } else { bf16 };
+        let out = if shape.kind == GemmKind::F32 { f32 } else { bf16 };
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         // Filled one by one, so that what exists is destroyed if the next one fails.
         let mut plan = Plan {
@@ -94,6 +98,12 @@ impl Plan {
             let bytes = std::ptr::from_ref(&workspace_bytes).cast::<c_void>();
             let set =
                 result::set_matmul_pref_attribute(preference, attribute, bytes, size_of::<usize>());
+            let attribute =
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+            let mask = std::ptr::from_ref(&REDUCTIONS).cast::<c_void>();
+            let set = set.and_then(|()| {
+                result::set_matmul_pref_attribute(preference, attribute, mask, size_of::<u32>())
+            });
             let asked = set.and_then(|()| {
                 sys::cublasLtMatmulAlgoGetHeuristic(
                     handle,
@@ -168,7 +178,8 @@ impl Plan {
                 call.bias,
             )?;
         }
-        let (alpha, beta) = (1.0_f32, if call.sum { 1.0_f32 } else { 0.0 });
+        let alpha = 1.0_f32;
+        let beta = if self.shape.kind == GemmKind::AddTo { 1.0_f32 } else { 0.0 };
         // SAFETY: the caller's promise; alpha and beta are read before the call returns.
         unsafe {
             result::matmul(
@@ -205,52 +216,6 @@ impl Drop for Plan {
         if !self.product.is_null() {
             // SAFETY: as above.
             let _ = unsafe { result::destroy_matmul_desc(self.product) };
-        }
-    }
-}
-
-/// A tuned shape as a line: m n k bias f32_out and the algorithm's words in hexadecimal.
-pub(super) fn line((shape, algorithm): (&GemmShape, &Algorithm)) -> String {
-    let &GemmShape { m, n, k, bias, f32_out } = shape;
-    let words: Vec<String> = algorithm.data.iter().map(|word| format!("{word:016x}")).collect();
-    format!("{m} {n} {k} {} {} {}\n", u8::from(bias), u8::from(f32_out), words.join(" "))
-}
-
-/// The reverse of [`line`].
-pub(super) fn parse(line: &str) -> Option<(GemmShape, Algorithm)> {
-    let words: Vec<&str> = line.split(' ').collect();
-    let [m, n, k, bias, f32_out, rest @ ..] = &words[..] else { return None };
-    let flag = |word: &str| match word {
-        "0" => Some(false),
-        "1" => Some(true),
-        _ => None,
-    };
-    let shape = GemmShape {
-        m: m.parse().ok()?,
-        n: n.parse().ok()?,
-        k: k.parse().ok()?,
-        bias: flag(bias)?,
-        f32_out: flag(f32_out)?,
-    };
-    let data: Vec<u64> =
-        rest.iter().map(|word| u64::from_str_radix(word, 16)).collect::<Result<_, _>>().ok()?;
-    Some((shape, Algorithm { data: data.try_into().ok()? }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_reads_back_and_a_damaged_one_does_not() {
-        let shape = GemmShape { m: 5, n: 4096, k: 1024, bias: true, f32_out: false };
-        let algorithm = Algorithm { data: [1, 2, 3, u64::MAX, 5, 6, 7, 0] };
-        let text = line((&shape, &algorithm));
-        assert_eq!(parse(text.trim_end()), Some((shape, algorithm)));
-        let word_lost = text.trim_end().rsplit_once(' ').unwrap().0;
-        let bad_flag = text.replacen(" 1 0 ", " 2 0 ", 1);
-        for damaged in ["", "1 2 3", word_lost, bad_flag.trim_end(), &text.replace('f', "g")] {
-            assert_eq!(parse(damaged.trim_end()), None, "{damaged:?}");
         }
     }
 }

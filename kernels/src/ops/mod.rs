@@ -11,6 +11,7 @@ mod qk_rope_page;
 mod rmsnorm;
 mod sample;
 mod silu_mul;
+mod skinny;
 
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
@@ -18,3 +19,4 @@ pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
 pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 pub use silu_mul::SiluMul;
+pub use skinny::{SkinnyGemm, SkinnyInput, SkinnyOut};

@@ -1,5 +1,7 @@
 //! Times of the ops: the median of 20 replays of a graph of launches over cold buffers.
 
+use std::time::{Duration, Instant};
+
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
@@ -262,9 +264,9 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             cos_sin: (&cos_sin).into(),
             positions: (&positions).into(),
             slots: (&positions).into(),
-            q_out: (&mut q_out).into(),
-            k_pages: (&mut k_pages).into(),
-            v_pages: (&mut v_pages).into(),
+            q_out: ArrayMut::from(&mut q_out).into(),
+            k_pages: ArrayMut::from(&mut k_pages).into(),
+            v_pages: ArrayMut::from(&mut v_pages).into(),
             rows,
             q_heads,
             kv_heads,
@@ -280,42 +282,68 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     show("layer: 4 small ops, 0.6B, warm", rows, bytes, seconds);
 }
 
-/// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt and the best of its algorithms.
+/// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt, the best of its algorithms, and the product for
+/// few rows.
 fn gemm(gpu: &mut Gpu) {
     let mut gemm = Gemm::open(&gpu.device, None).unwrap();
     println!(
-        "{:<26} {:>5} {:>10} {:>10} {:>8}",
-        "gemm (N, K), cold weights", "rows", "first/us", "best/us", "TB/s"
+        "{:<26} {:>5} {:>9} {:>9} {:>9} {:>8} {:>6} {:>8}",
+        "gemm (N, K), cold weights",
+        "rows",
+        "first/us",
+        "best/us",
+        "skinny",
+        "TB/s",
+        "tried",
+        "tune/ms"
     );
     let shapes = [
         ("0.6B qkv", 4096, 1024),
+        ("0.6B o, add", 1024, 2048),
         ("0.6B gate_up", 6144, 1024),
-        ("0.6B down", 1024, 3072),
+        ("0.6B down, add", 1024, 3072),
+        ("0.6B lm_head, f32", 151_936, 1024),
         ("8B qkv", 6144, 4096),
-        ("8B o", 4096, 4096),
-        ("8B down", 4096, 12_288),
+        ("8B o, add", 4096, 4096),
+        ("8B gate_up", 24_576, 4096),
+        ("8B down, add", 4096, 12_288),
+        ("8B lm_head, f32", 151_936, 4096),
     ];
     for (name, n, k) in shapes {
-        for m in [1, 8, 64, 256] {
-            let sets = sets(2 * n * k).min(16);
-            let (x, weights) = (fill(gpu, m * k), fill(gpu, sets * n * k));
-            let mut out = gpu.poisoned(m * n);
-            let views: Vec<_> =
-                (0..sets).map(|i| weights.slice(i * n * k..(i + 1) * n * k)).collect();
+        let sets = sets(2 * n * k).min(28);
+        let weights = fill(gpu, sets * n * k);
+        let views: Vec<_> = (0..sets).map(|i| weights.slice(i * n * k..(i + 1) * n * k)).collect();
+        for m in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192] {
+            let head = name.ends_with("f32");
+            if head && m > 256 {
+                continue;
+            }
+            let x = fill(gpu, m * k);
+            let (mut out, mut out_f32) =
+                (gpu.poisoned(m * n), gpu.upload(&vec![0_f32; if head { m * n } else { 0 }]));
             let args = GemmArgs {
                 x: (&x).into(),
                 weight: (&views[0]).into(),
                 bias: None,
-                out: GemmOut::Bf16((&mut out).into()),
+                out: match (head, name.ends_with("add")) {
+                    (true, _) => GemmOut::F32((&mut out_f32).into()),
+                    (_, true) => GemmOut::AddTo((&mut out).into()),
+                    _ => GemmOut::Bf16((&mut out).into()),
+                },
                 m,
                 n,
                 k,
             };
             let rest: Vec<_> = views[1..].iter().map(Into::into).collect();
-            let (first, best) = gemm.tune(&gpu.device, args, &rest).unwrap();
-            let rate = (2 * (m * k + n * k + m * n)) as f64 / best / 1e12;
-            let what = format!("{name} ({n}, {k})");
-            println!("{what:<26} {m:>5} {:>10.2} {:>10.2} {rate:>8.3}", first * 1e6, best * 1e6);
+            let began = Instant::now();
+            let found = gemm.tune(&gpu.device, args, &rest, Duration::from_secs(1)).unwrap();
+            let (millis, tried) = (began.elapsed().as_secs_f64() * 1e3, found.tried);
+            let rate = (2 * (m * k + n * k + m * n)) as f64 / found.best_s / 1e12;
+            let (first, best) = (found.first_s * 1e6, found.best_s * 1e6);
+            let skinny = found.skinny_s.map_or(String::new(), |s| format!("{:.2}", s * 1e6));
+            println!(
+                "{name:<26} {m:>5} {first:>9.2} {best:>9.2} {skinny:>9} {rate:>8.3} {tried:>6} {millis:>8.1}"
+            );
         }
     }
 }

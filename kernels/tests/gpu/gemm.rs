@@ -1,7 +1,10 @@
 //! Matrix products: the wrapper's idea of rows and columns, bias, output types, tuning and its memory.
 
+use std::time::Duration;
+
 use half::bf16;
 use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
+use minisgl_kernels::ops::SkinnyGemm;
 
 use crate::support::{Gpu, assert_close};
 
@@ -13,6 +16,8 @@ struct Case {
     x: Vec<bf16>,
     weight: Vec<bf16>,
     bias: Option<Vec<bf16>>,
+    /// What is there before, to be added to.
+    residual: Option<Vec<bf16>>,
 }
 
 impl Case {
@@ -20,7 +25,13 @@ impl Case {
         let (x, _) = gpu.normal(m * k, 1.0);
         let (weight, _) = gpu.normal(n * k, 1.0);
         let bias = bias.then(|| gpu.normal(n, 10.0).0);
-        Case { m, n, k, x, weight, bias }
+        Case { m, n, k, x, weight, bias, residual: None }
+    }
+
+    /// Adds to a residual.
+    fn adding(gpu: &mut Gpu, (m, n, k): (usize, usize, usize)) -> Case {
+        let residual = Some(gpu.normal(m * n, 10.0).0);
+        Case { residual, ..Case::new(gpu, (m, n, k), false) }
     }
 
     fn expected(&self) -> Vec<f64> {
@@ -31,7 +42,10 @@ impl Case {
             for (column, weight) in weight.chunks_exact(self.k).enumerate() {
                 let product = |(x, w): (&f32, &f32)| f64::from(*x) * f64::from(*w);
                 let sum: f64 = row.iter().zip(weight).map(product).sum();
-                expected.push(sum + self.bias.as_ref().map_or(0.0, |bias| bias[column].to_f64()));
+                let bias = self.bias.as_ref().map_or(0.0, |bias| bias[column].to_f64());
+                let at = expected.len();
+                let residual = self.residual.as_ref().map_or(0.0, |values| values[at].to_f64());
+                expected.push(sum + bias + residual);
             }
         }
         expected
@@ -41,16 +55,20 @@ impl Case {
     fn run(&self, gpu: &Gpu, gemm: &mut Gemm, f32_out: bool, tune: bool) -> Vec<bf16> {
         let (x, weight) = (gpu.upload(&self.x), gpu.upload(&self.weight));
         let bias = self.bias.as_ref().map(|bias| gpu.upload(bias));
-        let mut out = gpu.poisoned(self.m * self.n);
         let mut out_f32 = gpu.upload(&vec![f32::NAN; self.m * self.n]);
+        let mut out = gpu.poisoned(self.m * self.n);
         for tuning in [true, false] {
+            if let Some(residual) = &self.residual {
+                out = gpu.upload(residual);
+            }
             let args = GemmArgs {
                 x: (&x).into(),
                 weight: (&weight).into(),
                 bias: bias.as_ref().map(Into::into),
-                out: match f32_out {
-                    true => GemmOut::F32((&mut out_f32).into()),
-                    false => GemmOut::Bf16((&mut out).into()),
+                out: match (f32_out, &self.residual) {
+                    (true, _) => GemmOut::F32((&mut out_f32).into()),
+                    (false, None) => GemmOut::Bf16((&mut out).into()),
+                    (false, Some(_)) => GemmOut::AddTo((&mut out).into()),
                 },
                 m: self.m,
                 n: self.n,
@@ -59,8 +77,16 @@ impl Case {
             match (tuning, tune) {
                 (true, false) => {}
                 (true, true) => {
-                    let (first, best) = gemm.tune(&gpu.device, args, &[]).unwrap();
-                    assert!(best > 0.0 && best <= first, "{first} {best}");
+                    let budget = Duration::from_secs(1);
+                    let shape = args.shape();
+                    let found = gemm.tune(&gpu.device, args, &[], budget).unwrap();
+                    assert!(found.best_s > 0.0 && found.best_s <= found.first_s, "{found:?}");
+                    assert_eq!(found.skinny_s.is_some(), self.m <= SkinnyGemm::ROWS_MAX);
+                    assert!(gemm.is_tuned(shape));
+                    let faster = found.skinny_s.is_some_and(|skinny| skinny < found.best_s);
+                    assert_eq!(gemm.prefers_skinny(shape, Duration::ZERO), faster, "{found:?}");
+                    let much = Duration::from_secs(1);
+                    assert_eq!(gemm.prefers_skinny(shape, much), found.skinny_s.is_some());
                 }
                 (false, _) => gemm.launch(&gpu.device, args).unwrap(),
             }
@@ -83,21 +109,30 @@ pub fn gemm(gpu: &mut Gpu) {
                 // Sums of `k` products cancel: their f32 rounding is against the size of the terms.
                 assert_close(&what, &out, &case.expected(), 2e-4);
             }
+            let case = Case::adding(gpu, shape);
+            let out = case.run(gpu, &mut gemm, false, false);
+            // Some algorithms round the product before they add.
+            assert_close(&format!("{shape:?}, adding"), &out, &case.expected(), 0.15);
         }
     }
 }
 
 pub fn tuned(gpu: &mut Gpu) {
     let mut gemm = Gemm::open(&gpu.device, None).unwrap();
-    let case = Case::new(gpu, (33, 1024, 512), true);
-    let out = case.run(gpu, &mut gemm, false, true);
-    assert_close("tuned", &out, &case.expected(), 1e-3);
+    let cases = [Case::new(gpu, (33, 1024, 512), true), Case::adding(gpu, (130, 512, 1024))];
+    let outs = cases.each_ref().map(|case| case.run(gpu, &mut gemm, false, true));
+    for (case, out) in cases.iter().zip(&outs) {
+        let rounded = if case.residual.is_some() { 0.5 } else { 1e-3 };
+        assert_close("tuned", out, &case.expected(), rounded);
+    }
 
     // Another start takes over what was found, and computes the same bits.
     let saved = gemm.save(&gpu.device);
     let mut again = Gemm::open(&gpu.device, None).unwrap();
-    assert_eq!(again.restore(&gpu.device, &saved), 1, "{saved}");
-    assert_eq!(case.run(gpu, &mut again, false, false), out);
+    assert_eq!(again.restore(&gpu.device, &saved), 2, "{saved}");
+    for (case, out) in cases.iter().zip(&outs) {
+        assert_eq!(&case.run(gpu, &mut again, false, false), out);
+    }
     assert_eq!(again.save(&gpu.device), saved);
     // Not from another library or GPU, nor half a file.
     assert_eq!(again.restore(&gpu.device, &saved.replacen("cublasLt", "cublasLt 1", 1)), 0);

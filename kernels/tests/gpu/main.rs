@@ -25,6 +25,7 @@ mod rmsnorm;
 mod rope;
 mod sampler;
 mod silu_mul;
+mod skinny;
 mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,6 +52,9 @@ const TESTS: &[Test] = &[
     ("sampler_history", sampler::history),
     ("gemm", gemm::gemm),
     ("gemm_tuned", gemm::tuned),
+    ("skinny", skinny::skinny),
+    ("skinny_models", skinny::models),
+    ("skinny_direct", skinny::direct),
     ("attention", attention::attention),
     ("attention_fa", attention::attention_fa),
     ("attention_split", attention::attention_split),

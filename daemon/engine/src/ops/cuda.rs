@@ -233,6 +233,31 @@ impl CudaOps {
     }
 }
 
+impl CudaOps {
+    /// The norm of the first `rows` rows.
+    fn normalise(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        weight: &CudaSlice<bf16>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        let hidden = out.width;
+        RmsNorm {
+            x: (&x.rows(rows)).into(),
+            index: None,
+            weight: weight.into(),
+            out: (&mut out.rows_mut(rows)).into(),
+            rows,
+            x_rows: rows,
+            hidden,
+            eps: self.eps,
+        }
+        .launch(&self.device)
+        .map_err(failed("rms_norm"))
+    }
+}
+
 impl Drop for CudaOps {
     /// What is in flight must not outlive the pinned memory that it copies from and to.
     fn drop(&mut self) {
@@ -387,22 +412,10 @@ impl Ops for CudaOps {
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
-        let (rows, hidden) = (self.issued(rows), out.width);
-        if rows == 0 {
-            return Ok(());
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows => self.normalise(rows, x, weight, out),
         }
-        RmsNorm {
-            x: (&x.rows(rows)).into(),
-            index: None,
-            weight: weight.into(),
-            out: (&mut out.rows_mut(rows)).into(),
-            rows,
-            x_rows: rows,
-            hidden,
-            eps: self.eps,
-        }
-        .launch(&self.device)
-        .map_err(failed("rms_norm"))
     }
 
     fn norm_sampled(
@@ -457,6 +470,51 @@ impl Ops for CudaOps {
         }
         .launch(&self.device)
         .map_err(failed("silu_mul"))
+    }
+
+    fn norm_linear(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        norm: &CudaSlice<bf16>,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows if self.few(rows) => {
+                self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Output))
+            }
+            _ => {
+                self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+                self.linear(rows, linear, &scratch.normed, out)
+            }
+        }
+    }
+
+    fn norm_gated(
+        &mut self,
+        rows: usize,
+        x: &Buffer,
+        norm: &CudaSlice<bf16>,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        // The kernel takes gate and up eight rows at a time.
+        let gates = linear.weight.rows.is_multiple_of(2 * ROW_UNIT);
+        match self.issued(rows) {
+            0 => Ok(()),
+            rows if gates && self.few(rows) => {
+                self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Gated))
+            }
+            _ => {
+                self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+                self.linear(rows, linear, &scratch.normed, &mut scratch.gate_up)?;
+                self.silu_mul(rows, &scratch.gate_up, out)
+            }
+        }
     }
 
     /// There is one rank, so nothing to sum over.

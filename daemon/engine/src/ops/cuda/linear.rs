@@ -4,12 +4,15 @@
 
 use std::collections::BTreeSet;
 
+use cudarc::driver::CudaSlice;
+use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
+use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
 
 use super::sample::LOGIT_ROWS;
 use super::{Buffer, CudaOps, failed};
-use crate::ops::{Linear, OpResult};
+use crate::ops::{Linear, OpResult, Scratch};
 
 /// As many rows as a product is run for: few enough different numbers that each is prepared at load.
 /// Rows past the batch hold what earlier steps left there, and nothing reads what comes of them.
@@ -36,9 +39,24 @@ pub(super) enum Into {
     Output,
     /// It is added to what is there.
     Sum,
+    /// `silu(gate) * up` of it, with few rows only.
+    Gated,
+}
+
+/// What the rows of a product of few rows are.
+pub(super) enum Rows<'a> {
+    /// As they are.
+    Plain,
+    /// To be normalised.
+    Normed(&'a CudaSlice<bf16>),
 }
 
 impl CudaOps {
+    /// Whether `rows` are so few that a product reads the weight and does little else.
+    pub(super) fn few(&self, rows: usize) -> bool {
+        rows <= SkinnyGemm::rows_worth(&self.device)
+    }
+
     /// `out = x weight^T (+ bias)`, or `out += x weight^T`, of `rows` rows.
     pub(super) fn product(
         &mut self,
@@ -48,6 +66,9 @@ impl CudaOps {
         out: &mut Buffer,
         into: Into,
     ) -> OpResult {
+        if self.few(rows) {
+            return self.skinny(rows, linear, (x, &Rows::Plain), out, into);
+        }
         let m = gemm_rows(rows, x.rows.min(out.rows));
         let (x, mut out) = (x.rows(m), out.rows_mut(m));
         let weight = &linear.weight;
@@ -58,6 +79,7 @@ impl CudaOps {
             out: match into {
                 Into::Output => GemmOut::Bf16((&mut out).into()),
                 Into::Sum => GemmOut::AddTo((&mut out).into()),
+                Into::Gated => return Err(failed("linear")("too many rows to gate at once")),
             },
             m,
             n: weight.padded_rows(),
@@ -66,5 +88,58 @@ impl CudaOps {
         let (n, k) = (product.n, product.k);
         let fault = |error| failed("linear")(format!("[{m}, {k}] by [{n}, {k}]: {error}"));
         self.gemm.launch(&self.device, product).map_err(fault)
+    }
+
+    /// [`CudaOps::product`] of few rows, with what is fused around it.
+    pub(super) fn skinny(
+        &mut self,
+        rows: usize,
+        linear: &Linear<CudaOps>,
+        (x, of): (&Buffer, &Rows<'_>),
+        out: &mut Buffer,
+        into: Into,
+    ) -> OpResult {
+        let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
+        let weight = &linear.weight;
+        SkinnyGemm {
+            input: match of {
+                Rows::Plain => SkinnyInput::Plain((&x).into()),
+                Rows::Normed(weight) => SkinnyInput::Normed {
+                    residual: (&x).into(),
+                    weight: (*weight).into(),
+                    eps: self.eps,
+                },
+            },
+            weight: (&weight.data).into(),
+            out: match into {
+                Into::Output => SkinnyOut::Bf16 {
+                    out: (&mut out).into(),
+                    bias: linear.bias.as_ref().map(Array::from),
+                },
+                Into::Sum => SkinnyOut::AddTo((&mut out).into()),
+                Into::Gated => SkinnyOut::Gated((&mut out).into()),
+            },
+            m: rows,
+            n: weight.padded_rows(),
+            k: weight.inputs,
+        }
+        .launch(&self.device)
+        .map_err(failed("linear"))
+    }
+
+    /// A product of few normalised rows: the norm in the product where that is worth it, else before it.
+    pub(super) fn norm_skinny(
+        &mut self,
+        rows: usize,
+        linear: &Linear<CudaOps>,
+        (x, norm): (&Buffer, &CudaSlice<bf16>),
+        scratch: &mut Scratch<CudaOps>,
+        (out, into): (&mut Buffer, Into),
+    ) -> OpResult {
+        if SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
+            return self.skinny(rows, linear, (x, &Rows::Normed(norm)), out, into);
+        }
+        self.normalise(rows, x, norm, &mut scratch.normed)?;
+        self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out, into)
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use cudarc::driver::CudaView;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
-use minisgl_kernels::ops::{Sample, sample_scratch_len};
+use minisgl_kernels::ops::{Sample, SkinnyGemm, SkinnyInput, SkinnyOut, sample_scratch_len};
 
 use super::linear::gemm_rows;
 use super::results::{TOP_MAX, Wanted};
@@ -44,17 +44,32 @@ impl CudaOps {
         let m =
             gemm_rows(count, self.logits.len() / self.logit_stride).min(hidden.rows - rows.start);
         let x = hidden.data.slice(rows.start * width..(rows.start + m) * width);
+        let (n, k) = (head.padded_rows(), head.inputs);
+        let few = self.few(m);
         let mut out = self.logits.slice_mut(..m * self.logit_stride);
-        let product = GemmArgs {
-            x: (&x).into(),
-            weight: (&head.data).into(),
-            bias: None,
-            out: GemmOut::F32((&mut out).into()),
-            m,
-            n: head.padded_rows(),
-            k: head.inputs,
-        };
-        self.gemm.launch(&self.device, product).map_err(failed("logits"))?;
+        if few {
+            SkinnyGemm {
+                input: SkinnyInput::Plain((&x).into()),
+                weight: (&head.data).into(),
+                out: SkinnyOut::F32((&mut out).into()),
+                m,
+                n,
+                k,
+            }
+            .launch(&self.device)
+            .map_err(failed("logits"))?;
+        } else {
+            let product = GemmArgs {
+                x: (&x).into(),
+                weight: (&head.data).into(),
+                bias: None,
+                out: GemmOut::F32((&mut out).into()),
+                m,
+                n,
+                k,
+            };
+            self.gemm.launch(&self.device, product).map_err(failed("logits"))?;
+        }
 
         let CudaOps { device, inputs, requests, outputs, .. } = self;
         let logits = self.logits.slice(..count * self.logit_stride);

@@ -1,0 +1,244 @@
+// What the two skinny products share: fragments, the sum over warps, and what becomes of a result.
+#pragma once
+
+#include "../common.cuh"
+
+namespace minisgl {
+
+// Consumer warps of a block. They share every column of the weight between them, 32 columns at a time.
+constexpr uint32_t WARPS = 8;
+constexpr uint32_t CONSUMERS = WARPS * 32;
+// Columns that one step of a warp multiplies: 16 bytes a lane, four lanes a row.
+constexpr uint32_t STEP = 32;
+
+// Floats between two tokens of partial sums: without the 4, four lanes would meet in a bank.
+template <int TILES>
+constexpr uint32_t TOKEN_STRIDE = 16 * TILES + 4;
+
+// d += a * b^T: 16 rows of the weight times 8 tokens over 16 columns, as mma.sync lays them out.
+__device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                    uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// One step: lane 4 g + t brings columns 8 t .. 8 t + 8 of rows g and g + 8 of each tile, and of token g of
+// each group of eight. A dot product does not care in which order columns come, as long as both sides
+// agree: so eight neighbours in memory may stand where the instruction wants 2 t, 2 t + 1, 2 t + 8, 2 t + 9.
+template <int GROUPS, int TILES>
+__device__ __forceinline__ void multiply(float (&sum)[TILES][GROUPS][4], const uint4 (&low)[TILES],
+                                         const uint4 (&high)[TILES], const uint4 (&x)[GROUPS]) {
+#pragma unroll
+  for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+      mma(sum[tile][group], low[tile].x, high[tile].x, low[tile].y, high[tile].y, x[group].x, x[group].y);
+    }
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+      mma(sum[tile][group], low[tile].z, high[tile].z, low[tile].w, high[tile].w, x[group].z, x[group].w);
+    }
+  }
+}
+
+__device__ __forceinline__ uint32_t round_up(uint32_t x, uint32_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Bytes between rows in shared memory: neighbours must lie 64 bytes apart modulo the 128 of the banks.
+__device__ __forceinline__ uint32_t pitch_of(uint32_t columns) { return round_up(columns * 2, 128) + 64; }
+
+// Which row of the weight is row `row` of a tile. A gated tile has 8 rows of the gate, then the same 8 of
+// `up`, so that one thread holds both.
+__device__ __forceinline__ uint32_t weight_row(const minisgl_skinny_args& a, uint32_t tile, uint32_t row) {
+  if (a.epilogue != MINISGL_SKINNY_GATED) return tile * 16 + row;
+  return tile * 8 + row % 8 + (row < 8 ? 0 : a.n / 2);
+}
+
+// The scale of a normalised row, from the sum of its squares.
+__device__ __forceinline__ float norm_scale(const minisgl_skinny_args& a, float squares) {
+  return rsqrtf(squares / a.k + a.eps);
+}
+
+__device__ __forceinline__ Vec8 normalise(const Vec8& x, const Vec8& weight, float scale) {
+  float f[VEC], w[VEC];
+  unpack(x, f);
+  unpack(weight, w);
+#pragma unroll
+  for (int i = 0; i < VEC; i++) f[i] = f[i] * scale * w[i];
+  return pack(f);
+}
+
+__device__ __forceinline__ float sum_squares(const Vec8& x) {
+  float f[VEC], squares = 0.0f;
+  unpack(x, f);
+#pragma unroll
+  for (int i = 0; i < VEC; i++) squares += f[i] * f[i];
+  return squares;
+}
+
+// One of a thread's outputs: the results of a block, dealt out to its consumers.
+template <int TILES>
+struct Output {
+  uint32_t token, row, column;  // `token` counts from the first of the groups
+  bool there;
+
+  __device__ __forceinline__ Output(const minisgl_skinny_args& a, uint32_t first_tile, uint32_t first_token,
+                                    uint32_t turn) {
+    const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
+    const uint32_t at = threadIdx.x + turn * CONSUMERS;
+    if (gated) {
+      token = at / (8 * TILES), row = at / 8 % TILES * 16 + at % 8;
+      column = first_tile * 8 + at % (8 * TILES);
+    } else {
+      token = at / (16 * TILES), row = at % (16 * TILES);
+      column = first_tile * 16 + row;
+    }
+    there = first_token + token < a.m && column < (gated ? a.n / 2 : a.n);
+  }
+};
+
+// What is added to a thread's outputs, fetched before the sums are there.
+template <int GROUPS, int TILES>
+struct Ahead {
+  static constexpr int TURNS = (16 * TILES * GROUPS * 8 + CONSUMERS - 1) / CONSUMERS;
+  minisgl_bf16 add[TURNS];
+
+  __device__ __forceinline__ Ahead(const minisgl_skinny_args& a, uint32_t first_tile, uint32_t first_token,
+                                   bool real = true) {
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+      add[turn] = __float2bfloat16_rn(0.0f);
+      const Output<TILES> output(a, first_tile, first_token, turn);
+      if (!output.there || !real) continue;
+      if (a.epilogue == MINISGL_SKINNY_ADD) {
+        add[turn] = static_cast<const minisgl_bf16*>(a.out)[size_t(first_token + output.token) * a.n + output.column];
+      }
+      if (a.bias) add[turn] = a.bias[output.column];
+    }
+  }
+};
+
+// Sums `parts` partial results in a fixed order and hands them on. `partial` is [parts, groups * 8 tokens,
+// TOKEN_STRIDE], from `first_token` on; `first_tile` is the first of TILES tiles. Each output belongs to one
+// consumer.
+template <int GROUPS, int TILES>
+__device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float* partial, uint32_t parts,
+                                       uint32_t first_tile, uint32_t first_token,
+                                       const Ahead<GROUPS, TILES>& ahead, bool real = true) {
+  constexpr uint32_t STRIDE = TOKEN_STRIDE<TILES>, PART = GROUPS * 8 * STRIDE;
+#pragma unroll
+  for (int turn = 0; turn < Ahead<GROUPS, TILES>::TURNS; turn++) {
+    const Output<TILES> output(a, first_tile, first_token, turn);
+    if (!output.there) continue;
+    const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
+    const float* from = partial + output.token * STRIDE + output.row;
+    float sum = 0.0f, up = 0.0f;
+#pragma unroll 4
+    for (uint32_t part = 0; part < parts; part++) {
+      sum += from[part * PART];
+      if (gated) up += from[part * PART + 8];
+    }
+    if (!real) continue;
+    const size_t token = first_token + output.token, to = token * a.n + output.column;
+    if (a.epilogue == MINISGL_SKINNY_F32) {
+      static_cast<float*>(a.out)[to] = sum;
+    } else if (gated) {
+      // Rounded as if the gate and `up` had been stored.
+      const float gate = __bfloat162float(__float2bfloat16_rn(sum));
+      up = __bfloat162float(__float2bfloat16_rn(up));
+      minisgl_bf16* out = static_cast<minisgl_bf16*>(a.out) + token * (a.n / 2) + output.column;
+      *out = __float2bfloat16_rn(gate / (1.0f + __expf(-gate)) * up);
+    } else {
+      static_cast<minisgl_bf16*>(a.out)[to] = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
+    }
+  }
+}
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(phase)
+      : "memory");
+}
+
+// Weights are read once: what is to stay in the cache should not make room for them.
+__device__ __forceinline__ uint64_t read_once() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void copy_once(void* to, const void* from, uint32_t bytes, uint64_t* barrier,
+                                          uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
+__device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// Stores into the memory of block `rank` of the cluster.
+__device__ __forceinline__ void store_remote(float* to, uint32_t rank, float value) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+// Says that this block runs, so that others may write into its memory after `cluster_wait`.
+__device__ __forceinline__ void cluster_arrive_running() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#endif
+
+// Where a lane's four sums belong: rows g and g + 8 of a tile, tokens 2 t and 2 t + 1 of a group.
+template <int GROUPS, int TILES, class Put>
+__device__ __forceinline__ void each_sum(uint32_t tokens, const float (&sum)[TILES][GROUPS][4], Put put) {
+  const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t token = group * 8 + 2 * t + i % 2, row = tile * 16 + g + i / 2 * 8;
+        if (token < tokens) put(token * TOKEN_STRIDE<TILES> + row, sum[tile][group][i]);
+      }
+    }
+  }
+}
+
+}  // namespace minisgl

@@ -1,0 +1,232 @@
+//! Products of a few rows with a weight, and what stands before and after them; the kernels are
+//! `cu/skinny/`.
+//!
+//! Owns: how such a product is cut up. Must never: allocate, or depend on anything but the shape.
+
+mod cut;
+
+use half::bf16;
+
+use super::check::Check;
+use crate::abi::{Address, SkinnyArgs};
+use crate::device::{Device, Grid};
+use crate::error::LaunchError;
+use crate::kernel::Kernel;
+use crate::{Array, ArrayMut};
+use cut::{Cut, Limits, Shape, Way};
+
+/// `out = x * weight^T` for few rows, fused with what comes before and after it in a layer.
+///
+/// bf16 with f32 sums. Moves the weight, `2 * n * k` bytes, and little else; bound by reading it. The same
+/// call gives the same bits each time.
+pub struct SkinnyGemm<'a> {
+    /// The rows.
+    pub input: SkinnyInput<'a>,
+    /// `[n, k]`; for [`SkinnyOut::Gated`] the gate's rows, then as many of `up`.
+    pub weight: Array<'a, bf16>,
+    /// Where the result goes.
+    pub out: SkinnyOut<'a>,
+    /// Tokens, at most [`SkinnyGemm::ROWS_MAX`].
+    pub m: usize,
+    /// Rows of the weight, a multiple of 8; of 16 for [`SkinnyOut::Gated`].
+    pub n: usize,
+    /// Columns of the weight, a multiple of 8.
+    pub k: usize,
+}
+
+/// The rows of a [`SkinnyGemm`].
+pub enum SkinnyInput<'a> {
+    /// `[m, k]`, as they are.
+    Plain(Array<'a, bf16>),
+    /// `bf16(rms_norm(residual) * weight)`, as [`super::RmsNorm`] computes it.
+    Normed {
+        /// `[m, k]`.
+        residual: Array<'a, bf16>,
+        /// `[k]`.
+        weight: Array<'a, bf16>,
+        /// Added to the mean square.
+        eps: f32,
+    },
+}
+
+/// What becomes of the result of a [`SkinnyGemm`].
+pub enum SkinnyOut<'a> {
+    /// Rounded, after `bias` is added.
+    Bf16 {
+        /// `[m, n]`.
+        out: ArrayMut<'a, bf16>,
+        /// `[n]`.
+        bias: Option<Array<'a, bf16>>,
+    },
+    /// Logits, `[m, n]`.
+    F32(ArrayMut<'a, f32>),
+    /// `residual = bf16(result + residual)`, `[m, n]`.
+    AddTo(ArrayMut<'a, bf16>),
+    /// `silu(gate) * up` of the rounded halves, `[m, n / 2]`.
+    Gated(ArrayMut<'a, bf16>),
+}
+
+impl SkinnyGemm<'_> {
+    /// Rows of x at most.
+    pub const ROWS_MAX: usize = 64;
+
+    /// Rows up to which it is faster than cuBLASLt on this GPU, or as fast, with what it saves other ops. Measured on an
+    /// H100; elsewhere without bulk copies none.
+    pub fn rows_worth(device: &Device) -> usize {
+        if device.has_clusters() { 16 } else { 0 }
+    }
+
+    /// Whether [`SkinnyInput::Normed`] is faster than [`super::RmsNorm`] before it: each block computes the norm for
+    /// itself.
+    pub fn norm_is_worth(m: usize, k: usize) -> bool {
+        m * k <= 1 << 14
+    }
+
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let check = Check::new("skinny_gemm", device);
+        let (m, n, k) = (self.m, self.n, self.k);
+        check.that(m <= Self::ROWS_MAX, || format!("m is {m}, the limit is {}", Self::ROWS_MAX))?;
+        let (x, norm_weight, eps) = match &self.input {
+            SkinnyInput::Plain(x) => (check.array("x", x, &[m, k])?, 0, 0.0),
+            SkinnyInput::Normed { residual, weight, eps } => {
+                let weight = check.array("norm weight", weight, &[k])?;
+                (check.array("residual", residual, &[m, k])?, weight, *eps)
+            }
+        };
+        let n_unit = if matches!(self.out, SkinnyOut::Gated(_)) { 16 } else { 8 };
+        let (epilogue, out, bias) = self.out.check(&check, m, n)?;
+        let mut args = SkinnyArgs {
+            x,
+            norm_weight,
+            weight: check.array("weight", &self.weight, &[n, k])?,
+            bias,
+            out,
+            m: check.count("m", m)?,
+            n: check.multiple("n", n, n_unit)?,
+            k: check.multiple("k", k, 8)?,
+            eps,
+            epilogue,
+            cluster: 1,
+            slice: 0,
+            chunk: 0,
+            stages: 0,
+            resident: 0,
+        };
+        if m == 0 {
+            return Ok(());
+        }
+        let shape = Shape { m, n, k, normed: norm_weight != 0 };
+        let cut = device.has_clusters().then(|| Cut::new(shape, limits(device))).flatten();
+        let kernel = match cut {
+            Some(Cut { way: Way::Held { steps }, tiles, .. }) => held(tiles, steps),
+            Some(Cut { way: Way::Stream { groups, chunk, stages, resident }, tiles, .. }) => {
+                args.chunk = chunk as u32;
+                args.stages = stages as u32;
+                args.resident = u32::from(resident);
+                stream(groups, tiles)
+            }
+            None => None,
+        };
+        let (kernel, grid) = match (kernel, cut) {
+            (Some(kernel), Some(cut)) => {
+                args.cluster = cut.cluster as u32;
+                args.slice = cut.slice as u32;
+                let copier = if matches!(cut.way, Way::Stream { .. }) { 32 } else { 0 };
+                let grid = Grid {
+                    blocks: (cut.blocks as u32, 1),
+                    threads: THREADS + copier,
+                    shared_bytes: cut.shared_bytes as u32,
+                    cluster: args.cluster,
+                };
+                (kernel, grid)
+            }
+            _ => {
+                let blocks = (args.n.div_ceil(16), 1);
+                let grid = Grid { blocks, threads: THREADS, shared_bytes: 0, cluster: 1 };
+                (direct(cut::groups(m)), grid)
+            }
+        };
+        // SAFETY: the struct is the kernel's, its arrays were checked above, and the cut covers every row
+        // and column with the shared memory that the kernel counts on.
+        unsafe { check.launch(kernel, grid, &args) }
+    }
+}
+
+impl SkinnyOut<'_> {
+    /// The epilogue's number in the header, the output's address and the bias's.
+    fn check(
+        &self,
+        check: &Check<'_>,
+        m: usize,
+        n: usize,
+    ) -> Result<(u32, Address, Address), LaunchError> {
+        Ok(match self {
+            SkinnyOut::Bf16 { out, bias } => {
+                let bias = match bias {
+                    Some(bias) => check.array("bias", bias, &[n])?,
+                    None => 0,
+                };
+                (0, check.array("out", out, &[m, n])?, bias)
+            }
+            SkinnyOut::F32(out) => (1, check.array("out", out, &[m, n])?, 0),
+            SkinnyOut::AddTo(out) => (2, check.array("residual", out, &[m, n])?, 0),
+            SkinnyOut::Gated(out) => (3, check.array("out", out, &[m, n / 2])?, 0),
+        })
+    }
+}
+
+/// Threads of a block that multiply: eight warps.
+const THREADS: u32 = 256;
+
+/// Static shared memory of the kernels at most, and what the driver takes of each block's.
+const SHARED_STATIC: usize = 4 << 10;
+
+fn limits(device: &Device) -> Limits {
+    Limits {
+        multiprocessors: device.multiprocessors() as usize,
+        shared_max: device.shared_bytes_block() as usize - SHARED_STATIC,
+    }
+}
+
+/// By groups of x and tiles of the weight.
+fn stream(groups: usize, tiles: usize) -> Option<Kernel> {
+    Some(match (groups, tiles) {
+        (1, 1) => Kernel::SkinnyStream1x1,
+        (2, 1) => Kernel::SkinnyStream2x1,
+        (2, 2) => Kernel::SkinnyStream2x2,
+        (4, 1) => Kernel::SkinnyStream4x1,
+        (4, 2) => Kernel::SkinnyStream4x2,
+        (8, 1) => Kernel::SkinnyStream8x1,
+        (8, 2) => Kernel::SkinnyStream8x2,
+        _ => return None,
+    })
+}
+
+/// By tiles of the weight and steps of a warp.
+fn held(tiles: usize, steps: usize) -> Option<Kernel> {
+    Some(match (tiles, steps) {
+        (1, 4) => Kernel::SkinnyHeld1x4,
+        (1, 6) => Kernel::SkinnyHeld1x6,
+        (1, 8) => Kernel::SkinnyHeld1x8,
+        (2, 4) => Kernel::SkinnyHeld2x4,
+        (2, 6) => Kernel::SkinnyHeld2x6,
+        (2, 8) => Kernel::SkinnyHeld2x8,
+        (3, 4) => Kernel::SkinnyHeld3x4,
+        (3, 6) => Kernel::SkinnyHeld3x6,
+        (4, 4) => Kernel::SkinnyHeld4x4,
+        _ => return None,
+    })
+}
+
+fn direct(groups: usize) -> Kernel {
+    match groups {
+        1 => Kernel::SkinnyDirect1,
+        2 => Kernel::SkinnyDirect2,
+        4 => Kernel::SkinnyDirect4,
+        _ => Kernel::SkinnyDirect8,
+    }
+}

@@ -1,0 +1,207 @@
+//! Products of few rows: every way in and out, every way of cutting them up.
+
+use cudarc::driver::CudaSlice;
+use half::bf16;
+use minisgl_kernels::Device;
+use minisgl_kernels::ops::{RmsNorm, SkinnyGemm, SkinnyInput, SkinnyOut};
+
+use crate::support::{Gpu, assert_close, assert_same};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Out {
+    Plain,
+    Bias,
+    F32,
+    Add,
+    Gated,
+}
+
+const OUTS: [Out; 5] = [Out::Plain, Out::Bias, Out::F32, Out::Add, Out::Gated];
+
+/// Inputs of a product, on both sides.
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    out: Out,
+    /// As the product sees it: after the norm, if there is one.
+    x: Vec<bf16>,
+    x_gpu: CudaSlice<bf16>,
+    norm: Option<CudaSlice<bf16>>,
+    weight: (Vec<bf16>, CudaSlice<bf16>),
+    /// Bias, or what is added to.
+    add: (Vec<bf16>, CudaSlice<bf16>),
+}
+
+const EPS: f32 = 1e-5;
+
+impl Case {
+    fn new(gpu: &mut Gpu, (m, n, k): (usize, usize, usize), out: Out, normed: bool) -> Case {
+        let (x, x_gpu) = gpu.normal(m * k, 1.0);
+        // Sums of about 1.
+        let weight = gpu.normal(n * k, (k as f32).powf(-0.5));
+        let add = gpu.normal(if out == Out::Add { m * n } else { n }, 2.0);
+        let norm = normed.then(|| gpu.normal(k, 1.0).1);
+        let x = match &norm {
+            None => x,
+            Some(weight) => {
+                let mut normed = gpu.poisoned(m * k);
+                RmsNorm {
+                    x: (&x_gpu).into(),
+                    index: None,
+                    weight: weight.into(),
+                    out: (&mut normed).into(),
+                    rows: m,
+                    x_rows: m,
+                    hidden: k,
+                    eps: EPS,
+                }
+                .launch(&gpu.device)
+                .unwrap();
+                gpu.download(&normed)
+            }
+        };
+        Case { m, n, k, out, x, x_gpu, norm, weight, add }
+    }
+
+    fn width(&self) -> usize {
+        if self.out == Out::Gated { self.n / 2 } else { self.n }
+    }
+
+    fn run(&self, gpu: &Gpu) -> Vec<bf16> {
+        let mut out = match self.out {
+            Out::Add => gpu.upload(&self.add.0),
+            _ => gpu.poisoned(self.m * self.width()),
+        };
+        let mut logits = gpu.upload(&vec![f32::NAN; self.m * self.n]);
+        SkinnyGemm {
+            input: match &self.norm {
+                None => SkinnyInput::Plain((&self.x_gpu).into()),
+                Some(weight) => SkinnyInput::Normed {
+                    residual: (&self.x_gpu).into(),
+                    weight: weight.into(),
+                    eps: EPS,
+                },
+            },
+            weight: (&self.weight.1).into(),
+            out: match self.out {
+                Out::Plain => SkinnyOut::Bf16 { out: (&mut out).into(), bias: None },
+                Out::Bias => {
+                    SkinnyOut::Bf16 { out: (&mut out).into(), bias: Some((&self.add.1).into()) }
+                }
+                Out::F32 => SkinnyOut::F32((&mut logits).into()),
+                Out::Add => SkinnyOut::AddTo((&mut out).into()),
+                Out::Gated => SkinnyOut::Gated((&mut out).into()),
+            },
+            m: self.m,
+            n: self.n,
+            k: self.k,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+        match self.out {
+            Out::F32 => gpu.download(&logits).into_iter().map(bf16::from_f32).collect(),
+            _ => gpu.download(&out),
+        }
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let widen = |values: &[bf16]| -> Vec<f32> { values.iter().map(|v| v.to_f32()).collect() };
+        let (x, weight) = (widen(&self.x), widen(&self.weight.0));
+        let mut sums = Vec::with_capacity(m * n);
+        for row in x.chunks_exact(k) {
+            for weight in weight.chunks_exact(k) {
+                let product = |(x, w): (&f32, &f32)| f64::from(*x) * f64::from(*w);
+                sums.push(row.iter().zip(weight).map(product).sum::<f64>());
+            }
+        }
+        let add = &self.add.0;
+        match self.out {
+            Out::Plain | Out::F32 => sums,
+            Out::Bias => {
+                sums.iter().enumerate().map(|(i, sum)| sum + add[i % n].to_f64()).collect()
+            }
+            Out::Add => sums.iter().zip(add).map(|(sum, add)| sum + add.to_f64()).collect(),
+            Out::Gated => {
+                let round = |sum: f64| bf16::from_f64(sum).to_f64();
+                let silu = |gate: f64| gate / (1.0 + (-gate).exp());
+                let row = |row: &[f64]| -> Vec<f64> {
+                    let (gate, up) = row.split_at(n / 2);
+                    gate.iter().zip(up).map(|(&g, &u)| silu(round(g)) * round(u)).collect()
+                };
+                sums.chunks_exact(n).flat_map(row).collect()
+            }
+        }
+    }
+
+    fn check(&self, gpu: &Gpu) {
+        let Case { m, n, k, out, .. } = self;
+        let what = format!("[{m}, {k}] x [{n}, {k}], {out:?}, norm {}", self.norm.is_some());
+        let result = self.run(gpu);
+        // Rounding before the end may go to the other side of a tie, for x and for both halves.
+        let twice = *out == Out::Gated || self.norm.is_some();
+        assert_close(&what, &result, &self.expected(), if twice { 0.03 } else { 1e-4 });
+        assert_same(&format!("{what}, again"), &self.run(gpu), &result);
+    }
+}
+
+/// Outputs, inputs; shapes with cut tiles, clusters, several passes, and rings that wrap around.
+const SHAPES: &[(usize, usize)] = &[
+    (8, 8),
+    (16, 40),
+    (24, 136),
+    (528, 264),
+    (520, 1032),
+    (64, 4104),
+    (16, 9000),
+    (2112, 1056),
+    (4224, 96),
+    (8464, 72),
+    (17_008, 40),
+];
+
+pub fn skinny(gpu: &mut Gpu) {
+    let shapes = if gpu.small { &SHAPES[..7] } else { SHAPES };
+    for &(n, k) in shapes {
+        let rows: &[usize] = match (gpu.small, n * k > 500_000) {
+            (true, _) => &[1, 9, 64],
+            (_, true) => &[1, 4, 11],
+            _ => &[1, 2, 3, 8, 9, 16, 17, 32, 33, 63, 64],
+        };
+        for &m in rows {
+            for out in OUTS.into_iter().filter(|&out| out != Out::Gated || n % 16 == 0) {
+                let normed = gpu.random.below(2) > 0;
+                Case::new(gpu, (m, n, k), out, normed).check(gpu);
+            }
+        }
+    }
+}
+
+/// The shapes of real models at one row, where the cut differs from that of many.
+pub fn models(gpu: &mut Gpu) {
+    let shapes = [(1152, 896), (4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (896, 4864)];
+    for (n, k) in &shapes[..if gpu.small { 1 } else { shapes.len() }] {
+        for (m, normed) in [(1, false), (1, true), (5, true), (5, false)] {
+            let out = gpu.random.of(&OUTS);
+            Case::new(gpu, (m, *n, *k), out, normed).check(gpu);
+        }
+    }
+}
+
+/// GPUs without bulk copies.
+pub fn direct(gpu: &mut Gpu) {
+    let device = Device::open(0).unwrap().without_clusters();
+    let mut old = Gpu::new(device, gpu.random.bits(), gpu.small);
+    for (n, k) in [(8, 8), (24, 136), (528, 264), (64, 4104)] {
+        for m in [1, 7, 16, 31, 64] {
+            for out in OUTS.into_iter().filter(|&out| out != Out::Gated || n % 16 == 0) {
+                let normed = old.random.below(2) > 0;
+                Case::new(&mut old, (m, n, k), out, normed).check(&old);
+            }
+        }
+    }
+    // A norm over rows that no block can keep.
+    let wide = Case::new(gpu, (64, 16, 4104), Out::Plain, true);
+    wide.check(gpu);
+}
