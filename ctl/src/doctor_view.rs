@@ -33,7 +33,8 @@ pub fn text(
         lines.push(("configuration".into(), path.display().to_string()));
     }
     if let Some(error) = &report.config_error {
-        lines.push(("".into(), format!("cannot be used, the defaults are: {error}")));
+        let name = if report.config.is_some() { "" } else { "configuration" };
+        lines.push((name.into(), format!("cannot be used, the defaults are: {error}")));
     }
     if let Some(folder) = &machine.libraries_folder {
         lines.push(("libraries in".into(), folder.display().to_string()));

@@ -124,8 +124,10 @@ fn stays_loaded(path: &Path) -> Result<(), String> {
     library.map(std::mem::forget).map_err(|error| error.to_string())
 }
 
-/// The file that is mapped into this process under a name that begins so: the real one, links followed.
+/// The file that is mapped into this process for a library: the real one, links followed. Its name may
+/// have another version: `libcuda.so.1` is `libcuda.so.580.95.05`.
 fn loaded_file(name: &str) -> Option<PathBuf> {
+    let name = &name[..name.find(".so")? + ".so".len()];
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
     let is_it = |path: &&Path| {

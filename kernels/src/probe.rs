@@ -53,7 +53,7 @@ pub struct Gpu {
 /// Finds the driver's library, checks its version, and starts it.
 ///
 /// # Errors
-/// `NoDriver`, `OldDriver`, or `Driver` when it does not start.
+/// `NoDriver`, `OldDriver`, `NoDevice` when it works and has no GPU, or `Driver` when it does not start.
 pub(crate) fn start_driver() -> Result<PathBuf, OpenError> {
     let path = library::load(&library::DRIVER, library::configured().as_deref())?;
     let failed = |what: &str| {
@@ -64,8 +64,13 @@ pub(crate) fn start_driver() -> Result<PathBuf, OpenError> {
     if (major, minor) < CUDA_MIN {
         return Err(OpenError::OldDriver { major, minor });
     }
-    result::init().map_err(failed("start"))?;
-    Ok(path)
+    match result::init() {
+        Ok(()) => Ok(path),
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => {
+            Err(OpenError::NoDevice { ordinal: 0, count: 0 })
+        }
+        Err(error) => Err(failed("start")(error)),
+    }
 }
 
 /// The latest CUDA version that the driver supports. Its library must be loaded.
@@ -85,6 +90,7 @@ pub fn driver() -> Driver {
     let mut driver = Driver { path: found.ok(), version, cuda, ..Driver::default() };
     match start_driver() {
         Ok(_) => driver.gpus = CudaContext::device_count().map_or(0, |count| count.max(0) as usize),
+        Err(OpenError::NoDevice { .. }) => {} // nothing is wrong with the driver
         Err(OpenError::Driver { what, source }) => {
             driver.error = Some(format!("NVIDIA's driver does not {what}: {}", explain(source)));
         }
@@ -114,9 +120,6 @@ fn explain(error: DriverError) -> String {
         |text| format!("{} ({:?})", text.to_string_lossy(), error.0),
     );
     let remedy = match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => {
-            "; see `nvidia-smi` and CUDA_VISIBLE_DEVICES; a container needs `--gpus all`"
-        }
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
             "; libcuda.so.1 and the kernel module are of different versions: reboot after a driver upgrade"
         }
