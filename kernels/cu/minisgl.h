@@ -168,7 +168,7 @@ typedef struct {
   uint32_t banned_len;
   uint32_t top_max;
   uint32_t part;                   /* logits of a row that one block holds, an odd multiple of its threads */
-  uint32_t reserved;
+  uint32_t stagger;                /* clocks between the first copies of neighbouring clusters */
 } minisgl_sample_args;
 
 /* minisgl_history_reset */

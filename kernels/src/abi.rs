@@ -228,7 +228,7 @@ pub struct SampleArgs {
     pub banned_len: u32,
     pub top_max: u32,
     pub part: u32,
-    pub reserved: u32,
+    pub stagger: u32,
 }
 
 #[repr(C)]

@@ -63,7 +63,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         SampleArgs = minisgl_sample_args {
             logits, params, bias_tokens, bias_values, banned, marks, scratch, tokens, logprob,
             top_tokens, top_logprobs, rows, vocab, stride, tables, tokens_len, bias_len, banned_len,
-            top_max, part, reserved,
+            top_max, part, stagger,
         }
         HistoryResetArgs = minisgl_history_reset_args {
             tokens, marks, len, prompt_len, vocab, reserved,

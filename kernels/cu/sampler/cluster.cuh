@@ -17,7 +17,13 @@ struct Cluster {
 #if __CUDA_ARCH__ >= 900
   __device__ static uint32_t rank() { return cooperative_groups::this_cluster().block_rank(); }
   __device__ static uint32_t size() { return cooperative_groups::this_cluster().num_blocks(); }
-  __device__ static void sync() { cooperative_groups::this_cluster().sync(); }
+  __device__ static void sync() {
+    if (size() > 1) {
+      cooperative_groups::this_cluster().sync();
+    } else {
+      __syncthreads();
+    }
+  }
   // A block's memory may be touched by others only once it runs; this pair says that all do. A block alone may
   // have been launched without a cluster, and then has no such barrier.
   __device__ static void announce() {

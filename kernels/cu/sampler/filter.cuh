@@ -114,7 +114,7 @@ struct Filter {
 
   // Finds one digit of the least rank after the other, among the tokens that share those before.
   template <class Measure, class Want>
-  __device__ __noinline__ uint64_t descend(Part part, Exchange& exchange, uint32_t& round, Measure measure,
+  __device__ __forceinline__ uint64_t descend(const Part& part, Exchange& exchange, uint32_t& round, Measure measure,
                                            Want want) {
     uint64_t prefix = 0;
     for (int shift = RANK_BITS - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
@@ -136,6 +136,7 @@ struct Filter {
   template <class Measure, class Want>
   __device__ __forceinline__ uint64_t keep(const Part& part, Exchange& exchange, uint32_t& round, Measure measure,
                                            Want want) {
+    __syncthreads();  // Others may have used this memory.
     if (part.temperature.ordinary) {
       const float scale = (BINS - 1) / (27.6f * part.temperature.by);
       const auto distance = [&](uint32_t i) -> uint32_t {

@@ -106,6 +106,7 @@ struct List {
     for (uint32_t i = threadIdx.x; i < all; i += threads()) {
       const uint64_t mine = rank[i];
       uint32_t place = 0;
+#pragma unroll 8
       for (uint32_t j = 0; j < all; j++) place += rank[j] > mine;
       f(i, place);
     }
@@ -135,12 +136,16 @@ struct List {
       const uint32_t i = threadIdx.x + turn * threads();
       before[turn] = mine[turn] = 0;
       if (i >= all) continue;
+      const uint64_t own_rank = rank[i];
+      uint64_t sum_before = 0;
       uint32_t place = 0;
+#pragma unroll 8
       for (uint32_t j = 0; j < all; j++) {
-        if (rank[j] <= rank[i]) continue;
-        place++;
-        before[turn] += weight[j];
+        const bool higher = rank[j] > own_rank;
+        place += higher;
+        sum_before += higher ? weight[j] : 0;
       }
+      before[turn] = sum_before;
       mine[turn] = wanted.top_k == 0 || place < wanted.top_k ? weight[i] : 0;
       sum += mine[turn];
     }
@@ -164,6 +169,7 @@ struct List {
       if (mine[turn] == 0) continue;
       const uint32_t token = token_of(rank[i]);
       uint64_t lower = 0;
+#pragma unroll 8
       for (uint32_t j = 0; j < all; j++) lower += token_of(rank[j]) < token ? weight[j] : 0;
       if (lower <= target && target - lower < mine[turn]) publish(token);
     }

@@ -89,6 +89,73 @@ __device__ __forceinline__ float floor_of(const Part& part, const Wanted& wanted
   return __fadd_rd(part.highest, __fmul_rn(x, part.temperature.by));
 }
 
+// Where a row's token goes.
+struct Publisher {
+  const minisgl_sample_args& a;
+  const minisgl_sample_row& row;
+  uint32_t row_at;
+  float raw_highest;
+  double log_sum;
+
+  // By one thread.
+  __device__ __forceinline__ void operator()(uint32_t token) const {
+    a.tokens[row.out] = token;
+    if (row.logprobs >= 0) {
+      const float logit = clean(a.logits[size_t(row_at) * a.stride + token]);
+      a.logprob[row_at] = logprob_of(logit, raw_highest, log_sum);
+    }
+    if (static_cast<uint32_t>(row.history) < a.tables) a.marks[size_t(row.history) * a.vocab + token] += 2;
+  }
+};
+
+// 7. Draw, where `own` is the sum over this thread: the thread whose tokens hold the target is found, and its
+// warp goes through them.
+__device__ __forceinline__ void draw(const Part& part, Exchange& exchange, uint32_t& round, uint64_t own,
+                                     uint64_t random, const Publisher& publish) {
+  const uint64_t of_warp = sum_warp(own);
+  uint64_t before;
+  const uint64_t all = Exchange::sum_of(exchange.share(round, of_warp), before);
+  const uint64_t target = __umul64hi(random, all);
+  if (before > target || target - before >= of_warp) return;
+  before += scan_warp(own) - own;
+  const uint32_t owner = __ffs(__ballot_sync(~0u, before <= target && target - before < own)) - 1;
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t begin = __shfl_sync(~0u, part.begin(), owner), end = __shfl_sync(~0u, part.end(), owner);
+  uint64_t running = __shfl_sync(~0u, before, owner);
+  for (uint32_t i = begin; i < end; i += 32) {
+    const uint64_t upto = scan_warp(i + lane < end ? part.share(i + lane) : 0);
+    const uint32_t past = __ballot_sync(~0u, running + upto > target);
+    if (past) {
+      if (lane == __ffs(past) - 1) publish(part.first + i + lane);
+      break;
+    }
+    running += __shfl_sync(~0u, upto, 31);
+  }
+}
+
+// 6. and 7. over all of the row, where a list is too short. Takes and gives the exchange's round; apart, so that
+// the usual way has the registers.
+template <bool IN_SHARED>
+__device__ __noinline__ uint32_t sample_flat(Part part, Shared& shared, uint32_t round, Wanted wanted,
+                                             uint64_t random, Publisher publish) {
+  __builtin_assume(__isShared(&shared));
+  if (IN_SHARED) __builtin_assume(__isShared(part.z));
+  Filter& filter = shared.filter;
+  if (wanted.top_k > 0) {
+    const auto count = [&](uint64_t) -> uint64_t { return wanted.top_k; };
+    part.least_rank = filter.keep(part, shared.exchange, round, [](uint64_t) { return 1ull; }, count);
+  }
+  if (wanted.top_p < 1.0f) {
+    const auto mass = [&](uint64_t sum) { return wanted.mass(sum); };
+    part.least_rank = filter.keep(part, shared.exchange, round, [](uint64_t w) { return w; }, mass);
+  }
+  part.least_weight = wanted.least_weight;
+  uint64_t own = 0;
+  part.each([&](uint32_t i) { own += part.share(i); });
+  draw(part, shared.exchange, round, own, random, publish);
+  return round;
+}
+
 // Samples a row whose working copy and parameters are there. `round` is the exchange's.
 template <bool IN_SHARED>
 __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t row_at, Part part, Shared& shared,
@@ -149,14 +216,7 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
     best = rank_all();
   }
 
-  const auto publish = [&](uint32_t token) {
-    a.tokens[row.out] = token;
-    if (row.logprobs >= 0) {
-      const float logit = clean(a.logits[size_t(row_at) * a.stride + token]);
-      a.logprob[row_at] = logprob_of(logit, raw_highest, log_sum);
-    }
-    if (penalised) a.marks[size_t(row.history) * a.vocab + token] += 2;
-  };
+  const Publisher publish = {a, row, row_at, raw_highest, log_sum};
   part.highest = logit_of(best);
   part.temperature = Divisor(row.temperature);
   if (part.highest == -INFINITY || !(row.temperature > 0.0f)) {
@@ -180,7 +240,7 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
                                    : floor_of(part, wanted, total, a.vocab);
     bool certain = true;
     if (wanted.top_k == 0 && wanted.top_p < 1.0f) {
-      const float few = shared.list.bound(Exchange::len() * 3 / 4);
+      const float few = shared.list.bound(Exchange::len() / 2);
       certain = least >= few;
       least = fmaxf(least, few);
     }
@@ -195,41 +255,11 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
       return;
     }
   }
-  // Then over all of the row.
-  if (wanted.top_k > 0) {
-    const auto count = [&](uint64_t) -> uint64_t { return wanted.top_k; };
-    part.least_rank = shared.filter.keep(part, shared.exchange, round, [](uint64_t) { return 1ull; }, count);
-  }
-  if (wanted.top_p < 1.0f) {
-    const auto mass = [&](uint64_t sum) { return wanted.mass(sum); };
-    part.least_rank = shared.filter.keep(part, shared.exchange, round, [](uint64_t w) { return w; }, mass);
-  }
-  part.least_weight = wanted.least_weight;
-
-  // 7. Draw: find the thread whose tokens hold the target; its warp goes through them.
   if (filtered) {
-    own = 0;
-    part.each([&](uint32_t i) { own += part.share(i); });
+    round = sample_flat<IN_SHARED>(part, shared, round, wanted, random, publish);
   } else {
     own = sum_of_thread<IN_SHARED>(part, part.highest, part.temperature);
-  }
-  const uint64_t of_warp = sum_warp(own);
-  const uint64_t all = Exchange::sum_of(shared.exchange.share(round, of_warp), before);
-  const uint64_t target = __umul64hi(random, all);
-  if (before > target || target - before >= of_warp) return;
-  before += scan_warp(own) - own;
-  const uint32_t owner = __ffs(__ballot_sync(~0u, before <= target && target - before < own)) - 1;
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t begin = __shfl_sync(~0u, part.begin(), owner), end = __shfl_sync(~0u, part.end(), owner);
-  uint64_t running = __shfl_sync(~0u, before, owner);
-  for (uint32_t i = begin; i < end; i += 32) {
-    const uint64_t upto = scan_warp(i + lane < end ? part.share(i + lane) : 0);
-    const uint32_t past = __ballot_sync(~0u, running + upto > target);
-    if (past) {
-      if (lane == __ffs(past) - 1) publish(part.first + i + lane);
-      break;
-    }
-    running += __shfl_sync(~0u, upto, 31);
+    draw(part, shared.exchange, round, own, random, publish);
   }
 }
 
@@ -252,7 +282,6 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
 #endif
   Cluster::announce();
   wait_for_inputs();
-  let_next_start();
 
   const uint32_t first = Cluster::rank() * a.part, clusters = gridDim.x / Cluster::size();
   const uint32_t count = first < a.vocab ? min(a.part, a.vocab - first) : 0;
@@ -266,7 +295,14 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
   uint32_t row_at = blockIdx.x / Cluster::size();
   // Few rows are asked for before it is known whether they are padding.
   const bool eager = a.rows <= EAGER_ROWS;
-  if (threadIdx.x == 0 && (eager || Copies::is_real(a, row_at))) copies.start(a, row_at, part_of(row_at), shared);
+  if (threadIdx.x == 0 && (eager || Copies::is_real(a, row_at))) {
+    // The first copies begin one after the other, at about the pace of memory, so that from then on some
+    // clusters of a multiprocessor copy while others compute.
+    for (const int64_t begin = clock64(); clock64() - begin < int64_t(row_at) * a.stagger;) {
+    }
+    copies.start(a, row_at, part_of(row_at), shared);
+  }
+  let_next_start();
   for (bool wanted = eager; row_at < a.rows; row_at += clusters, wanted = false) {
     const Part part = part_of(row_at);
     const uint32_t next = row_at + clusters;

@@ -20,6 +20,9 @@ const THREADS: usize = 256;
 const THREADS_FOR_FEW: usize = 512;
 const FEW_ROWS: usize = 8;
 
+/// Bytes of logits a GPU reads in a clock, roughly: the first copies of many rows follow each other so.
+const BYTES_PER_CLOCK: usize = 2048;
+
 /// How a row is cut up.
 struct Cut {
     /// Blocks of a row.
@@ -28,6 +31,8 @@ struct Cut {
     threads: u32,
     /// Logits of a block.
     part: u32,
+    /// Clocks between the first copies of neighbouring clusters.
+    stagger: u32,
     /// Whether they fit into its memory: that does not depend on the number of rows.
     in_shared: bool,
 }
@@ -43,6 +48,7 @@ fn cut(device: &Device, rows: usize, vocab: usize) -> Cut {
         cluster: cluster as u32,
         threads: threads as u32,
         part: part_of(threads) as u32,
+        stagger: if rows <= FEW_ROWS { 0 } else { (4 * vocab / BYTES_PER_CLOCK) as u32 },
         in_shared: longest * size_of::<f32>() <= device.shared_bytes_max() as usize,
     }
 }
@@ -137,7 +143,7 @@ impl Sample<'_> {
             banned_len: check.count("the length of banned", self.banned.len())?,
             top_max: check.count("top_max", self.top_max)?,
             part: cut.part,
-            reserved: 0,
+            stagger: cut.stagger,
         };
         let kernel = if cut.in_shared { Kernel::SampleShared } else { Kernel::SampleScratch };
         let mut grid = Grid {
