@@ -27,8 +27,8 @@ pub fn nvcc(target: &Path) -> Result<PathBuf> {
         .find(|nvcc| nvcc.is_file())
         .ok_or_else(|| {
             "no CUDA compiler: nvcc is neither in NVCC, CUDA_HOME nor PATH. Run `cargo xtask \
-             toolchain` to fetch it from PyPI into target/ (104 MB, no root), or build without the \
-             feature `cuda`"
+             toolchain` to fetch it from PyPI into target/ (no root), or build for the CPU alone with \
+             `--no-default-features`"
                 .into()
         })
 }

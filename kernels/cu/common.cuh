@@ -81,15 +81,22 @@ __device__ __forceinline__ float clean(float x) {
   return __fadd_rn(fminf(x, 3.402823466e38f), 0.0f);
 }
 
-// A logit and its token as one integer: the larger logit is larger, then the lower token id.
-__device__ __forceinline__ uint64_t rank_of(float logit, uint32_t token) {
-  return static_cast<uint64_t>(order_key(logit)) << 32 | ~token;
-}
+// Which 16-byte vector of [rows, len] is this thread's, in kernels of one thread a vector; `row` may be past
+// the last one.
+struct VectorAt {
+  uint32_t row, column;
 
-__device__ __forceinline__ uint64_t max_lanes(uint64_t x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(~0u, x, step));
-  return x;
-}
+  __device__ __forceinline__ explicit VectorAt(uint32_t len) {
+    const uint32_t at = blockIdx.x * blockDim.x + threadIdx.x;
+    row = at / (len / VEC);
+    column = at % (len / VEC) * VEC;
+  }
+
+  // Where it is in an array of rows of `len`; `of_row` if that is another than its own.
+  __device__ __forceinline__ size_t in(uint32_t len) const { return in(len, row); }
+  __device__ __forceinline__ size_t in(uint32_t len, uint32_t of_row) const {
+    return size_t(of_row) * len + column;
+  }
+};
 
 }  // namespace minisgl

@@ -123,19 +123,6 @@ typedef struct {
   uint32_t reserved;
 } minisgl_dummy_args;
 
-/* minisgl_argmax */
-typedef struct {
-  const float *logits;         /* [rows, stride], the first `vocab` of each row used */
-  const int32_t *out_index;    /* [rows]: where in `tokens`; negative for a padding row */
-  int32_t *tokens;             /* [tokens_len] */
-  uint64_t *best;              /* [rows]: scratch, 0 before and after */
-  uint32_t *done;              /* [rows]: scratch, 0 before and after */
-  uint32_t rows;
-  uint32_t vocab;
-  uint32_t stride;
-  uint32_t tokens_len;
-} minisgl_argmax_args;
-
 /* How one row is sampled. */
 typedef struct {
   uint64_t seed;
@@ -178,7 +165,7 @@ typedef struct {
   uint32_t bias_len;
   uint32_t banned_len;
   uint32_t top_max;
-  uint32_t part;                   /* logits of a row that one block holds, an odd multiple of 512 */
+  uint32_t part;                   /* logits of a row that one block holds, an odd multiple of its threads */
   uint32_t reserved;
 } minisgl_sample_args;
 

@@ -123,20 +123,6 @@ pub struct DummyArgs {
     pub reserved: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct ArgmaxArgs {
-    pub logits: Address,
-    pub out_index: Address,
-    pub tokens: Address,
-    pub best: Address,
-    pub done: Address,
-    pub rows: u32,
-    pub vocab: u32,
-    pub stride: u32,
-    pub tokens_len: u32,
-}
-
 /// How one row is sampled. [`SampleRow::padding`] is a row that touches nothing.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -18,8 +18,8 @@ pub struct Device {
     capability: (i32, i32),
     multiprocessors: u32,
     shared_bytes_max: u32,
+    cluster_max: u32,
     shared_bytes_block: u32,
-    clusters: bool,
     /// Wait for every op.
     settles: bool,
 }
@@ -105,6 +105,21 @@ impl Device {
         for kernel in ["skinny_held", "skinny_stream"].into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;
         }
+        // Only machine code for these knows clusters; the PTX for all others is older. Eight blocks always
+        // fit, sixteen where enough neighbouring multiprocessors are to be had.
+        let mut cluster_max = 1;
+        if matches!((major, minor), (9, 0) | (10, 0)) {
+            kernels
+                .get(Kernel::SampleShared)
+                .set_attribute(
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED,
+                    1,
+                )
+                .map_err(failed("allow clusters on"))?;
+            let grid = Grid { blocks: (16, 1), threads: 512, shared_bytes: 40 << 10, cluster: 16 };
+            let fits = kernels.clusters_at_once(Kernel::SampleShared, grid).is_ok_and(|n| n > 0);
+            cluster_max = if fits { 16 } else { 8 };
+        }
         Ok(Device {
             stream,
             kernels,
@@ -112,9 +127,8 @@ impl Device {
             capability: (major, minor),
             multiprocessors: multiprocessors.max(1) as u32,
             shared_bytes_max: shared_bytes_max.max(0) as u32,
+            cluster_max,
             shared_bytes_block: shared_bytes_block.max(0) as u32,
-            // Only machine code for these knows clusters; the PTX for all others is older.
-            clusters: matches!((major, minor), (9, 0) | (10, 0)),
             settles: false,
         })
     }
@@ -141,7 +155,7 @@ impl Device {
 
     /// Works as a GPU without thread block clusters does. For tests of that path.
     pub fn without_clusters(self) -> Device {
-        Device { clusters: false, ..self }
+        Device { cluster_max: 1, ..self }
     }
 
     /// From now on every op waits until it has run, so that a fault shows in the op that made it and not in
@@ -169,6 +183,16 @@ impl Device {
         self.shared_bytes_max
     }
 
+    /// Whether blocks can share their memory.
+    pub(crate) fn has_clusters(&self) -> bool {
+        self.cluster_max > 1
+    }
+
+    /// Blocks of the largest cluster of the sampler that fits; 1 on a GPU without clusters.
+    pub(crate) fn cluster_max(&self) -> u32 {
+        self.cluster_max
+    }
+
     /// Shared memory that a block may have, static and dynamic.
     pub(crate) fn shared_bytes_block(&self) -> u32 {
         self.shared_bytes_block
@@ -179,10 +203,6 @@ impl Device {
         self.stream.context().bind_to_thread()?;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         self.kernels.get(kernel).set_attribute(attribute, bytes as i32)
-    }
-
-    pub(crate) fn has_clusters(&self) -> bool {
-        self.clusters
     }
 
     /// Puts a kernel onto the stream; it may start while the one before it drains.
@@ -240,6 +260,12 @@ impl Device {
         }
         .result()?;
         self.settle()
+    }
+
+    /// How many clusters of such a launch are on the GPU at once.
+    pub(crate) fn clusters_at_once(&self, kernel: Kernel, grid: Grid) -> Result<u32, DriverError> {
+        self.stream.context().bind_to_thread()?;
+        self.kernels.clusters_at_once(kernel, grid)
     }
 
     /// Waits until everything launched has run.

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, DriverError};
+use cudarc::driver::{CudaContext, CudaFunction, DriverError, sys};
 use cudarc::nvrtc::Ptx;
+
+use crate::device::Grid;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
@@ -55,7 +57,6 @@ kernels! {
     QkRopePage256Fp16 = "qk_rope_page" "minisgl_qk_rope_page_256_fp16",
     QkRopePage256Fp8 = "qk_rope_page" "minisgl_qk_rope_page_256_fp8",
     WidenHeads = "widen_heads" "minisgl_widen_heads",
-    Argmax = "argmax" "minisgl_argmax",
     Dummy = "dummy" "minisgl_dummy",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
@@ -103,6 +104,41 @@ impl Kernels {
 
     pub(crate) fn get(&self, kernel: Kernel) -> &CudaFunction {
         &self.0[kernel as usize]
+    }
+
+    /// How many clusters of such a launch are on the GPU at once. The context must be bound.
+    pub(crate) fn clusters_at_once(&self, kernel: Kernel, grid: Grid) -> Result<u32, DriverError> {
+        let mut attributes = [sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: grid.cluster,
+                    y: 1,
+                    z: 1,
+                },
+            },
+        }];
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.cluster,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: std::ptr::null_mut(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: 1,
+        };
+        let mut clusters = 0;
+        // SAFETY: the function lives as long as `self`; the driver reads the config and writes the number.
+        unsafe {
+            let function = self.get(kernel).cu_function();
+            sys::cuOccupancyMaxActiveClusters(&mut clusters, function, &config)
+        }
+        .result()?;
+        Ok(clusters.max(0) as u32)
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Library {
 /// The driver.
 pub const DRIVER: Library = Library {
     name: "libcuda.so.1",
-    install: "install NVIDIA's driver, 580 or newer; a container needs `--gpus all`",
+    install: "install NVIDIA's driver, 580 or newer (a container needs `--gpus all`)",
 };
 
 /// Matrix products.
@@ -48,7 +48,7 @@ const SHOWN_MAX: usize = 6;
 /// A library that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} {}; {}, or name the folder that has it with `libraries` under [gpu] or {FOLDER_VARIABLE}",
+    "{} {}: {}, or name its folder with [gpu] libraries or {FOLDER_VARIABLE}",
     .library.name, found(.tried, .broken), .library.install
 )]
 pub struct LibraryError {
@@ -62,7 +62,7 @@ pub struct LibraryError {
 
 fn found(tried: &[PathBuf], broken: &[(PathBuf, String)]) -> String {
     if let Some((path, why)) = broken.first() {
-        return format!("does not load from {}: {why}", path.display());
+        return format!("does not load from {} ({why})", path.display());
     }
     let mut shown: Vec<String> =
         tried.iter().take(SHOWN_MAX).map(|folder| folder.display().to_string()).collect();
@@ -72,7 +72,7 @@ fn found(tried: &[PathBuf], broken: &[(PathBuf, String)]) -> String {
         _ => {}
     }
     let shown = shown.join(", ");
-    format!("was not found: not by the loader (LD_LIBRARY_PATH, ld.so.conf), nor in {shown}")
+    format!("was found neither by the system's loader nor in {shown}")
 }
 
 static CONFIGURED: OnceLock<PathBuf> = OnceLock::new();

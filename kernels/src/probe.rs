@@ -165,7 +165,7 @@ pub fn gpu(ordinal: usize) -> Result<Gpu, String> {
 }
 
 /// Which of the machine code in this build a GPU runs, and whether that is code for this very GPU; `None`
-/// when it is too old. Mirrors `TARGETS` of `build.rs`.
+/// when it is too old. Mirrors `TARGETS` of `build/targets.rs`.
 ///
 /// Code for sm_80 runs on every 8.x; code with an `a` on no other GPU than its own.
 pub fn machine_code(capability: (u32, u32)) -> Option<(&'static str, bool)> {

@@ -54,9 +54,6 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         DummyArgs = minisgl_dummy_args {
             out, key, first, rows, cols, width, scale, mean, reserved,
         }
-        ArgmaxArgs = minisgl_argmax_args {
-            logits, out_index, tokens, best, done, rows, vocab, stride, tokens_len,
-        }
         SampleRow = minisgl_sample_row {
             seed, position, out, temperature, top_k, top_p, min_p, repetition_penalty,
             presence_penalty, frequency_penalty, history, bias_at, bias_len, banned_at, banned_len,

@@ -1,26 +1,36 @@
 #!/usr/bin/env bash
 # Tries this build of minisgld on a machine with an NVIDIA GPU. Needs neither Rust nor a network.
 #
-#   ./run.sh [quick|full] [--model DIR]... [--shapes DIR]
+#   ./run.sh [unpack|quick|full] [--model DIR]... [--shapes DIR]
 #
-# quick: doctor, operations, whole models. full: also transformers as reference where Python has it,
+# unpack: only unpacks. quick: doctor, operations, whole models. full: also transformers as reference where Python has it,
 # compute-sanitizer where it is installed, and the offline benchmark. --model is a folder with config.json (and
 # weights, else they are random), --shapes a folder of such folders; they are benchmarked. Logs go to
 # $OUT_DIR, by default results/ beside this file. The exit status is 0 only if nothing failed.
 set -uo pipefail
+start=$PWD
 cd "$(dirname "$0")" || exit 2
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$start/$1" ;; esac }
+
+# Once: what it unpacks stays.
+if [ -f files.tar.xz ] && [ ! -x bin/minisgld ]; then
+    tar -xJf files.tar.xz 2>/dev/null ||
+        python3 -c 'import tarfile; tarfile.open("files.tar.xz").extractall()' ||
+        { echo "files.tar.xz does not unpack: install xz-utils" && exit 2; }
+fi
 
 mode=quick
 models=()
 while [ $# -gt 0 ]; do
     case "$1" in
     quick | full) mode=$1 ;;
-    --model) models+=("${2:?--model needs a folder}") && shift ;;
+    unpack) exit 0 ;;
+    --model) models+=("$(absolute "${2:?--model needs a folder}")") && shift ;;
     --shapes)
-        for dir in "${2:?--shapes needs a folder}"/*/; do
+        MINISGL_SHAPES_DIR=$(absolute "${2:?--shapes needs a folder}") && export MINISGL_SHAPES_DIR
+        for dir in "$MINISGL_SHAPES_DIR"/*/; do
             [ -f "$dir/config.json" ] && models+=("${dir%/}")
         done
-        export MINISGL_SHAPES_DIR=$2
         shift
         ;;
     *) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit 2 ;;

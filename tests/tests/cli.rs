@@ -5,8 +5,8 @@
 use std::fs;
 use std::process::Output;
 
-use minisgl_proto::Device;
 use minisgl_proto::admin::ModelStatus;
+use minisgl_proto::{Device, LoadOptions};
 use minisgl_tests::{Daemon, daemon, model_options, paths};
 use serde_json::{Value, json};
 
@@ -83,11 +83,55 @@ fn each_kind_of_failure_has_its_exit_code() {
     let model = paths::smollm2();
     let taken = fail(&daemon, &["load", model.to_str().unwrap(), "--name", "smollm2"]);
     assert_eq!(taken.0, 5, "{}", taken.1);
+    for absent in ["/no/such/folder", "some/missing/folder", "no-such-org/no-such-model"] {
+        let (code, message) = fail(&daemon, &["load", absent, "--name", "absent"]);
+        assert_eq!(code, 4, "{message}");
+        assert!(message.contains(absent), "{message}");
+    }
     let empty = daemon.dir().join("empty");
     fs::create_dir(&empty).unwrap();
     let failed = fail(&daemon, &["load", empty.to_str().unwrap(), "--name", "empty"]);
     assert_eq!(failed.0, 6, "{}", failed.1);
     assert!(failed.1.contains("config.json"), "{}", failed.1);
+}
+
+/// `doctor -o json`, and whether its exit code is the one that belongs to its verdict.
+fn doctor(daemon: &Daemon, more: &[&str]) -> Value {
+    let args = [&["doctor", "-o", "json"], more].concat();
+    let Output { status, stdout, stderr } = daemon.ctl(&args);
+    let value: Value = serde_json::from_slice(&stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&stderr)));
+    let codes =
+        [("ready", 0), ("no_backend", 10), ("no_driver", 11), ("no_gpu", 12), ("no_library", 13)];
+    let verdict = value["report"]["machine"]["verdict"].as_str();
+    let expected = codes.iter().find(|(name, _)| Some(*name) == verdict).map(|(_, code)| *code);
+    assert_eq!(status.code(), expected, "{value:#}");
+    value
+}
+
+#[test]
+fn doctor_says_what_there_is_with_and_without_a_daemon() {
+    // A driver that does not load, in the configured folder: the children of the daemon must find it.
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("libcuda.so.1"), "no library").unwrap();
+    let path = folder.path().to_str().unwrap();
+    let daemon = Daemon::start_with(&[("MINISGL_CUDA_LIBRARIES", path)]);
+    let asked = doctor(&daemon, &[]);
+    assert_eq!(asked["asked"], "the daemon");
+    let machine = &asked["report"]["machine"];
+    assert_eq!(machine["libraries_folder"], path);
+    assert_eq!(asked["report"]["hub"]["offline"], true, "the daemon's environment, not ours");
+    if machine["verdict"] == "no_driver" {
+        assert!(machine["problem"].as_str().unwrap().contains(path), "{machine}");
+        let options = LoadOptions { device: Device::Cuda, ..model_options() };
+        let refused = daemon.try_load("x", &paths::smollm2(), options).unwrap_err();
+        assert!(refused.message.contains(path), "{refused}");
+    }
+
+    let alone = doctor(&daemon, &["--socket", "/nonexistent/admin.sock"]);
+    assert!(alone["asked"].as_str().unwrap().ends_with("/minisgld"), "{alone}");
+    assert_eq!(alone["report"]["machine"]["verdict"], machine["verdict"]);
+    assert_eq!(alone["report"]["machine"]["driver"]["version"], machine["driver"]["version"]);
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub struct Budget {
     pub arrays: u64,
     /// Bytes of one token in one array.
     pub token_bytes: u64,
+    /// Bytes behind the last page of an array.
+    pub slack_bytes: u64,
     /// Bytes that an array is a multiple of.
     pub unit_bytes: u64,
     /// Positions that the model has.
@@ -71,7 +73,8 @@ impl Budget {
                 let left = room.min(share as u64).saturating_sub(self.used_bytes);
                 let useful = wishes.max_running.saturating_mul(wanted_len.div_ceil(page_size));
                 let array_bytes = left / self.arrays / self.unit_bytes * self.unit_bytes;
-                let pages = (array_bytes / (self.token_bytes * page_size)).min(useful);
+                let paged_bytes = array_bytes.saturating_sub(self.slack_bytes);
+                let pages = (paged_bytes / (self.token_bytes * page_size)).min(useful);
                 if pages == 0 {
                     self.check(page_size, left)?;
                 }
@@ -102,8 +105,9 @@ impl Budget {
 
     /// Bytes that `tokens` take.
     pub fn kv_bytes(&self, tokens: u64) -> u64 {
-        let array_bytes = tokens.saturating_mul(self.token_bytes).div_ceil(self.unit_bytes);
-        array_bytes.saturating_mul(self.unit_bytes).saturating_mul(self.arrays)
+        let bytes = tokens.saturating_mul(self.token_bytes).saturating_add(self.slack_bytes);
+        let units = bytes.div_ceil(self.unit_bytes);
+        units.saturating_mul(self.unit_bytes).saturating_mul(self.arrays)
     }
 
     fn check(&self, tokens: u64, budget_bytes: u64) -> Result<(), EngineError> {
@@ -176,6 +180,7 @@ mod tests {
         spare_bytes: 0,
         arrays: 2,
         token_bytes: 5,
+        slack_bytes: 0,
         unit_bytes: 1,
         max_position: 100,
     };
@@ -206,6 +211,11 @@ mod tests {
         let wish = |tokens| Wishes { kv_tokens: Some(tokens), ..WISHES };
         assert_eq!(budget.kv_size(&wish(52 * 16)).unwrap().pages, 52);
         assert!(budget.kv_size(&wish(53 * 16)).is_err());
+        // 41 bytes more, and the last page is one too many.
+        let budget = Budget { slack_bytes: 41, ..budget };
+        assert_eq!(budget.kv_size(&WISHES).unwrap().pages, 21);
+        assert_eq!(budget.kv_size(&wish(51 * 16)).unwrap().pages, 51);
+        assert!(budget.kv_size(&wish(52 * 16)).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
+use minisgl_proto::limits::TOP_LOGPROBS_MAX;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -47,7 +48,8 @@ impl ChatFields {
             .max_completion_tokens
             .map(|max| ("max_completion_tokens", max))
             .or(self.max_tokens.map(|max| ("max_tokens", max)));
-        let top = whole("top_logprobs", self.top_logprobs.unwrap_or(0), 0, 20)? as u32;
+        let top = whole("top_logprobs", self.top_logprobs.unwrap_or(0), 0, TOP_LOGPROBS_MAX.into())?
+            as u32;
         let wanted = self.logprobs.unwrap_or(false);
         if top > 0 && !wanted {
             return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs to be true"));

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
+use minisgl_proto::limits::TOP_LOGPROBS_MAX;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -61,7 +62,7 @@ pub async fn completions(
             let message = "logprobs of the prompt are not computed; leave out echo or logprobs";
             return Err(ApiError::unsupported("logprobs", message));
         }
-        Some(top) => Some(whole("logprobs", top, 0, 20)? as u32),
+        Some(top) => Some(whole("logprobs", top, 0, TOP_LOGPROBS_MAX.into())? as u32),
         None => None,
     };
     let endpoint = Endpoint {

@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use minisgl_proto::Sampled;
+use minisgl_proto::limits::TOP_LOGPROBS_MAX;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -113,9 +114,12 @@ pub async fn generate(
     let found = front.find(fields.model.take(), &record).await?;
     let vocab_size = found.model.info().vocab_size;
     let logprobs = match fields.return_logprob {
-        Some(true) => {
-            Some(whole("top_logprobs_num", fields.top_logprobs_num.unwrap_or(0), 0, 20)? as u32)
-        }
+        Some(true) => Some(whole(
+            "top_logprobs_num",
+            fields.top_logprobs_num.unwrap_or(0),
+            0,
+            TOP_LOGPROBS_MAX.into(),
+        )? as u32),
         _ => None,
     };
     let endpoint = Endpoint {

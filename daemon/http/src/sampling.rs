@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use minisgl_proto::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX};
 use minisgl_proto::{SamplingParams, StopParams};
 use serde::Deserialize;
 use serde_json::Value;
@@ -160,10 +161,10 @@ impl SamplingFields {
             logprobs: endpoint.logprobs,
         };
         let stop_token_ids = f.stop_token_ids.unwrap_or_default();
-        if stop_token_ids.len() > settings.stop_strings_max {
+        if stop_token_ids.len() > STOP_TOKENS_MAX {
             return Err(ApiError::field(
                 "stop_token_ids",
-                format!("stop_token_ids: at most {} are allowed", settings.stop_strings_max),
+                format!("stop_token_ids: at most {STOP_TOKENS_MAX} are allowed"),
             ));
         }
         if let Some(&token) = stop_token_ids.iter().find(|&&token| token >= vocab_size) {
@@ -306,11 +307,10 @@ fn repetition(value: Option<f64>) -> Result<f32, ApiError> {
 }
 
 fn logit_bias(given: BTreeMap<String, f64>, vocab_size: u32) -> Result<Vec<(u32, f32)>, ApiError> {
-    const ENTRIES_MAX: usize = 1024;
-    if given.len() > ENTRIES_MAX {
+    if given.len() > LOGIT_BIAS_MAX {
         return Err(ApiError::field(
             "logit_bias",
-            format!("logit_bias: at most {ENTRIES_MAX} tokens can be biased"),
+            format!("logit_bias: at most {LOGIT_BIAS_MAX} tokens can be biased"),
         ));
     }
     let mut biases = Vec::with_capacity(given.len());

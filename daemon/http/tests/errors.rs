@@ -233,6 +233,15 @@ async fn failures_before_the_first_text_have_a_status() {
                 400,
                 "context_length_exceeded",
             ),
+            (
+                Finish::Rejected(Reject::TooMany {
+                    field: "logit_bias".into(),
+                    count: 1025,
+                    limit: 1024,
+                }),
+                400,
+                "invalid_value",
+            ),
             (Finish::Aborted, 503, "aborted"),
             (Finish::Failed("worker exited with signal 9".into()), 500, "model_failed"),
         ] {

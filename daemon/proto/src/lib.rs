@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod doctor;
 pub mod frame;
+pub mod limits;
 pub mod model;
 pub mod request;
 pub mod socket;

@@ -30,12 +30,14 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted from a token's logit for each time it is in the output, in [-2, 2].
     pub frequency_penalty: f32,
-    /// Added to the logits of these token ids, in [-100, 100].
+    /// Added to the logits of these token ids, in [-100, 100]; at most
+    /// [`LOGIT_BIAS_MAX`](crate::limits::LOGIT_BIAS_MAX).
     pub logit_bias: Vec<(u32, f32)>,
     /// With the position of the sampled token, all that the randomness depends on.
     pub seed: u64,
     /// Report the log-probability of the sampled token and of this many most likely ones.
-    /// They are taken from the raw logits, before bias, penalties and temperature.
+    /// They are taken from the raw logits, before bias, penalties and temperature. At most
+    /// [`TOP_LOGPROBS_MAX`](crate::limits::TOP_LOGPROBS_MAX).
     pub logprobs: Option<u32>,
 }
 
@@ -72,7 +74,8 @@ pub struct StopParams {
     pub max_tokens: u32,
     /// End-of-sequence and stop tokens are not sampled before this many tokens.
     pub min_tokens: u32,
-    /// Token ids that end the request, besides the model's own end-of-sequence tokens.
+    /// Token ids that end the request, besides the model's own end-of-sequence tokens; at most
+    /// [`STOP_TOKENS_MAX`](crate::limits::STOP_TOKENS_MAX).
     pub stop_token_ids: Vec<u32>,
     /// Go on past the model's end-of-sequence tokens.
     pub ignore_eos: bool,
@@ -220,6 +223,16 @@ pub enum Reject {
         token: u32,
         /// Valid ids are below this.
         vocab_size: u32,
+    },
+    /// More of something than the tables of the engine hold; see [`limits`](crate::limits).
+    #[error("{field} asks for {count}, the limit is {limit}")]
+    TooMany {
+        /// The field that asks.
+        field: String,
+        /// What it asks for.
+        count: u32,
+        /// What it may ask for.
+        limit: u32,
     },
     /// The worker is draining.
     #[error("the model is being unloaded")]

@@ -1,5 +1,6 @@
 //! The way in: what is refused, and what is queued.
 
+use minisgl_proto::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use minisgl_proto::{Finish, Reject, Submit, TokenEvent};
 
 use crate::leave::finish_event;
@@ -38,6 +39,17 @@ impl Scheduler {
         }
         if let Some(&token) = tokens.find(|&&token| token >= vocab_size) {
             return Err(Reject::BadToken { token, vocab_size });
+        }
+        let Submit { sampling, stop, .. } = submit;
+        for (field, count, limit) in [
+            ("logit_bias", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
+            ("logprobs", sampling.logprobs.unwrap_or(0) as usize, TOP_LOGPROBS_MAX as usize),
+            ("stop_token_ids", stop.stop_token_ids.len(), STOP_TOKENS_MAX),
+        ] {
+            if count > limit {
+                let (count, limit) = (count as u32, limit as u32);
+                return Err(Reject::TooMany { field: field.into(), count, limit });
+            }
         }
         // A request for which there is a slot does not count as waiting.
         let max_waiting = self.config.max_waiting;

@@ -98,6 +98,7 @@ struct Decode {
     const Partials partials = Partials::of<D>(a, group);
     const size_t place = Partials::place(a, team_of_block(a), s.first);
     minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
+#pragma unroll 1
     for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
       const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
       float most = -INFINITY, sum = 0.0f;
@@ -142,26 +143,19 @@ struct Decode {
       reinterpret_cast<uint4*>(shared.q)[i] = make_uint4(0, 0, 0, 0);
     }
 
-    // Look up the first tiles together. Load all but two of them: with lookups that far
-    // ahead, no load waits for its addresses.
+    // Lookups stay two tiles ahead of loads, so that no load waits long for its addresses. Fused, the pages'
+    // older tokens were written long before the kernel that this one may overlap.
     Ahead ahead(a);
-    Lookup tiles[STAGES_MAX + 1];
-#pragma unroll
-    for (uint32_t i = 0; i < STAGES_MAX + 1; i++) {
-      if (i <= a.stages) tiles[i] = ahead.next(a);
-    }
-    // Fused, the pages' older tokens were written long before the kernel that this one may overlap.
+    Lookup next = ahead.next(a), far = ahead.next(a);
     if (!a.fused) wait_for_inputs();
-    Lookup next = {}, far = {};
-#pragma unroll
-    for (uint32_t i = 0; i < STAGES_MAX + 1; i++) {
-      if (i + 1 < a.stages) {
-        if (tiles[i].live) Tile::load(a, ring + i * Tile::TILE_BYTES, tiles[i].slot(a.page_size));
-        commit();
-      }
-      if (i + 1 == a.stages) next = tiles[i];
-      if (i == a.stages) far = tiles[i];
-    }
+    const auto load = [&](uint32_t stage) {
+      if (next.live) Tile::load(a, ring + stage * Tile::TILE_BYTES, next.slot(a.page_size));
+      commit();
+      next = far;
+      far = ahead.next(a);
+    };
+#pragma unroll 1
+    for (uint32_t i = 0; i + 1 < a.stages; i++) load(i);
     if (a.fused) wait_for_inputs();
     let_next_start();
 
@@ -182,18 +176,15 @@ struct Decode {
       float* output = nullptr;
 
       for (uint32_t at = s.begin + warp * TOKENS; at < s.end; at += WARPS * TOKENS) {
-        // Take the tile; load one into the place of the tile before; look one up.
+        // Take the tile, and load one into the place of the tile before.
         wait_for_tile(a.stages);
         char* tile = ring + stage * Tile::TILE_BYTES;
-        const uint32_t free = stage == 0 ? a.stages - 1 : stage - 1;
-        if (next.live) Tile::load(a, ring + free * Tile::TILE_BYTES, next.slot(a.page_size));
-        commit();
+        load(stage == 0 ? a.stages - 1 : stage - 1);
         stage = stage + 1 == a.stages ? 0 : stage + 1;
-        next = far;
-        far = ahead.next(a);
 
         if (fresh && at + TOKENS >= s.end) {
           const uint32_t row = s.len - 1 - at;
+#pragma unroll 1
           for (uint32_t i = lane; i < 2 * Tile::COLUMNS; i += 32) {
             const uint32_t is_v = i / Tile::COLUMNS, column = i % Tile::COLUMNS;
             *reinterpret_cast<uint4*>(tile + is_v * Tile::K_BYTES + row * Tile::ROW + column * 16) =

@@ -19,6 +19,7 @@ __device__ __forceinline__ void copy_queries(const minisgl_decode_args& a, const
   constexpr uint32_t VECTORS = D / VEC;
   const uint32_t group = a.q_heads / a.kv_heads;
   const minisgl_bf16* from = static_cast<const minisgl_bf16*>(a.q) + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
     const uint32_t head = i / VECTORS, at = i % VECTORS * VEC;
     *reinterpret_cast<Vec8*>(q + head * q_row + 2 * at) = Kv::query(load8(from + head * D + at));
@@ -39,6 +40,7 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
   const size_t row = size_t(s.row) * (a.q_heads + 2 * a.kv_heads);
 
   // Whole warps go round together: they reduce together.
+#pragma unroll 1
   for (uint32_t first = 0; first < heads; first += THREADS / LANES) {
     const uint32_t i = first + threadIdx.x / LANES;
     const bool live = i < heads && lane < USED, is_q = i < group, is_v = i > group;

@@ -64,10 +64,12 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
   const uint32_t group = a.q_heads / a.kv_heads;
   const Partials partials = Partials::of<D>(a, group);
   minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
     const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
     float most = -INFINITY, sum = 0.0f;
     float4 out = {};
+#pragma unroll 1
     for (uint32_t chunk = 0; chunk < s.chunks; chunk += AHEAD) {
       // Several chunks at a time: their loads wait together.
       float4 part[AHEAD];

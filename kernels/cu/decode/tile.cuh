@@ -6,8 +6,6 @@
 
 namespace minisgl {
 
-constexpr uint32_t STAGES_MAX = 4;
-
 template <int D, typename Kv>
 struct Tile {
   using Stored = typename Kv::Stored;

@@ -17,14 +17,10 @@ KERNEL minisgl_embedding(const __grid_constant__ minisgl_embedding_args a) {
   wait_for_inputs();
   let_next_start();
 
-  // One thread, one 16-byte vector.
-  const uint32_t vectors = a.hidden / VEC;
-  const uint32_t at = blockIdx.x * blockDim.x + threadIdx.x;
-  const uint32_t row = at / vectors;
-  if (row >= a.rows) return;
-  const uint32_t column = at % vectors * VEC;
+  const VectorAt at(a.hidden);
+  if (at.row >= a.rows) return;
 
-  int32_t id = a.tokens[row];
+  int32_t id = a.tokens[at.row];
   if (id < 0) {
     const uint32_t from = -(id + 1);
     id = from < a.fed_len ? a.fed[from] : -1;
@@ -32,6 +28,6 @@ KERNEL minisgl_embedding(const __grid_constant__ minisgl_embedding_args a) {
 
   const uint32_t local = static_cast<uint32_t>(id) - a.vocab_start;
   Vec8 v = {};
-  if (id >= 0 && local < a.vocab_len) v = load8(a.table + size_t(local) * a.hidden + column);
-  store8(a.out + size_t(row) * a.hidden + column, v);
+  if (id >= 0 && local < a.vocab_len) v = load8(a.table + at.in(a.hidden, local));
+  store8(a.out + at.in(a.hidden), v);
 }

@@ -1,5 +1,5 @@
 // The arithmetic of a draw, the same to the bit on every device: f32 operations in a fixed order and
-// never fused, sums of integers, a counter-based generator.
+// never fused (but where that changes no bit), sums of integers, a counter-based generator.
 #pragma once
 
 #include "../common.cuh"
@@ -9,14 +9,15 @@ namespace minisgl {
 constexpr uint64_t ONE = 1ull << 40;  // The weight of the most likely token.
 constexpr uint32_t TOKEN_BITS = 18, TOKEN_MASK = (1u << TOKEN_BITS) - 1, RANK_BITS = 32 + TOKEN_BITS;
 
-// floor(2^40 * exp(x)) for x <= 0, 0 below -27.5 and for NaN; the scheme of `expf` in Moshier's Cephes
-// library: x = n ln 2 + r, exp(r) by a polynomial.
-__device__ __forceinline__ uint64_t weight(float x) {
-  if (!(x >= -27.5f)) return 0;
+// A weight before its floor, over 2^40: exp(x) for x <= 0; under 2^-40 below -27.5 and for NaN. The scheme
+// of `expf` in Moshier's Cephes library: x = n ln 2 + r, exp(r) by a polynomial.
+__device__ __forceinline__ float unfloored(float x) {
+  x = x >= -27.5f ? x : -30.0f;
   constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer.
   const float rounded = __fadd_rn(__fmul_rn(x, 1.44269504f), ROUNDING);
   const float n = __fsub_rn(rounded, ROUNDING);
-  const float r = __fsub_rn(__fsub_rn(x, __fmul_rn(n, 0.693359375f)), __fmul_rn(n, -2.1219444e-4f));
+  // The first product is exact (6 bits by 9), so fusing it changes nothing.
+  const float r = __fsub_rn(__fmaf_rn(n, -0.693359375f, x), __fmul_rn(n, -2.1219444e-4f));
   float p = 1.9875692e-4f;
   p = __fadd_rn(__fmul_rn(p, r), 1.3981999e-3f);
   p = __fadd_rn(__fmul_rn(p, r), 8.333452e-3f);
@@ -24,31 +25,59 @@ __device__ __forceinline__ uint64_t weight(float x) {
   p = __fadd_rn(__fmul_rn(p, r), 1.6666665e-1f);
   p = __fadd_rn(__fmul_rn(p, r), 0.5f);
   const float exp_r = __fadd_rn(__fadd_rn(__fmul_rn(p, __fmul_rn(r, r)), r), 1.0f);
-  // floor(exp_r * 2^(n + 40)), by shifting the 24 bits of exp_r's significand.
-  const uint32_t bits = __float_as_uint(exp_r);
-  const int shift = static_cast<int>(bits >> 23) + static_cast<int>(__float_as_uint(rounded) -
-                    __float_as_uint(ROUNDING)) + 40 - 127 - 23;
-  const uint64_t significand = (bits & 0x7fffffu) | 0x800000u;
-  return shift >= 0 ? significand << shift : significand >> -shift;
+  // Times 2^n: the low bits of `rounded` are n, and the rest of them leaves at the top.
+  return __uint_as_float(__float_as_uint(exp_r) + (__float_as_uint(rounded) << 23));
 }
 
-// Divides by a temperature, correctly rounded, without a division for those that occur: with a rounded
-// reciprocal, two steps of Markstein's correction give the rounded quotient while nothing can
-// over- or underflow ("Computation of elementary functions on the IBM RISC System/6000", 1990).
+// The sum of up to 4,095 weights. Adding 8, rounded towards zero, leaves the 20 bits of a value above 2^-20
+// in the significand, and adding 2^-17 to what that cut off leaves the next 20: two integers
+// without a conversion. The bits of the 8 and of the 2^-17 are taken off at the end. (What is added the
+// second time, 2^-17 less what was kept, has 21 bits at most: exact.)
+struct Sum {
+  uint32_t high = 0, low = 0, count = 0;
+
+  __device__ __forceinline__ void add(float unfloored) {
+    const float upper = __fadd_rz(unfloored, 8.0f);
+    const float lower = __fadd_rz(unfloored, __fsub_rn(8.0f + 0x1p-17f, upper));
+    high += __float_as_uint(upper);
+    low += __float_as_uint(lower);
+    count++;
+  }
+  __device__ __forceinline__ uint64_t whole() const {
+    const uint64_t upper = high - count * 0x41000000u;
+    return (upper << 20) + (low - count * 0x37000000u);
+  }
+};
+
+// floor(2^40 * exp(x)) for x <= 0, 0 below -27.5 and for NaN.
+__device__ __forceinline__ uint64_t weight(float x) {
+  Sum sum;
+  sum.add(unfloored(x));
+  return sum.whole();
+}
+
+// Divides by a temperature, correctly rounded, without a division for those that occur: a product with the
+// reciprocal in two parts is within a unit in the last place (Brisebarre, Muller and Raina, "Accelerating
+// correctly rounded floating-point division when the divisor is known in advance", 2004), and from
+// there Markstein's correction gives the rounded quotient, while nothing can over- or underflow
+// ("Computation of elementary functions on the IBM RISC System/6000", 1990).
 struct Divisor {
-  float by, reciprocal;
+  float by, reciprocal, rest;
   bool ordinary;
 
   __device__ explicit Divisor(float by)
-      : by(by), reciprocal(__frcp_rn(by)), ordinary(by > 0x1p-30f && by < 0x1p60f) {}
+      : by(by), reciprocal(__frcp_rn(by)), ordinary(by > 0x1p-30f && by < 0x1p60f) {
+    rest = __fmul_rn(__fmaf_rn(-by, reciprocal, 1.0f), reciprocal);
+  }
 
-  // For x <= 0 and not below -27.6 * by.
-  __device__ __forceinline__ float divide(float x) const {
-    if (!ordinary) return __fdiv_rn(x, by);
-    if (x > -0x1p-60f) return 0.0f;  // Closer to 0 than any weight can tell.
-    float q = __fmul_rn(x, reciprocal);
-    q = __fmaf_rn(__fmaf_rn(-q, by, x), reciprocal, q);
+  // For x <= 0 and an ordinary divisor; where x is so close to 0 that this underflows, no weight can tell.
+  __device__ __forceinline__ float quotient(float x) const {
+    const float q = __fmaf_rn(x, reciprocal, __fmul_rn(x, rest));
     return __fmaf_rn(__fmaf_rn(-q, by, x), reciprocal, q);
+  }
+  // For x <= 0 and any divisor.
+  __device__ __forceinline__ float divide(float x) const {
+    return ordinary ? quotient(x) : __fdiv_rn(x, by);
   }
 };
 

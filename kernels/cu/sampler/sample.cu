@@ -8,11 +8,12 @@
 // Shapes: logits f32 [rows, stride], only read; parameters in minisgl_sample_row. One launch for all rows. A
 // row belongs to the blocks of one cluster, each with a working copy of its part: read from
 // memory once, then worked on in shared memory (or in `scratch`, where no cluster is to be had).
+// Several blocks share a multiprocessor, so that one copies while another computes, and a
+// cluster goes from row to row, so that none waits for the launch of others.
 // Bytes moved: 4 * rows * vocab. Bound: read bandwidth; the exponentials and a division a
 // token are of the same size.
-// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), vocabulary 151936, 256 rows: greedy 121 us, with
-// temperature 229 us, with top-p 526 us, of a floor of 50 us; at 1 row 10, 20 and 45 us.
 
+#include "adjust.cuh"
 #include "filter.cuh"
 
 using namespace minisgl;
@@ -20,19 +21,19 @@ using namespace minisgl;
 namespace {
 
 struct Shared {
-  Reduction reduction;
-  Filter filter;
+  minisgl_sample_row row;
+#if __CUDA_ARCH__ >= 900
+  Arrivals copy;
+#endif
+  Exchange exchange;
+  union {
+    List list;
+    Filter filter;  // Takes over where the list was too short.
+  };
 };
 
-// Highest rank of this thread's below `limit`; 0 if there is none.
-__device__ __forceinline__ uint64_t best_below(const Part& part, uint64_t limit) {
-  uint64_t best = 0;
-  part.each([&](uint32_t i) {
-    const uint64_t rank = part.rank(i);
-    if (rank < limit) best = max(best, rank);
-  });
-  return best;
-}
+// Rows up to which a padding row is not worth looking for before its logits are asked for.
+constexpr uint32_t EAGER_ROWS = 8;
 
 // The log-probability of a clean raw logit.
 __device__ __forceinline__ float logprob_of(float logit, float highest, double log_sum) {
@@ -40,91 +41,103 @@ __device__ __forceinline__ float logprob_of(float logit, float highest, double l
   return static_cast<float>(static_cast<double>(__fsub_rn(logit, highest)) - log_sum);
 }
 
-// Step 3. What a row refers to outside the arrays is as if it were not there.
-__device__ void adjust(const minisgl_sample_args& a, const minisgl_sample_row& row, const Part& part) {
-  const auto at = [&](uint32_t token) { return token - part.first; };
-  if (uint64_t(row.bias_at) + row.bias_len <= a.bias_len) {
-    for (uint32_t i = threadIdx.x; i < row.bias_len; i += THREADS) {
-      const uint32_t token = at(a.bias_tokens[row.bias_at + i]);
-      if (token < part.count) part.z[token] = clean(__fadd_rn(part.z[token], a.bias_values[row.bias_at + i]));
-    }
-    __syncthreads();
+// The working copies of one row after the other, as far as the copy engine can bring them.
+struct Copies {
+  uint32_t len;     // Of the logits, a multiple of 4; the rest is for the threads.
+  uint32_t parity;  // Of the next one to arrive.
+
+  __device__ static bool is_real(const minisgl_sample_args& a, uint32_t row) {
+    return row < a.rows && static_cast<uint32_t>(a.params[row].out) < a.tokens_len;
   }
-  if (static_cast<uint32_t>(row.history) < a.tables) {
-    const uint32_t* marks = a.marks + size_t(row.history) * a.vocab + part.first;
-    for (uint32_t i = threadIdx.x; i < part.count; i += THREADS) {
-      const uint32_t mark = marks[i];
-      if (mark == 0) continue;
-      float z = part.z[i];
-      const float repetition = row.repetition_penalty;
-      z = clean(z > 0.0f ? __fdiv_rn(z, repetition) : __fmul_rn(z, repetition));
-      if (mark > 1) {
-        const float frequency = __fmul_rn(row.frequency_penalty, static_cast<float>(mark / 2));
-        z = clean(__fsub_rn(__fsub_rn(z, row.presence_penalty), frequency));
-      }
-      part.z[i] = z;
-    }
-    __syncthreads();
+
+  // By one thread, when no one uses the copy before any more.
+  __device__ __forceinline__ void start(const minisgl_sample_args& a, uint32_t row, const Part& part, Shared& shared) {
+#if __CUDA_ARCH__ >= 900
+    if (len == 0) return;
+    shared.copy.expect(len * sizeof(float));
+    shared.copy.copy(part.z, a.logits + size_t(row) * a.stride + part.first, len * sizeof(float));
+#endif
   }
-  if (uint64_t(row.banned_at) + row.banned_len <= a.banned_len) {
-    for (uint32_t i = threadIdx.x; i < row.banned_len; i += THREADS) {
-      const uint32_t token = at(a.banned[row.banned_at + i]);
-      if (token < part.count) part.z[token] = -INFINITY;
-    }
-    __syncthreads();
+  __device__ __forceinline__ void wait(Shared& shared) {
+#if __CUDA_ARCH__ >= 900
+    if (len == 0) return;
+    shared.copy.wait(parity);
+    parity ^= 1;
+#endif
   }
-}
+};
 
 template <bool IN_SHARED>
-__device__ __forceinline__ void sample(const minisgl_sample_args& a) {
-  __shared__ Shared shared;
-  extern __shared__ __align__(16) float shared_part[];
-  wait_for_inputs();
-  let_next_start();
+__device__ __forceinline__ uint64_t sum_of_thread(const Part& part, float highest, const Divisor& divisor) {
+  if (IN_SHARED && divisor.ordinary) return part.sum(highest, divisor);
+  uint64_t sum = 0;
+  part.each([&](uint32_t i) { sum += weight(divisor.divide(__fsub_rn(part.z[i], highest))); });
+  return sum;
+}
 
-  const uint32_t row_at = blockIdx.x / Cluster::size();
-  const minisgl_sample_row row = a.params[row_at];
-  if (static_cast<uint32_t>(row.out) >= a.tokens_len) return;  // Padding: the whole cluster leaves.
-  const float* logits = a.logits + size_t(row_at) * a.stride;
-  uint32_t turn = 0;
-
-  const uint32_t first = Cluster::rank() * a.part;
-  float* copy = IN_SHARED ? shared_part : a.scratch + size_t(row_at) * a.stride + first;
-  Part part(copy, first, first < a.vocab ? min(a.part, a.vocab - first) : 0, a.part);
-
-  // 1. Copy, clean and rank, in vectors of four; `stride` leaves room past `vocab`.
-  uint64_t best = 0;
-#pragma unroll 4
-  for (uint32_t i = threadIdx.x * 4; i < part.count; i += THREADS * 4) {
-    const float4 four = __ldcs(reinterpret_cast<const float4*>(logits + first + i));
-    const float z[4] = {clean(four.x), clean(four.y), clean(four.z), clean(four.w)};
-    *reinterpret_cast<float4*>(part.z + i) = {z[0], z[1], z[2], z[3]};
-#pragma unroll
-    for (uint32_t j = 0; j < 4; j++) {
-      if (i + j < part.count) best = max(best, rank_of_token(z[j], first + i + j));
-    }
+// A logit below which top-k, top-p and min-p keep nothing, in a row whose weights add up to `total`. The
+// margins are far above what rounding can do. -inf: no idea.
+__device__ __forceinline__ float floor_of(const Part& part, const Wanted& wanted, uint64_t total, uint32_t vocab) {
+  float share;  // Of the highest weight.
+  if (wanted.top_p < 1.0f) {
+    // All tokens that weigh no more add up to less than top-p leaves out.
+    share = static_cast<float>((1.0 - wanted.top_p) * __ull2double_rn(total) / (static_cast<double>(vocab) * ONE));
+  } else {
+    share = static_cast<float>(__ull2double_rn(wanted.least_weight) / ONE);
   }
-  best = reduce<Max>(shared.reduction, turn, best).all;
+  const float x = fminf(logf(share), 0.0f) - 0.01f;
+  return __fadd_rd(part.highest, __fmul_rn(x, part.temperature.by));
+}
+
+// Samples a row whose working copy and parameters are there. `round` is the exchange's.
+template <bool IN_SHARED>
+__device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t row_at, Part part, Shared& shared,
+                                       uint32_t& round) {
+  const minisgl_sample_row& row = shared.row;
+
+  // 1. Rank. +inf passes for the largest finite logit, so then that must be made true first.
+  const auto rank_all = [&] {
+    const uint64_t* best_of_warp = shared.exchange.share(round, part.best_of_warp());
+    shared.list.note(best_of_warp);
+    return Exchange::max_of(best_of_warp);
+  };
+  uint64_t best = rank_all();
+  if (logit_of(best) == FLOAT_MAX) {
+    part.tidy();
+    best = rank_all();
+  }
 
   // 2. Log-probabilities, of the raw logits at temperature 1.
   float raw_highest = 0.0f;
   double log_sum = 0.0;
   if (row.logprobs >= 0) {
     raw_highest = logit_of(best);
-    uint64_t sum = 0;
-    part.each([&](uint32_t i) { sum += weight(__fsub_rn(part.z[i], raw_highest)); });
-    sum = reduce<Add>(shared.reduction, turn, sum).all;
+    uint64_t before;
+    const uint64_t own = sum_of_thread<IN_SHARED>(part, raw_highest, Divisor(1.0f));
+    const uint64_t sum = Exchange::sum_of(shared.exchange.share(round, sum_warp(own)), before);
     log_sum = log(static_cast<double>(sum) / static_cast<double>(ONE));
     const uint32_t top = min(static_cast<uint32_t>(row.logprobs), a.top_max);
-    uint64_t next = best;
-    for (uint32_t i = 0; i < top; i++) {
-      if (Cluster::rank() == 0 && threadIdx.x == 0) {
-        a.top_tokens[size_t(row_at) * a.top_max + i] = next ? static_cast<int32_t>(token_of(next)) : -1;
-        a.top_logprobs[size_t(row_at) * a.top_max + i] =
-            next ? logprob_of(logit_of(next), raw_highest, log_sum) : -INFINITY;
+    const auto put = [&](uint32_t i, uint64_t rank) {
+      a.top_tokens[size_t(row_at) * a.top_max + i] = rank ? static_cast<int32_t>(token_of(rank)) : -1;
+      a.top_logprobs[size_t(row_at) * a.top_max + i] =
+          rank ? logprob_of(logit_of(rank), raw_highest, log_sum) : -INFINITY;
+    };
+    const uint32_t listed = top > 0 ? shared.list.collect(part, shared.list.bound(top)) : 0;
+    if (listed <= LIST_MAX) {
+      if (Cluster::rank() == 0) {
+        shared.list.each_placed(listed, [&](uint32_t i, uint32_t place) {
+          if (place < top) put(place, shared.list.rank[i]);
+        });
       }
-      if (i + 1 < top && next) {
-        next = reduce<Max>(shared.reduction, turn, best_below(part, next)).all;
+    } else {
+      uint64_t next = ~0ull;
+      for (uint32_t i = 0; i < top; i++) {
+        uint64_t of_thread = 0;
+        part.each([&](uint32_t j) {
+          if (j < part.count && part.rank(j) < next) of_thread = max(of_thread, part.rank(j));
+        });
+        next = Exchange::max_of(shared.exchange.share(round, max_warp(of_thread)));
+        if (Cluster::rank() == 0 && threadIdx.x == 0) put(i, next);
       }
     }
   }
@@ -133,67 +146,154 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a) {
   const bool penalised = static_cast<uint32_t>(row.history) < a.tables;
   if (row.bias_len > 0 || row.banned_len > 0 || penalised) {
     adjust(a, row, part);
-    best = reduce<Max>(shared.reduction, turn, best_below(part, ~0ull)).all;
+    best = rank_all();
   }
 
   const auto publish = [&](uint32_t token) {
     a.tokens[row.out] = token;
-    if (row.logprobs >= 0) a.logprob[row_at] = logprob_of(clean(logits[token]), raw_highest, log_sum);
+    if (row.logprobs >= 0) {
+      const float logit = clean(a.logits[size_t(row_at) * a.stride + token]);
+      a.logprob[row_at] = logprob_of(logit, raw_highest, log_sum);
+    }
     if (penalised) a.marks[size_t(row.history) * a.vocab + token] += 2;
   };
   part.highest = logit_of(best);
   part.temperature = Divisor(row.temperature);
   if (part.highest == -INFINITY || !(row.temperature > 0.0f)) {
-    if (Cluster::rank() == 0 && threadIdx.x == 0) publish(token_of(best));
-    Cluster::sync();  // Shared memory must outlive its readers.
+    if (Cluster::rank() == 0 && threadIdx.x == 0) publish(part.highest == -INFINITY ? 0 : token_of(best));
     return;
   }
 
-  // 5. and 6. Filter; each filter sees what the one before kept.
-  if (row.top_k > 0) {
-    const auto count = [&](uint64_t) -> uint64_t { return row.top_k; };
-    part.least_rank = shared.filter.keep(part, [](uint64_t) { return 1ull; }, count);
-  }
-  if (row.top_p < 1.0f) {
-    const auto mass = [&](uint64_t sum) -> uint64_t {
-      const double need = ceil(__dmul_rn(row.top_p, __ull2double_rn(sum)));
-      return max(need > 0.0 ? __double2ull_rz(need) : 0ull, 1ull);
-    };
-    part.least_rank = shared.filter.keep(part, [](uint64_t w) { return w; }, mass);
-  }
-  if (row.min_p > 0.0f) {
-    const double least = ceil(__dmul_rn(fminf(row.min_p, 1.0f), static_cast<double>(ONE)));
-    part.least_weight = __double2ull_rz(least);
-  }
-
-  // 7. Draw: find the thread whose tokens hold the target; its warp goes through them.
-  uint64_t sum = 0;
-  part.each([&](uint32_t i) { sum += part.share(i); });
-  const Total total = reduce<Add>(shared.reduction, turn, sum);
-  const uint64_t target = __umul64hi(uniform(row.seed, row.position), total.all);
-  const uint64_t before = total.before_warp + scan_warp(sum) - sum;
-  const uint32_t owner = __ballot_sync(~0u, before <= target && target - before < sum);
-  if (owner) {
-    const uint32_t lane = threadIdx.x % 32, from = __ffs(owner) - 1;
-    const uint32_t begin = __shfl_sync(~0u, part.begin(), from), end = __shfl_sync(~0u, part.end(), from);
-    uint64_t running = __shfl_sync(~0u, before, from);
-    for (uint32_t i = begin; i < end; i += 32) {
-      const uint64_t upto = scan_warp(i + lane < end ? part.share(i + lane) : 0);
-      const uint32_t past = __ballot_sync(~0u, running + upto > target);
-      if (past) {
-        if (lane == __ffs(past) - 1) publish(first + i + lane);
-        break;
-      }
-      running += __shfl_sync(~0u, upto, 31);
+  // 5. and 6. Filter; each filter sees what the one before kept. First by a list.
+  const uint64_t random = uniform(row.seed, row.position);
+  Wanted wanted = {row.top_k < a.vocab ? row.top_k : 0, row.top_p, 0};
+  if (row.min_p > 0.0f) wanted.least_weight = __double2ull_rz(ceil(__dmul_rn(fminf(row.min_p, 1.0f), ONE)));
+  const bool filtered = wanted.top_k > 0 || wanted.top_p < 1.0f || wanted.least_weight > 0;
+  uint64_t own = 0, before = 0, total = 0;
+  if (filtered && IN_SHARED && part.temperature.ordinary) {
+    if (wanted.top_k == 0 && wanted.top_p < 1.0f) {
+      own = part.sum(part.highest, part.temperature);
+      total = Exchange::sum_of(shared.exchange.share(round, sum_warp(own)), before);
+    }
+    // Top-p: first of few tokens, hoping that they are enough, where it takes many to be certain.
+    float least = wanted.top_k > 0 ? shared.list.bound(wanted.top_k)
+                                   : floor_of(part, wanted, total, a.vocab);
+    bool certain = true;
+    if (wanted.top_k == 0 && wanted.top_p < 1.0f) {
+      const float few = shared.list.bound(Exchange::len() * 3 / 4);
+      certain = least >= few;
+      least = fmaxf(least, few);
+    }
+    const uint32_t listed = shared.list.collect(part, least);
+    if (listed <= LIST_MAX && !certain) {
+      uint64_t unused;
+      const uint64_t mass = sum_warp(shared.list.weight_of_own(part));
+      certain = Exchange::sum_of(shared.exchange.share(round, mass), unused) >= wanted.mass(total);
+    }
+    if (listed <= LIST_MAX && certain) {
+      if (Cluster::rank() == 0) shared.list.draw(part, listed, wanted, total, random, publish);
+      return;
     }
   }
-  Cluster::sync();  // Shared memory must outlive its readers.
+  // Then over all of the row.
+  if (wanted.top_k > 0) {
+    const auto count = [&](uint64_t) -> uint64_t { return wanted.top_k; };
+    part.least_rank = shared.filter.keep(part, shared.exchange, round, [](uint64_t) { return 1ull; }, count);
+  }
+  if (wanted.top_p < 1.0f) {
+    const auto mass = [&](uint64_t sum) { return wanted.mass(sum); };
+    part.least_rank = shared.filter.keep(part, shared.exchange, round, [](uint64_t w) { return w; }, mass);
+  }
+  part.least_weight = wanted.least_weight;
+
+  // 7. Draw: find the thread whose tokens hold the target; its warp goes through them.
+  if (filtered) {
+    own = 0;
+    part.each([&](uint32_t i) { own += part.share(i); });
+  } else {
+    own = sum_of_thread<IN_SHARED>(part, part.highest, part.temperature);
+  }
+  const uint64_t of_warp = sum_warp(own);
+  const uint64_t all = Exchange::sum_of(shared.exchange.share(round, of_warp), before);
+  const uint64_t target = __umul64hi(random, all);
+  if (before > target || target - before >= of_warp) return;
+  before += scan_warp(own) - own;
+  const uint32_t owner = __ffs(__ballot_sync(~0u, before <= target && target - before < own)) - 1;
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t begin = __shfl_sync(~0u, part.begin(), owner), end = __shfl_sync(~0u, part.end(), owner);
+  uint64_t running = __shfl_sync(~0u, before, owner);
+  for (uint32_t i = begin; i < end; i += 32) {
+    const uint64_t upto = scan_warp(i + lane < end ? part.share(i + lane) : 0);
+    const uint32_t past = __ballot_sync(~0u, running + upto > target);
+    if (past) {
+      if (lane == __ffs(past) - 1) publish(part.first + i + lane);
+      break;
+    }
+    running += __shfl_sync(~0u, upto, 31);
+  }
+}
+
+// One row after the other.
+template <bool IN_SHARED>
+__device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
+  __shared__ Shared shared;
+  extern __shared__ __align__(128) float shared_part[];
+#if __CUDA_ARCH__ >= 900
+  constexpr bool BULK = IN_SHARED;
+  if (threadIdx.x == 0) {
+    shared.copy.init();
+    shared.exchange.arrivals[0].init();
+    shared.exchange.arrivals[1].init();
+    Arrivals::publish();
+  }
+  __syncwarp();
+#else
+  constexpr bool BULK = false;
+#endif
+  Cluster::announce();
+  wait_for_inputs();
+  let_next_start();
+
+  const uint32_t first = Cluster::rank() * a.part, clusters = gridDim.x / Cluster::size();
+  const uint32_t count = first < a.vocab ? min(a.part, a.vocab - first) : 0;
+  const uint32_t padded = IN_SHARED ? a.part : (count + 3) / 4 * 4;
+  Copies copies = {BULK ? count / 4 * 4 : 0, 0};
+  uint32_t round = 0;
+  const auto part_of = [&](uint32_t row) {
+    float* copy = IN_SHARED ? shared_part : a.scratch + size_t(row) * a.stride + first;
+    return Part(copy, first, count, padded, a.part / threads());
+  };
+  uint32_t row_at = blockIdx.x / Cluster::size();
+  // Few rows are asked for before it is known whether they are padding.
+  const bool eager = a.rows <= EAGER_ROWS;
+  if (threadIdx.x == 0 && (eager || Copies::is_real(a, row_at))) copies.start(a, row_at, part_of(row_at), shared);
+  for (bool wanted = eager; row_at < a.rows; row_at += clusters, wanted = false) {
+    const Part part = part_of(row_at);
+    const uint32_t next = row_at + clusters;
+    const bool next_is_real = threadIdx.x == 0 && Copies::is_real(a, next);
+    constexpr uint32_t WORDS = sizeof(minisgl_sample_row) / sizeof(uint32_t);
+    if (threadIdx.x < WORDS) {
+      reinterpret_cast<uint32_t*>(&shared.row)[threadIdx.x] =
+          reinterpret_cast<const uint32_t*>(a.params + row_at)[threadIdx.x];
+    }
+    const float* logits = a.logits + size_t(row_at) * a.stride + first;
+    for (uint32_t i = copies.len + threadIdx.x; i < padded; i += threads()) {
+      part.z[i] = i < count ? logits[i] : -INFINITY;
+    }
+    __syncthreads();
+    const bool real = static_cast<uint32_t>(shared.row.out) < a.tokens_len;
+    if (wanted || real) copies.wait(shared);
+    if (row_at < clusters) Cluster::await_all();
+    if (real) sample<IN_SHARED>(a, row_at, part, shared, round);
+    __syncthreads();
+    if (next_is_real) copies.start(a, next, part, shared);
+  }
 }
 
 }  // namespace
 
-KERNEL __launch_bounds__(THREADS, 2)
-minisgl_sample_shared(const __grid_constant__ minisgl_sample_args a) { sample<true>(a); }
+KERNEL __launch_bounds__(THREADS_MAX, 2)
+minisgl_sample_shared(const __grid_constant__ minisgl_sample_args a) { sample_all<true>(a); }
 
-KERNEL __launch_bounds__(THREADS, 2)
-minisgl_sample_scratch(const __grid_constant__ minisgl_sample_args a) { sample<false>(a); }
+KERNEL __launch_bounds__(THREADS_MAX, 2)
+minisgl_sample_scratch(const __grid_constant__ minisgl_sample_args a) { sample_all<false>(a); }

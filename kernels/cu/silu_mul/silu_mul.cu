@@ -14,12 +14,9 @@ KERNEL minisgl_silu_mul(const __grid_constant__ minisgl_silu_mul_args a) {
   wait_for_inputs();
   let_next_start();
 
-  // One thread, one 16-byte vector of the output.
-  const uint32_t vectors = a.width / VEC;
-  const uint32_t at = blockIdx.x * blockDim.x + threadIdx.x;
-  const uint32_t row = at / vectors;
-  if (row >= a.rows) return;
-  const minisgl_bf16* from = a.gate_up + size_t(row) * 2 * a.width + at % vectors * VEC;
+  const VectorAt at(a.width);  // Of the output.
+  if (at.row >= a.rows) return;
+  const minisgl_bf16* from = a.gate_up + at.in(2 * a.width);
 
   float gate[VEC], up[VEC];
   const Vec8 gate_raw = load8(from), up_raw = load8(from + a.width);
@@ -27,5 +24,5 @@ KERNEL minisgl_silu_mul(const __grid_constant__ minisgl_silu_mul_args a) {
   unpack(up_raw, up);
 #pragma unroll
   for (int i = 0; i < VEC; i++) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
-  store8(a.out + size_t(at) * VEC, pack(gate));
+  store8(a.out + at.in(a.width), pack(gate));
 }

@@ -3,7 +3,6 @@
 //! Every array is dense and row-major; shapes are in the docs of the fields. What the arrays hold need
 //! not be trusted: the kernels treat an index outside its table as padding.
 
-mod argmax;
 mod check;
 pub(crate) use check::Check;
 mod dummy;
@@ -14,7 +13,6 @@ mod sample;
 mod silu_mul;
 mod skinny;
 
-pub use argmax::{Argmax, ArgmaxScratch};
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};

@@ -11,34 +11,45 @@ use crate::{Array, ArrayMut};
 /// The kernel ranks a token by 18 bits of its id.
 pub const VOCAB_MAX: usize = 1 << 18;
 
-/// Threads of a block.
-const THREADS: u32 = 512;
-
-/// Blocks of a row at most: the largest cluster that every GPU with clusters can place.
-const CLUSTER_MAX: usize = 8;
-
 /// Logits for which another block is worth its cost.
 const PART_WORTH: usize = 4096;
 
+/// Threads of a block. With fewer, more blocks fit beside each other and more rows overlap; few rows leave
+/// multiprocessors over, and then more are quicker.
+const THREADS: usize = 256;
+const THREADS_FOR_FEW: usize = 512;
+const FEW_ROWS: usize = 8;
+
 /// How a row is cut up.
 struct Cut {
+    /// Blocks of a row.
     cluster: u32,
+    /// Threads of a block.
+    threads: u32,
+    /// Logits of a block.
     part: u32,
+    /// Whether they fit into its memory: that does not depend on the number of rows.
     in_shared: bool,
 }
 
-fn cut(device: &Device, vocab: usize) -> Cut {
-    let wanted = vocab.div_ceil(PART_WORTH).clamp(1, CLUSTER_MAX).next_power_of_two();
-    let cluster = if device.has_clusters() { wanted } else { 1 };
+fn cut(device: &Device, rows: usize, vocab: usize) -> Cut {
+    let most = device.cluster_max() as usize;
+    let cluster = vocab.div_ceil(PART_WORTH).next_power_of_two().min(most);
     // An odd number of logits a thread: the threads of a warp then hit different banks.
-    let part = (vocab.div_ceil(cluster).div_ceil(THREADS as usize) | 1) * THREADS as usize;
-    let in_shared = part * size_of::<f32>() <= device.shared_bytes_max() as usize;
-    Cut { cluster: cluster as u32, part: part as u32, in_shared }
+    let part_of = |threads: usize| (vocab.div_ceil(cluster).div_ceil(threads) | 1) * threads;
+    let longest = part_of(THREADS).max(part_of(THREADS_FOR_FEW));
+    let threads = if rows <= FEW_ROWS { THREADS_FOR_FEW } else { THREADS };
+    Cut {
+        cluster: cluster as u32,
+        threads: threads as u32,
+        part: part_of(threads) as u32,
+        in_shared: longest * size_of::<f32>() <= device.shared_bytes_max() as usize,
+    }
 }
 
 /// Length of [`Sample::scratch`] for `rows` rows: 0 where a row fits in shared memory.
 pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: usize) -> usize {
-    if cut(device, vocab).in_shared { 0 } else { rows * stride }
+    if cut(device, rows, vocab).in_shared { 0 } else { rows * stride }
 }
 
 /// Draws one token a row as [`SampleRow`] says, writes it to `tokens[row.out]`, and counts it in the row's
@@ -93,7 +104,7 @@ impl Sample<'_> {
                 "vocab is {vocab}, it must be in 1..={VOCAB_MAX} and at most the stride, {stride}"
             )
         })?;
-        let cut = cut(device, vocab);
+        let cut = cut(device, rows, vocab);
         let scratch_len = if cut.in_shared { 0 } else { rows * stride };
         let tables = self.marks.len() / vocab;
         let top = [rows, self.top_max];
@@ -129,12 +140,19 @@ impl Sample<'_> {
             reserved: 0,
         };
         let kernel = if cut.in_shared { Kernel::SampleShared } else { Kernel::SampleScratch };
-        let grid = Grid {
+        let mut grid = Grid {
             blocks: (args.rows * cut.cluster, 1),
-            threads: THREADS,
+            threads: cut.threads,
             shared_bytes: if cut.in_shared { cut.part * size_of::<f32>() as u32 } else { 0 },
             cluster: cut.cluster,
         };
+        // As many clusters as there is room for; they share the rows.
+        if cut.cluster > 1 && grid.blocks.0 > device.multiprocessors() {
+            let clusters = device.clusters_at_once(kernel, grid).map_err(|source| {
+                LaunchError::Driver { op: "sample", shape: format!("{grid:?}"), source }
+            })?;
+            grid.blocks.0 = grid.blocks.0.min(clusters.max(1) * cut.cluster);
+        }
         // SAFETY: the struct is the kernel's, its arrays were checked above, and what a row refers to
         // is checked by the kernel.
         unsafe { check.launch(kernel, grid, &args) }

@@ -20,10 +20,11 @@ const WIDTH: usize = 12_288;
 const VOCAB: usize = 151_936;
 const ROWS: [usize; 4] = [1, 32, 256, 4096];
 
-pub fn run(gpu: &mut Gpu, filter: &str) {
-    gemm(gpu);
-    if filter == "gemm" {
-        return;
+/// Times the ops that have `only` in their names.
+pub fn run(gpu: &mut Gpu, only: &str) {
+    let wanted = |op: &str| op.contains(only);
+    if wanted("gemm") {
+        gemm(gpu);
     }
     let copy = copy_rate(gpu);
     println!("copy {:.2} TB/s (read and written); share = bytes / time / copy", copy / 1e12);
@@ -33,17 +34,25 @@ pub fn run(gpu: &mut Gpu, filter: &str) {
         let (micros, tera) = (seconds * 1e6, rate / 1e12);
         println!("{op:<34} {rows:>6} {micros:>10.2} {tera:>8.3} {:>6.1}%", rate / copy * 100.0);
     };
+    type Op = fn(&mut Gpu, usize, Show<'_>);
+    let by_tokens: [(&str, Op); 5] = [
+        ("embedding", embedding),
+        ("rmsnorm", rmsnorm),
+        ("rope", rope),
+        ("silu_mul", silu_mul),
+        ("layer", layer),
+    ];
     for rows in ROWS {
-        embedding(gpu, rows, &show);
-        rmsnorm(gpu, rows, &show);
-        rope(gpu, rows, &show);
-        silu_mul(gpu, rows, &show);
+        by_tokens.iter().filter(|(op, _)| wanted(op)).for_each(|(_, run)| run(gpu, rows, &show));
     }
-    crate::attention_bench::decode(gpu, &show);
-    crate::attention_bench::prefill(gpu);
-    crate::decode_bench::bench(gpu);
-    for rows in [1, 8, 32, 256] {
-        argmax(gpu, rows, &show);
+    if wanted("attention") {
+        crate::attention_bench::decode(gpu, &show);
+        crate::attention_bench::prefill(gpu);
+    }
+    if wanted("decode") {
+        crate::decode_bench::bench(gpu);
+    }
+    for rows in [1, 8, 32, 256].into_iter().filter(|_| wanted("sampler")) {
         sample(gpu, rows, &show);
     }
 }
@@ -212,6 +221,67 @@ fn silu_mul(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     show("silu_mul, width 12288", rows, bytes, seconds);
 }
 
+/// What a layer of Qwen3-0.6B runs beside its GEMMs and attention, on buffers that stay in the cache: mostly
+/// the cost of one launch after the other.
+fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
+    let (hidden, width, layers) = (1024, 3072, 28);
+    let (q_heads, kv_heads, head_dim) = (16, 8, 128);
+    let heads = q_heads + 2 * kv_heads;
+    let bytes = rows * (2 * 4 * hidden + 4 * heads * head_dim + 4 * head_dim + 6 * width);
+    let x = fill(gpu, rows * hidden);
+    let (weight, mut normed) = (fill(gpu, hidden), gpu.poisoned(rows * hidden));
+    let (qkv, head_weight) = (fill(gpu, rows * heads * head_dim), fill(gpu, head_dim));
+    let cos_sin = gpu.upload(&vec![0.7_f32; 8192 * head_dim]);
+    let positions = gpu.upload(&(0..rows as i32).collect::<Vec<_>>());
+    let mut q_out = gpu.poisoned(rows * q_heads * head_dim);
+    let mut k_pages = gpu.poisoned(rows * kv_heads * head_dim);
+    let mut v_pages = gpu.poisoned(rows * kv_heads * head_dim);
+    let (gate_up, mut out) = (fill(gpu, rows * 2 * width), gpu.poisoned(rows * width));
+    let seconds = time(gpu, layers, |_| {
+        let mut norm = || {
+            RmsNorm {
+                x: (&x).into(),
+                index: None,
+                weight: (&weight).into(),
+                out: (&mut normed).into(),
+                rows,
+                x_rows: rows,
+                hidden,
+                eps: 1e-6,
+            }
+            .launch(&gpu.device)
+            .unwrap();
+        };
+        norm();
+        QkRopePage {
+            qkv: (&qkv).into(),
+            bias: None,
+            norm: Some(QkNorm {
+                q_weight: (&head_weight).into(),
+                k_weight: (&head_weight).into(),
+                eps: 1e-6,
+            }),
+            cos_sin: (&cos_sin).into(),
+            positions: (&positions).into(),
+            slots: (&positions).into(),
+            q_out: ArrayMut::from(&mut q_out).into(),
+            k_pages: ArrayMut::from(&mut k_pages).into(),
+            v_pages: ArrayMut::from(&mut v_pages).into(),
+            rows,
+            q_heads,
+            kv_heads,
+            head_dim,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+        norm();
+        SiluMul { gate_up: (&gate_up).into(), out: (&mut out).into(), rows, width }
+            .launch(&gpu.device)
+            .unwrap();
+    });
+    show("layer: 4 small ops, 0.6B, warm", rows, bytes, seconds);
+}
+
 /// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt, the best of its algorithms, and the product for
 /// few rows.
 fn gemm(gpu: &mut Gpu) {
@@ -292,28 +362,6 @@ fn logits(gpu: &mut Gpu, len: usize) -> CudaSlice<f32> {
     slice
 }
 
-fn argmax(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
-    let (sets, len) = (sets(4 * rows * VOCAB), rows * VOCAB);
-    let logits = logits(gpu, sets * len);
-    let out_index = gpu.upload(&(0..rows as i32).collect::<Vec<_>>());
-    let (mut tokens, mut best) = (gpu.upload(&vec![0_i32; rows]), gpu.upload(&vec![0_u64; rows]));
-    let mut done = gpu.upload(&vec![0_u32; rows]);
-    let seconds = time(gpu, sets, |i| {
-        Argmax {
-            logits: (&logits.slice(i * len..(i + 1) * len)).into(),
-            out_index: (&out_index).into(),
-            tokens: (&mut tokens).into(),
-            scratch: ArgmaxScratch { best: (&mut best).into(), done: (&mut done).into() },
-            rows,
-            vocab: VOCAB,
-            stride: VOCAB,
-        }
-        .launch(&gpu.device)
-        .unwrap();
-    });
-    show("argmax, vocabulary 151936", rows, 4 * len, seconds);
-}
-
 fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let (sets, len) = (sets(4 * rows * VOCAB), rows * VOCAB);
     let logits = logits(gpu, sets * len);
@@ -331,6 +379,8 @@ fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
         ("temperature", plain),
         ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
         ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
+        // Too many tokens for a list.
+        ("top_p 0.95, flat", SampleRow { top_p: 0.95, temperature: 50.0, ..plain }),
         ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
     ];
     for (name, row) in settings {

@@ -238,7 +238,7 @@ pub fn decode_refusals(gpu: &mut Gpu) {
     refused(outcome, "queries are Fp16");
     let input = DecodeInput::Queries(q.array());
     refused(setup.try_launch(gpu, input, (&mut bytes, &mut v), &mut out), "not of Bf16");
-    setup.work = gpu.upload(&vec![0; 5]);
+    setup.work = gpu.upload(&[0; 5]);
     let input = DecodeInput::Queries(q.array());
     refused(setup.try_launch(gpu, input, (&mut k, &mut v), &mut out), "work has 5 elements");
 }

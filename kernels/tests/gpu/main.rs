@@ -1,13 +1,12 @@
 //! Every op on a GPU against a naive reference on the CPU, then a table of times.
 //!
-//! `gpu [FILTER] [--small] [--bench] [--require-gpu]`: `--small` keeps the shapes small enough for a
-//! sanitizer, `--bench` times the ops afterwards (`decode --bench`: decode attention only). Inputs are fresh
+//! `gpu [FILTER] [--small] [--bench[=NAME]] [--require-gpu]`: `--small` keeps the shapes small enough for a
+//! sanitizer, `--bench` times the ops afterwards, those with NAME (or FILTER) in their names. Inputs are fresh
 //! every run; the seed is printed and `MINISGL_TEST_SEED` repeats it. Without a GPU nothing runs and nothing is
 //! claimed.
 
 #![allow(clippy::unwrap_used)] // All of this is a test: what fails panics.
 
-mod argmax;
 mod attention;
 mod attention_batch;
 mod attention_bench;
@@ -18,6 +17,7 @@ mod decode_bench;
 mod dummy;
 mod embedding;
 mod gemm;
+mod greedy;
 mod pages;
 mod reference;
 mod refusal;
@@ -44,8 +44,8 @@ const TESTS: &[Test] = &[
     ("rmsnorm", rmsnorm::rmsnorm),
     ("qk_rope_page", rope::qk_rope_page),
     ("dummy", dummy::dummy),
-    ("argmax", argmax::argmax),
-    ("argmax_special_values", argmax::special_values),
+    ("sampler_greedy", greedy::greedy),
+    ("sampler_special_values", greedy::special_values),
     ("sampler_settings", sampler::settings),
     ("sampler_vocabularies", sampler::vocabularies),
     ("sampler_scratch", sampler::scratch),
@@ -99,11 +99,8 @@ fn main() -> ExitCode {
             failed.push(name);
         }
     }
-    if has("--bench") {
-        match filter {
-            "decode" => decode_bench::bench(&mut gpu),
-            _ => bench::run(&mut gpu, filter),
-        }
+    if let Some(only) = args.iter().find_map(|arg| arg.strip_prefix("--bench")) {
+        bench::run(&mut gpu, if only.is_empty() { filter } else { only.trim_start_matches('=') });
     }
     println!("{} passed, {} failed {failed:?}", chosen.count() - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,5 +1,6 @@
 //! The sampler, held to its definition token by token.
 
+use cudarc::driver::CudaSlice;
 use minisgl_kernels::Device;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::ops::{HistoryReset, Sample, sample_scratch_len};
@@ -26,6 +27,7 @@ pub fn vocabularies(gpu: &mut Gpu) {
     };
     for &vocab in vocabs {
         check(gpu, vocab, if vocab > 100_000 { 24 } else { 48 }, true);
+        check(gpu, vocab, 5, true); // Few rows are cut up otherwise.
     }
 }
 
@@ -100,6 +102,43 @@ fn row(random: &mut Random, vocab: usize, out: i32) -> SampleRow {
         logprobs: random.of(&[-1, 0, 1, 5, TOP_MAX as i32]),
         ..SampleRow::greedy(0, out)
     }
+}
+
+/// Rows that want a token and nothing else.
+pub struct Launch<'a> {
+    pub logits: &'a [f32],
+    pub params: &'a [SampleRow],
+    pub rows: usize,
+    pub vocab: usize,
+    pub stride: usize,
+}
+
+pub fn launch(gpu: &Gpu, what: &Launch<'_>, tokens: &mut CudaSlice<i32>) {
+    let &Launch { logits, params, rows, vocab, stride } = what;
+    let (none_u32, none_f32) = (gpu.upload(&[0_u32]), gpu.upload(&[0_f32]));
+    let mut unused = gpu.upload(&[0_f32]);
+    let (mut none, mut logprob) = (gpu.upload(&[0_i32]), gpu.upload(&vec![0_f32; rows]));
+    let mut no_scratch = gpu.upload(&[0_f32]);
+    let mut marks = gpu.upload(&[0_u32]);
+    Sample {
+        logits: (&gpu.upload(logits)).into(),
+        params: (&gpu.upload(params)).into(),
+        bias_tokens: (&none_u32).into(),
+        bias_values: (&none_f32).into(),
+        banned: (&none_u32).into(),
+        marks: (&mut marks.slice_mut(..0)).into(),
+        scratch: (&mut no_scratch.slice_mut(..0)).into(),
+        tokens: tokens.into(),
+        logprob: (&mut logprob).into(),
+        top_tokens: (&mut none.slice_mut(..0)).into(),
+        top_logprobs: (&mut unused.slice_mut(..0)).into(),
+        rows,
+        vocab,
+        stride,
+        top_max: 0,
+    }
+    .launch(&gpu.device)
+    .unwrap();
 }
 
 fn check(gpu: &mut Gpu, vocab: usize, rows: usize, clusters: bool) {

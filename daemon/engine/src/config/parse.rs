@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use minisgl_proto::limits::END_TOKENS_MAX;
 use serde_json::Value;
 
 use super::fields::{ConfigError, Fields};
@@ -17,7 +18,6 @@ const LAYERS_MAX: usize = 1 << 10;
 const HEADS_MAX: usize = 1 << 10;
 const HEAD_DIM_MAX: usize = 1 << 10;
 const POSITION_MAX: usize = 1 << 24;
-const EOS_TOKENS_MAX: usize = 64;
 
 pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let fields = Fields::read(dir.join("config.json"))?;
@@ -212,13 +212,13 @@ fn eos_token_ids(
     vocab_size: usize,
 ) -> Result<Vec<u32>, ConfigError> {
     let key = "eos_token_id";
-    let expected = format!("a token id below {vocab_size}, or a list of up to {EOS_TOKENS_MAX}");
+    let expected = format!("a token id below {vocab_size}, or a list of up to {END_TOKENS_MAX}");
     let id = |value: &Value| {
         value.as_u64().filter(|&id| id < vocab_size as u64).and_then(|id| u32::try_from(id).ok())
     };
     for source in generation.into_iter().chain([fields]) {
         let ids: Option<Vec<u32>> = source.typed(key, &expected, |value| match value {
-            Value::Array(list) if list.len() <= EOS_TOKENS_MAX => list.iter().map(id).collect(),
+            Value::Array(list) if list.len() <= END_TOKENS_MAX => list.iter().map(id).collect(),
             other => id(other).map(|id| vec![id]),
         })?;
         if let Some(mut ids) = ids.filter(|ids| !ids.is_empty()) {

@@ -77,6 +77,7 @@ impl Engine {
             spare_bytes: spawned.spare_bytes,
             arrays: 2 * config.layers as u64,
             token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
+            slack_bytes: spawned.kv_slack_bytes,
             unit_bytes: spawned.kv_unit_bytes,
             max_position: config.max_position as u64,
         };

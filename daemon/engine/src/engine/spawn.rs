@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Instant;
 
+#[cfg(feature = "cuda")]
+use minisgl_kernels::attention::Heads;
 use minisgl_proto::KvDtype;
 use minisgl_sched::Plan;
 
 use super::options::Settings;
+#[cfg(feature = "cuda")]
+use super::options::dtype_bytes;
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
@@ -49,6 +53,8 @@ pub(super) struct Spawned {
     pub(super) available_bytes: u64,
     /// That nobody may have.
     pub(super) spare_bytes: u64,
+    /// Behind the last page of each KV array.
+    pub(super) kv_slack_bytes: u64,
     /// What KV arrays are a multiple of.
     pub(super) kv_unit_bytes: u64,
     /// From the bytes of weights, once they are loaded, to all that is taken.
@@ -123,6 +129,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         dtype: model.source.dtype().to_owned(),
         available_bytes,
         spare_bytes: 0,
+        kv_slack_bytes: 0,
         kv_unit_bytes: 1,
         used_bytes: Box::new(Ok),
         first_steps: FirstSteps { prefill: vec![page_size], decode: vec![1] },
@@ -159,12 +166,17 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, Engine
         })
     })?;
     let Settings { page_size, chunk_tokens, .. } = *model.settings;
+    let shard = &model.shards[0];
+    let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
+    let head_dim = model.config.head_dim;
+    let slack = Heads { q_heads, kv_heads, head_dim, page_size }.pages_slack();
     Ok(Spawned {
         ranks,
         device,
         dtype: "bf16".to_owned(),
         available_bytes,
         spare_bytes: GPU_SPARE_BYTES,
+        kv_slack_bytes: (slack * dtype_bytes(model.settings.kv_dtype)) as u64,
         kv_unit_bytes: KV_UNIT_BYTES as u64,
         used_bytes: Box::new(move |_| Ok(available_bytes.saturating_sub(free_bytes()?))),
         // Attention has kernels for few, some and many tokens a row.

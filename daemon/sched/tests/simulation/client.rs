@@ -113,6 +113,7 @@ impl Client {
                     }
                     Reject::Empty => assert!(submit.prompt.is_empty()),
                     Reject::BadToken { token, .. } => assert!(*token >= self.config.vocab_size),
+                    Reject::TooMany { .. } => panic!("within the limits: {submit:?}"),
                     Reject::Draining => {}
                 }
             }

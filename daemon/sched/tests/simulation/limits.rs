@@ -45,6 +45,17 @@ fn what_can_never_run_is_refused_with_the_reason() {
         refused(config(), request(1, prompt(0, 128), 1)),
         reject(Reject::TooLong { prompt: 128, limit: 127 })
     );
+    let too_many =
+        |field: &str, count, limit| reject(Reject::TooMany { field: field.into(), count, limit });
+    let mut biased = request(1, vec![5], 1);
+    biased.sampling.logit_bias = vec![(7, 1.0); 1025];
+    assert_eq!(refused(config(), biased), too_many("logit_bias", 1025, 1024));
+    let mut curious = request(1, vec![5], 1);
+    curious.sampling.logprobs = Some(21);
+    assert_eq!(refused(config(), curious), too_many("logprobs", 21, 20));
+    let mut stopped = request(1, vec![5], 1);
+    stopped.stop.stop_token_ids = vec![7; 65];
+    assert_eq!(refused(config(), stopped), too_many("stop_token_ids", 65, 64));
     assert_eq!(
         refused(SchedConfig { pages: 2, ..config() }, request(1, prompt(0, 9), 1)),
         reject(Reject::TooLong { prompt: 9, limit: 8 })

@@ -43,8 +43,8 @@ pub(super) struct Attention {
 }
 
 enum Decode {
-    Fa(DecodeAttention),
-    Fi(PagedAttention),
+    Fa(Box<DecodeAttention>),
+    Fi(Box<PagedAttention>),
 }
 
 impl Attention {
@@ -65,10 +65,10 @@ impl Attention {
         // Our own kernel is the faster one for every batch, where there is one.
         let own = heads.q_heads <= heads.kv_heads * DECODE_GROUP_MAX;
         let decode = match wanted.decode.unwrap_or(if own { Backend::Fa } else { Backend::Fi }) {
-            Backend::Fa => Decode::Fa(DecodeAttention::new(device, heads, kv)?),
+            Backend::Fa => Decode::Fa(Box::new(DecodeAttention::new(device, heads, kv)?)),
             Backend::Fi => {
                 let limits = AttentionLimits { rows: limits.requests, ..limits };
-                Decode::Fi(PagedAttention::new(device, heads, kv, limits)?)
+                Decode::Fi(Box::new(PagedAttention::new(device, heads, kv, limits)?))
             }
         };
         let stream = device.stream();
@@ -207,10 +207,11 @@ impl Attention {
                 .launch(device)
             })
         };
-        // SAFETY: any two bytes are an element of either type.
         let rotated = match self.kv {
+            // SAFETY: any two bytes are an fp16.
             KvType::Fp16 => unsafe { queries.transmute_mut::<f16>(len) }
                 .map(|mut queries| rotate(ArrayMut::from(&mut queries).into())),
+            // SAFETY: any two bytes are a bf16.
             _ => unsafe { queries.transmute_mut::<bf16>(len) }
                 .map(|mut queries| rotate(ArrayMut::from(&mut queries).into())),
         };
@@ -218,14 +219,14 @@ impl Attention {
 
         let queries = self.queries.slice(..tokens * q_heads * head_dim);
         let len = queries.len();
-        // SAFETY: as above.
+        let at = (layer, tokens);
         let attended = match self.kv {
-            KvType::Fp16 => unsafe { queries.transmute::<f16>(len) }.map(|q| {
-                self.attend(device, (inputs, kv), (layer, tokens), || Array::from(&q).into(), out)
-            }),
-            _ => unsafe { queries.transmute::<bf16>(len) }.map(|q| {
-                self.attend(device, (inputs, kv), (layer, tokens), || Array::from(&q).into(), out)
-            }),
+            // SAFETY: any two bytes are an fp16.
+            KvType::Fp16 => unsafe { queries.transmute::<f16>(len) }
+                .map(|q| self.attend(device, (inputs, kv), at, || Array::from(&q).into(), out)),
+            // SAFETY: any two bytes are a bf16.
+            _ => unsafe { queries.transmute::<bf16>(len) }
+                .map(|q| self.attend(device, (inputs, kv), at, || Array::from(&q).into(), out)),
         };
         attended.ok_or_else(no_kv)?
     }
@@ -259,11 +260,13 @@ impl Attention {
                     last_page_len: (&last_page_len).into(),
                     scale: 1.0 / (head_dim as f32).sqrt(),
                 };
-                // SAFETY: `plan` was given the same starts that were uploaded, and packing checked that
-                // pages are below their number, that last pages have 1 to `page_size` tokens, and that
-                // a request has its row's tokens at least.
+                // `plan` was given the same starts that were uploaded, and packing checked that pages are
+                // below their number, that last pages have 1 to `page_size` tokens, and that a request
+                // has its row's tokens at least.
                 match of {
+                    // SAFETY: as above.
                     Rows::Decode(fi) => unsafe { fi.launch(device, args) },
+                    // SAFETY: as above.
                     Rows::Prefill(prefill) => unsafe { prefill.launch(device, args) },
                 }
             });

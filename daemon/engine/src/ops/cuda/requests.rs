@@ -10,13 +10,11 @@ use minisgl_kernels::Device;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::ops::HistoryReset;
 use minisgl_proto::SamplingParams;
+use minisgl_proto::limits::{BANNED_MAX, LOGIT_BIAS_MAX, TOP_LOGPROBS_MAX};
 use minisgl_sched::Install;
 
 use super::failed;
 use crate::ops::OpResult;
-
-/// Tokens that one request can bias, and that it can ban: the front lets no more through.
-const ENTRIES_MAX: usize = 1024;
 
 #[derive(Clone, Default)]
 struct Slot {
@@ -31,9 +29,10 @@ struct Slot {
 pub(super) struct Requests {
     slots: Vec<Slot>,
     vocab: usize,
-    /// `[slots, ENTRIES_MAX]`, as the next two.
+    /// `[slots, LOGIT_BIAS_MAX]`, as the next.
     pub(super) bias_tokens: CudaSlice<u32>,
     pub(super) bias_values: CudaSlice<f32>,
+    /// `[slots, BANNED_MAX]`.
     pub(super) banned: CudaSlice<u32>,
     /// Token counts, `[slots, vocab]`.
     pub(super) marks: CudaSlice<u32>,
@@ -51,9 +50,9 @@ impl Requests {
         Ok(Requests {
             slots: vec![Slot::default(); slots],
             vocab,
-            bias_tokens: stream.alloc_zeros(slots * ENTRIES_MAX)?,
-            bias_values: stream.alloc_zeros(slots * ENTRIES_MAX)?,
-            banned: stream.alloc_zeros(slots * ENTRIES_MAX)?,
+            bias_tokens: stream.alloc_zeros(slots * LOGIT_BIAS_MAX)?,
+            bias_values: stream.alloc_zeros(slots * LOGIT_BIAS_MAX)?,
+            banned: stream.alloc_zeros(slots * BANNED_MAX)?,
             marks: stream.alloc_zeros(slots * vocab)?,
             history: stream.alloc_zeros(max_len)?,
         })
@@ -61,15 +60,19 @@ impl Requests {
 
     /// Replaces a slot's state; in the order of the stream, so that steps before it see the old one. What
     /// few requests have, a bias or a history, is copied from pageable memory.
+    ///
+    /// # Errors
+    /// The driver's, and a request beyond the [`limits`](minisgl_proto::limits), which the scheduler lets
+    /// no request be.
     pub(super) fn install(&mut self, device: &Device, install: &Install) -> OpResult {
         let fault = |error: DriverError| failed("start a request")(error);
         let stream = device.stream();
-        let at = install.slot as usize * ENTRIES_MAX;
+        within_limits(install, self.history.len()).map_err(failed("start a request"))?;
         let bias = merged(&install.sampling.logit_bias);
         let (tokens, values): (Vec<u32>, Vec<f32>) = bias.into_iter().unzip();
         let banned = &install.banned_until_min;
-        let banned = &banned[..banned.len().min(ENTRIES_MAX)];
         if !tokens.is_empty() {
+            let at = install.slot as usize * LOGIT_BIAS_MAX;
             let room = at..at + tokens.len();
             stream
                 .memcpy_htod(&tokens, &mut self.bias_tokens.slice_mut(room.clone()))
@@ -77,6 +80,7 @@ impl Requests {
                 .map_err(fault)?;
         }
         if !banned.is_empty() {
+            let at = install.slot as usize * BANNED_MAX;
             let mut room = self.banned.slice_mut(at..at + banned.len());
             stream.memcpy_htod(banned, &mut room).map_err(fault)?;
         }
@@ -84,10 +88,10 @@ impl Requests {
             let table = install.slot as usize * self.vocab;
             let mut marks = self.marks.slice_mut(table..table + self.vocab);
             stream.memset_zeros(&mut marks).map_err(fault)?;
-            let len = install.history.len().min(self.history.len());
+            let len = install.history.len();
             if len > 0 {
                 let mut tokens = self.history.slice_mut(..len);
-                stream.memcpy_htod(&install.history[..len], &mut tokens).map_err(fault)?;
+                stream.memcpy_htod(&install.history, &mut tokens).map_err(fault)?;
                 let reset = HistoryReset {
                     tokens: (&tokens).into(),
                     marks: (&mut marks).into(),
@@ -113,7 +117,6 @@ impl Requests {
 
     /// How the token of `slot` at `position` is sampled, as row `out` of the plan; counts it.
     pub(super) fn sample_row(&mut self, slot: u32, position: u32, out: usize) -> SampleRow {
-        let at = slot * ENTRIES_MAX as u32;
         let state = &mut self.slots[slot as usize];
         let banned = state.generated < state.min_tokens;
         state.generated = state.generated.saturating_add(1);
@@ -130,14 +133,30 @@ impl Requests {
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             history: if sampling.needs_history() { slot as i32 } else { -1 },
-            bias_at: at,
+            bias_at: slot * LOGIT_BIAS_MAX as u32,
             bias_len: state.bias_len as u32,
-            banned_at: at,
+            banned_at: slot * BANNED_MAX as u32,
             banned_len: if banned { state.banned_len as u32 } else { 0 },
             logprobs: sampling.logprobs.map_or(-1, |count| count.min(i32::MAX as u32) as i32),
             reserved: 0,
         }
     }
+}
+
+/// What the tables here hold, nothing less: cutting a request would change what it means.
+fn within_limits(install: &Install, history_max: usize) -> Result<(), String> {
+    let sampling = &install.sampling;
+    for (what, count, limit) in [
+        ("biases", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
+        ("banned tokens", install.banned_until_min.len(), BANNED_MAX),
+        ("tokens", install.history.len(), history_max),
+        ("log-probabilities", sampling.logprobs.unwrap_or(0) as usize, TOP_LOGPROBS_MAX as usize),
+    ] {
+        if count > limit {
+            return Err(format!("it has {count} {what}, the limit is {limit}"));
+        }
+    }
+    Ok(())
 }
 
 /// Each token once, as the kernel wants it; biases of the same token add up.
@@ -151,7 +170,6 @@ fn merged(bias: &[(u32, f32)]) -> Vec<(u32, f32)> {
         }
         same
     });
-    merged.truncate(ENTRIES_MAX);
     merged
 }
 
@@ -162,7 +180,30 @@ mod tests {
     #[test]
     fn a_token_is_biased_once() {
         assert_eq!(merged(&[(7, 1.0), (3, 2.0), (7, 0.5)]), [(3, 2.0), (7, 1.5)]);
-        let many: Vec<(u32, f32)> = (0..2000).map(|token| (token, 1.0)).collect();
-        assert_eq!(merged(&many).len(), ENTRIES_MAX);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let install = |biases: usize, banned: usize, logprobs: u32| Install {
+            slot: 0,
+            sampling: SamplingParams {
+                logit_bias: vec![(1, 1.0); biases],
+                logprobs: Some(logprobs),
+                ..SamplingParams::default()
+            },
+            banned_until_min: vec![2; banned],
+            min_tokens: 1,
+            generated: 0,
+            history: Vec::new(),
+            prompt_len: 0,
+        };
+        assert_eq!(within_limits(&install(1024, 128, 20), 0), Ok(()));
+        for (beyond, what) in [
+            (install(1025, 0, 0), "it has 1025 biases, the limit is 1024"),
+            (install(0, 129, 0), "it has 129 banned tokens, the limit is 128"),
+            (install(0, 0, 21), "it has 21 log-probabilities, the limit is 20"),
+        ] {
+            assert_eq!(within_limits(&beyond, 0), Err(what.to_string()));
+        }
     }
 }

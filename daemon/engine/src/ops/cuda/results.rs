@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUevent_flags};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
+use minisgl_proto::limits::TOP_LOGPROBS_MAX;
 use minisgl_proto::{Sampled, TokenLogprob};
 
 use super::failed;
 use crate::ops::{OpResult, Pending};
 use crate::rank::IN_FLIGHT_MAX;
 
-/// Most likely tokens that a request can ask for; more are not reported.
-pub(super) const TOP_MAX: usize = 128;
+/// Most likely tokens that a request can ask for.
+pub(super) const TOP_MAX: usize = TOP_LOGPROBS_MAX as usize;
 
 /// Where one step's results land.
 struct Landing {
@@ -166,7 +167,7 @@ impl InFlight {
         let (top_tokens, top_logprobs) =
             (landing.top_tokens.as_slice()?, landing.top_logprobs.as_slice()?);
         let sampled = self.wanted.iter().enumerate().map(|(at, wanted)| {
-            let count = wanted.logprobs.map_or(0, |count| TOP_MAX.min(count as usize));
+            let count = wanted.logprobs.map_or(0, |count| count as usize);
             let from = at * TOP_MAX..at * TOP_MAX + count;
             let top = top_tokens[from.clone()].iter().zip(&top_logprobs[from]);
             Sampled {

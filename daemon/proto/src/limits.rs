@@ -1,0 +1,19 @@
+//! How much one request may ask for.
+//!
+//! Owns: the numbers that the front enforces, the scheduler refuses beyond, and the engine's tables are made
+//! for: one place, so that nothing is ever cut in silence.
+
+/// Tokens in `logit_bias`, each once.
+pub const LOGIT_BIAS_MAX: usize = 1024;
+
+/// Most likely tokens whose log-probabilities are reported beside the sampled one's.
+pub const TOP_LOGPROBS_MAX: u32 = 20;
+
+/// Stop token ids of a request.
+pub const STOP_TOKENS_MAX: usize = 64;
+
+/// End-of-sequence tokens of a model.
+pub const END_TOKENS_MAX: usize = 64;
+
+/// Tokens that may be banned until `min_tokens` are generated: all of those above.
+pub const BANNED_MAX: usize = STOP_TOKENS_MAX + END_TOKENS_MAX;
