@@ -94,11 +94,9 @@ typedef struct {
   uint32_t k;
   float eps;
   uint32_t epilogue;           /* MINISGL_SKINNY_ */
-  uint32_t cluster;            /* blocks that share the columns of the same rows */
-  uint32_t slice;              /* columns of a block, a multiple of 32 unless it is k */
-  uint32_t chunk;              /* columns of a stage, a multiple of 32 unless it is slice */
-  uint32_t stages;             /* of the ring of weights */
-  uint32_t resident;           /* 1: x is kept whole; 0: it comes with the weights */
+  uint32_t chunk;              /* stream: columns of a stage, a multiple of 32 unless it is k */
+  uint32_t stages;             /* stream: of the ring of weights */
+  uint32_t resident;           /* stream: 1: x is kept whole; 0: it comes with the weights */
 } minisgl_skinny_args;
 
 /* minisgl_gather */

@@ -92,8 +92,6 @@ pub struct SkinnyArgs {
     pub k: u32,
     pub eps: f32,
     pub epilogue: u32,
-    pub cluster: u32,
-    pub slice: u32,
     pub chunk: u32,
     pub stages: u32,
     pub resident: u32,

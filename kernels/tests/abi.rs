@@ -48,8 +48,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
         SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
         SkinnyArgs = minisgl_skinny_args {
-            x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, cluster, slice, chunk, stages,
-            resident,
+            x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, chunk, stages, resident,
         }
         GatherArgs = minisgl_gather_args { x, index, out, rows, hidden, x_rows, reserved }
         DummyArgs = minisgl_dummy_args {

@@ -105,13 +105,12 @@ struct Ahead {
   static constexpr int TURNS = (16 * TILES * GROUPS * 8 + CONSUMERS - 1) / CONSUMERS;
   minisgl_bf16 add[TURNS];
 
-  __device__ __forceinline__ Ahead(const minisgl_skinny_args& a, uint32_t first_tile, uint32_t first_token,
-                                   bool real = true) {
+  __device__ __forceinline__ Ahead(const minisgl_skinny_args& a, uint32_t first_tile, uint32_t first_token) {
 #pragma unroll
     for (int turn = 0; turn < TURNS; turn++) {
       add[turn] = __float2bfloat16_rn(0.0f);
       const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
-      if (!output.there || !real) continue;
+      if (!output.there) continue;
       if (a.epilogue == MINISGL_SKINNY_ADD) {
         add[turn] = static_cast<const minisgl_bf16*>(a.out)[size_t(first_token + output.token) * a.n + output.column];
       }
@@ -120,13 +119,13 @@ struct Ahead {
   }
 };
 
-// Sums `parts` partial results in a fixed order and hands them on. `partial` is [parts, groups * 8 tokens,
+// Sums what the warps have in a fixed order and hands it on. `partial` is [WARPS, groups * 8 tokens,
 // TOKEN_STRIDE], from `first_token` on; `first_tile` is the first of TILES tiles. Each output belongs to one
 // consumer.
 template <int GROUPS, int TILES>
-__device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float* partial, uint32_t parts,
-                                       uint32_t first_tile, uint32_t first_token,
-                                       const Ahead<GROUPS, TILES>& ahead, bool real = true) {
+__device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float* partial, uint32_t first_tile,
+                                       uint32_t first_token,
+                                       const Ahead<GROUPS, TILES>& ahead) {
   constexpr uint32_t STRIDE = TOKEN_STRIDE<TILES>, PART = GROUPS * 8 * STRIDE;
 #pragma unroll
   for (int turn = 0; turn < Ahead<GROUPS, TILES>::TURNS; turn++) {
@@ -135,12 +134,11 @@ __device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float
     const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
     const float* from = partial + output.token * STRIDE + output.row;
     float sum = 0.0f, up = 0.0f;
-#pragma unroll 4
-    for (uint32_t part = 0; part < parts; part++) {
+#pragma unroll
+    for (uint32_t part = 0; part < WARPS; part++) {
       sum += from[part * PART];
       if (gated) up += from[part * PART + 8];
     }
-    if (!real) continue;
     const size_t token = first_token + output.token, to = token * a.n + output.column;
     if (a.epilogue == MINISGL_SKINNY_F32) {
       static_cast<float*>(a.out)[to] = sum;
@@ -208,20 +206,6 @@ __device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes,
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
-
-// Stores into the memory of block `rank` of the cluster.
-__device__ __forceinline__ void store_remote(float* to, uint32_t rank, float value) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-
-// Says that this block runs, so that others may write into its memory after `cluster_wait`.
-__device__ __forceinline__ void cluster_arrive_running() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
 
 // Where a lane's four sums belong: rows g and g + 8 of a tile, tokens 2 t and 2 t + 1 of a group.

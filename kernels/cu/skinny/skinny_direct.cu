@@ -62,7 +62,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   each_sum<GROUPS, 1>(a.m, sum, [&](uint32_t at, float value) { mine[at] = value; });
   __syncthreads();
   const Ahead<GROUPS, 1> ahead(a, blockIdx.x, 0);
-  finish<GROUPS, 1>(a, &partial[0][0][0], WARPS, blockIdx.x, 0, ahead);
+  finish<GROUPS, 1>(a, &partial[0][0][0], blockIdx.x, 0, ahead);
 }
 
 #define SKINNY(GROUPS)                                                                                           \

@@ -9,8 +9,7 @@
 // A block owns TILES * 16 rows of the weight at a time. One producer warp copies them into a ring in shared
 // memory, without waiting for the kernel before: weights depend on nothing. Eight consumer warps multiply
 // with the tensor cores, rows of the weight as the tall operand, tokens as the narrow one; each takes its
-// share of the columns, and the shares are added in a fixed order. Where there are too few rows for all
-// multiprocessors, the blocks of a cluster share the columns too.
+// share of the columns, and the shares are added in a fixed order.
 
 #include "skinny.cuh"
 
@@ -28,7 +27,7 @@ __device__ __forceinline__ void consumers_meet() {
 //   ring     [stages][16 * TILES (+ m)] rows of `pitch` bytes
 //   x        [m] rows of `x_pitch` bytes, if resident
 //   norm     [k] bf16, if there is a norm
-//   partial  [cluster * WARPS][GROUPS * 8][TOKEN_STRIDE] floats
+//   partial  [WARPS][GROUPS * 8][TOKEN_STRIDE] floats
 struct Layout {
   uint32_t pitch, x_pitch, stage_bytes;
   char *ring, *x, *norm;
@@ -36,7 +35,7 @@ struct Layout {
 
   __device__ __forceinline__ Layout(const minisgl_skinny_args& a, uint32_t tiles, char* shared) {
     pitch = pitch_of(a.chunk);
-    x_pitch = a.resident ? pitch_of(a.slice) : pitch;
+    x_pitch = a.resident ? pitch_of(a.k) : pitch;
     stage_bytes = pitch * (16 * tiles + (a.resident ? 0 : a.m));
     ring = shared;
     x = ring + stage_bytes * a.stages;
@@ -45,17 +44,14 @@ struct Layout {
   }
 };
 
-// Where the block stands: which tiles, which columns.
+// Where the block stands: which tiles, TILES at a time.
 struct Work {
-  uint32_t rank, first_column, columns, chunks, group, group_step, groups;
+  uint32_t chunks, group, group_step, groups;
 
   __device__ __forceinline__ Work(const minisgl_skinny_args& a, uint32_t tiles) {
-    rank = blockIdx.x % a.cluster;
-    first_column = rank * a.slice;
-    columns = min(a.slice, a.k - first_column);
-    chunks = (columns + a.chunk - 1) / a.chunk;
-    group = blockIdx.x / a.cluster;
-    group_step = gridDim.x / a.cluster;
+    chunks = (a.k + a.chunk - 1) / a.chunk;
+    group = blockIdx.x;
+    group_step = gridDim.x;
     groups = ((a.n + 15) / 16 + tiles - 1) / tiles;
   }
 };
@@ -71,14 +67,14 @@ __device__ __forceinline__ void produce(const minisgl_skinny_args& a, const Layo
 
   const auto weights = [&](uint32_t round) {
     const uint32_t stage = round % a.stages, first = (work.group + round / work.chunks * work.group_step) * TILES;
-    const uint32_t column = round % work.chunks * a.chunk, bytes = 2 * min(a.chunk, work.columns - column);
+    const uint32_t column = round % work.chunks * a.chunk, bytes = 2 * min(a.chunk, a.k - column);
     // Only the last tile of all may be cut, after 8 rows.
     const uint32_t tiles = (a.n + 15) / 16, whole = min(uint32_t(TILES), tiles - first);
     const uint32_t rows = whole * 16 - (a.n % 16 != 0 && first + whole == tiles ? 8 : 0);
     if (lane == 0) barrier_expect(&full[stage], (rows + (a.resident ? 0 : a.m)) * bytes);
     __syncwarp();
     for (uint32_t row = lane; row < rows; row += 32) {
-      const size_t from = size_t(weight_row(a, first + row / 16, row % 16)) * a.k + work.first_column + column;
+      const size_t from = size_t(weight_row(a, first + row / 16, row % 16)) * a.k + column;
       copy_once(layout.ring + stage * layout.stage_bytes + row * layout.pitch, a.weight + from, bytes, &full[stage],
                 policy);
     }
@@ -86,9 +82,9 @@ __device__ __forceinline__ void produce(const minisgl_skinny_args& a, const Layo
   const auto inputs = [&](uint32_t round) {
     if (a.resident) return;
     const uint32_t stage = round % a.stages;
-    const uint32_t column = round % work.chunks * a.chunk, bytes = 2 * min(a.chunk, work.columns - column);
+    const uint32_t column = round % work.chunks * a.chunk, bytes = 2 * min(a.chunk, a.k - column);
     for (uint32_t row = lane; row < a.m; row += 32) {
-      const size_t from = size_t(row) * a.k + work.first_column + column;
+      const size_t from = size_t(row) * a.k + column;
       copy(layout.ring + stage * layout.stage_bytes + (16 * TILES + row) * layout.pitch, a.x + from, bytes,
            &full[stage]);
     }
@@ -113,10 +109,10 @@ __device__ __forceinline__ void keep_x(const minisgl_skinny_args& a, const Layou
                                        float (*squares)[WARPS]) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t parts = a.m <= 1 ? WARPS : a.m <= 2 ? WARPS / 2 : a.m <= 4 ? WARPS / 4 : WARPS / 8, part = warp % parts;
-  const uint32_t vectors = work.columns / VEC, at_once = parts * 32;
+  const uint32_t vectors = a.k / VEC, at_once = parts * 32;
   constexpr uint32_t BATCH = 8;
   for (uint32_t row = warp / parts; row < a.m; row += WARPS / parts) {
-    const minisgl_bf16* from = a.x + size_t(row) * a.k + work.first_column;
+    const minisgl_bf16* from = a.x + size_t(row) * a.k;
     minisgl_bf16* to = reinterpret_cast<minisgl_bf16*>(layout.x + row * layout.x_pitch);
     float sum = 0.0f;
     for (uint32_t first = part * 32 + lane; first < vectors; first += BATCH * at_once) {
@@ -169,7 +165,7 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
     const Ahead<GROUPS, TILES> ahead(a, group * TILES, 0);
     float sum[TILES][GROUPS][4] = {};
     for (uint32_t chunk = 0; chunk < work.chunks; chunk++, round++) {
-      const uint32_t stage = round % a.stages, columns = min(a.chunk, work.columns - chunk * a.chunk);
+      const uint32_t stage = round % a.stages, columns = min(a.chunk, a.k - chunk * a.chunk);
       const char* rows = layout.ring + stage * layout.stage_bytes + g * layout.pitch + t * 16;
       const char* x = a.resident ? layout.x + chunk * a.chunk * 2
                                  : layout.ring + stage * layout.stage_bytes + 16 * TILES * layout.pitch;
@@ -200,23 +196,12 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
       if (lane == 0) barrier_arrive(&empty[stage]);
     }
 
-    // Add up what the warps have, and the blocks of the cluster: in one pass, at its first block.
-    constexpr uint32_t PART = GROUPS * 8 * TOKEN_STRIDE<TILES>;
-    float* mine = layout.partial + (work.rank * WARPS + warp) * PART;
-    if (a.cluster == 1) {
-      if (group != work.group) consumers_meet();
-      each_sum<GROUPS, TILES>(a.m, sum, [&](uint32_t at, float value) { mine[at] = value; });
-      consumers_meet();
-      finish<GROUPS, TILES>(a, layout.partial, WARPS, group * TILES, 0, ahead);
-    } else {
-      cluster_wait();
-      each_sum<GROUPS, TILES>(a.m, sum, [&](uint32_t at, float value) { store_remote(mine + at, 0, value); });
-      cluster_arrive();
-      cluster_wait();
-      if (work.rank == 0) {
-        finish<GROUPS, TILES>(a, layout.partial, a.cluster * WARPS, group * TILES, 0, ahead);
-      }
-    }
+    // Add up what the warps have.
+    float* mine = layout.partial + warp * GROUPS * 8 * TOKEN_STRIDE<TILES>;
+    if (group != work.group) consumers_meet();
+    each_sum<GROUPS, TILES>(a.m, sum, [&](uint32_t at, float value) { mine[at] = value; });
+    consumers_meet();
+    finish<GROUPS, TILES>(a, layout.partial, group * TILES, 0, ahead);
   }
 }
 
@@ -227,8 +212,6 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   __shared__ float squares[GROUPS * 8][WARPS];
   const Layout layout(a, TILES, shared);
   const Work work(a, TILES);
-  // Memory of another block may be written once that block runs.
-  if (a.cluster > 1) cluster_arrive_running();
 
   if (threadIdx.x >= CONSUMERS) {
     if (threadIdx.x == CONSUMERS) {
@@ -240,11 +223,6 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     }
     __syncwarp();
     produce<TILES>(a, layout, work, full, empty);
-    if (a.cluster > 1) {
-      cluster_wait();
-      cluster_arrive();
-      cluster_wait();
-    }
   } else {
     consume<GROUPS, TILES>(a, layout, work, full, empty, squares);
   }

@@ -146,7 +146,7 @@ impl Case {
     }
 }
 
-/// Outputs, inputs; shapes with cut tiles, clusters, several passes, and rings that wrap around.
+/// Outputs, inputs; shapes with cut tiles, several passes, and rings that wrap around.
 const SHAPES: &[(usize, usize)] = &[
     (8, 8),
     (16, 40),

@@ -1,5 +1,8 @@
-//! How a product is cut up: rows of the weight over blocks, columns over the blocks of a cluster, over stages
-//! and over warps. Counts the same bytes of shared memory as the kernels.
+//! How a product is cut up: rows of the weight over blocks, columns over stages and warps. Counts the same bytes
+//! of shared memory as the kernels.
+//!
+//! The choices are what was fastest on an H100 in chains of dependent launches: few large blocks for small
+//! weights, so that several kernels' weights are on their way at once, each on multiprocessors of its own.
 
 /// Rows of the weight in a tile, and of x in a group.
 const TILE: usize = 16;
@@ -9,9 +12,6 @@ const WARPS: usize = 8;
 const STEP: usize = 32;
 const TILES_MAX: usize = 4;
 const STAGES_MAX: usize = 16;
-const CLUSTER_MAX: usize = 8;
-/// Columns that a block should have left when the blocks of a cluster share them.
-const SLICE_MIN: usize = 512;
 /// Columns of a stage: two kilobytes of a row, since a copy takes its time to issue whatever its length.
 const CHUNK: usize = 1024;
 /// x is kept in shared memory up to here; a norm keeps it whatever it takes.
@@ -57,11 +57,7 @@ pub(super) struct Cut {
     pub(super) way: Way,
     /// Tiles of the weight that a block multiplies at a time.
     pub(super) tiles: usize,
-    /// Blocks that share the columns.
-    pub(super) cluster: usize,
     pub(super) blocks: usize,
-    /// Columns of a block.
-    pub(super) slice: usize,
     pub(super) shared_bytes: usize,
 }
 
@@ -75,9 +71,9 @@ fn pitch(columns: usize) -> usize {
     (columns * 2).next_multiple_of(128) + 64
 }
 
-/// Partial sums of `groups` groups, one from each warp of a cluster.
-fn partial_bytes(groups: usize, cluster: usize, tiles: usize) -> usize {
-    4 * groups * cluster * WARPS * GROUP * (TILE * tiles + 4)
+/// Partial sums of `groups` groups, one from each warp.
+fn partial_bytes(groups: usize, tiles: usize) -> usize {
+    4 * groups * WARPS * GROUP * (TILE * tiles + 4)
 }
 
 impl Cut {
@@ -87,30 +83,22 @@ impl Cut {
     }
 
     fn held(shape: Shape, limits: Limits) -> Option<Cut> {
-        let Shape { m, n, k, normed } = shape;
+        let Shape { m, n, k, .. } = shape;
         let row_tiles = n.div_ceil(TILE);
-        // A cluster for products of too few rows. A norm needs the whole row of x in each block.
-        let mut cluster = 1;
-        while !normed
-            && cluster < CLUSTER_MAX
-            && row_tiles * cluster * 2 <= limits.multiprocessors
-            && k / (cluster * 2) >= SLICE_MIN
-        {
-            cluster *= 2;
-        }
-        let slice = if cluster > 1 { k.div_ceil(cluster).next_multiple_of(STEP) } else { k };
-        let steps = (slice.div_ceil(2 * STEP * WARPS) * 2).max(4);
-        (1..=TILES_MAX).find_map(|tiles| {
-            let blocks = row_tiles.div_ceil(tiles) * cluster;
-            let shared_bytes =
-                TILE * tiles * pitch(slice) + partial_bytes(m.div_ceil(GROUP), cluster, tiles);
+        let steps = [4, 8].into_iter().find(|steps| k <= steps * STEP * WARPS)?;
+        let fits = |tiles: usize| {
+            let blocks = row_tiles.div_ceil(tiles);
+            let groups = m.div_ceil(GROUP);
+            let shared_bytes = TILE * tiles * pitch(k) + partial_bytes(groups, tiles);
             let fits = blocks <= limits.multiprocessors
                 && shared_bytes <= limits.shared_max
-                && (cluster - 1) * slice < k
                 && super::held(tiles, steps).is_some();
-            let way = Way::Held { steps };
-            fits.then_some(Cut { way, tiles, cluster, blocks, slice, shared_bytes })
-        })
+            fits.then_some(Cut { way: Way::Held { steps }, tiles, blocks, shared_bytes })
+        };
+        match row_tiles <= limits.multiprocessors {
+            true => fits(1),
+            false => (2..=TILES_MAX).rev().find_map(fits),
+        }
     }
 
     fn stream(shape: Shape, limits: Limits) -> Option<Cut> {
@@ -123,14 +111,14 @@ impl Cut {
         let choice = |tiles: usize, chunk: usize| {
             let passes = row_tiles.div_ceil(tiles).div_ceil(limits.multiprocessors);
             let blocks = row_tiles.div_ceil(tiles).div_ceil(passes);
-            let fixed = kept + norm + partial_bytes(groups, 1, tiles);
+            let fixed = kept + norm + partial_bytes(groups, tiles);
             let stage = pitch(chunk) * (TILE * tiles + if resident { 0 } else { m });
             let rounds = passes * k.div_ceil(chunk);
             let stages = limits.shared_max.saturating_sub(fixed) / stage;
             let stages = stages.min(rounds).min(STAGES_MAX);
             let shared_bytes = fixed + stages * stage;
             let way = Way::Stream { groups, chunk, stages, resident };
-            let cut = Cut { way, tiles, cluster: 1, blocks, slice: k, shared_bytes };
+            let cut = Cut { way, tiles, blocks, shared_bytes };
             // One stage is read while another is filled.
             (stages >= rounds.min(2)).then_some(cut)
         };
@@ -157,22 +145,18 @@ mod tests {
         };
         let what = format!("{shape:?} {cut:?}");
         let Shape { m, n, k, normed } = shape;
-        // Every column belongs to a block of the cluster, and each has some.
-        assert!((cut.cluster - 1) * cut.slice < k && k <= cut.cluster * cut.slice, "{what}");
-        assert!(cut.slice == k || cut.slice.is_multiple_of(STEP), "{what}");
-        assert!(cut.blocks.is_multiple_of(cut.cluster), "{what}");
-        assert!(!normed || cut.cluster == 1, "{what}");
         assert!(cut.shared_bytes <= H100.shared_max, "{what}");
         let row_groups = n.div_ceil(TILE * cut.tiles);
         match cut.way {
             Way::Held { steps } => {
-                assert_eq!(cut.blocks, row_groups * cut.cluster, "{what}");
-                assert!(cut.slice <= steps * STEP * WARPS, "{what}");
+                assert_eq!(cut.blocks, row_groups, "{what}");
+                assert!(k <= steps * STEP * WARPS, "{what}");
+                super::super::held(cut.tiles, steps).expect(&what);
             }
             Way::Stream { groups, chunk, stages, resident } => {
                 assert!(m <= groups * GROUP && cut.blocks <= row_groups, "{what}");
-                assert!(chunk == cut.slice || chunk.is_multiple_of(STEP), "{what}");
-                assert!(chunk > 0 && chunk <= cut.slice, "{what}");
+                assert!(chunk == k || chunk.is_multiple_of(STEP), "{what}");
+                assert!(chunk > 0 && chunk <= k, "{what}");
                 assert!((1..=STAGES_MAX).contains(&stages), "{what}");
                 assert!(!normed || resident, "{what}");
                 super::super::stream(groups, cut.tiles).expect(&what);
@@ -194,10 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn narrow_layers_are_spread_over_the_whole_gpu() {
-        for (n, k, blocks) in [(1024, 2048, 128), (1024, 3072, 128), (4096, 12_288, 128)] {
-            let cut = Cut::new(Shape { m: 1, n, k, normed: false }, H100).unwrap();
+    fn small_weights_are_held_and_large_ones_streamed() {
+        for (n, k, normed, blocks, held) in [
+            (4096, 1024, true, 64, true),
+            (1024, 2048, false, 64, true),
+            (6144, 1024, true, 96, true),
+            (1024, 3072, false, 64, false),
+            (24_576, 4096, true, 128, false),
+        ] {
+            let cut = Cut::new(Shape { m: 1, n, k, normed }, H100).unwrap();
             assert_eq!(cut.blocks, blocks, "{cut:?}");
+            assert_eq!(matches!(cut.way, Way::Held { .. }), held, "{cut:?}");
         }
     }
 }

@@ -110,8 +110,6 @@ impl SkinnyGemm<'_> {
             k: check.multiple("k", k, 8)?,
             eps,
             epilogue,
-            cluster: 1,
-            slice: 0,
             chunk: 0,
             stages: 0,
             resident: 0,
@@ -133,14 +131,12 @@ impl SkinnyGemm<'_> {
         };
         let (kernel, grid) = match (kernel, cut) {
             (Some(kernel), Some(cut)) => {
-                args.cluster = cut.cluster as u32;
-                args.slice = cut.slice as u32;
                 let copier = if matches!(cut.way, Way::Stream { .. }) { 32 } else { 0 };
                 let grid = Grid {
                     blocks: (cut.blocks as u32, 1),
                     threads: THREADS + copier,
                     shared_bytes: cut.shared_bytes as u32,
-                    cluster: args.cluster,
+                    cluster: 1,
                 };
                 (kernel, grid)
             }
@@ -210,13 +206,10 @@ fn stream(groups: usize, tiles: usize) -> Option<Kernel> {
 fn held(tiles: usize, steps: usize) -> Option<Kernel> {
     Some(match (tiles, steps) {
         (1, 4) => Kernel::SkinnyHeld1x4,
-        (1, 6) => Kernel::SkinnyHeld1x6,
         (1, 8) => Kernel::SkinnyHeld1x8,
         (2, 4) => Kernel::SkinnyHeld2x4,
-        (2, 6) => Kernel::SkinnyHeld2x6,
         (2, 8) => Kernel::SkinnyHeld2x8,
         (3, 4) => Kernel::SkinnyHeld3x4,
-        (3, 6) => Kernel::SkinnyHeld3x6,
         (4, 4) => Kernel::SkinnyHeld4x4,
         _ => return None,
     })
