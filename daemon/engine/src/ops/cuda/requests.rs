@@ -198,11 +198,11 @@ mod tests {
             history: Vec::new(),
             prompt_len: 0,
         };
-        assert_eq!(within_limits(&install(1024, 128, 20), 0), Ok(()));
+        assert_eq!(within_limits(&install(1024, 128, 128), 0), Ok(()));
         for (beyond, what) in [
             (install(1025, 0, 0), "it has 1025 biases, the limit is 1024"),
             (install(0, 129, 0), "it has 129 banned tokens, the limit is 128"),
-            (install(0, 0, 21), "it has 21 log-probabilities, the limit is 20"),
+            (install(0, 0, 129), "it has 129 log-probabilities, the limit is 128"),
         ] {
             assert_eq!(within_limits(&beyond, 0), Err(what.to_string()));
         }
