@@ -15,7 +15,7 @@
 
 using namespace minisgl;
 
-constexpr uint32_t STAGES_MAX = 16;
+[[maybe_unused]] constexpr uint32_t STAGES_MAX = 16;
 
 #if __CUDA_ARCH__ >= 900
 
