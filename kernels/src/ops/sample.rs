@@ -44,11 +44,14 @@ fn cut(device: &Device, rows: usize, vocab: usize) -> Cut {
     let part_of = |threads: usize| (vocab.div_ceil(cluster).div_ceil(threads) | 1) * threads;
     let longest = part_of(THREADS).max(part_of(THREADS_FOR_FEW));
     let threads = if rows <= FEW_ROWS { THREADS_FOR_FEW } else { THREADS };
+    // Blocks alone do not go from row to row.
+    let staggered = rows > FEW_ROWS && cluster > 1;
+    let stagger = if staggered { (4 * vocab / BYTES_PER_CLOCK) as u32 } else { 0 };
     Cut {
         cluster: cluster as u32,
         threads: threads as u32,
         part: part_of(threads) as u32,
-        stagger: if rows <= FEW_ROWS { 0 } else { (4 * vocab / BYTES_PER_CLOCK) as u32 },
+        stagger,
         in_shared: longest * size_of::<f32>() <= device.shared_bytes_max() as usize,
     }
 }
