@@ -85,7 +85,8 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             kv_stride, page_size, scale, tile,
         }
     };
-    let structs = include_str!("../cu/minisgl.h").matches("typedef struct").count();
+    let headers = [include_str!("../cu/minisgl.h"), include_str!("../cu/attention.h")];
+    let structs: usize = headers.map(|text| text.matches("typedef struct").count()).iter().sum();
     assert_eq!(structs, layout.rust.lines().filter(|line| !line.contains('.')).count());
     assert_eq!(size_of::<SampleRow>(), 8 + 16 * 4, "Pod allows no padding");
 
