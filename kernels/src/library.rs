@@ -121,7 +121,10 @@ pub fn load(library: &Library, configured: Option<&Path>) -> Result<PathBuf, Lib
 fn stays_loaded(path: &Path) -> Result<(), String> {
     // SAFETY: runs the initialisers of a library that the operator installed as NVIDIA's.
     let library = unsafe { libloading::Library::new(path) };
-    library.map(std::mem::forget).map_err(|error| error.to_string())
+    // The loader's own words are the error's source.
+    library.map(std::mem::forget).map_err(|error| {
+        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+    })
 }
 
 /// The file that is mapped into this process for a library: the real one, links followed. Its name may
@@ -221,6 +224,7 @@ mod tests {
         let error = load(&library, Some(dir.path())).unwrap_err().to_string();
         assert!(error.contains("does not load from") && error.contains("install it"), "{error}");
         assert!(error.contains(path.to_str().unwrap()), "{error}");
+        assert!(error.contains("too short") || error.contains("ELF"), "{error}");
     }
 
     #[test]
