@@ -56,9 +56,14 @@ fn driver(driver: &DriverReport) -> String {
     let mut parts: Vec<String> = driver.version.iter().cloned().collect();
     parts.extend(driver.cuda.map(|(major, minor)| format!("supports CUDA {major}.{minor}")));
     parts.extend(driver.path.iter().map(|path| path.display().to_string()));
-    // What is wrong with it is the verdict's problem, which comes last.
-    parts.extend(driver.error.as_ref().map(|_| "cannot be used".to_string()));
-    if driver.path.is_none() { "none".into() } else { parts.join(", ") }
+    match (&driver.error, parts.is_empty()) {
+        (Some(error), true) => return error.clone(),
+        (None, true) => return "none".to_owned(),
+        // The verdict says why.
+        (Some(_), false) => parts.push("cannot be used".to_owned()),
+        (None, false) => {}
+    }
+    parts.join(", ")
 }
 
 fn gpu(gpu: &GpuReport) -> String {
