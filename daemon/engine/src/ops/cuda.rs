@@ -40,12 +40,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::{CudaSlice, CudaStream, DriverError};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DriverError};
 use half::bf16;
-use minisgl_kernels::Device;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
+use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
 
@@ -242,14 +242,26 @@ impl CudaOps {
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
+        self.launch_norm((rows, rows), None, x, weight, out)
+    }
+
+    /// The norm of `rows` of `x_rows` rows: of those that `index` names, or of the first.
+    fn launch_norm(
+        &self,
+        (rows, x_rows): (usize, usize),
+        index: Option<&CudaView<'_, i32>>,
+        x: &Buffer,
+        weight: &CudaSlice<bf16>,
+        out: &mut Buffer,
+    ) -> OpResult {
         let hidden = out.width;
         RmsNorm {
-            x: (&x.rows(rows)).into(),
-            index: None,
+            x: (&x.rows(x_rows)).into(),
+            index: index.map(Array::from),
             weight: weight.into(),
             out: (&mut out.rows_mut(rows)).into(),
             rows,
-            x_rows: rows,
+            x_rows,
             hidden,
             eps: self.eps,
         }
@@ -425,23 +437,14 @@ impl Ops for CudaOps {
         weight: &CudaSlice<bf16>,
         out: &mut Buffer,
     ) -> OpResult {
-        let rows = self.issued(batch.sampled().len());
-        let (x_rows, hidden) = (self.issued(batch.tokens().len()), out.width);
-        if rows == 0 {
-            return Ok(());
+        let x_rows = self.issued(batch.tokens().len());
+        match self.issued(batch.sampled().len()) {
+            0 => Ok(()),
+            rows => {
+                let sampled = self.inputs.sampled();
+                self.launch_norm((rows, x_rows), Some(&sampled), x, weight, out)
+            }
         }
-        RmsNorm {
-            x: (&x.rows(x_rows)).into(),
-            index: Some((&self.inputs.sampled()).into()),
-            weight: weight.into(),
-            out: (&mut out.rows_mut(rows)).into(),
-            rows,
-            x_rows,
-            hidden,
-            eps: self.eps,
-        }
-        .launch(&self.device)
-        .map_err(failed("norm_sampled"))
     }
 
     fn linear(

@@ -99,6 +99,9 @@ impl CudaOps {
         out: &mut Buffer,
         into: Into,
     ) -> OpResult {
+        if linear.bias.is_some() && into != Into::Output {
+            return Err(failed("linear")("a bias goes with a plain output alone"));
+        }
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let weight = &linear.weight;
         SkinnyGemm {
