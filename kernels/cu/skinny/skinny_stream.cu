@@ -192,8 +192,7 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
         }
         multiply<GROUPS, TILES>(sum, low, high, token);
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&empty[stage]);
+      barrier_arrive(&empty[stage]);
     }
 
     // Add up what the warps have.
@@ -217,7 +216,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     if (threadIdx.x == CONSUMERS) {
       for (uint32_t i = 0; i < a.stages; i++) {
         barrier_init(&full[i], 1);
-        barrier_init(&empty[i], WARPS);
+        barrier_init(&empty[i], CONSUMERS);
       }
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }

@@ -103,6 +103,8 @@ pub struct CudaOps {
     shapes: RefCell<BTreeSet<(usize, usize)>>,
     qkv_bias: bool,
     chunk_tokens: usize,
+    /// Width of the residual stream.
+    hidden: usize,
     layers: usize,
     heads: Heads,
     kv_type: KvType,
@@ -188,6 +190,7 @@ impl CudaOps {
             shapes: RefCell::default(),
             qkv_bias: config.qkv_bias,
             chunk_tokens,
+            hidden: config.hidden_size,
             layers: config.layers,
             heads,
             kv_type,

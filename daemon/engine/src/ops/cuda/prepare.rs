@@ -4,11 +4,15 @@
 //! of rows. Must never: be needed again later.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use cudarc::driver::{CudaSlice, CudaView};
 use half::bf16;
+use minisgl_kernels::Array;
 use minisgl_kernels::attention::ATTENTION_HEAD_DIMS;
-use minisgl_kernels::gemm::{GemmArgs, GemmOut};
+use minisgl_kernels::gemm::{GemmArgs, GemmError, GemmKind, GemmOut};
 use minisgl_kernels::ops::{HIDDEN_MAX, VOCAB_MAX};
+use rayon::prelude::*;
 
 use super::linear::gemm_rows;
 use super::memory::ROW_UNIT;
@@ -52,56 +56,136 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
 /// Cosines and sines of every position, rounded as on the CPU.
 pub(super) fn cos_sin(config: &ModelConfig, positions: usize) -> Vec<f32> {
     let frequencies = rope::frequencies(config);
-    let mut table = Vec::with_capacity(positions * config.head_dim);
-    for position in 0..positions {
-        let angle = |frequency: &f32| f64::from(position as f32 * frequency);
-        table.extend(frequencies.iter().map(|frequency| angle(frequency).cos() as f32));
-        table.extend(frequencies.iter().map(|frequency| angle(frequency).sin() as f32));
-    }
+    let mut table = vec![0.0; positions * config.head_dim];
+    table.par_chunks_mut(config.head_dim).enumerate().for_each(|(position, row)| {
+        let (cos, sin) = row.split_at_mut(frequencies.len());
+        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
+            let angle = f64::from(position as f32 * frequency).sin_cos();
+            (*sin, *cos) = (angle.0 as f32, angle.1 as f32);
+        }
+    });
     table
 }
 
+/// How long one shape is tuned.
+const TUNING_TIME: Duration = Duration::from_millis(40);
+
+/// Bytes of weights that are read in turn, so that none of them is still in the cache.
+const COLD_BYTES: usize = 128 << 20;
+
+/// Whether products of `m` rows are timed; those between take cuBLASLt's guess, which is seldom far off.
+fn is_timed(m: usize, rows_max: usize) -> bool {
+    (m <= 256 && m.is_multiple_of(32)) || m.is_power_of_two() || m == rows_max
+}
+
+/// What products are tried on: zeros, as large as the largest.
+struct Trial {
+    x: CudaSlice<bf16>,
+    weight: CudaSlice<bf16>,
+    bias: CudaSlice<bf16>,
+    out: CudaSlice<bf16>,
+}
+
 impl CudaOps {
-    /// Runs a product of every shape that steps will need, so that none of them has to choose an algorithm
-    /// or load code.
+    /// Settles how every product that steps will need is run, so that none of them has to choose an
+    /// algorithm or load code: times the algorithms, unless that was done on this machine before.
     pub(super) fn prepare_products(&mut self) -> OpResult {
-        let fault = failed("prepare products");
         let shapes = self.shapes.take();
-        let (stream, chunk) = (self.stream().clone(), self.chunk_tokens);
+        let stream = self.stream().clone();
         let zeros = |len: usize| {
-            stream.alloc_zeros::<bf16>(len).map_err(|error| failed("prepare products")(error))
+            stream
+                .alloc_zeros::<bf16>(len.max(1))
+                .map_err(|error| failed("prepare products")(error))
         };
         let largest = |of: fn(&(usize, usize)) -> usize| shapes.iter().map(of).max().unwrap_or(0);
         let (n_max, k_max) = (largest(|shape| shape.0), largest(|shape| shape.1));
-        let weight = zeros(largest(|shape| shape.0 * shape.1))?;
-        let (x, bias) = (zeros(chunk * k_max)?, zeros(n_max)?);
         let widths = shapes.iter().map(|shape| shape.0).filter(|&n| n != self.logit_stride);
-        let mut out = zeros(chunk * widths.max().unwrap_or(0).max(1))?;
-        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
+        let mut trial = Trial {
+            x: zeros(self.chunk_tokens * k_max)?,
+            weight: zeros(largest(|shape| shape.0 * shape.1))?,
+            bias: zeros(n_max)?,
+            out: zeros(self.chunk_tokens * widths.max().unwrap_or(0))?,
+        };
         for &(n, k) in &shapes {
-            let head = n == self.logit_stride;
-            let rows_max = if head { self.logits.len() / n } else { chunk };
+            let rows_max = match n == self.logit_stride {
+                true => self.logits.len() / n,
+                false => self.chunk_tokens,
+            };
             let rows: BTreeSet<usize> =
                 (1..=rows_max).map(|rows| gemm_rows(rows, rows_max)).collect();
             for m in rows {
-                let (x, weight, bias) = (x.slice(..m * k), weight.slice(..n * k), bias.slice(..n));
-                let mut run = |bias| {
-                    let mut out = out.slice_mut(..if head { 0 } else { m * n });
-                    let mut logits = self.logits.slice_mut(..if head { m * n } else { 0 });
-                    let out = match head {
-                        true => GemmOut::F32((&mut logits).into()),
-                        false => GemmOut::Bf16((&mut out).into()),
-                    };
-                    let (x, weight) = ((&x).into(), (&weight).into());
-                    let product = GemmArgs { x, weight, bias, out, m, n, k };
-                    self.gemm.launch(&self.device, product).map_err(&fault)
-                };
-                run(None)?;
-                if self.qkv_bias && n == qkv {
-                    run(Some((&bias).into()))?;
+                if self.few(m) {
+                    continue; // There is one way to run those.
+                }
+                for kind in self.kinds(n) {
+                    self.prepare_product((m, n, k), kind, is_timed(m, rows_max), &mut trial)?;
                 }
             }
         }
         self.device.synchronize().map_err(failed("prepare products"))
+    }
+
+    /// What becomes of products with weights of `n` rows: a block ends in a sum as wide as the residual
+    /// stream, and anything else is an output of its own.
+    fn kinds(&self, n: usize) -> Vec<GemmKind> {
+        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
+        if n == self.logit_stride {
+            return vec![GemmKind::F32];
+        }
+        let outputs = n != self.hidden || n == qkv;
+        let kinds = [(GemmKind::AddTo, n == self.hidden), (GemmKind::Bf16, outputs)];
+        kinds.into_iter().filter(|&(_, is)| is).map(|(kind, _)| kind).collect()
+    }
+
+    fn prepare_product(
+        &mut self,
+        (m, n, k): (usize, usize, usize),
+        kind: GemmKind,
+        timed: bool,
+        trial: &mut Trial,
+    ) -> OpResult {
+        let fault = |error: GemmError| failed("prepare products")(error);
+        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
+        let biased = self.qkv_bias && n == qkv && kind == GemmKind::Bf16;
+        let x = trial.x.slice(..m * k);
+        let bias = trial.bias.slice(..n);
+        let cold = COLD_BYTES.div_ceil(2 * n * k).clamp(1, trial.weight.len() / (n * k));
+        let weights: Vec<CudaView<'_, bf16>> =
+            (0..cold).map(|at| trial.weight.slice(at * n * k..(at + 1) * n * k)).collect();
+        let weights: Vec<Array<'_, bf16>> = weights.iter().map(Array::from).collect();
+        let head = kind == GemmKind::F32;
+        let mut out = trial.out.slice_mut(..if head { 0 } else { m * n });
+        let mut logits = self.logits.slice_mut(..if head { m * n } else { 0 });
+        let args = GemmArgs {
+            x: (&x).into(),
+            weight: weights[0],
+            bias: biased.then(|| (&bias).into()),
+            out: match kind {
+                GemmKind::F32 => GemmOut::F32((&mut logits).into()),
+                GemmKind::Bf16 => GemmOut::Bf16((&mut out).into()),
+                GemmKind::AddTo => GemmOut::AddTo((&mut out).into()),
+            },
+            m,
+            n,
+            k,
+        };
+        if timed && !self.gemm.is_tuned(args.shape()) {
+            self.gemm.tune(&self.device, args, &weights[1..], TUNING_TIME).map_err(fault)?;
+            return Ok(());
+        }
+        self.gemm.launch(&self.device, args).map_err(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_numbers_of_rows_are_timed() {
+        let all: BTreeSet<usize> = (1..=8000).map(|rows| gemm_rows(rows, 8000)).collect();
+        let timed: Vec<usize> = all.into_iter().filter(|&m| m > 16 && is_timed(m, 8000)).collect();
+        let few = [32, 64, 96, 128, 160, 192, 224, 256, 512, 1024, 2048, 4096, 8000];
+        assert_eq!(timed, few);
     }
 }
