@@ -184,6 +184,8 @@ impl LoadArgs {
         LoadOptions {
             tp: self.tp.unwrap_or(default.tp),
             device: self.device.unwrap_or(default.device),
+            gpus: default.gpus,
+            gpus_taken: default.gpus_taken,
             threads: self.threads.unwrap_or(default.threads),
             page_size: self.page_size.unwrap_or(default.page_size),
             kv_tokens: self.kv_tokens.or(default.kv_tokens),

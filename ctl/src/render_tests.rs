@@ -35,6 +35,7 @@ fn ready() -> ModelStatus {
             chunk_tokens: 512,
             eos_token_ids: vec![2],
             tp: 3,
+            gpus: Vec::new(),
             read_bytes: 269_030_016,
             read_s: 0.5,
             load_s: 1.25,

@@ -125,6 +125,8 @@ fn load_sends_its_options_and_tells_each_stage() {
     let options = LoadOptions {
         tp: 2,
         device: Device::Cpu,
+        gpus: Vec::new(),
+        gpus_taken: Vec::new(),
         threads: 3,
         page_size: 8,
         kv_tokens: Some(4096),

@@ -39,6 +39,7 @@ pub struct EngineInfo {
     pub chunk_tokens: u32,
     pub eos_token_ids: Vec<u32>,
     pub tp: u32,
+    pub gpus: Vec<u32>,
     pub read_bytes: u64,
     pub read_s: f64,
 }

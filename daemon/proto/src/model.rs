@@ -128,6 +128,10 @@ pub struct LoadOptions {
     pub tp: u32,
     /// What to run on.
     pub device: Device,
+    /// The driver's numbers of the GPUs, one a rank; empty: those that suit best are found.
+    pub gpus: Vec<u32>,
+    /// GPUs that other models have: none of them is found when `gpus` is empty.
+    pub gpus_taken: Vec<u32>,
     /// Compute threads over all ranks (CPU); 0 means one a core.
     pub threads: u32,
     /// Tokens a KV page.
@@ -163,6 +167,8 @@ impl Default for LoadOptions {
         LoadOptions {
             tp: 1,
             device: Device::Auto,
+            gpus: Vec::new(),
+            gpus_taken: Vec::new(),
             threads: 0,
             page_size: 16,
             kv_tokens: None,
@@ -219,6 +225,8 @@ pub struct ModelInfo {
     pub eos_token_ids: Vec<u32>,
     /// Tensor-parallel ranks.
     pub tp: u32,
+    /// The driver's numbers of the GPUs it is on, by rank; empty on the CPU.
+    pub gpus: Vec<u32>,
     /// Bytes of weights that were read, as stored; with `dummy_weights`, that were made.
     pub read_bytes: u64,
     /// Seconds that took, until the last weight was in the device's memory.

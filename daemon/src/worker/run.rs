@@ -94,6 +94,7 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         chunk_tokens: engine.chunk_tokens,
         eos_token_ids: engine.eos_token_ids,
         tp: engine.tp,
+        gpus: engine.gpus,
         read_bytes: engine.read_bytes,
         read_s: engine.read_s,
         load_s,

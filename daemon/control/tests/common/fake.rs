@@ -101,6 +101,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         chunk_tokens: 512,
         eos_token_ids: vec![0],
         tp: 1,
+        gpus: Vec::new(),
         read_bytes: 1 << 20,
         read_s: 0.05,
         load_s: 0.1,

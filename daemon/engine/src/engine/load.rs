@@ -123,6 +123,7 @@ impl Engine {
             chunk_tokens: settings.chunk_tokens as u32,
             eos_token_ids: config.eos_token_ids.clone(),
             tp: settings.tp as u32,
+            gpus: spawned.gpus,
             read_bytes: load.read_bytes,
             read_s,
         };

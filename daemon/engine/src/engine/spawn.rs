@@ -47,6 +47,8 @@ pub(super) struct Spawned {
     pub(super) ranks: Ranks,
     /// For people.
     pub(super) device: String,
+    /// The driver's numbers of the GPUs.
+    pub(super) gpus: Vec<u32>,
     /// Of the weights in memory.
     pub(super) dtype: String,
     /// Before anything was loaded.
@@ -126,6 +128,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
     Ok(Spawned {
         ranks,
         device: "cpu".to_owned(),
+        gpus: Vec::new(),
         dtype: model.source.dtype().to_owned(),
         available_bytes,
         spare_bytes: 0,
@@ -173,6 +176,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, Engine
     Ok(Spawned {
         ranks,
         device,
+        gpus: vec![0],
         dtype: "bf16".to_owned(),
         available_bytes,
         spare_bytes: GPU_SPARE_BYTES,

@@ -278,6 +278,7 @@ impl House {
                 chunk_tokens: 512,
                 eos_token_ids: vec![IM_END],
                 tp: 1,
+                gpus: Vec::new(),
                 read_bytes: 1 << 20,
                 read_s: 0.05,
                 load_s: 0.1,
