@@ -330,3 +330,55 @@ pub struct FaArgs {
 
 /// Words of a plan of the `fi` backend.
 pub const FI_PLAN_WORDS: usize = 15;
+
+/// Ranks of a group at most.
+pub const RANKS_MAX: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PeerFault {
+    pub failed: u32,
+    pub missing: u32,
+    pub block: u32,
+    pub turn: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PeersArgs {
+    pub arrivals: [Address; RANKS_MAX],
+    pub turns: Address,
+    pub fault: Address,
+    pub patience_ns: u64,
+    pub rank: u32,
+    pub ranks: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AllReduceArgs {
+    pub peers: PeersArgs,
+    pub delta: [Address; RANKS_MAX],
+    pub residual: Address,
+    pub norm_weight: Address,
+    pub normed: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub eps: f32,
+    pub add: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GatherColumnsArgs {
+    pub peers: PeersArgs,
+    pub part: [Address; RANKS_MAX],
+    pub start: [u32; RANKS_MAX + 1],
+    pub parts: u32,
+    pub part_stride: [u32; RANKS_MAX],
+    pub out: Address,
+    pub rows: u32,
+    pub stride: u32,
+    pub vectors: u32,
+    pub reserved: u32,
+}

@@ -56,6 +56,11 @@ impl<T> ArrayMut<'_, T> {
     pub fn reborrow(&mut self) -> ArrayMut<'_, T> {
         ArrayMut { address: self.address, len: self.len, stream: self.stream, of: PhantomData }
     }
+
+    /// Its first `len` elements, or all if there are fewer.
+    pub fn first(self, len: usize) -> Self {
+        ArrayMut { len: len.min(self.len), ..self }
+    }
 }
 
 /// What an argument check needs of either kind.

@@ -72,6 +72,11 @@ kernels! {
     DecodeBf16D256 = "decode_256" "minisgl_decode_bf16_256",
     DecodeFp16D256 = "decode_256" "minisgl_decode_fp16_256",
     DecodeFp8D256 = "decode_256" "minisgl_decode_fp8_256",
+    AllReduce1 = "all_reduce" "minisgl_all_reduce_1",
+    AllReduce2 = "all_reduce" "minisgl_all_reduce_2",
+    AllReduceTwice1 = "all_reduce" "minisgl_all_reduce_twice_1",
+    AllReduceTwice2 = "all_reduce" "minisgl_all_reduce_twice_2",
+    GatherColumns = "gather_columns" "minisgl_gather_columns",
     HistoryReset = "history" "minisgl_history_reset",
 }
 

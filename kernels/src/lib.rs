@@ -2,7 +2,7 @@
 //!
 //! Owns: the CUDA sources (`cu/`), the structs that cross into them ([`abi`]), a GPU with the compiled
 //! kernels loaded ([`Device`]), one launcher an op ([`ops`]) that checks every length, alignment and
-//! limit before anything reaches the GPU, matrix products through cuBLASLt ([`gemm`]), and finding NVIDIA's
+//! limit before anything reaches the GPU, matrix products through cuBLASLt ([`gemm`]), what several GPUs do together ([`peers`]), and finding NVIDIA's
 //! libraries and telling what there is ([`library`], [`probe`]). Must never: know about models, requests or plans, or
 //! allocate memory in a launcher.
 //!
@@ -29,6 +29,8 @@ mod kernel;
 pub mod library;
 #[cfg(feature = "cuda")]
 pub mod ops;
+#[cfg(feature = "cuda")]
+pub mod peers;
 #[cfg(feature = "cuda")]
 pub mod probe;
 

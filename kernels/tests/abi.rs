@@ -84,8 +84,20 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             q, k_pages, v_pages, out, pages, work_starts, work, work_len, rows, q_heads, kv_heads,
             kv_stride, page_size, scale, tile,
         }
+        PeerFault = minisgl_peer_fault { failed, missing, block, turn }
+        PeersArgs = minisgl_peers { arrivals, turns, fault, patience_ns, rank, ranks }
+        AllReduceArgs = minisgl_all_reduce_args {
+            peers, delta, residual, norm_weight, normed, rows, hidden, eps, add,
+        }
+        GatherColumnsArgs = minisgl_gather_columns_args {
+            peers, part, start, parts, part_stride, out, rows, stride, vectors, reserved,
+        }
     };
-    let headers = [include_str!("../cu/minisgl.h"), include_str!("../cu/attention.h")];
+    let headers = [
+        include_str!("../cu/minisgl.h"),
+        include_str!("../cu/attention.h"),
+        include_str!("../cu/peers.h"),
+    ];
     let structs: usize = headers.map(|text| text.matches("typedef struct").count()).iter().sum();
     assert_eq!(structs, layout.rust.lines().filter(|line| !line.contains('.')).count());
     assert_eq!(size_of::<SampleRow>(), 8 + 16 * 4, "Pod allows no padding");
@@ -93,7 +105,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
     let dir = tempfile::tempdir().unwrap();
     let (source, program) = (dir.path().join("layout.c"), dir.path().join("layout"));
     let c = format!(
-        "#include \"minisgl.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
+        "#include \"minisgl.h\"\n#include \"peers.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
         layout.c
     );
     std::fs::write(&source, c).unwrap();

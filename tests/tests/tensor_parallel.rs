@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
-use minisgl_proto::admin::AdminErrorCode;
+use std::time::{Duration, Instant};
+
+use minisgl_proto::admin::{AdminErrorCode, ModelState};
 use minisgl_proto::{Device, LoadOptions};
 use minisgl_tests::daemon::assert_refused;
 use minisgl_tests::{Daemon, dummy_folder, fixture, greedy, model_options, paths};
+use serde_json::json;
 
 fn ranks(tp: u32) -> LoadOptions {
     LoadOptions { tp, device: Device::Cpu, ..model_options() }
@@ -53,6 +56,43 @@ fn dummy(shape: &str) {
     assert_eq!(answers[0], answers[1], "tp 2");
     assert_eq!(answers[0], answers[2], "tp 4");
     assert_ne!(answers[0][0], answers[0][1], "the weights do not listen to the prompt");
+}
+
+/// A rank that fails, or hangs, takes its worker down in time, in words; another worker comes.
+#[test]
+fn a_rank_that_fails_or_hangs_is_told_of_and_the_worker_replaced() {
+    for (fault, told, at_most_s) in
+        [("1:9:fail", "rank 1 failed in step 9", 10), ("1:9:stall", "ranks did not come", 12)]
+    {
+        let daemon = Daemon::start_with(&[("MINISGL_INJECT_FAULT", fault)]);
+        let dir = dummy_folder("qwen3", &daemon.dir());
+        let options = LoadOptions { dummy_weights: true, ..ranks(2) };
+        daemon.load("dummy", &dir, options);
+        let before = daemon.status("dummy");
+        let began = Instant::now();
+        let body =
+            json!({ "model": "dummy", "prompt": [5, 6, 7], "max_tokens": 64, "ignore_eos": true });
+        let answer = daemon.post("/v1/completions", &body);
+        assert_ne!(answer.status, 200, "{answer:?}");
+        assert!(began.elapsed() < Duration::from_secs(at_most_s), "{fault}: {:?}", began.elapsed());
+        let status = daemon.wait_for("dummy", "replaced", |status| {
+            status.state == ModelState::Ready && status.pid.is_some() && status.pid != before.pid
+        });
+        assert_eq!(status.restarts, 1);
+        assert!(daemon.log().contains(told), "{fault}: {}", daemon.log());
+        // The new worker has not come to that step yet.
+        assert_eq!(greedy(&daemon, "dummy", &[5, 6, 7], 4).len(), 4);
+    }
+}
+
+/// Every step of every rank is compared with the others'.
+#[test]
+fn ranks_that_are_compared_agree() {
+    let daemon = Daemon::start_with(&[("MINISGL_CHECK_RANKS", "1")]);
+    let dir = dummy_folder("qwen2", &daemon.dir());
+    daemon.load("dummy", &dir, LoadOptions { dummy_weights: true, ..ranks(2) });
+    assert_eq!(greedy(&daemon, "dummy", &[1, 2, 3, 4], 40).len(), 40);
+    assert_eq!(daemon.status("dummy").restarts, 0);
 }
 
 #[test]

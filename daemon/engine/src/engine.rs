@@ -13,7 +13,7 @@ use std::sync::Arc;
 use minisgl_sched::{Executor, ExecutorError, Plan, StepOutput, StepProfile};
 
 use crate::batch::PlanLimits;
-use crate::rank::{Event, IN_FLIGHT_MAX, Ranks};
+use crate::rank::{Event, Hashes, IN_FLIGHT_MAX, Ranks};
 
 /// Plans that have run and are kept to be given back, at most: a rank lets go of a plan when it takes
 /// the next.
@@ -58,6 +58,8 @@ pub struct Engine {
     failed: Option<ExecutorError>,
     /// Of the step last waited for.
     profile: StepProfile,
+    /// What ranks told of steps, where they are compared.
+    hashes: Hashes,
 }
 
 impl Engine {
@@ -71,6 +73,7 @@ impl Engine {
             next_step: 0,
             failed: None,
             profile: StepProfile::default(),
+            hashes: Hashes::default(),
         }
     }
 
@@ -79,6 +82,37 @@ impl Engine {
         self.next_step = 0;
         self.last_rows.clear();
         self.done.clear();
+    }
+
+    /// The oldest plan in flight has run.
+    fn ran(&mut self, step: u64) {
+        if let Some(plan) = self.in_flight.pop_front() {
+            debug_assert_eq!(step, plan.step);
+            if self.done.len() == DONE_MAX {
+                self.done.pop_front();
+            }
+            self.done.push_back(plan);
+        }
+    }
+
+    /// Takes what a rank ran.
+    fn compare(&mut self, rank: usize, step: u64, hash: u64) -> Result<(), ExecutorError> {
+        let ranks = self.ranks.count();
+        self.hashes.add(ranks, step, rank, hash).map_err(|told| self.fail(told))
+    }
+
+    /// Waits until all ranks have told what they ran in `step`, if ranks are compared.
+    fn compared(&mut self, step: u64) -> Result<(), ExecutorError> {
+        while !self.hashes.agree_on(step) {
+            match self.ranks.next() {
+                Some(Event::Ran { rank, step, hash }) => self.compare(rank, step, hash)?,
+                Some(Event::Failed { rank, operation, reason }) => {
+                    return Err(self.fail(format!("rank {rank} failed in {operation}: {reason}")));
+                }
+                Some(_) | None => return Err(self.fail("all ranks are gone".to_owned())),
+            }
+        }
+        Ok(())
     }
 
     fn fail(&mut self, message: String) -> ExecutorError {
@@ -117,29 +151,35 @@ impl Executor for Engine {
         if self.in_flight.is_empty() {
             return Err(ExecutorError("nothing is in flight to wait for".to_owned()));
         }
-        match self.ranks.next() {
-            Some(Event::Step { step, started, enqueue_s, pending }) => {
-                let device_s = pending.device_s();
-                self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
-                if let Some(plan) = self.in_flight.pop_front() {
-                    debug_assert_eq!(step, plan.step);
-                    if self.done.len() == DONE_MAX {
-                        self.done.pop_front();
-                    }
-                    self.done.push_back(plan);
+        loop {
+            match self.ranks.next() {
+                Some(Event::Step { step, started, enqueue_s, pending }) => {
+                    let device_s = pending.device_s();
+                    self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
+                    self.ran(step);
+                    return match pending.wait() {
+                        Ok(sampled) => {
+                            let seconds = started.elapsed().as_secs_f32();
+                            Ok(StepOutput { step, sampled, seconds })
+                        }
+                        Err(error) => {
+                            Err(self.fail(format!("rank 0 failed in step {step}: {error}")))
+                        }
+                    };
                 }
-                match pending.wait() {
-                    Ok(sampled) => {
-                        let seconds = started.elapsed().as_secs_f32();
-                        Ok(StepOutput { step, sampled, seconds })
-                    }
-                    Err(error) => Err(self.fail(format!("rank 0 failed in step {step}: {error}"))),
+                Some(Event::Done { step, started, enqueue_s, device_s, sampled }) => {
+                    self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
+                    self.ran(step);
+                    let seconds = started.elapsed().as_secs_f32();
+                    self.compared(step)?;
+                    return Ok(StepOutput { step, sampled, seconds });
                 }
+                Some(Event::Ran { rank, step, hash }) => self.compare(rank, step, hash)?,
+                Some(Event::Failed { rank, operation, reason }) => {
+                    return Err(self.fail(format!("rank {rank} failed in {operation}: {reason}")));
+                }
+                Some(_) | None => return Err(self.fail("all ranks are gone".to_owned())),
             }
-            Some(Event::Failed { rank, operation, reason }) => {
-                Err(self.fail(format!("rank {rank} failed in {operation}: {reason}")))
-            }
-            Some(_) | None => Err(self.fail("all ranks are gone".to_owned())),
         }
     }
 

@@ -36,6 +36,14 @@ pub trait Pending: Send {
     /// # Errors
     /// The device failed.
     fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>>;
+
+    /// As `wait`, for whoever watches a rank: looks now and then, and gives a step up that will not end.
+    ///
+    /// # Errors
+    /// The device failed, or takes far too long.
+    fn wait_at_most(self: Box<Self>) -> OpResult<Vec<Sampled>> {
+        self.wait()
+    }
 }
 
 /// RMSNorm weights for each head of queries and keys (Qwen 3).
@@ -58,8 +66,6 @@ pub struct Linear<O: Ops> {
 pub struct Scratch<O: Ops> {
     /// `[tokens, hidden]`
     pub normed: O::Buffer,
-    /// `[tokens, hidden]`
-    pub delta: O::Buffer,
     /// `[tokens, 2 * intermediate]`
     pub gate_up: O::Buffer,
 }
@@ -229,7 +235,9 @@ pub trait Ops: Sized + Send {
     }
 
     /// How a block ends, a row-parallel projection: `residual += x weight^T`, summed over all ranks, in the
-    /// order of ranks, so that all hold the same bits.
+    /// order of ranks, so that all hold the same bits. `next` is the norm that the block after this one begins
+    /// with, if it begins with [`Ops::norm_linear`] or [`Ops::norm_gated`]: a device may have it done with the
+    /// sum, in `scratch`, where that op finds it.
     ///
     /// # Errors
     /// A peer is gone.
@@ -238,6 +246,7 @@ pub trait Ops: Sized + Send {
         rows: usize,
         linear: &Linear<Self>,
         x: &Self::Buffer,
+        next: Option<&Self::Vector>,
         scratch: &mut Scratch<Self>,
         residual: &mut Self::Buffer,
     ) -> OpResult;

@@ -103,7 +103,7 @@ mod cuda {
         if full {
             return (Verdict::Ready, None);
         }
-        match Gpu::open() {
+        match Gpu::open(0) {
             Ok(_) => (Verdict::Ready, None),
             Err(error) => (Verdict::NoGpu, Some(format!("GPU 0 does not open: {error}"))),
         }

@@ -14,28 +14,40 @@
 //!     | -- CommitKv(pages) ------> |
 //!     | <--------------- KvReady - |
 //!     | -- Run(Arc<Plan>) -------> |
-//!     | <------- Step, from rank 0 |
+//!     | <- Step, of the only rank; |
+//!     |      Done, from rank 0's   |  of several, each has a thread that waits for its steps: none fails
+//!     |                    watcher |  unseen
 //!     | <------ Failed, from any r |  then the group is poisoned, and all ranks end
 //! ```
 
 pub mod collective;
+mod inject;
 pub mod shard;
+mod watch;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use minisgl_proto::Sampled;
 use minisgl_sched::Plan;
 
 use crate::error::EngineError;
 use crate::ops::{OpResult, Pending};
 use collective::Group;
+use inject::Fault;
+use watch::Watcher;
+
+pub(crate) use watch::Hashes;
 
 /// Plans in flight at most: one running, one queued behind it.
 pub const IN_FLIGHT_MAX: usize = 2;
+
+/// How long the end of the engine waits for ranks that hang.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What a rank does.
 pub trait Runner {
@@ -90,7 +102,7 @@ pub enum Event {
     Prepared,
     /// KV pages are there.
     KvReady,
-    /// Rank 0 has run a plan.
+    /// The only rank has run a plan.
     Step {
         /// [`Plan::step`].
         step: u64,
@@ -100,6 +112,28 @@ pub enum Event {
         enqueue_s: f32,
         /// Its tokens.
         pending: Box<dyn Pending>,
+    },
+    /// What became of a step of several ranks, from rank 0.
+    Done {
+        /// [`Plan::step`].
+        step: u64,
+        /// When it started.
+        started: Instant,
+        /// As of [`Event::Step`].
+        enqueue_s: f32,
+        /// Seconds on the device, where it measures them.
+        device_s: Option<f32>,
+        /// Its tokens.
+        sampled: Vec<Sampled>,
+    },
+    /// What a rank ran and drew, as one number, with `MINISGL_CHECK_RANKS` set: the same on all ranks.
+    Ran {
+        /// Which.
+        rank: usize,
+        /// [`Plan::step`].
+        step: u64,
+        /// Of its plan and its tokens.
+        hash: u64,
     },
     /// The rank is gone.
     Failed {
@@ -159,7 +193,7 @@ impl Ranks {
             let (events, load, group) = (events_in.clone(), load.clone(), ranks.group.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("rank{rank}"))
-                .spawn(move || run(rank, &group, &events, &commands, load))
+                .spawn(move || run((rank, count), &group, &events, &commands, load))
                 .map_err(|source| EngineError::System {
                     what: format!("start the thread of rank {rank}"),
                     source,
@@ -216,16 +250,23 @@ impl Drop for Ranks {
     fn drop(&mut self) {
         self.group.poison("the engine is shutting down");
         self.commands.clear();
+        let deadline = Instant::now() + GOODBYE;
         for thread in self.threads.drain(..) {
-            // A panic of a rank was caught in the rank.
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // One that hangs is left behind: it ends with the process. A panic of a rank was caught in the
+            // rank.
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }
 
 /// A rank's thread. What it loads from is let go once it has loaded.
 fn run<R: Runner>(
-    rank: usize,
+    (rank, ranks): (usize, usize),
     group: &Group,
     events: &Sender<Event>,
     commands: &Receiver<Command>,
@@ -243,6 +284,8 @@ fn run<R: Runner>(
         drop(load);
         // Sending fails when the engine is gone; then commands end, too.
         let _ = events.send(Event::Loaded(loaded));
+        let fault = Fault::asked_for()?;
+        let watcher = if ranks > 1 { Some(Watcher::start(rank, events)?) } else { None };
         for command in commands {
             match command {
                 Command::Prepare => {
@@ -264,10 +307,17 @@ fn run<R: Runner>(
                     let (step, tokens) = (plan.step, plan.tokens.len());
                     doing = format!("step {step} ({} rows, {tokens} tokens)", plan.rows.len());
                     let started = Instant::now();
+                    let hash = watcher.as_ref().and_then(|watcher| watcher.hash(&plan));
+                    if let Some(fault) = fault {
+                        fault.strike(rank, step)?;
+                    }
                     let pending = runner.run(plan)?;
                     let enqueue_s = started.elapsed().as_secs_f32();
-                    if rank == 0 {
-                        let _ = events.send(Event::Step { step, started, enqueue_s, pending });
+                    match &watcher {
+                        Some(watcher) => watcher.watch(step, started, enqueue_s, pending, hash),
+                        None => {
+                            let _ = events.send(Event::Step { step, started, enqueue_s, pending });
+                        }
                     }
                 }
             }
@@ -295,8 +345,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::collective::Member;
     use super::*;
     use crate::error::OpError;
@@ -371,8 +419,8 @@ mod tests {
         let mut steps = 0;
         loop {
             match ranks.next().unwrap() {
-                Event::Step { step: 1, .. } => return "done".to_owned(),
-                Event::Step { .. } => steps += 1,
+                Event::Done { step: 1, .. } => return "done".to_owned(),
+                Event::Done { .. } => steps += 1,
                 Event::Failed { rank, operation, reason } => {
                     assert!(steps <= 1);
                     return format!("rank {rank}, {operation}: {reason}");

@@ -181,8 +181,9 @@ fn what_a_gpu_cannot_do_is_refused() {
         let loaded = minisgl_engine::Engine::load(dir.path(), &options, &mut |_| ());
         loaded.err().expect("refused").to_string()
     };
-    let refused = refusal(LoadOptions { tp: 2, ..on(Device::Cuda) });
-    assert!(refused.contains("option tp is 2: 1 on a GPU"), "{refused}");
+    let too_many = 2 * minisgl_kernels::Device::count() as u32;
+    let refused = refusal(LoadOptions { tp: too_many, ..on(Device::Cuda) });
+    assert!(refused.contains(&format!("tp {too_many} needs {too_many} GPUs")), "{refused}");
     let kv_dtype = minisgl_proto::KvDtype::F32;
     let refused = refusal(LoadOptions { kv_dtype, ..on(Device::Cuda) });
     assert!(refused.contains("option kv_dtype is f32: auto, bf16, fp16 or fp8"), "{refused}");

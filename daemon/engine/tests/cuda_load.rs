@@ -232,7 +232,7 @@ fn a_large_model_loads_fast_and_leaves_the_host_small() {
     host("at first");
     let context = CudaContext::new(0).unwrap();
     host("with the driver's context");
-    drop(minisgl_engine::ops::cuda::Gpu::open().unwrap());
+    drop(minisgl_engine::ops::cuda::Gpu::open(0).unwrap());
     host("with kernels and libraries, opened and closed");
     drop(context);
     for round in ["first", "again"] {

@@ -19,6 +19,11 @@ using namespace minisgl;
 
 #if __CUDA_ARCH__ >= 900
 
+// The producer too: each kind of warp is at its own place in the code.
+__device__ __forceinline__ void all_meet() {
+  asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
+}
+
 __device__ __forceinline__ void consumers_meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
 }
@@ -93,7 +98,7 @@ __device__ __forceinline__ void produce(const minisgl_skinny_args& a, const Layo
   const uint32_t early = min(rounds, a.stages);
   for (uint32_t round = 0; round < early; round++) weights(round);
   let_next_start();
-  __syncthreads();
+  all_meet();
   wait_for_inputs();
   for (uint32_t round = 0; round < early; round++) inputs(round);
   for (uint32_t round = early; round < rounds; round++) {
@@ -156,7 +161,7 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
       store8(reinterpret_cast<minisgl_bf16*>(layout.norm) + at * VEC, load8(a.norm_weight + at * VEC));
     }
   }
-  __syncthreads();
+  all_meet();
   wait_for_inputs();
   if (a.resident) keep_x(a, layout, work, squares);
 

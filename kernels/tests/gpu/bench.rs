@@ -52,6 +52,9 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     if wanted("decode") {
         crate::decode_bench::bench(gpu);
     }
+    if wanted("peers") {
+        crate::peers::bench(gpu);
+    }
     for rows in [1, 8, 32, 256].into_iter().filter(|_| wanted("sampler")) {
         sample(gpu, rows, &show);
     }

@@ -19,6 +19,7 @@ mod embedding;
 mod gemm;
 mod greedy;
 mod pages;
+mod peers;
 mod reference;
 mod refusal;
 mod rmsnorm;
@@ -65,6 +66,10 @@ const TESTS: &[Test] = &[
     ("decode_fused", decode::decode_fused),
     ("decode_graph", decode::decode_graph),
     ("decode_refusals", decode::decode_refusals),
+    ("peers_all_reduce", peers::all_reduce),
+    ("peers_in_a_row", peers::all_reduce_in_a_row),
+    ("peers_gather", peers::gather),
+    ("peers_gives_up", peers::gives_up),
     ("refusals", refusal::refusals),
 ];
 
@@ -75,6 +80,9 @@ fn main() -> ExitCode {
     if Device::count() == 0 {
         println!("no CUDA device: {} GPU tests not run", TESTS.len());
         return if has("--require-gpu") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    if has(peers::GIVE_UP) {
+        peers::give_up();
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
     let seed = std::env::var("MINISGL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());

@@ -55,7 +55,7 @@ impl Engine {
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
         let source: Arc<dyn WeightSource> = weights::open(dir, &config, options)?.into();
-        let device = device::choose(options.device)?;
+        let device = device::choose(options)?;
         let settings = &Settings::new(options, &device)?;
 
         let mut load = Load { progress, read_bytes: 0, total_bytes: source.bytes_total() };
@@ -63,13 +63,17 @@ impl Engine {
         let spawned = match device {
             Chosen::Cpu => spawn::spawn_cpu(&model)?,
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(gpu) => spawn::spawn_cuda(&model, *gpu)?,
+            Chosen::Cuda(gpus) => spawn::spawn_cuda(&model, gpus)?,
         };
         let Spawned { ranks, device, dtype, used_bytes, first_steps, .. } = spawned;
         let Loaded { weight_bytes, read_s } = load.weights(&ranks)?;
         load.prepare(&ranks)?;
 
-        let kv_heads: usize = shards.iter().map(|shard| shard.kv_heads.len()).sum();
+        // In the memory that has the most of them.
+        let kv_heads = shards.iter().map(|shard| shard.kv_heads.len());
+        let kv_heads: usize =
+            if spawned.memories == 1 { kv_heads.sum() } else { kv_heads.max().unwrap_or(0) };
+        let memories = spawned.memories as u64;
         let element_bytes = options::dtype_bytes(settings.kv_dtype);
         let mut budget = Budget {
             available_bytes: spawned.available_bytes,
@@ -102,7 +106,7 @@ impl Engine {
         let size = budget.kv_size(&settings.wishes())?;
         let pages = size.pages.min(most.pages);
         let kv_tokens = pages * settings.page_size as u64;
-        let kv_bytes = budget.kv_bytes(kv_tokens);
+        let kv_bytes = budget.kv_bytes(kv_tokens) * memories;
         load.commit(&engine.ranks, pages as usize, kv_bytes)?;
         engine.limits.pages = pages as usize;
         engine.limits.max_len = size.max_len as usize;

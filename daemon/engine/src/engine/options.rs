@@ -102,9 +102,6 @@ fn cpu_kv_dtype(options: &LoadOptions) -> Result<KvDtype, EngineError> {
 /// A GPU computes in bf16; there are no kernels for pages of f32.
 #[cfg(feature = "cuda")]
 fn gpu_kv_dtype(options: &LoadOptions) -> Result<KvDtype, EngineError> {
-    if options.tp != 1 {
-        return refuse("tp", &options.tp.to_string(), "1 on a GPU; or load with --device cpu");
-    }
     match options.kv_dtype {
         KvDtype::Auto | KvDtype::Bf16 => Ok(KvDtype::Bf16),
         KvDtype::F32 => refuse("kv_dtype", "f32", "auto, bf16, fp16 or fp8 on a GPU"),

@@ -22,7 +22,7 @@ use crate::memory::available_bytes;
 use crate::model::{self, Loader, Model};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
-use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, decode_rows};
+use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
 use crate::rank::collective::Group;
 use crate::rank::shard::Shard;
@@ -49,6 +49,8 @@ pub(super) struct Spawned {
     pub(super) device: String,
     /// The driver's numbers of the GPUs.
     pub(super) gpus: Vec<u32>,
+    /// Memories that the ranks have: one a rank, or one for all.
+    pub(super) memories: usize,
     /// Of the weights in memory.
     pub(super) dtype: String,
     /// Before anything was loaded.
@@ -129,6 +131,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         ranks,
         device: "cpu".to_owned(),
         gpus: Vec::new(),
+        memories: 1,
         dtype: model.source.dtype().to_owned(),
         available_bytes,
         spare_bytes: 0,
@@ -139,27 +142,51 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
     })
 }
 
-/// Starts the rank of one GPU.
+/// Starts a rank on each of the GPUs.
 #[cfg(feature = "cuda")]
-pub(super) fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, EngineError> {
-    let memory = gpu.memory();
+pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, EngineError> {
+    let memories: Vec<_> = gpus.iter().map(Gpu::memory).collect();
     let free_bytes = move || {
-        memory.free_bytes().map_err(|error| EngineError::System {
+        let all = memories.iter().map(|memory| memory.free_bytes());
+        all.collect::<Result<Vec<u64>, _>>().map_err(|error| EngineError::System {
             what: "ask the GPU for its free memory".to_owned(),
             source: std::io::Error::other(error.to_string()),
         })
     };
-    let (device, available_bytes) = (gpu.name().to_owned(), free_bytes()?);
+    let at_first = free_bytes()?;
+    let ordinals: Vec<u32> = gpus.iter().map(|gpu| gpu.ordinal() as u32).collect();
+    // Ranks hold equal shares: the GPU with the least decides.
+    let available_bytes = at_first.iter().copied().min().unwrap_or(0);
+    let name = gpus.first().map_or("", Gpu::name);
+    let device = if gpus.len() == 1 { name.to_owned() } else { format!("{} x {name}", gpus.len()) };
     let (config, settings) = (model.config.clone(), model.settings.clone());
+    if settings.kv_tokens.is_none() {
+        even(&ordinals, &at_first)?;
+    }
     let max_len = settings.max_len.unwrap_or(config.max_position);
-    let gpu = Mutex::new(Some(gpu));
-    let ranks = spawn(model, Group::new(1), move |shard| {
-        let gpu = gpu.lock().ok().and_then(|mut gpu| gpu.take());
-        let gpu = gpu.expect("there is one rank, which takes the GPU once");
+    let group = Group::new(gpus.len());
+    let teams = match gpus.len() {
+        1 => vec![None],
+        _ => {
+            let room = (settings.chunk_tokens, settings.rows());
+            let member = |rank| group.member(rank);
+            Team::gather(&gpus, &config, model.shards, room, member)
+                .map(|teams| teams.into_iter().map(Some).collect())
+                .map_err(|error| EngineError::Device {
+                    device: "cuda",
+                    reason: error.to_string(),
+                })?
+        }
+    };
+    let seats = Mutex::new(gpus.into_iter().zip(teams).map(Some).collect::<Vec<_>>());
+    let ranks = spawn(model, group, move |shard| {
+        let seat = seats.lock().ok().and_then(|mut seats| seats[shard.rank].take());
+        let (gpu, team) = seat.expect("every rank takes its own GPU once");
         CudaOps::new(CudaSpec {
             config: &config,
             shard,
             gpu,
+            team,
             slots: settings.slots,
             chunk_tokens: settings.chunk_tokens,
             page_size: settings.page_size,
@@ -176,19 +203,49 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpu: Gpu) -> Result<Spawned, Engine
     Ok(Spawned {
         ranks,
         device,
-        gpus: vec![0],
+        gpus: ordinals,
+        memories: model.shards.len(),
         dtype: "bf16".to_owned(),
         available_bytes,
         spare_bytes: GPU_SPARE_BYTES,
         kv_slack_bytes: (slack * dtype_bytes(model.settings.kv_dtype)) as u64,
         kv_unit_bytes: KV_UNIT_BYTES as u64,
-        used_bytes: Box::new(move |_| Ok(available_bytes.saturating_sub(free_bytes()?))),
+        used_bytes: Box::new(move |_| {
+            let now = free_bytes()?;
+            let used = at_first.iter().zip(now).map(|(first, now)| first.saturating_sub(now));
+            Ok(used.max().unwrap_or(0))
+        }),
         // Attention has kernels for few, some and many tokens a row.
         first_steps: FirstSteps {
             prefill: [page_size, 48, 1024].map(|tokens| tokens.min(chunk_tokens)).into(),
             decode: decode_rows(model.settings.rows()),
         },
     })
+}
+
+/// GPUs may differ in their free memory by this factor at most: what the fuller one lacks is lost on all.
+#[cfg(feature = "cuda")]
+const UNEVEN_MAX: f64 = 1.25;
+
+#[cfg(feature = "cuda")]
+fn even(gpus: &[u32], free_bytes: &[u64]) -> Result<(), EngineError> {
+    let all = || gpus.iter().zip(free_bytes);
+    let (Some((least_gpu, least)), Some((most_gpu, most))) =
+        (all().min_by_key(|gpu| gpu.1), all().max_by_key(|gpu| gpu.1))
+    else {
+        return Ok(());
+    };
+    if *most as f64 <= *least as f64 * UNEVEN_MAX {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let reason = format!(
+        "GPU {least_gpu} has {:.1} GiB free and GPU {most_gpu} {:.1}, and all ranks hold equal shares; free \
+         GPU {least_gpu}, choose others with --gpus, or say with --kv-tokens how much is to fit",
+        gib(*least),
+        gib(*most)
+    );
+    Err(EngineError::Device { device: "cuda", reason })
 }
 
 /// Starts ranks that load the model onto what `open` gives each of them.

@@ -48,11 +48,13 @@ impl<O: Ops> Model<O> for Decoder<O> {
         let tokens = batch.tokens().len();
         ops.embed(batch, &self.embedding, residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
+            let next = self.layers.get(index + 1).map(|next| &next.attention_norm);
             ops.norm_linear(tokens, residual, &layer.attention_norm, &layer.qkv, scratch, qkv)?;
             ops.attention(batch, index, layer.head_norms.as_ref(), qkv, attention)?;
-            ops.linear_add(tokens, &layer.o, attention, scratch, residual)?;
+            let mlp_norm = Some(&layer.mlp_norm);
+            ops.linear_add(tokens, &layer.o, attention, mlp_norm, scratch, residual)?;
             ops.norm_gated(tokens, residual, &layer.mlp_norm, &layer.gate_up, scratch, activated)?;
-            ops.linear_add(tokens, &layer.down, activated, scratch, residual)?;
+            ops.linear_add(tokens, &layer.down, activated, next, scratch, residual)?;
         }
         ops.norm_sampled(batch, residual, &self.norm, last)?;
         ops.sample(batch, self.head.as_ref().unwrap_or(&self.embedding), last)
@@ -81,7 +83,6 @@ impl<O: Ops> Decoder<O> {
             last: loader.buffer(rows, hidden)?,
             scratch: Scratch {
                 normed: loader.buffer(chunk_tokens, hidden)?,
-                delta: loader.buffer(chunk_tokens, hidden)?,
                 gate_up: loader.buffer(chunk_tokens, 2 * mlp)?,
             },
         };

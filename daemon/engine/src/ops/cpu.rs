@@ -32,7 +32,7 @@ use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::model::rope;
 use crate::rank::collective::Member;
-use crate::rank::shard::{Shard, share};
+use crate::rank::shard::{Shard, vocab_share};
 use crate::sampler::Sampler;
 use crate::weights::TensorPart;
 
@@ -80,6 +80,8 @@ pub struct CpuOps {
     last_sampled: Vec<u32>,
     /// Products on their way from columns to rows.
     scratch: Vec<f32>,
+    /// What a block adds to the residual stream; as long as the longest step so far.
+    delta: Vec<f32>,
     /// `[LOGIT_ROWS, vocab]`, and this rank's columns of it.
     logits: Vec<f32>,
     logits_part: Vec<f32>,
@@ -137,6 +139,7 @@ impl CpuOps {
             sampler: Sampler::new(slots, config.vocab_size),
             last_sampled: Vec::new(),
             scratch: Vec::new(),
+            delta: Vec::new(),
             logits: Vec::new(),
             logits_part: Vec::new(),
         })
@@ -313,13 +316,21 @@ impl Ops for CpuOps {
         rows: usize,
         linear: &Linear<Self>,
         x: &Buffer,
-        scratch: &mut Scratch<Self>,
+        _next: Option<&Vec<f32>>,
+        _scratch: &mut Scratch<Self>,
         residual: &mut Buffer,
     ) -> OpResult {
-        self.linear(rows, linear, x, &mut scratch.delta)?;
-        self.all_reduce(rows, &mut scratch.delta)?;
-        elementwise::add(scratch.delta.rows(rows), residual.rows_mut(rows));
-        Ok(())
+        let width = residual.width;
+        let mut delta = Buffer { data: std::mem::take(&mut self.delta), width };
+        if delta.data.len() < rows * width {
+            delta.data.resize(rows * width, 0.0);
+        }
+        let summed = self
+            .linear(rows, linear, x, &mut delta)
+            .and_then(|()| self.all_reduce(rows, &mut delta))
+            .map(|()| elementwise::add(delta.rows(rows), residual.rows_mut(rows)));
+        self.delta = delta.data;
+        summed
     }
 
     fn attention(
@@ -367,7 +378,7 @@ impl Ops for CpuOps {
                 self.logits_part.resize(rows.len() * part, 0.0);
                 let logits = &mut self.logits_part;
                 linear(self.arch, head, None, x, logits, &mut self.scratch);
-                let columns = |rank| share(vocab, ranks, rank);
+                let columns = |rank| vocab_share(vocab, ranks, rank);
                 self.member.all_gather(logits, vocab, columns, &mut self.logits)?;
             }
             for (sampled, logits) in rows.iter().zip(self.logits.chunks_exact(vocab)) {

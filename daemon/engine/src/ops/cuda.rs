@@ -25,6 +25,7 @@ mod prepare;
 mod requests;
 mod results;
 mod sample;
+mod team;
 #[cfg(test)]
 mod tests;
 mod tuned;
@@ -34,17 +35,20 @@ pub use gpu::{Gpu, GpuMemory};
 pub use kv::KV_UNIT_BYTES;
 pub use linear::decode_rows;
 pub use memory::{Buffer, Matrix};
+pub use team::Team;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, DriverError};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
 use half::bf16;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
+use minisgl_kernels::peers::Sum;
 use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
@@ -76,6 +80,8 @@ pub struct CudaSpec<'a> {
     pub shard: &'a Shard,
     /// The GPU.
     pub gpu: Gpu,
+    /// Its seat among others; `None` alone.
+    pub team: Option<Team>,
     /// Requests running at once.
     pub slots: usize,
     /// Tokens of a step.
@@ -110,6 +116,11 @@ pub struct CudaOps {
     kv_type: KvType,
     eps: f32,
     vocab: usize,
+    /// The part of the vocabulary that this rank's embedding and head have.
+    vocab_part: Range<usize>,
+    team: Option<Team>,
+    /// The norm that the next block begins with is done: it is in the scratch.
+    normed: bool,
     inputs: Inputs,
     requests: Requests,
     outputs: Outputs,
@@ -156,7 +167,8 @@ impl CudaOps {
     /// # Errors
     /// There are no kernels for this model, or no memory.
     pub fn new(spec: CudaSpec<'_>) -> OpResult<CudaOps> {
-        let CudaSpec { config, shard, gpu, slots, chunk_tokens, page_size, max_len, .. } = spec;
+        let CudaSpec { config, shard, gpu, team, slots, chunk_tokens, page_size, max_len, .. } =
+            spec;
         check(config, shard)?;
         let heads = Heads {
             q_heads: shard.heads.len(),
@@ -196,9 +208,12 @@ impl CudaOps {
             kv_type,
             eps: config.rms_norm_eps,
             vocab: config.vocab_size,
+            vocab_part: shard.vocab.clone(),
+            normed: false,
             inputs: Inputs::new(&stream, room).map_err(memory)?,
             requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
-            outputs: Outputs::new(&stream, rows).map_err(memory)?,
+            outputs: Outputs::new(&stream, rows, team.as_ref().map(Team::words)).map_err(memory)?,
+            team,
             outgoing: None,
             graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
             mode: Mode::Eager,
@@ -220,6 +235,78 @@ impl CudaOps {
             Mode::Padded(padded) => padded,
             Mode::Replay(_) => 0,
         }
+    }
+
+    /// Everything of a step, onto the stream.
+    fn issue<T>(
+        &mut self,
+        batch: &Batch,
+        installs: &[Install],
+        forward: impl FnOnce(&mut Self) -> OpResult<T>,
+    ) -> OpResult<T> {
+        for install in installs {
+            self.requests.install(&self.device, install)?;
+        }
+        let (mode, record) = self.graphs.mode(batch);
+        self.mode = mode;
+        let padded = match mode {
+            Mode::Eager => None,
+            Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
+        };
+        let CudaOps { device, inputs, requests, attention, .. } = self;
+        let samples = batch.sampled().iter().map(|sampled| {
+            let row = &batch.rows()[sampled.row as usize];
+            requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
+        });
+        let packing = Packing {
+            page_size: self.heads.page_size,
+            kv_pages: self.kv_pages,
+            padded,
+            decode: attention.decode_planner(),
+        };
+        let starts = inputs
+            .upload(device.stream(), batch, samples, packing)
+            .map_err(failed("upload the step"))?;
+        let decoding = padded.unwrap_or(batch.decoding());
+        attention
+            .plan(device, &starts, decoding, padded.is_some())
+            .map_err(failed("plan attention"))?;
+
+        let stream = self.stream().clone();
+        self.outputs.begin(&stream)?;
+        if record {
+            graphs::begin(&stream).map_err(failed("record a step"))?;
+        }
+        let done = forward(self);
+        let recorded = if record { Some(graphs::end(&stream)) } else { None };
+        let done = done?;
+        if let Some(rows) = padded {
+            if let Some(recorded) = recorded {
+                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
+            }
+            if record || matches!(mode, Mode::Replay(_)) {
+                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
+            } else {
+                self.graphs.ran(rows);
+            }
+        }
+        if let Some(outgoing) = self.outgoing.take() {
+            self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
+        }
+        Ok(done)
+    }
+
+    /// Whether the norm that an op begins with was done by the one before; asked once.
+    fn normed_already(&mut self) -> bool {
+        std::mem::take(&mut self.normed)
+    }
+
+    /// Settles how sums over ranks are made.
+    fn prepare_sums(&mut self) -> OpResult {
+        let Some(team) = &mut self.team else { return Ok(()) };
+        let residual = self.device.stream().alloc_zeros(self.chunk_tokens * self.hidden);
+        let mut residual = residual.map_err(failed("time sums over ranks"))?;
+        team.measure(&self.device, &mut residual)
     }
 
     fn stream(&self) -> &Arc<CudaStream> {
@@ -316,6 +403,7 @@ impl Ops for CudaOps {
 
     fn prepare(&mut self) -> OpResult {
         self.prepare_products()?;
+        self.prepare_sums()?;
         let tuned = self.gemm.save(&self.device);
         // The first line says of what.
         if tuned.lines().count() > 1 {
@@ -349,56 +437,10 @@ impl Ops for CudaOps {
         installs: &[Install],
         forward: impl FnOnce(&mut Self) -> OpResult<T> + Send,
     ) -> OpResult<T> {
-        for install in installs {
-            self.requests.install(&self.device, install)?;
-        }
-        let (mode, record) = self.graphs.mode(batch);
-        self.mode = mode;
-        let padded = match mode {
-            Mode::Eager => None,
-            Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
-        };
-        let CudaOps { device, inputs, requests, attention, .. } = self;
-        let samples = batch.sampled().iter().map(|sampled| {
-            let row = &batch.rows()[sampled.row as usize];
-            requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
-        });
-        let packing = Packing {
-            page_size: self.heads.page_size,
-            kv_pages: self.kv_pages,
-            padded,
-            decode: attention.decode_planner(),
-        };
-        let starts = inputs
-            .upload(device.stream(), batch, samples, packing)
-            .map_err(failed("upload the step"))?;
-        let decoding = padded.unwrap_or(batch.decoding());
-        attention
-            .plan(device, &starts, decoding, padded.is_some())
-            .map_err(failed("plan attention"))?;
-
-        let stream = self.stream().clone();
-        self.outputs.begin(&stream)?;
-        if record {
-            graphs::begin(&stream).map_err(failed("record a step"))?;
-        }
-        let done = forward(self);
-        let recorded = if record { Some(graphs::end(&stream)) } else { None };
-        let done = done?;
-        if let Some(rows) = padded {
-            if let Some(recorded) = recorded {
-                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
-            }
-            if record || matches!(mode, Mode::Replay(_)) {
-                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
-            } else {
-                self.graphs.ran(rows);
-            }
-        }
-        if let Some(outgoing) = self.outgoing.take() {
-            self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
-        }
-        Ok(done)
+        let words = self.team.as_ref().map(Team::words);
+        let done = self.issue(batch, installs, forward);
+        // A GPU that waited in vain refuses whatever comes next.
+        done.map_err(|error| words.map_or(error.clone(), |words| words.explain(error)))
     }
 
     fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Buffer) -> OpResult {
@@ -406,18 +448,28 @@ impl Ops for CudaOps {
         if rows == 0 {
             return Ok(());
         }
-        Embedding {
-            tokens: (&self.inputs.tokens()).into(),
-            fed: (&self.outputs.tokens).into(),
-            table: (&table.data.slice(..table.rows * hidden)).into(),
-            out: (&mut out.rows_mut(rows)).into(),
-            rows,
-            hidden,
-            vocab_start: 0,
-            vocab_len: table.rows,
-        }
-        .launch(&self.device)
-        .map_err(failed("embed"))
+        let CudaOps { inputs, outputs, team, device, .. } = self;
+        let embedding = |mut out: CudaViewMut<'_, bf16>| {
+            Embedding {
+                tokens: (&inputs.tokens()).into(),
+                fed: (&outputs.tokens).into(),
+                table: (&table.data.slice(..table.rows * hidden)).into(),
+                out: (&mut out).into(),
+                rows,
+                hidden,
+                vocab_start: self.vocab_part.start,
+                vocab_len: table.rows,
+            }
+            .launch(device)
+            .map_err(failed("embed"))
+        };
+        let Some(team) = team else { return embedding(out.rows_mut(rows)) };
+        let peers = team.peers();
+        embedding(peers.delta(Sum::Residual).slice_mut(..rows * hidden))?;
+        let mut sum = out.rows_mut(rows);
+        peers
+            .all_reduce(device, rows, Sum::Residual, (&mut sum).into(), None)
+            .map_err(failed("all-reduce"))
     }
 
     fn rms_norm(
@@ -492,8 +544,10 @@ impl Ops for CudaOps {
             rows if self.few(rows) => {
                 self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Output))
             }
-            _ => {
-                self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+            padded => {
+                if !self.normed_already() {
+                    self.normalise(padded, x, norm, &mut scratch.normed)?;
+                }
                 self.linear(rows, linear, &scratch.normed, out)
             }
         }
@@ -515,25 +569,31 @@ impl Ops for CudaOps {
             rows if gates && self.few(rows) => {
                 self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Gated))
             }
-            _ => {
-                self.rms_norm(rows, x, norm, &mut scratch.normed)?;
+            padded => {
+                if !self.normed_already() {
+                    self.normalise(padded, x, norm, &mut scratch.normed)?;
+                }
                 self.linear(rows, linear, &scratch.normed, &mut scratch.gate_up)?;
                 self.silu_mul(rows, &scratch.gate_up, out)
             }
         }
     }
 
-    /// There is one rank, so nothing to sum over.
+    /// One rank has nothing to sum over, and leaves the norm to the next block's product.
     fn linear_add(
         &mut self,
         rows: usize,
         linear: &Linear<Self>,
         x: &Buffer,
-        _scratch: &mut Scratch<Self>,
+        next: Option<&CudaSlice<bf16>>,
+        scratch: &mut Scratch<Self>,
         residual: &mut Buffer,
     ) -> OpResult {
         match self.issued(rows) {
             0 => Ok(()),
+            rows if self.team.is_some() => {
+                self.linear_sum(rows, linear, x, next, scratch, residual)
+            }
             rows => self.product(rows, linear, x, residual, Into::Sum),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the division (Shoeybi et al., Megatron-LM, 2019): heads and MLP columns are divided, the
 //! projections behind them are divided along their inputs and summed; the vocabulary is divided as evenly
-//! as it goes. With more ranks than KV heads, each KV head is held by several ranks.
+//! as whole units of eight go. With more ranks than KV heads, each KV head is held by several ranks.
 
 use std::ops::Range;
 
@@ -49,7 +49,7 @@ impl Shard {
             heads: share(heads, tp, rank),
             kv_heads: kv,
             intermediate: share(config.intermediate_size, tp, rank),
-            vocab: share(config.vocab_size, tp, rank),
+            vocab: vocab_share(config.vocab_size, tp, rank),
         })
     }
 }
@@ -57,6 +57,20 @@ impl Shard {
 /// Part `rank` of `0..count` divided among `tp`, as evenly as it goes.
 pub fn share(count: usize, tp: usize, rank: usize) -> Range<usize> {
     rank * count / tp..(rank + 1) * count / tp
+}
+
+/// Rows of embedding and head that begin at a multiple of this many, so that a device can copy logits in
+/// vectors.
+const VOCAB_UNIT: usize = 8;
+
+/// Part `rank` of a vocabulary divided among `tp`, as evenly as whole units go.
+pub fn vocab_share(vocab: usize, tp: usize, rank: usize) -> Range<usize> {
+    let units = vocab.div_ceil(VOCAB_UNIT);
+    if units < tp {
+        return share(vocab, tp, rank);
+    }
+    let part = share(units, tp, rank);
+    part.start * VOCAB_UNIT..(part.end * VOCAB_UNIT).min(vocab)
 }
 
 fn divides(config: &ModelConfig, tp: usize) -> bool {

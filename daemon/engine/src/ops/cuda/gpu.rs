@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, DriverError};
+use cudarc::driver::{CudaStream, DriverError};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::{Device, library};
 
@@ -12,7 +12,7 @@ use super::tuned::TunedFile;
 /// are recorded. To find a fault: it is very slow.
 const SYNC_EVERY_OP: &str = "MINISGL_SYNC_EVERY_OP";
 
-/// The first GPU, with its libraries and what was measured on it before.
+/// A GPU, with its libraries and what was measured on it before.
 pub struct Gpu {
     device: Device,
     gemm: Gemm,
@@ -21,15 +21,15 @@ pub struct Gpu {
 
 /// How much memory a GPU has left.
 #[derive(Clone)]
-pub struct GpuMemory(Arc<CudaContext>);
+pub struct GpuMemory(Arc<CudaStream>);
 
 impl Gpu {
-    /// Opens the first GPU, its kernels and cuBLASLt.
+    /// Opens GPU `ordinal`, its kernels and cuBLASLt.
     ///
     /// # Errors
     /// What was looked for and is not there.
-    pub fn open() -> Result<Gpu, String> {
-        let mut device = Device::open(0).map_err(|error| error.to_string())?;
+    pub fn open(ordinal: usize) -> Result<Gpu, String> {
+        let mut device = Device::open(ordinal).map_err(|error| error.to_string())?;
         if std::env::var_os(SYNC_EVERY_OP).is_some_and(|value| value != "0") {
             tracing::warn!("{SYNC_EVERY_OP} is set: every op is waited for");
             device = device.settling();
@@ -44,6 +44,15 @@ impl Gpu {
         Ok(Gpu { device, gemm, tuned })
     }
 
+    /// Its number.
+    pub fn ordinal(&self) -> usize {
+        self.device.stream().context().ordinal()
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What the driver calls it.
     pub fn name(&self) -> &str {
         self.device.name()
@@ -51,7 +60,7 @@ impl Gpu {
 
     /// Its memory, to be watched.
     pub fn memory(&self) -> GpuMemory {
-        GpuMemory(self.device.stream().context().clone())
+        GpuMemory(self.device.stream().clone())
     }
 
     pub(super) fn into_parts(self) -> (Device, Gemm, TunedFile) {
@@ -65,7 +74,9 @@ impl GpuMemory {
     /// # Errors
     /// The driver's.
     pub fn free_bytes(&self) -> Result<u64, DriverError> {
+        let context = self.0.context();
+        context.bind_to_thread()?;
         self.0.synchronize()?;
-        Ok(self.0.mem_get_info()?.0 as u64)
+        Ok(context.mem_get_info()?.0 as u64)
     }
 }

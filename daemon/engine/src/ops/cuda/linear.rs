@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use cudarc::driver::CudaSlice;
+use cudarc::driver::{CudaSlice, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
@@ -51,6 +51,25 @@ pub(super) enum Rows<'a> {
     Normed(&'a CudaSlice<bf16>),
 }
 
+/// Where a product goes: room for `rows` rows of `width`.
+pub(super) struct Target<'a> {
+    pub(super) data: &'a mut CudaSlice<bf16>,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+}
+
+impl<'a> From<&'a mut Buffer> for Target<'a> {
+    fn from(buffer: &'a mut Buffer) -> Target<'a> {
+        Target { data: &mut buffer.data, rows: buffer.rows, width: buffer.width }
+    }
+}
+
+impl Target<'_> {
+    fn rows_mut(&mut self, rows: usize) -> CudaViewMut<'_, bf16> {
+        self.data.slice_mut(..rows * self.width)
+    }
+}
+
 impl CudaOps {
     /// Whether `rows` are so few that a product reads the weight and does little else.
     pub(super) fn few(&self, rows: usize) -> bool {
@@ -64,6 +83,18 @@ impl CudaOps {
         linear: &Linear<CudaOps>,
         x: &Buffer,
         out: &mut Buffer,
+        into: Into,
+    ) -> OpResult {
+        self.product_into(rows, linear, x, out.into(), into)
+    }
+
+    /// [`CudaOps::product`] to wherever it belongs.
+    pub(super) fn product_into(
+        &mut self,
+        rows: usize,
+        linear: &Linear<CudaOps>,
+        x: &Buffer,
+        mut out: Target<'_>,
         into: Into,
     ) -> OpResult {
         if self.few(rows) {
@@ -96,7 +127,7 @@ impl CudaOps {
         rows: usize,
         linear: &Linear<CudaOps>,
         (x, of): (&Buffer, &Rows<'_>),
-        out: &mut Buffer,
+        mut out: Target<'_>,
         into: Into,
     ) -> OpResult {
         if linear.bias.is_some() && into != Into::Output {
@@ -139,10 +170,13 @@ impl CudaOps {
         scratch: &mut Scratch<CudaOps>,
         (out, into): (&mut Buffer, Into),
     ) -> OpResult {
+        if self.normed_already() {
+            return self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out.into(), into);
+        }
         if SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
-            return self.skinny(rows, linear, (x, &Rows::Normed(norm)), out, into);
+            return self.skinny(rows, linear, (x, &Rows::Normed(norm)), out.into(), into);
         }
         self.normalise(rows, x, norm, &mut scratch.normed)?;
-        self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out, into)
+        self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out.into(), into)
     }
 }

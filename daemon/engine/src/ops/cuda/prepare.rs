@@ -99,7 +99,7 @@ impl CudaOps {
         };
         let largest = |of: fn(&(usize, usize)) -> usize| shapes.iter().map(of).max().unwrap_or(0);
         let (n_max, k_max) = (largest(|shape| shape.0), largest(|shape| shape.1));
-        let widths = shapes.iter().map(|shape| shape.0).filter(|&n| n != self.logit_stride);
+        let widths = shapes.iter().map(|shape| shape.0).filter(|&n| n != self.head_rows());
         let mut trial = Trial {
             x: zeros(self.chunk_tokens * k_max)?,
             weight: zeros(largest(|shape| shape.0 * shape.1))?,
@@ -107,8 +107,8 @@ impl CudaOps {
             out: zeros(self.chunk_tokens * widths.max().unwrap_or(0))?,
         };
         for &(n, k) in &shapes {
-            let rows_max = match n == self.logit_stride {
-                true => self.logits.len() / n,
+            let rows_max = match n == self.head_rows() {
+                true => self.logits.len() / self.logit_stride,
                 false => self.chunk_tokens,
             };
             let rows: BTreeSet<usize> =
@@ -125,15 +125,22 @@ impl CudaOps {
         self.device.synchronize().map_err(failed("prepare products"))
     }
 
+    /// Rows of the head, padded.
+    fn head_rows(&self) -> usize {
+        self.vocab_part.len().next_multiple_of(ROW_UNIT)
+    }
+
     /// What becomes of products with weights of `n` rows: a block ends in a sum as wide as the residual
     /// stream, and anything else is an output of its own.
     fn kinds(&self, n: usize) -> Vec<GemmKind> {
         let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
-        if n == self.logit_stride {
+        if n == self.head_rows() {
             return vec![GemmKind::F32];
         }
-        let outputs = n != self.hidden || n == qkv;
-        let kinds = [(GemmKind::AddTo, n == self.hidden), (GemmKind::Bf16, outputs)];
+        // What is summed over ranks is added there.
+        let sums = n == self.hidden && self.team.is_none();
+        let outputs = n != self.hidden || n == qkv || !sums;
+        let kinds = [(GemmKind::AddTo, sums), (GemmKind::Bf16, outputs)];
         kinds.into_iter().filter(|&(_, is)| is).map(|(kind, _)| kind).collect()
     }
 

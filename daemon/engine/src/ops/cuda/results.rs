@@ -3,6 +3,7 @@
 //! Owns: the pinned memory they land in, and [`Pending`] on the GPU. Must never: make the rank wait.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{self, CUevent_flags};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
@@ -10,12 +11,17 @@ use minisgl_proto::limits::TOP_LOGPROBS_MAX;
 use minisgl_proto::{Sampled, TokenLogprob};
 
 use super::failed;
+use super::team::{FaultWords, STEP_PATIENCE};
+use crate::error::OpError;
 use crate::ops::{OpResult, Pending};
 use crate::rank::IN_FLIGHT_MAX;
 
 /// Most likely tokens that a row can be reported. The front asks for [`TOP_LOGPROBS_MAX`] at most; comparing whole
 /// models takes more.
 pub(super) const TOP_MAX: usize = 128;
+
+/// How often it is looked whether a step has ended, where nobody hurries.
+const POLL: Duration = Duration::from_millis(1);
 
 const _: () = assert!(TOP_LOGPROBS_MAX as usize <= TOP_MAX);
 
@@ -45,6 +51,8 @@ pub(super) struct Outputs {
     landings: Vec<Arc<Landing>>,
     /// Of the step in hand.
     next: Option<Arc<Landing>>,
+    /// Why a step fails that waits for another GPU.
+    words: Option<FaultWords>,
 }
 
 /// What is wanted of a sampled row.
@@ -57,7 +65,11 @@ pub(super) struct Wanted {
 }
 
 impl Outputs {
-    pub(super) fn new(stream: &Arc<CudaStream>, rows: usize) -> Result<Outputs, DriverError> {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        rows: usize,
+        words: Option<FaultWords>,
+    ) -> Result<Outputs, DriverError> {
         let context = stream.context();
         let landing = || -> Result<_, DriverError> {
             // SAFETY: plain numbers, which the copies write before they are read.
@@ -81,6 +93,7 @@ impl Outputs {
             top_logprobs: stream.alloc_zeros(rows * TOP_MAX)?,
             landings: (0..=IN_FLIGHT_MAX).map(|_| landing()).collect::<Result<_, _>>()?,
             next: None,
+            words,
         })
     }
 
@@ -110,7 +123,7 @@ impl Outputs {
             sampled: wanted.len(),
             top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
         };
-        Ok((Box::new(InFlight { landing, wanted }), outgoing))
+        Ok((Box::new(InFlight { landing, wanted, words: self.words.clone() }), outgoing))
     }
 
     /// Enqueues the copies of a step.
@@ -160,6 +173,7 @@ fn copy<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
 struct InFlight {
     landing: Arc<Landing>,
     wanted: Vec<Wanted>,
+    words: Option<FaultWords>,
 }
 
 impl InFlight {
@@ -195,6 +209,21 @@ impl Pending for InFlight {
     }
 
     fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>> {
-        self.read().map_err(failed("run the step"))
+        self.read().map_err(|error| {
+            let error = failed("run the step")(error);
+            self.words.as_ref().map_or(error.clone(), |words| words.explain(error))
+        })
+    }
+
+    fn wait_at_most(self: Box<Self>) -> OpResult<Vec<Sampled>> {
+        let deadline = Instant::now() + STEP_PATIENCE;
+        while matches!(self.landing.landed.try_is_complete(), Ok(false)) {
+            if Instant::now() > deadline {
+                let reason = format!("it did not end within {} s", STEP_PATIENCE.as_secs());
+                return Err(OpError { operation: "run the step", reason });
+            }
+            std::thread::sleep(POLL);
+        }
+        self.wait()
     }
 }

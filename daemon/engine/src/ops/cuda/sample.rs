@@ -46,7 +46,18 @@ impl CudaOps {
         let x = hidden.data.slice(rows.start * width..(rows.start + m) * width);
         let (n, k) = (head.padded_rows(), head.inputs);
         let few = self.few(m);
-        let mut out = self.logits.slice_mut(..m * self.logit_stride);
+        let CudaOps { device, gemm, team, logits, logit_stride, .. } = self;
+        // With several ranks these are a part of each row, which peers may still be reading.
+        let mut out = match team {
+            Some(team) => {
+                let peers = team.peers();
+                if rows.start > 0 {
+                    peers.meet(device).map_err(failed("logits"))?;
+                }
+                peers.logits().slice_mut(..m * n)
+            }
+            None => logits.slice_mut(..m * *logit_stride),
+        };
         if few {
             SkinnyGemm {
                 input: SkinnyInput::Plain((&x).into()),
@@ -56,7 +67,7 @@ impl CudaOps {
                 n,
                 k,
             }
-            .launch(&self.device)
+            .launch(device)
             .map_err(failed("logits"))?;
         } else {
             let product = GemmArgs {
@@ -68,7 +79,12 @@ impl CudaOps {
                 n,
                 k,
             };
-            self.gemm.launch(&self.device, product).map_err(failed("logits"))?;
+            gemm.launch(device, product).map_err(failed("logits"))?;
+        }
+        if let Some(team) = team {
+            let mut all = logits.slice_mut(..count * *logit_stride);
+            let joined = team.peers().gather(device, count, *logit_stride, (&mut all).into());
+            joined.map_err(failed("join logits"))?;
         }
 
         let CudaOps { device, inputs, requests, outputs, .. } = self;

@@ -120,7 +120,8 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
     let cuda = CudaSpec {
         config,
         shard: &shard,
-        gpu: Gpu::open().unwrap(),
+        gpu: Gpu::open(0).unwrap(),
+        team: None,
         slots: SLOTS,
         chunk_tokens: CHUNK,
         page_size,
@@ -266,11 +267,8 @@ fn products_are_the_cpus() {
             let bias = Some(ops.weight(bias));
             let biased = Linear { weight: matrix(), bias };
             let (norm, x) = (ops.weight(norm), ops.fill(k, x));
-            let mut scratch = Scratch {
-                normed: ops.poisoned(rows, k),
-                delta: ops.poisoned(rows, n),
-                gate_up: ops.poisoned(rows, n),
-            };
+            let mut scratch =
+                Scratch { normed: ops.poisoned(rows, k), gate_up: ops.poisoned(rows, n) };
             let mut out = [(); 4].map(|()| ops.poisoned(rows, n));
             let [product, with_bias, normed, with_norm] = &mut out;
             ops.linear(rows, &plain, &x, product).unwrap();
@@ -280,7 +278,7 @@ fn products_are_the_cpus() {
             let mut gated = ops.poisoned(rows, n / 2);
             ops.norm_gated(rows, &x, &norm, &plain, &mut scratch, &mut gated).unwrap();
             let mut sum = ops.fill(n, residual);
-            ops.linear_add(rows, &plain, &x, &mut scratch, &mut sum).unwrap();
+            ops.linear_add(rows, &plain, &x, None, &mut scratch, &mut sum).unwrap();
             let [product, with_bias, normed, with_norm] = out;
             assert_eq!(ops.values(&normed, rows).len(), rows * n);
             let products = [product, with_bias, with_norm, sum, gated];

@@ -1,0 +1,161 @@
+//! A GPU among several that hold one model.
+//!
+//! Owns: where a rank leaves what its peers add up, and what is said when a peer does not come. Must never: launch
+//! a collective that the other ranks do not launch at the same place of their step.
+
+use std::time::Duration;
+
+use cudarc::driver::CudaSlice;
+use half::bf16;
+use minisgl_kernels::Device;
+use minisgl_kernels::peers::{
+    Allowed, FaultRecord, NextNorm, PATIENCE, PeerShape, Peers, Sum, Way,
+};
+
+use super::linear::{Into, Target};
+use super::sample::LOGIT_ROWS;
+use super::{Buffer, CudaOps, Gpu, failed};
+use crate::config::ModelConfig;
+use crate::error::OpError;
+use crate::ops::{Linear, OpResult, Scratch};
+use crate::rank::collective::Member;
+use crate::rank::shard::Shard;
+
+/// Anything but `0` in this variable and sums over ranks are NCCL's, to tell what our own change.
+const DISABLE_CUSTOM: &str = "MINISGL_DISABLE_CUSTOM_ALLREDUCE";
+
+/// One rank's seat among the GPUs of a model.
+pub struct Team {
+    peers: Peers,
+    /// Where ranks agree on what each of them measured.
+    member: Member,
+    words: FaultWords,
+}
+
+/// Says why a rank's GPU gave up, if it waited for a peer in vain.
+#[derive(Clone)]
+pub(super) struct FaultWords {
+    record: FaultRecord,
+    /// The GPU of each rank.
+    gpus: Vec<usize>,
+}
+
+impl FaultWords {
+    /// `error`, or its cause where that is known.
+    pub(super) fn explain(&self, error: OpError) -> OpError {
+        let Some(missing) = self.record.read() else { return error };
+        let gpu = self.gpus.get(missing.rank).copied().unwrap_or_default();
+        let (rank, patience) = (missing.rank, PATIENCE.as_secs());
+        let reason = format!(
+            "rank {rank} (GPU {gpu}) did not come to a sum over ranks within {patience} s; {}",
+            error.reason
+        );
+        OpError { operation: "all-reduce", reason }
+    }
+}
+
+impl Team {
+    /// The seats of all ranks, rank `r` on `gpus[r]`, for steps of up to `chunk_tokens` tokens and `rows` rows.
+    ///
+    /// # Errors
+    /// No memory that the GPUs can share, or neither that nor NCCL.
+    pub fn gather(
+        gpus: &[Gpu],
+        config: &ModelConfig,
+        shards: &[Shard],
+        (chunk_tokens, rows): (usize, usize),
+        member: impl Fn(usize) -> Member,
+    ) -> OpResult<Vec<Team>> {
+        let disabled = std::env::var_os(DISABLE_CUSTOM).is_some_and(|value| value != "0");
+        let shape = PeerShape {
+            hidden: config.hidden_size,
+            rows: chunk_tokens,
+            logit_rows: rows.min(LOGIT_ROWS),
+            columns: shards.iter().map(|shard| shard.vocab.clone()).collect(),
+        };
+        let devices: Vec<&Device> = gpus.iter().map(Gpu::device).collect();
+        let allowed = if disabled { Allowed::NcclOnly } else { Allowed::All };
+        let all = Peers::open(&devices, shape, allowed, PATIENCE)
+            .map_err(failed("bring the GPUs together"))?;
+        if all.iter().any(|peers| !peers.is_direct()) {
+            let why =
+                if disabled { "disabled" } else { "the GPUs cannot read each other's memory" };
+            tracing::warn!("sums over ranks by NCCL alone: {why}");
+        }
+        let gpus: Vec<usize> = gpus.iter().map(Gpu::ordinal).collect();
+        let seats = all.into_iter().enumerate().map(|(rank, peers)| {
+            let words = FaultWords { record: peers.fault(), gpus: gpus.clone() };
+            Team { peers, member: member(rank), words }
+        });
+        Ok(seats.collect())
+    }
+
+    pub(super) fn words(&self) -> FaultWords {
+        self.words.clone()
+    }
+
+    pub(super) fn peers(&mut self) -> &mut Peers {
+        &mut self.peers
+    }
+
+    /// Settles how many rows are summed in which way, by timing them; ruins the residual stream.
+    pub(super) fn measure(&mut self, device: &Device, residual: &mut CudaSlice<bf16>) -> OpResult {
+        struct Failed(OpError);
+        impl From<minisgl_kernels::peers::PeerError> for Failed {
+            fn from(error: minisgl_kernels::peers::PeerError) -> Failed {
+                Failed(failed("time sums over ranks")(error))
+            }
+        }
+        let Team { peers, member, .. } = self;
+        let agree = |seconds: &mut [f32]| member.all_reduce(seconds).map_err(Failed);
+        let table = peers.measure(device, (&mut *residual).into(), agree).map_err(|f| f.0)?;
+        let ranks = peers.ranks() as f32;
+        for (rows, timed) in &table {
+            let timed: Vec<String> = timed
+                .iter()
+                .map(|(way, seconds)| format!("{way:?} {:.1} us", seconds / ranks * 1e6))
+                .collect();
+            tracing::debug!("sum of {rows} rows: {}", timed.join(", "));
+        }
+        let ways: Vec<(usize, Way)> = peers.ways().to_vec();
+        tracing::info!("sums over ranks, rows at most and way: {ways:?}");
+        Ok(())
+    }
+}
+
+/// How long a step of several ranks may take before it is given up; a collective that waits on the GPU gives
+/// up earlier, and says for whom.
+pub(super) const STEP_PATIENCE: Duration = Duration::from_secs(PATIENCE.as_secs() + 3);
+
+impl CudaOps {
+    /// The end of a block where there are several ranks: this rank's product, then the sum over all.
+    pub(super) fn linear_sum(
+        &mut self,
+        rows: usize,
+        linear: &Linear<CudaOps>,
+        x: &Buffer,
+        next: Option<&CudaSlice<bf16>>,
+        scratch: &mut Scratch<CudaOps>,
+        residual: &mut Buffer,
+    ) -> OpResult {
+        let Some(mut team) = self.team.take() else { return Err(failed("linear")("one rank")) };
+        let (room, width) = (residual.rows, residual.width);
+        let target = Target { data: team.peers.delta(Sum::Addition), rows: room, width };
+        let product = self.product_into(rows, linear, x, target, Into::Output);
+        let summed = product.and_then(|()| {
+            let mut normed = scratch.normed.rows_mut(rows);
+            let norm = next.map(|weight| NextNorm {
+                weight: weight.into(),
+                out: (&mut normed).into(),
+                eps: self.eps,
+            });
+            let mut residual = residual.rows_mut(rows);
+            team.peers
+                .all_reduce(&self.device, rows, Sum::Addition, (&mut residual).into(), norm)
+                .map_err(failed("all-reduce"))
+        });
+        self.team = Some(team);
+        self.normed = next.is_some();
+        summed
+    }
+}

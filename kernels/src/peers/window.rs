@@ -1,0 +1,113 @@
+//! Memory of one GPU that its peers may read and write too.
+//!
+//! Owns: that memory and who may touch it. Must never: let peers into anything else. Peer access to a whole
+//! context would have every later allocation wait for what runs on the other GPUs, which may be waiting
+//! for this one; the driver's virtual memory management opens these addresses alone.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaStream, DriverError, result, sys};
+
+use crate::abi::Address;
+
+/// A range of one GPU's memory, zeros at first.
+pub(super) struct Window {
+    stream: Arc<CudaStream>,
+    base: Address,
+    bytes: usize,
+    mapped: bool,
+}
+
+impl Window {
+    /// At least `bytes` on the stream's GPU, open to the GPUs of `ordinals`.
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        bytes: usize,
+        ordinals: &[usize],
+    ) -> Result<Window, DriverError> {
+        stream.context().bind_to_thread()?;
+        let properties = properties(stream.context().ordinal());
+        let mut unit = 0;
+        // SAFETY: both point to what the driver reads and writes.
+        unsafe {
+            sys::cuMemGetAllocationGranularity(
+                &mut unit,
+                &properties,
+                sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED,
+            )
+        }
+        .result()?;
+        let bytes = bytes.next_multiple_of(unit.max(1));
+        let mut base = 0;
+        // SAFETY: takes addresses only, which the driver chooses.
+        unsafe { sys::cuMemAddressReserve(&mut base, bytes, unit, 0, 0) }.result()?;
+        let mut window = Window { stream: stream.clone(), base, bytes, mapped: false };
+        let mut memory = 0;
+        // SAFETY: both point to what the driver reads and writes.
+        unsafe { sys::cuMemCreate(&mut memory, bytes, &properties, 0) }.result()?;
+        // SAFETY: the addresses are reserved, nothing is mapped there, and the memory is as large.
+        let mapped = unsafe { sys::cuMemMap(base, bytes, 0, memory, 0) }.result();
+        // SAFETY: the handle is used no more; the mapping, if there is one, keeps the memory.
+        let released = unsafe { sys::cuMemRelease(memory) }.result();
+        mapped?;
+        window.mapped = true;
+        released?;
+        let access: Vec<sys::CUmemAccessDesc> = ordinals
+            .iter()
+            .map(|&ordinal| sys::CUmemAccessDesc {
+                location: location(ordinal),
+                flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+            })
+            .collect();
+        // SAFETY: the range was mapped just now; the descriptors are read during the call.
+        unsafe { sys::cuMemSetAccess(base, bytes, access.as_ptr(), access.len()) }.result()?;
+        // SAFETY: as above, and nothing uses the range yet.
+        unsafe { result::memset_d8_async(base, 0, bytes, stream.cu_stream()) }?;
+        // SAFETY: the stream is alive. Peers may look as soon as this returns.
+        unsafe { result::stream::synchronize(stream.cu_stream()) }?;
+        Ok(window)
+    }
+
+    /// Where it begins, on every GPU that may touch it.
+    pub(super) fn base(&self) -> Address {
+        self.base
+    }
+}
+
+impl Drop for Window {
+    /// All ranks are gone by now: what they had enqueued has run, or never will.
+    fn drop(&mut self) {
+        // Nothing can be done about a GPU that has failed.
+        let _ = self.stream.context().bind_to_thread();
+        let _ = self.stream.synchronize();
+        if self.mapped {
+            // SAFETY: it was mapped so, once, and nothing that is enqueued uses it.
+            let _ = unsafe { sys::cuMemUnmap(self.base, self.bytes) };
+        }
+        // SAFETY: it was reserved so, and nothing is mapped there any more.
+        let _ = unsafe { sys::cuMemAddressFree(self.base, self.bytes) };
+    }
+}
+
+fn location(ordinal: usize) -> sys::CUmemLocation {
+    sys::CUmemLocation {
+        type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+        id: ordinal as i32,
+    }
+}
+
+/// Plain memory of a GPU.
+fn properties(ordinal: usize) -> sys::CUmemAllocationProp {
+    sys::CUmemAllocationProp {
+        type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+        requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+        location: location(ordinal),
+        win32HandleMetaData: std::ptr::null_mut(),
+        allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
+            compressionType: 0,
+            gpuDirectRDMACapable: 0,
+            usage: 0,
+            reserved: [0; 4],
+        },
+    }
+}
