@@ -37,7 +37,17 @@ pub struct Daemon {
 /// Options that suit two cores and many tests beside each other, on the device that is tested.
 pub fn model_options() -> LoadOptions {
     let device = device();
-    LoadOptions { device, threads: 2, kv_tokens: Some(16_384), ..LoadOptions::default() }
+    let tp = number("MINISGL_TEST_TP").unwrap_or(1) as u32;
+    LoadOptions { device, tp, threads: 2, kv_tokens: Some(16_384), ..LoadOptions::default() }
+}
+
+/// A number in the environment that changes what is tested.
+///
+/// # Panics
+/// It is none.
+pub fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is {value:?}, not a number")))
 }
 
 /// The device under test: `MINISGL_TEST_DEVICE`, `cpu` if that is not set, or `cuda`.

@@ -6,27 +6,30 @@ use std::io::Write;
 use std::time::Duration;
 
 use minisgl_proto::LoadOptions;
+use minisgl_tests::daemon::number;
 use minisgl_tests::random::Random;
 use minisgl_tests::{Daemon, dummy_folder, greedy, http, model_options};
 use serde_json::json;
 
+/// Unless `MINISGL_TEST_REQUESTS` says otherwise.
 const REQUESTS: u64 = 2000;
 const CLIENTS: u64 = 16;
 
 #[test]
-fn two_thousand_requests_dropped_at_random_moments() {
+fn requests_dropped_at_random_moments() {
     // A small model with a small cache: the test is about leaving, not about arithmetic.
     let daemon = Daemon::start();
     let dir = dummy_folder("qwen3", &daemon.dir());
     let options = LoadOptions { kv_tokens: Some(4096), max_len: Some(1024), ..model_options() };
     daemon.load("dummy", &dir, LoadOptions { dummy_weights: true, ..options });
     let expected = greedy(&daemon, "dummy", &[504, 2365, 6354], 8);
+    let requests = number("MINISGL_TEST_REQUESTS").unwrap_or(REQUESTS);
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
             let daemon = &daemon;
             scope.spawn(move || {
                 let mut random = Random::new(1000 + client);
-                for _ in 0..REQUESTS / CLIENTS {
+                for _ in 0..requests / CLIENTS {
                     come_and_go(daemon, &mut random);
                 }
             });

@@ -9,7 +9,7 @@
 mod common;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::driver::{Drive, generate, load};
 use minisgl_engine::{Engine, EngineInfo};
@@ -106,6 +106,14 @@ fn cases() -> Vec<Case> {
     };
     let mut paths: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
+    paths.retain(|path| {
+        let whole = path.join("expected.json").exists();
+        let divides = whole && divides(path);
+        if whole && !divides {
+            eprintln!("{} does not divide by {}: not run", path.display(), ranks());
+        }
+        divides
+    });
     let cases: Vec<Case> = paths.into_iter().filter_map(read).collect();
     assert!(!cases.is_empty(), "nothing in {} has an expected.json", dir.display());
     cases
@@ -121,6 +129,18 @@ fn device() -> Device {
     Device::Cpu
 }
 
+/// Ranks: `MINISGL_TEST_TP`, else one.
+fn ranks() -> u32 {
+    std::env::var("MINISGL_TEST_TP").map_or(1, |ranks| ranks.parse().unwrap())
+}
+
+/// Whether a model's heads can be divided among the ranks.
+fn divides(dir: &Path) -> bool {
+    let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["num_attention_heads"].as_u64().unwrap().is_multiple_of(u64::from(ranks()))
+}
+
 /// Runs `prompts` through a loaded model, fed what the reference was fed.
 struct Run {
     engine: Engine,
@@ -132,6 +152,7 @@ impl Run {
     fn load(case: &Case, page_size: u32) -> Run {
         let options = LoadOptions {
             device: device(),
+            tp: ranks(),
             page_size,
             kv_tokens: Some(4096),
             max_len: Some(1024),

@@ -66,6 +66,16 @@ impl Hardware {
     }
 }
 
+impl Hardware {
+    /// Of `count` such devices that divide the work.
+    pub fn times(self, count: usize) -> Hardware {
+        Hardware {
+            read_bytes_per_s: self.read_bytes_per_s * count as f64,
+            matmul_flop_per_s: self.matmul_flop_per_s * count as f64,
+        }
+    }
+}
+
 /// What a model's steps must move and compute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Costs {

@@ -60,6 +60,7 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     }
     let mut session = Session::load(&common.model, &options)?;
     let hardware = Hardware::choose(&common.floor, &session.info().device)?;
+    let hardware = hardware.map(|one| one.times(session.info().gpus.len().max(1)));
     let results = match &args.what {
         What::Offline(args) => vec![offline::run(&mut session, args, hardware)?],
         What::Latency(args) => latency::run(&mut session, args, hardware)?,

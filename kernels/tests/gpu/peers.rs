@@ -107,9 +107,14 @@ fn sums(gpu: &mut Gpu, group: &Group, peers: &mut [Peers], rows: usize, hidden: 
             with_norm.then(|| NextNorm { weight: weight.into(), out: out.into(), eps })
         });
         let all = peers.iter_mut().zip(&group.devices).zip(&mut residual).zip(norms);
-        for (((peers, device), residual), norm) in all {
-            peers.all_reduce(device, rows, sum, residual.into(), norm).unwrap();
-        }
+        // NCCL wants each rank to come from a thread of its own.
+        std::thread::scope(|scope| {
+            for (((peers, device), residual), norm) in all {
+                scope.spawn(move || {
+                    peers.all_reduce(device, rows, sum, residual.into(), norm).unwrap();
+                });
+            }
+        });
     }
     group.wait();
     // Rounded after each sum, as the residual stream is.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::error::OpError;
 
 /// How long a rank waits for its peers: far longer than any step differs between ranks.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Turns of the busy wait before a rank sleeps.
 const SPINS: u32 = 2_000;
 

@@ -46,8 +46,10 @@ impl Fault {
             return Ok(());
         }
         tracing::warn!("rank {rank}, step {step}: a fault, as {VARIABLE} asks for");
-        while self.stall {
-            std::thread::sleep(Duration::from_secs(1));
+        if self.stall {
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
         }
         Err(OpError { operation: "run the step", reason: format!("{VARIABLE} is set") })
     }

@@ -154,11 +154,6 @@ impl Hashes {
         }
         Ok(())
     }
-
-    /// Whether all ranks have spoken of `step`.
-    pub(crate) fn agree_on(&self, step: u64) -> bool {
-        self.steps.iter().all(|(known, _)| *known != step)
-    }
 }
 
 #[cfg(test)]
@@ -171,7 +166,7 @@ mod tests {
         for (step, rank) in [(7, 0), (8, 1), (7, 1), (8, 0), (7, 2)] {
             hashes.add(3, step, rank, step * 10).unwrap();
         }
-        assert!(hashes.agree_on(7) && !hashes.agree_on(8));
+        assert_eq!(hashes.steps.len(), 1, "all have spoken of step 7");
         let told = hashes.add(3, 8, 2, 81).unwrap_err();
         assert_eq!(told, "ranks have diverged: rank 2 and rank 1 ran step 8 differently");
     }
