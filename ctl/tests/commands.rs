@@ -23,6 +23,8 @@ fn status(name: &str) -> ModelStatus {
         state: ModelState::Ready,
         reason: None,
         pid: Some(7),
+        gpus: Vec::new(),
+        gpu_memory_bytes: None,
         restarts: 0,
         state_s: 5.0,
         in_flight: 0,
