@@ -34,7 +34,8 @@ pub struct Daemon {
     pub listen: SocketAddr,
 }
 
-/// Options that suit two cores and many tests beside each other, on the device that is tested.
+/// Options that suit two cores and many tests beside each other, on the device that is tested. They say how
+/// many tokens are kept, so that several models may be on one GPU.
 pub fn model_options() -> LoadOptions {
     let device = device();
     LoadOptions { device, threads: 2, kv_tokens: Some(16_384), ..LoadOptions::default() }
