@@ -170,7 +170,11 @@ impl Daemon {
 /// The events of a load to its end.
 pub async fn read_load(mut events: mpsc::Receiver<LoadEvent>) -> Vec<LoadEvent> {
     let mut all = Vec::new();
-    while let Some(event) = events.recv().await {
+    let next = async |events: &mut mpsc::Receiver<LoadEvent>| {
+        let event = tokio::time::timeout(PATIENCE, events.recv()).await;
+        event.expect("the load stands still")
+    };
+    while let Some(event) = next(&mut events).await {
         all.push(event);
     }
     all
