@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use minisgl_proto::socket::{self, Place};
-use minisgl_proto::{Attn, CacheMode, Device, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions};
 
 use crate::error::EXIT_CODES;
 
@@ -128,9 +128,13 @@ pub struct LoadArgs {
     /// Name for clients [default: the repo id, or the folder's last part]
     #[arg(long)]
     pub name: Option<String>,
-    /// Tensor-parallel ranks
+    /// Tensor-parallel ranks [default: one a GPU of --gpus, or 1]
     #[arg(long, value_name = "N")]
     pub tp: Option<u32>,
+    /// The driver's numbers of the GPUs, one a rank [default: those that suit best and that no other
+    /// model has]
+    #[arg(long, value_name = "N,N")]
+    pub gpus: Option<GpuList>,
     /// What to run on: auto, cpu or cuda
     #[arg(long, value_parser = lowercase::<Device>)]
     pub device: Option<Device>,
@@ -179,10 +183,13 @@ pub struct LoadArgs {
 
 impl LoadArgs {
     /// The options as given, the daemon's defaults for the rest.
-    pub fn options(&self) -> LoadOptions {
+    ///
+    /// # Errors
+    /// `--gpus` does not go with `--tp` or `--device`.
+    pub fn options(&self) -> Result<LoadOptions, BadGpus> {
         let default = LoadOptions::default();
-        LoadOptions {
-            tp: self.tp.unwrap_or(default.tp),
+        let options = LoadOptions {
+            tp: default.tp,
             device: self.device.unwrap_or(default.device),
             gpus: default.gpus,
             gpus_taken: default.gpus_taken,
@@ -199,7 +206,8 @@ impl LoadArgs {
             attn: self.attn.unwrap_or(default.attn),
             dummy_weights: self.dummy_weights,
             overlap: !self.no_overlap,
-        }
+        };
+        options.with_ranks(self.tp, self.gpus.as_ref())
     }
 }
 
@@ -283,7 +291,7 @@ mod tests {
     fn no_option_means_the_daemons_default() {
         let cli = Cli::parse_from(["minisglctl", "load", "org/name"]);
         let Command::Load(load) = cli.command else { panic!("{cli:?}") };
-        assert_eq!(load.options(), LoadOptions::default());
+        assert_eq!(load.options(), Ok(LoadOptions::default()));
     }
 
     #[test]
@@ -291,7 +299,7 @@ mod tests {
         let line = "minisglctl load m --device cpu --kv-dtype bf16 --cache naive --attn fa,fi --no-overlap";
         let cli = Cli::parse_from(line.split(' '));
         let Command::Load(load) = cli.command else { panic!("{cli:?}") };
-        let options = load.options();
+        let options = load.options().unwrap();
         assert_eq!(options.device, Device::Cpu);
         assert_eq!(options.kv_dtype, KvDtype::Bf16);
         assert_eq!(options.cache, CacheMode::Naive);
@@ -299,6 +307,21 @@ mod tests {
         assert!(!options.overlap);
         assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--attn", "fa,fb"]).is_err());
         assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--device", "tpu"]).is_err());
+    }
+
+    #[test]
+    fn ranks_are_as_many_as_gpus_unless_given() {
+        let options = |flags: &str| {
+            let line = format!("minisglctl load m {flags}");
+            let cli = Cli::parse_from(line.split_whitespace());
+            let Command::Load(load) = cli.command else { panic!("{cli:?}") };
+            load.options().map(|options| (options.gpus, options.tp))
+        };
+        assert_eq!(options("--gpus 2,3"), Ok((vec![2, 3], 2)));
+        assert_eq!(options("--gpus 7 --tp 1"), Ok((vec![7], 1)));
+        assert_eq!(options("--tp 2"), Ok((vec![], 2)));
+        assert!(options("--gpus 2,3 --tp 1").is_err());
+        assert!(options("--gpus 2 --device cpu").is_err());
     }
 
     #[test]

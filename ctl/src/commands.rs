@@ -18,7 +18,7 @@ use crate::render;
 
 /// `load`.
 pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), CtlError> {
-    let options = args.options();
+    let options = args.options().map_err(|error| CtlError::Usage(error.to_string()))?;
     // The daemon has another working directory.
     let model = match std::fs::canonicalize(&args.model) {
         Ok(path) if path.is_dir() => path.to_string_lossy().into_owned(),

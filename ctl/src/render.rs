@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use minisgl_proto::admin::{HealthReport, ModelState, ModelStatus};
 use minisgl_proto::worker::{LoadProgress, LoadStage};
-use minisgl_proto::{ModelInfo, StepStats};
+use minisgl_proto::{GpuList, ModelInfo, StepStats};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -46,6 +46,7 @@ pub fn stage(stage: LoadStage) -> &'static str {
     match stage {
         LoadStage::Resolve => "resolve",
         LoadStage::Download => "download",
+        LoadStage::Place => "place",
         LoadStage::Read => "read weights",
         LoadStage::KvPages => "KV pages",
         LoadStage::WarmUp => "warm up",
@@ -144,8 +145,9 @@ pub fn list(models: &[ModelStatus]) -> String {
     table(&head, &rows.collect::<Vec<_>>())
 }
 
-/// `ps`.
+/// `ps`. GPUs have columns where some model has any.
 pub fn ps(models: &[ModelStatus]) -> String {
+    let with_gpus = models.iter().any(|model| !model.gpus.is_empty());
     let rows = models.iter().map(|model| {
         let info = model.info.as_ref();
         let stats = model.stats.as_ref();
@@ -156,22 +158,36 @@ pub fn ps(models: &[ModelStatus]) -> String {
             (None, Some(at)) => progress(at),
             (None, None) => String::new(),
         };
-        vec![
+        let mut row = vec![
             model.name.clone(),
             state(model.state).to_string(),
             seconds(model.state_s),
             or_dash(info.map(|info| info.device.clone())),
             info.map_or(model.options.tp, |info| info.tp).to_string(),
+        ];
+        if with_gpus {
+            row.push(or_dash(gpus(model)));
+            row.push(or_dash(model.gpu_memory_bytes.map(bytes)));
+        }
+        row.extend([
             or_dash(stats.map(|stats| format!("{}/{}", stats.running, stats.waiting))),
             or_dash(stats.map(used)),
             or_dash(stats.map(|stats| percent(stats.cached_tokens, stats.prompt_tokens))),
             model.restarts.to_string(),
             one_line(&reason),
-        ]
+        ]);
+        row
     });
-    let head =
-        ["NAME", "STATE", "FOR", "DEVICE", "TP", "RUN/WAIT", "KV", "HITS", "RESTARTS", "REASON"];
+    let mut head = vec!["NAME", "STATE", "FOR", "DEVICE", "TP"];
+    if with_gpus {
+        head.extend(["GPUS", "GPU MEM"]);
+    }
+    head.extend(["RUN/WAIT", "KV", "HITS", "RESTARTS", "REASON"]);
     table(&head, &rows.collect::<Vec<_>>())
+}
+
+fn gpus(model: &ModelStatus) -> Option<String> {
+    (!model.gpus.is_empty()).then(|| GpuList(model.gpus.clone()).to_string())
 }
 
 fn one_line(text: &str) -> String {
@@ -192,6 +208,10 @@ pub fn show(model: &ModelStatus) -> String {
         lines.push(("progress", progress(at)));
     }
     lines.push(("worker", or_dash(model.pid.map(|pid| format!("process {pid}")))));
+    if let Some(gpus) = gpus(model) {
+        let memory = model.gpu_memory_bytes.map(|held| format!(", {} held", bytes(held)));
+        lines.push(("GPUs", format!("{gpus}{}", memory.unwrap_or_default())));
+    }
     lines.push(("restarts", model.restarts.to_string()));
     lines.push(("in flight", plural(model.in_flight, "request")));
     if let Some(info) = &model.info {

@@ -12,6 +12,8 @@ fn ready() -> ModelStatus {
         state: ModelState::Ready,
         reason: None,
         pid: Some(4711),
+        gpus: Vec::new(),
+        gpu_memory_bytes: None,
         restarts: 1,
         state_s: 3723.0,
         in_flight: 3,
@@ -118,6 +120,32 @@ fn processes() {
         org/small  restarting  1h02m  cpu     3   -         -    -     1         the worker was killed by signal 9 (SIGKILL)
     "#]],
     );
+}
+
+#[test]
+fn processes_on_gpus() {
+    let on = |name: &str, gpus: &[u32], gpu_memory_bytes| ModelStatus {
+        name: name.into(),
+        gpus: gpus.to_vec(),
+        gpu_memory_bytes,
+        ..ready()
+    };
+    let models = [on("a", &[0, 1], Some(150_323_855_360)), on("b", &[3], None), ready()];
+    check(
+        &ps(&models),
+        expect![[r#"
+        NAME       STATE  FOR    DEVICE  TP  GPUS  GPU MEM    RUN/WAIT  KV   HITS  RESTARTS  REASON
+        a          ready  1h02m  cpu     3   0,1   140.0 GiB  2/1       75%  25%   1
+        b          ready  1h02m  cpu     3   3     -          2/1       75%  25%   1
+        org/small  ready  1h02m  cpu     3   -     -          2/1       75%  25%   1
+    "#]],
+    );
+    let line = |model: &ModelStatus| {
+        show(model).lines().find(|line| line.starts_with("GPUs")).map(str::to_string)
+    };
+    assert_eq!(line(&models[0]).as_deref(), Some("GPUs          0,1, 140.0 GiB held"));
+    assert_eq!(line(&models[1]).as_deref(), Some("GPUs          3"));
+    assert_eq!(line(&models[2]), None);
 }
 
 #[test]

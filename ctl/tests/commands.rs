@@ -23,6 +23,8 @@ fn status(name: &str) -> ModelStatus {
         state: ModelState::Ready,
         reason: None,
         pid: Some(7),
+        gpus: Vec::new(),
+        gpu_memory_bytes: None,
         restarts: 0,
         state_s: 5.0,
         in_flight: 0,
@@ -143,6 +145,10 @@ fn load_sends_its_options_and_tells_each_stage() {
     };
     assert_eq!(sent, LoadRequest { model: "org/m".into(), name: Some("n".into()), options });
 
+    daemon.run(&["load", "org/m", "--gpus", "2,3"]);
+    let sent: LoadRequest = serde_json::from_value(daemon.calls()[1].body.clone()).unwrap();
+    assert_eq!((sent.options.gpus, sent.options.tp), (vec![2, 3], 2));
+
     let run = daemon.run(&["load", "org/m", "-o", "json"]);
     assert_eq!(value(&run)["state"], "ready");
 }
@@ -166,6 +172,11 @@ fn every_exit_code_means_one_thing() {
         (&["lsit"], 2, "unrecognized subcommand"),
         (&["load"], 2, "PATH_OR_REPO"),
         (&["load", "m", "--tp", "x"], 2, "--tp"),
+        (&["load", "m", "--gpus", "1,x"], 2, "\"x\" is no GPU's number"),
+        (&["load", "m", "--gpus", "1,1"], 2, "GPU 1 twice"),
+        (&["load", "m", "--gpus", ""], 2, "--gpus"),
+        (&["load", "m", "--gpus", "1,2", "--tp", "3"], 2, "tp is 3 and gpus is 1,2"),
+        (&["load", "m", "--gpus", "1", "--device", "cpu"], 2, "device is cpu"),
         (&["show", "nothing"], 4, "said so"),
         (&["load", "m", "--name", "taken"], 5, "said so"),
         (&["unload", "mine"], 5, "said so"),

@@ -259,6 +259,10 @@ impl Config {
                 folder.display()
             );
         }
+        for model in &self.model {
+            let checked = model.options.check_gpus();
+            checked.with_context(|| format!("[[model]] {}: options", model.model))?;
+        }
         logging::filter(&self.log.level)?;
         Ok(())
     }
@@ -314,6 +318,9 @@ mod tests {
             load("[[model]]\nmodel = \"a/b\"\noptions = { tp = 2, page_size = 1 }").unwrap();
         assert_eq!((config.model[0].options.tp, config.model[0].options.page_size), (2, 1));
         assert_eq!(config.model[0].options.max_running, LoadOptions::default().max_running);
+        let config = load("[[model]]\nmodel = \"a/b\"\noptions = { gpus = [2, 3] }").unwrap();
+        let options = &config.model[0].options;
+        assert_eq!((&options.gpus[..], options.tp), (&[2, 3][..], 2));
     }
 
     #[test]
@@ -329,6 +336,8 @@ mod tests {
         assert!(error("[workers]\nstream_buffer_tokens = 0\n").contains("at least 1"));
         assert!(error("[workers]\nfailures_max = 0\n").contains("failures_max"));
         assert!(error("[workers]\nstall_kill_s = 5\n").contains("not above stall_s"));
+        let text = error("[[model]]\nmodel = \"a/b\"\noptions = { gpus = [2, 3], tp = 3 }\n");
+        assert!(text.contains("a/b") && text.contains("tp is 3 and gpus is 2,3"), "{text}");
         assert!(error("[log]\nlevel = \"info,=loud=\"\n").contains("info,=loud="));
     }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use minisgl_control::{
-    Doctor, Expected, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand, admin,
-    socket,
+    Doctor, Expected, Gpus, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand,
+    admin, socket,
 };
 use minisgl_http::{Front, Listener, Settings};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
@@ -141,6 +141,7 @@ fn registry_config(config: &Config) -> RegistryConfig {
         worker,
         hub: config.hub_config(),
         inspector: Inspector(Arc::new(minisgl_http::check_model_dir)),
+        gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::none() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
         load_silence: Duration::from_secs_f64(config.workers.load_s_max),

@@ -34,7 +34,8 @@ pub struct Daemon {
     pub listen: SocketAddr,
 }
 
-/// Options that suit two cores and many tests beside each other, on the device that is tested.
+/// Options that suit two cores and many tests beside each other, on the device that is tested. They say how
+/// many tokens are kept, so that several models may be on one GPU.
 pub fn model_options() -> LoadOptions {
     let device = device();
     let tp = number("MINISGL_TEST_TP").unwrap_or(1) as u32;

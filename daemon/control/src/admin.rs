@@ -80,11 +80,11 @@ async fn version(State(admin): State<Admin>) -> Response {
 }
 
 async fn models(State(admin): State<Admin>) -> Response {
-    json(&admin.registry.list())
+    json(&admin.registry.list_with_memory().await)
 }
 
 async fn model(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
-    answer(admin.registry.status(&name))
+    answer(admin.registry.status_with_memory(&name).await)
 }
 
 async fn health(State(admin): State<Admin>) -> Response {

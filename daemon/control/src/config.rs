@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::gpus::Gpus;
+
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
 pub struct RegistryConfig {
@@ -15,6 +17,8 @@ pub struct RegistryConfig {
     pub hub: HubConfig,
     /// Looks at a model's folder before a worker is started for it.
     pub inspector: Inspector,
+    /// The GPUs that models may be on.
+    pub gpus: Gpus,
     /// A worker that owes an answer and sends no frame for this long is stalled.
     pub stall: Duration,
     /// One that stays silent for this long is killed.
@@ -37,6 +41,7 @@ impl Default for RegistryConfig {
             worker: WorkerCommand::current_exe(),
             hub: HubConfig::default(),
             inspector: Inspector::default(),
+            gpus: Gpus::default(),
             stall: Duration::from_secs(60),
             stall_kill: Duration::from_secs(300),
             load_silence: Duration::from_secs(1800),

@@ -3,11 +3,14 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`registry`] | the models by name: load, unload, submit, status, health |
+//! | `checks` | what is wrong with a load before anything starts |
 //! | [`resolve`] | from what was asked for to a folder: path, local cache, hub |
 //! | [`admin`], [`socket`] | HTTP over the Unix socket, and who may do what |
 //! | `supervisor` | one task a model: its state machine, and the life of its worker |
 //! | `worker` | one worker process: its socket, its frames, its last words |
 //! | `streams` | the requests in flight, and the way of a token to its reader |
+//! | `placement` | which model has which GPUs |
+//! | [`gpus`] | whether this machine has GPUs, and how much of their memory workers hold |
 //! | `hub` | downloads |
 //! | `doctor` | what the machine has, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
@@ -18,11 +21,14 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+mod checks;
 pub mod config;
 mod doctor;
+pub mod gpus;
 mod hub;
 mod metrics;
 mod model;
+mod placement;
 pub mod registry;
 pub mod resolve;
 pub mod socket;
@@ -32,6 +38,7 @@ mod worker;
 
 pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
 pub use doctor::Doctor;
+pub use gpus::{GpuSource, Gpus};
 pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Expected, Generation, ModelHandle, Registry};
 pub use streams::AbortGuard;

@@ -11,6 +11,7 @@ use minisgl_proto::worker::LoadProgress;
 use minisgl_proto::{LoadOptions, ModelInfo, StepStats};
 use tokio::sync::mpsc;
 
+use crate::placement::Placement;
 use crate::streams::Streams;
 use crate::supervisor::Event;
 
@@ -28,6 +29,7 @@ pub(crate) struct Model {
     pub(crate) streams: Arc<Streams>,
     /// The way to its supervisor.
     pub(crate) events: mpsc::Sender<Event>,
+    placement: Placement,
     view: Mutex<View>,
     pulse: Mutex<Pulse>,
 }
@@ -58,6 +60,7 @@ impl Model {
         options: LoadOptions,
         stream_buffer: usize,
         events: mpsc::Sender<Event>,
+        placement: Placement,
     ) -> Self {
         let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Model {
@@ -67,6 +70,7 @@ impl Model {
             created_ns: unix_time.map_or(0, |time| time.as_nanos() as u64),
             streams: Arc::new(Streams::new(stream_buffer)),
             events,
+            placement,
             view: Mutex::new(View {
                 state: ModelState::Loading,
                 since: Instant::now(),
@@ -138,6 +142,8 @@ impl Model {
             state: view.state,
             reason: view.reason,
             pid: view.pid,
+            gpus: self.placement.gpus_of(&self.name),
+            gpu_memory_bytes: None,
             restarts: view.restarts,
             state_s: view.since.elapsed().as_secs_f64(),
             in_flight: u32::try_from(self.streams.in_flight()).unwrap_or(u32::MAX),

@@ -3,7 +3,6 @@
 //! Owns: which names are taken, and request ids. Must never: change a model's state itself; that is
 //! its supervisor's business.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,9 +13,12 @@ use minisgl_proto::admin::{
 use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::checks::{check_name, check_options, default_name};
 use crate::config::RegistryConfig;
+use crate::gpus::Meter;
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::placement::{Placement, Seat};
 use crate::resolve;
 use crate::streams::{AbortGuard, Refused};
 use crate::supervisor::{Event, Supervisor};
@@ -25,8 +27,6 @@ use crate::supervisor::{Event, Supervisor};
 const EVENTS_MAX: usize = 64;
 /// Lines of a load's answer that may wait for a slow client; progress beyond it is dropped.
 const LOAD_EVENTS_MAX: usize = 256;
-/// Bytes of a model's name at most.
-const NAME_BYTES_MAX: usize = 200;
 /// Models at once, at most.
 const MODELS_MAX: usize = 64;
 
@@ -39,6 +39,8 @@ struct Inner {
     metrics: Metrics,
     /// In the order they were loaded.
     models: Mutex<Vec<Arc<Model>>>,
+    placement: Placement,
+    meter: Meter,
     next_id: AtomicU64,
     closing: AtomicBool,
     /// Models that the daemon means to load and has not tried.
@@ -125,9 +127,11 @@ impl Registry {
         metrics: &prometheus::Registry,
     ) -> Result<Self, prometheus::Error> {
         Ok(Registry(Arc::new(Inner {
+            meter: Meter::new(config.gpus.clone()),
             config: Arc::new(config),
             metrics: Metrics::new(metrics)?,
             models: Mutex::default(),
+            placement: Placement::default(),
             next_id: AtomicU64::new(1),
             closing: AtomicBool::new(false),
             expected: AtomicUsize::new(0),
@@ -159,8 +163,8 @@ impl Registry {
     /// reads them. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// `Invalid`: the name or the options cannot be. `Conflict`: the name is taken, or the daemon
-    /// shuts down.
+    /// `Invalid`: the name or the options cannot be. `Conflict`: the name or a GPU is taken, or the
+    /// daemon shuts down.
     pub async fn load(
         &self,
         request: LoadRequest,
@@ -178,15 +182,18 @@ impl Registry {
         }
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let (watcher, progress) = mpsc::channel(LOAD_EVENTS_MAX);
-        let LoadRequest { model: source, options, .. } = request;
-        let buffer = self.0.config.stream_buffer;
-        let model = Arc::new(Model::new(name, source, options, buffer, events));
-        self.insert(&model)?;
+        let LoadRequest { model: source, mut options, .. } = request;
+        // Who has which GPUs is for the daemon to say.
+        options.gpus_taken.clear();
+        let (buffer, placement) = (self.0.config.stream_buffer, self.0.placement.clone());
+        let model = Arc::new(Model::new(name, source, options, buffer, events, placement));
+        let seat = self.insert(&model)?;
         tracing::info!(model = model.name, source = model.source, "loading");
         let supervisor = Supervisor::new(
             Arc::clone(&model),
             Arc::clone(&self.0.config),
             self.0.metrics.clone(),
+            seat,
             inbox,
             watcher,
         );
@@ -198,7 +205,7 @@ impl Registry {
         Ok(progress)
     }
 
-    fn insert(&self, model: &Arc<Model>) -> Result<(), AdminError> {
+    fn insert(&self, model: &Arc<Model>) -> Result<Seat, AdminError> {
         let conflict = |message| AdminError { code: AdminErrorCode::Conflict, message };
         let mut models = self.lock();
         if self.0.closing.load(Ordering::SeqCst) {
@@ -215,8 +222,11 @@ impl Registry {
         if models.len() >= MODELS_MAX {
             return Err(conflict(format!("{MODELS_MAX} models are loaded, which is the limit")));
         }
+        let gpus_here = self.0.config.gpus.0.may_exist();
+        let seat = self.0.placement.claim(&model.name, &model.options, gpus_here);
+        let seat = seat.map_err(|taken| conflict(taken.to_string()))?;
         models.push(Arc::clone(model));
-        Ok(())
+        Ok(seat)
     }
 
     /// Unloads a model: without `force` after its running requests, up to the drain time. Returns its
@@ -241,6 +251,24 @@ impl Registry {
     pub fn list(&self) -> Vec<ModelStatus> {
         let models = self.lock().clone();
         models.iter().map(|model| model.status()).collect()
+    }
+
+    /// As [`Registry::status`], and how much GPU memory its worker holds, which the driver is asked for.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn status_with_memory(&self, name: &str) -> Result<ModelStatus, AdminError> {
+        let mut status = [self.status(name)?];
+        self.0.meter.fill(&mut status).await;
+        let [status] = status;
+        Ok(status)
+    }
+
+    /// As [`Registry::list`], and how much GPU memory each worker holds, which the driver is asked for.
+    pub async fn list_with_memory(&self) -> Vec<ModelStatus> {
+        let mut models = self.list();
+        self.0.meter.fill(&mut models).await;
+        models
     }
 
     /// Unix time at which each model's load began, in nanoseconds, in the order of [`Registry::list`].
@@ -343,42 +371,4 @@ async fn unload(model: &Model, force: bool, drain: Duration) -> ModelStatus {
     // A model that is gone already drops the event; its status is still there.
     let _ = model.events.send(Event::Unload { force, drain, reply }).await;
     answer.await.unwrap_or_else(|_| model.status())
-}
-
-fn invalid(message: String) -> AdminError {
-    AdminError { code: AdminErrorCode::Invalid, message }
-}
-
-/// The repo id without its revision, or the folder's last part.
-fn default_name(model: &str) -> Result<String, AdminError> {
-    let path = Path::new(model);
-    if resolve::is_path(model) {
-        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        return last.ok_or_else(|| invalid(format!("{model:?} has no last part; give a --name")));
-    }
-    Ok(model.split('@').next().unwrap_or(model).to_string())
-}
-
-fn check_name(name: &str) -> Result<(), AdminError> {
-    let fine = !name.is_empty()
-        && name.len() <= NAME_BYTES_MAX
-        && !name.chars().any(|c| c.is_control() || c.is_whitespace());
-    if fine {
-        return Ok(());
-    }
-    Err(invalid(format!(
-        "{name:?} is no model name: it needs 1 to {NAME_BYTES_MAX} bytes without white space"
-    )))
-}
-
-fn check_options(options: &minisgl_proto::LoadOptions) -> Result<(), AdminError> {
-    if let Some(ratio) = options.memory_ratio
-        && !(ratio > 0.0 && ratio <= 1.0)
-    {
-        return Err(invalid(format!("memory_ratio is {ratio}; it must be above 0 and at most 1")));
-    }
-    if options.tp == 0 {
-        return Err(invalid("tp is 0; it must be at least 1".to_string()));
-    }
-    Ok(())
 }

@@ -13,17 +13,22 @@
 //!             Gone          Gone         Failed --unload, or the next load---------------+
 //! ```
 //!
+//! Before `Starting` comes `Queued` where another model is choosing its GPUs just then; what ends the one
+//! ends the other too.
+//!
 //! Clients see `Resolving` and the first `Starting` as *loading*; `Waiting` and every later
 //! `Starting` as *restarting*; `Serving` as *ready*, or as *stalled* while the worker owes an answer
 //! and sends nothing. `Draining` and `Terminating` are *unloading*.
 //!
-//! This file has the events and the loop; `load`, `death`, `unload` and `watch` say what the events do.
+//! This file has the events and the loop; `load`, `place`, `death`, `unload` and `watch` say what the events
+//! do.
 //!
 //! Owns: the worker of its model, and what [`Model`] says of it. Must never: wait for anything but
 //! the next event, so that it is always there to hear of a death.
 
 mod death;
 mod load;
+mod place;
 mod unload;
 mod watch;
 
@@ -40,6 +45,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::RegistryConfig;
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::placement::Seat;
 use crate::resolve::ResolveError;
 use crate::worker::Worker;
 
@@ -67,6 +73,8 @@ pub(crate) enum Event {
     Flush(oneshot::Sender<Result<u64, AdminError>>),
     /// Somebody wants the model gone.
     Unload { force: bool, drain: Duration, reply: oneshot::Sender<ModelStatus> },
+    /// Who chose GPUs has them, or is gone.
+    Turn,
     /// The time set with the current phase has come.
     Deadline,
     /// Time to ping.
@@ -76,6 +84,7 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Resolving,
+    Queued,
     Starting,
     Serving,
     Waiting,
@@ -90,6 +99,8 @@ pub(crate) struct Supervisor {
     model: Arc<Model>,
     config: Arc<RegistryConfig>,
     metrics: Metrics,
+    /// Its GPUs.
+    seat: Seat,
     events: mpsc::Receiver<Event>,
     /// Who asked for the load and hears how it goes.
     watcher: Option<mpsc::Sender<LoadEvent>>,
@@ -120,6 +131,7 @@ impl Supervisor {
         model: Arc<Model>,
         config: Arc<RegistryConfig>,
         metrics: Metrics,
+        seat: Seat,
         events: mpsc::Receiver<Event>,
         watcher: mpsc::Sender<LoadEvent>,
     ) -> Self {
@@ -127,6 +139,7 @@ impl Supervisor {
             model,
             config,
             metrics,
+            seat,
             events,
             watcher: Some(watcher),
             phase: Phase::Resolving,
@@ -160,6 +173,7 @@ impl Supervisor {
         self.metrics.forget(&self.model.name);
         let status = self.model.status();
         tracing::info!(model = self.model.name, "gone");
+        drop(self.seat);
         gone();
         self.events.close();
         let failed = || AdminError {
@@ -197,9 +211,11 @@ impl Supervisor {
                 _ => std::future::pending().await,
             }
         };
+        let (seat, queued) = (&mut self.seat, self.phase == Phase::Queued);
         tokio::select! {
             Some(event) = self.events.recv() => event,
             status = exit => Event::Exited(status),
+            () = seat.changed(), if queued => Event::Turn,
             () = alarm => Event::Deadline,
             _ = ticks.tick() => Event::Tick,
         }
@@ -215,6 +231,7 @@ impl Supervisor {
             Event::Exited(status) => self.on_exited(status),
             Event::Flush(reply) => self.on_flush(reply),
             Event::Unload { force, drain, reply } => self.on_unload(force, drain, reply),
+            Event::Turn => self.on_turn(),
             Event::Deadline => self.on_deadline(),
             Event::Tick => self.on_tick(),
         }

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode};
 use common::fake::{ENDLESS, LOAD_FAILS, LOAD_WAITS};
-use common::{Daemon, token};
+use common::{Daemon, config_with_gpus, token};
 use minisgl_control::admin::{DaemonInfo, router};
 use minisgl_control::socket::{Peer, bind, serve_unix};
 use minisgl_control::{Doctor, WorkerCommand};
@@ -214,6 +214,19 @@ async fn bad_calls_are_told_what_is_wrong() {
         ("POST", "/admin/v1/load", r#"{"model": 1}"#, "expected a string"),
         ("POST", "/admin/v1/load", r#"{"model": "m", "options": {"tpp": 2}}"#, "tpp"),
         ("POST", "/admin/v1/load", r#"{"model": "m", "options": {"tp": 0}}"#, "tp is 0"),
+        ("POST", "/admin/v1/load", r#"{"model": "m", "options": {"gpus": [1, 1]}}"#, "GPU 1 twice"),
+        (
+            "POST",
+            "/admin/v1/load",
+            r#"{"model": "m", "options": {"gpus": "1"}}"#,
+            "expected a sequence",
+        ),
+        (
+            "POST",
+            "/admin/v1/load",
+            r#"{"model": "m", "options": {"gpus": [1, 2], "tp": 1}}"#,
+            "tp is 1 and gpus is 1,2",
+        ),
         ("POST", "/admin/v1/load", big.as_str(), "the limit is 1048576 bytes"),
         ("GET", "/admin/v1/load", "", "no call GET /admin/v1/load"),
         ("GET", "/admin/v9/load", "", "no call GET /admin/v9/load"),
@@ -235,6 +248,25 @@ async fn bad_calls_are_told_what_is_wrong() {
         let Some(LoadEvent::Failed(error)) = load_events(&body).pop() else { panic!("{body}") };
         assert_eq!(error.code, AdminErrorCode::NotFound, "{error}");
         assert!(error.message.contains(absent), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn models_on_gpus_come_with_the_memory_that_they_hold() {
+    let (config, gpus) = config_with_gpus(2);
+    let daemon = Daemon::with(config);
+    let pid = daemon.load("m").await.unwrap().pid.unwrap();
+    gpus.memory.lock().unwrap().insert(pid, 1 << 33);
+    let ask = async |path: &str| {
+        let call = Request::get(path).body(Body::empty()).unwrap();
+        let answer = router(daemon.registry.clone(), info()).oneshot(call).await.unwrap();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap()
+    };
+    let (all, one) = (ask("/admin/v1/models").await, ask("/admin/v1/models/m").await);
+    for model in [&all[0], &one] {
+        assert_eq!(model["gpus"], serde_json::json!([0]), "{model}");
+        assert_eq!(model["gpu_memory_bytes"], 1_u64 << 33, "{model}");
     }
 }
 

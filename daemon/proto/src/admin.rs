@@ -113,6 +113,13 @@ pub struct ModelStatus {
     pub reason: Option<String>,
     /// Process id of the worker.
     pub pid: Option<u32>,
+    /// The driver's numbers of the GPUs that it has: those asked for, or those it was placed on. Empty on
+    /// the CPU, and before it was placed.
+    #[serde(default)]
+    pub gpus: Vec<u32>,
+    /// Bytes that its worker holds on GPUs, as the driver counts them; asked for `GET` alone. `None` where
+    /// the driver does not say.
+    pub gpu_memory_bytes: Option<u64>,
     /// Times a dead worker was replaced.
     pub restarts: u32,
     /// Seconds in this state.

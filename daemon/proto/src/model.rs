@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What the engine runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,15 +122,17 @@ impl From<Attn> for String {
 /// Everything that can be chosen when a model is loaded. `None`, and 0 `threads`, mean "decide for
 /// me"; every other count must be at least 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct LoadOptions {
-    /// Tensor-parallel ranks.
+    /// Tensor-parallel ranks; where it is not given, one a GPU of `gpus`, or 1.
+    #[serde(default = "tp_not_given")]
     pub tp: u32,
     /// What to run on.
     pub device: Device,
     /// The driver's numbers of the GPUs, one a rank; empty: those that suit best are found.
     pub gpus: Vec<u32>,
-    /// GPUs that other models have: none of them is found when `gpus` is empty.
+    /// GPUs that other models have: none of them is found when `gpus` is empty. The daemon says it to its
+    /// worker; what anybody else says is not heard.
     pub gpus_taken: Vec<u32>,
     /// Compute threads over all ranks (CPU); 0 means one a core.
     pub threads: u32,
@@ -183,6 +185,31 @@ impl Default for LoadOptions {
             dummy_weights: false,
             overlap: true,
         }
+    }
+}
+
+/// What `tp` is read as where it is not given; no machine has as many GPUs.
+const TP_NOT_GIVEN: u32 = u32::MAX;
+
+fn tp_not_given() -> u32 {
+    TP_NOT_GIVEN
+}
+
+impl<'de> Deserialize<'de> for LoadOptions {
+    /// As derived, and `tp` follows from `gpus` where it is not given.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What `remote` derives goes before this trait's.
+        let mut options = LoadOptions::deserialize(deserializer)?;
+        if options.tp == TP_NOT_GIVEN {
+            options.tp = crate::gpus::one_a_gpu(&options.gpus);
+        }
+        Ok(options)
+    }
+}
+
+impl Serialize for LoadOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        LoadOptions::serialize(self, serializer)
     }
 }
 

@@ -81,6 +81,8 @@ pub enum LoadStage {
     Resolve,
     /// Fetching files from the hub, in bytes.
     Download,
+    /// Waiting until another model has its GPUs, so that both do not take the same.
+    Place,
     /// Reading weights, in bytes.
     Read,
     /// First steps, graphs, measurements.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use minisgl_proto::{Attn, CacheMode, Device, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions};
 
 /// `bench`.
 #[derive(Debug, Args)]
@@ -117,9 +117,12 @@ pub struct LoadFlags {
     /// Seeded random weights; needs only config.json
     #[arg(long)]
     pub dummy_weights: bool,
-    /// Tensor-parallel ranks
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub tp: u32,
+    /// Tensor-parallel ranks [default: one a GPU of --gpus, or 1]
+    #[arg(long, value_name = "N")]
+    pub tp: Option<u32>,
+    /// The driver's numbers of the GPUs, one a rank [default: those that suit best]
+    #[arg(long, value_name = "N,N")]
+    pub gpus: Option<GpuList>,
     /// What to run on: auto, cpu or cuda
     #[arg(long, value_parser = lowercase::<Device>, default_value = "auto")]
     pub device: Device,
@@ -160,9 +163,11 @@ pub struct LoadFlags {
 
 impl LoadFlags {
     /// The same as the worker gets them.
-    pub fn options(&self) -> LoadOptions {
-        LoadOptions {
-            tp: self.tp,
+    ///
+    /// # Errors
+    /// `--gpus` does not go with `--tp` or `--device`.
+    pub fn options(&self) -> Result<LoadOptions, BadGpus> {
+        let options = LoadOptions {
             device: self.device,
             threads: self.threads,
             page_size: self.page_size,
@@ -177,7 +182,8 @@ impl LoadFlags {
             dummy_weights: self.dummy_weights,
             overlap: !self.no_overlap,
             ..LoadOptions::default()
-        }
+        };
+        options.with_ranks(self.tp, self.gpus.as_ref())
     }
 }
 

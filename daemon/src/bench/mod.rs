@@ -52,7 +52,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 
 fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     let common = args.common();
-    let mut options = common.load.options();
+    let mut options = common.load.options()?;
     crate::worker::apply_environment(&mut options);
     if let What::Offline(offline) = &args.what {
         // All requests are submitted at once, and none is refused.

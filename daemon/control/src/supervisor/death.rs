@@ -47,11 +47,12 @@ impl Supervisor {
         self.deadline = None;
         let name = self.model.name.clone();
         let wanted = matches!(self.phase, Phase::Draining | Phase::Terminating);
-        let first_load =
-            self.epoch == 1 && matches!(self.phase, Phase::Starting | Phase::Resolving);
+        let first_load = self.epoch == 1
+            && matches!(self.phase, Phase::Resolving | Phase::Queued | Phase::Starting);
         self.metrics.up(&name, false);
         self.metrics.gauges(&name, &StepStats::default());
         self.model.forget_pulse();
+        self.seat.pause();
         self.model.update(|view| view.pid = None);
         for reply in self.flushes.drain(..) {
             let _ = reply.send(Err(failed(format!("the worker of model \"{name}\" {death}"))));
@@ -85,6 +86,7 @@ impl Supervisor {
         tracing::error!(model = name, why, lost_requests = lost, last_words = ?last_words, "{next}");
         if given_up {
             self.phase = Phase::Failed;
+            self.seat.vacate();
             let failures = self.failures;
             self.model.update(|view| {
                 view.state = ModelState::Failed;

@@ -30,7 +30,7 @@ impl Supervisor {
         match found {
             Ok(dir) => {
                 self.dir = dir;
-                self.start_worker();
+                self.place();
             }
             Err(error) => {
                 self.failure = error.code();
@@ -50,7 +50,8 @@ impl Supervisor {
         self.phase = Phase::Gone;
     }
 
-    pub(super) fn start_worker(&mut self) {
+    /// Starts a worker on `gpus`, or where it finds room beside those `taken`.
+    pub(super) fn start_worker(&mut self, gpus: Vec<u32>, taken: Vec<u32>) {
         self.epoch += 1;
         self.load_error = None;
         self.load_began = Instant::now();
@@ -66,11 +67,15 @@ impl Supervisor {
                 return self.on_death(&format!("could not be started ({program}: {error})"), &[]);
             }
         };
+        let mut options = LoadOptions { gpus_taken: taken, ..self.model.options.clone() };
+        if !gpus.is_empty() {
+            options.gpus = gpus;
+        }
         let spec = WorkerSpec {
             version: VERSION.to_string(),
             name: self.model.name.clone(),
             dir: self.dir.clone(),
-            options: self.model.options.clone(),
+            options,
         };
         let _ = worker.outbox.try_send(ToWorker::Load(spec)); // the outbox is new and empty
         tracing::info!(model = self.model.name, pid = worker.pid(), "worker started");
@@ -113,6 +118,7 @@ impl Supervisor {
         let Some(worker) = &self.worker else { return };
         let limit = info.max_running.saturating_add(info.max_waiting).max(1);
         let seconds = self.load_began.elapsed().as_secs_f64();
+        self.seat.settle(&info.gpus);
         self.model.update(|view| {
             view.state = ModelState::Ready;
             view.reason = self.last_death.clone();

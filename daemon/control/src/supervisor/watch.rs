@@ -19,8 +19,8 @@ impl Supervisor {
             Phase::Starting | Phase::Serving => self.kill("it did not exit by itself"),
             Phase::Terminating => self.kill("it did not heed SIGTERM"),
             Phase::Draining => self.terminate("unloaded before the request was done"),
-            Phase::Waiting => self.start_worker(),
-            Phase::Resolving | Phase::Failed | Phase::Gone => {}
+            Phase::Waiting => self.place(),
+            Phase::Resolving | Phase::Queued | Phase::Failed | Phase::Gone => {}
         }
     }
 

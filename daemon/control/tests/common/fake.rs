@@ -1,5 +1,6 @@
 //! A worker that speaks the frames and computes nothing. The model's name says how it loads, the
-//! first token of a prompt what happens to the request.
+//! first token of a prompt what happens to the request. It has as many GPUs as [`GPUS`] says, and takes the
+//! first that are free when it may choose.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -11,8 +12,8 @@ use std::time::Duration;
 use minisgl_proto::frame::{self, HEADER_BYTES};
 use minisgl_proto::worker::LoadProgress;
 use minisgl_proto::{
-    Finish, FromWorker, LoadStage, ModelInfo, RequestId, Sampled, StepStats, ToWorker, TokenEvent,
-    WorkerSpec,
+    Device, Finish, FromWorker, LoadStage, ModelInfo, RequestId, Sampled, StepStats, ToWorker,
+    TokenEvent, WorkerSpec,
 };
 
 /// `[COUNT, n]`: the tokens 0 to n - 1, then `Length`.
@@ -36,6 +37,9 @@ pub const RESTART_DIES: &str = "restart-dies";
 pub const LOAD_WAITS: &str = "load-waits";
 /// Ignores `Drain` and the end of the stream.
 pub const STUBBORN: &str = "stubborn";
+
+/// Variable with the number of GPUs of its machine.
+pub const GPUS: &str = "FAKE_GPUS";
 
 /// Runs until the daemon has no more use for it.
 pub fn run() {
@@ -82,6 +86,10 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         }
         _ => {}
     }
+    let gpus = place(spec).unwrap_or_else(|why| {
+        send(socket, &FromWorker::LoadFailed(why));
+        std::process::exit(1);
+    });
     let info = ModelInfo {
         name: spec.name.clone(),
         dir: spec.dir.clone(),
@@ -100,13 +108,28 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         max_waiting: spec.options.max_waiting,
         chunk_tokens: 512,
         eos_token_ids: vec![0],
-        tp: 1,
-        gpus: Vec::new(),
+        tp: spec.options.tp,
+        gpus,
         read_bytes: 1 << 20,
         read_s: 0.05,
         load_s: 0.1,
     };
     send(socket, &FromWorker::Ready(Box::new(info)));
+}
+
+/// The GPUs it runs on; none is the CPU.
+fn place(spec: &WorkerSpec) -> Result<Vec<u32>, String> {
+    let options = &spec.options;
+    let there = std::env::var(GPUS).map_or(0, |number| number.parse().unwrap());
+    if options.device == Device::Cpu || (options.device == Device::Auto && there == 0) {
+        return Ok(Vec::new());
+    }
+    if !options.gpus.is_empty() {
+        return Ok(options.gpus.clone());
+    }
+    let free: Vec<u32> = (0..there).filter(|gpu| !options.gpus_taken.contains(gpu)).collect();
+    let chosen = free.get(..options.tp as usize).map(<[u32]>::to_vec);
+    chosen.ok_or_else(|| format!("{} of {there} GPUs are free", free.len()))
 }
 
 fn serve(spec: &WorkerSpec, inbox: &mpsc::Receiver<ToWorker>, socket: &mut UnixStream) {

@@ -4,15 +4,18 @@
 
 pub mod fake;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use minisgl_control::{
-    Generate, Generation, HubConfig, Inspector, Registry, RegistryConfig, RestartPolicy,
-    WorkerCommand,
+    Generate, Generation, GpuSource, Gpus, HubConfig, Inspector, Registry, RegistryConfig,
+    RestartPolicy, WorkerCommand,
 };
 use minisgl_proto::admin::{AdminError, LoadEvent, LoadRequest, ModelState, ModelStatus};
 use minisgl_proto::{Finish, LoadOptions, SamplingParams, StopParams};
+use tokio::sync::mpsc;
 
 /// Runs the one ignored test, which is the worker.
 const WORKER_ARGS: [&str; 4] = ["fake_worker", "--exact", "--ignored", "--nocapture"];
@@ -36,6 +39,7 @@ pub fn config() -> RegistryConfig {
         },
         hub: HubConfig { offline: true, ..HubConfig::default() },
         inspector: Inspector::default(),
+        gpus: Gpus::none(),
         stall: Duration::from_millis(300),
         stall_kill: Duration::from_secs(60),
         load_silence: Duration::from_secs(60),
@@ -49,6 +53,32 @@ pub fn config() -> RegistryConfig {
         drain: Duration::from_secs(5),
         term_grace: Duration::from_millis(300),
     }
+}
+
+/// A machine's GPUs: what a test says they hold.
+#[derive(Default)]
+pub struct FakeGpus {
+    /// Bytes by process.
+    pub memory: Mutex<HashMap<u32, u64>>,
+}
+
+impl GpuSource for FakeGpus {
+    fn may_exist(&self) -> bool {
+        true
+    }
+
+    fn memory_by_process(&self) -> HashMap<u32, u64> {
+        self.memory.lock().unwrap().clone()
+    }
+}
+
+/// The same on a machine with `count` GPUs.
+pub fn config_with_gpus(count: u32) -> (RegistryConfig, Arc<FakeGpus>) {
+    let source = Arc::new(FakeGpus::default());
+    let mut config = config();
+    config.worker.env.push((fake::GPUS.into(), count.to_string().into()));
+    config.gpus = Gpus(Arc::<FakeGpus>::clone(&source));
+    (config, source)
 }
 
 impl Daemon {
@@ -84,20 +114,31 @@ impl Daemon {
     }
 
     pub async fn load_events(&self, name: &str) -> Vec<LoadEvent> {
-        let mut events = self.registry.load(self.request(name)).await.unwrap();
-        let mut all = Vec::new();
-        while let Some(event) = events.recv().await {
-            all.push(event);
-        }
-        all
+        read_load(self.registry.load(self.request(name)).await.unwrap()).await
     }
 
     pub async fn load(&self, name: &str) -> Result<ModelStatus, AdminError> {
-        match self.load_events(name).await.pop() {
-            Some(LoadEvent::Ready(status)) => Ok(*status),
-            Some(LoadEvent::Failed(error)) => Err(error),
-            other => panic!("a load ended with {other:?}"),
-        }
+        end_of(self.load_events(name).await)
+    }
+
+    /// Begins a load with other options than [`Daemon::request`]'s.
+    pub async fn begin(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut LoadOptions),
+    ) -> Result<mpsc::Receiver<LoadEvent>, AdminError> {
+        let mut request = self.request(name);
+        change(&mut request.options);
+        self.registry.load(request).await
+    }
+
+    /// The same to its end.
+    pub async fn load_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut LoadOptions),
+    ) -> Result<ModelStatus, AdminError> {
+        end_of(read_load(self.begin(name, change).await?).await)
     }
 
     pub fn submit(&self, name: &str, prompt: &[u32]) -> Generation {
@@ -123,6 +164,28 @@ impl Daemon {
 
     pub fn metrics_text(&self) -> String {
         prometheus::TextEncoder::new().encode_to_string(&self.metrics.gather()).unwrap()
+    }
+}
+
+/// The events of a load to its end.
+pub async fn read_load(mut events: mpsc::Receiver<LoadEvent>) -> Vec<LoadEvent> {
+    let mut all = Vec::new();
+    let next = async |events: &mut mpsc::Receiver<LoadEvent>| {
+        let event = tokio::time::timeout(PATIENCE, events.recv()).await;
+        event.expect("the load stands still")
+    };
+    while let Some(event) = next(&mut events).await {
+        all.push(event);
+    }
+    all
+}
+
+/// How a load ended.
+pub fn end_of(mut events: Vec<LoadEvent>) -> Result<ModelStatus, AdminError> {
+    match events.pop() {
+        Some(LoadEvent::Ready(status)) => Ok(*status),
+        Some(LoadEvent::Failed(error)) => Err(error),
+        other => panic!("a load ended with {other:?}"),
     }
 }
 

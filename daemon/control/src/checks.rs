@@ -1,0 +1,54 @@
+//! What can be told to be wrong with a load before anything starts.
+//!
+//! Owns: what a model's name may be, and which options cannot go together. Must never: look at the machine;
+//! whether a model fits is the worker's to say.
+
+use std::path::Path;
+
+use minisgl_proto::LoadOptions;
+use minisgl_proto::admin::{AdminError, AdminErrorCode};
+
+use crate::resolve;
+
+/// Bytes of a model's name at most.
+const NAME_BYTES_MAX: usize = 200;
+
+fn invalid(message: String) -> AdminError {
+    AdminError { code: AdminErrorCode::Invalid, message }
+}
+
+/// The repo id without its revision, or the folder's last part.
+pub(crate) fn default_name(model: &str) -> Result<String, AdminError> {
+    let path = Path::new(model);
+    if resolve::is_path(model) {
+        let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        return last.ok_or_else(|| invalid(format!("{model:?} has no last part; give a --name")));
+    }
+    Ok(model.split('@').next().unwrap_or(model).to_string())
+}
+
+/// What a model may be called.
+pub(crate) fn check_name(name: &str) -> Result<(), AdminError> {
+    let fine = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && !name.chars().any(|c| c.is_control() || c.is_whitespace());
+    if fine {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "{name:?} is no model name: it needs 1 to {NAME_BYTES_MAX} bytes without white space"
+    )))
+}
+
+/// Options that no machine can heed.
+pub(crate) fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
+    if let Some(ratio) = options.memory_ratio
+        && !(ratio > 0.0 && ratio <= 1.0)
+    {
+        return Err(invalid(format!("memory_ratio is {ratio}; it must be above 0 and at most 1")));
+    }
+    if options.tp == 0 {
+        return Err(invalid("tp is 0; it must be at least 1".to_string()));
+    }
+    options.check_gpus().map_err(|error| invalid(error.to_string()))
+}
