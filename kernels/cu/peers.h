@@ -38,6 +38,14 @@ typedef struct {
   uint32_t add;                /* 1: the sum is added to the residual; 0: it replaces it */
 } minisgl_all_reduce_args;
 
+/* minisgl_push_1, _2 */
+typedef struct {
+  minisgl_all_reduce_args sum;
+  minisgl_bf16 *inbox[MINISGL_RANKS_MAX]; /* of each rank, [ranks, inbox_rows, hidden]: what each rank sent it */
+  uint32_t inbox_rows;
+  uint32_t reserved;
+} minisgl_push_args;
+
 /* minisgl_gather_columns */
 typedef struct {
   minisgl_peers peers;

@@ -370,6 +370,15 @@ pub struct AllReduceArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct PushArgs {
+    pub sum: AllReduceArgs,
+    pub inbox: [Address; RANKS_MAX],
+    pub inbox_rows: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct GatherColumnsArgs {
     pub peers: PeersArgs,
     pub part: [Address; RANKS_MAX],

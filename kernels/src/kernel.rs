@@ -76,6 +76,8 @@ kernels! {
     AllReduce2 = "all_reduce" "minisgl_all_reduce_2",
     AllReduceTwice1 = "all_reduce" "minisgl_all_reduce_twice_1",
     AllReduceTwice2 = "all_reduce" "minisgl_all_reduce_twice_2",
+    Push1 = "push" "minisgl_push_1",
+    Push2 = "push" "minisgl_push_2",
     GatherColumns = "gather_columns" "minisgl_gather_columns",
     HistoryReset = "history" "minisgl_history_reset",
 }

@@ -89,6 +89,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         AllReduceArgs = minisgl_all_reduce_args {
             peers, delta, residual, norm_weight, normed, rows, hidden, eps, add,
         }
+        PushArgs = minisgl_push_args { sum, inbox, inbox_rows, reserved }
         GatherColumnsArgs = minisgl_gather_columns_args {
             peers, part, start, parts, part_stride, out, rows, stride, vectors, reserved,
         }

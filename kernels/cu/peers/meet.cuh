@@ -20,7 +20,8 @@ struct Meeting {
 
   // After wait_for_inputs(): the launch before this one counted, too.
   __device__ __forceinline__ explicit Meeting(const minisgl_peers& peers)
-      : peers(peers), turn(peers.ranks > 1 ? peers.turns[blockIdx.x] : 0) {}
+      : Meeting(peers, peers.ranks > 1 ? peers.turns[blockIdx.x] : 0) {}
+  __device__ __forceinline__ Meeting(const minisgl_peers& peers, uint32_t turn) : peers(peers), turn(turn) {}
 
   // By all threads. Tells every peer that this block is here, and waits until they all are.
   __device__ __forceinline__ void meet() {
@@ -42,7 +43,6 @@ struct Meeting {
     if (peers.ranks > 1 && threadIdx.x == 0) peers.turns[blockIdx.x] = turn;
   }
 
- private:
   __device__ __forceinline__ void wait_for(const uint32_t* here, uint32_t peer) const {
     const uint64_t begin = nanoseconds();
     for (uint32_t tries = 1;; tries++) {

@@ -6,8 +6,8 @@ use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::bf16;
 
-use super::{BLOCKS_MAX, EMBEDDING, Layout, PeerError, Peers, Way, driver};
-use crate::abi::{Address, AllReduceArgs, GatherColumnsArgs, RANKS_MAX};
+use super::{BLOCKS_MAX, EMBEDDING, INBOX_ROWS, Layout, PeerError, Peers, Way, driver};
+use crate::abi::{Address, AllReduceArgs, GatherColumnsArgs, PushArgs, RANKS_MAX};
 use crate::array::DeviceArray;
 use crate::device::{Device, Grid};
 use crate::error::LaunchError;
@@ -16,7 +16,10 @@ use crate::ops::{Check, HIDDEN_MAX};
 use crate::{Array, ArrayMut};
 
 /// Rows for which the ways of a sum are timed.
-const TIMED_ROWS: [usize; 6] = [16, 64, 256, 1024, 4096, 16_384];
+const TIMED_ROWS: [usize; 7] = [4, 32, INBOX_ROWS, 256, 1024, 4096, 16_384];
+
+/// What a way that cannot be gone takes.
+const NEVER_S: f32 = 1e6;
 
 /// Sums of each way that are timed at once, and those that run before.
 const TIMED: (usize, usize) = (12, 4);
@@ -119,9 +122,23 @@ impl Peers {
         let at_once = device.multiprocessors() * (1024 / threads).max(1);
         let blocks = args.rows.min(at_once).min(BLOCKS_MAX as u32);
         let grid = Grid { blocks: (blocks, 1), threads, shared_bytes: 0, cluster: 1 };
-        // SAFETY: the struct is the kernel's; its arrays were checked above, those of the peers are as large
-        // by the layout that all windows have; no more blocks than there are turns for.
-        unsafe { check.launch(kernel, grid, &args) }?;
+        if way == Way::Push {
+            let offset = Layout::new(&self.shape).inboxes[which] as Address;
+            let mut inbox = [0; RANKS_MAX];
+            for (rank, at) in inbox.iter_mut().enumerate().take(ranks) {
+                *at = self.window(rank) + offset;
+            }
+            let inbox_rows = INBOX_ROWS as u32;
+            check.that(rows <= INBOX_ROWS, || format!("{rows} rows do not fit into an inbox"))?;
+            let args = PushArgs { sum: args, inbox, inbox_rows, reserved: 0 };
+            let kernel = if wide { Kernel::Push2 } else { Kernel::Push1 };
+            // SAFETY: the struct is the kernel's; its arrays were checked above, those of the peers are as large
+            // by the layout that all windows have.
+            unsafe { check.launch(kernel, grid, &args) }?;
+        } else {
+            // SAFETY: as above; no more blocks than there are turns for.
+            unsafe { check.launch(kernel, grid, &args) }?;
+        }
         self.next = if which == 0 { 1 } else { 0 };
         Ok(())
     }
@@ -253,7 +270,7 @@ impl Peers {
     ) -> Result<Vec<(usize, Vec<(Way, f32)>)>, E> {
         let mut ways = Vec::new();
         if self.is_direct() {
-            ways.push(Way::OneShot);
+            ways.extend([Way::Push, Way::OneShot]);
             if self.ranks() > 2 {
                 ways.push(Way::TwoShot);
             }
@@ -268,6 +285,10 @@ impl Peers {
         for rows in rows {
             let mut seconds = Vec::new();
             for &way in &ways {
+                if way == Way::Push && rows > INBOX_ROWS {
+                    seconds.push(NEVER_S);
+                    continue;
+                }
                 self.only(way);
                 seconds.push(self.time(device, rows, residual.reborrow())?);
             }
@@ -311,9 +332,9 @@ fn choose(table: &[(usize, Vec<(Way, f32)>)]) -> Vec<(usize, Way)> {
     let mut ways: Vec<(usize, Way)> = Vec::new();
     for (index, (rows, timed)) in table.iter().enumerate() {
         let Some(&(best, _)) = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
-        let most = table
-            .get(index + 1)
-            .map_or(usize::MAX, |(next, _)| (*rows as f64 * *next as f64).sqrt() as usize);
+        let next = table.get(index + 1).map(|(next, _)| *next);
+        let most = next.map_or(usize::MAX, |next| (*rows as f64 * next as f64).sqrt() as usize);
+        let most = if best == Way::Push { most.min(INBOX_ROWS) } else { most };
         match ways.last_mut() {
             Some(last) if last.1 == best => last.0 = most,
             _ => ways.push((most, best)),

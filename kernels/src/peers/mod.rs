@@ -38,6 +38,9 @@ pub const RANKS_MAX: usize = RANKS;
 /// Blocks of a collective at most.
 const BLOCKS_MAX: usize = 512;
 
+/// Rows of a sum that is pushed, at most.
+const INBOX_ROWS: usize = 128;
+
 /// Deltas of two sums that follow one another, and of the embedding, which follows any of them.
 const DELTAS: usize = 3;
 
@@ -110,6 +113,8 @@ impl PeerShape {
 /// How a sum over ranks is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
+    /// Every rank writes its rows to every other, which waits for them where they arrive: few rows.
+    Push,
     /// Every rank reads all of every other's rows.
     OneShot,
     /// Every rank sums its share of the rows, then all read each other's sums.
@@ -151,6 +156,7 @@ struct Layout {
     turns: usize,
     deltas: [usize; DELTAS],
     logits: usize,
+    inboxes: [usize; DELTAS],
     end: usize,
 }
 
@@ -165,7 +171,9 @@ impl Layout {
         let (arrivals, turns) = (take(BLOCKS_MAX * RANKS * 4), take(BLOCKS_MAX * 4));
         let deltas = std::array::from_fn(|_| take(shape.delta_len() * size_of::<bf16>()));
         let logits = take(shape.logits_len() * size_of::<f32>());
-        Layout { arrivals, turns, deltas, logits, end }
+        let inbox = shape.columns.len() * INBOX_ROWS * shape.hidden * size_of::<bf16>();
+        let inboxes = std::array::from_fn(|_| take(inbox));
+        Layout { arrivals, turns, deltas, logits, inboxes, end }
     }
 }
 
@@ -225,7 +233,8 @@ impl Peers {
             .zip(&ordinals)
             .map(|(stream, &own)| {
                 let open_to = if direct { &distinct[..] } else { &[own] };
-                Window::new(stream, layout.end, open_to)
+                // An inbox is empty where all bits are set.
+                Window::new(stream, (layout.inboxes[0], layout.end), open_to)
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(driver("share memory between GPUs"))?;
@@ -268,9 +277,10 @@ impl Peers {
             };
             let ways = match (direct, devices.len()) {
                 (false, _) => vec![(usize::MAX, Way::Nccl)],
-                (true, 2) => vec![(usize::MAX, Way::OneShot)],
+                (true, 2) => vec![(PUSH_ROWS, Way::Push), (usize::MAX, Way::OneShot)],
                 // By what is moved: as much as fits into a microsecond or so costs no more than a meeting.
                 (true, _) => vec![
+                    (PUSH_ROWS, Way::Push),
                     (ONE_SHOT_BYTES / (2 * shape.hidden), Way::OneShot),
                     (usize::MAX, Way::TwoShot),
                 ],
@@ -313,9 +323,12 @@ impl Peers {
         &self.ways
     }
 
-    /// Has sums of every size go one way. For measurements.
+    /// Has sums of every size go one way, as far as it goes. For measurements.
     pub fn only(&mut self, way: Way) {
-        self.ways = vec![(usize::MAX, way)];
+        self.ways = match way {
+            Way::Push => vec![(INBOX_ROWS, way), (usize::MAX, Way::OneShot)],
+            _ => vec![(usize::MAX, way)],
+        };
     }
 
     /// What a collective that waits in vain writes.
@@ -328,6 +341,9 @@ impl Peers {
         self.windows[rank].base()
     }
 }
+
+/// Up to so many rows are pushed where nothing was measured.
+const PUSH_ROWS: usize = 32;
 
 /// Up to so many bytes of a rank, more than two ranks sum in one shot.
 const ONE_SHOT_BYTES: usize = 256 << 10;

@@ -10,7 +10,7 @@ use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 use crate::abi::Address;
 
-/// A range of one GPU's memory, zeros at first.
+/// A range of one GPU's memory.
 pub(super) struct Window {
     stream: Arc<CudaStream>,
     base: Address,
@@ -19,10 +19,11 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// At least `bytes` on the stream's GPU, open to the GPUs of `ordinals`.
+    /// At least `bytes` on the stream's GPU, open to the GPUs of `ordinals`: zeros, and ones in every bit from
+    /// `ones` on.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        bytes: usize,
+        (ones, bytes): (usize, usize),
         ordinals: &[usize],
     ) -> Result<Window, DriverError> {
         stream.context().bind_to_thread()?;
@@ -62,7 +63,11 @@ impl Window {
         // SAFETY: the range was mapped just now; the descriptors are read during the call.
         unsafe { sys::cuMemSetAccess(base, bytes, access.as_ptr(), access.len()) }.result()?;
         // SAFETY: as above, and nothing uses the range yet.
-        unsafe { result::memset_d8_async(base, 0, bytes, stream.cu_stream()) }?;
+        unsafe { result::memset_d8_async(base, 0, ones, stream.cu_stream()) }?;
+        // SAFETY: as above; `ones` is within the range.
+        unsafe {
+            result::memset_d8_async(base + ones as Address, 0xff, bytes - ones, stream.cu_stream())
+        }?;
         // SAFETY: the stream is alive. Peers may look as soon as this returns.
         unsafe { result::stream::synchronize(stream.cu_stream()) }?;
         Ok(window)

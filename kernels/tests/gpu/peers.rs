@@ -68,7 +68,7 @@ pub fn all_reduce(gpu: &mut Gpu) {
         for &hidden in hiddens {
             let most = group.rows_max.min((1 << 22) / hidden);
             let mut peers = group.peers(&shape(hidden, most));
-            let mut ways = vec![Way::OneShot, Way::TwoShot];
+            let mut ways = vec![Way::Push, Way::OneShot, Way::TwoShot];
             if group.apart() {
                 ways.push(Way::Nccl);
             }
@@ -150,7 +150,8 @@ fn sums(gpu: &mut Gpu, group: &Group, peers: &mut [Peers], rows: usize, hidden: 
 pub fn all_reduce_in_a_row(gpu: &mut Gpu) {
     let group = Group::of(2);
     let (hidden, turns) = (2048, if gpu.small { 50 } else { 3050 });
-    let most = group.rows_max.min(64);
+    // Some are pushed, some read.
+    let most = group.rows_max.min(200);
     let mut peers = group.peers(&shape(hidden, most));
     let zeros = vec![bf16::ZERO; most * hidden];
     let mut residual: Vec<_> = group.devices.iter().map(|d| upload(d, &zeros)).collect();
@@ -274,8 +275,11 @@ pub fn bench(_gpu: &mut Gpu) {
         "{:<10} {:>6} {:>10} {:>10} {:>12}",
         "all_reduce", "rows", "KiB", "time/us", "bus GB/s"
     );
-    for way in [Way::OneShot, Way::TwoShot, Way::Nccl] {
+    for way in [Way::Push, Way::OneShot, Way::TwoShot, Way::Nccl] {
         for rows in [1usize, 4, 16, 32, 64, 128, 256, 1024, 4096, 8192] {
+            if way == Way::Push && rows > 128 {
+                continue;
+            }
             peers.iter_mut().for_each(|peers| peers.only(way));
             let mut times: Vec<f64> =
                 (0..5).map(|_| time(&group, &mut peers, rows, hidden)).collect();
