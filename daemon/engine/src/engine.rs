@@ -77,11 +77,33 @@ impl Engine {
         }
     }
 
-    /// Forgets the steps that ran.
-    fn restart(&mut self) {
+    /// Forgets the steps that ran, once all ranks have told of them.
+    fn restart(&mut self) -> Result<(), ExecutorError> {
+        while !self.hashes.is_empty() {
+            match self.ranks.next() {
+                Some(event) => self.aside(event)?,
+                None => return Err(self.fail("all ranks are gone".to_owned())),
+            }
+        }
         self.next_step = 0;
         self.last_rows.clear();
         self.done.clear();
+        Ok(())
+    }
+
+    /// Takes what is not the outcome of a step.
+    fn aside(&mut self, event: Event) -> Result<(), ExecutorError> {
+        match event {
+            // A rank may lag: what it ran is compared when it says so.
+            Event::Ran { rank, step, hash } => {
+                let ranks = self.ranks.count();
+                self.hashes.add(ranks, step, rank, hash).map_err(|told| self.fail(told))
+            }
+            Event::Failed { rank, operation, reason } => {
+                Err(self.fail(format!("rank {rank} failed in {operation}: {reason}")))
+            }
+            _ => Err(self.fail("a rank told of something that it was not asked for".to_owned())),
+        }
     }
 
     /// The oldest plan in flight has run.
@@ -153,17 +175,8 @@ impl Executor for Engine {
                     let seconds = started.elapsed().as_secs_f32();
                     return Ok(StepOutput { step, sampled, seconds });
                 }
-                // A rank may lag: what it ran is compared when it says so.
-                Some(Event::Ran { rank, step, hash }) => {
-                    let ranks = self.ranks.count();
-                    if let Err(told) = self.hashes.add(ranks, step, rank, hash) {
-                        return Err(self.fail(told));
-                    }
-                }
-                Some(Event::Failed { rank, operation, reason }) => {
-                    return Err(self.fail(format!("rank {rank} failed in {operation}: {reason}")));
-                }
-                Some(_) | None => return Err(self.fail("all ranks are gone".to_owned())),
+                Some(event) => self.aside(event)?,
+                None => return Err(self.fail("all ranks are gone".to_owned())),
             }
         }
     }

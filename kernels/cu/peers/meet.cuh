@@ -64,6 +64,9 @@ struct Meeting {
       atomicExch_system(&peers.fault->failed, 1u);
       __threadfence_system();
     }
+    // The end of one thread is the end of all: whoever is not the one that writes lets it.
+    for (uint32_t tries = 0; atomicAdd_system(&peers.fault->failed, 0u) != 1 && tries < 10'000; tries++) {
+    }
     __trap();
   }
 };

@@ -220,6 +220,14 @@ impl Peers {
         allowed: Allowed,
         patience: Duration,
     ) -> Result<Vec<Peers>, PeerError> {
+        if shape.columns.len() != devices.len() || devices.len() > RANKS_MAX {
+            let what = format!(
+                "{} ranks have {} parts of the columns; {RANKS_MAX} ranks at most",
+                devices.len(),
+                shape.columns.len()
+            );
+            return Err(LaunchError::Argument { op: "peers", what }.into());
+        }
         let streams: Vec<Arc<CudaStream>> = devices.iter().map(|d| d.stream().clone()).collect();
         let ordinals: Vec<usize> = streams.iter().map(|s| s.context().ordinal()).collect();
         let reach = reach_each_other(&ordinals).map_err(driver("look at its peers"))?;

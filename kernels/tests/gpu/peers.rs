@@ -54,8 +54,9 @@ fn normals(random: &mut Random, len: usize) -> Vec<bf16> {
     (0..len).map(|_| bf16::from_f32(random.normal())).collect()
 }
 
-fn shape(hidden: usize, rows: usize) -> PeerShape {
-    PeerShape { hidden, rows, logit_rows: 1, columns: vec![0..8] }
+fn shape(ranks: usize, hidden: usize, rows: usize) -> PeerShape {
+    let columns = (0..ranks).map(|rank| 8 * rank..8 * rank + 8).collect();
+    PeerShape { hidden, rows, logit_rows: 1, columns }
 }
 
 /// Sums of every way and number of ranks, one after the other without a pause: with the norm and without, added
@@ -66,8 +67,8 @@ pub fn all_reduce(gpu: &mut Gpu) {
         let hiddens: &[usize] =
             if gpu.small { &[264, 8200] } else { &[8, 576, 2560, 5120, 8200, 16_384] };
         for &hidden in hiddens {
-            let most = group.rows_max.min((1 << 22) / hidden);
-            let mut peers = group.peers(&shape(hidden, most));
+            let most = group.rows_max.min((1 << 20) / hidden);
+            let mut peers = group.peers(&shape(group.devices.len(), hidden, most));
             let mut ways = vec![Way::Push, Way::OneShot, Way::TwoShot];
             if group.apart() {
                 ways.push(Way::Nccl);
@@ -152,7 +153,7 @@ pub fn all_reduce_in_a_row(gpu: &mut Gpu) {
     let (hidden, turns) = (2048, if gpu.small { 50 } else { 3050 });
     // Some are pushed, some read.
     let most = group.rows_max.min(200);
-    let mut peers = group.peers(&shape(hidden, most));
+    let mut peers = group.peers(&shape(group.devices.len(), hidden, most));
     let zeros = vec![bf16::ZERO; most * hidden];
     let mut residual: Vec<_> = group.devices.iter().map(|d| upload(d, &zeros)).collect();
     let ones = vec![bf16::from_f32(1.0); most * hidden];
@@ -251,7 +252,7 @@ pub fn give_up() {
     let group = Group::of(2);
     let devices: Vec<&Device> = group.devices.iter().collect();
     let patience = Duration::from_millis(300);
-    let mut peers = Peers::open(&devices, shape(64, 2), Allowed::All, patience).unwrap();
+    let mut peers = Peers::open(&devices, shape(2, 64, 2), Allowed::All, patience).unwrap();
     let mut residual = upload(&group.devices[0], &[bf16::ZERO; 128]);
     let began = Instant::now();
     peers[0].all_reduce(&group.devices[0], 2, Sum::Addition, (&mut residual).into(), None).unwrap();
@@ -270,7 +271,7 @@ pub fn bench(_gpu: &mut Gpu) {
     }
     let hidden = 4096;
     let group = Group::of(ranks);
-    let mut peers = group.peers(&shape(hidden, 8192));
+    let mut peers = group.peers(&shape(ranks, hidden, 8192));
     println!(
         "{:<10} {:>6} {:>10} {:>10} {:>12}",
         "all_reduce", "rows", "KiB", "time/us", "bus GB/s"

@@ -149,7 +149,7 @@ impl Engine {
             run.map_err(|error| EngineError::WarmUp { reason: error.0 })?;
         }
         load.report(LoadStage::WarmUp, total, total, "first steps");
-        self.restart();
+        self.restart().map_err(|error| EngineError::WarmUp { reason: error.0 })?;
         Ok(())
     }
 

@@ -126,6 +126,11 @@ pub(crate) struct Hashes {
 }
 
 impl Hashes {
+    /// Whether all ranks have spoken of all steps.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     /// Takes what `rank` of `ranks` says of `step`.
     ///
     /// # Errors

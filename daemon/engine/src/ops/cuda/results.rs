@@ -20,8 +20,8 @@ use crate::rank::IN_FLIGHT_MAX;
 /// models takes more.
 pub(super) const TOP_MAX: usize = 128;
 
-/// How often it is looked whether a step has ended, where nobody hurries.
-const POLL: Duration = Duration::from_millis(1);
+/// How often it is looked whether something has ended.
+const POLL: Duration = Duration::from_micros(50);
 
 const _: () = assert!(TOP_LOGPROBS_MAX as usize <= TOP_MAX);
 
@@ -99,8 +99,17 @@ impl Outputs {
 
     /// A place for the results of the step whose kernels are enqueued next.
     pub(super) fn begin(&mut self, stream: &CudaStream) -> OpResult {
-        let free = self.landings.iter().find(|landing| Arc::strong_count(landing) == 1);
-        let landing = free.ok_or_else(|| {
+        let free = |landings: &[Arc<Landing>]| {
+            landings.iter().find(|landing| Arc::strong_count(landing) == 1).cloned()
+        };
+        let mut landing = free(&self.landings);
+        // The steps of one rank are waited for before more are launched; another's watcher may lag a little.
+        let deadline = Instant::now() + STEP_PATIENCE;
+        while landing.is_none() && self.words.is_some() && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+            landing = free(&self.landings);
+        }
+        let landing = landing.ok_or_else(|| {
             failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
         })?;
         landing.began.record(stream).map_err(failed("begin the step"))?;
@@ -216,8 +225,10 @@ impl Pending for InFlight {
     }
 
     fn wait_at_most(self: Box<Self>) -> OpResult<Vec<Sampled>> {
+        // Of our own collectives none waits without an end; NCCL's do.
+        let endless = self.words.as_ref().is_some_and(|words| words.endless);
         let deadline = Instant::now() + STEP_PATIENCE;
-        while matches!(self.landing.landed.try_is_complete(), Ok(false)) {
+        while endless && matches!(self.landing.landed.try_is_complete(), Ok(false)) {
             if Instant::now() > deadline {
                 let reason = format!("it did not end within {} s", STEP_PATIENCE.as_secs());
                 return Err(OpError { operation: "run the step", reason });

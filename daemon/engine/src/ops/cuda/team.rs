@@ -38,6 +38,8 @@ pub(super) struct FaultWords {
     record: FaultRecord,
     /// The GPU of each rank.
     gpus: Vec<usize>,
+    /// Some collectives are NCCL's, which waits for a peer for good.
+    pub(super) endless: bool,
 }
 
 impl FaultWords {
@@ -84,7 +86,8 @@ impl Team {
         }
         let gpus: Vec<usize> = gpus.iter().map(Gpu::ordinal).collect();
         let seats = all.into_iter().enumerate().map(|(rank, peers)| {
-            let words = FaultWords { record: peers.fault(), gpus: gpus.clone() };
+            let endless = !peers.is_direct();
+            let words = FaultWords { record: peers.fault(), gpus: gpus.clone(), endless };
             Team { peers, member: member(rank), words }
         });
         Ok(seats.collect())
