@@ -10,7 +10,7 @@ use minisgl_control::{
     Doctor, Expected, Gpus, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand,
     admin, socket,
 };
-use minisgl_http::{Front, Listener, Settings};
+use minisgl_http::{Front, Listener, Settings, TextModels};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,14 +54,15 @@ pub fn check_config(args: &ServeArgs) -> anyhow::Result<()> {
 async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
     let drain = Duration::from_secs_f64(config.workers.drain_s);
     let metrics = prometheus::Registry::new();
-    let registry = Registry::new(registry_config(&config), &metrics)?;
     let settings = Settings {
         body_bytes_max: config.http.body_bytes_max,
         connections_max: config.http.connections_max,
         ..Settings::default()
     };
+    let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
+    let registry = Registry::new(registry_config(&config, Arc::clone(&texts)), &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
-    let front = Front::new(backend, settings.clone(), &metrics)?;
+    let front = Front::new(backend, texts, settings.clone(), &metrics)?;
     let openai = minisgl_http::router(front);
 
     let (listener, listen) = bind(config.http.listen).await?;
@@ -132,7 +133,7 @@ fn libraries(config: &Config) -> Vec<(OsString, OsString)> {
     folder.map(|folder| ("MINISGL_CUDA_LIBRARIES".into(), folder.into())).into_iter().collect()
 }
 
-fn registry_config(config: &Config) -> RegistryConfig {
+fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
     worker.env = libraries(config);
@@ -140,7 +141,7 @@ fn registry_config(config: &Config) -> RegistryConfig {
     RegistryConfig {
         worker,
         hub: config.hub_config(),
-        inspector: Inspector(Arc::new(minisgl_http::check_model_dir)),
+        inspector: Inspector(Arc::new(move |dir| texts.inspect(dir))),
         gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::none() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),

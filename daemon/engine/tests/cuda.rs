@@ -1,14 +1,16 @@
 //! Whole models on a GPU: held to the CPU, and to themselves run in other ways. Without a GPU nothing
-//! runs and nothing is claimed.
+//! runs and nothing is claimed. They want `--test-threads 1` and see to it themselves: while one thread of a process
+//! records a graph, a call of another that concerns the whole context fails and spoils the recording.
 //!
 //! `MINISGL_SHAPES_DIR`, a folder of folders with `config.json` alone, adds a table of decode speeds over dummy
-//! weights: `cargo test --features cuda --test cuda -- --nocapture --test-threads 1`.
+//! weights: `cargo test --features cuda --test cuda -- --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use common::driver::{Drive, generate, load, tokens};
@@ -23,12 +25,15 @@ const P99_ERROR_MAX: f64 = 0.12;
 
 const VOCAB: usize = 515;
 
-fn no_gpu() -> bool {
-    let none = minisgl_kernels::Device::count() == 0;
-    if none {
+/// The GPU to oneself, until dropped; `None` without one.
+fn gpu() -> Option<MutexGuard<'static, ()>> {
+    static GPU: Mutex<()> = Mutex::new(());
+    if minisgl_kernels::Device::count() == 0 {
         eprintln!("no CUDA device: not run");
+        return None;
     }
-    none
+    // A test that failed leaves nothing behind.
+    Some(GPU.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn on(device: Device) -> LoadOptions {
@@ -95,9 +100,7 @@ fn assert_close(what: &str, got: &[Vec<Sampled>], expected: &[Vec<Sampled>]) {
 /// Prefill and decode, fed the CPU's tokens.
 #[test]
 fn every_architecture_is_the_cpus() {
-    if no_gpu() {
-        return;
-    }
+    let Some(_gpu) = gpu() else { return };
     for (dir, config) in models() {
         let prompts = prompts(3);
         let drive = Drive { new_tokens: 12, ..Drive::default() };
@@ -118,9 +121,7 @@ fn every_architecture_is_the_cpus() {
 /// Twice the same is the same bits; overlapped or not too; alone or chunked otherwise is close.
 #[test]
 fn overlap_changes_no_bit_and_batches_little() {
-    if no_gpu() {
-        return;
-    }
+    let Some(_gpu) = gpu() else { return };
     for (dir, config) in models() {
         let name = config["architectures"][0].as_str().unwrap();
         let prompts = prompts(5);
@@ -147,9 +148,7 @@ fn overlap_changes_no_bit_and_batches_little() {
 /// Every setting of the sampler at once, over and over: a request is reproducible from its seed.
 #[test]
 fn sampled_requests_repeat_with_their_seed() {
-    if no_gpu() {
-        return;
-    }
+    let Some(_gpu) = gpu() else { return };
     let (dir, _) = models().remove(0);
     let sampling = SamplingParams {
         temperature: 0.9,
@@ -173,9 +172,7 @@ fn sampled_requests_repeat_with_their_seed() {
 
 #[test]
 fn what_a_gpu_cannot_do_is_refused() {
-    if no_gpu() {
-        return;
-    }
+    let Some(_gpu) = gpu() else { return };
     let (dir, _) = models().remove(0);
     let refusal = |options: LoadOptions| {
         let loaded = minisgl_engine::Engine::load(dir.path(), &options, &mut |_| ());
@@ -194,9 +191,7 @@ fn what_a_gpu_cannot_do_is_refused() {
 /// By ratio, a GPU's memory is filled with pages and nothing fails at the edge.
 #[test]
 fn pages_fill_the_share_of_memory_that_was_asked_for() {
-    if no_gpu() {
-        return;
-    }
+    let Some(_gpu) = gpu() else { return };
     let (dir, _) = models().remove(3);
     let options = LoadOptions { memory_ratio: Some(0.9), max_running: 1 << 12, ..on(Device::Cuda) };
     let (_engine, info) = minisgl_engine::Engine::load(dir.path(), &options, &mut |_| ()).unwrap();
@@ -209,9 +204,7 @@ fn pages_fill_the_share_of_memory_that_was_asked_for() {
 #[test]
 fn decode_speed() {
     let Some(shapes) = std::env::var_os("MINISGL_SHAPES_DIR").map(PathBuf::from) else { return };
-    if no_gpu() {
-        return;
-    }
+    let Some(_gpu) = gpu() else { return };
     for shape in ["Qwen3-0.6B"] {
         let options = LoadOptions {
             dummy_weights: true,

@@ -44,10 +44,14 @@ struct Prompt {
 /// In f32, as the CPU computes, nothing but the order of sums may differ: mean, in nat.
 const F32_MEAN_MAX: f64 = 0.0001;
 
-/// bf16 against bf16, in nat; for a model whose rounding is amplified so much that transformers itself is
-/// further apart, from one of its attentions to the other, that.
+/// bf16 against bf16, in nat.
 const BF16_MEAN_MAX: f64 = 0.03;
 const BF16_P99_MAX: f64 = 0.12;
+
+/// For a model that amplifies rounding so much that transformers in bf16 is itself further than these bounds
+/// from its f32: two independent roundings of one size are `sqrt(2)` times as far from each other as each is
+/// from what was rounded.
+const TWO_ROUNDINGS: f64 = std::f64::consts::SQRT_2;
 
 /// How much further from f32 than transformers in bf16 the engine may be on average: sums in another order
 /// round in other places, so neither is always ahead.
@@ -181,19 +185,20 @@ impl Run {
 struct Comparison {
     to_bf16: Differences,
     to_f32: Differences,
-    /// What transformers in bf16 is from the same in f32, and from its other attention.
+    /// What transformers in bf16 is from the same in f32, and from its other attention (for the table).
     bf16_to_f32: Differences,
     bf16_to_eager: Differences,
 }
 
 impl Comparison {
     fn is_close(&self) -> bool {
-        let Comparison { to_bf16, to_f32, bf16_to_f32, bf16_to_eager } = self;
+        let Comparison { to_bf16, to_f32, bf16_to_f32, .. } = self;
         if device() == Device::Cpu {
             return to_f32.mean() <= F32_MEAN_MAX;
         }
-        to_bf16.mean() <= BF16_MEAN_MAX.max(bf16_to_eager.mean())
-            && to_bf16.p99() <= BF16_P99_MAX.max(bf16_to_eager.p99())
+        let bound = |plain: f64, its: f64| if its <= plain { plain } else { TWO_ROUNDINGS * its };
+        to_bf16.mean() <= bound(BF16_MEAN_MAX, bf16_to_f32.mean())
+            && to_bf16.p99() <= bound(BF16_P99_MAX, bf16_to_f32.p99())
             && to_f32.mean() <= BF16_EXCESS_MAX * bf16_to_f32.mean()
     }
 }

@@ -28,7 +28,7 @@ pub struct Front {
     /// Seeds and ids.
     pub random: Random,
     /// Tokenizers and templates.
-    pub texts: TextModels,
+    pub texts: Arc<TextModels>,
     budget: BodyBudget,
 }
 
@@ -43,12 +43,13 @@ pub struct Found {
 }
 
 impl Front {
-    /// A front to this backend, whose metrics go to `registry`.
+    /// A front to this backend, with the text sides of its models, whose metrics go to `registry`.
     ///
     /// # Errors
     /// The registry already has metrics of these names.
     pub fn new(
         backend: Arc<dyn Backend>,
+        texts: Arc<TextModels>,
         settings: Settings,
         registry: &Registry,
     ) -> Result<Arc<Front>, prometheus::Error> {
@@ -56,7 +57,7 @@ impl Front {
             backend,
             metrics: Arc::new(Metrics::new(registry)?),
             random: Random::default(),
-            texts: TextModels::new(settings.tokenizer_threads),
+            texts,
             budget: BodyBudget::default(),
             settings,
         }))
@@ -111,8 +112,8 @@ impl Front {
 
     /// Lets go of the tokenizers and the metrics of models that are gone.
     pub fn prune(&self) {
-        self.texts.prune(|key| self.is_current(key));
         let entries = self.backend.models();
+        self.texts.prune(entries.is_empty(), |key| self.is_current(key));
         self.metrics.prune(|model| entries.iter().any(|entry| entry.name == model));
     }
 

@@ -44,7 +44,6 @@ mod usage;
 #[path = "../tests/support/tokenizer.rs"]
 mod tiny_tokenizer;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -56,15 +55,7 @@ pub use front::Front;
 pub use server::{Listener, serve};
 pub use settings::Settings;
 pub use template::{ChatTemplate, Conversation, TemplateError};
-
-/// Whether the text side of a model folder (tokenizer, chat template, sampling defaults) can be read.
-/// A folder without a tokenizer passes: its model takes token ids.
-///
-/// # Errors
-/// Which file is broken, and how.
-pub fn check_model_dir(dir: &Path) -> Result<(), String> {
-    tokenizer::TextModel::load(dir).map(drop).map_err(|why| why.to_string())
-}
+pub use tokenizer::TextModels;
 
 /// All routes. Serve it with [`serve`], or merge it into another router.
 pub fn router(front: Arc<Front>) -> Router {

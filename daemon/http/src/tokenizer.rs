@@ -1,4 +1,4 @@
-//! What a model needs to turn text into tokens and back, loaded once for each loaded model.
+//! What a model needs to turn text into tokens and back, read once for each loaded model.
 //!
 //! Owns: tokenizer, chat template and sampling defaults of a model folder, their cache, and the
 //! bounded pool on which prompts are rendered and tokenized. Must never: run a tokenizer on the
@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
@@ -236,6 +236,9 @@ pub type LoadKey = (String, PathBuf, u64);
 /// The text sides of the models that are loaded, and the pool that works with them.
 pub struct TextModels {
     loaded: Mutex<HashMap<LoadKey, Arc<OnceCell<Arc<TextModel>>>>>,
+    /// The folder inspected last and what was read there, until the model's first request takes it:
+    /// reading a large vocabulary takes a second.
+    inspected: Mutex<Option<(PathBuf, Arc<TextModel>)>>,
     pool: Semaphore,
 }
 
@@ -244,7 +247,30 @@ impl TextModels {
     pub fn new(threads: usize) -> TextModels {
         let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let threads = if threads == 0 { cores() } else { threads };
-        TextModels { loaded: Mutex::new(HashMap::new()), pool: Semaphore::new(threads) }
+        TextModels {
+            loaded: Mutex::new(HashMap::new()),
+            inspected: Mutex::new(None),
+            pool: Semaphore::new(threads),
+        }
+    }
+
+    /// Whether the text side of a model folder can be read, before its model is loaded. A folder
+    /// without a tokenizer passes: its model takes token ids. Slow, on the caller's thread.
+    ///
+    /// # Errors
+    /// Which file is broken, and how.
+    pub fn inspect(&self, dir: &Path) -> Result<(), String> {
+        let text = TextModel::load(dir).map_err(|why| why.to_string())?;
+        *self.inspected() = Some((dir.to_path_buf(), Arc::new(text)));
+        Ok(())
+    }
+
+    fn inspected(&self) -> MutexGuard<'_, Option<(PathBuf, Arc<TextModel>)>> {
+        self.inspected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_inspected(&self, dir: &Path) -> Option<Arc<TextModel>> {
+        self.inspected().take_if(|(inspected, _)| inspected == dir).map(|(_, text)| text)
     }
 
     /// The text side of a model, loaded by whoever asks first. `is_current` tells which loads are
@@ -266,6 +292,9 @@ impl TextModels {
             loaded.entry(key).or_default().clone()
         };
         let load = || async {
+            if let Some(text) = self.take_inspected(&dir) {
+                return Ok(text);
+            }
             let started = std::time::Instant::now();
             let loaded = self.run(move || TextModel::load(&dir)).await?;
             let text = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
@@ -276,8 +305,12 @@ impl TextModels {
         cell.get_or_try_init(load).await.cloned()
     }
 
-    /// Forgets the models that are gone.
-    pub fn prune(&self, is_current: impl Fn(&LoadKey) -> bool) {
+    /// Forgets the models that are gone; with `none_listed`, also what was inspected for one that
+    /// never came.
+    pub fn prune(&self, none_listed: bool, is_current: impl Fn(&LoadKey) -> bool) {
+        if none_listed {
+            *self.inspected() = None;
+        }
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|key, _| is_current(key));
     }
@@ -348,6 +381,28 @@ mod tests {
             let skipped = text.decode(&ids(&case["ids"]), true);
             assert_eq!(skipped, case["skipped"].as_str().unwrap(), "{}", case["name"]);
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_inspected_serves_the_first_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokenizer.json");
+        std::fs::write(&file, crate::tiny_tokenizer::byte_level().to_string()).unwrap();
+        let key = |generation| ("m".to_string(), dir.path().to_path_buf(), generation);
+        let texts = TextModels::new(1);
+        let inspect_then_break = || {
+            std::fs::write(&file, crate::tiny_tokenizer::byte_level().to_string()).unwrap();
+            texts.inspect(dir.path()).unwrap();
+            std::fs::write(&file, "broken").unwrap();
+        };
+        inspect_then_break();
+        assert!(texts.get(key(1), |_| true).await.unwrap().has_tokenizer());
+        assert!(texts.inspect(dir.path()).is_err());
+        // It was taken: another load reads the folder.
+        assert!(texts.get(key(2), |_| true).await.is_err());
+        inspect_then_break();
+        texts.prune(true, |_| false);
+        assert!(texts.get(key(3), |_| true).await.is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
-use minisgl_http::{Front, Settings, router};
+use minisgl_http::{Front, Settings, TextModels, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -295,8 +295,9 @@ impl House {
             generation: AtomicU64::new(1),
             gone: AtomicBool::new(false),
         });
-        let front =
-            Front::new(Arc::clone(&backend) as _, settings, &prometheus::Registry::new()).unwrap();
+        let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
+        let registry = prometheus::Registry::new();
+        let front = Front::new(Arc::clone(&backend) as _, texts, settings, &registry).unwrap();
         House { router: router(front), backend, model, folder }
     }
 
