@@ -81,6 +81,18 @@ __device__ __forceinline__ float clean(float x) {
   return __fadd_rn(fminf(x, 3.402823466e38f), 0.0f);
 }
 
+// What is sent to another GPU says itself that it has arrived: by not being EMPTY, NaN with a payload that no rounding
+// gives. See cu/peers/push.cu.
+constexpr uint32_t EMPTY = 0xffffffffu, SIGNS = 0x80008000u;
+
+// Two bf16, neither of them EMPTY.
+__device__ __forceinline__ uint32_t not_empty(uint32_t two) { return two ^ (__vcmpeq2(two, EMPTY) & SIGNS); }
+
+__device__ __forceinline__ void send(minisgl_bf16* to, minisgl_bf16 value) {
+  const uint16_t bits = __bfloat16_as_ushort(value);
+  asm volatile("st.volatile.global.u16 [%0], %1;" ::"l"(to), "h"(uint16_t(bits == 0xffff ? 0x7fff : bits)) : "memory");
+}
+
 // Which 16-byte vector of [rows, len] is this thread's, in kernels of one thread a vector; `row` may be past
 // the last one.
 struct VectorAt {

@@ -83,6 +83,7 @@ typedef struct {
 #define MINISGL_SKINNY_F32 1
 #define MINISGL_SKINNY_ADD 2
 #define MINISGL_SKINNY_GATED 3
+#define MINISGL_PEERS_MAX 7
 typedef struct {
   const minisgl_bf16 *x;       /* [m, k]; to be normalised if there is a norm_weight */
   const minisgl_bf16 *norm_weight; /* [k]; or null */
@@ -97,18 +98,10 @@ typedef struct {
   uint32_t chunk;              /* stream: columns of a stage, a multiple of 32 unless it is k */
   uint32_t stages;             /* stream: of the ring of weights */
   uint32_t resident;           /* stream: 1: x is kept whole; 0: it comes with the weights */
-} minisgl_skinny_args;
-
-/* minisgl_gather */
-typedef struct {
-  const minisgl_bf16 *x;       /* [x_rows, hidden] */
-  const int32_t *index;        /* [rows]: row of x; negative for a padding row */
-  minisgl_bf16 *out;           /* [rows, hidden] */
-  uint32_t rows;
-  uint32_t hidden;
-  uint32_t x_rows;
+  minisgl_bf16 *inbox[MINISGL_PEERS_MAX]; /* MINISGL_SKINNY_BF16: where `peers` other GPUs take `out` too, [m, n] */
+  uint32_t peers;
   uint32_t reserved;
-} minisgl_gather_args;
+} minisgl_skinny_args;
 
 /* minisgl_dummy */
 typedef struct {

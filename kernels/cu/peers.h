@@ -43,7 +43,7 @@ typedef struct {
   minisgl_all_reduce_args sum;
   minisgl_bf16 *inbox[MINISGL_RANKS_MAX]; /* of each rank, [ranks, inbox_rows, hidden]: what each rank sent it */
   uint32_t inbox_rows;
-  uint32_t reserved;
+  uint32_t sent;               /* 1: the product before this wrote its results into the inboxes, too */
 } minisgl_push_args;
 
 /* minisgl_gather_columns */

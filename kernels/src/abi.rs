@@ -95,17 +95,8 @@ pub struct SkinnyArgs {
     pub chunk: u32,
     pub stages: u32,
     pub resident: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct GatherArgs {
-    pub x: Address,
-    pub index: Address,
-    pub out: Address,
-    pub rows: u32,
-    pub hidden: u32,
-    pub x_rows: u32,
+    pub inbox: [Address; RANKS_MAX - 1],
+    pub peers: u32,
     pub reserved: u32,
 }
 
@@ -374,7 +365,7 @@ pub struct PushArgs {
     pub sum: AllReduceArgs,
     pub inbox: [Address; RANKS_MAX],
     pub inbox_rows: u32,
-    pub reserved: u32,
+    pub sent: u32,
 }
 
 #[repr(C)]

@@ -48,9 +48,9 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
         SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
         SkinnyArgs = minisgl_skinny_args {
-            x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, chunk, stages, resident,
+            x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, chunk, stages, resident, inbox,
+            peers, reserved,
         }
-        GatherArgs = minisgl_gather_args { x, index, out, rows, hidden, x_rows, reserved }
         DummyArgs = minisgl_dummy_args {
             out, key, first, rows, cols, width, scale, mean, reserved,
         }
@@ -89,7 +89,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         AllReduceArgs = minisgl_all_reduce_args {
             peers, delta, residual, norm_weight, normed, rows, hidden, eps, add,
         }
-        PushArgs = minisgl_push_args { sum, inbox, inbox_rows, reserved }
+        PushArgs = minisgl_push_args { sum, inbox, inbox_rows, sent }
         GatherColumnsArgs = minisgl_gather_columns_args {
             peers, part, start, parts, part_stride, out, rows, stride, vectors, reserved,
         }

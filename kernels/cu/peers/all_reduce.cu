@@ -54,8 +54,8 @@ template <int VECTORS, bool TWICE>
 __device__ __forceinline__ void all_reduce(const minisgl_all_reduce_args& a) {
   __shared__ float shared[2][32];
   Norm<VECTORS> norm(a, shared);
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   Meeting meeting(a.peers);
   meeting.meet();
   const uint32_t ranks = a.peers.ranks, rank = a.peers.rank;

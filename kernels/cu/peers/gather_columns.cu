@@ -10,8 +10,8 @@
 using namespace minisgl;
 
 KERNEL minisgl_gather_columns(const __grid_constant__ minisgl_gather_columns_args a) {
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   Meeting meeting(a.peers);
   meeting.meet();
   const uint32_t unit = a.vectors ? 4 : 1;

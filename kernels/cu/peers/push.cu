@@ -1,7 +1,7 @@
 // The sum of `all_reduce.cu` for few rows, in the time of one way over the link.
 //
-// Every rank writes its delta into an inbox of each peer, and takes what came into its own: what has arrived tells so
-// itself, by not being EMPTY any more. (The idea is NCCL's "LL" protocol's and TensorRT-LLM's "Lamport" sums'.)
+// Every rank writes its delta into an inbox of each peer, unless the product that made it has done so already, and
+// takes what came into its own: what has arrived tells so itself, by not being EMPTY any more. (The idea is NCCL's "LL" protocol's and TensorRT-LLM's "Lamport" sums'.)
 //
 // Shapes: bf16 [rows, hidden]; inboxes [ranks, inbox_rows, hidden], one for each of the three deltas. Whoever takes
 // a value leaves EMPTY in its place. A peer writes there again two sums later at the earliest: it has then
@@ -14,15 +14,9 @@ using namespace minisgl;
 
 namespace {
 
-// Two bf16 that no rounding gives: NaN with a payload. What holds them all the same is made another NaN.
-constexpr uint32_t EMPTY = 0xffffffffu, OTHER_NAN = 0x7fff7fffu;
-
-__device__ __forceinline__ void send(minisgl_bf16* to, const Vec8& v) {
+__device__ __forceinline__ void send8(minisgl_bf16* to, const Vec8& v) {
   uint4 bits = *reinterpret_cast<const uint4*>(&v);
-  bits.x = bits.x == EMPTY ? OTHER_NAN : bits.x;
-  bits.y = bits.y == EMPTY ? OTHER_NAN : bits.y;
-  bits.z = bits.z == EMPTY ? OTHER_NAN : bits.z;
-  bits.w = bits.w == EMPTY ? OTHER_NAN : bits.w;
+  bits = make_uint4(not_empty(bits.x), not_empty(bits.y), not_empty(bits.z), not_empty(bits.w));
   asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(bits.x), "r"(bits.y), "r"(bits.z),
                "r"(bits.w)
                : "memory");
@@ -38,7 +32,8 @@ __device__ __forceinline__ uint4 look(const minisgl_bf16* at) {
 }
 
 __device__ __forceinline__ bool is_whole(const uint4& bits) {
-  return bits.x != EMPTY && bits.y != EMPTY && bits.z != EMPTY && bits.w != EMPTY;
+  // Halves may come one by one, from a product.
+  return (__vcmpeq2(bits.x, EMPTY) | __vcmpeq2(bits.y, EMPTY) | __vcmpeq2(bits.z, EMPTY) | __vcmpeq2(bits.w, EMPTY)) == 0;
 }
 
 // Waits for a peer's vector, and empties its place.
@@ -58,8 +53,8 @@ __device__ __forceinline__ void push(const minisgl_push_args& a) {
   __shared__ float shared[2][32];
   const minisgl_all_reduce_args& sum = a.sum;
   Norm<VECTORS> norm(sum, shared);
-  wait_for_inputs();
   let_next_start();
+  wait_for_inputs();
   const Meeting meeting(sum.peers, 0);
   const uint32_t ranks = sum.peers.ranks, rank = sum.peers.rank, hidden = sum.hidden;
   const size_t of_rank = size_t(a.inbox_rows) * hidden;
@@ -67,9 +62,9 @@ __device__ __forceinline__ void push(const minisgl_push_args& a) {
     const size_t first = size_t(row) * hidden;
     Row<VECTORS> own, residual;
     own.load(sum.delta[rank] + first, hidden);
-    for (uint32_t i = 1; i < ranks; i++) {
+    for (uint32_t i = 1; i < ranks && !a.sent; i++) {
       minisgl_bf16* inbox = a.inbox[(rank + i) % ranks] + rank * of_rank + first;
-      Row<VECTORS>::each(hidden, [&](int v, uint32_t at) { send(inbox + at, own.of[v]); });
+      Row<VECTORS>::each(hidden, [&](int v, uint32_t at) { send8(inbox + at, own.of[v]); });
     }
     if (sum.add) residual.load(sum.residual + first, hidden);
     Row<VECTORS>::each(hidden, [&](int v, uint32_t at) {

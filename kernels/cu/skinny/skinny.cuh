@@ -149,7 +149,9 @@ __device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float
       minisgl_bf16* out = static_cast<minisgl_bf16*>(a.out) + token * (a.n / 2) + output.column;
       *out = __float2bfloat16_rn(gate / (1.0f + __expf(-gate)) * up);
     } else {
-      static_cast<minisgl_bf16*>(a.out)[to] = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
+      const minisgl_bf16 value = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
+      static_cast<minisgl_bf16*>(a.out)[to] = value;
+      for (uint32_t peer = 0; peer < a.peers; peer++) send(a.inbox[peer] + to, value);
     }
   }
 }

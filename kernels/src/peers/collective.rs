@@ -34,6 +34,15 @@ pub struct NextNorm<'a> {
     pub eps: f32,
 }
 
+/// Where a rank's part of one sum is to be written, besides its own [`Peers::delta`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inboxes {
+    pub(crate) inbox: [Address; RANKS_MAX - 1],
+    pub(crate) peers: u32,
+    /// Elements.
+    pub(crate) room: usize,
+}
+
 /// What the sum over ranks becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
@@ -52,8 +61,29 @@ impl Peers {
         &mut self.deltas[self.next]
     }
 
+    /// Where else a product of `rows` rows can write its results, to save the next addition the way: `None` where
+    /// that is not how so many are summed. Who writes there says `sent` to [`Peers::all_reduce`], and who does not
+    /// must not.
+    pub fn inboxes(&self, rows: usize) -> Option<Inboxes> {
+        if self.way(rows) != Way::Push {
+            return None;
+        }
+        let hidden = self.shape.hidden;
+        let rank = self.meeting.rank as usize;
+        let part = (rank * INBOX_ROWS * hidden * size_of::<bf16>()) as Address;
+        let offset = Layout::new(&self.shape).inboxes[self.next] as Address + part;
+        let mut inbox = [0; RANKS_MAX - 1];
+        let peers = (0..self.ranks()).filter(|&peer| peer != rank);
+        for (at, peer) in inbox.iter_mut().zip(peers) {
+            *at = self.window(peer) + offset;
+        }
+        let peers = self.meeting.ranks - 1;
+        Some(Inboxes { inbox, peers, room: INBOX_ROWS * hidden })
+    }
+
     /// Sums the first `rows` rows of [`Peers::delta`] over all ranks into `residual`, `[rows, hidden]`, with the
-    /// norm after it. bf16, f32 inside, in the order of ranks: all ranks have the same bits after.
+    /// norm after it. `sent`: they are in the peers' inboxes already, see [`Peers::inboxes`]. bf16, f32 inside, in
+    /// the order of ranks: all ranks have the same bits after.
     ///
     /// # Errors
     /// See [`LaunchError`], and NCCL's.
@@ -61,7 +91,7 @@ impl Peers {
         &mut self,
         device: &Device,
         rows: usize,
-        sum: Sum,
+        (sum, sent): (Sum, bool),
         residual: ArrayMut<'_, bf16>,
         norm: Option<NextNorm<'_>>,
     ) -> Result<(), PeerError> {
@@ -130,7 +160,7 @@ impl Peers {
             }
             let inbox_rows = INBOX_ROWS as u32;
             check.that(rows <= INBOX_ROWS, || format!("{rows} rows do not fit into an inbox"))?;
-            let args = PushArgs { sum: args, inbox, inbox_rows, reserved: 0 };
+            let args = PushArgs { sum: args, inbox, inbox_rows, sent: u32::from(sent) };
             let kernel = if wide { Kernel::Push2 } else { Kernel::Push1 };
             // SAFETY: the struct is the kernel's; its arrays were checked above, those of the peers are as large
             // by the layout that all windows have.
@@ -316,7 +346,7 @@ impl Peers {
                 began.record(&stream).map_err(&fault)?;
             }
             let residual = residual.reborrow().first(len);
-            self.all_reduce(device, rows, Sum::Addition, residual, None)?;
+            self.all_reduce(device, rows, (Sum::Addition, false), residual, None)?;
         }
         ended.record(&stream).map_err(&fault)?;
         Ok(began.elapsed_ms(&ended).map_err(&fault)? / 1e3 / TIMED.0 as f32)

@@ -14,7 +14,7 @@ mod fault;
 mod nccl;
 mod window;
 
-pub use collective::{NextNorm, Sum};
+pub use collective::{Inboxes, NextNorm, Sum};
 pub use fault::{FaultRecord, Missing};
 
 use std::mem::ManuallyDrop;
@@ -308,7 +308,7 @@ impl Peers {
                 fault,
                 nccl,
                 ways,
-                next: EMBEDDING,
+                next: 0,
                 windows: windows.clone(),
                 shape: shape.clone(),
             })

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaSlice;
 use half::bf16;
 use minisgl_kernels::Device;
+use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
 use minisgl_kernels::peers::{Allowed, NextNorm, PATIENCE, PeerShape, Peers, RANKS_MAX, Sum, Way};
 
 use crate::support::{Gpu, Random, assert_close, assert_same};
@@ -112,7 +113,7 @@ fn sums(gpu: &mut Gpu, group: &Group, peers: &mut [Peers], rows: usize, hidden: 
         std::thread::scope(|scope| {
             for (((peers, device), residual), norm) in all {
                 scope.spawn(move || {
-                    peers.all_reduce(device, rows, sum, residual.into(), norm).unwrap();
+                    peers.all_reduce(device, rows, (sum, false), residual.into(), norm).unwrap();
                 });
             }
         });
@@ -167,7 +168,7 @@ pub fn all_reduce_in_a_row(gpu: &mut Gpu) {
             let mut delta = peers[rank].delta(Sum::Addition).slice_mut(..rows * hidden);
             stream.memcpy_dtod(&parts[rank].slice(..rows * hidden), &mut delta).unwrap();
             let to = minisgl_kernels::ArrayMut::from(&mut residual[rank]).first(rows * hidden);
-            peers[rank].all_reduce(device, rows, Sum::Addition, to, None).unwrap();
+            peers[rank].all_reduce(device, rows, (Sum::Addition, false), to, None).unwrap();
             // Back to zero, so that sums stay exact.
             if turn % 100 == 99 {
                 stream.memset_zeros(&mut residual[rank]).unwrap();
@@ -181,6 +182,55 @@ pub fn all_reduce_in_a_row(gpu: &mut Gpu) {
     let since = turns % 100;
     assert_eq!(first[0].to_f32(), 2.0 * since as f32, "{turns} turns");
     assert!(peers.iter().all(|peers| peers.fault().read().is_none()));
+}
+
+/// Products that write to the peers themselves give what those do that leave it to the sum.
+pub fn sent(gpu: &mut Gpu) {
+    let group = Group::of(2);
+    for (hidden, k) in [(64, 40), (2560, 512), (4096, if gpu.small { 256 } else { 6144 })] {
+        let mut peers = group.peers(&shape(2, hidden, 16));
+        for rows in [1, 2, 7, 16] {
+            let len = rows * hidden;
+            let x: Vec<_> = (0..2).map(|_| normals(&mut gpu.random, rows * k)).collect();
+            let weight: Vec<_> = (0..2).map(|_| normals(&mut gpu.random, hidden * k)).collect();
+            let all = group.devices.iter().enumerate();
+            let inputs: Vec<_> =
+                all.map(|(rank, d)| (upload(d, &x[rank]), upload(d, &weight[rank]))).collect();
+            let before = normals(&mut gpu.random, len);
+            let mut results = Vec::new();
+            for send in [false, true] {
+                let mut residual: Vec<_> =
+                    group.devices.iter().map(|d| upload(d, &before)).collect();
+                group.wait();
+                // Twice, so that a place is used again that was emptied.
+                for _ in 0..4 {
+                    for (rank, (x, weight)) in inputs.iter().enumerate() {
+                        let device = &group.devices[rank];
+                        let inboxes = peers[rank].inboxes(rows).unwrap();
+                        let mut delta = peers[rank].delta(Sum::Addition).slice_mut(..len);
+                        let out = match send {
+                            true => SkinnyOut::Sent((&mut delta).into(), inboxes),
+                            false => SkinnyOut::Bf16 { out: (&mut delta).into(), bias: None },
+                        };
+                        let (input, weight) = (SkinnyInput::Plain(x.into()), weight.into());
+                        let product = SkinnyGemm { input, weight, out, m: rows, n: hidden, k };
+                        product.launch(device).unwrap();
+                        let to = (&mut residual[rank]).into();
+                        peers[rank]
+                            .all_reduce(device, rows, (Sum::Addition, send), to, None)
+                            .unwrap();
+                    }
+                }
+                group.wait();
+                let of = |(d, r): (&Device, &CudaSlice<bf16>)| download(d, r);
+                results.push(group.devices.iter().zip(&residual).map(of).collect::<Vec<_>>());
+            }
+            let what = format!("{rows} x {hidden}");
+            assert_same(&what, &results[0][1], &results[0][0]);
+            assert_same(&what, &results[1][0], &results[0][0]);
+            assert_same(&what, &results[1][1], &results[0][0]);
+        }
+    }
 }
 
 /// Logits of uneven parts.
@@ -255,7 +305,9 @@ pub fn give_up() {
     let mut peers = Peers::open(&devices, shape(2, 64, 2), Allowed::All, patience).unwrap();
     let mut residual = upload(&group.devices[0], &[bf16::ZERO; 128]);
     let began = Instant::now();
-    peers[0].all_reduce(&group.devices[0], 2, Sum::Addition, (&mut residual).into(), None).unwrap();
+    peers[0]
+        .all_reduce(&group.devices[0], 2, (Sum::Addition, false), (&mut residual).into(), None)
+        .unwrap();
     let waited = group.devices[0].synchronize();
     assert!(waited.is_err(), "nobody came");
     println!("missing: {:?} after {:?}", peers[0].fault().read(), began.elapsed());
@@ -330,7 +382,9 @@ fn time(group: &Group, peers: &mut [Peers], rows: usize, hidden: usize) -> f64 {
                             eps: 1e-6,
                         };
                         let to = (&mut *residual).into();
-                        peers.all_reduce(device, rows, Sum::Addition, to, Some(norm)).unwrap();
+                        peers
+                            .all_reduce(device, rows, (Sum::Addition, false), to, Some(norm))
+                            .unwrap();
                     }
                     ended.record(device.stream()).unwrap();
                     f64::from(began.elapsed_ms(&ended).unwrap()) / 1e3 / f64::from(turns)

@@ -468,7 +468,7 @@ impl Ops for CudaOps {
         embedding(peers.delta(Sum::Residual).slice_mut(..rows * hidden))?;
         let mut sum = out.rows_mut(rows);
         peers
-            .all_reduce(device, rows, Sum::Residual, (&mut sum).into(), None)
+            .all_reduce(device, rows, (Sum::Residual, false), (&mut sum).into(), None)
             .map_err(failed("all-reduce"))
     }
 

@@ -8,10 +8,11 @@ mod cut;
 use half::bf16;
 
 use super::check::Check;
-use crate::abi::{Address, SkinnyArgs};
+use crate::abi::{Address, RANKS_MAX, SkinnyArgs};
 use crate::device::{Device, Grid};
 use crate::error::LaunchError;
 use crate::kernel::Kernel;
+use crate::peers::Inboxes;
 use crate::{Array, ArrayMut};
 use cut::{Cut, Limits, Shape, Way};
 
@@ -64,6 +65,8 @@ pub enum SkinnyOut<'a> {
     AddTo(ArrayMut<'a, bf16>),
     /// `silu(gate) * up` of the rounded halves, `[m, n / 2]`.
     Gated(ArrayMut<'a, bf16>),
+    /// Rounded, `[m, n]`, and written into the inboxes of other GPUs as well.
+    Sent(ArrayMut<'a, bf16>, Inboxes),
 }
 
 impl SkinnyGemm<'_> {
@@ -113,7 +116,16 @@ impl SkinnyGemm<'_> {
             chunk: 0,
             stages: 0,
             resident: 0,
+            inbox: [0; RANKS_MAX - 1],
+            peers: 0,
+            reserved: 0,
         };
+        if let SkinnyOut::Sent(_, inboxes) = &self.out {
+            check.that(inboxes.room >= m * n, || {
+                format!("an inbox has room for {} elements, not for {m} x {n}", inboxes.room)
+            })?;
+            (args.inbox, args.peers) = (inboxes.inbox, inboxes.peers);
+        }
         if m == 0 {
             return Ok(());
         }
@@ -170,6 +182,7 @@ impl SkinnyOut<'_> {
             }
             SkinnyOut::F32(out) => (1, check.array("out", out, &[m, n])?, 0),
             SkinnyOut::AddTo(out) => (2, check.array("residual", out, &[m, n])?, 0),
+            SkinnyOut::Sent(out, _) => (0, check.array("out", out, &[m, n])?, 0),
             SkinnyOut::Gated(out) => (3, check.array("out", out, &[m, n / 2])?, 0),
         })
     }

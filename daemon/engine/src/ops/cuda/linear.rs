@@ -9,6 +9,7 @@ use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
+use minisgl_kernels::peers::Inboxes;
 
 use super::sample::LOGIT_ROWS;
 use super::{Buffer, CudaOps, failed};
@@ -41,6 +42,8 @@ pub(super) enum Into {
     Sum,
     /// `silu(gate) * up` of it, with few rows only.
     Gated,
+    /// It is the output, here and in the inboxes of other GPUs; with few rows only.
+    Sent(Inboxes),
 }
 
 /// What the rows of a product of few rows are.
@@ -110,7 +113,9 @@ impl CudaOps {
             out: match into {
                 Into::Output => GemmOut::Bf16((&mut out).into()),
                 Into::Sum => GemmOut::AddTo((&mut out).into()),
-                Into::Gated => return Err(failed("linear")("too many rows to gate at once")),
+                Into::Gated | Into::Sent(_) => {
+                    return Err(failed("linear")("too many rows to fuse that"));
+                }
             },
             m,
             n: weight.padded_rows(),
@@ -152,6 +157,7 @@ impl CudaOps {
                 },
                 Into::Sum => SkinnyOut::AddTo((&mut out).into()),
                 Into::Gated => SkinnyOut::Gated((&mut out).into()),
+                Into::Sent(inboxes) => SkinnyOut::Sent((&mut out).into(), inboxes),
             },
             m: rows,
             n: weight.padded_rows(),

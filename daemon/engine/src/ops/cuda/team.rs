@@ -143,8 +143,11 @@ impl CudaOps {
     ) -> OpResult {
         let Some(mut team) = self.team.take() else { return Err(failed("linear")("one rank")) };
         let (room, width) = (residual.rows, residual.width);
+        // A product of few rows writes to the peers itself.
+        let inboxes = if self.few(rows) { team.peers.inboxes(rows) } else { None };
+        let into = inboxes.map_or(Into::Output, Into::Sent);
         let target = Target { data: team.peers.delta(Sum::Addition), rows: room, width };
-        let product = self.product_into(rows, linear, x, target, Into::Output);
+        let product = self.product_into(rows, linear, x, target, into);
         let summed = product.and_then(|()| {
             let mut normed = scratch.normed.rows_mut(rows);
             let norm = next.map(|weight| NextNorm {
@@ -154,7 +157,13 @@ impl CudaOps {
             });
             let mut residual = residual.rows_mut(rows);
             team.peers
-                .all_reduce(&self.device, rows, Sum::Addition, (&mut residual).into(), norm)
+                .all_reduce(
+                    &self.device,
+                    rows,
+                    (Sum::Addition, inboxes.is_some()),
+                    (&mut residual).into(),
+                    norm,
+                )
                 .map_err(failed("all-reduce"))
         });
         self.team = Some(team);
