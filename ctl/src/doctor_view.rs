@@ -4,11 +4,15 @@ use std::path::Path;
 
 use minisgl_proto::admin::VersionInfo;
 use minisgl_proto::doctor::{
-    DoctorReport, DriverReport, GpuReport, HubReport, LibraryReport, Verdict,
+    DoctorReport, DriverReport, GpuReport, HubReport, LibraryReport, LinkReport, MachineReport,
+    Verdict,
 };
 
 use crate::error::CtlError;
 use crate::render::{bytes, pairs, plural, seconds};
+
+/// Pairs of GPUs that are named.
+const PAIRS_MAX: usize = 6;
 
 /// What was found, and who was asked.
 pub fn text(
@@ -41,6 +45,7 @@ pub fn text(
     }
     lines.push(("driver".into(), driver(&machine.driver)));
     lines.extend(machine.gpus.iter().map(|at| (format!("GPU {}", at.ordinal), gpu(at))));
+    lines.extend(links(machine).into_iter().map(|line| ("GPUs".into(), line)));
     lines.extend(machine.libraries.iter().map(|at| (at.name.clone(), library(at))));
     lines.push(("models".into(), models(hub)));
     lines.push(("hub".into(), hub_line(hub)));
@@ -81,6 +86,47 @@ fn gpu(gpu: &GpuReport) -> String {
     format!("{}, capability {major}.{minor}, {code}, {memory}", gpu.name)
 }
 
+/// How the GPUs reach each other; nothing where there are fewer than two.
+fn links(machine: &MachineReport) -> Vec<String> {
+    let all = &machine.links;
+    let apart: Vec<&LinkReport> =
+        all.iter().filter(|link| link.rank.is_none() && link.error.is_none()).collect();
+    let unknown: Vec<&LinkReport> = all.iter().filter(|link| link.error.is_some()).collect();
+    let mut lines = Vec::new();
+    if !apart.is_empty() {
+        let who = match apart.len() == all.len() {
+            true => "no GPU reads another's memory".to_owned(),
+            false => format!("{} cannot read each other's memory", named_pairs(&apart)),
+        };
+        let nccl = machine.libraries.iter().find(|library| library.name.starts_with("libnccl"));
+        let missing = nccl.is_none_or(|library| library.path.is_none());
+        let then = if missing {
+            "sums over ranks there need NCCL, which is missing"
+        } else {
+            "sums over ranks there by NCCL alone: slower"
+        };
+        lines.push(format!("{who}: {then}"));
+    } else if !all.is_empty() && unknown.is_empty() {
+        lines.push("read each other's memory: sums over ranks by our own kernels".to_owned());
+    }
+    if let Some(error) = unknown.first().and_then(|link| link.error.as_ref()) {
+        let who = named_pairs(&unknown);
+        lines.push(format!("{who}: it is not known whether they reach each other: {error}"));
+    }
+    lines
+}
+
+/// `0 and 1, 0 and 2`, and how many more.
+fn named_pairs(links: &[&LinkReport]) -> String {
+    let pair = |link: &&LinkReport| format!("{} and {}", link.gpus.0, link.gpus.1);
+    let pairs: Vec<String> = links.iter().take(PAIRS_MAX).map(pair).collect();
+    let more = match links.len().saturating_sub(PAIRS_MAX) {
+        0 => String::new(),
+        more => format!(" and {}", plural(more as u32, "more pair")),
+    };
+    format!("{}{more}", pairs.join(", "))
+}
+
 fn library(library: &LibraryReport) -> String {
     match (&library.path, &library.error) {
         (Some(path), _) => {
@@ -88,7 +134,7 @@ fn library(library: &LibraryReport) -> String {
             format!("{}{}", version.collect::<String>(), path.display())
         }
         (None, _) if !library.required => {
-            format!("missing, and needed for {} only", library.purpose)
+            format!("missing, and only for {}", library.purpose)
         }
         (None, Some(error)) => {
             error.strip_prefix(&library.name).unwrap_or(error).trim_start().into()
@@ -126,7 +172,6 @@ fn named(lines: &[(String, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use minisgl_proto::doctor::MachineReport;
 
     use super::*;
 
@@ -140,6 +185,77 @@ mod tests {
             token: Some("HF_TOKEN".into()),
             error: None,
         }
+    }
+
+    fn link(gpus: (u32, u32), rank: Option<u32>) -> LinkReport {
+        LinkReport { gpus, rank, error: None }
+    }
+
+    /// What is said of these links, with NCCL and without.
+    fn said(all: &[LinkReport], nccl: bool) -> Vec<String> {
+        let library = LibraryReport {
+            name: "libnccl.so.2".into(),
+            purpose: String::new(),
+            required: false,
+            path: nccl.then(|| "/x/libnccl.so.2".into()),
+            version: None,
+            error: None,
+        };
+        links(&MachineReport {
+            verdict: Verdict::Ready,
+            problem: None,
+            driver: DriverReport::default(),
+            gpus: Vec::new(),
+            links: all.to_vec(),
+            libraries: vec![library],
+            libraries_folder: None,
+        })
+    }
+
+    #[test]
+    fn gpus_that_reach_each_other_do_without_nccl() {
+        let line = "read each other's memory: sums over ranks by our own kernels";
+        let all = [link((0, 1), Some(0)), link((0, 2), Some(3)), link((1, 2), Some(0))];
+        assert_eq!(said(&all, true), [line]);
+        assert_eq!(said(&all, false), [line]);
+        assert!(said(&[], true).is_empty(), "one GPU, or none");
+    }
+
+    #[test]
+    fn pairs_that_need_nccl_are_named() {
+        let some = [link((0, 1), Some(0)), link((0, 2), None), link((1, 2), None)];
+        assert_eq!(
+            said(&some, true),
+            [
+                "0 and 2, 1 and 2 cannot read each other's memory: sums over ranks there by NCCL alone: slower"
+            ]
+        );
+        let none = [link((0, 1), None)];
+        assert_eq!(
+            said(&none, true),
+            ["no GPU reads another's memory: sums over ranks there by NCCL alone: slower"]
+        );
+        assert_eq!(
+            said(&none, false),
+            ["no GPU reads another's memory: sums over ranks there need NCCL, which is missing"]
+        );
+        // Two islands of four: 16 of 28 pairs.
+        let island = |a: u32, b: u32| (a / 4 == b / 4).then_some(0);
+        let pairs = (0..8).flat_map(|a| (a + 1..8).map(move |b| (a, b)));
+        let islands: Vec<_> = pairs.map(|(a, b)| link((a, b), island(a, b))).collect();
+        let line = said(&islands, true).remove(0);
+        let begin = "0 and 4, 0 and 5, 0 and 6, 0 and 7, 1 and 4, 1 and 5 and 10 more pairs cannot";
+        assert!(line.starts_with(begin), "{line}");
+    }
+
+    #[test]
+    fn a_driver_that_does_not_say_is_not_taken_for_a_link() {
+        let broken = LinkReport { error: Some("asleep".into()), ..link((1, 2), None) };
+        let all = [link((0, 1), Some(0)), link((0, 2), Some(0)), broken];
+        assert_eq!(
+            said(&all, true),
+            ["1 and 2: it is not known whether they reach each other: asleep"]
+        );
     }
 
     fn unreachable() -> CtlError {
@@ -179,6 +295,7 @@ mod tests {
                     gpu(1, "NVIDIA RTX 5090", (12, 0), "compute_80", false),
                     broken,
                 ],
+                links: vec![link((0, 1), None), link((0, 2), Some(0)), link((1, 2), None)],
                 libraries: vec![
                     LibraryReport {
                         name: "libcublasLt.so.13".into(),
@@ -190,7 +307,7 @@ mod tests {
                     },
                     LibraryReport {
                         name: "libnccl.so.2".into(),
-                        purpose: "several GPUs".into(),
+                        purpose: "several GPUs: needed where they are far apart".into(),
                         required: false,
                         path: None,
                         version: None,
@@ -219,8 +336,9 @@ mod tests {
             GPU 0              NVIDIA H100, capability 9.0, runs our sm_90a code, 79.0 GiB of 80.0 GiB free
             GPU 1              NVIDIA RTX 5090, capability 12.0, compiles our compute_80 PTX at the first start, 79.0 GiB of 80.0 GiB free
             GPU 2              NVIDIA A100, capability 8.0, runs our sm_80 code, 80.0 GiB, cannot be opened: it is in exclusive mode
+            GPUs               0 and 1, 1 and 2 cannot read each other's memory: sums over ranks there need NCCL, which is missing
             libcublasLt.so.13  13.0.2, /opt/cuda/libcublasLt.so.13.0.2
-            libnccl.so.2       missing, and needed for several GPUs only
+            libnccl.so.2       missing, and only for several GPUs: needed where they are far apart
             models             3 repos in /var/lib/hub, 120.0 GiB free
             hub                https://huggingface.co: reachable, token from HF_TOKEN
             verdict            ready: models load onto NVIDIA H100
@@ -237,6 +355,7 @@ mod tests {
                 problem: Some(missing.into()),
                 driver: DriverReport { error: Some(missing.into()), ..DriverReport::default() },
                 gpus: Vec::new(),
+                links: Vec::new(),
                 libraries: Vec::new(),
                 libraries_folder: None,
             },

@@ -22,6 +22,7 @@ fn report(verdict: Verdict) -> DoctorReport {
             problem,
             driver: DriverReport { version: Some("580.1".into()), ..DriverReport::default() },
             gpus: Vec::new(),
+            links: Vec::new(),
             libraries: Vec::new(),
             libraries_folder: None,
         },

@@ -63,6 +63,7 @@ fn report() -> DoctorReport {
             problem: Some("no driver".to_string()),
             driver: DriverReport::default(),
             gpus: Vec::new(),
+            links: Vec::new(),
             libraries: Vec::new(),
             libraries_folder: None,
         },

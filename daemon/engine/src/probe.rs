@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+#[cfg(any(feature = "cuda", test))]
+use minisgl_proto::doctor::LinkReport;
 use minisgl_proto::doctor::{DriverReport, MachineReport, Verdict};
 
 /// Looks at driver, GPUs and libraries; takes a moment of each GPU. `libraries` is the configured folder,
@@ -32,13 +34,35 @@ fn report(
     driver: DriverReport,
     libraries_folder: Option<PathBuf>,
 ) -> MachineReport {
-    let (gpus, libraries) = (Vec::new(), Vec::new());
-    MachineReport { verdict, problem, driver, gpus, libraries, libraries_folder }
+    let (gpus, links, libraries) = (Vec::new(), Vec::new(), Vec::new());
+    MachineReport { verdict, problem, driver, gpus, links, libraries, libraries_folder }
+}
+
+/// Every pair of `gpus`, ascending, as `look` finds it: the driver's rank of its link, `None` for no link.
+#[cfg(any(feature = "cuda", test))]
+fn links(
+    gpus: &[usize],
+    look: impl Fn(usize, usize) -> Result<Option<u32>, String>,
+) -> Vec<LinkReport> {
+    let pairs = gpus.iter().enumerate().flat_map(|(at, &one)| {
+        let others = &gpus[at + 1..];
+        others.iter().map(move |&other| (one, other))
+    });
+    pairs
+        .map(|(one, other)| {
+            let gpus = (one as u32, other as u32);
+            match look(one, other) {
+                Ok(rank) => LinkReport { gpus, rank, error: None },
+                Err(error) => LinkReport { gpus, rank: None, error: Some(error) },
+            }
+        })
+        .collect()
 }
 
 #[cfg(feature = "cuda")]
 mod cuda {
     use minisgl_kernels::library::{self, Library};
+    use minisgl_kernels::peers;
     use minisgl_kernels::probe::{self, Gpu as Facts, machine_code};
     use minisgl_proto::doctor::{DriverReport, GpuReport, LibraryReport, MachineReport, Verdict};
 
@@ -46,7 +70,10 @@ mod cuda {
 
     /// The libraries beside the driver's, what they are for, and whether one GPU needs them.
     const LIBRARIES: [(Library, &str, bool); 2] =
-        [(library::CUBLASLT, "matrix products", true), (library::NCCL, "several GPUs", false)];
+        [(library::CUBLASLT, "matrix products", true), (library::NCCL, NCCL_PURPOSE, false)];
+
+    const NCCL_PURPOSE: &str = "several GPUs: needed where they cannot read each other's memory, used elsewhere \
+                                for large sums if it is faster";
 
     /// Free memory below which a GPU is not opened: a context, the kernels and a workspace take less.
     const OPEN_BYTES_MIN: u64 = 1 << 30;
@@ -66,7 +93,13 @@ mod cuda {
         let lost = lost.into_iter().find_map(Result::err);
         let (verdict, problem) = judge(&driver, &gpus, lost, &libraries);
         let report = super::report(verdict, problem, driver, library::configured());
-        MachineReport { gpus: gpus.into_iter().map(gpu_report).collect(), libraries, ..report }
+        // Others run no model, and so no ranks.
+        let able = gpus.iter().filter(|gpu| machine_code(gpu.capability).is_some());
+        let able: Vec<usize> = able.map(|gpu| gpu.ordinal).collect();
+        let link = |one, other| peers::link(one, other).map_err(|error| error.to_string());
+        let links = super::links(&able, link);
+        let gpus = gpus.into_iter().map(gpu_report).collect();
+        MachineReport { gpus, links, libraries, ..report }
     }
 
     /// The first thing that keeps the first GPU, the one that models load onto, from being used.
@@ -187,5 +220,42 @@ mod cuda {
             // Full of a model: it cannot be opened once more, and is ready all the same.
             assert_eq!(judge(&fine, &[gpu((9, 0))], true), (Verdict::Ready, None));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_is_looked_at_once() {
+        let look = |one: usize, other: usize| match (one, other) {
+            (0, 1) => Ok(Some(0)),
+            (0, 3) => Ok(None),
+            (1, 3) => Err("asleep".to_owned()),
+            other => panic!("{other:?} was asked for"),
+        };
+        let link = |gpus, rank, error: Option<&str>| {
+            let error = error.map(str::to_owned);
+            LinkReport { gpus, rank, error }
+        };
+        let expected = [
+            link((0, 1), Some(0), None),
+            link((0, 3), None, None),
+            link((1, 3), None, Some("asleep")),
+        ];
+        assert_eq!(links(&[0, 1, 3], look), expected);
+        assert_eq!(links(&[2], look), []);
+        assert_eq!(links(&[], look), []);
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_build_without_a_backend_says_so_and_lists_nothing() {
+        let report = probe(Some(Path::new("/opt/cuda")));
+        assert_eq!(report.verdict, Verdict::NoBackend);
+        assert!(report.problem.is_some_and(|why| why.contains("--no-default-features")));
+        assert!(report.gpus.is_empty() && report.links.is_empty() && report.libraries.is_empty());
+        assert_eq!(report.libraries_folder.as_deref(), Some(Path::new("/opt/cuda")));
     }
 }

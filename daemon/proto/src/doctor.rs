@@ -47,6 +47,9 @@ pub struct MachineReport {
     pub driver: DriverReport,
     /// Every GPU that the driver shows, in its order.
     pub gpus: Vec<GpuReport>,
+    /// Every pair of GPUs that models can run on; empty with fewer than two.
+    #[serde(default)]
+    pub links: Vec<LinkReport>,
     /// Every library that is used beside the driver's.
     pub libraries: Vec<LibraryReport>,
     /// Folder for libraries from the configuration.
@@ -84,6 +87,17 @@ pub struct GpuReport {
     /// Whether that is code for this very GPU, not PTX that the driver compiles at the first start.
     pub native: bool,
     /// Why it could not be opened.
+    pub error: Option<String>,
+}
+
+/// Whether two GPUs read and write each other's memory. Without, ranks on them need NCCL for their sums.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Their numbers, the lower first.
+    pub gpus: (u32, u32),
+    /// The driver's rank of the link between them, 0 the best; `None` when there is none.
+    pub rank: Option<u32>,
+    /// Why the driver did not say.
     pub error: Option<String>,
 }
 
