@@ -1,5 +1,5 @@
-//! The same greedy tokens on any number of ranks, and a clear word where ranks do not divide. On the CPU,
-//! whatever device is tested: a GPU has one rank.
+//! The same greedy tokens on any number of ranks, a clear word where ranks do not divide, and what becomes of a rank
+//! that fails. On the CPU, whatever device is tested: a machine may have one GPU.
 
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 

@@ -31,19 +31,19 @@ pub trait Pending: Send {
         None
     }
 
+    /// Waits until the step has ended where that may never be, because a peer has not come: gives it up in time.
+    ///
+    /// # Errors
+    /// It takes far too long.
+    fn ended(&self) -> OpResult {
+        Ok(())
+    }
+
     /// Waits for the step's sampled tokens, one for each of [`Batch::sampled`].
     ///
     /// # Errors
     /// The device failed.
     fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>>;
-
-    /// As `wait`, for whoever watches a rank: looks now and then, and gives a step up that will not end.
-    ///
-    /// # Errors
-    /// The device failed, or takes far too long.
-    fn wait_at_most(self: Box<Self>) -> OpResult<Vec<Sampled>> {
-        self.wait()
-    }
 }
 
 /// RMSNorm weights for each head of queries and keys (Qwen 3).

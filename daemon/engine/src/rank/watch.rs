@@ -96,10 +96,12 @@ impl Drop for Watcher {
 /// What a step came to, and whether it was this rank's last.
 fn outcome(rank: usize, enqueued: Enqueued) -> (Vec<Event>, bool) {
     let Enqueued { step, started, enqueue_s, pending, hash } = enqueued;
-    let device_s = if rank == 0 { pending.device_s() } else { None };
-    let sampled = if rank == 0 { pending.wait() } else { pending.wait_at_most() };
-    match sampled {
-        Ok(sampled) => {
+    let waited = pending.ended().and_then(|()| {
+        let device_s = if rank == 0 { pending.device_s() } else { None };
+        pending.wait().map(|sampled| (device_s, sampled))
+    });
+    match waited {
+        Ok((device_s, sampled)) => {
             let hash = hash.map(|hasher| Event::Ran { rank, step, hash: of(hasher, &sampled) });
             let done = Event::Done { step, started, enqueue_s, device_s, sampled };
             (hash.into_iter().chain((rank == 0).then_some(done)).collect(), false)

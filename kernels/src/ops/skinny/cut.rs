@@ -16,6 +16,9 @@ const STAGES_MAX: usize = 16;
 const CHUNK: usize = 1024;
 /// x is kept in shared memory up to here; a norm keeps it whatever it takes.
 const RESIDENT_BYTES: usize = 24 << 10;
+/// The same where a block goes over x more than once: fetched each time, eight rows of x are half as much as the
+/// weight again, more than an H200 brings to its multiprocessors at the pace of its memory.
+const RESIDENT_BYTES_PASSES: usize = 110 << 10;
 
 /// What of a product decides how it is cut.
 #[derive(Clone, Copy, Debug)]
@@ -105,12 +108,13 @@ impl Cut {
         let Shape { m, n, k, normed } = shape;
         let groups = groups(m);
         let row_tiles = n.div_ceil(TILE);
-        let resident = normed || m * pitch(k) <= RESIDENT_BYTES;
-        let kept = if resident { m * pitch(k) } else { 0 };
         let norm = if normed { (2 * k).next_multiple_of(16) } else { 0 };
         let choice = |tiles: usize, chunk: usize| {
             let passes = row_tiles.div_ceil(tiles).div_ceil(limits.multiprocessors);
             let blocks = row_tiles.div_ceil(tiles).div_ceil(passes);
+            let limit = if passes > 1 { RESIDENT_BYTES_PASSES } else { RESIDENT_BYTES };
+            let resident = normed || m * pitch(k) <= limit;
+            let kept = if resident { m * pitch(k) } else { 0 };
             let fixed = kept + norm + partial_bytes(groups, tiles);
             let stage = pitch(chunk) * (TILE * tiles + if resident { 0 } else { m });
             let rounds = passes * k.div_ceil(chunk);

@@ -224,9 +224,9 @@ impl Pending for InFlight {
         })
     }
 
-    fn wait_at_most(self: Box<Self>) -> OpResult<Vec<Sampled>> {
+    fn ended(&self) -> OpResult {
         // Of our own collectives none waits without an end; NCCL's do.
-        let endless = self.words.as_ref().is_some_and(|words| words.endless);
+        let endless = self.words.as_ref().is_some_and(FaultWords::is_endless);
         let deadline = Instant::now() + STEP_PATIENCE;
         while endless && matches!(self.landing.landed.try_is_complete(), Ok(false)) {
             if Instant::now() > deadline {
@@ -235,6 +235,6 @@ impl Pending for InFlight {
             }
             std::thread::sleep(POLL);
         }
-        self.wait()
+        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 //! Owns: where a rank leaves what its peers add up, and what is said when a peer does not come. Must never: launch
 //! a collective that the other ranks do not launch at the same place of their step.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cudarc::driver::CudaSlice;
@@ -39,10 +41,15 @@ pub(super) struct FaultWords {
     /// The GPU of each rank.
     gpus: Vec<usize>,
     /// Some collectives are NCCL's, which waits for a peer for good.
-    pub(super) endless: bool,
+    endless: Arc<AtomicBool>,
 }
 
 impl FaultWords {
+    /// Whether a step may never end.
+    pub(super) fn is_endless(&self) -> bool {
+        self.endless.load(Ordering::Relaxed)
+    }
+
     /// `error`, or its cause where that is known.
     pub(super) fn explain(&self, error: OpError) -> OpError {
         let Some(missing) = self.record.read() else { return error };
@@ -86,7 +93,7 @@ impl Team {
         }
         let gpus: Vec<usize> = gpus.iter().map(Gpu::ordinal).collect();
         let seats = all.into_iter().enumerate().map(|(rank, peers)| {
-            let endless = !peers.is_direct();
+            let endless = Arc::new(AtomicBool::new(!peers.is_direct()));
             let words = FaultWords { record: peers.fault(), gpus: gpus.clone(), endless };
             Team { peers, member: member(rank), words }
         });
@@ -121,6 +128,9 @@ impl Team {
             tracing::debug!("sum of {rows} rows: {}", timed.join(", "));
         }
         let ways: Vec<(usize, Way)> = peers.ways().to_vec();
+        if ways.iter().any(|&(_, way)| way == Way::Nccl) {
+            self.words.endless.store(true, Ordering::Relaxed);
+        }
         tracing::info!("sums over ranks, rows at most and way: {ways:?}");
         Ok(())
     }
