@@ -3,6 +3,7 @@
 //! Flags override the file, the file overrides the defaults. An unknown key or a bad value is refused
 //! with file, line and remedy.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -282,8 +283,19 @@ impl Config {
         self.admin.socket.clone().unwrap_or_else(|| Config::socket_place().socket())
     }
 
-    /// Where the admin socket is unless a path is configured.
+    /// Where the admin socket is unless a path is configured: in the folder that a service manager made for
+    /// it, else in the user's.
     pub fn socket_place() -> Place {
+        Config::given_place(std::env::var_os("RUNTIME_DIRECTORY")).unwrap_or_else(Config::own_place)
+    }
+
+    /// The first of systemd's `RuntimeDirectory=`.
+    fn given_place(folders: Option<OsString>) -> Option<Place> {
+        let folder = std::env::split_paths(&folders?).next().filter(|path| path.is_absolute())?;
+        Some(Place { folder, mode: 0o755, owner: nix::unistd::geteuid().as_raw() })
+    }
+
+    fn own_place() -> Place {
         let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let uid = nix::unistd::geteuid().as_raw();
         socket::places(uid, runtime_dir.as_deref()).swap_remove(0)
@@ -364,6 +376,17 @@ mod tests {
         );
         tokio::sync::Semaphore::new(config.http.connections_max);
         tokio::sync::mpsc::channel::<u8>(config.workers.stream_buffer_tokens + 1);
+    }
+
+    #[test]
+    fn the_socket_is_where_the_service_manager_made_room() {
+        let place = |folders: &str| {
+            let place = Config::given_place(Some(folders.into()));
+            place.map(|place| place.socket().display().to_string())
+        };
+        assert_eq!(place("/run/minisgld").as_deref(), Some("/run/minisgld/admin.sock"));
+        assert_eq!(place("/run/a:/run/b").as_deref(), Some("/run/a/admin.sock"));
+        assert_eq!((place(""), place("run"), Config::given_place(None)), (None, None, None));
     }
 
     #[test]
