@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use minisgl_control::RegistryConfig;
 use minisgl_proto::LoadOptions;
+use minisgl_proto::admin::LoadRequest;
 use minisgl_proto::socket::{self, Place};
 use serde::Deserialize;
 
@@ -167,6 +168,17 @@ pub struct ModelConfig {
     /// As the flags of `minisglctl load`.
     #[serde(default)]
     pub options: LoadOptions,
+}
+
+impl ModelConfig {
+    /// As the registry takes it.
+    pub fn request(&self) -> LoadRequest {
+        LoadRequest {
+            model: self.model.clone(),
+            name: self.name.clone(),
+            options: self.options.clone(),
+        }
+    }
 }
 
 impl Config {

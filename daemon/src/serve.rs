@@ -11,7 +11,7 @@ use minisgl_control::{
     admin, socket,
 };
 use minisgl_http::{Front, Listener, Settings, TextModels};
-use minisgl_proto::admin::{LoadEvent, LoadRequest};
+use minisgl_proto::admin::LoadEvent;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -177,9 +177,8 @@ async fn bind(listen: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
 /// are loaded all the same.
 async fn load_configured(registry: Registry, models: Vec<(ModelConfig, Expected)>) {
     for (model, _tried) in models {
-        let request = LoadRequest { model: model.model, name: model.name, options: model.options };
-        let source = request.model.clone();
-        let mut events = match registry.load(request).await {
+        let source = &model.model;
+        let mut events = match registry.load(model.request()).await {
             Ok(events) => events,
             Err(error) => {
                 tracing::error!("model {source} of the configuration does not load: {error}");

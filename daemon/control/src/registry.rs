@@ -13,7 +13,7 @@ use minisgl_proto::admin::{
 use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::checks::{check_name, check_options, default_name};
+use crate::checks::check_load;
 use crate::config::RegistryConfig;
 use crate::gpus::Meter;
 use crate::metrics::Metrics;
@@ -172,12 +172,7 @@ impl Registry {
         &self,
         request: LoadRequest,
     ) -> Result<mpsc::Receiver<LoadEvent>, AdminError> {
-        let name = match &request.name {
-            Some(name) => name.clone(),
-            None => default_name(&request.model)?,
-        };
-        check_name(&name)?;
-        check_options(&request.options)?;
+        let name = check_load(&request)?;
         // A model that was given up makes way for a new try.
         let given_up = self.find(&name).is_ok_and(|m| m.view().state == ModelState::Failed);
         if given_up {

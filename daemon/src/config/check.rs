@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::Path;
 
+use minisgl_control::check_load;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
@@ -139,15 +140,22 @@ impl Config {
             );
             return Err(Fault::new("gpu", &["libraries"], text));
         }
+        let mut names: Vec<String> = Vec::new();
         for (entry, model) in self.model.iter().enumerate() {
-            model.options.check_gpus().map_err(|error| Fault {
-                entry,
-                ..Fault::new(
-                    "model",
-                    &["options", "model"],
-                    format!("[[model]] {}: options: {error}", model.model),
-                )
-            })?;
+            let fault = |keys, text| Fault { entry, ..Fault::new("model", keys, text) };
+            let checked = check_load(&model.request()).map_err(|error| {
+                let text = format!("[[model]] {}: {}", model.model, error.message);
+                fault(&["options", "name", "model"], text)
+            });
+            let name = checked?;
+            if names.contains(&name) {
+                let text = format!(
+                    "[[model]] {}: the name \"{name}\" is that of a model before; choose another with name",
+                    model.model
+                );
+                return Err(fault(&["name", "model"], text));
+            }
+            names.push(name);
         }
         logging::filter(&self.log.level)
             .map_err(|error| Fault::new("log", &["level"], format!("{error:#}")))?;
@@ -186,7 +194,19 @@ mod tests {
             (
                 "[[model]]\nmodel = \"a\"\n[[model]]\nmodel = \"b\"\n\n\
                  [model.options]\ngpus = [1]\ntp = 2\n",
-                "in minisgld.toml, line 6: [[model]] b: options: tp is 2 and gpus is 1",
+                "in minisgld.toml, line 6: [[model]] b: tp is 2 and gpus is 1",
+            ),
+            (
+                "[[model]]\nmodel = \"a\"\noptions = { memory_ratio = 3.0 }\n",
+                "in minisgld.toml, line 3: [[model]] a: memory_ratio is 3",
+            ),
+            (
+                "[[model]]\nmodel = \"a\"\nname = \"x y\"\n",
+                "in minisgld.toml, line 3: [[model]] a: \"x y\" is no model name",
+            ),
+            (
+                "[[model]]\nmodel = \"a\"\n[[model]]\nname = \"a\"\nmodel = \"b\"\n",
+                "in minisgld.toml, line 4: [[model]] b: the name \"a\" is that of a model before",
             ),
         ] {
             let said = error(text, ServeArgs::default());
