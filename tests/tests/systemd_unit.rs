@@ -131,3 +131,23 @@ fn the_socket_is_in_the_folder_that_systemd_makes() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains(&format!("admin socket {folder}/admin.sock")), "{said}");
 }
+
+/// The default of a key, from the configuration that is shipped.
+fn default(key: &str) -> f64 {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/minisgld.toml");
+    let shipped = std::fs::read_to_string(path).unwrap();
+    let line = format!("#{key} = ");
+    let found = shipped.lines().find_map(|text| text.strip_prefix(&line)?.parse().ok());
+    found.unwrap_or_else(|| panic!("no {key} in the shipped configuration"))
+}
+
+#[test]
+fn the_limits_of_the_unit_are_above_those_of_the_daemon() {
+    let number = |key| value(key).parse::<f64>().unwrap();
+    // Drain, SIGTERM's grace of a worker, last bytes; docs/operations.md says 6 s.
+    assert!(number("TimeoutStopSec") > default("drain_s") + 6.0);
+    // The admin socket has two times 2048.
+    assert!(number("LimitNOFILE") > default("connections_max") + 4096.0);
+    // A worker is 3 s from SIGTERM to SIGKILL, and a look at the registry 1 s from the next.
+    assert!(number("WatchdogSec") >= 10.0);
+}

@@ -276,6 +276,9 @@ mod tests {
             Supervisor::new(Arc::clone(&model), config, metrics, seat, inbox, watcher);
         supervisor.start_worker(Vec::new(), Vec::new());
         assert!(model.view().pid.is_some() && model.view().killed.is_none());
+        let tended = model.view().tended;
+        supervisor.on_tick();
+        assert!(model.view().tended > tended);
         supervisor.kill("it is in the way");
         let first = model.view().killed.unwrap();
         supervisor.kill("it still is");
