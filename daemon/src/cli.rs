@@ -45,7 +45,8 @@ pub struct ServeArgs {
     /// Address of the OpenAI API [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
-    /// Unix socket of the admin API [default: /run/minisgld/admin.sock for root, else
+    /// Unix socket of the admin API [default: $RUNTIME_DIRECTORY/admin.sock under systemd,
+    /// /run/minisgld/admin.sock for root, else
     /// $XDG_RUNTIME_DIR/minisgld/admin.sock, or without it /tmp/minisgld-UID/admin.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

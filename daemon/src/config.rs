@@ -1,33 +1,27 @@
 //! The configuration file: every key, its default and its limits.
 //!
 //! Flags override the file, the file overrides the defaults. An unknown key or a bad value is refused
-//! with file, line and remedy.
+//! with file, line and remedy. `check` has the limits of the values; packaging/minisgld.toml has every key.
 
+mod check;
+#[cfg(test)]
+mod shipped;
+
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use minisgl_control::RegistryConfig;
 use minisgl_proto::LoadOptions;
+use minisgl_proto::admin::LoadRequest;
 use minisgl_proto::socket::{self, Place};
 use serde::Deserialize;
 
 use crate::cli::ServeArgs;
-use crate::logging;
 
 /// Read when `--config` is absent and the file exists.
 pub const CONFIG_PATH: &str = "/etc/minisgld/minisgld.toml";
-
-/// A day: longer than any wait that helps.
-const SECONDS_MAX: f64 = 86_400.0;
-/// A gigabyte.
-const BODY_BYTES_MAX: usize = 1 << 30;
-/// More than a process has descriptors.
-const CONNECTIONS_MAX: usize = 1 << 20;
-/// More than any context.
-const STREAM_BUFFER_MAX: usize = 1 << 24;
-/// Weeks of restarts.
-const FAILURES_MAX: usize = 1 << 16;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -176,15 +170,33 @@ pub struct ModelConfig {
     pub options: LoadOptions,
 }
 
+impl ModelConfig {
+    /// As the registry takes it.
+    pub fn request(&self) -> LoadRequest {
+        LoadRequest {
+            model: self.model.clone(),
+            name: self.name.clone(),
+            options: self.options.clone(),
+        }
+    }
+}
+
 impl Config {
     /// Reads the file that `args` name (or the default one, if it exists) and lays the flags over it.
     ///
     /// # Errors
     /// The file cannot be read, has an unknown key or a bad value; or a flag is bad.
     pub fn load(args: &ServeArgs) -> anyhow::Result<Config> {
-        let mut config = match &args.config {
-            Some(path) => Config::read(path)?,
-            None if Path::new(CONFIG_PATH).exists() => Config::read(Path::new(CONFIG_PATH))?,
+        let default = Path::new(CONFIG_PATH);
+        let path = args.config.as_deref().or_else(|| default.exists().then_some(default));
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the configuration {}", path.display()))?,
+            None => String::new(),
+        };
+        let read = toml::from_str::<Config>(&text);
+        let mut config = match path {
+            Some(path) => read.with_context(|| format!("in {}", path.display()))?,
             None => Config::default(),
         };
         if let Some(listen) = &args.listen {
@@ -203,68 +215,12 @@ impl Config {
         if let Some(level) = &args.log {
             config.log.level = level.clone();
         }
-        config.check()?;
+        config.check().map_err(|fault| match (fault.flag(args), path) {
+            (Some(flag), _) => anyhow!("{flag}: {fault}"),
+            (None, Some(path)) => anyhow!("in {}: {fault}", fault.place(path, &text)),
+            (None, None) => anyhow!("{fault}"),
+        })?;
         Ok(config)
-    }
-
-    fn read(path: &Path) -> anyhow::Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        let listen = self.http.listen;
-        if !listen.ip().is_loopback() && !self.http.allow_public {
-            bail!(
-                "refusing to listen on {listen}: it is not a loopback address and there are no API keys; \
-                 set allow_public = true under [http] to serve whoever can reach it"
-            );
-        }
-        let workers = &self.workers;
-        let seconds = [
-            ("stall_s", workers.stall_s),
-            ("stall_kill_s", workers.stall_kill_s),
-            ("load_s_max", workers.load_s_max),
-            ("drain_s", workers.drain_s),
-        ];
-        for (key, value) in seconds {
-            if !(value > 0.0 && value <= SECONDS_MAX) {
-                bail!(
-                    "[workers] {key} = {value}: must be above 0 and at most {SECONDS_MAX} seconds"
-                );
-            }
-        }
-        if workers.stall_kill_s <= workers.stall_s {
-            bail!(
-                "[workers] stall_kill_s = {} is not above stall_s = {}: a worker is first stalled, then killed",
-                workers.stall_kill_s,
-                workers.stall_s
-            );
-        }
-        let counts = [
-            ("[http] body_bytes_max", self.http.body_bytes_max, BODY_BYTES_MAX),
-            ("[http] connections_max", self.http.connections_max, CONNECTIONS_MAX),
-            ("[workers] stream_buffer_tokens", workers.stream_buffer_tokens, STREAM_BUFFER_MAX),
-            ("[workers] failures_max", workers.failures_max as usize, FAILURES_MAX),
-        ];
-        for (key, value, max) in counts {
-            if !(1..=max).contains(&value) {
-                bail!("{key} = {value}: must be at least 1 and at most {max}");
-            }
-        }
-        if let Some(folder) = self.gpu.libraries.as_ref().filter(|folder| !folder.is_dir()) {
-            bail!(
-                "[gpu] libraries (--cuda-libraries, MINISGL_CUDA_LIBRARIES) is {}, which is no folder",
-                folder.display()
-            );
-        }
-        for model in &self.model {
-            let checked = model.options.check_gpus();
-            checked.with_context(|| format!("[[model]] {}: options", model.model))?;
-        }
-        logging::filter(&self.log.level)?;
-        Ok(())
     }
 
     /// Where models come from, as the registry takes it.
@@ -282,8 +238,19 @@ impl Config {
         self.admin.socket.clone().unwrap_or_else(|| Config::socket_place().socket())
     }
 
-    /// Where the admin socket is unless a path is configured.
+    /// Where the admin socket is unless a path is configured: in the folder that a service manager made for
+    /// it, else in the user's.
     pub fn socket_place() -> Place {
+        Config::given_place(std::env::var_os("RUNTIME_DIRECTORY")).unwrap_or_else(Config::own_place)
+    }
+
+    /// The first of systemd's `RuntimeDirectory=`.
+    fn given_place(folders: Option<OsString>) -> Option<Place> {
+        let folder = std::env::split_paths(&folders?).next().filter(|path| path.is_absolute())?;
+        Some(Place { folder, mode: 0o755, owner: nix::unistd::geteuid().as_raw() })
+    }
+
+    fn own_place() -> Place {
         let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let uid = nix::unistd::geteuid().as_raw();
         socket::places(uid, runtime_dir.as_deref()).swap_remove(0)
@@ -364,6 +331,17 @@ mod tests {
         );
         tokio::sync::Semaphore::new(config.http.connections_max);
         tokio::sync::mpsc::channel::<u8>(config.workers.stream_buffer_tokens + 1);
+    }
+
+    #[test]
+    fn the_socket_is_where_the_service_manager_made_room() {
+        let place = |folders: &str| {
+            let place = Config::given_place(Some(folders.into()));
+            place.map(|place| place.socket().display().to_string())
+        };
+        assert_eq!(place("/run/minisgld").as_deref(), Some("/run/minisgld/admin.sock"));
+        assert_eq!(place("/run/a:/run/b").as_deref(), Some("/run/a/admin.sock"));
+        assert_eq!((place(""), place("run"), Config::given_place(None)), (None, None, None));
     }
 
     #[test]

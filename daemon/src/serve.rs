@@ -11,7 +11,7 @@ use minisgl_control::{
     admin, socket,
 };
 use minisgl_http::{Front, Listener, Settings, TextModels};
-use minisgl_proto::admin::{LoadEvent, LoadRequest};
+use minisgl_proto::admin::LoadEvent;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use crate::bridge::RegistryBackend;
 use crate::cli::ServeArgs;
 use crate::config::{Config, ModelConfig};
 use crate::logging;
+use crate::notify::{Notifier, Report};
 
 /// After draining, open connections get this long to take their last bytes.
 const LINGER: Duration = Duration::from_secs(2);
@@ -52,6 +53,7 @@ pub fn check_config(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
+    let notifier = Notifier::from_env()?;
     let drain = Duration::from_secs_f64(config.workers.drain_s);
     let metrics = prometheus::Registry::new();
     let settings = Settings {
@@ -86,9 +88,19 @@ async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
             minisgl_http::serve(vec![Listener::Tcp(listener)], openai, &settings, stopped).await
         }
     });
-    let mut admin = tokio::spawn(socket::serve_unix(admin_listener, admin, wait_for(stopped)));
+    let mut admin =
+        tokio::spawn(socket::serve_unix(admin_listener, admin, wait_for(stopped.clone())));
     let models = config.model.into_iter().map(|model| (model, registry.expect())).collect();
     let boot = tokio::spawn(load_configured(registry.clone(), models));
+    if let Some(notifier) = notifier {
+        let registry = registry.clone();
+        let report = move || Report {
+            models: registry.list(),
+            expected: registry.expected(),
+            hung: registry.hung(),
+        };
+        tokio::spawn(notifier.run(report, stopped, drain));
+    }
 
     let ended = tokio::select! {
         signal = terminated() => signal,
@@ -165,9 +177,8 @@ async fn bind(listen: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
 /// are loaded all the same.
 async fn load_configured(registry: Registry, models: Vec<(ModelConfig, Expected)>) {
     for (model, _tried) in models {
-        let request = LoadRequest { model: model.model, name: model.name, options: model.options };
-        let source = request.model.clone();
-        let mut events = match registry.load(request).await {
+        let source = &model.model;
+        let mut events = match registry.load(model.request()).await {
             Ok(events) => events,
             Err(error) => {
                 tracing::error!("model {source} of the configuration does not load: {error}");

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use minisgl_proto::LoadOptions;
-use minisgl_proto::admin::{AdminError, AdminErrorCode};
+use minisgl_proto::admin::{AdminError, AdminErrorCode, LoadRequest};
 
 use crate::resolve;
 
@@ -17,8 +17,22 @@ fn invalid(message: String) -> AdminError {
     AdminError { code: AdminErrorCode::Invalid, message }
 }
 
+/// The name under which a load would go.
+///
+/// # Errors
+/// `Invalid`: the name or the options cannot be.
+pub fn check_load(request: &LoadRequest) -> Result<String, AdminError> {
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => default_name(&request.model)?,
+    };
+    check_name(&name)?;
+    check_options(&request.options)?;
+    Ok(name)
+}
+
 /// The repo id without its revision, or the folder's last part.
-pub(crate) fn default_name(model: &str) -> Result<String, AdminError> {
+fn default_name(model: &str) -> Result<String, AdminError> {
     let path = Path::new(model);
     if resolve::is_path(model) {
         let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -28,7 +42,7 @@ pub(crate) fn default_name(model: &str) -> Result<String, AdminError> {
 }
 
 /// What a model may be called.
-pub(crate) fn check_name(name: &str) -> Result<(), AdminError> {
+fn check_name(name: &str) -> Result<(), AdminError> {
     let fine = !name.is_empty()
         && name.len() <= NAME_BYTES_MAX
         && !name.chars().any(|c| c.is_control() || c.is_whitespace());
@@ -41,7 +55,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), AdminError> {
 }
 
 /// Options that no machine can heed.
-pub(crate) fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
+fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
     if let Some(ratio) = options.memory_ratio
         && !(ratio > 0.0 && ratio <= 1.0)
     {

@@ -36,6 +36,7 @@ mod streams;
 mod supervisor;
 mod worker;
 
+pub use checks::check_load;
 pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
 pub use doctor::Doctor;
 pub use gpus::{GpuSource, Gpus};

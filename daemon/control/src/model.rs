@@ -42,6 +42,10 @@ pub(crate) struct View {
     pub(crate) reason: Option<String>,
     pub(crate) pid: Option<u32>,
     pub(crate) restarts: u32,
+    /// When its supervisor last looked after it.
+    pub(crate) tended: Instant,
+    /// When its worker got SIGKILL, until that worker is buried.
+    pub(crate) killed: Option<Instant>,
     pub(crate) progress: Option<LoadProgress>,
     pub(crate) info: Option<Arc<ModelInfo>>,
 }
@@ -77,6 +81,8 @@ impl Model {
                 reason: None,
                 pid: None,
                 restarts: 0,
+                tended: Instant::now(),
+                killed: None,
                 progress: None,
                 info: None,
             }),
@@ -105,6 +111,19 @@ impl Model {
         if view.state != before {
             view.since = Instant::now();
         }
+    }
+
+    /// Why nothing here will repair this model any more, if that is so at `now`: a worker that lives on after
+    /// SIGKILL, or a supervisor that does not turn, each for `patience`.
+    pub(crate) fn hung(&self, now: Instant, patience: Duration) -> Option<String> {
+        let view = self.view();
+        let late = |since| Some(now.saturating_duration_since(since)).filter(|&t| t >= patience);
+        if let Some(silence) = view.killed.and_then(late) {
+            let (name, seconds) = (&self.name, silence.as_secs_f64());
+            return Some(format!("the worker of {name} lives on {seconds:.0} s after SIGKILL"));
+        }
+        let silence = late(view.tended)?.as_secs_f64();
+        Some(format!("the supervisor of {} has stood still for {silence:.0} s", self.name))
     }
 
     /// A frame arrived.
@@ -152,5 +171,31 @@ impl Model {
             stats: self.lock_pulse().stats,
             options: self.options.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_hung_when_nobody_tends_it_or_its_worker_outlives_sigkill() {
+        let (events, _inbox) = mpsc::channel(1);
+        let placement = Placement::default();
+        let model =
+            Model::new("m".into(), "/m".into(), LoadOptions::default(), 1, events, placement);
+        let patience = Duration::from_secs(30);
+        let soon = Instant::now() + Duration::from_secs(29);
+        let late = Instant::now() + Duration::from_secs(31);
+        assert_eq!(model.hung(soon, patience), None);
+        assert!(model.hung(late, patience).unwrap().contains("supervisor of m"));
+        model.update(|view| {
+            view.state = ModelState::Stalled; // to be killed in time, which is repair enough
+            view.tended = late;
+        });
+        assert_eq!(model.hung(late, patience), None);
+        model.update(|view| view.killed = Some(Instant::now()));
+        assert_eq!(model.hung(soon, patience), None);
+        assert!(model.hung(late, patience).unwrap().contains("worker of m lives on"));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, HealthReport, LoadEvent, LoadRequest, ModelState, ModelStatus,
@@ -13,7 +13,7 @@ use minisgl_proto::admin::{
 use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::checks::{check_name, check_options, default_name};
+use crate::checks::check_load;
 use crate::config::RegistryConfig;
 use crate::gpus::Meter;
 use crate::metrics::Metrics;
@@ -27,6 +27,9 @@ use crate::supervisor::{Event, Supervisor};
 const EVENTS_MAX: usize = 64;
 /// Lines of a load's answer that may wait for a slow client; progress beyond it is dropped.
 const LOAD_EVENTS_MAX: usize = 256;
+/// How long a worker may live on after SIGKILL, and a supervisor may stand still, whose ticks are two seconds
+/// apart at most.
+const HUNG: Duration = Duration::from_secs(30);
 /// Models at once, at most.
 const MODELS_MAX: usize = 64;
 
@@ -169,12 +172,7 @@ impl Registry {
         &self,
         request: LoadRequest,
     ) -> Result<mpsc::Receiver<LoadEvent>, AdminError> {
-        let name = match &request.name {
-            Some(name) => name.clone(),
-            None => default_name(&request.model)?,
-        };
-        check_name(&name)?;
-        check_options(&request.options)?;
+        let name = check_load(&request)?;
         // A model that was given up makes way for a new try.
         let given_up = self.find(&name).is_ok_and(|m| m.view().state == ModelState::Failed);
         if given_up {
@@ -306,6 +304,18 @@ impl Registry {
         Expected(Arc::clone(&self.0))
     }
 
+    /// Models that were [expected](Registry::expect) and not tried yet.
+    pub fn expected(&self) -> usize {
+        self.0.expected.load(Ordering::SeqCst)
+    }
+
+    /// What only a new daemon can repair, if there is such a thing: a worker that lives on after SIGKILL, or a
+    /// model that nobody looks after any more. A stalled worker is not one; it is killed and replaced.
+    pub fn hung(&self) -> Option<String> {
+        let models = self.lock().clone();
+        models.iter().find_map(|model| model.hung(Instant::now(), HUNG))
+    }
+
     /// Whether the service as a whole should get traffic.
     pub fn health(&self) -> HealthReport {
         let models: Vec<(String, ModelState)> =
@@ -314,7 +324,7 @@ impl Registry {
         let ready = of(ModelState::Ready);
         // A model on its way out is no fault.
         let ill = models.len() - ready - of(ModelState::Unloading);
-        let expected = self.0.expected.load(Ordering::SeqCst);
+        let expected = self.expected();
         let mut summary = if models.is_empty() {
             "no model is loaded".to_string()
         } else {

@@ -245,3 +245,48 @@ impl Supervisor {
 fn failed(message: String) -> AdminError {
     AdminError { code: AdminErrorCode::Failed, message }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use minisgl_proto::LoadOptions;
+    use nix::sys::signal::Signal;
+
+    use super::*;
+    use crate::config::WorkerCommand;
+    use crate::placement::Placement;
+
+    #[tokio::test]
+    async fn a_kill_is_remembered_until_the_worker_is_buried() {
+        let worker = WorkerCommand {
+            program: "/bin/sleep".into(),
+            args: vec!["60".into()],
+            ..WorkerCommand::current_exe()
+        };
+        let config = Arc::new(RegistryConfig { worker, ..RegistryConfig::default() });
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let (events, inbox) = mpsc::channel(8);
+        let (watcher, _progress) = mpsc::channel(8);
+        let (placement, options) = (Placement::default(), LoadOptions::default());
+        let seat = placement.claim("m", &options, false).unwrap();
+        let model = Model::new("m".into(), "/m".into(), options, 8, events, placement);
+        let model = Arc::new(model);
+        let mut supervisor =
+            Supervisor::new(Arc::clone(&model), config, metrics, seat, inbox, watcher);
+        supervisor.start_worker(Vec::new(), Vec::new());
+        assert!(model.view().pid.is_some() && model.view().killed.is_none());
+        let tended = model.view().tended;
+        supervisor.on_tick();
+        assert!(model.view().tended > tended);
+        supervisor.kill("it is in the way");
+        let first = model.view().killed.unwrap();
+        supervisor.kill("it still is");
+        assert_eq!(model.view().killed, Some(first), "the first counts");
+        let status = supervisor.worker.as_mut().unwrap().wait().await;
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+        supervisor.on_exited(status);
+        supervisor.on_closed(None);
+        assert_eq!((model.view().pid, model.view().killed), (None, None));
+    }
+}

@@ -80,6 +80,9 @@ impl Worker {
             .args(&command.args)
             .envs(command.env.iter().map(|(name, value)| (name, value)))
             .env_remove("HF_TOKEN") // it downloads nothing
+            .env_remove("NOTIFY_SOCKET") // the daemon alone speaks for the service
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

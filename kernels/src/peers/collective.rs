@@ -43,6 +43,9 @@ pub struct Inboxes {
     pub(crate) room: usize,
 }
 
+/// Rows of a sum, and the seconds that each way of it took.
+pub type Timed = (usize, Vec<(Way, f32)>);
+
 /// What the sum over ranks becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
@@ -297,7 +300,7 @@ impl Peers {
         device: &Device,
         mut residual: ArrayMut<'_, bf16>,
         mut agree: impl FnMut(&mut [f32]) -> Result<(), E>,
-    ) -> Result<Vec<(usize, Vec<(Way, f32)>)>, E> {
+    ) -> Result<Vec<Timed>, E> {
         let mut ways = Vec::new();
         if self.is_direct() {
             ways.extend([Way::Push, Way::OneShot]);
@@ -358,7 +361,7 @@ fn no_nccl(op: &'static str) -> LaunchError {
 }
 
 /// The fastest way for each number of rows: up to halfway (by factors) to the next that was timed.
-fn choose(table: &[(usize, Vec<(Way, f32)>)]) -> Vec<(usize, Way)> {
+fn choose(table: &[Timed]) -> Vec<(usize, Way)> {
     let mut ways: Vec<(usize, Way)> = Vec::new();
     for (index, (rows, timed)) in table.iter().enumerate() {
         let Some(&(best, _)) = timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };

@@ -14,7 +14,7 @@ mod fault;
 mod nccl;
 mod window;
 
-pub use collective::{Inboxes, NextNorm, Sum};
+pub use collective::{Inboxes, NextNorm, Sum, Timed};
 pub use fault::{FaultRecord, Missing};
 
 use std::mem::ManuallyDrop;

@@ -268,8 +268,8 @@ pub fn gather(gpu: &mut Gpu) {
                         let device = &group.devices[rank];
                         peers[rank].gather(device, rows, stride, out.into()).unwrap();
                     }
-                    for rank in 0..ranks {
-                        peers[rank].meet(&group.devices[rank]).unwrap();
+                    for (peers, device) in peers.iter_mut().zip(&group.devices) {
+                        peers.meet(device).unwrap();
                     }
                     group.wait();
                     for (rank, out) in outs.iter().enumerate() {

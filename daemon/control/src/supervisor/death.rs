@@ -53,7 +53,10 @@ impl Supervisor {
         self.metrics.gauges(&name, &StepStats::default());
         self.model.forget_pulse();
         self.seat.pause();
-        self.model.update(|view| view.pid = None);
+        self.model.update(|view| {
+            view.pid = None;
+            view.killed = None;
+        });
         for reply in self.flushes.drain(..) {
             let _ = reply.send(Err(failed(format!("the worker of model \"{name}\" {death}"))));
         }

@@ -1,5 +1,7 @@
 //! A serving worker: signs of life, deadlines, flushes.
 
+use std::time::Instant;
+
 use minisgl_proto::ToWorker;
 use minisgl_proto::admin::{AdminError, AdminErrorCode, ModelState};
 use tokio::sync::oneshot;
@@ -24,13 +26,17 @@ impl Supervisor {
         }
     }
 
-    fn kill(&mut self, fault: &str) {
+    pub(super) fn kill(&mut self, fault: &str) {
         if let Some(worker) = &mut self.worker {
             worker.kill(fault.to_string());
+            self.model.update(|view| {
+                view.killed.get_or_insert_with(Instant::now);
+            });
         }
     }
 
     pub(super) fn on_tick(&mut self) {
+        self.model.update(|view| view.tended = Instant::now());
         let (_, silence) = self.model.pulse();
         let stalled = self.model.view().state == ModelState::Stalled;
         let fault = match self.phase {

@@ -1,0 +1,437 @@
+//! What the service manager hears of the daemon, as sd_notify(3) has it.
+//!
+//! ```text
+//!   READY=1 ───> WATCHDOG=1, STATUS=loading Qwen/Qwen3-8B: weights 43 % ───> STOPPING=1, EXTEND_TIMEOUT_USEC=
+//! ```
+//!
+//! One task looks at the registry, composes and sends. That it runs at all is the sign that the runtime turns;
+//! WATCHDOG=1 also says that every model has somebody who will repair it.
+//!
+//! Owns: the notification socket. Must never: wait for the service manager.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use minisgl_proto::admin::{ModelState, ModelStatus};
+use minisgl_proto::worker::{LoadProgress, LoadStage};
+use tokio::sync::watch;
+
+/// Time between two looks at the registry; less when the watchdog is impatient.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same at least.
+const LOOK_MIN: Duration = Duration::from_millis(1);
+/// WATCHDOG=1 is said this often in the watchdog's time.
+const FEEDS: u32 = 4;
+/// What a stop asks for with every look, beyond which it counts as stuck.
+const STOP_EXTENSION: Duration = Duration::from_secs(10);
+/// Bytes of a status at most; systemd drops messages above 4096.
+const STATUS_BYTES_MAX: usize = 1024;
+
+/// What there is to say.
+pub struct Report {
+    /// Every model.
+    pub models: Vec<ModelStatus>,
+    /// Models of the configuration that were not tried yet.
+    pub expected: usize,
+    /// What only a new daemon can repair.
+    pub hung: Option<String>,
+}
+
+/// The way to the service manager.
+pub struct Notifier {
+    socket: UnixDatagram,
+    manager: SocketAddr,
+    /// WATCHDOG=1 is expected at least this often.
+    watchdog: Option<Duration>,
+}
+
+impl Notifier {
+    /// As the environment says; `None` where no service manager listens.
+    ///
+    /// # Errors
+    /// What the environment says cannot be.
+    pub fn from_env() -> anyhow::Result<Option<Notifier>> {
+        Notifier::of(|variable| std::env::var_os(variable))
+    }
+
+    fn of(env: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<Option<Notifier>> {
+        let Some(address) = env("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else {
+            return Ok(None);
+        };
+        let manager = parse_address(&address)?;
+        let socket = UnixDatagram::unbound().context("cannot make a datagram socket")?;
+        socket.set_nonblocking(true).context("cannot make a socket that does not wait")?;
+        let number = |variable: &str| -> anyhow::Result<Option<u64>> {
+            let Some(value) = env(variable) else { return Ok(None) };
+            let number = value.to_str().and_then(|value| value.parse().ok());
+            number.with_context(|| format!("{variable} is {value:?}, not a number")).map(Some)
+        };
+        let ours = number("WATCHDOG_PID")?.is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = number("WATCHDOG_USEC")?.filter(|&usec| ours && usec > 0);
+        Ok(Some(Notifier { socket, manager, watchdog: watchdog.map(Duration::from_micros) }))
+    }
+
+    /// Says that the daemon is ready, and from then on how it is, until the runtime ends. `stopping` turns true
+    /// when running requests begin to have `drain` to finish.
+    pub async fn run(
+        self,
+        report: impl Fn() -> Report,
+        mut stopping: watch::Receiver<bool>,
+        drain: Duration,
+    ) {
+        let pause = self.watchdog.map_or(LOOK, |watchdog| (watchdog / FEEDS).clamp(LOOK_MIN, LOOK));
+        let mut stop_began = None;
+        let mut was_hung = false;
+        // What the manager has heard: what is lost because it is busy is said again.
+        let (mut ready_said, mut stopping_said, mut status_said) = (false, false, String::new());
+        loop {
+            let report = report();
+            let mut lines = Vec::new();
+            if !ready_said {
+                lines.push("READY=1".to_owned());
+            }
+            if *stopping.borrow() {
+                stop_began.get_or_insert_with(Instant::now);
+                if !stopping_said {
+                    lines.push("STOPPING=1".to_owned());
+                }
+                lines.push(format!("EXTEND_TIMEOUT_USEC={}", STOP_EXTENSION.as_micros()));
+            }
+            if self.watchdog.is_some() {
+                match &report.hung {
+                    None => lines.push("WATCHDOG=1".to_owned()),
+                    Some(why) if !was_hung => {
+                        tracing::error!("the watchdog is no longer fed: {why}");
+                    }
+                    Some(_) => {}
+                }
+                was_hung = report.hung.is_some();
+            }
+            let left = stop_began.map(|began: Instant| drain.saturating_sub(began.elapsed()));
+            let status = status(&report, left);
+            if status != status_said {
+                lines.push(format!("STATUS={status}"));
+            }
+            if !lines.is_empty() && self.send(&lines.join("\n")).is_ok() {
+                (ready_said, stopping_said, status_said) = (true, stop_began.is_some(), status);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                changed = stopping.changed(), if stop_began.is_none() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, message: &str) -> io::Result<()> {
+        let sent = self.socket.send_to_addr(message.as_bytes(), &self.manager);
+        if let Err(error) = &sent {
+            tracing::debug!(%error, "the service manager did not take {message:?}");
+        }
+        sent.map(drop)
+    }
+}
+
+/// A path, or a name after `@` in the abstract namespace.
+fn parse_address(address: &OsStr) -> anyhow::Result<SocketAddr> {
+    let parsed = match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        [b'/', ..] => SocketAddr::from_pathname(address),
+        _ => bail!("NOTIFY_SOCKET is {address:?}, neither a path nor @ and a name"),
+    };
+    parsed.with_context(|| format!("NOTIFY_SOCKET is {address:?}, which is no address"))
+}
+
+/// One line: what is served, what is not and why; while stopping how much of the time is `left`.
+fn status(report: &Report, left: Option<Duration>) -> String {
+    let mut parts = Vec::new();
+    parts.extend(report.hung.clone());
+    let running: u64 = report.models.iter().map(|model| u64::from(model.in_flight)).sum();
+    match left {
+        Some(left) if running > 0 => {
+            let requests = plural(running, "request");
+            parts.push(format!("stopping: {requests} running, {} s left", left.as_secs()));
+        }
+        Some(_) => parts.push("stopping".to_owned()),
+        None => parts.extend(models(report)),
+    }
+    let mut line = parts.join(", ");
+    if line.len() > STATUS_BYTES_MAX {
+        let end = STATUS_BYTES_MAX - '…'.len_utf8();
+        let whole = (0..=end).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
+        line.truncate(whole);
+        line.push('…');
+    }
+    line
+}
+
+fn models(report: &Report) -> Vec<String> {
+    let ready = report.models.iter().filter(|model| model.state == ModelState::Ready).count();
+    let mut parts = Vec::new();
+    if ready > 0 {
+        parts.push(format!("{} ready", plural(ready as u64, "model")));
+    }
+    for ModelStatus { name, state, progress, .. } in &report.models {
+        let loading = || progress.as_ref().map(|at| format!("loading {name}: {}", describe(at)));
+        parts.extend(match state {
+            ModelState::Ready => None,
+            ModelState::Loading => Some(loading().unwrap_or_else(|| format!("loading {name}"))),
+            ModelState::Stalled => Some(format!("{name} is stalled")),
+            ModelState::Restarting => Some(format!("{name} is restarting")),
+            ModelState::Failed => Some(format!("{name} has failed")),
+            ModelState::Unloading => Some(format!("unloading {name}")),
+        });
+    }
+    if report.expected > 0 {
+        parts.push(format!("{} to load", plural(report.expected as u64, "model")));
+    }
+    if parts.is_empty() {
+        parts.push("no model is loaded".to_owned());
+    }
+    parts
+}
+
+/// How far a load is, without what changes with every byte.
+fn describe(progress: &LoadProgress) -> String {
+    let stage = match progress.stage {
+        LoadStage::Resolve => "finding it",
+        LoadStage::Download => "download",
+        LoadStage::Place => "waiting for its GPUs",
+        LoadStage::Read => "weights",
+        LoadStage::WarmUp => "warm-up",
+        LoadStage::KvPages => "KV pages",
+    };
+    match u128::from(progress.total) {
+        0 => stage.to_owned(),
+        total => format!("{stage} {} %", u128::from(progress.done) * 100 / total),
+    }
+}
+
+fn plural(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use minisgl_proto::LoadOptions;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn model(name: &str, state: ModelState) -> ModelStatus {
+        ModelStatus {
+            name: name.to_owned(),
+            source: String::new(),
+            state,
+            reason: None,
+            pid: None,
+            gpus: Vec::new(),
+            gpu_memory_bytes: None,
+            restarts: 0,
+            state_s: 0.0,
+            in_flight: 0,
+            progress: None,
+            info: None,
+            stats: None,
+            options: LoadOptions::default(),
+        }
+    }
+
+    fn loading(name: &str, stage: LoadStage, done: u64, total: u64) -> ModelStatus {
+        let progress = Some(LoadProgress { stage, done, total, detail: "a.weight".to_owned() });
+        ModelStatus { progress, ..model(name, ModelState::Loading) }
+    }
+
+    fn line(models: Vec<ModelStatus>, expected: usize) -> String {
+        status(&Report { models, expected, hung: None }, None)
+    }
+
+    #[test]
+    fn the_status_is_one_line_for_people() {
+        assert_eq!(line(vec![], 0), "no model is loaded");
+        assert_eq!(line(vec![], 2), "2 models to load");
+        let a = || model("a", ModelState::Ready);
+        assert_eq!(line(vec![a()], 0), "1 model ready");
+        assert_eq!(line(vec![a(), a()], 0), "2 models ready");
+        let big = loading("Qwen/Qwen3-8B", LoadStage::Read, 43_999, 100_000);
+        assert_eq!(line(vec![big], 0), "loading Qwen/Qwen3-8B: weights 43 %");
+        let huge = loading("b", LoadStage::Download, u64::MAX / 2, u64::MAX);
+        assert_eq!(
+            line(vec![a(), huge], 1),
+            "1 model ready, loading b: download 49 %, 1 model to load"
+        );
+        let found = loading("b", LoadStage::Resolve, 0, 0);
+        assert_eq!(line(vec![found], 0), "loading b: finding it");
+        assert_eq!(line(vec![model("b", ModelState::Loading)], 0), "loading b");
+        let ill = [ModelState::Stalled, ModelState::Restarting, ModelState::Failed];
+        let ill = ill.map(|state| model("b", state)).to_vec();
+        assert_eq!(line(ill, 0), "b is stalled, b is restarting, b has failed");
+    }
+
+    #[test]
+    fn the_status_while_stopping_counts_down() {
+        let models = vec![ModelStatus { in_flight: 3, ..model("a", ModelState::Unloading) }];
+        let report = Report { models, expected: 1, hung: Some("a hangs".to_owned()) };
+        let left = Some(Duration::from_millis(27_900));
+        assert_eq!(status(&report, left), "a hangs, stopping: 3 requests running, 27 s left");
+        let report = Report { models: vec![], expected: 0, hung: None };
+        assert_eq!(status(&report, left), "stopping");
+    }
+
+    #[test]
+    fn a_long_status_is_cut_between_two_letters() {
+        let models = (0..64).map(|_| model(&"é".repeat(100), ModelState::Failed)).collect();
+        let line = line(models, 0);
+        assert!(line.len() <= STATUS_BYTES_MAX && line.ends_with('…'), "{}", line.len());
+    }
+
+    fn notifier(variables: &[(&str, &str)]) -> anyhow::Result<Option<Notifier>> {
+        let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into());
+        Notifier::of(find)
+    }
+
+    #[test]
+    fn the_environment_is_heeded_and_what_it_cannot_mean_is_named() {
+        assert!(notifier(&[]).unwrap().is_none());
+        assert!(notifier(&[("NOTIFY_SOCKET", ""), ("WATCHDOG_USEC", "5")]).unwrap().is_none());
+        let watchdog = |more: &[(&str, &str)]| {
+            let variables = [&[("NOTIFY_SOCKET", "/run/x")], more].concat();
+            notifier(&variables).map(|notifier| notifier.unwrap().watchdog)
+        };
+        let minute = Some(Duration::from_secs(60));
+        let own = std::process::id().to_string();
+        assert_eq!(watchdog(&[]).unwrap(), None);
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "60000000")]).unwrap(), minute);
+        assert_eq!(
+            watchdog(&[("WATCHDOG_USEC", "60000000"), ("WATCHDOG_PID", &own)]).unwrap(),
+            minute
+        );
+        assert_eq!(
+            watchdog(&[("WATCHDOG_USEC", "60000000"), ("WATCHDOG_PID", "1")]).unwrap(),
+            None
+        );
+        assert_eq!(watchdog(&[("WATCHDOG_USEC", "0")]).unwrap(), None);
+        let error = format!("{:#}", watchdog(&[("WATCHDOG_USEC", "soon")]).unwrap_err());
+        assert!(error.contains("WATCHDOG_USEC") && error.contains("soon"), "{error}");
+        for address in ["run/x", "vsock:2:1234"] {
+            let error = notifier(&[("NOTIFY_SOCKET", address)]).err().unwrap().to_string();
+            assert!(error.contains("NOTIFY_SOCKET") && error.contains(address), "{error}");
+        }
+    }
+
+    /// Somebody who listens as systemd does, and what they heard.
+    struct Manager {
+        socket: UnixDatagram,
+        _dir: TempDir,
+        path: String,
+    }
+
+    impl Manager {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("notify");
+            let socket = UnixDatagram::bind(&path).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            Manager { socket, path: path.to_str().unwrap().to_owned(), _dir: dir }
+        }
+
+        /// The lines that came in `time`.
+        async fn hear(&self, time: Duration) -> Vec<String> {
+            tokio::time::sleep(time).await;
+            let mut bytes = [0; 4096];
+            let mut lines = Vec::new();
+            while let Ok(count) = self.socket.recv(&mut bytes) {
+                let text = std::str::from_utf8(&bytes[..count]).unwrap();
+                lines.extend(text.lines().map(str::to_owned));
+            }
+            lines
+        }
+    }
+
+    const WHILE: Duration = Duration::from_millis(400);
+
+    #[tokio::test]
+    async fn the_watchdog_starves_while_something_hangs_and_a_stop_is_told() {
+        let manager = Manager::new();
+        let address = ("NOTIFY_SOCKET", manager.path.as_str());
+        let notifier = notifier(&[address, ("WATCHDOG_USEC", "200000")]).unwrap().unwrap();
+        let hung = Arc::new(AtomicBool::new(false));
+        let models = Arc::new(Mutex::new(vec![loading("m", LoadStage::Read, 1, 2)]));
+        let report = {
+            let (hung, models) = (Arc::clone(&hung), Arc::clone(&models));
+            move || Report {
+                models: models.lock().unwrap().clone(),
+                expected: 0,
+                hung: hung.load(Ordering::SeqCst).then(|| "m hangs".to_owned()),
+            }
+        };
+        let (stop, stopping) = watch::channel(false);
+        let task = tokio::spawn(notifier.run(report, stopping, Duration::from_secs(30)));
+        let count = |lines: &[String], line: &str| lines.iter().filter(|l| *l == line).count();
+
+        let heard = manager.hear(WHILE).await;
+        assert_eq!(heard[..2], ["READY=1", "WATCHDOG=1"]);
+        assert_eq!(count(&heard, "READY=1"), 1);
+        assert_eq!(count(&heard, "STATUS=loading m: weights 50 %"), 1, "only what is new");
+        assert!(count(&heard, "WATCHDOG=1") >= 3, "{heard:?}");
+
+        *models.lock().unwrap() = vec![model("m", ModelState::Ready)];
+        let heard = manager.hear(WHILE).await;
+        assert_eq!(count(&heard, "STATUS=1 model ready"), 1, "{heard:?}");
+
+        hung.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        manager.hear(Duration::from_millis(60)).await;
+        assert_eq!(manager.hear(WHILE).await, Vec::<String>::new());
+        hung.store(false, Ordering::SeqCst);
+        assert!(count(&manager.hear(WHILE).await, "WATCHDOG=1") > 0);
+
+        stop.send(true).unwrap();
+        let heard = manager.hear(WHILE).await;
+        assert_eq!(count(&heard, "STOPPING=1"), 1, "{heard:?}");
+        assert!(count(&heard, "EXTEND_TIMEOUT_USEC=10000000") >= 3, "{heard:?}");
+        assert_eq!(count(&heard, "STATUS=stopping"), 1, "{heard:?}");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_deaf_manager_holds_nothing_up_and_hears_the_rest_later() {
+        let manager = Manager::new();
+        let address = ("NOTIFY_SOCKET", manager.path.as_str());
+        let notifier = notifier(&[address, ("WATCHDOG_USEC", "4000")]).unwrap().unwrap();
+        while notifier.send("WATCHDOG=1").is_ok() {}
+        let report = || Report { models: vec![], expected: 0, hung: None };
+        let (_stop, stopping) = watch::channel(false);
+        let task = tokio::spawn(notifier.run(report, stopping, Duration::from_secs(30)));
+        // This test has one thread: were it held up, it would not go on.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        manager.hear(Duration::ZERO).await;
+        let heard = manager.hear(Duration::from_millis(100)).await;
+        assert!(heard.iter().any(|line| line == "READY=1"), "{heard:?}");
+        assert!(heard.iter().any(|line| line == "STATUS=no model is loaded"), "{heard:?}");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn an_abstract_address_is_reached() {
+        let name = format!("minisgld-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        let notifier = notifier(&[("NOTIFY_SOCKET", &format!("@{name}"))]).unwrap().unwrap();
+        notifier.send("READY=1").unwrap();
+        let mut bytes = [0; 64];
+        let count = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..count], b"READY=1");
+    }
+}
