@@ -428,6 +428,7 @@ impl Ops for CudaOps {
     fn commit_kv(&mut self, pages: usize) -> OpResult {
         self.kv.as_mut().ok_or_else(no_kv)?.grow(pages)?;
         self.kv_pages = pages;
+        gpu::trim_host_memory();
         self.device.synchronize().map_err(failed("allocate KV pages"))
     }
 

@@ -19,6 +19,16 @@ pub struct Gpu {
     tuned: TunedFile,
 }
 
+/// Has the C library give back what it keeps of freed memory. Loading its code, the driver frees some hundred
+/// megabytes, which nothing would ask for again.
+pub(super) fn trim_host_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: has no preconditions; it locks each arena for itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// How much memory a GPU has left.
 #[derive(Clone)]
 pub struct GpuMemory(Arc<CudaStream>);
