@@ -145,10 +145,17 @@ fn libraries(config: &Config) -> Vec<(OsString, OsString)> {
     folder.map(|folder| ("MINISGL_CUDA_LIBRARIES".into(), folder.into())).into_iter().collect()
 }
 
+/// Whether NCCL may use the multicast of NVLink: not unless the operator says so. A worker that fails while it
+/// does can put every GPU of the host out of service.
+const MULTICAST: &str = "NCCL_NVLS_ENABLE";
+
 fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
     worker.env = libraries(config);
+    if std::env::var_os(MULTICAST).is_none() {
+        worker.env.push((MULTICAST.into(), "0".into()));
+    }
     worker.args.push(format!("--log={}", config.log.level).into());
     RegistryConfig {
         worker,

@@ -275,3 +275,19 @@ fn spawn<O: Ops + 'static>(
         Ok((ModelRunner { ops, model, batch: Batch::default(), page_size }, loaded))
     })
 }
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::even;
+
+    #[test]
+    fn gpus_that_differ_too_much_are_named() {
+        let gib = |sizes: &[u64]| sizes.iter().map(|size| size << 30).collect::<Vec<_>>();
+        even(&[0, 1, 2], &gib(&[80, 70, 66])).unwrap();
+        even(&[5], &gib(&[1])).unwrap();
+        let told = even(&[2, 7], &gib(&[80, 40])).unwrap_err().to_string();
+        for part in ["GPU 7 has 40.0 GiB free and GPU 2 80.0", "--gpus", "--kv-tokens"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+}

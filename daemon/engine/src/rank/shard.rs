@@ -81,3 +81,25 @@ fn divides(config: &ModelConfig, tp: usize) -> bool {
         && tp <= config.intermediate_size
         && tp <= config.vocab_size
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vocabulary_is_divided_in_whole_units_and_nothing_is_lost() {
+        for (vocab, tp) in [(151_936, 2), (49_152, 3), (50_257, 4), (515, 8), (7, 3), (64, 8)] {
+            let parts: Vec<_> = (0..tp).map(|rank| vocab_share(vocab, tp, rank)).collect();
+            assert_eq!((parts[0].start, parts[tp - 1].end), (0, vocab));
+            for pair in parts.windows(2) {
+                assert_eq!(pair[0].end, pair[1].start, "{vocab} over {tp}");
+            }
+            let whole = vocab >= tp * VOCAB_UNIT;
+            assert!(!whole || parts.iter().all(|part| part.start.is_multiple_of(VOCAB_UNIT)));
+            let lens = || parts.iter().map(Range::len);
+            let most = if whole { 2 * VOCAB_UNIT } else { 1 };
+            assert!(lens().max() <= lens().min().map(|least| least + most), "{parts:?}");
+            assert!(lens().all(|len| len > 0), "{parts:?}");
+        }
+    }
+}
