@@ -93,7 +93,9 @@ fn best(all: &[Candidate], count: usize, link: impl Fn(usize, usize) -> Option<u
         let least = set.iter().map(|gpu| gpu.free_bytes).min().unwrap_or(0);
         let most = all.iter().map(|gpu| gpu.free_bytes).max().unwrap_or(0).max(1);
         let numbers: Vec<usize> = set.iter().map(|gpu| gpu.ordinal).collect();
-        (apart, links, Reverse(u128::from(least) * 10 / u128::from(most)), numbers)
+        // Rounded, so that a little less memory is no reason.
+        let tenths = (u128::from(least) * 10 + u128::from(most) / 2) / u128::from(most);
+        (apart, links, Reverse(tenths), numbers)
     });
     let set = chosen.unwrap_or(0);
     (0..all.len()).filter(|i| set >> i & 1 == 1).map(|i| all[i].ordinal).collect()
