@@ -31,12 +31,12 @@ fn smollm2_on_one_and_three_ranks() {
 }
 
 #[test]
-fn dummy_qwen3_on_one_two_and_four_ranks() {
+fn dummy_qwen3_on_one_to_eight_ranks() {
     dummy("qwen3");
 }
 
 #[test]
-fn dummy_qwen2_on_one_two_and_four_ranks() {
+fn dummy_qwen2_on_one_to_eight_ranks() {
     dummy("qwen2");
 }
 
@@ -47,7 +47,8 @@ fn dummy(shape: &str) {
     let prompts: [Vec<u32>; 3] =
         [(100..117).collect(), (1000..1400).step_by(3).collect(), vec![42, 7, 42, 7, 42]];
     let mut answers = Vec::new();
-    for tp in [1, 2, 4] {
+    // With eight, every KV head is held twice.
+    for tp in [1, 2, 4, 8] {
         daemon.load("dummy", &dir, LoadOptions { dummy_weights: true, ..ranks(tp) });
         let tokens = prompts.iter().map(|prompt| greedy(&daemon, "dummy", prompt, 32));
         answers.push(tokens.collect::<Vec<_>>());
@@ -55,6 +56,7 @@ fn dummy(shape: &str) {
     }
     assert_eq!(answers[0], answers[1], "tp 2");
     assert_eq!(answers[0], answers[2], "tp 4");
+    assert_eq!(answers[0], answers[3], "tp 8");
     assert_ne!(answers[0][0], answers[0][1], "the weights do not listen to the prompt");
 }
 
