@@ -33,6 +33,8 @@ pub mod ops;
 pub mod peers;
 #[cfg(feature = "cuda")]
 pub mod probe;
+#[cfg(feature = "cuda")]
+pub mod vmm;
 
 #[cfg(feature = "cuda")]
 pub use array::{Array, ArrayMut};

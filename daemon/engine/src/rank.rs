@@ -47,7 +47,7 @@ pub(crate) use watch::Hashes;
 pub const IN_FLIGHT_MAX: usize = 2;
 
 /// How long the end of the engine waits for ranks that hang.
-const GOODBYE: Duration = Duration::from_secs(1);
+const GOODBYE: Duration = Duration::from_secs(3);
 
 /// What a rank does.
 pub trait Runner {

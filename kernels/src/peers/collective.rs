@@ -8,7 +8,6 @@ use half::bf16;
 
 use super::{BLOCKS_MAX, EMBEDDING, INBOX_ROWS, Layout, PeerError, Peers, Way, driver};
 use crate::abi::{Address, AllReduceArgs, GatherColumnsArgs, PushArgs, RANKS_MAX};
-use crate::array::DeviceArray;
 use crate::device::{Device, Grid};
 use crate::error::LaunchError;
 use crate::kernel::Kernel;
@@ -108,6 +107,9 @@ impl Peers {
         })?;
         let which = if sum == Sum::Residual { EMBEDDING } else { self.next };
         let way = self.way(rows);
+        check.that(!sent || way == Way::Push, || {
+            format!("{rows} rows were sent to inboxes, and are summed by {way:?}")
+        })?;
         let ranks = self.ranks();
         let mut delta: [Address; RANKS_MAX] = [0; RANKS_MAX];
         let mut peers = self.meeting;
@@ -247,7 +249,6 @@ impl Peers {
         let most = (2 * device.multiprocessors() as usize).min(BLOCKS_MAX);
         let blocks = work.clamp(1, most) as u32;
         let grid = Grid { blocks: (blocks, 1), threads: 512, shared_bytes: 0, cluster: 1 };
-        debug_assert!(rows == 0 || out.len() >= rows * end);
         // SAFETY: the struct is the kernel's; its array was checked above, and the parts are as large by the
         // layout that all windows have; no more blocks than there are turns for.
         unsafe { check.launch(Kernel::GatherColumns, grid, &args) }?;

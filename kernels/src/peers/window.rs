@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 use crate::abi::Address;
+use crate::vmm::{location, properties, unit_bytes};
 
 /// A range of one GPU's memory.
 pub(super) struct Window {
@@ -28,16 +29,7 @@ impl Window {
     ) -> Result<Window, DriverError> {
         stream.context().bind_to_thread()?;
         let properties = properties(stream.context().ordinal());
-        let mut unit = 0;
-        // SAFETY: both point to what the driver reads and writes.
-        unsafe {
-            sys::cuMemGetAllocationGranularity(
-                &mut unit,
-                &properties,
-                sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED,
-            )
-        }
-        .result()?;
+        let unit = unit_bytes(&properties)?;
         let bytes = bytes.next_multiple_of(unit.max(1));
         let mut base = 0;
         // SAFETY: takes addresses only, which the driver chooses.
@@ -91,28 +83,5 @@ impl Drop for Window {
         }
         // SAFETY: it was reserved so, and nothing is mapped there any more.
         let _ = unsafe { sys::cuMemAddressFree(self.base, self.bytes) };
-    }
-}
-
-fn location(ordinal: usize) -> sys::CUmemLocation {
-    sys::CUmemLocation {
-        type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
-        id: ordinal as i32,
-    }
-}
-
-/// Plain memory of a GPU.
-fn properties(ordinal: usize) -> sys::CUmemAllocationProp {
-    sys::CUmemAllocationProp {
-        type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
-        requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
-        location: location(ordinal),
-        win32HandleMetaData: std::ptr::null_mut(),
-        allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
-            compressionType: 0,
-            gpuDirectRDMACapable: 0,
-            usage: 0,
-            reserved: [0; 4],
-        },
     }
 }

@@ -25,6 +25,7 @@ mod prepare;
 mod requests;
 mod results;
 mod sample;
+mod step;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -55,7 +56,7 @@ use minisgl_sched::Install;
 
 use self::attend::{Attention, no_kv};
 use self::graphs::{Graphs, Mode};
-use self::inputs::{Inputs, Packing, Room};
+use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::Into;
 use self::memory::ROW_UNIT;
@@ -235,65 +236,6 @@ impl CudaOps {
             Mode::Padded(padded) => padded,
             Mode::Replay(_) => 0,
         }
-    }
-
-    /// Everything of a step, onto the stream.
-    fn issue<T>(
-        &mut self,
-        batch: &Batch,
-        installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult<T>,
-    ) -> OpResult<T> {
-        for install in installs {
-            self.requests.install(&self.device, install)?;
-        }
-        let (mode, record) = self.graphs.mode(batch);
-        self.mode = mode;
-        let padded = match mode {
-            Mode::Eager => None,
-            Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
-        };
-        let CudaOps { device, inputs, requests, attention, .. } = self;
-        let samples = batch.sampled().iter().map(|sampled| {
-            let row = &batch.rows()[sampled.row as usize];
-            requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
-        });
-        let packing = Packing {
-            page_size: self.heads.page_size,
-            kv_pages: self.kv_pages,
-            padded,
-            decode: attention.decode_planner(),
-        };
-        let starts = inputs
-            .upload(device.stream(), batch, samples, packing)
-            .map_err(failed("upload the step"))?;
-        let decoding = padded.unwrap_or(batch.decoding());
-        attention
-            .plan(device, &starts, decoding, padded.is_some())
-            .map_err(failed("plan attention"))?;
-
-        let stream = self.stream().clone();
-        self.outputs.begin(&stream)?;
-        if record {
-            graphs::begin(&stream).map_err(failed("record a step"))?;
-        }
-        let done = forward(self);
-        let recorded = if record { Some(graphs::end(&stream)) } else { None };
-        let done = done?;
-        if let Some(rows) = padded {
-            if let Some(recorded) = recorded {
-                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
-            }
-            if record || matches!(mode, Mode::Replay(_)) {
-                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
-            } else {
-                self.graphs.ran(rows);
-            }
-        }
-        if let Some(outgoing) = self.outgoing.take() {
-            self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
-        }
-        Ok(done)
     }
 
     /// Whether the norm that an op begins with was done by the one before; asked once.

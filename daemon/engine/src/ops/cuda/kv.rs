@@ -21,7 +21,7 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, D
 use cudarc::driver::{result, sys};
 use half::{bf16, f16};
 use minisgl_kernels::attention::{KvArray, KvArrayMut, KvType};
-use minisgl_kernels::{Array, ArrayMut};
+use minisgl_kernels::{Array, ArrayMut, vmm};
 
 use super::failed;
 use crate::ops::OpResult;
@@ -74,18 +74,7 @@ impl KvSpace {
     pub(super) fn new(stream: &Arc<CudaStream>, shape: KvShape, pages: usize) -> OpResult<KvSpace> {
         let fault = || failed::<DriverError>("reserve KV pages");
         stream.context().bind_to_thread().map_err(fault())?;
-        let properties = properties(stream);
-        let mut unit = 0;
-        // SAFETY: both point to what the driver reads and writes.
-        unsafe {
-            sys::cuMemGetAllocationGranularity(
-                &mut unit,
-                &properties,
-                sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM,
-            )
-        }
-        .result()
-        .map_err(fault())?;
+        let unit = vmm::unit_bytes(&properties(stream)).map_err(fault())?;
         if unit == 0 || !KV_UNIT_BYTES.is_multiple_of(unit) {
             let reason = format!("this GPU's memory comes in pieces of {unit} bytes");
             return Err(failed("reserve KV pages")(reason));
@@ -245,21 +234,7 @@ impl Drop for KvSpace {
 
 /// Plain memory of the stream's GPU.
 fn properties(stream: &CudaStream) -> sys::CUmemAllocationProp {
-    sys::CUmemAllocationProp {
-        type_: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
-        requestedHandleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
-        location: sys::CUmemLocation {
-            type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
-            id: stream.context().ordinal() as i32,
-        },
-        win32HandleMetaData: std::ptr::null_mut(),
-        allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
-            compressionType: 0,
-            gpuDirectRDMACapable: 0,
-            usage: 0,
-            reserved: [0; 4],
-        },
-    }
+    vmm::properties(stream.context().ordinal())
 }
 
 #[cfg(test)]
