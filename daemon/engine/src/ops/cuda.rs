@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A decode step is padded to one of few numbers of rows, recorded as a graph when that number comes for the
-//! second time, and replayed from then on; see `cuda/graphs.rs`.
+//! second time, and replayed from then on; see `cuda/step.rs` and `cuda/graphs.rs`.
 
 #![allow(unsafe_code, reason = "the GPU's memory; each use says why it is sound")]
 
