@@ -16,6 +16,7 @@ mod bench;
 mod bridge;
 mod cli;
 mod config;
+mod leave;
 mod logging;
 mod notify;
 mod probe;

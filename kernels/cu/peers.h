@@ -3,9 +3,14 @@
 #ifndef MINISGL_PEERS_H
 #define MINISGL_PEERS_H
 
-#include "types.h"
+#include "minisgl.h"
 
 #define MINISGL_RANKS_MAX 8
+
+/* Of the sampler: clusters at once, blocks of one, tokens of a list. */
+#define MINISGL_MAIL_CLUSTERS 64
+#define MINISGL_MAIL_BLOCKS 16
+#define MINISGL_MAIL_LIST 512
 
 /* What a meeting that failed leaves in the host's memory. */
 typedef struct {
@@ -46,9 +51,13 @@ typedef struct {
   uint32_t sent;               /* 1: the product before this wrote its results into the inboxes, too */
 } minisgl_push_args;
 
-/* minisgl_gather_columns */
+/* minisgl_meet */
 typedef struct {
   minisgl_peers peers;
+} minisgl_meet_args;
+
+/* minisgl_gather_columns */
+typedef struct {
   const float *part[MINISGL_RANKS_MAX]; /* of each of `parts`, [rows, part_stride of it]: its columns */
   uint32_t start[MINISGL_RANKS_MAX + 1]; /* first column of each part, and the end of the last */
   uint32_t parts;
@@ -59,5 +68,33 @@ typedef struct {
   uint32_t vectors;            /* 1: starts and strides are multiples of 4 */
   uint32_t reserved;
 } minisgl_gather_columns_args;
+
+/* A message of 8 bytes; each half of the line arrives whole, with its turn. */
+typedef struct {
+  uint32_t low;
+  uint32_t low_turn;
+  uint32_t high;
+  uint32_t high_turn;
+} minisgl_mail_line;
+
+/* What the peers' clusters of the same index send one cluster of the sampler, by the sender's rank. */
+typedef struct {
+  minisgl_mail_line number[MINISGL_MAIL_BLOCKS][2][MINISGL_RANKS_MAX]; /* to each block, even turns and odd */
+  minisgl_mail_line token[MINISGL_RANKS_MAX];
+  minisgl_mail_line list[MINISGL_RANKS_MAX][MINISGL_MAIL_LIST];
+} minisgl_mail;
+
+/* minisgl_sample_ranks_shared, minisgl_sample_ranks_scratch */
+typedef struct {
+  minisgl_sample_args sample;  /* logits, scratch: [rows, stride], this rank's columns; the rest is of whole rows */
+  minisgl_peers peers;
+  const float *part[MINISGL_RANKS_MAX]; /* of each rank, [rows, part_stride of it]: its logits */
+  minisgl_mail *mail[MINISGL_RANKS_MAX]; /* each rank's own memory, [MAIL_CLUSTERS]; */
+  uint32_t *turns;             /* [MAIL_CLUSTERS]: this rank's so far */
+  float *whole;                /* [MAIL_CLUSTERS, whole_stride]: for a row of which all logits are needed */
+  uint32_t start[MINISGL_RANKS_MAX + 1]; /* first token of each rank, and the end of the vocabulary */
+  uint32_t part_stride[MINISGL_RANKS_MAX];
+  uint32_t whole_stride;
+} minisgl_sample_ranks_args;
 
 #endif

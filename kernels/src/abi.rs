@@ -370,8 +370,13 @@ pub struct PushArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct GatherColumnsArgs {
+pub struct MeetArgs {
     pub peers: PeersArgs,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GatherColumnsArgs {
     pub part: [Address; RANKS_MAX],
     pub start: [u32; RANKS_MAX + 1],
     pub parts: u32,
@@ -381,4 +386,40 @@ pub struct GatherColumnsArgs {
     pub stride: u32,
     pub vectors: u32,
     pub reserved: u32,
+}
+
+pub const MAIL_CLUSTERS: usize = 64;
+pub const MAIL_BLOCKS: usize = 16;
+pub const MAIL_LIST: usize = 512;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MailLine {
+    pub low: u32,
+    pub low_turn: u32,
+    pub high: u32,
+    pub high_turn: u32,
+}
+
+/// Its layout is all that is wanted of it here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Mail {
+    pub number: [[[MailLine; RANKS_MAX]; 2]; MAIL_BLOCKS],
+    pub token: [MailLine; RANKS_MAX],
+    pub list: [[MailLine; MAIL_LIST]; RANKS_MAX],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SampleRanksArgs {
+    pub sample: SampleArgs,
+    pub peers: PeersArgs,
+    pub part: [Address; RANKS_MAX],
+    pub mail: [Address; RANKS_MAX],
+    pub turns: Address,
+    pub whole: Address,
+    pub start: [u32; RANKS_MAX + 1],
+    pub part_stride: [u32; RANKS_MAX],
+    pub whole_stride: u32,
 }

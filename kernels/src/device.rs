@@ -100,8 +100,13 @@ impl Device {
             )?;
             Ok(dynamic)
         };
-        let shared_bytes_max =
-            offer(Kernel::SampleShared).map_err(failed("set up shared memory on"))?;
+        // The sampler's, which cuts rows up to fit in either.
+        let samplers = [Kernel::SampleShared, Kernel::SampleRanksShared];
+        let mut shared_bytes_max = i32::MAX;
+        for kernel in samplers {
+            let bytes = offer(kernel).map_err(failed("set up shared memory on"))?;
+            shared_bytes_max = shared_bytes_max.min(bytes);
+        }
         for kernel in ["skinny_held", "skinny_stream"].into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;
         }
@@ -109,16 +114,19 @@ impl Device {
         // fit, sixteen where enough neighbouring multiprocessors are to be had.
         let mut cluster_max = 1;
         if matches!((major, minor), (9, 0) | (10, 0)) {
-            kernels
-                .get(Kernel::SampleShared)
-                .set_attribute(
-                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED,
-                    1,
-                )
-                .map_err(failed("allow clusters on"))?;
             let grid = Grid { blocks: (16, 1), threads: 512, shared_bytes: 40 << 10, cluster: 16 };
-            let fits = kernels.clusters_at_once(Kernel::SampleShared, grid).is_ok_and(|n| n > 0);
-            cluster_max = if fits { 16 } else { 8 };
+            cluster_max = 16;
+            for kernel in samplers {
+                let wider =
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+                kernels
+                    .get(kernel)
+                    .set_attribute(wider, 1)
+                    .map_err(failed("allow clusters on"))?;
+                if !kernels.clusters_at_once(kernel, grid).is_ok_and(|clusters| clusters > 0) {
+                    cluster_max = 8;
+                }
+            }
         }
         Ok(Device {
             stream,

@@ -60,6 +60,8 @@ kernels! {
     Dummy = "dummy" "minisgl_dummy",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
+    SampleRanksShared = "sample" "minisgl_sample_ranks_shared",
+    SampleRanksScratch = "sample" "minisgl_sample_ranks_scratch",
     DecodeBf16D64 = "decode_64" "minisgl_decode_bf16_64",
     DecodeFp16D64 = "decode_64" "minisgl_decode_fp16_64",
     DecodeFp8D64 = "decode_64" "minisgl_decode_fp8_64",
@@ -78,6 +80,7 @@ kernels! {
     AllReduceTwice2 = "all_reduce" "minisgl_all_reduce_twice_2",
     Push1 = "push" "minisgl_push_1",
     Push2 = "push" "minisgl_push_2",
+    Meet = "meet" "minisgl_meet",
     GatherColumns = "gather_columns" "minisgl_gather_columns",
     HistoryReset = "history" "minisgl_history_reset",
 }

@@ -90,8 +90,14 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             peers, delta, residual, norm_weight, normed, rows, hidden, eps, add,
         }
         PushArgs = minisgl_push_args { sum, inbox, inbox_rows, sent }
+        MeetArgs = minisgl_meet_args { peers }
         GatherColumnsArgs = minisgl_gather_columns_args {
-            peers, part, start, parts, part_stride, out, rows, stride, vectors, reserved,
+            part, start, parts, part_stride, out, rows, stride, vectors, reserved,
+        }
+        MailLine = minisgl_mail_line { low, low_turn, high, high_turn }
+        Mail = minisgl_mail { number, token, list }
+        SampleRanksArgs = minisgl_sample_ranks_args {
+            sample, peers, part, mail, turns, whole, start, part_stride, whole_stride,
         }
     };
     let headers = [

@@ -269,7 +269,7 @@ pub trait Ops: Sized + Send {
     ) -> OpResult;
 
     /// Samples the next token of each sampled row: logits over this rank's part of the vocabulary
-    /// (`hidden head^T`), gathered from all ranks, then the request's own sampling. Every rank draws
+    /// (`hidden head^T`), then the request's own sampling over those of all ranks. Every rank draws
     /// the same tokens and keeps them for the next step's [`Ops::embed`].
     ///
     /// # Errors

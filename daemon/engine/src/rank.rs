@@ -273,8 +273,10 @@ fn run<R: Runner>(
     load: Arc<impl Fn(usize, &Reporter) -> Result<(R, Loaded), EngineError>>,
 ) {
     let mut doing = "load weights".to_owned();
+    // Outlives the report of its failure: what a device holds may not be given up while peers wait for it.
+    let mut held = None;
     let result = catch_unwind(AssertUnwindSafe(|| -> OpResult {
-        let (mut runner, loaded) = match load(rank, &Reporter { events: events.clone() }) {
+        let (runner, loaded) = match load(rank, &Reporter { events: events.clone() }) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let _ = events.send(Event::LoadFailed(error));
@@ -286,6 +288,8 @@ fn run<R: Runner>(
         let _ = events.send(Event::Loaded(loaded));
         let fault = Fault::asked_for()?;
         let watcher = if ranks > 1 { Some(Watcher::start(rank, events)?) } else { None };
+        // Dropped in this order.
+        let (watcher, runner) = held.insert((watcher, runner));
         for command in commands {
             match command {
                 Command::Prepare => {
@@ -313,7 +317,7 @@ fn run<R: Runner>(
                     }
                     let pending = runner.run(plan)?;
                     let enqueue_s = started.elapsed().as_secs_f32();
-                    match &watcher {
+                    match watcher {
                         Some(watcher) => watcher.watch(step, started, enqueue_s, pending, hash),
                         None => {
                             let _ = events.send(Event::Step { step, started, enqueue_s, pending });

@@ -41,7 +41,7 @@ use self::session::Session;
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     // On standard error: that a model runs on the CPU for want of a GPU is said there.
     crate::logging::init_worker("info")?;
-    let report = measure(args)?;
+    let report = measure(args).inspect_err(|_| crate::leave::soon())?;
     if args.common().json {
         println!("{}", serde_json::to_string_pretty(&report).context("cannot write JSON")?);
     } else {
@@ -59,12 +59,21 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
         options.max_waiting = options.max_waiting.max(offline.requests_max());
     }
     let mut session = Session::load(&common.model, &options)?;
-    let hardware = Hardware::choose(&common.floor, &session.info().device)?;
+    let report = measure_loaded(args, &mut session);
+    if report.is_err() {
+        // Giving up what a broken GPU holds may take for ever; it ends with the process.
+        std::mem::forget(session);
+    }
+    report
+}
+
+fn measure_loaded(args: &BenchArgs, session: &mut Session) -> anyhow::Result<Report> {
+    let hardware = Hardware::choose(&args.common().floor, &session.info().device)?;
     let hardware = hardware.map(|one| one.times(session.info().gpus.len().max(1)));
     let results = match &args.what {
-        What::Offline(args) => vec![offline::run(&mut session, args, hardware)?],
-        What::Latency(args) => latency::run(&mut session, args, hardware)?,
-        What::Prefill(args) => vec![prefill::run(&mut session, args, hardware)?],
+        What::Offline(args) => vec![offline::run(session, args, hardware)?],
+        What::Latency(args) => latency::run(session, args, hardware)?,
+        What::Prefill(args) => vec![prefill::run(session, args, hardware)?],
     };
-    Report::new(&session, hardware, results)
+    Report::new(session, hardware, results)
 }

@@ -34,6 +34,7 @@ pub fn run(log: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            crate::leave::soon();
             ExitCode::FAILURE
         }
     }

@@ -29,7 +29,14 @@ pub fn serve(link: Link) -> anyhow::Result<()> {
     match load(&spec, &link) {
         Ok((driver, info)) => {
             link.send(FromWorker::Ready(Box::new(info)));
-            Worker { link, driver, started: Instant::now(), reported: 0, closed: false }.run()
+            let started = Instant::now();
+            let mut worker = Worker { link, driver, started, reported: 0, closed: false };
+            let ended = worker.run();
+            if ended.is_err() {
+                // Giving up what a broken GPU holds may take for ever; it ends with the process.
+                std::mem::forget(worker.driver);
+            }
+            ended
         }
         Err(error) => {
             link.send(FromWorker::LoadFailed(format!("{error:#}")));
@@ -113,7 +120,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self) -> anyhow::Result<()> {
+    fn run(&mut self) -> anyhow::Result<()> {
         while !self.driver.scheduler().is_drained() {
             let events = self.gather()?;
             if self.closed {

@@ -1,23 +1,20 @@
-// Joins columns that the ranks have, of each row: the logits of a vocabulary that is divided among them.
+// Joins columns that the ranks have, of each row, where they were brought to this GPU: the logits of a vocabulary
+// that is divided among them.
 //
 //   out[r, start[p] + i] = part[p][r, i]                 i < start[p + 1] - start[p]
 //
-// Shapes: f32, part [rows, part_stride of it], out [rows, stride]. Bytes moved: 8 * rows * columns, of which
-// (parts - 1) / parts of what is read come over the link. Bound: its bandwidth.
+// Shapes: f32, part [rows, part_stride of it], out [rows, stride]. Bytes moved: 8 * rows * columns. Bound: memory.
 
-#include "meet.cuh"
+#include "../common.cuh"
+#include "../peers.h"
 
 using namespace minisgl;
 
 KERNEL minisgl_gather_columns(const __grid_constant__ minisgl_gather_columns_args a) {
   let_next_start();
   wait_for_inputs();
-  Meeting meeting(a.peers);
-  meeting.meet();
   const uint32_t unit = a.vectors ? 4 : 1;
-  for (uint32_t i = 0; i < a.parts; i++) {
-    // The nearest first, and no two ranks at the same part at once.
-    const uint32_t p = (a.peers.rank + i) % a.parts;
+  for (uint32_t p = 0; p < a.parts; p++) {
     const uint32_t columns = (a.start[p + 1] - a.start[p] + unit - 1) / unit;
     const size_t all = size_t(a.rows) * columns, step = size_t(gridDim.x) * blockDim.x;
 #pragma unroll 4
@@ -26,11 +23,10 @@ KERNEL minisgl_gather_columns(const __grid_constant__ minisgl_gather_columns_arg
       const float* from = a.part[p] + row * a.part_stride[p] + column;
       float* to = a.out + row * a.stride + a.start[p] + column;
       if (a.vectors) {
-        *reinterpret_cast<float4*>(to) = __ldcg(reinterpret_cast<const float4*>(from));
+        *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
       } else {
-        *to = __ldcg(from);
+        *to = *from;
       }
     }
   }
-  meeting.leave();
 }

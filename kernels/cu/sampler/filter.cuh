@@ -34,7 +34,7 @@ struct Filter {
                                        Measure measure, Want want) {
     for (uint32_t i = threadIdx.x; i < BINS; i += threads()) low[i] = high[i] = 0;
     __syncthreads();
-    part.each([&](uint32_t i) {
+    part.each_in_any_order([&](uint32_t i) {
       const uint32_t to = bin_of(i);
       const uint64_t w = to == NO_BIN ? 0 : part.share(i);
       if (w > 0) add(to, measure(w));
@@ -82,7 +82,7 @@ struct Filter {
   template <class BinOf, class Measure>
   __device__ __forceinline__ uint64_t pick(const Part& part, BinOf bin_of, Measure measure) {
     Filter& gathered = Cluster::of(*this, 0);
-    part.each([&](uint32_t i) {
+    part.each_in_any_order([&](uint32_t i) {
       if (bin_of(i) != bin) return;
       const uint64_t w = part.share(i);
       if (w == 0) return;

@@ -57,9 +57,10 @@ struct List {
     return logit_of(uint64_t(bound_key) << TOKEN_BITS);
   }
 
-  // Collects the ranks of all tokens whose logits are not below `least` in the first block. Gives how many
-  // there are to all blocks; nothing is collected if that is more than LIST_MAX.
-  __device__ __forceinline__ uint32_t collect(const Part& part, float least) {
+  // Collects the ranks of all tokens whose logits are not below `least` in the first block, of each of the team's
+  // GPUs. Gives how many there are to all blocks; nothing is collected if that is more than LIST_MAX.
+  template <class Team>
+  __device__ __forceinline__ uint32_t collect(const Part& part, float least, Team& team) {
     if (!(least > -INFINITY)) {
       Cluster::sync();  // As at the end: what led here has been read by all.
       return LIST_MAX + 1;
@@ -84,13 +85,16 @@ struct List {
       before = block == Cluster::rank() ? all : before;
       all += len_of[block];
     }
-    if (all > LIST_MAX) {
+    uint64_t unused = 0;
+    const uint64_t everywhere = team.sum(all, unused);
+    if (everywhere > LIST_MAX) {
       __syncthreads();  // Who uses this memory next need not wait.
-      return all;
+      return LIST_MAX + 1;
     }
     for (uint32_t i = threadIdx.x; i < len; i += threads()) Cluster::of(rank[before + i], 0) = own[i];
     Cluster::sync();
-    return all;
+    if (Cluster::rank() == 0) team.join(*this, all);
+    return everywhere;
   }
 
   // The weight of this thread's share of what its block collected. Before the list is worked on.

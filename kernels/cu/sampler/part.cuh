@@ -32,6 +32,13 @@ struct Part {
     for (uint32_t i = begin(); i < last; i++) f(i);
   }
 
+  // Calls f(i) for each token, over all threads: neighbours look at neighbours.
+  template <class F>
+  __device__ __forceinline__ void each_in_any_order(F f) const {
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < padded; i += threads()) f(i);
+  }
+
   // Calls f(i, four) for vectors of four logits, over all threads.
   template <class F>
   __device__ __forceinline__ void each_four(F f) const {

@@ -5,8 +5,8 @@
 //   5 w = floor(2^40 exp((z - z_max) / temperature))     6 top-k, top-p, min-p keep a first part
 //   7 the first token, in the order of ids, with which the running sum of w exceeds floor(u * sum / 2^64)
 //
-// Shapes: logits f32 [rows, stride], only read; parameters in minisgl_sample_row. One launch for all rows. A
-// row belongs to the blocks of one cluster, each with a working copy of its part: read from
+// Shapes: logits f32 [rows, stride], only read; parameters in minisgl_sample_row. One launch for all rows, on each
+// GPU that has some of the columns (ranks.cuh). A row belongs to the blocks of one cluster, each with a working copy of its part: read from
 // memory once, then worked on in shared memory (or in `scratch`, where no cluster is to be had).
 // Several blocks share a multiprocessor, so that one copies while another computes, and a
 // cluster goes from row to row, so that none waits for the launch of others.
@@ -15,6 +15,7 @@
 
 #include "adjust.cuh"
 #include "filter.cuh"
+#include "ranks.cuh"
 
 using namespace minisgl;
 
@@ -51,11 +52,11 @@ struct Copies {
   }
 
   // By one thread, when no one uses the copy before any more.
-  __device__ __forceinline__ void start(const minisgl_sample_args& a, uint32_t row, const Part& part, Shared& shared) {
+  __device__ __forceinline__ void start(const float* logits, const Part& part, Shared& shared) {
 #if __CUDA_ARCH__ >= 900
     if (len == 0) return;
     shared.copy.expect(len * sizeof(float));
-    shared.copy.copy(part.z, a.logits + size_t(row) * a.stride + part.first, len * sizeof(float));
+    shared.copy.copy(part.z, logits, len * sizeof(float));
 #endif
   }
   __device__ __forceinline__ void wait(Shared& shared) {
@@ -90,8 +91,10 @@ __device__ __forceinline__ float floor_of(const Part& part, const Wanted& wanted
 }
 
 // Where a row's token goes.
+template <class Team>
 struct Publisher {
   const minisgl_sample_args& a;
+  const Team& team;
   const minisgl_sample_row& row;
   uint32_t row_at;
   float raw_highest;
@@ -101,7 +104,7 @@ struct Publisher {
   __device__ __forceinline__ void operator()(uint32_t token) const {
     a.tokens[row.out] = token;
     if (row.logprobs >= 0) {
-      const float logit = clean(a.logits[size_t(row_at) * a.stride + token]);
+      const float logit = clean(team.raw_logit(row_at, token));
       a.logprob[row_at] = logprob_of(logit, raw_highest, log_sum);
     }
     if (static_cast<uint32_t>(row.history) < a.tables) a.marks[size_t(row.history) * a.vocab + token] += 2;
@@ -110,12 +113,20 @@ struct Publisher {
 
 // 7. Draw, where `own` is the sum over this thread: the thread whose tokens hold the target is found, and its
 // warp goes through them.
-__device__ __forceinline__ void draw(const Part& part, Exchange& exchange, uint32_t& round, uint64_t own,
-                                     uint64_t random, const Publisher& publish) {
+template <class Team, class Publish>
+__device__ __forceinline__ void draw(const Part& part, Exchange& exchange, uint32_t& round, Team& team, uint64_t own,
+                                     uint64_t random, const Publish& publish) {
   const uint64_t of_warp = sum_warp(own);
   uint64_t before;
-  const uint64_t all = Exchange::sum_of(exchange.share(round, of_warp), before);
-  const uint64_t target = __umul64hi(random, all);
+  const uint64_t of_rank = Exchange::sum_of(exchange.share(round, of_warp), before);
+  const uint64_t target = __umul64hi(random, team.sum(of_rank, before));
+  if (!team.is_mine(target)) {
+    if (Cluster::rank() == 0 && threadIdx.x < 32) {
+      const uint32_t token = team.receive_token(target);
+      if (threadIdx.x == 0) publish(token);
+    }
+    return;
+  }
   if (before > target || target - before >= of_warp) return;
   before += scan_warp(own) - own;
   const uint32_t owner = __ffs(__ballot_sync(~0u, before <= target && target - before < own)) - 1;
@@ -126,7 +137,10 @@ __device__ __forceinline__ void draw(const Part& part, Exchange& exchange, uint3
     const uint64_t upto = scan_warp(i + lane < end ? part.share(i + lane) : 0);
     const uint32_t past = __ballot_sync(~0u, running + upto > target);
     if (past) {
-      if (lane == __ffs(past) - 1) publish(part.first + i + lane);
+      if (lane == __ffs(past) - 1) {
+        team.send_token(part.first + i + lane);
+        publish(part.first + i + lane);
+      }
       break;
     }
     running += __shfl_sync(~0u, upto, 31);
@@ -135,9 +149,9 @@ __device__ __forceinline__ void draw(const Part& part, Exchange& exchange, uint3
 
 // 6. and 7. over all of the row, where a list is too short. Takes and gives the exchange's round; apart, so that
 // the usual way has the registers.
-template <bool IN_SHARED>
-__device__ __noinline__ uint32_t sample_flat(Part part, Shared& shared, uint32_t round, Wanted wanted,
-                                             uint64_t random, Publisher publish) {
+template <bool IN_SHARED, class Publish>
+__device__ __noinline__ uint32_t sample_flat(const minisgl_sample_args& a, Part part, Shared& shared, uint32_t round,
+                                             Wanted wanted, uint64_t random, Publish publish) {
   __builtin_assume(__isShared(&shared));
   if (IN_SHARED) __builtin_assume(__isShared(part.z));
   Filter& filter = shared.filter;
@@ -152,21 +166,22 @@ __device__ __noinline__ uint32_t sample_flat(Part part, Shared& shared, uint32_t
   part.least_weight = wanted.least_weight;
   uint64_t own = 0;
   part.each([&](uint32_t i) { own += part.share(i); });
-  draw(part, shared.exchange, round, own, random, publish);
+  Alone alone(a, nullptr);
+  draw(part, shared.exchange, round, alone, own, random, publish);
   return round;
 }
 
 // Samples a row whose working copy and parameters are there. `round` is the exchange's.
-template <bool IN_SHARED>
+template <bool IN_SHARED, class Team>
 __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t row_at, Part part, Shared& shared,
-                                       uint32_t& round) {
+                                       uint32_t& round, Team& team) {
   const minisgl_sample_row& row = shared.row;
 
   // 1. Rank. +inf passes for the largest finite logit, so then that must be made true first.
   const auto rank_all = [&] {
     const uint64_t* best_of_warp = shared.exchange.share(round, part.best_of_warp());
     shared.list.note(best_of_warp);
-    return Exchange::max_of(best_of_warp);
+    return team.max(Exchange::max_of(best_of_warp));
   };
   uint64_t best = rank_all();
   if (logit_of(best) == FLOAT_MAX) {
@@ -181,7 +196,7 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
     raw_highest = logit_of(best);
     uint64_t before;
     const uint64_t own = sum_of_thread<IN_SHARED>(part, raw_highest, Divisor(1.0f));
-    const uint64_t sum = Exchange::sum_of(shared.exchange.share(round, sum_warp(own)), before);
+    const uint64_t sum = team.sum(Exchange::sum_of(shared.exchange.share(round, sum_warp(own)), before), before);
     log_sum = log(static_cast<double>(sum) / static_cast<double>(ONE));
     const uint32_t top = min(static_cast<uint32_t>(row.logprobs), a.top_max);
     const auto put = [&](uint32_t i, uint64_t rank) {
@@ -189,7 +204,7 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
       a.top_logprobs[size_t(row_at) * a.top_max + i] =
           rank ? logprob_of(logit_of(rank), raw_highest, log_sum) : -INFINITY;
     };
-    const uint32_t listed = top > 0 ? shared.list.collect(part, shared.list.bound(top)) : 0;
+    const uint32_t listed = top > 0 ? shared.list.collect(part, team.bound(shared.list, top), team) : 0;
     if (listed <= LIST_MAX) {
       if (Cluster::rank() == 0) {
         shared.list.each_placed(listed, [&](uint32_t i, uint32_t place) {
@@ -203,7 +218,7 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
         part.each([&](uint32_t j) {
           if (j < part.count && part.rank(j) < next) of_thread = max(of_thread, part.rank(j));
         });
-        next = Exchange::max_of(shared.exchange.share(round, max_warp(of_thread)));
+        next = team.max(Exchange::max_of(shared.exchange.share(round, max_warp(of_thread))));
         if (Cluster::rank() == 0 && threadIdx.x == 0) put(i, next);
       }
     }
@@ -211,12 +226,13 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
 
   // 3. and 4. Adjust, and rank again.
   const bool penalised = static_cast<uint32_t>(row.history) < a.tables;
-  if (row.bias_len > 0 || row.banned_len > 0 || penalised) {
+  const bool adjusted = row.bias_len > 0 || row.banned_len > 0 || penalised;
+  if (adjusted) {
     adjust(a, row, part);
     best = rank_all();
   }
 
-  const Publisher publish = {a, row, row_at, raw_highest, log_sum};
+  const Publisher<Team> publish = {a, team, row, row_at, raw_highest, log_sum};
   part.highest = logit_of(best);
   part.temperature = Divisor(row.temperature);
   if (part.highest == -INFINITY || !(row.temperature > 0.0f)) {
@@ -233,39 +249,46 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
   if (filtered && IN_SHARED && part.temperature.ordinary) {
     if (wanted.top_k == 0 && wanted.top_p < 1.0f) {
       own = part.sum(part.highest, part.temperature);
-      total = Exchange::sum_of(shared.exchange.share(round, sum_warp(own)), before);
+      total = team.sum(Exchange::sum_of(shared.exchange.share(round, sum_warp(own)), before), before);
     }
     // Top-p: first of few tokens, hoping that they are enough, where it takes many to be certain.
-    float least = wanted.top_k > 0 ? shared.list.bound(wanted.top_k)
+    float least = wanted.top_k > 0 ? team.bound(shared.list, wanted.top_k)
                                    : floor_of(part, wanted, total, a.vocab);
     bool certain = true;
     if (wanted.top_k == 0 && wanted.top_p < 1.0f) {
-      const float few = shared.list.bound(Exchange::len() / 2);
+      const float few = team.bound_of_many(shared.list);
       certain = least >= few;
       least = fmaxf(least, few);
     }
-    const uint32_t listed = shared.list.collect(part, least);
+    const uint32_t listed = shared.list.collect(part, least, team);
     if (listed <= LIST_MAX && !certain) {
       uint64_t unused;
       const uint64_t mass = sum_warp(shared.list.weight_of_own(part));
-      certain = Exchange::sum_of(shared.exchange.share(round, mass), unused) >= wanted.mass(total);
+      const uint64_t of_rank = Exchange::sum_of(shared.exchange.share(round, mass), unused);
+      certain = team.sum(of_rank, unused) >= wanted.mass(total);
     }
     if (listed <= LIST_MAX && certain) {
       if (Cluster::rank() == 0) shared.list.draw(part, listed, wanted, total, random, publish);
       return;
     }
   }
-  if (filtered) {
-    round = sample_flat<IN_SHARED>(part, shared, round, wanted, random, publish);
-  } else {
+  if (!filtered) {
     own = sum_of_thread<IN_SHARED>(part, part.highest, part.temperature);
-    draw(part, shared.exchange, round, own, random, publish);
+    draw(part, shared.exchange, round, team, own, random, publish);
+  } else if constexpr (Team::JOINED) {
+    Part whole = team.whole(row_at);
+    whole.highest = part.highest;
+    whole.temperature = part.temperature;
+    if (adjusted) adjust(a, row, whole);
+    round = sample_flat<false>(a, whole, shared, round, wanted, random, publish);
+  } else {
+    round = sample_flat<IN_SHARED>(a, part, shared, round, wanted, random, publish);
   }
 }
 
 // One row after the other.
-template <bool IN_SHARED>
-__device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
+template <bool IN_SHARED, class Team>
+__device__ __forceinline__ void sample_all(const minisgl_sample_args& a, const minisgl_sample_ranks_args* ranks) {
   __shared__ Shared shared;
   extern __shared__ __align__(128) float shared_part[];
 #if __CUDA_ARCH__ >= 900
@@ -280,18 +303,26 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
 #else
   constexpr bool BULK = false;
 #endif
-  Cluster::announce();
-  wait_for_inputs();
+  Team team(a, ranks);
+  if constexpr (Team::JOINED) {
+    wait_for_inputs();
+    team.begin();
+    Cluster::announce();
+  } else {
+    Cluster::announce();
+    wait_for_inputs();
+  }
 
   const uint32_t first = Cluster::rank() * a.part, clusters = gridDim.x / Cluster::size();
-  const uint32_t count = first < a.vocab ? min(a.part, a.vocab - first) : 0;
+  const uint32_t count = first < team.columns() ? min(a.part, team.columns() - first) : 0;
   const uint32_t padded = IN_SHARED ? a.part : (count + 3) / 4 * 4;
   Copies copies = {BULK ? count / 4 * 4 : 0, 0};
   uint32_t round = 0;
   const auto part_of = [&](uint32_t row) {
     float* copy = IN_SHARED ? shared_part : a.scratch + size_t(row) * a.stride + first;
-    return Part(copy, first, count, padded, a.part / threads());
+    return Part(copy, team.first() + first, count, padded, a.part / threads());
   };
+  const auto logits_of = [&](uint32_t row) { return a.logits + size_t(row) * a.stride + first; };
   uint32_t row_at = blockIdx.x / Cluster::size();
   // Few rows are asked for before it is known whether they are padding.
   const bool eager = a.rows <= EAGER_ROWS;
@@ -300,7 +331,7 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
     // clusters of a multiprocessor copy while others compute.
     for (const int64_t begin = clock64(); clock64() - begin < int64_t(row_at) * a.stagger;) {
     }
-    copies.start(a, row_at, part_of(row_at), shared);
+    copies.start(logits_of(row_at), part_of(row_at), shared);
   }
   let_next_start();
   for (bool wanted = eager; row_at < a.rows; row_at += clusters, wanted = false) {
@@ -312,7 +343,7 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
       reinterpret_cast<uint32_t*>(&shared.row)[threadIdx.x] =
           reinterpret_cast<const uint32_t*>(a.params + row_at)[threadIdx.x];
     }
-    const float* logits = a.logits + size_t(row_at) * a.stride + first;
+    const float* logits = logits_of(row_at);
     for (uint32_t i = copies.len + threadIdx.x; i < padded; i += threads()) {
       part.z[i] = i < count ? logits[i] : -INFINITY;
     }
@@ -320,16 +351,27 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a) {
     const bool real = static_cast<uint32_t>(shared.row.out) < a.tokens_len;
     if (wanted || real) copies.wait(shared);
     if (row_at < clusters) Cluster::await_all();
-    if (real) sample<IN_SHARED>(a, row_at, part, shared, round);
+    if (real) sample<IN_SHARED>(a, row_at, part, shared, round, team);
     __syncthreads();
-    if (next_is_real) copies.start(a, next, part, shared);
+    if (next_is_real) copies.start(logits_of(next), part, shared);
   }
+  team.end();
 }
 
 }  // namespace
 
 KERNEL __launch_bounds__(THREADS_MAX, 2)
-minisgl_sample_shared(const __grid_constant__ minisgl_sample_args a) { sample_all<true>(a); }
+minisgl_sample_shared(const __grid_constant__ minisgl_sample_args a) { sample_all<true, Alone>(a, nullptr); }
 
 KERNEL __launch_bounds__(THREADS_MAX, 2)
-minisgl_sample_scratch(const __grid_constant__ minisgl_sample_args a) { sample_all<false>(a); }
+minisgl_sample_scratch(const __grid_constant__ minisgl_sample_args a) { sample_all<false, Alone>(a, nullptr); }
+
+KERNEL __launch_bounds__(THREADS_MAX, 2)
+minisgl_sample_ranks_shared(const __grid_constant__ minisgl_sample_ranks_args a) {
+  sample_all<true, Ranks>(a.sample, &a);
+}
+
+KERNEL __launch_bounds__(THREADS_MAX, 2)
+minisgl_sample_ranks_scratch(const __grid_constant__ minisgl_sample_ranks_args a) {
+  sample_all<false, Ranks>(a.sample, &a);
+}

@@ -1,7 +1,7 @@
 //! The sampler; the kernels are in `cu/sampler/`.
 
 use super::check::Check;
-use crate::abi::{HistoryResetArgs, SampleArgs, SampleRow};
+use crate::abi::{Address, HistoryResetArgs, SampleArgs, SampleRow};
 use crate::array::DeviceArray;
 use crate::device::{Device, Grid};
 use crate::error::LaunchError;
@@ -24,9 +24,9 @@ const FEW_ROWS: usize = 8;
 const BYTES_PER_CLOCK: usize = 2048;
 
 /// How a row is cut up.
-struct Cut {
+pub(crate) struct Cut {
     /// Blocks of a row.
-    cluster: u32,
+    pub(crate) cluster: u32,
     /// Threads of a block.
     threads: u32,
     /// Logits of a block.
@@ -34,31 +34,53 @@ struct Cut {
     /// Clocks between the first copies of neighbouring clusters.
     stagger: u32,
     /// Whether they fit into its memory: that does not depend on the number of rows.
-    in_shared: bool,
+    pub(crate) in_shared: bool,
 }
 
-fn cut(device: &Device, rows: usize, vocab: usize) -> Cut {
-    let most = device.cluster_max() as usize;
-    let cluster = vocab.div_ceil(PART_WORTH).next_power_of_two().min(most);
-    // An odd number of logits a thread: the threads of a warp then hit different banks.
-    let part_of = |threads: usize| (vocab.div_ceil(cluster).div_ceil(threads) | 1) * threads;
-    let longest = part_of(THREADS).max(part_of(THREADS_FOR_FEW));
-    let threads = if rows <= FEW_ROWS { THREADS_FOR_FEW } else { THREADS };
-    // Blocks alone do not go from row to row.
-    let staggered = rows > FEW_ROWS && cluster > 1;
-    let stagger = if staggered { (4 * vocab / BYTES_PER_CLOCK) as u32 } else { 0 };
-    Cut {
-        cluster: cluster as u32,
-        threads: threads as u32,
-        part: part_of(threads) as u32,
-        stagger,
-        in_shared: longest * size_of::<f32>() <= device.shared_bytes_max() as usize,
+impl Cut {
+    /// Of `rows` rows of which a GPU has `columns`, beside those that the other `ranks` have.
+    pub(crate) fn new(device: &Device, rows: usize, columns: usize, ranks: usize) -> Cut {
+        let most = device.cluster_max() as usize;
+        let cluster_of = |rows: usize| {
+            // What waits for other GPUs is quicker with more rows at once.
+            let fewer = (most / ranks.next_power_of_two()).max(1);
+            let most = if rows <= FEW_ROWS { most } else { fewer };
+            columns.div_ceil(PART_WORTH).max(1).next_power_of_two().min(most)
+        };
+        // An odd number of logits a thread: the threads of a warp then hit different banks.
+        let part_of = |rows: usize| {
+            let threads = if rows <= FEW_ROWS { THREADS_FOR_FEW } else { THREADS };
+            (columns.div_ceil(cluster_of(rows)).div_ceil(threads) | 1) * threads
+        };
+        let longest = part_of(1).max(part_of(FEW_ROWS + 1));
+        let threads = if rows <= FEW_ROWS { THREADS_FOR_FEW } else { THREADS };
+        let cluster = cluster_of(rows);
+        // Blocks alone do not go from row to row.
+        let staggered = rows > FEW_ROWS && cluster > 1;
+        let stagger = if staggered { (4 * columns / BYTES_PER_CLOCK) as u32 } else { 0 };
+        Cut {
+            cluster: cluster as u32,
+            threads: threads as u32,
+            part: part_of(rows) as u32,
+            stagger,
+            in_shared: longest * size_of::<f32>() <= device.shared_bytes_max() as usize,
+        }
+    }
+
+    /// For so many clusters.
+    pub(crate) fn grid(&self, clusters: u32) -> Grid {
+        Grid {
+            blocks: (clusters * self.cluster, 1),
+            threads: self.threads,
+            shared_bytes: if self.in_shared { self.part * size_of::<f32>() as u32 } else { 0 },
+            cluster: self.cluster,
+        }
     }
 }
 
 /// Length of [`Sample::scratch`] for `rows` rows: 0 where a row fits in shared memory.
 pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: usize) -> usize {
-    if cut(device, rows, vocab).in_shared { 0 } else { rows * stride }
+    if Cut::new(device, rows, vocab, 1).in_shared { 0 } else { rows * stride }
 }
 
 /// Draws one token a row as [`SampleRow`] says, writes it to `tokens[row.out]`, and counts it in the row's
@@ -67,8 +89,6 @@ pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: us
 ///
 /// Moves `4 * rows * vocab` bytes; bound by read bandwidth and the arithmetic of the exponentials.
 pub struct Sample<'a> {
-    /// `[rows, stride]`, of which the first `vocab` of each row count.
-    pub logits: Array<'a, f32>,
     /// `[rows]`.
     pub params: Array<'a, SampleRow>,
     /// Entries of all rows, concatenated.
@@ -94,42 +114,62 @@ pub struct Sample<'a> {
     pub rows: usize,
     /// Size of the vocabulary, at most [`VOCAB_MAX`].
     pub vocab: usize,
-    /// From one row to the next, a multiple of 4.
-    pub stride: usize,
     /// Most likely tokens that a row can ask for.
     pub top_max: usize,
 }
 
 impl Sample<'_> {
-    /// Puts the op onto the device's stream.
+    /// Puts the op onto the device's stream. `logits` is `[rows, stride]`, of which the first `vocab` of each row
+    /// count; `stride` is a multiple of 4.
     ///
     /// # Errors
     /// See [`LaunchError`].
-    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+    pub fn launch(
+        self,
+        device: &Device,
+        logits: Array<'_, f32>,
+        stride: usize,
+    ) -> Result<(), LaunchError> {
         let check = Check::new("sample", device);
-        let (rows, vocab, stride) = (self.rows, self.vocab, self.stride);
-        check.that((1..=stride.min(VOCAB_MAX)).contains(&vocab), || {
-            format!(
-                "vocab is {vocab}, it must be in 1..={VOCAB_MAX} and at most the stride, {stride}"
-            )
+        let (rows, vocab) = (self.rows, self.vocab);
+        check.that(vocab <= stride, || format!("vocab is {vocab}, at most the stride, {stride}"))?;
+        let cut = Cut::new(device, rows, vocab, 1);
+        let logits = check.array("logits", &logits, &[rows, stride])?;
+        let args = self.args(&check, logits, stride, &cut)?;
+        let kernel = if cut.in_shared { Kernel::SampleShared } else { Kernel::SampleScratch };
+        let mut grid = cut.grid(args.rows);
+        // As many clusters as there is room for; they share the rows.
+        if cut.cluster > 1 && grid.blocks.0 > device.multiprocessors() {
+            let clusters = device.clusters_at_once(kernel, grid).map_err(|source| {
+                LaunchError::Driver { op: "sample", shape: format!("{grid:?}"), source }
+            })?;
+            grid = cut.grid(args.rows.min(clusters.max(1)));
+        }
+        // SAFETY: the struct is the kernel's, its arrays were checked above, and what a row refers to
+        // is checked by the kernel.
+        unsafe { check.launch(kernel, grid, &args) }
+    }
+
+    /// What the kernels take, of logits `[rows, stride]` that were checked.
+    pub(crate) fn args(
+        &self,
+        check: &Check<'_>,
+        logits: Address,
+        stride: usize,
+        cut: &Cut,
+    ) -> Result<SampleArgs, LaunchError> {
+        let (rows, vocab) = (self.rows, self.vocab);
+        check.that((1..=VOCAB_MAX).contains(&vocab), || {
+            format!("vocab is {vocab}, it must be in 1..={VOCAB_MAX}")
         })?;
-        let cut = cut(device, rows, vocab);
         let scratch_len = if cut.in_shared { 0 } else { rows * stride };
         let tables = self.marks.len() / vocab;
-        let top = [rows, self.top_max];
-        let args = SampleArgs {
-            logits: check.array("logits", &self.logits, &[rows, stride])?,
+        let (top, biases) = ([rows, self.top_max], [self.bias_values.len()]);
+        Ok(SampleArgs {
+            logits,
             params: check.scalars("params", &self.params, &[rows])?,
-            bias_tokens: check.scalars(
-                "bias_tokens",
-                &self.bias_tokens,
-                &[self.bias_values.len()],
-            )?,
-            bias_values: check.scalars(
-                "bias_values",
-                &self.bias_values,
-                &[self.bias_values.len()],
-            )?,
+            bias_tokens: check.scalars("bias_tokens", &self.bias_tokens, &biases)?,
+            bias_values: check.scalars("bias_values", &self.bias_values, &biases)?,
             banned: check.scalars("banned", &self.banned, &[self.banned.len()])?,
             marks: check.scalars("marks", &self.marks, &[tables, vocab])?,
             scratch: check.array("scratch", &self.scratch, &[scratch_len])?,
@@ -147,24 +187,7 @@ impl Sample<'_> {
             top_max: check.count("top_max", self.top_max)?,
             part: cut.part,
             stagger: cut.stagger,
-        };
-        let kernel = if cut.in_shared { Kernel::SampleShared } else { Kernel::SampleScratch };
-        let mut grid = Grid {
-            blocks: (args.rows * cut.cluster, 1),
-            threads: cut.threads,
-            shared_bytes: if cut.in_shared { cut.part * size_of::<f32>() as u32 } else { 0 },
-            cluster: cut.cluster,
-        };
-        // As many clusters as there is room for; they share the rows.
-        if cut.cluster > 1 && grid.blocks.0 > device.multiprocessors() {
-            let clusters = device.clusters_at_once(kernel, grid).map_err(|source| {
-                LaunchError::Driver { op: "sample", shape: format!("{grid:?}"), source }
-            })?;
-            grid.blocks.0 = grid.blocks.0.min(clusters.max(1) * cut.cluster);
-        }
-        // SAFETY: the struct is the kernel's, its arrays were checked above, and what a row refers to
-        // is checked by the kernel.
-        unsafe { check.launch(kernel, grid, &args) }
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, DevicePtr};
 use half::bf16;
 
 use super::{BLOCKS_MAX, EMBEDDING, INBOX_ROWS, Layout, PeerError, Peers, Way, driver};
-use crate::abi::{Address, AllReduceArgs, GatherColumnsArgs, PushArgs, RANKS_MAX};
+use crate::abi::{Address, AllReduceArgs, GatherColumnsArgs, MeetArgs, PushArgs, RANKS_MAX};
 use crate::device::{Device, Grid};
 use crate::error::LaunchError;
 use crate::kernel::Kernel;
@@ -154,7 +154,7 @@ impl Peers {
         };
         // At least a warp, and a thread for each peer.
         let threads = vectors.div_ceil(1 + u32::from(wide)).next_multiple_of(32);
-        let at_once = device.multiprocessors() * (1024 / threads).max(1);
+        let at_once = self.multiprocessors * (1024 / threads).max(1);
         let blocks = args.rows.min(at_once).min(BLOCKS_MAX as u32);
         let grid = Grid { blocks: (blocks, 1), threads, shared_bytes: 0, cluster: 1 };
         if way == Way::Push {
@@ -185,7 +185,8 @@ impl Peers {
         &mut self.logits
     }
 
-    /// Joins the first `rows` rows of [`Peers::logits`] of all ranks, in `out`: `[rows, stride]`.
+    /// Joins the first `rows` rows of [`Peers::logits`] of all ranks, in `out`: `[rows, stride]`. By NCCL: where
+    /// GPUs read each other's memory, [`Peers::sample`] needs no such thing.
     ///
     /// # Errors
     /// See [`LaunchError`], and NCCL's.
@@ -205,36 +206,23 @@ impl Peers {
         check.that(end.next_multiple_of(4) <= stride, || {
             format!("rows are {stride} apart and {end} long")
         })?;
+        let (Some(parts), Some(nccl)) = (&mut self.parts, &self.nccl) else {
+            return Err(no_nccl("gather").into());
+        };
+        // All send as much as the rank with the longest rows.
+        let strides = (0..columns.len()).map(|rank| self.shape.part_stride(rank));
+        let len = rows * strides.max().unwrap_or(0);
+        let mut all = parts.slice_mut(..len * columns.len());
+        nccl.all_gather(&self.logits.slice(..len), &mut all)?;
+        let (base, _guard) = parts.device_ptr(device.stream());
         let mut part = [0; RANKS_MAX];
-        let mut peers = self.meeting;
-        if let Some(parts) = &mut self.parts {
-            let nccl = self.nccl.as_ref().ok_or_else(|| no_nccl("gather"))?;
-            // All send as much as the rank with the longest rows.
-            let strides = (0..columns.len()).map(|rank| self.shape.part_stride(rank));
-            let len = rows * strides.max().unwrap_or(0);
-            let mut all = parts.slice_mut(..len * columns.len());
-            nccl.all_gather(&self.logits.slice(..len), &mut all)?;
-            peers.ranks = 1;
-            let (base, _guard) = parts.device_ptr(device.stream());
-            for (rank, at) in part.iter_mut().enumerate().take(columns.len()) {
-                *at = base + (rank * len * size_of::<f32>()) as Address;
-            }
-        } else {
-            let offset = Layout::new(&self.shape).logits as Address;
-            for (rank, at) in part.iter_mut().enumerate().take(columns.len()) {
-                *at = self.window(rank) + offset;
-            }
+        for (rank, at) in part.iter_mut().enumerate().take(columns.len()) {
+            *at = base + (rank * len * size_of::<f32>()) as Address;
         }
-        let (mut start, mut part_stride) = ([0; RANKS_MAX + 1], [0; RANKS_MAX]);
-        for (rank, range) in columns.iter().enumerate() {
-            part_stride[rank] = check.count("part_stride", self.shape.part_stride(rank))?;
-            start[rank] = check.count("a column", range.start)?;
-            start[rank + 1] = check.count("a column", range.end)?;
-        }
+        let (start, part_stride) = self.shape.starts(&check)?;
         let whole = |x: usize| x.is_multiple_of(4);
         let vectors = whole(stride) && columns.iter().all(|range| whole(range.start));
         let args = GatherColumnsArgs {
-            peers,
             part,
             start,
             parts: columns.len() as u32,
@@ -245,12 +233,10 @@ impl Peers {
             vectors: u32::from(vectors),
             reserved: 0,
         };
-        let work = (rows * end).div_ceil(if vectors { 4 } else { 1 }).div_ceil(1024);
-        let most = (2 * device.multiprocessors() as usize).min(BLOCKS_MAX);
-        let blocks = work.clamp(1, most) as u32;
+        let work = (rows * end).div_ceil(if vectors { 4 } else { 1 });
+        let blocks = work.div_ceil(1024).clamp(1, 2 * device.multiprocessors() as usize) as u32;
         let grid = Grid { blocks: (blocks, 1), threads: 512, shared_bytes: 0, cluster: 1 };
-        // SAFETY: the struct is the kernel's; its array was checked above, and the parts are as large by the
-        // layout that all windows have; no more blocks than there are turns for.
+        // SAFETY: the struct is the kernel's; its array was checked above, and the parts are what was gathered.
         unsafe { check.launch(Kernel::GatherColumns, grid, &args) }?;
         Ok(())
     }
@@ -264,22 +250,10 @@ impl Peers {
         if !self.is_direct() {
             return Ok(()); // NCCL has copied them.
         }
-        let check = Check::new("meet", device);
-        let args = GatherColumnsArgs {
-            peers: self.meeting,
-            part: [0; RANKS_MAX],
-            start: [0; RANKS_MAX + 1],
-            parts: 0,
-            out: 0,
-            rows: 0,
-            part_stride: [0; RANKS_MAX],
-            stride: 0,
-            vectors: 0,
-            reserved: 0,
-        };
         let grid = Grid { blocks: (1, 1), threads: 32, shared_bytes: 0, cluster: 1 };
-        // SAFETY: the struct is the kernel's, which copies nothing.
-        unsafe { check.launch(Kernel::GatherColumns, grid, &args) }?;
+        let args = MeetArgs { peers: self.meeting };
+        // SAFETY: the struct is the kernel's.
+        unsafe { Check::new("meet", device).launch(Kernel::Meet, grid, &args) }?;
         Ok(())
     }
 

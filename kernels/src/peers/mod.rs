@@ -1,6 +1,6 @@
 //! GPUs that work on one model: one rank each, all of them threads of one process.
 //!
-//! Owns: the memory that ranks read of each other, what they do together (sums over ranks, joined columns),
+//! Owns: the memory that ranks read of each other, what they do together (sums over ranks, drawing tokens),
 //! and which way of a sum is used for how many rows. Must never: wait for a peer without an end.
 //!
 //! A rank's products leave their results in a window that its peers read ([`Peers::delta`],
@@ -12,6 +12,7 @@
 mod collective;
 mod fault;
 mod nccl;
+mod sample;
 mod window;
 
 pub use collective::{Inboxes, NextNorm, Sum, Timed};
@@ -28,7 +29,7 @@ use half::bf16;
 use self::nccl::Nccl;
 use self::window::Window;
 use crate::Device;
-use crate::abi::{Address, PeersArgs, RANKS_MAX as RANKS};
+use crate::abi::{Address, MAIL_CLUSTERS, Mail, PeersArgs, RANKS_MAX as RANKS};
 use crate::error::LaunchError;
 use crate::library::LibraryError;
 
@@ -95,9 +96,9 @@ pub struct PeerShape {
 }
 
 impl PeerShape {
-    /// From one row of a rank's logits to the next: whole vectors.
+    /// From one row of a rank's logits to the next: whole vectors, also for a rank without columns.
     pub fn part_stride(&self, rank: usize) -> usize {
-        self.columns[rank].len().next_multiple_of(8)
+        self.columns[rank].len().max(1).next_multiple_of(8)
     }
 
     fn delta_len(&self) -> usize {
@@ -147,6 +148,8 @@ pub struct Peers {
     ways: Vec<(usize, Way)>,
     /// Which delta the next sum takes.
     next: usize,
+    /// Multiprocessors of the GPU that has the fewest: all launch the same.
+    multiprocessors: u32,
     windows: Arc<Vec<Window>>,
 }
 
@@ -156,6 +159,8 @@ struct Layout {
     turns: usize,
     deltas: [usize; DELTAS],
     logits: usize,
+    mail: usize,
+    mail_turns: usize,
     inboxes: [usize; DELTAS],
     end: usize,
 }
@@ -171,9 +176,11 @@ impl Layout {
         let (arrivals, turns) = (take(BLOCKS_MAX * RANKS * 4), take(BLOCKS_MAX * 4));
         let deltas = std::array::from_fn(|_| take(shape.delta_len() * size_of::<bf16>()));
         let logits = take(shape.logits_len() * size_of::<f32>());
+        let mail = take(MAIL_CLUSTERS * size_of::<Mail>());
+        let mail_turns = take(MAIL_CLUSTERS * size_of::<u32>());
         let inbox = shape.columns.len() * INBOX_ROWS * shape.hidden * size_of::<bf16>();
         let inboxes = std::array::from_fn(|_| take(inbox));
-        Layout { arrivals, turns, deltas, logits, inboxes, end }
+        Layout { arrivals, turns, deltas, logits, mail, mail_turns, inboxes, end }
     }
 }
 
@@ -258,6 +265,7 @@ impl Peers {
             Ok(None) | Err(_) => devices.iter().map(|_| None).collect(),
         };
         let shape = Arc::new(shape);
+        let multiprocessors = devices.iter().map(|d| d.multiprocessors()).min().unwrap_or(1);
         let mut arrivals = [0; RANKS];
         for (at, window) in arrivals.iter_mut().zip(windows.iter()) {
             *at = window.base() + layout.arrivals as Address;
@@ -309,6 +317,7 @@ impl Peers {
                 nccl,
                 ways,
                 next: 0,
+                multiprocessors,
                 windows: windows.clone(),
                 shape: shape.clone(),
             })
@@ -321,7 +330,8 @@ impl Peers {
         self.meeting.ranks as usize
     }
 
-    /// Whether GPUs read each other's memory; without, NCCL does everything.
+    /// Whether GPUs read each other's memory; without, NCCL does everything, and logits are joined before a token is
+    /// drawn from them ([`Peers::gather`], not [`Peers::sample`]).
     pub fn is_direct(&self) -> bool {
         self.parts.is_none()
     }

@@ -54,6 +54,7 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     }
     if wanted("peers") {
         crate::peers::bench(gpu);
+        crate::sampler::bench_ranks(gpu);
     }
     for rows in [1, 8, 32, 256].into_iter().filter(|_| wanted("sampler")) {
         sample(gpu, rows, &show);
@@ -352,10 +353,12 @@ fn gemm(gpu: &mut Gpu) {
 }
 
 /// Logits of a model: normal, with a few that stand out.
+pub fn likely(gpu: &mut Gpu, len: usize) -> Vec<f32> {
+    (0..len).map(|i| gpu.random.normal() * 2.0 + if i % 5000 == 0 { 8.0 } else { 0.0 }).collect()
+}
+
 fn logits(gpu: &mut Gpu, len: usize) -> CudaSlice<f32> {
-    let values: Vec<f32> = (0..1 << 20)
-        .map(|i| gpu.random.normal() * 2.0 + if i % 5000 == 0 { 8.0 } else { 0.0 })
-        .collect();
+    let values = likely(gpu, 1 << 20);
     let stream = gpu.device.stream();
     let mut slice = stream.alloc_zeros::<f32>(len).unwrap();
     for at in (0..len).step_by(values.len()) {
@@ -391,7 +394,6 @@ fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
         let params = gpu.upload(&(0..rows as i32).map(row).collect::<Vec<_>>());
         let seconds = time(gpu, sets, |i| {
             Sample {
-                logits: (&logits.slice(i * len..(i + 1) * len)).into(),
                 params: (&params).into(),
                 bias_tokens: (&none_u32).into(),
                 bias_values: (&none_f32).into(),
@@ -404,10 +406,9 @@ fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
                 top_logprobs: (&mut top_logprobs).into(),
                 rows,
                 vocab: VOCAB,
-                stride: VOCAB,
                 top_max,
             }
-            .launch(&gpu.device)
+            .launch(&gpu.device, (&logits.slice(i * len..(i + 1) * len)).into(), VOCAB)
             .unwrap();
         });
         show(&format!("sample, {name}"), rows, 4 * len, seconds);

@@ -69,6 +69,7 @@ const TESTS: &[Test] = &[
     ("peers_all_reduce", peers::all_reduce),
     ("peers_in_a_row", peers::all_reduce_in_a_row),
     ("peers_sent", peers::sent),
+    ("peers_sample", sampler::ranks),
     ("peers_gather", peers::gather),
     ("peers_gives_up", peers::gives_up),
     ("refusals", refusal::refusals),

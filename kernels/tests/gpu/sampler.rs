@@ -4,7 +4,9 @@ use cudarc::driver::CudaSlice;
 use minisgl_kernels::Device;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::ops::{HistoryReset, Sample, sample_scratch_len};
+use minisgl_kernels::peers::{PeerShape, Peers, RANKS_MAX};
 
+use crate::peers::Group;
 use crate::reference::{self, Extras};
 use crate::support::{Gpu, Random};
 
@@ -121,7 +123,6 @@ pub fn launch(gpu: &Gpu, what: &Launch<'_>, tokens: &mut CudaSlice<i32>) {
     let mut no_scratch = gpu.upload(&[0_f32]);
     let mut marks = gpu.upload(&[0_u32]);
     Sample {
-        logits: (&gpu.upload(logits)).into(),
         params: (&gpu.upload(params)).into(),
         bias_tokens: (&none_u32).into(),
         bias_values: (&none_f32).into(),
@@ -134,132 +135,357 @@ pub fn launch(gpu: &Gpu, what: &Launch<'_>, tokens: &mut CudaSlice<i32>) {
         top_logprobs: (&mut unused.slice_mut(..0)).into(),
         rows,
         vocab,
-        stride,
         top_max: 0,
     }
-    .launch(&gpu.device)
+    .launch(&gpu.device, (&gpu.upload(logits)).into(), stride)
     .unwrap();
 }
 
-fn check(gpu: &mut Gpu, vocab: usize, rows: usize, clusters: bool) {
-    let own;
-    let random = &mut gpu.random;
-    let stride = vocab.next_multiple_of(4) + random.of(&[0, 4]);
-    let tables = rows / 2;
+/// Rows of every kind, one after the other: logits, settings, and what they refer to.
+struct Case {
+    vocab: usize,
+    stride: usize,
+    /// `[rows, stride]`.
+    logits: Vec<f32>,
+    params: Vec<SampleRow>,
+    /// Of each row.
+    biases: Vec<Vec<(u32, f32)>>,
+    bans: Vec<Vec<u32>>,
+    /// Of all rows.
+    bias_tokens: Vec<u32>,
+    bias_values: Vec<f32>,
+    banned: Vec<u32>,
+    /// `[rows / 2, vocab]`.
+    marks: Vec<u32>,
+}
 
-    // One row after the other: logits, settings, and what they refer to.
-    let mut z = Vec::with_capacity(rows * stride);
-    let (mut params, mut biases, mut bans) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut bias_tokens, mut bias_values, mut banned) = (Vec::new(), Vec::new(), Vec::new());
-    for at in 0..rows {
-        z.extend(logits(random, vocab));
-        z.resize((at + 1) * stride, 1e30); // What is past the vocabulary must not count.
-        let mut row = row(random, vocab, (rows - at) as i32);
-        let some = |random: &mut Random| -> Vec<u32> {
-            let count = if random.below(3) == 0 { random.below(300) } else { 0 };
-            let mut tokens: Vec<u32> = (0..count).map(|_| random.below(vocab) as u32).collect();
-            tokens.sort_unstable();
-            tokens.dedup();
-            random.shuffle(&mut tokens);
-            tokens
-        };
-        let bias: Vec<(u32, f32)> =
-            some(random).into_iter().map(|token| (token, random.normal() * 30.0)).collect();
-        let ban = some(random);
-        (row.bias_at, row.bias_len) = (bias_tokens.len() as u32, bias.len() as u32);
-        (row.banned_at, row.banned_len) = (banned.len() as u32, ban.len() as u32);
-        row.history = if at % 2 == 0 && at / 2 < tables { (at / 2) as i32 } else { -1 };
-        if at % 7 == 3 {
-            row = SampleRow::padding();
+impl Case {
+    fn random(random: &mut Random, vocab: usize, rows: usize) -> Case {
+        let stride = vocab.next_multiple_of(4) + random.of(&[0, 4]);
+        let tables = rows / 2;
+        let mut z = Vec::with_capacity(rows * stride);
+        let (mut params, mut biases, mut bans) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bias_tokens, mut bias_values, mut banned) = (Vec::new(), Vec::new(), Vec::new());
+        for at in 0..rows {
+            z.extend(logits(random, vocab));
+            z.resize((at + 1) * stride, 1e30); // What is past the vocabulary must not count.
+            let mut row = row(random, vocab, (rows - at) as i32);
+            let some = |random: &mut Random| -> Vec<u32> {
+                let count = if random.below(3) == 0 { random.below(300) } else { 0 };
+                let mut tokens: Vec<u32> = (0..count).map(|_| random.below(vocab) as u32).collect();
+                tokens.sort_unstable();
+                tokens.dedup();
+                random.shuffle(&mut tokens);
+                tokens
+            };
+            let bias: Vec<(u32, f32)> =
+                some(random).into_iter().map(|token| (token, random.normal() * 30.0)).collect();
+            let ban = some(random);
+            (row.bias_at, row.bias_len) = (bias_tokens.len() as u32, bias.len() as u32);
+            (row.banned_at, row.banned_len) = (banned.len() as u32, ban.len() as u32);
+            row.history = if at % 2 == 0 && at / 2 < tables { (at / 2) as i32 } else { -1 };
+            if at % 7 == 3 {
+                row = SampleRow::padding();
+            }
+            bias_tokens.extend(bias.iter().map(|&(token, _)| token));
+            bias_values.extend(bias.iter().map(|&(_, bias)| bias));
+            banned.extend(&ban);
+            params.push(row);
+            biases.push(bias);
+            bans.push(ban);
         }
-        bias_tokens.extend(bias.iter().map(|&(token, _)| token));
-        bias_values.extend(bias.iter().map(|&(_, bias)| bias));
-        banned.extend(&ban);
-        params.push(row);
-        biases.push(bias);
-        bans.push(ban);
+        let marks = (0..tables * vocab)
+            .map(|_| if random.below(5) == 0 { random.below(9) as u32 } else { 0 })
+            .collect();
+        // Nothing of a row's, but an array must not be empty to be put on the GPU.
+        bias_tokens.push(0);
+        bias_values.push(0.0);
+        banned.push(0);
+        let logits = z;
+        Case {
+            vocab,
+            stride,
+            logits,
+            params,
+            biases,
+            bans,
+            bias_tokens,
+            bias_values,
+            banned,
+            marks,
+        }
     }
-    let mut marks: Vec<u32> = (0..tables * vocab)
-        .map(|_| if random.below(5) == 0 { random.below(9) as u32 } else { 0 })
-        .collect();
-    // Nothing of a row's, but an array must not be empty to be put on the GPU.
-    bias_tokens.push(0);
-    bias_values.push(0.0);
-    banned.push(0);
 
+    fn upload(&self, device: &Device, scratch_len: usize) -> OnGpu {
+        let stream = device.stream();
+        let rows = self.params.len();
+        OnGpu {
+            params: stream.clone_htod(&self.params).unwrap(),
+            bias_tokens: stream.clone_htod(&self.bias_tokens).unwrap(),
+            bias_values: stream.clone_htod(&self.bias_values).unwrap(),
+            banned: stream.clone_htod(&self.banned).unwrap(),
+            // A token count for nobody, so that there is an array.
+            marks: stream.clone_htod(&[&self.marks[..], &[0]].concat()).unwrap(),
+            scratch: stream.clone_htod(&vec![f32::NAN; scratch_len.max(1)]).unwrap(),
+            scratch_len,
+            tokens: stream.clone_htod(&vec![-7_i32; rows + 1]).unwrap(),
+            logprob: stream.clone_htod(&vec![7.0_f32; rows]).unwrap(),
+            top_tokens: stream.clone_htod(&vec![-7_i32; rows * TOP_MAX]).unwrap(),
+            top_logprobs: stream.clone_htod(&vec![7.0_f32; rows * TOP_MAX]).unwrap(),
+        }
+    }
+
+    /// Holds what was drawn to the reference.
+    fn verify(&self, device: &Device, on_gpu: &OnGpu, what: &str) {
+        let (vocab, rows, stream) = (self.vocab, self.params.len(), device.stream());
+        let mut marks = self.marks.clone();
+        let tokens = stream.clone_dtoh(&on_gpu.tokens).unwrap();
+        let logprob = stream.clone_dtoh(&on_gpu.logprob).unwrap();
+        let top_tokens = stream.clone_dtoh(&on_gpu.top_tokens).unwrap();
+        let top_logprobs = stream.clone_dtoh(&on_gpu.top_logprobs).unwrap();
+        let close = |a: f32, b: f32| a == b || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        let mut expected_tokens = vec![-7; rows + 1];
+        for (at, row) in self.params.iter().enumerate() {
+            let what = format!("{what}, row {at}: {row:?}");
+            let top_at = at * TOP_MAX..(at + 1) * TOP_MAX;
+            let mut expected_top = [(-7, 7.0); TOP_MAX];
+            let mut expected_logprob = 7.0;
+            if row.out >= 0 {
+                let table = (row.history >= 0).then(|| row.history as usize * vocab..);
+                let extras = Extras {
+                    bias: &self.biases[at],
+                    banned: &self.bans[at],
+                    marks: table.clone().map(|table| &marks[table][..vocab]),
+                };
+                let logits = &self.logits[at * self.stride..][..vocab];
+                let sampled = reference::sample(logits, row, &extras);
+                expected_tokens[row.out as usize] = sampled.token as i32;
+                assert_eq!(tokens[row.out as usize], sampled.token as i32, "{what}");
+                if let Some(table) = table {
+                    marks[table][sampled.token as usize] += 2;
+                }
+                if row.logprobs >= 0 {
+                    expected_logprob = sampled.logprob;
+                    expected_top[..row.logprobs as usize].fill((-1, f32::NEG_INFINITY));
+                    for (to, (token, logprob)) in expected_top.iter_mut().zip(sampled.top) {
+                        *to = (token as i32, logprob);
+                    }
+                }
+            }
+            let got = logprob[at];
+            assert!(close(got, expected_logprob), "{what}: {got} {expected_logprob}");
+            for (i, &(token, expected)) in expected_top.iter().enumerate() {
+                assert_eq!(top_tokens[top_at.clone()][i], token, "{what}: top {i}");
+                assert!(close(top_logprobs[top_at.clone()][i], expected), "{what}: top {i}");
+            }
+        }
+        assert_eq!(tokens, expected_tokens, "{what}: padding rows write nothing");
+        let got = stream.clone_dtoh(&on_gpu.marks).unwrap();
+        assert_eq!(got[..marks.len()], marks, "{what}: token counts");
+    }
+}
+
+/// What the sampler reads of a [`Case`] besides logits, and what it writes.
+struct OnGpu {
+    params: CudaSlice<SampleRow>,
+    bias_tokens: CudaSlice<u32>,
+    bias_values: CudaSlice<f32>,
+    banned: CudaSlice<u32>,
+    marks: CudaSlice<u32>,
+    scratch: CudaSlice<f32>,
+    scratch_len: usize,
+    tokens: CudaSlice<i32>,
+    logprob: CudaSlice<f32>,
+    top_tokens: CudaSlice<i32>,
+    top_logprobs: CudaSlice<f32>,
+}
+
+impl OnGpu {
+    /// Calls `launch` with the op.
+    fn with<R>(&mut self, case: &Case, launch: impl FnOnce(Sample<'_>) -> R) -> R {
+        launch(Sample {
+            params: (&self.params).into(),
+            bias_tokens: (&self.bias_tokens).into(),
+            bias_values: (&self.bias_values).into(),
+            banned: (&self.banned).into(),
+            marks: (&mut self.marks.slice_mut(..case.marks.len())).into(),
+            scratch: (&mut self.scratch.slice_mut(..self.scratch_len)).into(),
+            tokens: (&mut self.tokens).into(),
+            logprob: (&mut self.logprob).into(),
+            top_tokens: (&mut self.top_tokens).into(),
+            top_logprobs: (&mut self.top_logprobs).into(),
+            rows: case.params.len(),
+            vocab: case.vocab,
+            top_max: TOP_MAX,
+        })
+    }
+}
+
+fn check(gpu: &mut Gpu, vocab: usize, rows: usize, clusters: bool) {
+    let case = Case::random(&mut gpu.random, vocab, rows);
+    let own;
     let device: &Device = if clusters {
         &gpu.device
     } else {
         own = Device::open(0).unwrap().without_clusters();
         &own
     };
-    let stream = device.stream();
-    let mut tokens = stream.clone_htod(&vec![-7_i32; rows + 1]).unwrap();
-    let mut logprob = stream.clone_htod(&vec![7.0_f32; rows]).unwrap();
-    let mut top_tokens = stream.clone_htod(&vec![-7_i32; rows * TOP_MAX]).unwrap();
-    let mut top_logprobs = stream.clone_htod(&vec![7.0_f32; rows * TOP_MAX]).unwrap();
-    let mut marks_gpu = stream.clone_htod(&marks).unwrap();
-    let scratch_len = sample_scratch_len(device, rows, vocab, stride);
-    let mut scratch = stream.clone_htod(&vec![f32::NAN; scratch_len.max(1)]).unwrap();
-    let z_gpu = stream.clone_htod(&z).unwrap();
-    Sample {
-        logits: (&z_gpu).into(),
-        params: (&stream.clone_htod(&params).unwrap()).into(),
-        bias_tokens: (&stream.clone_htod(&bias_tokens).unwrap()).into(),
-        bias_values: (&stream.clone_htod(&bias_values).unwrap()).into(),
-        banned: (&stream.clone_htod(&banned).unwrap()).into(),
-        marks: (&mut marks_gpu).into(),
-        scratch: (&mut scratch.slice_mut(..scratch_len)).into(),
-        tokens: (&mut tokens).into(),
-        logprob: (&mut logprob).into(),
-        top_tokens: (&mut top_tokens).into(),
-        top_logprobs: (&mut top_logprobs).into(),
-        rows,
-        vocab,
-        stride,
-        top_max: TOP_MAX,
-    }
-    .launch(device)
-    .unwrap();
+    let stride = case.stride;
+    let mut on_gpu = case.upload(device, sample_scratch_len(device, rows, vocab, stride));
+    let logits = device.stream().clone_htod(&case.logits).unwrap();
+    on_gpu.with(&case, |sample| sample.launch(device, (&logits).into(), stride)).unwrap();
+    case.verify(device, &on_gpu, &format!("vocabulary {vocab}, clusters {clusters}"));
+}
 
-    let tokens = stream.clone_dtoh(&tokens).unwrap();
-    let logprob = stream.clone_dtoh(&logprob).unwrap();
-    let top_tokens = stream.clone_dtoh(&top_tokens).unwrap();
-    let top_logprobs = stream.clone_dtoh(&top_logprobs).unwrap();
-    let close = |a: f32, b: f32| a == b || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
-    let mut expected_tokens = vec![-7; rows + 1];
-    for (at, row) in params.iter().enumerate() {
-        let what = format!("vocabulary {vocab}, row {at}, clusters {clusters}: {row:?}");
-        let top_at = at * TOP_MAX..(at + 1) * TOP_MAX;
-        let mut expected_top = [(-7, 7.0); TOP_MAX];
-        let mut expected_logprob = 7.0;
-        if row.out >= 0 {
-            let table = (row.history >= 0).then(|| row.history as usize * vocab..);
-            let extras = Extras {
-                bias: &biases[at],
-                banned: &bans[at],
-                marks: table.clone().map(|table| &marks[table][..vocab]),
-            };
-            let sampled = reference::sample(&z[at * stride..][..vocab], row, &extras);
-            expected_tokens[row.out as usize] = sampled.token as i32;
-            assert_eq!(tokens[row.out as usize], sampled.token as i32, "{what}");
-            if let Some(table) = table {
-                marks[table][sampled.token as usize] += 2;
+/// Ranks that draw together draw what one would from whole rows, in vocabularies of even parts and uneven ones;
+/// several times in a row.
+pub fn ranks(gpu: &mut Gpu) {
+    for clusters in [true, false] {
+        for ranks in [2, 3, RANKS_MAX] {
+            let mut group = Group::of(ranks);
+            if !clusters {
+                group.devices = group.devices.into_iter().map(Device::without_clusters).collect();
             }
-            if row.logprobs >= 0 {
-                expected_logprob = sampled.logprob;
-                expected_top[..row.logprobs as usize].fill((-1, f32::NEG_INFINITY));
-                for (to, (token, logprob)) in expected_top.iter_mut().zip(sampled.top) {
-                    *to = (token as i32, logprob);
+            let vocabs: &[usize] =
+                if gpu.small { &[24, 5000] } else { &[24, 4097, 60_000, 151_936] };
+            for &vocab in vocabs {
+                // On a GPU that they share, the clusters of all ranks must have room at once.
+                let most = if group.apart() { 100 } else { 48 / ranks };
+                let rows = if gpu.small { 10 } else { most };
+                draw_together(gpu, &group, vocab, 16 / ranks);
+                if rows > 8 && rows <= most {
+                    draw_together(gpu, &group, vocab, rows);
                 }
             }
         }
-        assert!(close(logprob[at], expected_logprob), "{what}: {} {expected_logprob}", logprob[at]);
-        for (i, &(token, expected)) in expected_top.iter().enumerate() {
-            assert_eq!(top_tokens[top_at.clone()][i], token, "{what}: top {i}");
-            assert!(close(top_logprobs[top_at.clone()][i], expected), "{what}: top {i}");
+    }
+}
+
+fn draw_together(gpu: &mut Gpu, group: &Group, vocab: usize, rows: usize) {
+    let ranks = group.devices.len();
+    let unit = gpu.random.of(&[1, 8]);
+    let at = |rank: usize| (rank * vocab.div_ceil(unit) / ranks * unit).min(vocab);
+    let columns: Vec<_> = (0..ranks).map(|rank| at(rank)..at(rank + 1)).collect();
+    let shape = PeerShape { hidden: 8, rows: 1, logit_rows: rows, columns };
+    let mut peers = group.peers(&shape);
+    let stride = vocab.next_multiple_of(8);
+    let mut launched = Vec::new();
+    for _ in 0..if gpu.small { 2 } else { 3 } {
+        let case = Case::random(&mut gpu.random, vocab, rows);
+        let mut all = Vec::new();
+        for (peers, device) in peers.iter_mut().zip(&group.devices) {
+            let whole = vec![f32::NAN; Peers::whole_rows_len(rows, stride)];
+            let scratch_len = peers.sample_scratch_len(device, rows);
+            all.push((
+                case.upload(device, scratch_len),
+                device.stream().clone_htod(&whole).unwrap(),
+            ));
+        }
+        group.wait();
+        for (rank, peers) in peers.iter_mut().enumerate() {
+            let (part, part_stride) = (&shape.columns[rank], shape.part_stride(rank));
+            let mut logits = vec![1e30; rows * part_stride];
+            for row in 0..rows {
+                logits[row * part_stride..][..part.len()]
+                    .copy_from_slice(&case.logits[row * case.stride..][part.clone()]);
+            }
+            let device = &group.devices[rank];
+            let mut to = peers.logits().slice_mut(..logits.len());
+            device.stream().memcpy_htod(&logits, &mut to).unwrap();
+        }
+        group.wait();
+        for ((peers, device), (on_gpu, whole)) in peers.iter_mut().zip(&group.devices).zip(&mut all)
+        {
+            on_gpu
+                .with(&case, |sample| peers.sample(device, sample, whole.into(), stride))
+                .unwrap();
+        }
+        for (peers, device) in peers.iter_mut().zip(&group.devices) {
+            peers.meet(device).unwrap();
+        }
+        launched.push((case, all));
+    }
+    group.wait();
+    for (turn, (case, all)) in launched.iter().enumerate() {
+        for (rank, (device, (on_gpu, _))) in group.devices.iter().zip(all).enumerate() {
+            let what = format!("vocabulary {vocab}, turn {turn}, rank {rank} of {ranks}");
+            case.verify(device, on_gpu, &what);
         }
     }
-    assert_eq!(tokens, expected_tokens, "padding rows write nothing");
-    assert_eq!(stream.clone_dtoh(&marks_gpu).unwrap(), marks, "vocabulary {vocab}: token counts");
+    assert!(peers.iter().all(|peers| peers.fault().read().is_none()));
+}
+
+/// Microseconds of a draw by all GPUs together, by settings.
+pub fn bench_ranks(gpu: &mut Gpu) {
+    let ranks = Device::count().min(RANKS_MAX);
+    if ranks < 2 {
+        println!("sample over ranks: one GPU, nothing to time");
+        return;
+    }
+    let (vocab, group) = (151_936, Group::of(ranks));
+    let columns: Vec<_> =
+        (0..ranks).map(|rank| rank * vocab / ranks..(rank + 1) * vocab / ranks).collect();
+    let shape = PeerShape { hidden: 8, rows: 1, logit_rows: 256, columns };
+    let mut peers = group.peers(&shape);
+    let plain = SampleRow { temperature: 0.6, ..SampleRow::greedy(1, 0) };
+    let settings = [
+        ("greedy", SampleRow::greedy(1, 0)),
+        ("temperature", plain),
+        ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
+        ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
+        ("top_p 0.95, flat", SampleRow { top_p: 0.95, temperature: 50.0, ..plain }),
+        ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
+    ];
+    println!("{:<32} {:>6} {:>10}", format!("sample, {ranks} ranks"), "rows", "time/us");
+    for (name, row) in settings {
+        for rows in [1, 32, 256] {
+            let mut case = Case::random(&mut gpu.random, vocab, rows);
+            case.marks.clear();
+            case.params =
+                (0..rows as i32).map(|at| SampleRow { seed: at as u64, out: at, ..row }).collect();
+            for (peers, device) in peers.iter_mut().zip(&group.devices) {
+                let logits = crate::bench::likely(gpu, peers.logits().len());
+                device.stream().memcpy_htod(&logits, peers.logits()).unwrap();
+            }
+            group.wait();
+            let mut times: Vec<f64> = (0..5).map(|_| time(&group, &mut peers, &case)).collect();
+            times.sort_by(f64::total_cmp);
+            println!("{name:<32} {rows:>6} {:>10.2}", times[2] * 1e6);
+        }
+    }
+}
+
+/// Seconds of one draw among many.
+fn time(group: &Group, peers: &mut [Peers], case: &Case) -> f64 {
+    let (turns, rows, stride) = (50, case.params.len(), case.vocab);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = peers
+            .iter_mut()
+            .zip(&group.devices)
+            .map(|(peers, device)| {
+                scope.spawn(move || {
+                    let stream = device.stream();
+                    let mut on_gpu = case.upload(device, peers.sample_scratch_len(device, rows));
+                    let whole = vec![0.0; Peers::whole_rows_len(rows, stride)];
+                    let mut whole = stream.clone_htod(&whole).unwrap();
+                    let flags = cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+                    let event = || stream.context().new_event(Some(flags)).unwrap();
+                    let (began, ended) = (event(), event());
+                    for turn in 0..turns + 10 {
+                        if turn == 10 {
+                            began.record(stream).unwrap();
+                        }
+                        on_gpu
+                            .with(case, |sample| {
+                                peers.sample(device, sample, (&mut whole).into(), stride)
+                            })
+                            .unwrap();
+                    }
+                    ended.record(stream).unwrap();
+                    f64::from(began.elapsed_ms(&ended).unwrap()) / 1e3 / f64::from(turns)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).fold(0.0, f64::max)
+    })
 }

@@ -49,7 +49,7 @@ use half::bf16;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
-use minisgl_kernels::peers::Sum;
+use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
@@ -132,8 +132,10 @@ pub struct CudaOps {
     /// Keys and values of each layer, `[pages, page_size, kv_heads, head_dim]`.
     kv: Option<KvSpace>,
     kv_pages: usize,
-    /// `[LOGIT_ROWS, logit_stride]`, and the sampler's scratch.
+    /// `[logit_rows, logit_stride]`, and the sampler's scratch. GPUs that draw together keep their logits in their
+    /// windows, and need no more of it than [`Peers::whole_rows_len`].
     logits: CudaSlice<f32>,
+    logit_rows: usize,
     logit_stride: usize,
     scratch: CudaSlice<f32>,
 }
@@ -195,7 +197,17 @@ impl CudaOps {
         };
         let logit_rows = rows.min(LOGIT_ROWS);
         let logit_stride = config.vocab_size.next_multiple_of(ROW_UNIT);
-        let scratch = sample_scratch_len(&device, logit_rows, config.vocab_size, logit_stride);
+        let drawn_together = team.as_ref().map(Team::seat).filter(|peers| peers.is_direct());
+        let (logits, scratch) = match drawn_together {
+            Some(peers) => (
+                Peers::whole_rows_len(logit_rows, logit_stride),
+                peers.sample_scratch_len(&device, logit_rows),
+            ),
+            None => (
+                logit_rows * logit_stride,
+                sample_scratch_len(&device, logit_rows, config.vocab_size, logit_stride),
+            ),
+        };
         Ok(CudaOps {
             attention,
             uploader: RefCell::new(Some(Uploader::new(&stream))),
@@ -220,7 +232,8 @@ impl CudaOps {
             mode: Mode::Eager,
             kv: None,
             kv_pages: 0,
-            logits: stream.alloc_zeros(logit_rows * logit_stride).map_err(memory)?,
+            logits: stream.alloc_zeros(logits).map_err(memory)?,
+            logit_rows,
             logit_stride,
             scratch: stream.alloc_zeros(scratch.max(1)).map_err(memory)?,
             gemm,

@@ -108,7 +108,7 @@ impl CudaOps {
         };
         for &(n, k) in &shapes {
             let rows_max = match n == self.head_rows() {
-                true => self.logits.len() / self.logit_stride,
+                true => self.logit_rows,
                 false => self.chunk_tokens,
             };
             let rows: BTreeSet<usize> =
@@ -162,7 +162,11 @@ impl CudaOps {
         let weights: Vec<Array<'_, bf16>> = weights.iter().map(Array::from).collect();
         let head = kind == GemmKind::F32;
         let mut out = trial.out.slice_mut(..if head { 0 } else { m * n });
-        let mut logits = self.logits.slice_mut(..if head { m * n } else { 0 });
+        let logits = match &mut self.team {
+            Some(team) => team.peers().logits(),
+            None => &mut self.logits,
+        };
+        let mut logits = logits.slice_mut(..if head { m * n } else { 0 });
         let args = GemmArgs {
             x: (&x).into(),
             weight: weights[0],

@@ -12,7 +12,6 @@ use minisgl_proto::{Sampled, TokenLogprob};
 
 use super::failed;
 use super::team::{FaultWords, STEP_PATIENCE};
-use crate::error::OpError;
 use crate::ops::{OpResult, Pending};
 use crate::rank::IN_FLIGHT_MAX;
 
@@ -113,6 +112,9 @@ impl Outputs {
             failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
         })?;
         landing.began.record(stream).map_err(failed("begin the step"))?;
+        if let Some(words) = &self.words {
+            words.begin_step();
+        }
         self.next = Some(landing.clone());
         Ok(())
     }
@@ -226,12 +228,13 @@ impl Pending for InFlight {
 
     fn ended(&self) -> OpResult {
         // Of our own collectives none waits without an end; NCCL's do.
-        let endless = self.words.as_ref().is_some_and(FaultWords::is_endless);
+        let Some(words) = self.words.as_ref().filter(|words| words.is_endless()) else {
+            return Ok(());
+        };
         let deadline = Instant::now() + STEP_PATIENCE;
-        while endless && matches!(self.landing.landed.try_is_complete(), Ok(false)) {
+        while matches!(self.landing.landed.try_is_complete(), Ok(false)) {
             if Instant::now() > deadline {
-                let reason = format!("it did not end within {} s", STEP_PATIENCE.as_secs());
-                return Err(OpError { operation: "run the step", reason });
+                return Err(words.endless_step());
             }
             std::thread::sleep(POLL);
         }

@@ -7,9 +7,11 @@ use std::ops::Range;
 use cudarc::driver::CudaView;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{Sample, SkinnyGemm, SkinnyInput, SkinnyOut, sample_scratch_len};
+use minisgl_kernels::peers::PeerError;
 
 use super::linear::gemm_rows;
 use super::results::{TOP_MAX, Wanted};
+use super::team::Team;
 use super::{Buffer, CudaOps, Matrix, failed};
 use crate::batch::Batch;
 use crate::ops::{OpResult, Pending};
@@ -41,8 +43,7 @@ impl CudaOps {
     /// Samples `rows` of the sampled rows: their logits, then their tokens.
     fn sample_rows(&mut self, rows: Range<usize>, head: &Matrix, hidden: &Buffer) -> OpResult {
         let (count, width) = (rows.len(), hidden.width);
-        let m =
-            gemm_rows(count, self.logits.len() / self.logit_stride).min(hidden.rows - rows.start);
+        let m = gemm_rows(count, self.logit_rows).min(hidden.rows - rows.start);
         let x = hidden.data.slice(rows.start * width..(rows.start + m) * width);
         let (n, k) = (head.padded_rows(), head.inputs);
         let few = self.few(m);
@@ -81,35 +82,47 @@ impl CudaOps {
             };
             gemm.launch(device, product).map_err(failed("logits"))?;
         }
-        if let Some(team) = team {
-            let mut all = logits.slice_mut(..count * *logit_stride);
-            let joined = team.peers().gather(device, count, *logit_stride, (&mut all).into());
-            joined.map_err(failed("join logits"))?;
-        }
+        let stride = *logit_stride;
+        let drawn_together = team.as_ref().map(Team::seat).filter(|peers| peers.is_direct());
+        let scratch_len = match &drawn_together {
+            Some(peers) => peers.sample_scratch_len(device, count),
+            None => sample_scratch_len(device, count, self.vocab, stride),
+        };
 
-        let CudaOps { device, inputs, requests, outputs, .. } = self;
-        let logits = self.logits.slice(..count * self.logit_stride);
-        let scratch_len = sample_scratch_len(device, count, self.vocab, self.logit_stride);
+        let CudaOps { device, inputs, requests, outputs, logits, scratch, team, vocab, .. } = self;
         let tops = rows.start * TOP_MAX..rows.end * TOP_MAX;
-        let sample = |params: &CudaView<'_, _>| {
-            Sample {
-                logits: (&logits).into(),
+        let sample = |params: &CudaView<'_, _>| -> Result<(), PeerError> {
+            let mut scratch = scratch.slice_mut(..scratch_len);
+            let mut logprob = outputs.logprob.slice_mut(rows.clone());
+            let mut top_tokens = outputs.top_tokens.slice_mut(tops.clone());
+            let mut top_logprobs = outputs.top_logprobs.slice_mut(tops);
+            let sample = Sample {
                 params: params.into(),
                 bias_tokens: (&requests.bias_tokens).into(),
                 bias_values: (&requests.bias_values).into(),
                 banned: (&requests.banned).into(),
                 marks: (&mut requests.marks).into(),
-                scratch: (&mut self.scratch.slice_mut(..scratch_len)).into(),
+                scratch: (&mut scratch).into(),
                 tokens: (&mut outputs.tokens).into(),
-                logprob: (&mut outputs.logprob.slice_mut(rows.clone())).into(),
-                top_tokens: (&mut outputs.top_tokens.slice_mut(tops.clone())).into(),
-                top_logprobs: (&mut outputs.top_logprobs.slice_mut(tops)).into(),
+                logprob: (&mut logprob).into(),
+                top_tokens: (&mut top_tokens).into(),
+                top_logprobs: (&mut top_logprobs).into(),
                 rows: count,
-                vocab: self.vocab,
-                stride: self.logit_stride,
+                vocab: *vocab,
                 top_max: TOP_MAX,
+            };
+            match team.as_mut().map(Team::peers) {
+                Some(peers) if peers.is_direct() => {
+                    return peers.sample(device, sample, logits.into(), stride);
+                }
+                Some(peers) => {
+                    let mut all = logits.slice_mut(..count * stride);
+                    peers.gather(device, count, stride, (&mut all).into())?;
+                }
+                None => {}
             }
-            .launch(device)
+            let logits = logits.slice(..count * stride);
+            Ok(sample.launch(device, (&logits).into(), stride)?)
         };
         inputs.with_samples(rows.clone(), sample).map_err(failed("sample"))
     }

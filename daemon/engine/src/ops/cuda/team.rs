@@ -4,7 +4,7 @@
 //! a collective that the other ranks do not launch at the same place of their step.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cudarc::driver::CudaSlice;
@@ -38,8 +38,9 @@ pub struct Team {
 #[derive(Clone)]
 pub(super) struct FaultWords {
     record: FaultRecord,
-    /// The GPU of each rank.
-    gpus: Vec<usize>,
+    rank: usize,
+    /// The GPU of each rank, and the steps that it has begun.
+    gpus: Arc<[(usize, AtomicU64)]>,
     /// Some collectives are NCCL's, which waits for a peer for good.
     endless: Arc<AtomicBool>,
 }
@@ -50,16 +51,35 @@ impl FaultWords {
         self.endless.load(Ordering::Relaxed)
     }
 
+    /// This rank begins a step.
+    pub(super) fn begin_step(&self) {
+        self.gpus[self.rank].1.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// `error`, or its cause where that is known.
     pub(super) fn explain(&self, error: OpError) -> OpError {
         let Some(missing) = self.record.read() else { return error };
-        let gpu = self.gpus.get(missing.rank).copied().unwrap_or_default();
-        let (rank, patience) = (missing.rank, PATIENCE.as_secs());
-        let reason = format!(
-            "rank {rank} (GPU {gpu}) did not come to a sum over ranks within {patience} s; {}",
-            error.reason
-        );
+        OpError {
+            operation: "all-reduce",
+            reason: format!("{}; {}", self.missing(missing.rank, PATIENCE), error.reason),
+        }
+    }
+
+    /// Why a step does not end.
+    pub(super) fn endless_step(&self) -> OpError {
+        let steps = |rank: usize| self.gpus[rank].1.load(Ordering::Relaxed);
+        let late = (0..self.gpus.len()).min_by_key(|&rank| steps(rank));
+        let (own, patience) = (self.gpus[self.rank].0, STEP_PATIENCE.as_secs_f32());
+        let reason = match late.filter(|&rank| steps(rank) < steps(self.rank)) {
+            Some(rank) => self.missing(rank, STEP_PATIENCE),
+            None => format!("GPU {own} did not end a step within {patience} s"),
+        };
         OpError { operation: "all-reduce", reason }
+    }
+
+    fn missing(&self, rank: usize, patience: Duration) -> String {
+        let (gpu, patience) = (self.gpus[rank].0, patience.as_secs_f32());
+        format!("rank {rank} (GPU {gpu}) did not come to a sum over ranks within {patience} s")
     }
 }
 
@@ -91,10 +111,10 @@ impl Team {
                 if disabled { "disabled" } else { "the GPUs cannot read each other's memory" };
             tracing::warn!("sums over ranks by NCCL alone: {why}");
         }
-        let gpus: Vec<usize> = gpus.iter().map(Gpu::ordinal).collect();
+        let gpus: Arc<[_]> = gpus.iter().map(|gpu| (gpu.ordinal(), AtomicU64::new(0))).collect();
         let seats = all.into_iter().enumerate().map(|(rank, peers)| {
             let endless = Arc::new(AtomicBool::new(!peers.is_direct()));
-            let words = FaultWords { record: peers.fault(), gpus: gpus.clone(), endless };
+            let words = FaultWords { record: peers.fault(), rank, gpus: gpus.clone(), endless };
             Team { peers, member: member(rank), words }
         });
         Ok(seats.collect())
@@ -102,6 +122,10 @@ impl Team {
 
     pub(super) fn words(&self) -> FaultWords {
         self.words.clone()
+    }
+
+    pub(super) fn seat(&self) -> &Peers {
+        &self.peers
     }
 
     pub(super) fn peers(&mut self) -> &mut Peers {
@@ -136,9 +160,11 @@ impl Team {
     }
 }
 
-/// How long a step of several ranks may take before it is given up; a collective that waits on the GPU gives
-/// up earlier, and says for whom.
-pub(super) const STEP_PATIENCE: Duration = Duration::from_secs(PATIENCE.as_secs() + 3);
+/// How long a step of several ranks may take before it is given up; a collective of our own that waits on the GPU
+/// gives up earlier.
+pub(super) const STEP_PATIENCE: Duration = Duration::from_millis(7500);
+
+const _: () = assert!(STEP_PATIENCE.as_millis() > PATIENCE.as_millis());
 
 impl CudaOps {
     /// The end of a block where there are several ranks: this rank's product, then the sum over all.
