@@ -119,10 +119,7 @@ impl Device {
             for kernel in samplers {
                 let wider =
                     CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
-                kernels
-                    .get(kernel)
-                    .set_attribute(wider, 1)
-                    .map_err(failed("allow clusters on"))?;
+                kernels.get(kernel).set_attribute(wider, 1).map_err(failed("allow clusters on"))?;
                 if !kernels.clusters_at_once(kernel, grid).is_ok_and(|clusters| clusters > 0) {
                     cluster_max = 8;
                 }

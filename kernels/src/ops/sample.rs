@@ -132,7 +132,8 @@ impl Sample<'_> {
     ) -> Result<(), LaunchError> {
         let check = Check::new("sample", device);
         let (rows, vocab) = (self.rows, self.vocab);
-        check.that(vocab <= stride, || format!("vocab is {vocab}, at most the stride, {stride}"))?;
+        check
+            .that(vocab <= stride, || format!("vocab is {vocab}, at most the stride, {stride}"))?;
         let cut = Cut::new(device, rows, vocab, 1);
         let logits = check.array("logits", &logits, &[rows, stride])?;
         let args = self.args(&check, logits, stride, &cut)?;

@@ -133,7 +133,9 @@ fn sums(gpu: &mut Gpu, group: &Group, peers: &mut [Peers], rows: usize, hidden: 
         let got = download(device, &residual[rank]);
         if way == Way::Nccl {
             let wanted: Vec<f64> = expected.iter().map(|x| x.to_f64()).collect();
-            assert_close(&what, &got, &wanted, 0.12); // rounds between ranks
+            // It rounds between ranks, to bf16 each time.
+            let rounded = 0.12 + 0.5 * (peers.len() - 2) as f64;
+            assert_close(&what, &got, &wanted, rounded);
         } else {
             assert_same(&what, &got, &expected);
         }
