@@ -17,6 +17,7 @@ mod bridge;
 mod cli;
 mod config;
 mod logging;
+mod metrics;
 mod notify;
 mod probe;
 mod serve;
