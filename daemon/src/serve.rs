@@ -60,6 +60,7 @@ async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
     let settings = Settings {
         body_bytes_max: config.http.body_bytes_max,
         connections_max: config.http.connections_max,
+        log_prompts: config.log.prompts,
         ..Settings::default()
     };
     let texts = Arc::new(TextModels::new(settings.tokenizer_threads));

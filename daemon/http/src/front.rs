@@ -18,6 +18,9 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::tokenizer::{LoadKey, TextModel, TextModels};
 
+/// Characters of a prompt in the log, at most.
+const PROMPT_CHARS_MAX: usize = 8192;
+
 /// State of the router.
 pub struct Front {
     /// The models.
@@ -161,10 +164,25 @@ impl Front {
                 ),
             ));
         }
+        if self.settings.log_prompts {
+            self.log_prompts(&job, &record).await?;
+        }
         let seed = if job.wanted.seeded { job.wanted.sampling.seed } else { self.random.next() };
         let mut choices = Choices::start(job, seed, record, self.settings.retry_after_s)?;
         choices.begin().await?;
         Ok(choices)
+    }
+
+    /// Writes what the model is about to read, special tokens and all, to the log.
+    async fn log_prompts(&self, job: &Job, record: &Record) -> Result<(), ApiError> {
+        for prompt in &job.prompts {
+            let (text, tokens) = (Arc::clone(&job.text), prompt.clone());
+            let prompt = self.texts.run(move || text.decode(&tokens, false)).await?;
+            let shown: String = prompt.chars().take(PROMPT_CHARS_MAX).collect();
+            let model = &job.model.info().name;
+            tracing::info!(request_id = %record.id, model, bytes = prompt.len(), prompt = shown, "prompt");
+        }
+        Ok(())
     }
 }
 

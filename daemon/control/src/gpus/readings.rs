@@ -50,13 +50,16 @@ const TIMES: Times = Times {
     wanted: Duration::from_secs(300),
 };
 
+/// What of a GPU a metric shows.
+type Of = fn(&GpuReading) -> Option<f64>;
+
 /// Metrics by GPU.
 pub(crate) struct GpuMetrics {
     gpus: Gpus,
     times: Times,
     shared: Arc<Mutex<Shared>>,
     info: GaugeVec,
-    values: Vec<(GaugeVec, fn(&GpuReading) -> Option<f64>)>,
+    values: Vec<(GaugeVec, Of)>,
 }
 
 #[derive(Default)]
@@ -72,9 +75,8 @@ impl GpuMetrics {
         let gauge = |name: &str, help: &str, labels: &[&str]| {
             GaugeVec::new(Opts::new(format!("minisgl_gpu_{name}"), help), labels)
         };
-        let value = |name, help, of: fn(&GpuReading) -> Option<f64>| {
-            Ok::<_, prometheus::Error>((gauge(name, help, &["gpu"])?, of))
-        };
+        let value =
+            |name, help, of: Of| Ok::<_, prometheus::Error>((gauge(name, help, &["gpu"])?, of));
         Ok(GpuMetrics {
             gpus,
             times: TIMES,
