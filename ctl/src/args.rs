@@ -86,6 +86,8 @@ pub enum Command {
     Metrics(OutputArgs),
     /// Say whether the daemon is ready; the exit code is 0 only then
     Health(OutputArgs),
+    /// Watch models, throughput, latencies, caches and GPUs live; q quits
+    Top(TopArgs),
     /// Chat with a model; reads one prompt from standard input when that is no terminal
     Chat(ChatArgs),
     /// Run a file of requests in the OpenAI batch format; run it again to resume
@@ -241,6 +243,22 @@ pub struct ChatArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// `top`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct TopArgs {
+    /// Print one frame as text and exit; latencies are then those since each model's load
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 1,
+          value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub interval: u64,
+    /// Columns of the frame that --once prints
+    #[arg(long, value_name = "N", default_value_t = 80, requires = "once",
+          value_parser = clap::value_parser!(u16).range(40..=1000))]
+    pub width: u16,
 }
 
 /// `doctor`.

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::args::{Format, LoadArgs};
 use crate::client::{Client, segment};
 use crate::error::CtlError;
+use crate::exposition;
 use crate::output::{print, print_json};
 use crate::progress::LoadView;
 use crate::render;
@@ -114,7 +115,7 @@ pub async fn metrics(client: &Client, format: Format) -> Result<(), CtlError> {
     let body = client.get_bytes("/metrics").await?;
     let text = String::from_utf8_lossy(&body);
     match format {
-        Format::Json => print_json(&render::metrics_json(&text)),
+        Format::Json => print_json(&exposition::to_json(&text)),
         Format::Table => print(&text),
     }
 }

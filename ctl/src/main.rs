@@ -7,6 +7,8 @@
 //! | `commands` | the admin calls |
 //! | `doctor`, `doctor_view` | what the machine has, asked of the daemon or of `minisgld probe` |
 //! | `chat`, `batch`, `batch_file` | the two that speak the OpenAI API |
+//! | `top` | the live view of a terminal |
+//! | `exposition` | reads the Prometheus text format |
 //! | `render`, `progress`, `output` | what people and programs see |
 //! | `error` | what can go wrong, and the exit codes |
 
@@ -21,9 +23,11 @@ mod commands;
 mod doctor;
 mod doctor_view;
 mod error;
+mod exposition;
 mod output;
 mod progress;
 mod render;
+mod top;
 
 use std::process::ExitCode;
 
@@ -64,6 +68,7 @@ async fn run(cli: &Cli) -> Result<(), CtlError> {
         Command::Flush { name, output } => commands::flush(&client, name, output.format).await,
         Command::Metrics(output) => commands::metrics(&client, output.format).await,
         Command::Health(output) => commands::health(&client, output.format).await,
+        Command::Top(args) => top::run(&client, args).await,
         Command::Chat(args) => chat::run(&client, args).await,
         Command::Batch(args) => batch::run(&client, args).await,
         Command::Doctor(args) => doctor::run(&client, args).await,

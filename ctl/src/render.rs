@@ -5,8 +5,6 @@ use std::fmt::Write;
 use minisgl_proto::admin::{HealthReport, ModelState, ModelStatus};
 use minisgl_proto::worker::{LoadProgress, LoadStage};
 use minisgl_proto::{GpuList, ModelInfo, StepStats};
-use serde::Serialize;
-use serde_json::{Map, Value, json};
 
 /// Columns of left-aligned cells, two spaces apart, no space at line ends.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -279,61 +277,6 @@ pub fn pairs(lines: &[(&str, String)]) -> String {
 pub fn health(report: &HealthReport) -> String {
     let word = if report.ready { "ready" } else { "not ready" };
     format!("{word}: {}\n", report.summary)
-}
-
-/// One line of the Prometheus text format.
-#[derive(Debug, PartialEq, Serialize)]
-struct Sample {
-    name: String,
-    labels: Map<String, Value>,
-    value: Value,
-}
-
-/// `metrics -o json`: the samples of the Prometheus text format.
-pub fn metrics_json(text: &str) -> Value {
-    let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(sample);
-    json!(samples.collect::<Vec<_>>())
-}
-
-/// `name{label="value",...} value`; `None` for what is none.
-fn sample(line: &str) -> Option<Sample> {
-    let split = line.find(['{', ' '])?;
-    let (name, mut rest) = line.split_at(split);
-    let mut labels = Map::new();
-    if let Some(inside) = rest.strip_prefix('{') {
-        rest = inside;
-        while !rest.starts_with('}') {
-            let (label, after) = rest.trim_start_matches(',').split_once("=\"")?;
-            let (value, after) = quoted(after)?;
-            labels.insert(label.to_string(), value.into());
-            rest = after;
-        }
-        rest = &rest[1..];
-    }
-    let number = rest.split_whitespace().next()?;
-    // JSON has no infinity: +Inf and NaN stay text.
-    let value = match number.parse::<f64>() {
-        Ok(value) if value.is_finite() => json!(value),
-        _ => json!(number),
-    };
-    Some(Sample { name: name.to_string(), labels, value })
-}
-
-/// The text up to a closing quote, unescaped, and what follows.
-fn quoted(text: &str) -> Option<(String, &str)> {
-    let mut out = String::new();
-    let mut chars = text.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => return Some((out, &text[at + 1..])),
-            '\\' => match chars.next()?.1 {
-                'n' => out.push('\n'),
-                other => out.push(other),
-            },
-            c => out.push(c),
-        }
-    }
-    None
 }
 
 #[cfg(test)]

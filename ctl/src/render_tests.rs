@@ -199,15 +199,3 @@ fn numbers() {
     let times = [0.0, 9.94, 59.9, 60.0, 3599.0, 86_399.0, 90_000.0].map(seconds);
     check(&times.join(", "), expect!["0.0s, 9.9s, 59s, 1m00s, 59m59s, 23h59m, 1d01h"]);
 }
-
-#[test]
-fn metrics_become_json() {
-    let text =
-        "# HELP a b\n# TYPE a counter\na{m=\"x\\\"y\\\\\",le=\"+Inf\"} 2.5\nb 1e3\nc{} NaN\n\nbad";
-    check(
-        &serde_json::to_string(&metrics_json(text)).unwrap(),
-        expect![[
-            r#"[{"name":"a","labels":{"m":"x\"y\\","le":"+Inf"},"value":2.5},{"name":"b","labels":{},"value":1000.0},{"name":"c","labels":{},"value":"NaN"}]"#
-        ]],
-    );
-}

@@ -139,11 +139,13 @@ pub struct LogConfig {
     pub level: String,
     /// Lines or JSON.
     pub format: LogFormat,
+    /// Log every prompt too.
+    pub prompts: bool,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { level: "info".to_owned(), format: LogFormat::Text }
+        LogConfig { level: "info".to_owned(), format: LogFormat::Text, prompts: false }
     }
 }
 
@@ -151,7 +153,7 @@ impl Default for LogConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// For people; with fields where it goes to systemd's journal.
     Text,
     /// One object a line.
     Json,

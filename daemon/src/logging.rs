@@ -1,11 +1,17 @@
-//! Logs go to standard error: readable lines on a terminal and under systemd, JSON when asked for.
+//! Logs go to standard error: readable lines, or JSON when asked for. Where that is systemd's journal they go
+//! there with a field for each value.
+
+mod journal;
 
 use std::io::IsTerminal;
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
+use journal::Journal;
 
 /// The target of the lines that workers write.
 const WORKER_TARGET: &str = "worker";
@@ -43,6 +49,12 @@ pub fn init_worker(level: &str) -> anyhow::Result<()> {
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     // Workers leave out by themselves what is not wanted; what they write passes.
     let filter = filter(&format!("{WORKER_TARGET}=trace,{}", config.level))?;
+    if config.format == LogFormat::Text
+        && let Some(journal) = Journal::of_stderr()
+    {
+        tracing_subscriber::registry().with(filter).with(journal).init();
+        return Ok(());
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -18,6 +18,7 @@ mod cli;
 mod config;
 mod leave;
 mod logging;
+mod metrics;
 mod notify;
 mod probe;
 mod serve;

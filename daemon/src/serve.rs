@@ -56,9 +56,11 @@ async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
     let notifier = Notifier::from_env()?;
     let drain = Duration::from_secs_f64(config.workers.drain_s);
     let metrics = prometheus::Registry::new();
+    crate::metrics::register(&metrics)?;
     let settings = Settings {
         body_bytes_max: config.http.body_bytes_max,
         connections_max: config.http.connections_max,
+        log_prompts: config.log.prompts,
         ..Settings::default()
     };
     let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
@@ -161,7 +163,7 @@ fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
         worker,
         hub: config.hub_config(),
         inspector: Inspector(Arc::new(move |dir| texts.inspect(dir))),
-        gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::none() },
+        gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::unusable() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
         load_silence: Duration::from_secs_f64(config.workers.load_s_max),

@@ -62,6 +62,13 @@ fn from_load_to_unload() {
     assert!(
         json_of(&daemon, &["flush", "smollm2", "-o", "json"])["pages_freed"].as_u64().unwrap() > 0
     );
+    let top = succeed(&daemon, &["top", "--once"]);
+    let row =
+        top.lines().find(|line| line.starts_with("smollm2 ")).unwrap_or_else(|| panic!("{top}"));
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    // Name, state, running, waiting, tokens a second, then latencies, which one answer was enough for.
+    assert_eq!((cells.len(), &cells[1..4]), (12, &["ready", "0", "0"][..]), "{top}");
+    assert!(cells[5..9].iter().all(|time| time.ends_with('s')), "{top}");
     let metrics = succeed(&daemon, &["metrics"]);
     assert!(metrics.contains("minisgl_generated_tokens_total"), "{metrics}");
 

@@ -1,9 +1,11 @@
-//! What the daemon itself asks of this machine's GPUs: whether there may be any, and how much of their
-//! memory each worker holds.
+//! What the daemon itself asks of this machine's GPUs: whether there may be any, how they do, and how much
+//! of their memory each worker holds.
 //!
 //! Owns: NVML, the driver's library for looking on. It is loaded when it is first asked, once, and only
-//! where a model is on a GPU. Must never: open a GPU, which is the workers' business, or let a driver that
+//! where a model is on a GPU or somebody scrapes metrics. Must never: open a GPU, which is the workers' business, or let a driver that
 //! hangs hold up the runtime or the daemon's end.
+
+mod readings;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,8 +16,12 @@ use std::time::Duration;
 
 use minisgl_proto::admin::ModelStatus;
 use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use tokio::sync::{Semaphore, oneshot};
+
+pub(crate) use readings::GpuMetrics;
+pub use readings::GpuReading;
 
 /// How long a status waits for the driver.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -39,6 +45,11 @@ pub trait GpuSource: Send + Sync {
 
     /// Bytes of GPU memory by process id, over all GPUs. May block; empty where nobody knows.
     fn memory_by_process(&self) -> HashMap<u32, u64>;
+
+    /// How every GPU does now. May block; empty where nobody knows.
+    fn readings(&self) -> Vec<GpuReading> {
+        Vec::new()
+    }
 }
 
 /// The GPUs that a registry asks about.
@@ -46,9 +57,14 @@ pub trait GpuSource: Send + Sync {
 pub struct Gpus(pub Arc<dyn GpuSource>);
 
 impl Gpus {
-    /// A machine without any, or a build that cannot use them.
+    /// A machine without any.
     pub fn none() -> Self {
         Gpus(Arc::new(NoGpus))
+    }
+
+    /// Those of this machine, in a build that cannot use them: it looks on.
+    pub fn unusable() -> Self {
+        Gpus(Arc::new(Onlooker::default()))
     }
 }
 
@@ -77,6 +93,23 @@ impl GpuSource for NoGpus {
     }
 }
 
+#[derive(Default)]
+struct Onlooker(Machine);
+
+impl GpuSource for Onlooker {
+    fn may_exist(&self) -> bool {
+        false
+    }
+
+    fn memory_by_process(&self) -> HashMap<u32, u64> {
+        HashMap::new()
+    }
+
+    fn readings(&self) -> Vec<GpuReading> {
+        self.0.readings()
+    }
+}
+
 /// This machine.
 #[derive(Default)]
 struct Machine(OnceLock<Option<Nvml>>);
@@ -102,6 +135,29 @@ impl GpuSource for Machine {
         }
         memory
     }
+
+    fn readings(&self) -> Vec<GpuReading> {
+        let Some(nvml) = self.0.get_or_init(open) else { return Vec::new() };
+        let gpus = 0..nvml.device_count().unwrap_or(0);
+        gpus.filter_map(|index| reading(&nvml.device_by_index(index).ok()?, index)).collect()
+    }
+}
+
+/// A GPU that does not even tell who it is is left out.
+fn reading(gpu: &nvml_wrapper::Device<'_>, index: u32) -> Option<GpuReading> {
+    let memory = gpu.memory_info().ok();
+    let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
+    Some(GpuReading {
+        index,
+        uuid: gpu.uuid().ok()?,
+        name: gpu.name().ok()?,
+        memory_bytes: memory.as_ref().map(|memory| memory.total),
+        memory_used_bytes: memory.map(|memory| memory.used),
+        utilization: gpu.utilization_rates().ok().map(|rates| f64::from(rates.gpu) / 100.0),
+        power_w: gpu.power_usage().ok().map(watts),
+        power_limit_w: gpu.enforced_power_limit().ok().map(watts),
+        temperature_c: gpu.temperature(TemperatureSensor::Gpu).ok().map(f64::from),
+    })
 }
 
 fn open() -> Option<Nvml> {
@@ -113,7 +169,7 @@ fn open() -> Option<Nvml> {
         }
     }
     let why = why.trim_start_matches("; ");
-    tracing::info!(why, "no NVML: the GPU memory of models is not shown");
+    tracing::info!(why, "no NVML: the GPU memory of models and the state of GPUs are not shown");
     None
 }
 
@@ -244,6 +300,15 @@ mod tests {
         for _ in 0..2 {
             let memory = machine.memory_by_process();
             assert!(!memory.contains_key(&std::process::id()), "this test opens no GPU");
+            for gpu in machine.readings() {
+                println!("{gpu:?}");
+                assert!(gpu.memory_used_bytes <= gpu.memory_bytes, "{gpu:?}");
+                assert!(
+                    gpu.utilization.is_none_or(|share| (0.0..=1.0).contains(&share)),
+                    "{gpu:?}"
+                );
+                assert!(gpu.power_w.is_none_or(|watts| (1.0..3000.0).contains(&watts)), "{gpu:?}");
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 //! | `worker` | one worker process: its socket, its frames, its last words |
 //! | `streams` | the requests in flight, and the way of a token to its reader |
 //! | `placement` | which model has which GPUs |
-//! | [`gpus`] | whether this machine has GPUs, and how much of their memory workers hold |
+//! | [`gpus`] | whether this machine has GPUs, how they do, and how much of their memory workers hold |
 //! | `hub` | downloads |
 //! | `doctor` | what the machine has, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
@@ -39,7 +39,7 @@ mod worker;
 pub use checks::check_load;
 pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
 pub use doctor::Doctor;
-pub use gpus::{GpuSource, Gpus};
+pub use gpus::{GpuReading, GpuSource, Gpus};
 pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Expected, Generation, ModelHandle, Registry};
 pub use streams::AbortGuard;

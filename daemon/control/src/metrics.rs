@@ -1,10 +1,14 @@
 //! What Prometheus sees of the workers. Label `model` is the model's name; an unloaded model takes
 //! its lines with it. Counters go on counting over a worker's restart.
 
+mod throughput;
+
 use minisgl_proto::StepStats;
 use prometheus::{
     CounterVec, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts,
 };
+
+use self::throughput::Throughput;
 
 /// Seconds of a step: from a decode of one row on a fast GPU to a prefill chunk on a CPU.
 const STEP_BUCKETS_S: [f64; 14] =
@@ -20,7 +24,10 @@ pub(crate) struct Metrics {
     waiting: IntGaugeVec,
     pages: IntGaugeVec,
     pages_capacity: IntGaugeVec,
+    pages_evictable: IntGaugeVec,
     page_use: GaugeVec,
+    pages_in_use: GaugeVec,
+    throughput: Throughput,
     hit_rate: GaugeVec,
     load_s: GaugeVec,
     restarts: IntCounterVec,
@@ -47,7 +54,17 @@ impl Metrics {
             waiting: add.int_gauge("requests_waiting", "Requests in the waiting queue.", &[])?,
             pages: add.int_gauge("kv_pages", "KV pages by state.", &["state"])?,
             pages_capacity: add.int_gauge("kv_pages_capacity", "KV pages in all.", &[])?,
+            pages_evictable: add.int_gauge(
+                "kv_pages_evictable",
+                "Cached KV pages that no running request uses.",
+                &[],
+            )?,
             page_use: add.gauge("kv_page_use_ratio", "Share of KV pages that are not free.")?,
+            pages_in_use: add.gauge(
+                "kv_pages_in_use_ratio",
+                "Share of KV pages that running requests use: neither free nor evictable.",
+            )?,
+            throughput: add.register(Throughput::new()?)?,
             hit_rate: add
                 .gauge("cache_hit_ratio", "Share of prompt tokens found in the prefix cache.")?,
             load_s: add.gauge(
@@ -70,6 +87,8 @@ impl Metrics {
     /// Whether the model takes requests.
     pub(crate) fn up(&self, model: &str, up: bool) {
         self.up.with_label_values(&[model]).set(i64::from(up));
+        // There from the first load on, so that the first restart is an increase.
+        self.restarts.with_label_values(&[model]);
     }
 
     /// It became ready that long after its load began.
@@ -92,6 +111,8 @@ impl Metrics {
         count(&self.prompt_tokens, before.prompt_tokens, now.prompt_tokens);
         count(&self.cached_tokens, before.cached_tokens, now.cached_tokens);
         count(&self.generated_tokens, before.generated_tokens, now.generated_tokens);
+        let generated = now.generated_tokens.saturating_sub(before.generated_tokens);
+        self.throughput.add(model, generated);
         count(&self.preemptions, before.preemptions, now.preemptions);
         count(&self.steps, before.steps, now.steps);
         if now.steps > before.steps {
@@ -114,7 +135,10 @@ impl Metrics {
         pages("cached", now.pages_cached);
         pages("owned", now.pages_owned);
         self.pages_capacity.with_label_values(&label).set(signed(now.pages_total));
+        self.pages_evictable.with_label_values(&label).set(signed(now.pages_evictable));
         let used = now.pages_total.saturating_sub(now.pages_free);
+        let in_use = ratio(used.saturating_sub(now.pages_evictable), now.pages_total);
+        self.pages_in_use.with_label_values(&label).set(in_use);
         self.page_use.with_label_values(&label).set(ratio(used, now.pages_total));
         let hits = ratio(now.cached_tokens, now.prompt_tokens);
         self.hit_rate.with_label_values(&label).set(hits);
@@ -123,14 +147,16 @@ impl Metrics {
     /// The model is no more.
     pub(crate) fn forget(&self, model: &str) {
         let label = [model];
-        let int_gauges = [&self.up, &self.running, &self.waiting, &self.pages_capacity];
+        let int_gauges =
+            [&self.up, &self.running, &self.waiting, &self.pages_capacity, &self.pages_evictable];
         for gauge in int_gauges {
             let _ = gauge.remove_label_values(&label);
         }
         for state in ["free", "cached", "owned"] {
             let _ = self.pages.remove_label_values(&[model, state]);
         }
-        for gauge in [&self.page_use, &self.hit_rate, &self.load_s] {
+        self.throughput.forget(model);
+        for gauge in [&self.page_use, &self.pages_in_use, &self.hit_rate, &self.load_s] {
             let _ = gauge.remove_label_values(&label);
         }
         let counters = [
@@ -225,6 +251,7 @@ mod tests {
             pages_total: 10,
             pages_free: 4,
             pages_cached: 5,
+            pages_evictable: 2,
             pages_owned: 1,
             prompt_tokens: 100,
             cached_tokens: 25,
@@ -250,6 +277,8 @@ mod tests {
             "minisgl_worker_batch_size_bucket{model=\"m\",le=\"4\"} 2",
             "minisgl_worker_kv_pages{model=\"m\",state=\"cached\"} 5",
             "minisgl_worker_kv_page_use_ratio{model=\"m\"} 0.6",
+            "minisgl_worker_kv_pages_in_use_ratio{model=\"m\"} 0.4",
+            "minisgl_worker_generation_tokens_per_second{model=\"m\"} ",
             "minisgl_worker_cache_hit_ratio{model=\"m\"} 0.25",
         ] {
             assert!(lines.contains(line), "{line} is not in\n{lines}");

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::checks::check_load;
 use crate::config::RegistryConfig;
-use crate::gpus::Meter;
+use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::placement::{Placement, Seat};
@@ -121,7 +121,7 @@ fn not_ready(model: &Model) -> Unavailable {
 }
 
 impl Registry {
-    /// An empty registry whose workers are seen in `metrics`.
+    /// An empty registry whose workers, and the machine's GPUs, are seen in `metrics`.
     ///
     /// # Errors
     /// A name of its metrics is taken.
@@ -129,6 +129,7 @@ impl Registry {
         config: RegistryConfig,
         metrics: &prometheus::Registry,
     ) -> Result<Self, prometheus::Error> {
+        metrics.register(Box::new(GpuMetrics::new(config.gpus.clone())?))?;
         Ok(Registry(Arc::new(Inner {
             meter: Meter::new(config.gpus.clone()),
             config: Arc::new(config),

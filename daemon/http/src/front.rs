@@ -1,6 +1,7 @@
 //! What the handlers share: the backend, the limits, the models' text sides.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
@@ -17,6 +18,9 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::tokenizer::{LoadKey, TextModel, TextModels};
 
+/// Characters of a prompt in the log, at most.
+const PROMPT_CHARS_MAX: usize = 8192;
+
 /// State of the router.
 pub struct Front {
     /// The models.
@@ -30,6 +34,8 @@ pub struct Front {
     /// Tokenizers and templates.
     pub texts: Arc<TextModels>,
     budget: BodyBudget,
+    /// Of the models that were asked something, the last loaded.
+    newest: AtomicU64,
 }
 
 /// A model that was asked for.
@@ -59,6 +65,7 @@ impl Front {
             random: Random::default(),
             texts,
             budget: BodyBudget::default(),
+            newest: AtomicU64::new(0),
             settings,
         }))
     }
@@ -100,6 +107,10 @@ impl Front {
             .map_err(|refusal| ApiError::from_unavailable(&refusal, self.settings.retry_after_s))?;
         record.model(&name);
         let generation = entries.iter().find(|e| e.name == name).map_or(0, |e| e.generation);
+        // Where nobody scrapes, the models that are gone must not pile up.
+        if self.newest.fetch_max(generation, Ordering::Relaxed) < generation {
+            self.prune();
+        }
         let key = (name.clone(), model.info().dir.clone(), generation);
         let text = self.texts.get(key, |key| self.is_current(key)).await?;
         Ok(Found { name, model, text })
@@ -115,6 +126,9 @@ impl Front {
         let entries = self.backend.models();
         self.texts.prune(entries.is_empty(), |key| self.is_current(key));
         self.metrics.prune(|model| entries.iter().any(|entry| entry.name == model));
+        for entry in entries.iter().filter(|entry| entry.ready) {
+            self.metrics.introduce(&entry.name);
+        }
     }
 
     /// Submits a job and waits for its first text.
@@ -150,10 +164,25 @@ impl Front {
                 ),
             ));
         }
+        if self.settings.log_prompts {
+            self.log_prompts(&job, &record).await?;
+        }
         let seed = if job.wanted.seeded { job.wanted.sampling.seed } else { self.random.next() };
         let mut choices = Choices::start(job, seed, record, self.settings.retry_after_s)?;
         choices.begin().await?;
         Ok(choices)
+    }
+
+    /// Writes what the model is about to read, special tokens and all, to the log.
+    async fn log_prompts(&self, job: &Job, record: &Record) -> Result<(), ApiError> {
+        for prompt in &job.prompts {
+            let (text, tokens) = (Arc::clone(&job.text), prompt.clone());
+            let prompt = self.texts.run(move || text.decode(&tokens, false)).await?;
+            let shown: String = prompt.chars().take(PROMPT_CHARS_MAX).collect();
+            let model = &job.model.info().name;
+            tracing::info!(request_id = %record.id, model, bytes = prompt.len(), prompt = shown, "prompt");
+        }
+        Ok(())
     }
 }
 

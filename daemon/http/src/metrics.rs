@@ -2,7 +2,9 @@
 //!
 //! Owns: requests by outcome, tokens in and out, latencies as a client feels them. What only a worker
 //! knows (batches, pages, queues) is measured elsewhere and shares the registry. Labels are bounded:
-//! endpoints and outcomes are fixed sets, and a model name is a label only once the model was found.
+//! endpoints and outcomes are fixed sets, and a model name is a label only while the model is served.
+
+mod sglang;
 
 use std::collections::HashMap;
 
@@ -109,6 +111,16 @@ impl Metrics {
         })
     }
 
+    /// Gives a model that was not asked anything yet its lines: rates begin at zero.
+    pub fn introduce(&self, model: &str) {
+        for counter in [&self.prompt_tokens, &self.cached_tokens, &self.generated_tokens] {
+            counter.with_label_values(&[model]);
+        }
+        for histogram in [&self.first_token, &self.inter_token, &self.end_to_end, &self.queue] {
+            histogram.with_label_values(&[model]);
+        }
+    }
+
     /// Removes the lines of models that are not served any more.
     pub fn prune(&self, is_served: impl Fn(&str) -> bool) {
         retain(&self.requests, &is_served);
@@ -120,13 +132,15 @@ impl Metrics {
         }
     }
 
-    /// Everything in the registry, in text format 0.0.4.
+    /// Everything in the registry, in text format 0.0.4, and again by SGLang's names what has one.
     ///
     /// # Errors
     /// Another part of the program registered something inconsistent.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        let gathered = self.registry.gather();
+        TextEncoder::new().encode(&gathered, &mut text)?;
+        TextEncoder::new().encode(&sglang::aliases(&gathered), &mut text)?;
         Ok(text)
     }
 }

@@ -143,12 +143,12 @@ impl Drop for Record {
         }
         // Health checks and scrapes are too frequent to be news.
         if outcome == "ok" && facts.generated_tokens == 0 {
-            tracing::debug!(id = %self.id, endpoint = self.endpoint, model, elapsed_s, "request");
+            tracing::debug!(request_id = %self.id, endpoint = self.endpoint, model, elapsed_s, "request");
             return;
         }
         let error = facts.error.as_ref();
         tracing::info!(
-            id = %self.id,
+            request_id = %self.id,
             endpoint = self.endpoint,
             model,
             outcome,

@@ -25,6 +25,8 @@ pub struct Settings {
     pub stop_bytes_max: usize,
     /// Templates rendered and prompts tokenized at once, at most; 0 means one a core.
     pub tokenizer_threads: usize,
+    /// Whether prompts are in the log.
+    pub log_prompts: bool,
     /// Seconds after which a refused client is told to come back.
     pub retry_after_s: u32,
 }
@@ -42,6 +44,7 @@ impl Default for Settings {
             stop_strings_max: 64,
             stop_bytes_max: 1024,
             tokenizer_threads: 0,
+            log_prompts: false,
             retry_after_s: 1,
         }
     }

@@ -250,6 +250,34 @@ async fn a_model_that_is_gone_takes_its_metrics_along() {
 }
 
 #[tokio::test]
+async fn models_that_come_and_go_do_not_pile_up_where_nobody_scrapes() {
+    let house = House::saying("abc");
+    let series = || {
+        let families = house.metrics.gather();
+        families.iter().map(|family| family.get_metric().len()).sum::<usize>()
+    };
+    let mut most = 0;
+    for round in 0..50 {
+        let name = format!("m{round}");
+        (*house.backend.name.lock().unwrap()).clone_from(&name);
+        house.backend.generation.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(house.chat(json!({"model": name})).await.status, 200);
+        house.chat(json!({"model": format!("unknown-{round}")})).await;
+        most = most.max(series());
+    }
+    assert!(most < 40, "{most} series");
+}
+
+#[tokio::test]
+async fn a_model_has_lines_before_its_first_request() {
+    let house = House::saying("abc");
+    let metrics = house.get("/metrics").await.body;
+    assert!(metrics.contains("minisgl_request_seconds_count{model=\"org/tiny\"} 0\n"), "{metrics}");
+    let alias = "sglang:time_to_first_token_seconds_count{model_name=\"org/tiny\"} 0\n";
+    assert!(metrics.contains(alias), "{metrics}");
+}
+
+#[tokio::test]
 async fn without_a_tokenizer_tokens_go_in_and_come_out() {
     let house = House::saying("abc");
     std::fs::remove_file(house.folder.path().join("tokenizer.json")).unwrap();

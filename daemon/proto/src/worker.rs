@@ -125,6 +125,9 @@ pub struct StepStats {
     pub pages_free: u64,
     /// Pages held by the prefix cache.
     pub pages_cached: u64,
+    /// Those of `pages_cached` that no running request uses.
+    #[serde(default)]
+    pub pages_evictable: u64,
     /// Pages owned by running requests alone.
     pub pages_owned: u64,
     /// Prompt tokens looked up in the prefix cache, total.

@@ -204,6 +204,7 @@ impl Scheduler {
             pages_total: u64::from(self.config.pages),
             pages_free: counts.free as u64,
             pages_cached: counts.cached as u64,
+            pages_evictable: counts.evictable as u64,
             pages_owned: counts.owned as u64,
             ..self.totals
         }

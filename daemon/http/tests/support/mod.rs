@@ -145,6 +145,8 @@ async fn play(
 
 pub struct OneModel {
     pub model: Arc<Scripted>,
+    /// What it is loaded as.
+    pub name: Mutex<String>,
     pub health: Mutex<(bool, String)>,
     pub not_ready: Mutex<Option<String>>,
     pub generation: AtomicU64,
@@ -158,7 +160,7 @@ impl Backend for OneModel {
             return Vec::new();
         }
         vec![ModelEntry {
-            name: self.model.info.name.clone(),
+            name: self.name.lock().unwrap().clone(),
             created_s: 1_700_000_000,
             generation: self.generation.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
@@ -167,8 +169,9 @@ impl Backend for OneModel {
     }
 
     fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
-        if name != self.model.info.name {
-            let hint = format!("loaded is \"{}\"", self.model.info.name);
+        let loaded = self.name.lock().unwrap().clone();
+        if name != loaded {
+            let hint = format!("loaded is \"{loaded}\"");
             return Err(Unavailable::NotFound { name: name.into(), hint });
         }
         if let Some(reason) = self.not_ready.lock().unwrap().clone() {
@@ -188,6 +191,7 @@ pub struct House {
     pub backend: Arc<OneModel>,
     pub model: Arc<Scripted>,
     pub folder: tempfile::TempDir,
+    pub metrics: prometheus::Registry,
 }
 
 pub struct Answer {
@@ -290,15 +294,16 @@ impl House {
         });
         let backend = Arc::new(OneModel {
             model: Arc::clone(&model),
+            name: Mutex::new(model.info.name.clone()),
             health: Mutex::new((true, "1 model ready".into())),
             not_ready: Mutex::new(None),
             generation: AtomicU64::new(1),
             gone: AtomicBool::new(false),
         });
         let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
-        let registry = prometheus::Registry::new();
-        let front = Front::new(Arc::clone(&backend) as _, texts, settings, &registry).unwrap();
-        House { router: router(front), backend, model, folder }
+        let metrics = prometheus::Registry::new();
+        let front = Front::new(Arc::clone(&backend) as _, texts, settings, &metrics).unwrap();
+        House { router: router(front), backend, model, folder, metrics }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
