@@ -4,6 +4,7 @@
 //! with file, line and remedy. `check` has the limits of the values; packaging/minisgld.toml has every key.
 
 mod check;
+mod secrets;
 #[cfg(test)]
 mod shipped;
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use minisgl_control::RegistryConfig;
+use minisgl_http::KeyList;
 use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::LoadRequest;
 use minisgl_proto::socket::{self, Place};
@@ -41,16 +43,23 @@ pub struct Config {
     pub log: LogConfig,
     /// `[[model]]`: loaded at start, in order.
     pub model: Vec<ModelConfig>,
+    /// Keys of the OpenAI API, from their own file.
+    #[serde(skip)]
+    pub keys: KeyList,
 }
 
 /// The OpenAI API.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address and port. Only loopback addresses, unless `allow_public` is set.
+    /// Address and port. Only loopback addresses, unless there are API keys.
     pub listen: SocketAddr,
-    /// There are no API keys yet: a public address serves whoever can reach it.
-    pub allow_public: bool,
+    /// Serve whoever can reach a public address.
+    pub allow_public_without_keys: bool,
+    /// File with API keys, one a line.
+    pub api_keys_file: Option<PathBuf>,
+    /// Serve `/metrics` without a key too.
+    pub metrics_without_key: bool,
     /// Bytes of a request body, at most.
     pub body_bytes_max: usize,
     /// Open connections, at most.
@@ -61,7 +70,9 @@ impl Default for HttpConfig {
     fn default() -> Self {
         HttpConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
-            allow_public: false,
+            allow_public_without_keys: false,
+            api_keys_file: None,
+            metrics_without_key: false,
             body_bytes_max: 32 << 20,
             connections_max: 4096,
         }
@@ -74,6 +85,8 @@ impl Default for HttpConfig {
 pub struct AdminConfig {
     /// Path of the Unix socket.
     pub socket: Option<PathBuf>,
+    /// Users who may change models, besides root and the daemon's own.
+    pub admin_users: Vec<String>,
 }
 
 /// Where models come from.
@@ -215,6 +228,10 @@ impl Config {
         if let Some(level) = &args.log {
             config.log.level = level.clone();
         }
+        let keys = config.http.api_keys_file.as_deref();
+        if let Some(place) = secrets::api_keys_place(keys, args.config.is_none()) {
+            config.keys = secrets::api_keys(&place)?;
+        }
         config.check().map_err(|fault| match (fault.flag(args), path) {
             (Some(flag), _) => anyhow!("{flag}: {fault}"),
             (None, Some(path)) => anyhow!("in {}: {fault}", fault.place(path, &text)),
@@ -228,9 +245,14 @@ impl Config {
         minisgl_control::HubConfig {
             cache_dir: self.hub.cache_dir.clone(),
             endpoint: self.hub.endpoint.clone(),
-            token_file: self.hub.token_file.clone(),
+            token_file: self.hub.token_file.clone().or_else(secrets::hub_token_place),
             offline: self.hub.offline,
         }
+    }
+
+    /// Who is let in over the network.
+    pub fn key_rule(&self) -> minisgl_http::Rule {
+        minisgl_http::Rule { keys: self.keys.clone(), open_metrics: self.http.metrics_without_key }
     }
 
     /// Path of the admin socket: configured, else in [`Config::socket_place`].
@@ -345,9 +367,20 @@ mod tests {
     }
 
     #[test]
-    fn a_public_address_must_be_asked_for() {
-        assert!(error("[http]\nlisten = \"0.0.0.0:8000\"\n").contains("allow_public"));
-        assert!(load("[http]\nlisten = \"0.0.0.0:8000\"\nallow_public = true\n").is_ok());
+    fn a_public_address_needs_keys_or_a_word() {
+        let public = "[http]\nlisten = \"0.0.0.0:8000\"\n";
+        assert!(error(public).contains("allow_public_without_keys = true"));
+        assert!(load(&format!("{public}allow_public_without_keys = true\n")).is_ok());
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        let with_keys = format!("{public}api_keys_file = \"{}\"\n", keys.display());
+        assert!(error(&with_keys).contains("cannot read"), "a file that is not there is no word");
+        std::fs::write(&keys, "# none\n").unwrap();
+        assert!(error(&with_keys).contains("allow_public_without_keys"), "none is none");
+        std::fs::write(&keys, "sk-0123456789abcdef\n").unwrap();
+        let config = load(&with_keys).unwrap();
+        assert_eq!(config.keys.len(), 1);
+        assert!(!format!("{config:?}").contains("sk-"), "{config:?}");
     }
 
     #[test]

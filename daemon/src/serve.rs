@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use minisgl_control::access::{self, Access};
 use minisgl_control::{
     Doctor, Expected, Gpus, Inspector, Registry, RegistryConfig, RestartPolicy, WorkerCommand,
     admin, socket,
 };
-use minisgl_http::{Front, Listener, Settings, TextModels};
+use minisgl_http::{Front, Keys, Listener, Settings, TextModels};
 use minisgl_proto::admin::LoadEvent;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,9 +66,14 @@ async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
     let registry = Registry::new(registry_config(&config, Arc::clone(&texts)), &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
     let front = Front::new(backend, texts, settings.clone(), &metrics)?;
-    let openai = minisgl_http::router(front);
+    let keys = Keys::new(config.key_rule());
+    let openai = minisgl_http::keyed_router(Arc::clone(&front), keys);
 
     let (listener, listen) = bind(config.http.listen).await?;
+    let access = Access::new(config.admin.admin_users.clone());
+    for user in access::unknown_users(&config.admin.admin_users) {
+        tracing::warn!("[admin] admin_users has \"{user}\", and there is no such user");
+    }
     let path = config.socket();
     if config.admin.socket.is_none() {
         socket::make_folder(&Config::socket_place())?;
@@ -77,8 +83,10 @@ async fn serve(config: Config, args: &ServeArgs) -> anyhow::Result<()> {
         started: Instant::now(),
         listen: listen.to_string(),
         doctor: Arc::new(Doctor::new(probe_command(&config, args), PROBE_MAX)),
+        access: access.clone(),
     };
-    let admin = admin::router(registry.clone(), info).merge(openai.clone());
+    let admin = admin::router(registry.clone(), info).merge(minisgl_http::router(front));
+    let admin = access::guard(admin, access);
     tracing::info!("OpenAI API on http://{listen}, admin API on {}", path.display());
 
     let (stop, stopped) = watch::channel(false);

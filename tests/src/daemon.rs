@@ -74,12 +74,22 @@ impl Daemon {
 
     /// The same with environment variables.
     pub fn start_with(environment: &[(&str, &str)]) -> Self {
+        Daemon::start_as(environment, "")
+    }
+
+    /// The same with a configuration file of this text.
+    pub fn start_configured(configuration: &str) -> Self {
+        Daemon::start_as(&[], configuration)
+    }
+
+    /// The same with both.
+    pub fn start_as(environment: &[(&str, &str)], configuration: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("minisgl").tempdir().expect("a temporary folder");
         let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let listen = probe.local_addr().expect("a bound socket has an address");
         drop(probe);
         let config = dir.path().join("minisgld.toml");
-        std::fs::write(&config, "").expect("a temporary folder is writable");
+        std::fs::write(&config, configuration).expect("a temporary folder is writable");
         let log = File::create(dir.path().join("log")).expect("a temporary folder is writable");
         let socket = dir.path().join("admin.sock");
         let child = Command::new(paths::binary("minisgld"))

@@ -52,6 +52,7 @@ fn every_value_is_the_default() {
     config.model.clear();
     for example in [
         &mut config.admin.socket,
+        &mut config.http.api_keys_file,
         &mut config.hub.cache_dir,
         &mut config.hub.token_file,
         &mut config.gpu.libraries,
