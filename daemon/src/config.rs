@@ -190,6 +190,7 @@ impl ModelConfig {
             model: self.model.clone(),
             name: self.name.clone(),
             options: self.options.clone(),
+            persist: false,
         }
     }
 }

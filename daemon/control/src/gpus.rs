@@ -202,6 +202,7 @@ mod tests {
             info: None,
             stats: None,
             options: LoadOptions::default(),
+            persisted: false,
         }
     }
 

@@ -7,6 +7,7 @@
 //! | [`resolve`] | from what was asked for to a folder: path, local cache, hub |
 //! | [`admin`], [`socket`] | HTTP over the Unix socket |
 //! | [`access`] | who may do what there |
+//! | `remember` | the models that are there again after a restart |
 //! | `supervisor` | one task a model: its state machine, and the life of its worker |
 //! | `worker` | one worker process: its socket, its frames, its last words |
 //! | `streams` | the requests in flight, and the way of a token to its reader |
@@ -32,6 +33,7 @@ mod metrics;
 mod model;
 mod placement;
 pub mod registry;
+mod remember;
 pub mod resolve;
 pub mod socket;
 mod streams;
@@ -44,4 +46,5 @@ pub use doctor::Doctor;
 pub use gpus::{GpuSource, Gpus};
 pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Expected, Generation, ModelHandle, Registry};
+pub use remember::Memory;
 pub use streams::AbortGuard;

@@ -138,6 +138,19 @@ pub async fn serve_unix(
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
+    let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
+    serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
+    if let Some(path) = path {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// The same on a socket that somebody else made and keeps: its file stays.
+pub async fn serve_lent(
+    listener: UnixListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) {
     serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
 }
 
@@ -148,7 +161,6 @@ async fn serve_within(
     connections_max: usize,
     header_timeout: Duration,
 ) {
-    let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
     let [operators, others] = [(); 2].map(|()| Arc::new(Semaphore::new(connections_max)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -193,9 +205,6 @@ async fn serve_within(
     drop(listener);
     graceful.shutdown().await;
     while connections.join_next().await.is_some() {}
-    if let Some(path) = path {
-        let _ = std::fs::remove_file(path);
-    }
 }
 
 /// `router` for this peer. The user database may be on another machine, so it is asked beside the runtime.

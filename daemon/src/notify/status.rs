@@ -103,6 +103,7 @@ pub(super) mod tests {
             info: None,
             stats: None,
             options: LoadOptions::default(),
+            persisted: false,
         }
     }
 
