@@ -41,6 +41,8 @@ pub struct Config {
     pub workers: WorkersConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[state]`
+    pub state: StateConfig,
     /// `[[model]]`: loaded at start, in order.
     pub model: Vec<ModelConfig>,
     /// Keys of the OpenAI API, from their own file.
@@ -49,7 +51,7 @@ pub struct Config {
 }
 
 /// The OpenAI API.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
     /// Address and port. Only loopback addresses, unless there are API keys.
@@ -80,7 +82,7 @@ impl Default for HttpConfig {
 }
 
 /// The admin API.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
     /// Path of the Unix socket.
@@ -90,7 +92,7 @@ pub struct AdminConfig {
 }
 
 /// Where models come from.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
     /// Hugging Face cache folder; default: `$HF_HUB_CACHE`, `$HF_HOME/hub`, `~/.cache/huggingface/hub`.
@@ -104,7 +106,7 @@ pub struct HubConfig {
 }
 
 /// NVIDIA GPUs.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GpuConfig {
     /// Folder of NVIDIA's libraries, looked into before all others.
@@ -112,7 +114,7 @@ pub struct GpuConfig {
 }
 
 /// How worker processes are watched.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkersConfig {
     /// Seconds without any sign of a worker with requests in flight before it counts as stalled.
@@ -145,7 +147,7 @@ impl Default for WorkersConfig {
 }
 
 /// Logs.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`; for the workers too.
@@ -170,8 +172,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// What outlives the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateConfig {
+    /// Folder of the models that `load --persist` remembers; default: `$STATE_DIRECTORY`.
+    pub dir: Option<PathBuf>,
+}
+
 /// A model to load at start.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Folder or repo id.
@@ -239,6 +249,23 @@ impl Config {
             (None, None) => anyhow!("{fault}"),
         })?;
         Ok(config)
+    }
+
+    /// Whether values of two files go together.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check_mixture(&self) -> anyhow::Result<()> {
+        self.check().map_err(|fault| anyhow!("with what needs a restart: {fault}"))
+    }
+
+    /// The folder for what outlives the daemon: configured, else the service manager's.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        let given = || {
+            let folders = std::env::var_os("STATE_DIRECTORY")?;
+            std::env::split_paths(&folders).next().filter(|path| path.is_absolute())
+        };
+        self.state.dir.clone().or_else(given)
     }
 
     /// Where models come from, as the registry takes it.

@@ -1,9 +1,10 @@
 //! Logs go to standard error: readable lines on a terminal and under systemd, JSON when asked for.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 
 use anyhow::Context;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -36,20 +37,50 @@ pub fn init_worker(level: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Changes the level of the log that is installed.
+#[derive(Clone)]
+pub struct LevelHandle(Arc<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>);
+
+impl LevelHandle {
+    fn of<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> Self {
+        LevelHandle(Arc::new(move |filter| handle.reload(filter).context("the log has no level")))
+    }
+
+    /// From now on what `config` says.
+    ///
+    /// # Errors
+    /// As [`filter`].
+    pub fn set(&self, config: &LogConfig) -> anyhow::Result<()> {
+        (self.0)(own_filter(config)?)
+    }
+}
+
+/// The daemon's filter. Workers leave out by themselves what is not wanted; what they write passes.
+fn own_filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
+    filter(&format!("{WORKER_TARGET}=trace,{}", config.level))
+}
+
 /// Installs the daemon's log subscriber.
 ///
 /// # Errors
 /// The level directive does not parse.
-pub fn init(config: &LogConfig) -> anyhow::Result<()> {
-    // Workers leave out by themselves what is not wanted; what they write passes.
-    let filter = filter(&format!("{WORKER_TARGET}=trace,{}", config.level))?;
+pub fn init(config: &LogConfig) -> anyhow::Result<LevelHandle> {
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(own_filter(config)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match config.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
+    Ok(match config.format {
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = LevelHandle::of(builder.reload_handle());
+            builder.init();
+            handle
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = LevelHandle::of(builder.reload_handle());
+            builder.init();
+            handle
+        }
+    })
 }

@@ -16,9 +16,11 @@ mod bench;
 mod bridge;
 mod cli;
 mod config;
+mod listen;
 mod logging;
 mod notify;
 mod probe;
+mod reload;
 mod serve;
 mod worker;
 

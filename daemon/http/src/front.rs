@@ -11,6 +11,7 @@ use crate::backend::{Backend, Model};
 use crate::body::{self, BodyBudget};
 use crate::choices::{Choices, Job};
 use crate::error::ApiError;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::random::Random;
 use crate::record::Record;
@@ -23,6 +24,8 @@ pub struct Front {
     pub backend: Arc<dyn Backend>,
     /// The limits.
     pub settings: Settings,
+    /// Those that change while requests are served.
+    pub limits: Limits,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Seeds and ids.
@@ -59,6 +62,7 @@ impl Front {
             random: Random::default(),
             texts,
             budget: BodyBudget::default(),
+            limits: Limits::new(settings.body_bytes_max, settings.connections_max),
             settings,
         }))
     }
@@ -71,7 +75,9 @@ impl Front {
         let (parts, body) = request.into_parts();
         let record = parts.extensions.get::<Arc<Record>>().cloned();
         let record = record.ok_or_else(|| ApiError::internal("the request has no record"))?;
-        let bytes = body::receive(&parts.headers, body, &self.settings, &self.budget).await?;
+        let settings =
+            Settings { body_bytes_max: self.limits.body_bytes_max(), ..self.settings.clone() };
+        let bytes = body::receive(&parts.headers, body, &settings, &self.budget).await?;
         Ok((bytes, record))
     }
 

@@ -5,7 +5,6 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,9 +15,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
+use crate::limits::Limits;
 use crate::settings::Settings;
 
 /// Where connections come from.
@@ -48,17 +48,18 @@ impl Listener {
 }
 
 /// Serves `router` on all listeners until `shutdown` resolves; then accepts no more, lets running
-/// requests finish and returns. Dropping the returned future closes every connection.
+/// requests finish and returns. All listeners share the connections that `limits` allows. Dropping the returned future closes every connection.
 pub async fn serve(
     listeners: Vec<Listener>,
     router: Router,
     settings: &Settings,
+    limits: &Limits,
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopped) = watch::channel(false);
     let loops = listeners
         .into_iter()
-        .map(|listener| accept_all(listener, router.clone(), settings, stopped.clone()));
+        .map(|listener| accept_all(listener, router.clone(), settings, limits, stopped.clone()));
     let mut loops = pin!(futures_util::future::join_all(loops));
     tokio::select! {
         _ = &mut loops => return,
@@ -72,14 +73,14 @@ async fn accept_all(
     listener: Listener,
     router: Router,
     settings: &Settings,
+    limits: &Limits,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let slots = Arc::new(Semaphore::new(settings.connections_max));
     let graceful = GracefulShutdown::new();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
+            let slot = limits.slot().await;
             (slot, listener.accept().await)
         };
         let (slot, accepted) = tokio::select! {

@@ -56,6 +56,7 @@ fn every_value_is_the_default() {
         &mut config.hub.cache_dir,
         &mut config.hub.token_file,
         &mut config.gpu.libraries,
+        &mut config.state.dir,
     ] {
         assert!(example.take().is_some_and(|path| path.is_absolute()));
     }
