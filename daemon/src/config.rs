@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use minisgl_control::RegistryConfig;
-use minisgl_http::KeyList;
+use minisgl_http::{Certificate, KeyList};
 use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::LoadRequest;
 use minisgl_proto::socket::{self, Place};
@@ -48,6 +48,9 @@ pub struct Config {
     /// Keys of the OpenAI API, from their own file.
     #[serde(skip)]
     pub keys: KeyList,
+    /// Of the OpenAI API, from its own files.
+    #[serde(skip)]
+    pub certificate: Option<Certificate>,
 }
 
 /// The OpenAI API.
@@ -62,6 +65,10 @@ pub struct HttpConfig {
     pub api_keys_file: Option<PathBuf>,
     /// Serve `/metrics` without a key too.
     pub metrics_without_key: bool,
+    /// File with the certificate chain in PEM; with it connections are encrypted.
+    pub tls_cert: Option<PathBuf>,
+    /// File with the certificate's key in PEM; default: the credential `tls_key`.
+    pub tls_key: Option<PathBuf>,
     /// Bytes of a request body, at most.
     pub body_bytes_max: usize,
     /// Open connections, at most.
@@ -75,6 +82,8 @@ impl Default for HttpConfig {
             allow_public_without_keys: false,
             api_keys_file: None,
             metrics_without_key: false,
+            tls_cert: None,
+            tls_key: None,
             body_bytes_max: 32 << 20,
             connections_max: 4096,
         }
@@ -130,6 +139,8 @@ pub struct WorkersConfig {
     /// Failures in a row with the last of which a model is given up: starts that fail, and deaths
     /// within a minute of being ready. With 1 nothing is ever restarted.
     pub failures_max: u32,
+    /// Confine workers also where they may use a GPU; those on the CPU always are.
+    pub confine_gpu: bool,
 }
 
 impl Default for WorkersConfig {
@@ -142,6 +153,7 @@ impl Default for WorkersConfig {
             drain_s: registry.drain.as_secs_f64(),
             stream_buffer_tokens: registry.stream_buffer,
             failures_max: registry.restart.give_up,
+            confine_gpu: false,
         }
     }
 }
@@ -243,6 +255,8 @@ impl Config {
         if let Some(place) = secrets::api_keys_place(keys, args.config.is_none()) {
             config.keys = secrets::api_keys(&place)?;
         }
+        let (chain, key) = (config.http.tls_cert.as_deref(), config.http.tls_key.as_deref());
+        config.certificate = secrets::certificate(chain, key)?;
         config.check().map_err(|fault| match (fault.flag(args), path) {
             (Some(flag), _) => anyhow!("{flag}: {fault}"),
             (None, Some(path)) => anyhow!("in {}: {fault}", fault.place(path, &text)),

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
-        Command::Worker { log } => return worker::run(&log),
+        Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};
-use minisgl_http::{Keys, Limits, TextModels};
+use minisgl_http::{Keys, Limits, TextModels, Tls};
 
 use crate::cli::ServeArgs;
 use crate::config::{
@@ -24,6 +24,8 @@ use crate::serve::registry_config;
 pub struct Live {
     /// Who is let in over the network.
     pub keys: Keys,
+    /// How connections are encrypted.
+    pub tls: Tls,
     /// Who may use the admin socket.
     pub access: Access,
     /// Limits of the API.
@@ -64,6 +66,7 @@ impl Live {
 
     fn apply(&self, config: &Config) {
         self.keys.set(config.key_rule());
+        self.tls.set(config.certificate.clone());
         self.access.set_admin_users(config.admin.admin_users.clone());
         warn_of_unknown_users(config);
         self.limits.set(config.http.body_bytes_max, config.http.connections_max);
@@ -99,17 +102,20 @@ impl Outcome {
 fn compare(old: &Config, new: &Config) -> Outcome {
     let mut outcome = Outcome::default();
     let mut live = |key, changed: bool| outcome.applied.extend(changed.then_some(key));
-    let Config { http, admin, hub, gpu, workers, log, state, model, keys } = new;
+    let Config { http, admin, hub, gpu, workers, log, state, model, keys, certificate } = new;
     let HttpConfig {
         listen,
         allow_public_without_keys: _, // looked at when the address or the keys change
         api_keys_file,
         metrics_without_key,
+        tls_cert: _, // the certificate itself counts
+        tls_key: _,
         body_bytes_max,
         connections_max,
     } = http;
     live("[http] API keys", old.keys != *keys || old.http.api_keys_file != *api_keys_file);
     live("[http] metrics_without_key", old.http.metrics_without_key != *metrics_without_key);
+    live("[http] TLS certificate", old.certificate != *certificate);
     live("[http] body_bytes_max", old.http.body_bytes_max != *body_bytes_max);
     live("[http] connections_max", old.http.connections_max != *connections_max);
     let AdminConfig { socket, admin_users } = admin;

@@ -10,7 +10,7 @@ use minisgl_control::{
     Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy,
     WorkerCommand, admin, check_load, socket,
 };
-use minisgl_http::{Front, Keys, Listener, Settings, TextModels};
+use minisgl_http::{Front, Keys, Listener, Settings, TextModels, Tls};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -82,6 +82,7 @@ async fn serve(
     let front = Front::new(backend, Arc::clone(&texts), settings.clone(), &metrics)?;
     let live = Live {
         keys: Keys::new(config.key_rule()),
+        tls: Tls::new(config.certificate.clone()),
         access: Access::new(config.admin.admin_users.clone()),
         limits: front.limits.clone(),
         registry: registry.clone(),
@@ -101,13 +102,14 @@ async fn serve(
     };
     let admin = admin::router(registry.clone(), info).merge(minisgl_http::router(front));
     let admin = access::guard(admin, live.access.clone());
-    tracing::info!("OpenAI API on http://{listen}, admin API on {}", config.socket().display());
+    let scheme = if config.certificate.is_some() { "https" } else { "http" };
+    tracing::info!("OpenAI API on {scheme}://{listen}, admin API on {}", config.socket().display());
 
     let (stop, stopping) = watch::channel(None);
     let (close, closed) = watch::channel(false);
     let mut http = tokio::spawn({
         let (closed, limits) = (wait_for(closed.clone()), live.limits.clone());
-        let listeners = vec![Listener::Tcp(sockets.http)];
+        let listeners = vec![Listener::Tcp(sockets.http, live.tls.clone())];
         async move { minisgl_http::serve(listeners, openai, &settings, &limits, closed).await }
     });
     let mut admin = tokio::spawn(async move {
@@ -214,6 +216,16 @@ fn libraries(config: &Config) -> Vec<(OsString, OsString)> {
     folder.map(|folder| ("MINISGL_CUDA_LIBRARIES".into(), folder.into())).into_iter().collect()
 }
 
+/// A folder of the workers' own in the service's cache, which they may write to when they are confined.
+fn own_cache() -> Option<(OsString, OsString)> {
+    let folders = std::env::var_os("CACHE_DIRECTORY")?;
+    let folder = std::env::split_paths(&folders).next()?.join("workers");
+    if let Err(error) = std::fs::create_dir_all(&folder) {
+        tracing::warn!("cannot make {}: {error}", folder.display());
+    }
+    Some(("CACHE_DIRECTORY".into(), folder.into()))
+}
+
 /// Whether NCCL may use the multicast of NVLink: not unless the operator says so. A worker that fails while it
 /// does can put every GPU of the host out of service.
 const MULTICAST: &str = "NCCL_NVLS_ENABLE";
@@ -227,6 +239,10 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
         worker.env.push((MULTICAST.into(), "0".into()));
     }
     worker.args.push(format!("--log={}", config.log.level).into());
+    if config.workers.confine_gpu {
+        worker.args.push("--confine-gpu".into());
+        worker.env.extend(own_cache());
+    }
     RegistryConfig {
         worker,
         hub: config.hub_config(),

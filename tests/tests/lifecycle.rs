@@ -35,12 +35,12 @@ fn endless(daemon: &Daemon) -> minisgl_tests::Events {
 
 #[test]
 fn a_stop_refuses_new_work_and_ends_what_runs_in_time_and_properly() {
-    let daemon = Daemon::start_configured("[workers]\ndrain_s = 4.0\n");
+    let daemon = Daemon::start_configured("[workers]\ndrain_s = 10.0\n");
     daemon.load("smollm2", &paths::smollm2(), model_options());
     let mut short = daemon.events(
         "/v1/completions",
         &json!({
-            "model": "smollm2", "prompt": "Once", "max_tokens": 24, "ignore_eos": true, "stream": true,
+            "model": "smollm2", "prompt": "Once", "max_tokens": 6, "ignore_eos": true, "stream": true,
         }),
     );
     let long = endless(&daemon);
@@ -71,7 +71,7 @@ fn a_stop_refuses_new_work_and_ends_what_runs_in_time_and_properly() {
     let rest = long.rest().unwrap();
     let took = stopped.elapsed();
     assert!(rest.last().unwrap()["error"]["message"].is_string(), "{:?}", rest.last());
-    assert!((3.5..10.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!((9.0..25.0).contains(&took.as_secs_f64()), "{took:?}");
 }
 
 #[test]

@@ -38,6 +38,7 @@ mod settings;
 mod sse;
 mod stop;
 mod template;
+mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
@@ -59,6 +60,7 @@ pub use limits::Limits;
 pub use server::{Listener, serve};
 pub use settings::Settings;
 pub use template::{ChatTemplate, Conversation, TemplateError};
+pub use tls::{BadCertificate, Certificate, Tls};
 pub use tokenizer::TextModels;
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.

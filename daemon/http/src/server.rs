@@ -17,15 +17,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::TlsAcceptor;
 
 use crate::limits::Limits;
 use crate::settings::Settings;
+use crate::tls::Tls;
 
 /// Where connections come from.
 #[derive(Debug)]
 pub enum Listener {
-    /// The network.
-    Tcp(TcpListener),
+    /// The network, encrypted if there is a certificate.
+    Tcp(TcpListener, Tls),
     /// This machine.
     Unix(UnixListener),
 }
@@ -33,17 +35,34 @@ pub enum Listener {
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// A connection, and what it begins with.
+struct Accepted {
+    stream: Box<dyn Io>,
+    acceptor: Option<TlsAcceptor>,
+}
+
 impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+    async fn accept(&self) -> io::Result<Accepted> {
         Ok(match self {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, tls) => {
                 let (stream, _) = listener.accept().await?;
                 // A token is smaller than a packet and must not wait for the next one.
                 stream.set_nodelay(true)?;
-                Box::new(stream)
+                Accepted { stream: Box::new(stream), acceptor: tls.acceptor() }
             }
-            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+            Listener::Unix(listener) => {
+                Accepted { stream: Box::new(listener.accept().await?.0), acceptor: None }
+            }
         })
+    }
+}
+
+impl Accepted {
+    /// The stream to speak HTTP on, within the time that headers have.
+    async fn open(self, time: Duration) -> io::Result<Box<dyn Io>> {
+        let Some(acceptor) = self.acceptor else { return Ok(self.stream) };
+        let stream = tokio::time::timeout(time, acceptor.accept(self.stream)).await;
+        Ok(Box::new(stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??))
     }
 }
 
@@ -88,8 +107,8 @@ async fn accept_all(
             _ = stopped.wait_for(|stopped| *stopped) => break,
         };
         while connections.try_join_next().is_some() {}
-        let stream = match accepted {
-            Ok(stream) => stream,
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
             Err(why) => {
                 // Out of descriptors, most likely: they come back when connections close.
                 tracing::warn!(%why, "cannot accept a connection");
@@ -97,16 +116,21 @@ async fn accept_all(
                 continue;
             }
         };
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
-            .serve_connection(
-                TokioIo::new(Guarded::new(stream, settings.write_timeout)),
-                TowerToHyperService::new(router.clone()),
-            );
-        let connection = graceful.watch(connection);
+        let (router, watcher) = (router.clone(), graceful.watcher());
+        let (header_timeout, write_timeout) = (settings.header_timeout, settings.write_timeout);
         connections.spawn(async move {
-            if let Err(why) = connection.await {
+            let stream = match accepted.open(header_timeout).await {
+                Ok(stream) => stream,
+                Err(why) => return tracing::debug!(%why, "a TLS connection did not begin"),
+            };
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(header_timeout)
+                .serve_connection(
+                    TokioIo::new(Guarded::new(stream, write_timeout)),
+                    TowerToHyperService::new(router),
+                );
+            if let Err(why) = watcher.watch(connection).await {
                 tracing::debug!(%why, "a connection ended early");
             }
             drop(slot);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use minisgl_http::{Limits, Listener, Settings, serve};
+use minisgl_http::{Limits, Listener, Settings, Tls, serve};
 use minisgl_proto::Finish;
 use serde_json::{Value, json};
 use support::{House, Step, chat_body, say};
@@ -38,7 +38,8 @@ fn start_on(listener: TcpListener, house: &House, settings: Settings) -> Server 
             let _ = stopped.await;
         };
         let limits = Limits::new(settings.body_bytes_max, settings.connections_max);
-        serve(vec![Listener::Tcp(listener)], router, &settings, &limits, stopped).await;
+        serve(vec![Listener::Tcp(listener, Tls::default())], router, &settings, &limits, stopped)
+            .await;
     });
     Server { address, stop, task }
 }

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use minisgl_http::KeyList;
+use minisgl_http::{Certificate, KeyList};
 
 /// Bytes of a file of secrets, at most.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -15,6 +15,8 @@ const API_KEYS: &str = "api_keys";
 /// Name of the credential with the hub's token.
 const HUB_TOKEN: &str = "hub_token";
 
+/// Name of the credential with the key of the certificate.
+const TLS_KEY: &str = "tls_key";
 /// What systemd makes the credential of; by hand, with the system's configuration, the file itself is read.
 const API_KEYS_SOURCE: &str = "/etc/minisgld/api_keys";
 
@@ -52,6 +54,31 @@ pub(super) fn api_keys(path: &Path) -> anyhow::Result<KeyList> {
     KeyList::parse(&text).with_context(|| format!("in the API keys {}", path.display()))
 }
 
+/// The certificate of these files; the key may be a credential.
+///
+/// # Errors
+/// One of them is missing, cannot be read, or they do not belong together.
+pub(super) fn certificate(
+    chain: Option<&Path>,
+    key: Option<&Path>,
+) -> anyhow::Result<Option<Certificate>> {
+    let Some(chain) = chain else {
+        if key.is_some() {
+            bail!("[http] tls_key is set and tls_cert is not: set both, or none for no TLS");
+        }
+        return Ok(None);
+    };
+    let Some(key) = key.map(Path::to_path_buf).or_else(|| credential(TLS_KEY)) else {
+        bail!(
+            "[http] tls_cert is set, and there is no key: set tls_key, or give the service one with \
+             LoadCredential={TLS_KEY}:FILE"
+        );
+    };
+    let certificate = Certificate::parse(&read(chain)?, &read(&key)?);
+    let (chain, key) = (chain.display(), key.display());
+    certificate.with_context(|| format!("[http] tls_cert {chain}, tls_key {key}")).map(Some)
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
     let name = path.display();
     let file = std::fs::File::open(path).with_context(|| format!("cannot read {name}"))?;
@@ -67,6 +94,22 @@ fn read(path: &Path) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_needs_its_key_and_both_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+        assert!(certificate(None, None).unwrap().is_none());
+        let refused = |chain, key| format!("{:#}", certificate(chain, key).unwrap_err());
+        assert!(refused(None, Some(&key)).contains("tls_cert is not"));
+        assert!(refused(Some(&chain), None).contains("there is no key"));
+        assert!(refused(Some(&chain), Some(&key)).contains("cannot read"));
+        std::fs::write(&chain, "x").unwrap();
+        std::fs::write(&key, "secret").unwrap();
+        let text = refused(Some(&chain), Some(&key));
+        assert!(text.contains("chain.pem") && text.contains("key.pem"), "{text}");
+        assert!(text.contains("no certificate in PEM") && !text.contains("secret"), "{text}");
+    }
 
     #[test]
     fn keys_are_read_within_limits_and_faults_name_the_file_alone() {

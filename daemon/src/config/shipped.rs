@@ -53,6 +53,8 @@ fn every_value_is_the_default() {
     for example in [
         &mut config.admin.socket,
         &mut config.http.api_keys_file,
+        &mut config.http.tls_cert,
+        &mut config.http.tls_key,
         &mut config.hub.cache_dir,
         &mut config.hub.token_file,
         &mut config.gpu.libraries,
