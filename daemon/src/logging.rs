@@ -1,10 +1,11 @@
 //! Logs go to standard error: readable lines on a terminal and under systemd, JSON when asked for.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 
 use anyhow::Context;
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -39,19 +40,15 @@ pub fn init_worker(level: &str) -> anyhow::Result<()> {
 
 /// Changes the level of the log that is installed.
 #[derive(Clone)]
-pub struct LevelHandle(Arc<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>);
+pub struct LevelHandle(reload::Handle<EnvFilter, Registry>);
 
 impl LevelHandle {
-    fn of<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> Self {
-        LevelHandle(Arc::new(move |filter| handle.reload(filter).context("the log has no level")))
-    }
-
     /// From now on what `config` says.
     ///
     /// # Errors
     /// As [`filter`].
     pub fn set(&self, config: &LogConfig) -> anyhow::Result<()> {
-        (self.0)(own_filter(config)?)
+        self.0.reload(own_filter(config)?).context("the log has no level")
     }
 }
 
@@ -65,22 +62,13 @@ fn own_filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
 /// # Errors
 /// The level directive does not parse.
 pub fn init(config: &LogConfig) -> anyhow::Result<LevelHandle> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(own_filter(config)?)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    Ok(match config.format {
-        LogFormat::Text => {
-            let builder = builder.with_filter_reloading();
-            let handle = LevelHandle::of(builder.reload_handle());
-            builder.init();
-            handle
-        }
-        LogFormat::Json => {
-            let builder = builder.json().flatten_event(true).with_filter_reloading();
-            let handle = LevelHandle::of(builder.reload_handle());
-            builder.init();
-            handle
-        }
-    })
+    let (filter, handle) = reload::Layer::new(own_filter(config)?);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    match config.format {
+        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+    }
+    Ok(LevelHandle(handle))
 }

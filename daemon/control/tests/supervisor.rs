@@ -424,7 +424,9 @@ async fn a_load_is_remembered_when_it_is_ready_and_forgotten_when_it_is_unloaded
 async fn a_new_configuration_is_for_the_next_loads() {
     let daemon = Daemon::with(RegistryConfig { drain: Duration::from_secs(60), ..config() });
     daemon.load("m").await.unwrap();
-    let _generation = daemon.submit("m", &[ENDLESS]);
+    let mut generation = daemon.submit("m", &[ENDLESS]);
+    // Who does not read is cut off, and nothing would be left to wait for.
+    tokio::spawn(async move { while generation.events.recv().await.is_some() {} });
     daemon.registry.reconfigure(RegistryConfig { drain: Duration::from_millis(50), ..config() });
     let began = Instant::now();
     daemon.registry.unload("m", false).await.unwrap();
