@@ -179,6 +179,9 @@ pub struct LoadArgs {
     /// Schedule each step after the one before, not during it
     #[arg(long)]
     pub no_overlap: bool,
+    /// Load it again whenever the daemon starts, until it is unloaded
+    #[arg(long)]
+    pub persist: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }

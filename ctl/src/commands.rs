@@ -13,7 +13,7 @@ use crate::args::{Format, LoadArgs};
 use crate::client::{Client, segment};
 use crate::error::CtlError;
 use crate::exposition;
-use crate::output::{print, print_json};
+use crate::output::{note, print, print_json};
 use crate::progress::LoadView;
 use crate::render;
 
@@ -25,7 +25,7 @@ pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), CtlError> {
         Ok(path) if path.is_dir() => path.to_string_lossy().into_owned(),
         _ => args.model.clone(),
     };
-    let request = LoadRequest { model, name: args.name.clone(), options };
+    let request = LoadRequest { model, name: args.name.clone(), options, persist: args.persist };
     let mut lines = client.post_lines("/admin/v1/load", &request).await?;
     let mut view = LoadView::new();
     while let Some(line) = lines.next().await? {
@@ -36,6 +36,11 @@ pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), CtlError> {
             LoadEvent::Progress(at) => view.update(&at),
             LoadEvent::Ready(status) => {
                 view.finish();
+                if args.persist && !status.persisted {
+                    note(
+                        "it is loaded, and not remembered for the next start; the daemon's log says why",
+                    );
+                }
                 return match args.output.format {
                     Format::Json => print_json(&status),
                     Format::Table => print(&format!(

@@ -143,8 +143,9 @@ pub fn list(models: &[ModelStatus]) -> String {
     table(&head, &rows.collect::<Vec<_>>())
 }
 
-/// `ps`. GPUs have columns where some model has any.
+/// `ps`. GPUs have columns where some model has any, and so has `--persist`.
 pub fn ps(models: &[ModelStatus]) -> String {
+    let with_persisted = models.iter().any(|model| model.persisted);
     let with_gpus = models.iter().any(|model| !model.gpus.is_empty());
     let rows = models.iter().map(|model| {
         let info = model.info.as_ref();
@@ -172,15 +173,20 @@ pub fn ps(models: &[ModelStatus]) -> String {
             or_dash(stats.map(used)),
             or_dash(stats.map(|stats| percent(stats.cached_tokens, stats.prompt_tokens))),
             model.restarts.to_string(),
-            one_line(&reason),
         ]);
+        if with_persisted {
+            row.push(if model.persisted { "yes" } else { "-" }.to_string());
+        }
+        row.push(one_line(&reason));
         row
     });
     let mut head = vec!["NAME", "STATE", "FOR", "DEVICE", "TP"];
     if with_gpus {
         head.extend(["GPUS", "GPU MEM"]);
     }
-    head.extend(["RUN/WAIT", "KV", "HITS", "RESTARTS", "REASON"]);
+    head.extend(["RUN/WAIT", "KV", "HITS", "RESTARTS"]);
+    head.extend(with_persisted.then_some("PERSIST"));
+    head.push("REASON");
     table(&head, &rows.collect::<Vec<_>>())
 }
 
@@ -211,6 +217,9 @@ pub fn show(model: &ModelStatus) -> String {
         lines.push(("GPUs", format!("{gpus}{}", memory.unwrap_or_default())));
     }
     lines.push(("restarts", model.restarts.to_string()));
+    if model.persisted {
+        lines.push(("at start", "loaded again, until it is unloaded".to_string()));
+    }
     lines.push(("in flight", plural(model.in_flight, "request")));
     if let Some(info) = &model.info {
         let weights = bytes(info.weight_bytes);

@@ -57,6 +57,7 @@ fn ready() -> ModelStatus {
             ..StepStats::default()
         }),
         options: LoadOptions::default(),
+        persisted: false,
     }
 }
 
@@ -120,6 +121,23 @@ fn processes() {
         org/small  restarting  1h02m  cpu     3   -         -    -     1         the worker was killed by signal 9 (SIGKILL)
     "#]],
     );
+}
+
+#[test]
+fn processes_that_are_loaded_at_start() {
+    let persisted = ModelStatus { persisted: true, ..ready() };
+    check(
+        &ps(&[persisted.clone(), loading()]),
+        expect![[r#"
+        NAME       STATE    FOR    DEVICE  TP  RUN/WAIT  KV   HITS  RESTARTS  PERSIST  REASON
+        org/small  ready    1h02m  cpu     3   2/1       75%  25%   1         yes
+        big        loading  2.5s   -       1   -         -    -     0         -        read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
+    "#]],
+    );
+    let line =
+        show(&persisted).lines().find(|line| line.starts_with("at start")).map(str::to_owned);
+    assert_eq!(line.as_deref(), Some("at start      loaded again, until it is unloaded"));
+    assert!(!show(&ready()).contains("at start"));
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn status(name: &str) -> ModelStatus {
         info: None,
         stats: Some(StepStats { running: 1, ..StepStats::default() }),
         options: LoadOptions::default(),
+        persisted: false,
     }
 }
 
@@ -117,12 +118,14 @@ fn load_sends_its_options_and_tells_each_stage() {
     let daemon = Daemon::start(answer);
     let line = "load org/m --name n --tp 2 --device cpu --threads 3 --page-size 8 --kv-tokens 4096 \
                 --memory-ratio 0.25 --kv-dtype f32 --max-running 9 --max-waiting 10 --chunk-tokens 64 \
-                --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap";
+                --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap --persist";
     let run = daemon.run(&line.split_whitespace().collect::<Vec<_>>());
     assert_eq!((run.code, run.out.as_str()), (0, "org/m is ready after 0.0s\n"), "{run:?}");
     let lines: Vec<&str> = run.err.lines().collect();
     assert_eq!(lines[..2], ["resolve", "read weights 0 B of 100.0 MiB"]);
-    assert_eq!(lines.len(), 13, "{lines:?}"); // a line for each tenth, not for each event
+    assert_eq!(lines.len(), 14, "{lines:?}"); // a line for each tenth, not for each event
+    // This daemon loaded it, and says that it does not remember it.
+    assert!(lines[13].contains("not remembered"), "{lines:?}");
     let sent: LoadRequest = serde_json::from_value(daemon.calls()[0].body.clone()).unwrap();
     let options = LoadOptions {
         tp: 2,
@@ -143,7 +146,8 @@ fn load_sends_its_options_and_tells_each_stage() {
         dummy_weights: true,
         overlap: false,
     };
-    assert_eq!(sent, LoadRequest { model: "org/m".into(), name: Some("n".into()), options });
+    let (model, name) = ("org/m".into(), Some("n".into()));
+    assert_eq!(sent, LoadRequest { model, name, options, persist: true });
 
     daemon.run(&["load", "org/m", "--gpus", "2,3"]);
     let sent: LoadRequest = serde_json::from_value(daemon.calls()[1].body.clone()).unwrap();

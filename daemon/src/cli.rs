@@ -33,6 +33,9 @@ pub enum Command {
         /// What to log, as for `serve`.
         #[arg(long, default_value = "info")]
         log: String,
+        /// Confine it also where it may use a GPU.
+        #[arg(long)]
+        confine_gpu: bool,
     },
 }
 

@@ -4,6 +4,7 @@
 //! with file, line and remedy. `check` has the limits of the values; packaging/minisgld.toml has every key.
 
 mod check;
+mod secrets;
 #[cfg(test)]
 mod shipped;
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use minisgl_control::RegistryConfig;
+use minisgl_http::{Certificate, KeyList};
 use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::LoadRequest;
 use minisgl_proto::socket::{self, Place};
@@ -39,18 +41,34 @@ pub struct Config {
     pub workers: WorkersConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[state]`
+    pub state: StateConfig,
     /// `[[model]]`: loaded at start, in order.
     pub model: Vec<ModelConfig>,
+    /// Keys of the OpenAI API, from their own file.
+    #[serde(skip)]
+    pub keys: KeyList,
+    /// Of the OpenAI API, from its own files.
+    #[serde(skip)]
+    pub certificate: Option<Certificate>,
 }
 
 /// The OpenAI API.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address and port. Only loopback addresses, unless `allow_public` is set.
+    /// Address and port. Only loopback addresses, unless there are API keys.
     pub listen: SocketAddr,
-    /// There are no API keys yet: a public address serves whoever can reach it.
-    pub allow_public: bool,
+    /// Serve whoever can reach a public address.
+    pub allow_public_without_keys: bool,
+    /// File with API keys, one a line.
+    pub api_keys_file: Option<PathBuf>,
+    /// Serve `/metrics` without a key too.
+    pub metrics_without_key: bool,
+    /// File with the certificate chain in PEM; with it connections are encrypted.
+    pub tls_cert: Option<PathBuf>,
+    /// File with the certificate's key in PEM; default: the credential `tls_key`.
+    pub tls_key: Option<PathBuf>,
     /// Bytes of a request body, at most.
     pub body_bytes_max: usize,
     /// Open connections, at most.
@@ -61,7 +79,11 @@ impl Default for HttpConfig {
     fn default() -> Self {
         HttpConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
-            allow_public: false,
+            allow_public_without_keys: false,
+            api_keys_file: None,
+            metrics_without_key: false,
+            tls_cert: None,
+            tls_key: None,
             body_bytes_max: 32 << 20,
             connections_max: 4096,
         }
@@ -69,15 +91,17 @@ impl Default for HttpConfig {
 }
 
 /// The admin API.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
     /// Path of the Unix socket.
     pub socket: Option<PathBuf>,
+    /// Users who may change models, besides root and the daemon's own.
+    pub admin_users: Vec<String>,
 }
 
 /// Where models come from.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
     /// Hugging Face cache folder; default: `$HF_HUB_CACHE`, `$HF_HOME/hub`, `~/.cache/huggingface/hub`.
@@ -91,7 +115,7 @@ pub struct HubConfig {
 }
 
 /// NVIDIA GPUs.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GpuConfig {
     /// Folder of NVIDIA's libraries, looked into before all others.
@@ -99,7 +123,7 @@ pub struct GpuConfig {
 }
 
 /// How worker processes are watched.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkersConfig {
     /// Seconds without any sign of a worker with requests in flight before it counts as stalled.
@@ -115,6 +139,8 @@ pub struct WorkersConfig {
     /// Failures in a row with the last of which a model is given up: starts that fail, and deaths
     /// within a minute of being ready. With 1 nothing is ever restarted.
     pub failures_max: u32,
+    /// Confine workers also where they may use a GPU; those on the CPU always are.
+    pub confine_gpu: bool,
 }
 
 impl Default for WorkersConfig {
@@ -127,12 +153,13 @@ impl Default for WorkersConfig {
             drain_s: registry.drain.as_secs_f64(),
             stream_buffer_tokens: registry.stream_buffer,
             failures_max: registry.restart.give_up,
+            confine_gpu: false,
         }
     }
 }
 
 /// Logs.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`; for the workers too.
@@ -159,8 +186,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// What outlives the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateConfig {
+    /// Folder of the models that `load --persist` remembers; default: `$STATE_DIRECTORY`.
+    pub dir: Option<PathBuf>,
+}
+
 /// A model to load at start.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Folder or repo id.
@@ -179,6 +214,7 @@ impl ModelConfig {
             model: self.model.clone(),
             name: self.name.clone(),
             options: self.options.clone(),
+            persist: false,
         }
     }
 }
@@ -217,6 +253,12 @@ impl Config {
         if let Some(level) = &args.log {
             config.log.level = level.clone();
         }
+        let keys = config.http.api_keys_file.as_deref();
+        if let Some(place) = secrets::api_keys_place(keys, args.config.is_none()) {
+            config.keys = secrets::api_keys(&place)?;
+        }
+        let (chain, key) = (config.http.tls_cert.as_deref(), config.http.tls_key.as_deref());
+        config.certificate = secrets::certificate(chain, key)?;
         config.check().map_err(|fault| match (fault.flag(args), path) {
             (Some(flag), _) => anyhow!("{flag}: {fault}"),
             (None, Some(path)) => anyhow!("in {}: {fault}", fault.place(path, &text)),
@@ -225,14 +267,36 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether values of two files go together.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check_mixture(&self) -> anyhow::Result<()> {
+        self.check().map_err(|fault| anyhow!("with what needs a restart: {fault}"))
+    }
+
+    /// The folder for what outlives the daemon: configured, else the service manager's.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        let given = || {
+            let folders = std::env::var_os("STATE_DIRECTORY")?;
+            std::env::split_paths(&folders).next().filter(|path| path.is_absolute())
+        };
+        self.state.dir.clone().or_else(given)
+    }
+
     /// Where models come from, as the registry takes it.
     pub fn hub_config(&self) -> minisgl_control::HubConfig {
         minisgl_control::HubConfig {
             cache_dir: self.hub.cache_dir.clone(),
             endpoint: self.hub.endpoint.clone(),
-            token_file: self.hub.token_file.clone(),
+            token_file: self.hub.token_file.clone().or_else(secrets::hub_token_place),
             offline: self.hub.offline,
         }
+    }
+
+    /// Who is let in over the network.
+    pub fn key_rule(&self) -> minisgl_http::Rule {
+        minisgl_http::Rule { keys: self.keys.clone(), open_metrics: self.http.metrics_without_key }
     }
 
     /// Path of the admin socket: configured, else in [`Config::socket_place`].
@@ -347,9 +411,20 @@ mod tests {
     }
 
     #[test]
-    fn a_public_address_must_be_asked_for() {
-        assert!(error("[http]\nlisten = \"0.0.0.0:8000\"\n").contains("allow_public"));
-        assert!(load("[http]\nlisten = \"0.0.0.0:8000\"\nallow_public = true\n").is_ok());
+    fn a_public_address_needs_keys_or_a_word() {
+        let public = "[http]\nlisten = \"0.0.0.0:8000\"\n";
+        assert!(error(public).contains("allow_public_without_keys = true"));
+        assert!(load(&format!("{public}allow_public_without_keys = true\n")).is_ok());
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        let with_keys = format!("{public}api_keys_file = \"{}\"\n", keys.display());
+        assert!(error(&with_keys).contains("cannot read"), "a file that is not there is no word");
+        std::fs::write(&keys, "# none\n").unwrap();
+        assert!(error(&with_keys).contains("allow_public_without_keys"), "none is none");
+        std::fs::write(&keys, "sk-0123456789abcdef\n").unwrap();
+        let config = load(&with_keys).unwrap();
+        assert_eq!(config.keys.len(), 1);
+        assert!(!format!("{config:?}").contains("sk-"), "{config:?}");
     }
 
     #[test]

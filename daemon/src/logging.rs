@@ -6,9 +6,9 @@ mod journal;
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::{LogConfig, LogFormat};
 use journal::Journal;
@@ -42,26 +42,43 @@ pub fn init_worker(level: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Changes the level of the log that is installed.
+#[derive(Clone)]
+pub struct LevelHandle(reload::Handle<EnvFilter, Registry>);
+
+impl LevelHandle {
+    /// From now on what `config` says.
+    ///
+    /// # Errors
+    /// As [`filter`].
+    pub fn set(&self, config: &LogConfig) -> anyhow::Result<()> {
+        self.0.reload(own_filter(config)?).context("the log has no level")
+    }
+}
+
+/// The daemon's filter. Workers leave out by themselves what is not wanted; what they write passes.
+fn own_filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
+    filter(&format!("{WORKER_TARGET}=trace,{}", config.level))
+}
+
 /// Installs the daemon's log subscriber.
 ///
 /// # Errors
 /// The level directive does not parse.
-pub fn init(config: &LogConfig) -> anyhow::Result<()> {
-    // Workers leave out by themselves what is not wanted; what they write passes.
-    let filter = filter(&format!("{WORKER_TARGET}=trace,{}", config.level))?;
+pub fn init(config: &LogConfig) -> anyhow::Result<LevelHandle> {
+    let (filter, handle) = reload::Layer::new(own_filter(config)?);
+    let registry = tracing_subscriber::registry().with(filter);
     if config.format == LogFormat::Text
         && let Some(journal) = Journal::of_stderr()
     {
-        tracing_subscriber::registry().with(filter).with(journal).init();
-        return Ok(());
+        registry.with(journal).init();
+        return Ok(LevelHandle(handle));
     }
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let lines =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match config.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
-    Ok(())
+    Ok(LevelHandle(handle))
 }

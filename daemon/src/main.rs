@@ -17,10 +17,12 @@ mod bridge;
 mod cli;
 mod config;
 mod leave;
+mod listen;
 mod logging;
 mod metrics;
 mod notify;
 mod probe;
+mod reload;
 mod serve;
 mod worker;
 
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
-        Command::Worker { log } => return worker::run(&log),
+        Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   READY=1 ───> WATCHDOG=1, STATUS=loading Qwen/Qwen3-8B: weights 43 % ───> STOPPING=1, EXTEND_TIMEOUT_USEC=
+//!      └───────< RELOADING=1 <──┘
 //! ```
 //!
 //! One task looks at the registry, composes and sends. That it runs at all is the sign that the runtime turns;
@@ -12,14 +13,18 @@
 mod status;
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use minisgl_proto::admin::ModelStatus;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
 use self::status::status;
@@ -32,6 +37,10 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 const FEEDS: u32 = 4;
 /// What a stop asks for with every look, beyond which it counts as stuck.
 const STOP_EXTENSION: Duration = Duration::from_secs(10);
+/// How long what has to arrive is sent again to a manager that is busy, and the pause between two attempts.
+const INSIST: Duration = Duration::from_secs(5);
+const INSIST_PAUSE: Duration = Duration::from_millis(20);
+
 /// What there is to say.
 pub struct Report {
     /// Every model.
@@ -40,11 +49,14 @@ pub struct Report {
     pub expected: usize,
     /// What only a new daemon can repair.
     pub hung: Option<String>,
+    /// What else the operator should know.
+    pub note: Option<String>,
 }
 
 /// The way to the service manager.
+#[derive(Clone)]
 pub struct Notifier {
-    socket: UnixDatagram,
+    socket: Arc<UnixDatagram>,
     manager: SocketAddr,
     /// WATCHDOG=1 is expected at least this often.
     watchdog: Option<Duration>,
@@ -73,16 +85,55 @@ impl Notifier {
         };
         let ours = number("WATCHDOG_PID")?.is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC")?.filter(|&usec| ours && usec > 0);
-        Ok(Some(Notifier { socket, manager, watchdog: watchdog.map(Duration::from_micros) }))
+        let watchdog = watchdog.map(Duration::from_micros);
+        Ok(Some(Notifier { socket: Arc::new(socket), manager, watchdog }))
     }
 
-    /// Says that the daemon is ready, and from then on how it is, until the runtime ends. `stopping` turns true
-    /// when running requests begin to have `drain` to finish.
+    /// Says that the configuration is being read again, until [`Notifier::reloaded`].
+    pub async fn reloading(&self) {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        self.insist(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros())).await;
+    }
+
+    /// Says that it was read, whatever came of it.
+    pub async fn reloaded(&self) {
+        self.insist("READY=1").await;
+    }
+
+    /// Gives a listening socket into the manager's keeping, for the next daemon, in place of the one before.
+    pub async fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
+        self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={name}")).await;
+        let message = format!("FDSTORE=1\nFDNAME={name}");
+        if let Err(error) = self.send_with(&message, socket) {
+            tracing::warn!(%error, "the service manager does not keep the socket of {name} for a restart");
+        }
+    }
+
+    /// Sends what has to arrive, unless the manager stays busy for [`INSIST`].
+    async fn insist(&self, message: &str) {
+        let began = Instant::now();
+        while self.send(message).is_err() && began.elapsed() < INSIST {
+            tokio::time::sleep(INSIST_PAUSE).await;
+        }
+    }
+
+    fn send_with(&self, message: &str, socket: BorrowedFd<'_>) -> anyhow::Result<()> {
+        let path = self.manager.as_pathname().map(UnixAddr::new);
+        let name = || self.manager.as_abstract_name().map(UnixAddr::new_abstract);
+        let address = path.or_else(name).context("the service manager has no address")??;
+        let (text, sockets) = ([IoSlice::new(message.as_bytes())], [socket.as_raw_fd()]);
+        let control = [ControlMessage::ScmRights(&sockets)];
+        let own = self.socket.as_raw_fd();
+        sendmsg(own, &text, &control, MsgFlags::empty(), Some(&address))?;
+        Ok(())
+    }
+
+    /// Says that the daemon is ready, and from then on how it is, until the runtime ends. `stopping` turns to the
+    /// time that running requests have when a stop begins.
     pub async fn run(
         self,
         report: impl Fn() -> Report,
-        mut stopping: watch::Receiver<bool>,
-        drain: Duration,
+        mut stopping: watch::Receiver<Option<Duration>>,
     ) {
         let pause = self.watchdog.map_or(LOOK, |watchdog| (watchdog / FEEDS).clamp(LOOK_MIN, LOOK));
         let mut stop_began = None;
@@ -95,7 +146,8 @@ impl Notifier {
             if !ready_said {
                 lines.push("READY=1".to_owned());
             }
-            if *stopping.borrow() {
+            let drain = *stopping.borrow();
+            if drain.is_some() {
                 stop_began.get_or_insert_with(Instant::now);
                 if !stopping_said {
                     lines.push("STOPPING=1".to_owned());
@@ -112,7 +164,8 @@ impl Notifier {
                 }
                 was_hung = report.hung.is_some();
             }
-            let left = stop_began.map(|began: Instant| drain.saturating_sub(began.elapsed()));
+            let since = |began: Instant| drain.unwrap_or_default().saturating_sub(began.elapsed());
+            let left = stop_began.map(since);
             let status = status(&report, left);
             if status != status_said {
                 lines.push(format!("STATUS={status}"));
@@ -152,8 +205,8 @@ fn parse_address(address: &OsStr) -> anyhow::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex};
 
     use minisgl_proto::admin::ModelState;
     use minisgl_proto::worker::LoadStage;
@@ -240,10 +293,11 @@ mod tests {
                 models: models.lock().unwrap().clone(),
                 expected: 0,
                 hung: hung.load(Ordering::SeqCst).then(|| "m hangs".to_owned()),
+                note: None,
             }
         };
-        let (stop, stopping) = watch::channel(false);
-        let task = tokio::spawn(notifier.run(report, stopping, Duration::from_secs(30)));
+        let (stop, stopping) = watch::channel(None);
+        let task = tokio::spawn(notifier.run(report, stopping));
         let count = |lines: &[String], line: &str| lines.iter().filter(|l| *l == line).count();
 
         let heard = manager.hear(WHILE).await;
@@ -263,7 +317,7 @@ mod tests {
         hung.store(false, Ordering::SeqCst);
         assert!(count(&manager.hear(WHILE).await, "WATCHDOG=1") > 0);
 
-        stop.send(true).unwrap();
+        stop.send(Some(Duration::from_secs(30))).unwrap();
         let heard = manager.hear(WHILE).await;
         assert_eq!(count(&heard, "STOPPING=1"), 1, "{heard:?}");
         assert!(count(&heard, "EXTEND_TIMEOUT_USEC=10000000") >= 3, "{heard:?}");
@@ -277,9 +331,9 @@ mod tests {
         let address = ("NOTIFY_SOCKET", manager.path.as_str());
         let notifier = notifier(&[address, ("WATCHDOG_USEC", "4000")]).unwrap().unwrap();
         while notifier.send("WATCHDOG=1").is_ok() {}
-        let report = || Report { models: vec![], expected: 0, hung: None };
-        let (_stop, stopping) = watch::channel(false);
-        let task = tokio::spawn(notifier.run(report, stopping, Duration::from_secs(30)));
+        let report = || Report { models: vec![], expected: 0, hung: None, note: None };
+        let (_stop, stopping) = watch::channel(None);
+        let task = tokio::spawn(notifier.run(report, stopping));
         // This test has one thread: were it held up, it would not go on.
         tokio::time::sleep(Duration::from_millis(50)).await;
         manager.hear(Duration::ZERO).await;

@@ -37,13 +37,15 @@ fn installed(dir: &Path, change: impl Fn(String) -> String) -> String {
     let unit = text("minisgld.service").replace("/usr/bin/minisgld", daemon.to_str().unwrap());
     let path = dir.join("minisgld.service");
     std::fs::write(&path, change(unit)).unwrap();
+    std::fs::copy(file("minisgld.socket"), dir.join("minisgld.socket")).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
 fn verify(change: impl Fn(String) -> String) -> (bool, String) {
     let dir = tempfile::tempdir().unwrap();
     let unit = installed(dir.path(), change);
-    run("systemd-analyze", &["verify", "--man=no", "--recursive-errors=no", &unit])
+    let socket = unit.replace(".service", ".socket");
+    run("systemd-analyze", &["verify", "--man=no", "--recursive-errors=no", &unit, &socket])
 }
 
 fn exposure(change: impl Fn(String) -> String) -> f64 {
@@ -112,12 +114,29 @@ fn the_user_and_the_folders_are_those_of_the_unit() {
     assert_eq!(run("systemd-tmpfiles", &args), (true, String::new()));
     for (place, key, mode) in [
         ("etc", "ConfigurationDirectory", "0755".to_owned()),
+        ("run", "RuntimeDirectory", "0755".to_owned()),
         ("var/lib", "StateDirectory", value("StateDirectoryMode")),
         ("var/cache", "CacheDirectory", value("CacheDirectoryMode")),
     ] {
         let data = std::fs::metadata(root.path().join(place).join(value(key))).unwrap();
         assert_eq!(format!("{:04o}", data.mode() & 0o7777), mode, "{key}");
     }
+}
+
+#[test]
+fn the_socket_unit_makes_the_daemons_own_socket() {
+    let unit = text("minisgld.socket");
+    for line in [
+        format!("ListenStream=/run/{}/admin.sock", value("RuntimeDirectory")),
+        format!("SocketUser={}", value("User")),
+        format!("SocketGroup={}", value("Group")),
+        "SocketMode=0660".to_owned(),
+    ] {
+        assert!(unit.lines().any(|there| there == line), "no {line} in minisgld.socket");
+    }
+    // Else a stop of the service would remove the socket's folder.
+    assert_eq!(value("RuntimeDirectoryPreserve"), "yes");
+    assert!(value("FileDescriptorStoreMax").parse::<u32>().unwrap() >= 1);
 }
 
 #[test]

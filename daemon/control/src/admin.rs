@@ -1,21 +1,19 @@
 //! The admin API: HTTP with JSON bodies. The calls are listed in [`minisgl_proto::admin`].
 //!
-//! Who may open the socket may read; who changes the state of a model must be root or the user that
-//! the daemon runs as.
+//! Who may do what is [`crate::access`]'s to say; every change is in the log with who asked for it.
 //!
 //! Owns: translation between HTTP and [`Registry`]. Must never: hold state of its own.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use futures_util::StreamExt;
 use minisgl_proto::VERSION;
 use minisgl_proto::admin::{
@@ -25,9 +23,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::access::{Access, Caller, Peer, Right};
 use crate::doctor::Doctor;
 use crate::registry::Registry;
-use crate::socket::Peer;
 
 /// Bytes of a body at most.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -41,6 +39,8 @@ pub struct DaemonInfo {
     pub listen: String,
     /// Looks at the machine.
     pub doctor: Arc<Doctor>,
+    /// Who may do what.
+    pub access: Access,
 }
 
 #[derive(Clone)]
@@ -52,18 +52,15 @@ struct Admin {
 /// The routes under `/admin/v1`. Serve them with [`crate::socket::serve_unix`] alone: that is where
 /// the caller's identity comes from, and without it nothing may be changed.
 pub fn router(registry: Registry, info: DaemonInfo) -> Router {
-    let changes = Router::new()
-        .route("/admin/v1/load", post(load))
-        .route("/admin/v1/unload", post(unload))
-        .route("/admin/v1/flush", post(flush))
-        .layer(middleware::from_fn(may_change));
     Router::new()
         .route("/admin/v1/version", get(version))
         .route("/admin/v1/models", get(models))
         .route("/admin/v1/models/{name}", get(model))
         .route("/admin/v1/health", get(health))
         .route("/admin/v1/doctor", get(doctor))
-        .merge(changes)
+        .route("/admin/v1/load", post(load))
+        .route("/admin/v1/unload", post(unload))
+        .route("/admin/v1/flush", post(flush))
         .route("/admin/{*rest}", axum::routing::any(no_such_call))
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -96,12 +93,18 @@ async fn doctor(State(admin): State<Admin>) -> Response {
 }
 
 /// Streams the load's events. The load is the registry's: it goes on if the caller leaves.
-async fn load(State(admin): State<Admin>, body: Result<Bytes, BytesRejection>) -> Response {
-    let events = match parse::<LoadRequest>(body) {
-        Ok(request) => admin.registry.load(request).await,
-        Err(error) => Err(error),
+async fn load(
+    State(admin): State<Admin>,
+    caller: Option<Extension<Caller>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let load = async || {
+        let caller = admin.may_change(&caller, "load models")?;
+        let request = parse::<LoadRequest>(body)?;
+        note(caller, "load", request.name.as_ref().unwrap_or(&request.model));
+        admin.registry.load(request).await
     };
-    let events = match events {
+    let events = match load().await {
         Ok(events) => events,
         Err(error) => return refuse(error),
     };
@@ -114,29 +117,38 @@ async fn load(State(admin): State<Admin>, body: Result<Bytes, BytesRejection>) -
     (headers, Body::from_stream(lines)).into_response()
 }
 
-async fn unload(State(admin): State<Admin>, body: Result<Bytes, BytesRejection>) -> Response {
-    match parse::<UnloadRequest>(body) {
-        Ok(request) => {
-            // A caller that leaves does not take the unload back.
-            let registry = admin.registry.clone();
-            let work = async move { registry.unload(&request.name, request.force).await };
-            let done = tokio::spawn(work).await;
-            answer(done.unwrap_or_else(|error| {
-                Err(AdminError { code: AdminErrorCode::Failed, message: error.to_string() })
-            }))
-        }
-        Err(error) => refuse(error),
-    }
+async fn unload(
+    State(admin): State<Admin>,
+    caller: Option<Extension<Caller>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let unload = async || {
+        let caller = admin.may_change(&caller, "unload models")?;
+        let request = parse::<UnloadRequest>(body)?;
+        note(caller, if request.force { "unload by force" } else { "unload" }, &request.name);
+        // A caller that leaves does not take the unload back.
+        let registry = admin.registry.clone();
+        let work = async move { registry.unload(&request.name, request.force).await };
+        tokio::spawn(work).await.unwrap_or_else(|error| {
+            Err(AdminError { code: AdminErrorCode::Failed, message: error.to_string() })
+        })
+    };
+    answer(unload().await)
 }
 
-async fn flush(State(admin): State<Admin>, body: Result<Bytes, BytesRejection>) -> Response {
-    match parse::<FlushRequest>(body) {
-        Ok(request) => {
-            let flushed = admin.registry.flush(&request.name).await;
-            answer(flushed.map(|pages_freed| FlushReply { pages_freed }))
-        }
-        Err(error) => refuse(error),
-    }
+async fn flush(
+    State(admin): State<Admin>,
+    caller: Option<Extension<Caller>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let flush = async || {
+        let caller = admin.may_change(&caller, "flush caches")?;
+        let request = parse::<FlushRequest>(body)?;
+        note(caller, "flush", &request.name);
+        let pages_freed = admin.registry.flush(&request.name).await?;
+        Ok(FlushReply { pages_freed })
+    };
+    answer(flush().await)
 }
 
 async fn no_such_call(request: Request) -> Response {
@@ -145,17 +157,22 @@ async fn no_such_call(request: Request) -> Response {
     refuse(AdminError { code: AdminErrorCode::Invalid, message })
 }
 
-/// Lets root and the daemon's own user through.
-async fn may_change(request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|info| info.0);
-    if peer.is_some_and(|peer| peer.is_operator()) {
-        return next.run(request).await;
+impl Admin {
+    /// Who asks, if they may do that.
+    fn may_change<'a>(
+        &self,
+        caller: &'a Option<Extension<Caller>>,
+        action: &str,
+    ) -> Result<&'a Caller, AdminError> {
+        let caller = caller.as_ref().map(|Extension(caller)| caller);
+        self.info.access.check(caller, Right::Change, action)
     }
-    let own = nix::unistd::geteuid().as_raw();
-    let peer = peer.and_then(|peer| peer.uid);
-    let who = peer.map_or("somebody unknown".to_string(), |uid| format!("user {uid}"));
-    let message = format!("{who} may not change models: only root and user {own} may; try sudo");
-    refuse(AdminError { code: AdminErrorCode::Forbidden, message })
+}
+
+/// Who does what to which model.
+fn note(caller: &Caller, action: &str, model: &str) {
+    let Peer { uid, pid, .. } = caller.peer;
+    tracing::info!(user = caller.name(), uid, pid, action, model, "admin");
 }
 
 fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, AdminError> {
@@ -177,7 +194,7 @@ fn json<T: Serialize>(value: &T) -> Response {
     axum::Json(value).into_response()
 }
 
-fn refuse(error: AdminError) -> Response {
+pub(crate) fn refuse(error: AdminError) -> Response {
     let status = match error.code {
         AdminErrorCode::Invalid => StatusCode::BAD_REQUEST,
         AdminErrorCode::NotFound => StatusCode::NOT_FOUND,

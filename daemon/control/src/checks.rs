@@ -56,13 +56,6 @@ fn check_name(name: &str) -> Result<(), AdminError> {
 
 /// Options that no machine can heed.
 fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
-    if let Some(ratio) = options.memory_ratio
-        && !(ratio > 0.0 && ratio <= 1.0)
-    {
-        return Err(invalid(format!("memory_ratio is {ratio}; it must be above 0 and at most 1")));
-    }
-    if options.tp == 0 {
-        return Err(invalid("tp is 0; it must be at least 1".to_string()));
-    }
+    options.check_ranges().map_err(|error| invalid(error.to_string()))?;
     options.check_gpus().map_err(|error| invalid(error.to_string()))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gpus::Gpus;
+use crate::remember::Memory;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct RegistryConfig {
     pub stream_buffer: usize,
     /// How long an unload waits for running requests.
     pub drain: Duration,
+    /// The models that are there again after a restart; without it none is.
+    pub memory: Option<Arc<Memory>>,
     /// How long a worker may take to exit after SIGTERM before SIGKILL.
     pub term_grace: Duration,
 }
@@ -48,6 +51,7 @@ impl Default for RegistryConfig {
             restart: RestartPolicy::default(),
             stream_buffer: 8192,
             drain: Duration::from_secs(30),
+            memory: None,
             term_grace: Duration::from_secs(3),
         }
     }

@@ -258,6 +258,7 @@ mod tests {
             info: None,
             stats: None,
             options: LoadOptions::default(),
+            persisted: false,
         }
     }
 

@@ -5,7 +5,9 @@
 //! | [`registry`] | the models by name: load, unload, submit, status, health |
 //! | `checks` | what is wrong with a load before anything starts |
 //! | [`resolve`] | from what was asked for to a folder: path, local cache, hub |
-//! | [`admin`], [`socket`] | HTTP over the Unix socket, and who may do what |
+//! | [`admin`], [`socket`] | HTTP over the Unix socket |
+//! | [`access`] | who may do what there |
+//! | `remember` | the models that are there again after a restart |
 //! | `supervisor` | one task a model: its state machine, and the life of its worker |
 //! | `worker` | one worker process: its socket, its frames, its last words |
 //! | `streams` | the requests in flight, and the way of a token to its reader |
@@ -20,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod admin;
 mod checks;
 pub mod config;
@@ -30,6 +33,7 @@ mod metrics;
 mod model;
 mod placement;
 pub mod registry;
+mod remember;
 pub mod resolve;
 pub mod socket;
 mod streams;
@@ -42,4 +46,5 @@ pub use doctor::Doctor;
 pub use gpus::{GpuReading, GpuSource, Gpus};
 pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Expected, Generation, ModelHandle, Registry};
+pub use remember::Memory;
 pub use streams::AbortGuard;

@@ -3,6 +3,7 @@
 //! Owns: the state shared between a model's supervisor (which alone decides), the reader of its
 //! worker (counters, signs of life) and everybody who asks. Must never: change state by itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +26,8 @@ pub(crate) struct Model {
     pub(crate) options: LoadOptions,
     /// Unix time of the load, in nanoseconds.
     pub(crate) created_ns: u64,
+    /// Whether it is there again after a restart.
+    pub(crate) remembered: AtomicBool,
     /// Requests in flight.
     pub(crate) streams: Arc<Streams>,
     /// The way to its supervisor.
@@ -72,6 +75,7 @@ impl Model {
             source,
             options,
             created_ns: unix_time.map_or(0, |time| time.as_nanos() as u64),
+            remembered: AtomicBool::new(false),
             streams: Arc::new(Streams::new(stream_buffer)),
             events,
             placement,
@@ -170,6 +174,7 @@ impl Model {
             info: view.info.map(|info| (*info).clone()),
             stats: self.lock_pulse().stats,
             options: self.options.clone(),
+            persisted: self.remembered.load(Ordering::SeqCst),
         }
     }
 }

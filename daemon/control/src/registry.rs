@@ -4,7 +4,7 @@
 //! its supervisor's business.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use minisgl_proto::admin::{
@@ -19,9 +19,9 @@ use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::placement::{Placement, Seat};
-use crate::resolve;
 use crate::streams::{AbortGuard, Refused};
 use crate::supervisor::{Event, Supervisor};
+use crate::{remember, resolve};
 
 /// Events of a model that may wait for its supervisor.
 const EVENTS_MAX: usize = 64;
@@ -30,6 +30,9 @@ const LOAD_EVENTS_MAX: usize = 256;
 /// How long a worker may live on after SIGKILL, and a supervisor may stand still, whose ticks are two seconds
 /// apart at most.
 const HUNG: Duration = Duration::from_secs(30);
+/// Why a load cannot be remembered.
+const NO_MEMORY: &str = "this daemon remembers no models: it has no state folder; set [state] dir, or have systemd \
+                         make one (StateDirectory=)";
 /// Models at once, at most.
 const MODELS_MAX: usize = 64;
 
@@ -38,7 +41,8 @@ const MODELS_MAX: usize = 64;
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
-    config: Arc<RegistryConfig>,
+    /// For the next loads; each model keeps that of its own.
+    config: RwLock<Arc<RegistryConfig>>,
     metrics: Metrics,
     /// In the order they were loaded.
     models: Mutex<Vec<Arc<Model>>>,
@@ -132,7 +136,7 @@ impl Registry {
         metrics.register(Box::new(GpuMetrics::new(config.gpus.clone())?))?;
         Ok(Registry(Arc::new(Inner {
             meter: Meter::new(config.gpus.clone()),
-            config: Arc::new(config),
+            config: RwLock::new(Arc::new(config)),
             metrics: Metrics::new(metrics)?,
             models: Mutex::default(),
             placement: Placement::default(),
@@ -140,6 +144,20 @@ impl Registry {
             closing: AtomicBool::new(false),
             expected: AtomicUsize::new(0),
         })))
+    }
+
+    /// What is loaded from now on, and unloaded, goes by `config`. Models that are there keep theirs.
+    pub fn reconfigure(&self, config: RegistryConfig) {
+        let mut current = self.0.config.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(RegistryConfig {
+            memory: current.memory.clone(),
+            gpus: current.gpus.clone(),
+            ..config
+        });
+    }
+
+    fn config(&self) -> Arc<RegistryConfig> {
+        Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {
@@ -174,23 +192,33 @@ impl Registry {
         request: LoadRequest,
     ) -> Result<mpsc::Receiver<LoadEvent>, AdminError> {
         let name = check_load(&request)?;
+        if request.persist && self.config().memory.is_none() {
+            return Err(AdminError {
+                code: AdminErrorCode::Invalid,
+                message: NO_MEMORY.to_string(),
+            });
+        }
+        let remembered = request.persist.then(|| request.clone());
         // A model that was given up makes way for a new try.
         let given_up = self.find(&name).is_ok_and(|m| m.view().state == ModelState::Failed);
         if given_up {
-            let _ = self.unload(&name, true).await;
+            let config = self.config();
+            let model = self.find(&name)?;
+            unload(&model, true, config.drain).await;
         }
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let (watcher, progress) = mpsc::channel(LOAD_EVENTS_MAX);
         let LoadRequest { model: source, mut options, .. } = request;
         // Who has which GPUs is for the daemon to say.
         options.gpus_taken.clear();
-        let (buffer, placement) = (self.0.config.stream_buffer, self.0.placement.clone());
+        let config = self.config();
+        let (buffer, placement) = (config.stream_buffer, self.0.placement.clone());
         let model = Arc::new(Model::new(name, source, options, buffer, events, placement));
         let seat = self.insert(&model)?;
         tracing::info!(model = model.name, source = model.source, "loading");
         let supervisor = Supervisor::new(
             Arc::clone(&model),
-            Arc::clone(&self.0.config),
+            Arc::clone(&config),
             self.0.metrics.clone(),
             seat,
             inbox,
@@ -200,8 +228,13 @@ impl Registry {
         tokio::spawn(supervisor.run(move || {
             registry.lock().retain(|other| !Arc::ptr_eq(other, &entry));
         }));
-        resolve::start(&self.0.config, &model);
-        Ok(progress)
+        resolve::start(&config, &model);
+        match (remembered, &config.memory) {
+            (Some(request), Some(memory)) => {
+                Ok(remember::when_ready(progress, Arc::clone(memory), request, model))
+            }
+            _ => Ok(progress),
+        }
     }
 
     fn insert(&self, model: &Arc<Model>) -> Result<Seat, AdminError> {
@@ -221,21 +254,30 @@ impl Registry {
         if models.len() >= MODELS_MAX {
             return Err(conflict(format!("{MODELS_MAX} models are loaded, which is the limit")));
         }
-        let gpus_here = self.0.config.gpus.0.may_exist();
+        let gpus_here = self.config().gpus.0.may_exist();
         let seat = self.0.placement.claim(&model.name, &model.options, gpus_here);
         let seat = seat.map_err(|taken| conflict(taken.to_string()))?;
         models.push(Arc::clone(model));
         Ok(seat)
     }
 
-    /// Unloads a model: without `force` after its running requests, up to the drain time. Returns its
-    /// status as it was last, when it is gone.
+    /// Unloads a model: without `force` after its running requests, up to the drain time; and forgets it, if it
+    /// was to be remembered. Returns its status as it was last, when it is gone.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`: there is none of that name, though one may have been remembered. `Failed`: it is remembered
+    /// and could not be forgotten.
     pub async fn unload(&self, name: &str, force: bool) -> Result<ModelStatus, AdminError> {
-        let model = self.find(name)?;
-        Ok(unload(&model, force, self.0.config.drain).await)
+        let forgotten = remember::forget(self.config().memory.clone(), name).await?;
+        let model = self.find(name).map_err(|error| match forgotten {
+            true => AdminError {
+                message: format!("model \"{name}\" was not loaded; it is no longer remembered"),
+                ..error
+            },
+            false => error,
+        })?;
+        model.remembered.store(false, Ordering::SeqCst);
+        Ok(unload(&model, force, self.config().drain).await)
     }
 
     /// One model.
@@ -287,7 +329,7 @@ impl Registry {
             message: format!("model \"{name}\" went away before its cache was flushed"),
         };
         model.events.send(Event::Flush(reply)).await.map_err(|_| gone())?;
-        match tokio::time::timeout(self.0.config.stall, answer).await {
+        match tokio::time::timeout(self.config().stall, answer).await {
             Ok(pages) => pages.map_err(|_| gone())?,
             Err(_) => Err(AdminError {
                 code: AdminErrorCode::Failed,

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ConnectInfo;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,6 +20,8 @@ use minisgl_proto::socket::Place;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+use crate::access::{Caller, Peer};
 
 /// Connections at most; `minisglctl batch` opens 1024 at once.
 const CONNECTIONS_MAX: usize = 2048;
@@ -61,20 +62,6 @@ pub enum SocketError {
         /// Why not.
         error: std::io::Error,
     },
-}
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    /// Effective user id, as the kernel says.
-    pub uid: Option<u32>,
-}
-
-impl Peer {
-    /// Root and the daemon's own user may change models; everybody else may read.
-    pub fn is_operator(&self) -> bool {
-        self.uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
-    }
 }
 
 /// Makes the folder of a default place, or sees that the one there is ours.
@@ -151,6 +138,19 @@ pub async fn serve_unix(
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
+    let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
+    serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
+    if let Some(path) = path {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// The same on a socket that somebody else made and keeps: its file stays.
+pub async fn serve_lent(
+    listener: UnixListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) {
     serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
 }
 
@@ -161,7 +161,6 @@ async fn serve_within(
     connections_max: usize,
     header_timeout: Duration,
 ) {
-    let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
     let [operators, others] = [(); 2].map(|()| Arc::new(Semaphore::new(connections_max)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -181,20 +180,23 @@ async fn serve_within(
                 continue;
             }
         };
-        let peer = Peer { uid: stream.peer_cred().ok().map(|peer| peer.uid()) };
-        let slots = if peer.is_operator() { &operators } else { &others };
+        let credentials = stream.peer_cred();
+        let peer = credentials.map(|of| Peer { uid: of.uid(), gid: of.gid(), pid: of.pid() }).ok();
+        let slots = if peer.is_some_and(|peer| peer.is_operator()) { &operators } else { &others };
         let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
             tracing::warn!(?peer, connections_max, "too many admin connections; closed one");
             continue;
         };
-        let service = router.clone().layer(Extension(ConnectInfo(peer)));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(header_timeout)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        let connection = graceful.watch(connection);
+        let (router, watcher) = (router.clone(), graceful.watcher());
         connections.spawn(async move {
-            if let Err(error) = connection.await {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(header_timeout)
+                .serve_connection(
+                    TokioIo::new(stream),
+                    TowerToHyperService::new(known(router, peer).await),
+                );
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%error, "an admin connection ended early");
             }
             drop(slot);
@@ -203,8 +205,14 @@ async fn serve_within(
     drop(listener);
     graceful.shutdown().await;
     while connections.join_next().await.is_some() {}
-    if let Some(path) = path {
-        let _ = std::fs::remove_file(path);
+}
+
+/// `router` for this peer. The user database may be on another machine, so it is asked beside the runtime.
+async fn known(router: Router, peer: Option<Peer>) -> Router {
+    let Some(peer) = peer else { return router };
+    match tokio::task::spawn_blocking(move || Caller::identify(peer)).await {
+        Ok(caller) => router.layer(Extension(caller)),
+        Err(_) => router,
     }
 }
 

@@ -83,8 +83,17 @@ impl Streams {
         self.lock().open = false;
     }
 
-    /// The worker is gone or given up: every request ends now. Returns how many there were.
+    /// The worker is gone or given up: every request fails now. Returns how many there were.
     pub(crate) fn fail_all(&self, reason: &str) -> usize {
+        self.end_all(&Finish::Failed(reason.to_string()))
+    }
+
+    /// The model is being stopped: every request is aborted now. Returns how many there were.
+    pub(crate) fn abort_all(&self) -> usize {
+        self.end_all(&Finish::Aborted)
+    }
+
+    fn end_all(&self, finish: &Finish) -> usize {
         let mut inner = self.lock();
         inner.open = false;
         inner.outbox = None;
@@ -92,7 +101,7 @@ impl Streams {
         for (id, events) in &live {
             if let Some(events) = events {
                 // The place for the last event is kept free by `route`.
-                let _ = events.try_send(last_event(*id, Finish::Failed(reason.to_string())));
+                let _ = events.try_send(last_event(*id, finish.clone()));
             }
         }
         live.len()

@@ -83,6 +83,8 @@ impl Worker {
             .env_remove("NOTIFY_SOCKET") // the daemon alone speaks for the service
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
+            .env_remove("LISTEN_FDNAMES") // its sockets are the daemon's
+            .env_remove("CREDENTIALS_DIRECTORY") // and so are its secrets
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

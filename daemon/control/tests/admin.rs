@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::ConnectInfo;
-use axum::http::{Request, StatusCode};
+use axum::http::Request;
 use common::fake::{ENDLESS, LOAD_FAILS, LOAD_WAITS};
 use common::{Daemon, config_with_gpus, token};
+use minisgl_control::access::{self, Access, Caller, Peer};
 use minisgl_control::admin::{DaemonInfo, router};
-use minisgl_control::socket::{Peer, bind, serve_unix};
+use minisgl_control::socket::{bind, serve_unix};
 use minisgl_control::{Doctor, WorkerCommand};
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, HealthReport, LoadEvent, ModelState, ModelStatus,
@@ -45,6 +45,7 @@ fn info() -> DaemonInfo {
         started: Instant::now(),
         listen: "127.0.0.1:8000".to_string(),
         doctor: Arc::new(doctor("exit 0", Duration::from_secs(10))),
+        access: Access::default(),
     }
 }
 
@@ -284,32 +285,53 @@ async fn a_client_that_leaves_does_not_stop_its_load() {
 }
 
 #[tokio::test]
-async fn only_root_and_the_daemons_user_change_models() {
+async fn operators_and_listed_users_change_models_members_read_and_others_do_nothing() {
     let daemon = Daemon::new();
     daemon.load("m").await.unwrap();
     let mut generation = daemon.submit("m", &[ENDLESS]);
     token(&mut generation).await;
     let own = nix::unistd::geteuid().as_raw();
-    let other = own + 4242;
-    let ask = |uid: Option<u32>, method: &str, path: &str| {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .extension(ConnectInfo(Peer { uid }))
-            .body(Body::from(r#"{"name": "m"}"#))
-            .unwrap();
-        router(daemon.registry.clone(), info()).oneshot(request)
-    };
-    for uid in [None, Some(other)] {
-        for path in ["/admin/v1/unload", "/admin/v1/load", "/admin/v1/flush"] {
-            assert_eq!(ask(uid, "POST", path).await.unwrap().status(), StatusCode::FORBIDDEN);
+    let rules = Access::new(vec!["ann".to_string()]);
+    let info = DaemonInfo { access: rules.clone(), ..info() };
+    let router = access::guard(router(daemon.registry.clone(), info), rules);
+    let ask = async |caller: Option<&Caller>, method: &str, path: &str| {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(caller) = caller {
+            request = request.extension(caller.clone());
         }
-        assert_eq!(ask(uid, "GET", "/admin/v1/models").await.unwrap().status(), StatusCode::OK);
+        let request = request.body(Body::from(r#"{"name": "m"}"#)).unwrap();
+        let answer = router.clone().oneshot(request).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let caller = |uid: u32, user: &str, is_member: bool| Caller {
+        peer: Peer { uid, gid: 4242, pid: Some(7) },
+        user: Some(user.to_string()),
+        is_member,
+    };
+    let member = caller(own + 4242, "bob", true);
+    let stranger = caller(own + 4243, "eve", false);
+    let changes = ["/admin/v1/unload", "/admin/v1/load", "/admin/v1/flush"];
+    for path in changes {
+        for caller in [None, Some(&member), Some(&stranger)] {
+            let (status, body) = ask(caller, "POST", path).await;
+            let error: AdminError = decode(&body);
+            assert_eq!((status, error.code), (403, AdminErrorCode::Forbidden), "{path}");
+        }
+    }
+    let (_, body) = ask(Some(&member), "POST", "/admin/v1/unload").await;
+    assert!(body.contains("user bob") && body.contains("unload models"), "{body}");
+    assert!(body.contains("admin_users"), "{body}");
+    for (caller, expected) in [(Some(&member), 200), (Some(&stranger), 403), (None, 403)] {
+        for path in ["/admin/v1/models", "/admin/v1/version", "/admin/v1/health"] {
+            assert_eq!(ask(caller, "GET", path).await.0, expected, "{path}");
+        }
     }
     token(&mut generation).await;
-    for uid in [0, own] {
-        let flushed = ask(Some(uid), "POST", "/admin/v1/flush").await.unwrap();
-        assert_eq!(flushed.status(), StatusCode::OK);
+    let listed = caller(own + 4244, "ann", false);
+    for caller in [caller(0, "root", false), caller(own, "me", false), listed] {
+        assert_eq!(ask(Some(&caller), "POST", "/admin/v1/flush").await.0, 200);
     }
 }
 

@@ -11,9 +11,9 @@ use common::fake::{
     COUNT, CRASH, ENDLESS, FLOOD, GARBAGE, LOAD_DIES, LOAD_FAILS, LOAD_WAITS, RESTART_DIES,
     STUBBORN,
 };
-use common::{Daemon, config, generate, is_alive, read, signal, token};
-use minisgl_control::{Inspector, RegistryConfig, Unavailable};
-use minisgl_proto::admin::{AdminErrorCode, LoadEvent, ModelState};
+use common::{Daemon, config, end_of, generate, is_alive, read, read_load, signal, token};
+use minisgl_control::{Inspector, Memory, RegistryConfig, Unavailable};
+use minisgl_proto::admin::{AdminErrorCode, LoadEvent, LoadRequest, ModelState};
 use minisgl_proto::{Finish, LoadStage};
 use nix::sys::signal::Signal;
 
@@ -340,8 +340,7 @@ async fn force_and_the_end_of_patience_end_requests_with_a_word() {
         let mut generation = daemon.submit(name, &[ENDLESS]);
         token(&mut generation).await;
         daemon.registry.unload(name, force).await.unwrap();
-        let reason = failure(read(&mut generation).await.1);
-        assert!(reason.contains("was unloaded"), "{reason}");
+        assert_eq!(read(&mut generation).await.1, Some(Finish::Aborted));
         assert!(!is_alive(pid));
     }
 }
@@ -388,4 +387,47 @@ async fn shutdown_drains_every_model_and_takes_no_more() {
     assert!(!pids.into_iter().any(is_alive));
     let refused = daemon.registry.load(daemon.request("c")).await.unwrap_err();
     assert_eq!(refused.code, AdminErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn a_load_is_remembered_when_it_is_ready_and_forgotten_when_it_is_unloaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let memory = Arc::new(Memory::open(folder.path()).unwrap());
+    let daemon = Daemon::with(RegistryConfig { memory: Some(memory.clone()), ..config() });
+    let load = async |name: &str| {
+        let request = LoadRequest { persist: true, ..daemon.request(name) };
+        end_of(read_load(daemon.registry.load(request).await.unwrap()).await)
+    };
+    assert!(load("m").await.unwrap().persisted);
+    assert!(daemon.registry.status("m").unwrap().persisted);
+    load(LOAD_FAILS).await.unwrap_err();
+    assert!(memory.has("m") && !memory.has(LOAD_FAILS));
+    assert!(!daemon.load("other").await.unwrap().persisted);
+
+    // A daemon that ends forgets nothing.
+    daemon.registry.shutdown(Duration::ZERO).await;
+    assert!(memory.has("m"));
+    let next = Daemon::with(RegistryConfig { memory: Some(memory.clone()), ..config() });
+    next.load("m").await.unwrap();
+    next.registry.unload("m", false).await.unwrap();
+    assert!(!memory.has("m"));
+
+    // One that is remembered and not loaded can be forgotten.
+    memory.add(&LoadRequest { persist: true, ..next.request("gone") }).unwrap();
+    let error = next.registry.unload("gone", false).await.unwrap_err();
+    assert!(error.message.contains("no longer remembered"), "{error}");
+    assert!(!memory.has("gone"));
+}
+
+#[tokio::test]
+async fn a_new_configuration_is_for_the_next_loads() {
+    let daemon = Daemon::with(RegistryConfig { drain: Duration::from_secs(60), ..config() });
+    daemon.load("m").await.unwrap();
+    let mut generation = daemon.submit("m", &[ENDLESS]);
+    // Who does not read is cut off, and nothing would be left to wait for.
+    tokio::spawn(async move { while generation.events.recv().await.is_some() {} });
+    daemon.registry.reconfigure(RegistryConfig { drain: Duration::from_millis(50), ..config() });
+    let began = Instant::now();
+    daemon.registry.unload("m", false).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(30), "the old drain time was waited for");
 }

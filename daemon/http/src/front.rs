@@ -12,6 +12,7 @@ use crate::backend::{Backend, Model};
 use crate::body::{self, BodyBudget};
 use crate::choices::{Choices, Job};
 use crate::error::ApiError;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::random::Random;
 use crate::record::Record;
@@ -27,6 +28,8 @@ pub struct Front {
     pub backend: Arc<dyn Backend>,
     /// The limits.
     pub settings: Settings,
+    /// Those that change while requests are served.
+    pub limits: Limits,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Seeds and ids.
@@ -66,6 +69,7 @@ impl Front {
             texts,
             budget: BodyBudget::default(),
             newest: AtomicU64::new(0),
+            limits: Limits::new(settings.body_bytes_max, settings.connections_max),
             settings,
         }))
     }
@@ -78,7 +82,9 @@ impl Front {
         let (parts, body) = request.into_parts();
         let record = parts.extensions.get::<Arc<Record>>().cloned();
         let record = record.ok_or_else(|| ApiError::internal("the request has no record"))?;
-        let bytes = body::receive(&parts.headers, body, &self.settings, &self.budget).await?;
+        let settings =
+            Settings { body_bytes_max: self.limits.body_bytes_max(), ..self.settings.clone() };
+        let bytes = body::receive(&parts.headers, body, &settings, &self.budget).await?;
         Ok((bytes, record))
     }
 

@@ -23,6 +23,8 @@ mod error;
 mod front;
 mod generate;
 mod input;
+mod keys;
+mod limits;
 mod logprobs;
 mod metrics;
 mod middleware;
@@ -36,6 +38,7 @@ mod settings;
 mod sse;
 mod stop;
 mod template;
+mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
@@ -52,13 +55,26 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use error::ApiError;
 pub use front::Front;
+pub use keys::{BadKeys, KeyList, Keys, Rule};
+pub use limits::Limits;
 pub use server::{Listener, serve};
 pub use settings::Settings;
 pub use template::{ChatTemplate, Conversation, TemplateError};
+pub use tls::{BadCertificate, Certificate, Tls};
 pub use tokenizer::TextModels;
 
-/// All routes. Serve it with [`serve`], or merge it into another router.
+/// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
 pub fn router(front: Arc<Front>) -> Router {
+    finish(routes(), front)
+}
+
+/// All routes, for whoever `keys` lets in. Serve it with [`serve`].
+pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
+    let admit = axum::middleware::from_fn_with_state(keys, keys::admit);
+    finish(routes().layer(admit), front)
+}
+
+fn routes() -> Router<Arc<Front>> {
     Router::new()
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
@@ -71,6 +87,10 @@ pub fn router(front: Arc<Front>) -> Router {
         .route("/metrics", get(models::metrics))
         .fallback(middleware::not_found)
         .method_not_allowed_fallback(middleware::method_not_allowed)
+}
+
+fn finish(routes: Router<Arc<Front>>, front: Arc<Front>) -> Router {
+    routes
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&front), middleware::account))
         .with_state(front)

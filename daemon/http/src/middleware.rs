@@ -17,6 +17,9 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of a client's request id, at most; a longer one is replaced.
 const ID_BYTES_MAX: usize = 128;
 
+/// Seconds after which a client that came during a stop may find the next daemon.
+const STOPPING_RETRY_S: u32 = 5;
+
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
     const ENDPOINTS: [&str; 8] = [
@@ -50,7 +53,12 @@ pub async fn account(
     let endpoint = endpoint(request.uri().path());
     let record = Record::new(id, endpoint, Arc::clone(&front.metrics));
     request.extensions_mut().insert(Arc::clone(&record));
-    let mut response = next.run(request).await;
+    // Metrics are wanted to the end.
+    let mut response = if front.limits.is_closing() && endpoint != "/metrics" {
+        stopping().into_response()
+    } else {
+        next.run(request).await
+    };
     record.answered(response.status().as_u16(), response.extensions().get::<ApiError>());
     if let Ok(header) = header {
         response.headers_mut().insert(&X_REQUEST_ID, header);
@@ -61,6 +69,13 @@ pub async fn account(
 fn is_id(id: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte);
     !id.is_empty() && id.len() <= ID_BYTES_MAX && id.bytes().all(allowed)
+}
+
+/// 503: the daemon has been told to stop.
+fn stopping() -> ApiError {
+    ApiError::unavailable("the daemon is stopping and takes no new requests; retry later")
+        .with_code("stopping")
+        .with_retry_after(STOPPING_RETRY_S)
 }
 
 /// 404.

@@ -5,7 +5,6 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,16 +15,19 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::TlsAcceptor;
 
+use crate::limits::Limits;
 use crate::settings::Settings;
+use crate::tls::Tls;
 
 /// Where connections come from.
 #[derive(Debug)]
 pub enum Listener {
-    /// The network.
-    Tcp(TcpListener),
+    /// The network, encrypted if there is a certificate.
+    Tcp(TcpListener, Tls),
     /// This machine.
     Unix(UnixListener),
 }
@@ -33,32 +35,50 @@ pub enum Listener {
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// A connection, and what it begins with.
+struct Accepted {
+    stream: Box<dyn Io>,
+    acceptor: Option<TlsAcceptor>,
+}
+
 impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+    async fn accept(&self) -> io::Result<Accepted> {
         Ok(match self {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, tls) => {
                 let (stream, _) = listener.accept().await?;
                 // A token is smaller than a packet and must not wait for the next one.
                 stream.set_nodelay(true)?;
-                Box::new(stream)
+                Accepted { stream: Box::new(stream), acceptor: tls.acceptor() }
             }
-            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+            Listener::Unix(listener) => {
+                Accepted { stream: Box::new(listener.accept().await?.0), acceptor: None }
+            }
         })
     }
 }
 
+impl Accepted {
+    /// The stream to speak HTTP on, within the time that headers have.
+    async fn open(self, time: Duration) -> io::Result<Box<dyn Io>> {
+        let Some(acceptor) = self.acceptor else { return Ok(self.stream) };
+        let stream = tokio::time::timeout(time, acceptor.accept(self.stream)).await;
+        Ok(Box::new(stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??))
+    }
+}
+
 /// Serves `router` on all listeners until `shutdown` resolves; then accepts no more, lets running
-/// requests finish and returns. Dropping the returned future closes every connection.
+/// requests finish and returns. All listeners share the connections that `limits` allows. Dropping the returned future closes every connection.
 pub async fn serve(
     listeners: Vec<Listener>,
     router: Router,
     settings: &Settings,
+    limits: &Limits,
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopped) = watch::channel(false);
     let loops = listeners
         .into_iter()
-        .map(|listener| accept_all(listener, router.clone(), settings, stopped.clone()));
+        .map(|listener| accept_all(listener, router.clone(), settings, limits, stopped.clone()));
     let mut loops = pin!(futures_util::future::join_all(loops));
     tokio::select! {
         _ = &mut loops => return,
@@ -72,14 +92,14 @@ async fn accept_all(
     listener: Listener,
     router: Router,
     settings: &Settings,
+    limits: &Limits,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let slots = Arc::new(Semaphore::new(settings.connections_max));
     let graceful = GracefulShutdown::new();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
+            let slot = limits.slot().await;
             (slot, listener.accept().await)
         };
         let (slot, accepted) = tokio::select! {
@@ -87,8 +107,8 @@ async fn accept_all(
             _ = stopped.wait_for(|stopped| *stopped) => break,
         };
         while connections.try_join_next().is_some() {}
-        let stream = match accepted {
-            Ok(stream) => stream,
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
             Err(why) => {
                 // Out of descriptors, most likely: they come back when connections close.
                 tracing::warn!(%why, "cannot accept a connection");
@@ -96,16 +116,21 @@ async fn accept_all(
                 continue;
             }
         };
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(settings.header_timeout)
-            .serve_connection(
-                TokioIo::new(Guarded::new(stream, settings.write_timeout)),
-                TowerToHyperService::new(router.clone()),
-            );
-        let connection = graceful.watch(connection);
+        let (router, watcher) = (router.clone(), graceful.watcher());
+        let (header_timeout, write_timeout) = (settings.header_timeout, settings.write_timeout);
         connections.spawn(async move {
-            if let Err(why) = connection.await {
+            let stream = match accepted.open(header_timeout).await {
+                Ok(stream) => stream,
+                Err(why) => return tracing::debug!(%why, "a TLS connection did not begin"),
+            };
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(header_timeout)
+                .serve_connection(
+                    TokioIo::new(Guarded::new(stream, write_timeout)),
+                    TowerToHyperService::new(router),
+                );
+            if let Err(why) = watcher.watch(connection).await {
                 tracing::debug!(%why, "a connection ended early");
             }
             drop(slot);

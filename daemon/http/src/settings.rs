@@ -15,7 +15,7 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// Time a client has to take at least some of what is written to it; then it is cut off.
     pub write_timeout: Duration,
-    /// Open connections of one listener, at most; more wait in the kernel's backlog.
+    /// Open connections, at most; more wait in the kernel's backlog.
     pub connections_max: usize,
     /// Generations (prompts times `n`) that one HTTP request may start.
     pub choices_max: usize,

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use minisgl_http::{Listener, Settings, serve};
+use minisgl_http::{Limits, Listener, Settings, Tls, serve};
 use minisgl_proto::Finish;
 use serde_json::{Value, json};
 use support::{House, Step, chat_body, say};
@@ -37,7 +37,9 @@ fn start_on(listener: TcpListener, house: &House, settings: Settings) -> Server 
         let stopped = async {
             let _ = stopped.await;
         };
-        serve(vec![Listener::Tcp(listener)], router, &settings, stopped).await;
+        let limits = Limits::new(settings.body_bytes_max, settings.connections_max);
+        serve(vec![Listener::Tcp(listener, Tls::default())], router, &settings, &limits, stopped)
+            .await;
     });
     Server { address, stop, task }
 }
@@ -297,7 +299,8 @@ async fn a_unix_socket_is_as_good() {
     let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
     let router = house.router.clone();
     let task = tokio::spawn(async move {
-        serve(vec![listener], router, &Settings::default(), std::future::pending()).await;
+        let (settings, limits) = (Settings::default(), Limits::new(1 << 20, 8));
+        serve(vec![listener], router, &settings, &limits, std::future::pending()).await;
     });
     let mut stream = UnixStream::connect(&path).await.unwrap();
     let text = post(&chat_body(json!({}))).replace("host: x", "host: x\r\nconnection: close");

@@ -309,3 +309,32 @@ async fn request_ids() {
         assert!(id != bad && id.len() == 32, "{id}");
     }
 }
+
+#[tokio::test]
+async fn without_a_key_of_the_list_the_answer_is_401_in_openais_shape() {
+    let house = House::saying("a");
+    let keys = minisgl_http::Keys::default();
+    let router = house.keyed(keys.clone());
+    let ask = async |path: &str, key: Option<&str>| {
+        let mut request = Request::get(path);
+        if let Some(key) = key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        support::send(&router, request.body(Body::empty()).unwrap()).await
+    };
+    assert_eq!(ask("/v1/models", None).await.status, 200, "no keys, no question");
+    let list = minisgl_http::KeyList::parse("sk-0123456789abcdef").unwrap();
+    keys.set(minisgl_http::Rule { keys: list, open_metrics: false });
+    assert_eq!(ask("/v1/models", Some("sk-0123456789abcdef")).await.status, 200);
+    for (path, key) in
+        [("/v1/models", None), ("/v1/models", Some("sk-wrong")), ("/metrics", None), ("/x", None)]
+    {
+        let answer = ask(path, key).await;
+        assert_eq!(answer.error(), (401, Value::Null, json!("invalid_api_key")), "{path}");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+        assert!(answer.headers.contains_key("x-request-id"));
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+    }
+    assert_eq!(ask("/health", None).await.status, 200);
+}

@@ -44,6 +44,9 @@ pub struct LoadRequest {
     /// How to load it.
     #[serde(default)]
     pub options: LoadOptions,
+    /// Load it again whenever the daemon starts, until it is unloaded.
+    #[serde(default)]
+    pub persist: bool,
 }
 
 /// One line of the answer to a load.
@@ -134,6 +137,9 @@ pub struct ModelStatus {
     pub stats: Option<StepStats>,
     /// How it was loaded.
     pub options: LoadOptions,
+    /// Whether it is loaded again whenever the daemon starts, because a load asked for it.
+    #[serde(default)]
+    pub persisted: bool,
 }
 
 /// `GET /admin/v1/health`.

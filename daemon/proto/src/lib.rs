@@ -12,12 +12,14 @@ pub mod frame;
 pub mod gpus;
 pub mod limits;
 pub mod model;
+pub mod ranges;
 pub mod request;
 pub mod socket;
 pub mod worker;
 
 pub use gpus::{BadGpus, GpuList};
 pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
+pub use ranges::OutOfRange;
 pub use request::{
     Finish, Generate, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
     TokenLogprob, Unavailable,

@@ -12,6 +12,10 @@ use super::Config;
 use crate::cli::ServeArgs;
 use crate::logging;
 
+/// More administrators than a machine has.
+const ADMIN_USERS_MAX: usize = 1024;
+/// Bytes of a user's name (useradd(8) allows 32).
+const USER_BYTES_MAX: usize = 256;
 /// A day: longer than any wait that helps.
 const SECONDS_MAX: f64 = 86_400.0;
 /// A gigabyte.
@@ -88,12 +92,31 @@ impl Config {
     /// Whether every value can be.
     pub(super) fn check(&self) -> Result<(), Fault> {
         let listen = self.http.listen;
-        if !listen.ip().is_loopback() && !self.http.allow_public {
+        let open = self.keys.is_empty() && !self.http.allow_public_without_keys;
+        if !listen.ip().is_loopback() && open {
             let text = format!(
-                "refusing to listen on {listen}: it is not a loopback address and there are no API keys; \
-                 set allow_public = true under [http] to serve whoever can reach it"
+                "refusing to listen on {listen}: it is not a loopback address and there are no API keys; put some \
+                 into /etc/minisgld/api_keys (systemd) or a file that [http] api_keys_file names, or set \
+                 allow_public_without_keys = true under [http] to serve whoever can reach it"
             );
             return Err(Fault::new("http", &["listen"], text));
+        }
+        let users = &self.admin.admin_users;
+        let no_user = |user: &&String| {
+            user.is_empty()
+                || user.len() > USER_BYTES_MAX
+                || user.contains(|c: char| c.is_whitespace())
+        };
+        if users.len() > ADMIN_USERS_MAX {
+            let text = format!(
+                "[admin] admin_users has {} entries: must be at most {ADMIN_USERS_MAX}",
+                users.len()
+            );
+            return Err(Fault::new("admin", &["admin_users"], text));
+        }
+        if let Some(user) = users.iter().find(no_user) {
+            let text = format!("[admin] admin_users has {user:?}, which is no user's name");
+            return Err(Fault::new("admin", &["admin_users"], text));
         }
         let workers = &self.workers;
         let seconds: [(&'static [&'static str], f64); 4] = [
@@ -192,13 +215,21 @@ mod tests {
             ),
             ("[workers]\nstall_kill_s = 5\n", "in minisgld.toml, line 2: [workers] stall_kill_s"),
             (
+                "[admin]\nadmin_users = [\"a b\"]\n",
+                "in minisgld.toml, line 2: [admin] admin_users has",
+            ),
+            (
+                "[[model]]\nmodel = \"a\"\n[model.options]\nmax_running = 0\n",
+                "in minisgld.toml, line 3: [[model]] a: option max_running is 0",
+            ),
+            (
                 "[[model]]\nmodel = \"a\"\n[[model]]\nmodel = \"b\"\n\n\
                  [model.options]\ngpus = [1]\ntp = 2\n",
                 "in minisgld.toml, line 6: [[model]] b: tp is 2 and gpus is 1",
             ),
             (
                 "[[model]]\nmodel = \"a\"\noptions = { memory_ratio = 3.0 }\n",
-                "in minisgld.toml, line 3: [[model]] a: memory_ratio is 3",
+                "in minisgld.toml, line 3: [[model]] a: option memory_ratio is 3",
             ),
             (
                 "[[model]]\nmodel = \"a\"\nname = \"x y\"\n",

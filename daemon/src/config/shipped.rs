@@ -52,9 +52,13 @@ fn every_value_is_the_default() {
     config.model.clear();
     for example in [
         &mut config.admin.socket,
+        &mut config.http.api_keys_file,
+        &mut config.http.tls_cert,
+        &mut config.http.tls_key,
         &mut config.hub.cache_dir,
         &mut config.hub.token_file,
         &mut config.gpu.libraries,
+        &mut config.state.dir,
     ] {
         assert!(example.take().is_some_and(|path| path.is_absolute()));
     }

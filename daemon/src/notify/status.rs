@@ -23,7 +23,10 @@ pub(super) fn status(report: &Report, left: Option<Duration>) -> String {
             parts.push(format!("stopping: {requests} running, {} s left", left.as_secs()));
         }
         Some(_) => parts.push("stopping".to_owned()),
-        None => parts.extend(models(report)),
+        None => {
+            parts.extend(models(report));
+            parts.extend(report.note.clone());
+        }
     }
     let mut line = parts.join(", ");
     if line.len() > STATUS_BYTES_MAX {
@@ -103,6 +106,7 @@ pub(super) mod tests {
             info: None,
             stats: None,
             options: LoadOptions::default(),
+            persisted: false,
         }
     }
 
@@ -112,7 +116,7 @@ pub(super) mod tests {
     }
 
     fn line(models: Vec<ModelStatus>, expected: usize) -> String {
-        status(&Report { models, expected, hung: None }, None)
+        status(&Report { models, expected, hung: None, note: None }, None)
     }
 
     #[test]
@@ -132,6 +136,9 @@ pub(super) mod tests {
         let found = loading("b", LoadStage::Resolve, 0, 0);
         assert_eq!(line(vec![found], 0), "loading b: finding it");
         assert_eq!(line(vec![model("b", ModelState::Loading)], 0), "loading b");
+        let note = Some("restart to apply [http] listen".to_owned());
+        let report = Report { models: vec![a()], expected: 0, hung: None, note };
+        assert_eq!(status(&report, None), "1 model ready, restart to apply [http] listen");
         let ill = [ModelState::Stalled, ModelState::Restarting, ModelState::Failed];
         let ill = ill.map(|state| model("b", state)).to_vec();
         assert_eq!(line(ill, 0), "b is stalled, b is restarting, b has failed");
@@ -140,10 +147,11 @@ pub(super) mod tests {
     #[test]
     fn the_status_while_stopping_counts_down() {
         let models = vec![ModelStatus { in_flight: 3, ..model("a", ModelState::Unloading) }];
-        let report = Report { models, expected: 1, hung: Some("a hangs".to_owned()) };
+        let hung = Some("a hangs".to_owned());
+        let report = Report { models, expected: 1, hung, note: Some("x".to_owned()) };
         let left = Some(Duration::from_millis(27_900));
         assert_eq!(status(&report, left), "a hangs, stopping: 3 requests running, 27 s left");
-        let report = Report { models: vec![], expected: 0, hung: None };
+        let report = Report { models: vec![], expected: 0, hung: None, note: None };
         assert_eq!(status(&report, left), "stopping");
     }
 

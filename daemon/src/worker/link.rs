@@ -36,7 +36,7 @@ pub struct Link {
 ///
 /// # Errors
 /// Standard input is not a socket: somebody started the worker by hand.
-pub fn connect() -> io::Result<Link> {
+pub fn connect() -> io::Result<UnixStream> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let stream = UnixStream::from(stdin);
     stream.peer_addr().map_err(|error| {
@@ -45,7 +45,7 @@ pub fn connect() -> io::Result<Link> {
             "standard input is not a socket; workers are started by `minisgld serve`",
         )
     })?;
-    Link::over(stream)
+    Ok(stream)
 }
 
 impl Link {
@@ -100,7 +100,10 @@ fn read(mut stream: UnixStream, inbox: &SyncSender<Incoming>) {
 }
 
 /// The next frame, or `None` at the end of the stream.
-fn read_frame(stream: &mut UnixStream) -> io::Result<Option<ToWorker>> {
+///
+/// # Errors
+/// The stream breaks off, or has something that is not a frame.
+pub fn read_frame(stream: &mut UnixStream) -> io::Result<Option<ToWorker>> {
     let mut header = [0u8; HEADER_BYTES];
     match stream.read_exact(&mut header) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

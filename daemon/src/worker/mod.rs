@@ -4,11 +4,13 @@
 //! frames. Must never: open a socket, or outlive the daemon.
 //!
 //! ```text
+//!   stdin (a socket) -> Load, then confined
 //!   stdin (a socket) -> reader thread -> inbox -> [ scheduler thread: step, launch, wait ] -> link writer
 //!                                                          |  ^
 //!                                                       engine ranks
 //! ```
 
+mod confine;
 mod link;
 mod run;
 
@@ -21,7 +23,7 @@ use nix::sys::signal::Signal;
 use crate::logging;
 
 /// Runs the worker until it is drained or the daemon is gone.
-pub fn run(log: &str) -> ExitCode {
+pub fn run(log: &str, confine_gpu: bool) -> ExitCode {
     if let Err(error) = logging::init_worker(log) {
         eprintln!("minisgld worker: {error:#}");
         return ExitCode::FAILURE;
@@ -30,7 +32,8 @@ pub fn run(log: &str) -> ExitCode {
     if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
         tracing::warn!("cannot ask to die with the daemon: {error}");
     }
-    match link::connect().map_err(anyhow::Error::from).and_then(run::serve) {
+    let serve = |stream| run::serve(stream, |spec| confine::confine(spec, confine_gpu));
+    match link::connect().map_err(anyhow::Error::from).and_then(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

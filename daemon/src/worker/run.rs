@@ -1,5 +1,6 @@
 //! Loads the model, then turns the loop: gather frames, step, launch, report, wait.
 
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::TryRecvError;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, ToWorker, WorkerSpec};
 use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
-use super::link::{Incoming, Link};
+use super::link::{self, Incoming, Link};
 
 /// Set to anything but `0`, each step is waited for before the next is scheduled; for ablation.
 const DISABLE_OVERLAP: &str = "MINISGL_DISABLE_OVERLAP_SCHEDULING";
@@ -16,16 +17,20 @@ const DISABLE_OVERLAP: &str = "MINISGL_DISABLE_OVERLAP_SCHEDULING";
 /// Frames taken in before a step, at most: a flood of submissions must not hold up running rows.
 const FRAMES_PER_STEP_MAX: usize = 256;
 
-/// Serves one model over `link` until it is drained or the daemon is gone.
+/// Serves one model over `stream` until it is drained or the daemon is gone.
+///
+/// `confine` gives up what the model does not need; no other thread of ours is there yet.
 ///
 /// # Errors
 /// The model does not load (the daemon was told), or the engine broke.
-pub fn serve(link: Link) -> anyhow::Result<()> {
-    let spec = match link.inbox.recv()? {
-        Incoming::Frame(ToWorker::Load(spec)) => spec,
-        Incoming::Frame(other) => bail!("the first frame must be Load, not {other:?}"),
-        Incoming::Closed(_) => return Ok(()),
+pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&WorkerSpec)) -> anyhow::Result<()> {
+    let spec = match link::read_frame(&mut stream)? {
+        Some(ToWorker::Load(spec)) => spec,
+        Some(other) => bail!("the first frame must be Load, not {other:?}"),
+        None => return Ok(()),
     };
+    confine(&spec);
+    let link = Link::over(stream)?;
     match load(&spec, &link) {
         Ok((driver, info)) => {
             link.send(FromWorker::Ready(Box::new(info)));
@@ -202,7 +207,6 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
 
     use minisgl_proto::frame::{self, HEADER_BYTES};
     use minisgl_proto::{RequestId, SamplingParams, StopParams, Submit};
@@ -236,7 +240,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
         let (mut daemon, worker) = UnixStream::pair().unwrap();
-        let thread = std::thread::spawn(move || serve(Link::over(worker).unwrap()));
+        let thread = std::thread::spawn(move || serve(worker, |_| {}));
         let options = LoadOptions {
             dummy_weights: true,
             threads: 1,

@@ -49,7 +49,10 @@ impl Supervisor {
         if self.phase == Phase::Terminating {
             return;
         }
-        self.model.streams.fail_all(&format!("model \"{}\" was {reason}", self.model.name));
+        let aborted = self.model.streams.abort_all();
+        if aborted > 0 {
+            tracing::warn!(model = self.model.name, aborted, "{reason}: requests were aborted");
+        }
         self.metrics.up(&self.model.name, false);
         if let Some(worker) = &self.worker {
             worker.terminate();

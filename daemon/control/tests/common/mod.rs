@@ -51,6 +51,7 @@ pub fn config() -> RegistryConfig {
         },
         stream_buffer: 64,
         drain: Duration::from_secs(5),
+        memory: None,
         term_grace: Duration::from_millis(300),
     }
 }
@@ -110,6 +111,7 @@ impl Daemon {
                 max_waiting: 2,
                 ..LoadOptions::default()
             },
+            persist: false,
         }
     }
 

@@ -1,8 +1,8 @@
 //! Load options with nothing left open.
 //!
-//! Owns: the ranges of options, what a device does with them, and its defaults. Must never: look at a model.
+//! Owns: what a device does with options, and its defaults; their ranges are in `proto`. Must never: look at a model.
 
-use minisgl_proto::{Attn, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, KvDtype, LoadOptions, OutOfRange};
 
 use crate::device::Chosen;
 use crate::error::EngineError;
@@ -135,32 +135,11 @@ fn refuse<T>(option: &'static str, value: &str, expected: &str) -> Result<T, Eng
 
 /// Options that no model can be loaded with, on any device.
 pub(super) fn check(options: &LoadOptions) -> Result<(), EngineError> {
-    let ranges = [
-        ("tp", u64::from(options.tp), 1..=1024),
-        ("threads", u64::from(options.threads), 0..=1024),
-        ("page_size", u64::from(options.page_size), 1..=1 << 16),
-        ("max_running", u64::from(options.max_running), 1..=1 << 16),
-        ("chunk_tokens", options.chunk_tokens.map_or(1, u64::from), 1..=1 << 16),
-        ("max_waiting", u64::from(options.max_waiting), 1..=u64::MAX),
-        // A request is one prompt token and one generated token at least.
-        ("kv_tokens", options.kv_tokens.unwrap_or(2), 2..=u64::MAX),
-        ("max_len", options.max_len.map_or(2, u64::from), 2..=u64::MAX),
-    ];
-    for (option, value, range) in ranges {
-        if !range.contains(&value) {
-            let expected = match *range.end() {
-                u64::MAX => format!("at least {}", range.start()),
-                end => format!("{} to {end}", range.start()),
-            };
-            return Err(EngineError::Option { option, value: value.to_string(), expected });
-        }
-    }
-    match options.memory_ratio {
-        Some(ratio) if !(ratio > 0.0 && ratio <= 1.0) => {
-            refuse("memory_ratio", &ratio.to_string(), "above 0 and at most 1")
-        }
-        _ => Ok(()),
-    }
+    options.check_ranges().map_err(|OutOfRange { option, value, expected }| EngineError::Option {
+        option,
+        value,
+        expected,
+    })
 }
 
 #[cfg(test)]

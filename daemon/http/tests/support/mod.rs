@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
-use minisgl_http::{Front, Settings, TextModels, router};
+use minisgl_http::{Front, Keys, Settings, TextModels, keyed_router, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -307,11 +307,15 @@ impl House {
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        let body = String::from_utf8(body.to_vec()).unwrap();
-        Answer { status: parts.status, headers: parts.headers, body }
+        send(&self.router, request).await
+    }
+
+    /// The same models behind keys.
+    pub fn keyed(&self, keys: Keys) -> Router {
+        let texts = Arc::new(TextModels::new(1));
+        let (backend, registry) = (Arc::clone(&self.backend), prometheus::Registry::new());
+        let front = Front::new(backend as _, texts, Settings::default(), &registry).unwrap();
+        keyed_router(front, keys)
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
@@ -350,6 +354,14 @@ impl House {
         }
         panic!("{} generations are still alive", self.alive());
     }
+}
+
+pub async fn send(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    Answer { status: parts.status, headers: parts.headers, body }
 }
 
 pub fn chat_body(more: Value) -> Value {

@@ -1,0 +1,220 @@
+//! API keys: `Authorization: Bearer KEY`, compared without telling by the time it takes how much of it is right.
+//!
+//! Owns: the keys in force, as digests, which can be exchanged while requests are served. Must never: keep, print or
+//! log a key.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::error::ApiError;
+
+/// Keys at most.
+const KEYS_MAX: usize = 1024;
+/// Letters of a key: fewer can be guessed.
+const KEY_BYTES_MIN: usize = 16;
+/// The same at most.
+const KEY_BYTES_MAX: usize = 512;
+
+/// A list of keys, of which only digests are kept: all are of one length, and none is a key.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct KeyList(Vec<[u8; 32]>);
+
+impl fmt::Debug for KeyList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
+}
+
+/// What is wrong with a list of keys, without what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadKeys {
+    /// A line that cannot be a key.
+    #[error(
+        "line {line} is no API key: it needs {KEY_BYTES_MIN} to {KEY_BYTES_MAX} letters, digits and signs of ASCII \
+         without a space; make one with: openssl rand -hex 32"
+    )]
+    Line {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// Too many.
+    #[error("there are more than {KEYS_MAX} API keys")]
+    TooMany,
+}
+
+impl KeyList {
+    /// Reads keys, one a line; empty lines and those that begin with `#` are skipped.
+    ///
+    /// # Errors
+    /// See [`BadKeys`].
+    pub fn parse(text: &str) -> Result<KeyList, BadKeys> {
+        let mut keys = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let key = line.trim();
+            if key.is_empty() || key.starts_with('#') {
+                continue;
+            }
+            let fits = (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len());
+            if !fits || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(BadKeys::Line { line: number + 1 });
+            }
+            if keys.len() >= KEYS_MAX {
+                return Err(BadKeys::TooMany);
+            }
+            keys.push(digest(key));
+        }
+        Ok(KeyList(keys))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether `key` is one of them; takes as long for any.
+    fn has(&self, key: &str) -> bool {
+        let given = digest(key);
+        let equal = |found: Choice, known: &[u8; 32]| found | known.ct_eq(&given);
+        self.0.iter().fold(Choice::from(0), equal).into()
+    }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// Who is let in over the network. Clones are the same rule.
+#[derive(Clone, Debug, Default)]
+pub struct Keys(Arc<RwLock<Rule>>);
+
+/// The rule in force.
+#[derive(Clone, Debug, Default)]
+pub struct Rule {
+    /// The keys; where there are none, everybody is let in.
+    pub keys: KeyList,
+    /// Serve `/metrics` to everybody.
+    pub open_metrics: bool,
+}
+
+impl Keys {
+    /// With this rule.
+    pub fn new(rule: Rule) -> Self {
+        Keys(Arc::new(RwLock::new(rule)))
+    }
+
+    /// Exchanges the rule; requests that were let in go on.
+    pub fn set(&self, rule: Rule) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = rule;
+    }
+
+    fn check(&self, request: &Request<Body>) -> Result<(), ApiError> {
+        let rule = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let path = request.uri().path();
+        let is_open = path == "/health" || (path == "/metrics" && rule.open_metrics);
+        if rule.keys.is_empty() || is_open {
+            return Ok(());
+        }
+        let refuse = |message: &str| {
+            ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
+        };
+        let header = request.headers().get(header::AUTHORIZATION);
+        let Some(header) = header else {
+            return Err(refuse(
+                "no API key was sent; send one of this server's as: Authorization: Bearer KEY",
+            ));
+        };
+        let bearer = header.to_str().ok().and_then(|header| header.split_once(' '));
+        match bearer {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => {
+                if rule.keys.has(key.trim()) {
+                    Ok(())
+                } else {
+                    Err(refuse("the API key is not one of this server's; ask its operator"))
+                }
+            }
+            _ => Err(refuse("the Authorization header is not: Bearer KEY")),
+        }
+    }
+}
+
+/// Lets through who may.
+pub async fn admit(State(keys): State<Keys>, request: Request<Body>, next: Next) -> Response {
+    match keys.check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => {
+            let mut response = error.into_response();
+            let challenge = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            response
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "sk-0123456789abcdef";
+
+    #[test]
+    fn keys_are_lines_and_the_rest_is_refused_without_being_told() {
+        let list = KeyList::parse(&format!("# ours\n\n  {KEY}\t\n#{KEY}2\n")).unwrap();
+        assert_eq!((list.len(), format!("{list:?}")), (1, "1 keys".to_owned()));
+        assert!(list.has(KEY));
+        for wrong in ["", "sk-0123456789abcde", "sk-0123456789abcdefg", "SK-0123456789ABCDEF"] {
+            assert!(!list.has(wrong), "{wrong}");
+        }
+        assert_eq!(KeyList::parse("# none\n"), Ok(KeyList::default()));
+        for (text, line) in [("short", 1), ("\n\nwith a space in it somewhere\n", 3)] {
+            let error = KeyList::parse(text).unwrap_err();
+            assert_eq!(error, BadKeys::Line { line });
+            assert!(!error.to_string().contains(text.trim()), "{error}");
+        }
+        assert!(KeyList::parse(&"x".repeat(KEY_BYTES_MAX + 1)).is_err());
+        let many = |count| KeyList::parse(&vec![KEY; count].join("\n"));
+        assert_eq!(many(KEYS_MAX).map(|keys| keys.len()), Ok(KEYS_MAX));
+        assert_eq!(many(KEYS_MAX + 1), Err(BadKeys::TooMany));
+    }
+
+    #[test]
+    fn a_key_opens_every_route_and_health_needs_none() {
+        let keys = Keys::default();
+        let check = |path: &str, header: Option<&str>| {
+            let mut request = Request::get(path);
+            if let Some(header) = header {
+                request = request.header(header::AUTHORIZATION, header);
+            }
+            keys.check(&request.body(Body::empty()).unwrap()).map_err(|error| error.status.as_u16())
+        };
+        assert_eq!(check("/v1/models", None), Ok(()), "no keys, no question");
+        let rule = Rule { keys: KeyList::parse(KEY).unwrap(), open_metrics: false };
+        keys.set(rule.clone());
+        let bearer = format!("Bearer {KEY}");
+        assert_eq!(check("/v1/models", Some(&bearer)), Ok(()));
+        assert_eq!(check("/v1/models", Some(&format!("bearer  {KEY}"))), Ok(()));
+        for header in
+            [None, Some(""), Some(KEY), Some("Basic x"), Some("Bearer "), Some("Bearer x")]
+        {
+            for path in ["/v1/models", "/v1/chat/completions", "/metrics", "/health/x", "/nothing"]
+            {
+                assert_eq!(check(path, header), Err(401), "{path} {header:?}");
+            }
+            assert_eq!(check("/health", header), Ok(()));
+        }
+        keys.set(Rule { open_metrics: true, ..rule });
+        assert_eq!((check("/metrics", None), check("/v1/models", None)), (Ok(()), Err(401)));
+    }
+}
