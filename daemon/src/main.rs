@@ -24,7 +24,8 @@ mod worker;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command, ServeArgs};
 
@@ -39,6 +40,12 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("cannot write manual pages into {}", dir.display())),
         Command::Worker { log } => return worker::run(&log),
     };
     match result {
