@@ -1,6 +1,6 @@
 //! `cargo xtask`: the chores around the build. What a person or CI types; nothing ships from here.
 //!
-//! Owns: fetching models for tests and the CUDA compiler, running every test, the demo, the bundle. Must never: be needed at run time
+//! Owns: fetching models for tests and the CUDA compiler, running every test, the demo, the bundle, packages. Must never: be needed at run time
 //! by the daemon or `minisglctl`.
 
 #![forbid(unsafe_code)]
@@ -10,11 +10,15 @@ mod build;
 mod bundle;
 mod demo;
 mod model;
+mod notices;
+mod package;
 mod paths;
 mod python;
 mod sh;
+mod system;
 mod test;
 mod toolchain;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,8 +46,24 @@ enum Task {
         #[arg(long)]
         cpu: bool,
     },
-    /// Run every test: what CI runs
-    Test,
+    /// Build minisgld and minisglctl and pack them into target/packages
+    Package {
+        /// Which packages
+        #[arg(value_enum, default_value_t = package::Format::All)]
+        format: package::Format,
+        /// Without the CUDA backend, which needs NVIDIA's compiler to be fetched
+        #[arg(long)]
+        cpu: bool,
+    },
+    /// Run every test: what CI runs, with --system after it
+    Test {
+        /// Instead, the package in a booted Debian, with the release binaries that are there: needs root
+        #[arg(long)]
+        system: bool,
+        /// With --system: this package instead of one of the release binaries
+        #[arg(long, requires = "system", value_name = "FILE")]
+        deb: Option<PathBuf>,
+    },
     /// From a clone to a streamed answer: fetch a model, build, serve it, ask it something
     Demo {
         /// Leave the daemon running
@@ -82,11 +102,18 @@ fn run(task: Task) -> Result<()> {
             println!("{}", toolchain::fetch()?.display());
             Ok(())
         }
-        Task::Test => test::run(),
+        Task::Test { system: false, .. } => test::run(),
+        Task::Test { system: true, deb } => system::run(deb),
         Task::Build { cpu } => {
             build::release(backend(cpu))?;
             for name in ["minisgld", "minisglctl"] {
                 println!("{}", build::binary(name).display());
+            }
+            Ok(())
+        }
+        Task::Package { format, cpu } => {
+            for package in package::run(format, backend(cpu))? {
+                println!("{}", package.display());
             }
             Ok(())
         }
