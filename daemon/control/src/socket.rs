@@ -27,6 +27,8 @@ use crate::access::{Caller, Peer};
 const CONNECTIONS_MAX: usize = 2048;
 /// How long a client may take to send the head of a request, or to begin the next one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time that open connections have for a request after no more are accepted.
+const FIRST_WORDS: Duration = Duration::from_millis(300);
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Owner and group may open it.
@@ -203,6 +205,9 @@ async fn serve_within(
         });
     }
     drop(listener);
+    // Whoever was let in a moment ago has not sent a word yet; hyper would close on them without an answer.
+    let all_gone = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(FIRST_WORDS, all_gone).await;
     graceful.shutdown().await;
     while connections.join_next().await.is_some() {}
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -55,7 +55,9 @@ pub async fn account(
     request.extensions_mut().insert(Arc::clone(&record));
     // Metrics are wanted to the end.
     let mut response = if front.limits.is_closing() && endpoint != "/metrics" {
-        stopping().into_response()
+        let mut response = stopping().into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
     } else {
         next.run(request).await
     };

@@ -137,9 +137,15 @@ async fn accept_all(
         });
     }
     drop(listener);
+    // Whoever was let in a moment ago has not sent a word yet; hyper would close on them without an answer.
+    let all_gone = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(FIRST_WORDS, all_gone).await;
     graceful.shutdown().await;
     while connections.join_next().await.is_some() {}
 }
+
+/// Time that open connections have for a request after no more are accepted.
+const FIRST_WORDS: Duration = Duration::from_millis(300);
 
 /// Time and bytes for which a closing connection still listens. The bytes are not kept, so that many
 /// cost only the reading.

@@ -310,3 +310,18 @@ async fn a_unix_socket_is_as_good() {
     assert!(seen.contains("over a socket"), "{seen}");
     task.abort();
 }
+
+#[tokio::test]
+async fn who_was_let_in_before_a_stop_is_answered_though_they_speak_after_it() {
+    let house = House::saying("a");
+    let server = start(&house, Settings::default()).await;
+    let mut late = TcpStream::connect(server.address).await.unwrap();
+    let text = post(&chat_body(json!({})));
+    // The server has accepted it, and nothing was sent on it.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.stop.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    late.write_all(text.as_bytes()).await.unwrap();
+    read_until(&mut late, "\"content\":\"a\"").await;
+    timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
+}

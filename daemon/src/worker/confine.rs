@@ -101,7 +101,8 @@ fn restrict_files(model: &Path, gpu: bool) -> Result<(), String> {
     };
     match restrict() {
         Ok(status) if status.ruleset == RulesetStatus::NotEnforced => {
-            Err("this kernel has no Landlock".to_owned())
+            Err("there is no Landlock (before Linux 5.13, or in a container that forbids it)"
+                .to_owned())
         }
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
