@@ -18,8 +18,8 @@ fn a_request_gets_its_tokens_and_leaves_nothing() {
         assert_eq!(worker.events[&1][0].queue_s, Some(0.0));
         let stats = worker.driver.scheduler_mut().stats();
         assert_eq!(
-            (stats.pages_owned, stats.pages_cached),
-            (0, 3),
+            (stats.pages_owned, stats.pages_cached, stats.pages_evictable),
+            (0, 3, 3),
             "13 computed tokens are 3 pages"
         );
         assert_eq!((stats.steps, stats.generated_tokens), (5, 5));

@@ -112,6 +112,9 @@ impl World {
         self.scheduler.check_integrity().unwrap();
         let stats = self.scheduler.stats();
         assert_eq!(stats.pages_free + stats.pages_cached + stats.pages_owned, stats.pages_total);
+        assert!(stats.pages_evictable <= stats.pages_cached, "{stats:?}");
+        let is_unused = stats.running == 0 && stats.waiting == 0 && self.executor.in_flight() == 0;
+        assert!(!is_unused || stats.pages_evictable == stats.pages_cached, "{stats:?}");
         assert_eq!((stats.running + stats.waiting) as usize, self.client.alive());
         assert!(stats.preemptions >= running_before.preemptions);
         assert_eq!(self.scheduler.plans_in_flight(), self.executor.in_flight());
