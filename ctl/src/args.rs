@@ -102,6 +102,13 @@ pub enum Command {
         /// Which shell
         shell: Shell,
     },
+    /// Write the manual pages of this program into a folder; for packages
+    #[command(hide = true)]
+    Man {
+        /// The folder, which is there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// How results are written.

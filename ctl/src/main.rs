@@ -78,5 +78,7 @@ async fn run(cli: &Cli) -> Result<(), CtlError> {
             clap_complete::generate(*shell, &mut Cli::command(), "minisglctl", &mut script);
             output::print(&String::from_utf8_lossy(&script))
         }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
+            .map_err(|error| CtlError::Failed(format!("no manual in {}: {error}", dir.display()))),
     }
 }

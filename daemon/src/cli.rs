@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::bench::BenchArgs;
 
@@ -24,6 +25,18 @@ pub enum Command {
     CheckConfig(ServeArgs),
     /// Measure the speed of a model, without a daemon: scheduler and engine in this process.
     Bench(BenchArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the manual pages of this program into a folder; for packages.
+    #[command(hide = true)]
+    Man {
+        /// The folder, which is there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
     #[command(hide = true)]
     Probe(ServeArgs),

@@ -28,7 +28,8 @@ mod worker;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command, ServeArgs};
 
@@ -43,6 +44,12 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("cannot write manual pages into {}", dir.display())),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {
