@@ -1,6 +1,6 @@
 //! `cargo xtask`: the chores around the build. What a person or CI types; nothing ships from here.
 //!
-//! Owns: fetching models for tests and the CUDA compiler, running every test, the demo, the bundle. Must never: be needed at run time
+//! Owns: fetching models for tests and the CUDA compiler, running every test, the demo, the bundle, packages. Must never: be needed at run time
 //! by the daemon or `minisglctl`.
 
 #![forbid(unsafe_code)]
@@ -10,11 +10,14 @@ mod build;
 mod bundle;
 mod demo;
 mod model;
+mod notices;
+mod package;
 mod paths;
 mod python;
 mod sh;
 mod test;
 mod toolchain;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +41,15 @@ enum Task {
     },
     /// Build minisgld and minisglctl, optimised, into target/release
     Build {
+        /// Without the CUDA backend, which needs NVIDIA's compiler to be fetched
+        #[arg(long)]
+        cpu: bool,
+    },
+    /// Build minisgld and minisglctl and pack them into target/packages
+    Package {
+        /// Which packages
+        #[arg(value_enum, default_value_t = package::Format::All)]
+        format: package::Format,
         /// Without the CUDA backend, which needs NVIDIA's compiler to be fetched
         #[arg(long)]
         cpu: bool,
@@ -87,6 +99,12 @@ fn run(task: Task) -> Result<()> {
             build::release(backend(cpu))?;
             for name in ["minisgld", "minisglctl"] {
                 println!("{}", build::binary(name).display());
+            }
+            Ok(())
+        }
+        Task::Package { format, cpu } => {
+            for package in package::run(format, backend(cpu))? {
+                println!("{}", package.display());
             }
             Ok(())
         }
