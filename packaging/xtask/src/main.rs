@@ -15,6 +15,7 @@ mod package;
 mod paths;
 mod python;
 mod sh;
+mod system;
 mod test;
 mod toolchain;
 mod tools;
@@ -54,8 +55,15 @@ enum Task {
         #[arg(long)]
         cpu: bool,
     },
-    /// Run every test: what CI runs
-    Test,
+    /// Run every test: what CI runs, with --system after it
+    Test {
+        /// Instead, the package in a booted Debian, with the release binaries that are there: needs root
+        #[arg(long)]
+        system: bool,
+        /// With --system: this package instead of one of the release binaries
+        #[arg(long, requires = "system", value_name = "FILE")]
+        deb: Option<PathBuf>,
+    },
     /// From a clone to a streamed answer: fetch a model, build, serve it, ask it something
     Demo {
         /// Leave the daemon running
@@ -94,7 +102,8 @@ fn run(task: Task) -> Result<()> {
             println!("{}", toolchain::fetch()?.display());
             Ok(())
         }
-        Task::Test => test::run(),
+        Task::Test { system: false, .. } => test::run(),
+        Task::Test { system: true, deb } => system::run(deb),
         Task::Build { cpu } => {
             build::release(backend(cpu))?;
             for name in ["minisgld", "minisglctl"] {

@@ -46,7 +46,7 @@ pub fn run(format: Format, backend: build::Backend) -> Result<Vec<PathBuf>> {
     stage()?;
     let mut packages = Vec::new();
     if format != Format::Rpm {
-        packages.push(deb()?);
+        packages.push(deb(&[])?);
     }
     if format != Format::Deb {
         packages.push(rpm()?);
@@ -54,12 +54,22 @@ pub fn run(format: Format, backend: build::Backend) -> Result<Vec<PathBuf>> {
     Ok(packages)
 }
 
-fn deb() -> Result<PathBuf> {
+/// Packs the release binaries that are there into a `.deb`, fast and larger than need be.
+///
+/// # Errors
+/// They were not built, or cargo-deb or what it needs is missing.
+pub fn deb_of_built() -> Result<PathBuf> {
+    stage()?;
+    deb(&["--fast"])
+}
+
+fn deb(flags: &[&str]) -> Result<PathBuf> {
     let tool = tools::CARGO_DEB.fetch()?;
     let dir = emptied("packages/deb")?;
     let mut command = Command::new(tool);
     command.current_dir(paths::root());
     command.args(["deb", "--no-build", "--locked", "--package", "minisgld", "--compress-system"]);
+    command.args(flags);
     command.arg("--output").arg(&dir);
     sh::capture(&mut command, "Debian: apt install xz-utils dpkg-dev")?;
     only_file(&dir)

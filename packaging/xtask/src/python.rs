@@ -8,9 +8,10 @@ use anyhow::Result;
 use crate::{paths, sh};
 
 /// What the Python tests import. Pinned: a new release of the client is looked at, not stumbled over.
-const PACKAGES: [&str; 1] = ["openai==3.54.0"];
+pub const PACKAGES: [&str; 1] = ["openai==3.54.0"];
 
-const REMEDY: &str = "Python 3 with venv and pip and access to PyPI are needed to test with the \
+/// For whoever has no pip or network.
+pub const REMEDY: &str = "Python 3 with venv and pip and access to PyPI are needed to test with the \
     official client (Debian: apt install python3-venv)";
 
 /// The environment's interpreter; made if need be.
