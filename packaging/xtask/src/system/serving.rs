@@ -76,6 +76,12 @@ pub fn journal(world: &World) -> Result<()> {
     });
     waited?;
     ensure!(!last.contains("France"), "a prompt or an answer is in the journal:\n{last}");
+    let by_field = ["--output=json", "MINISGL_ENDPOINT=/v1/chat/completions"];
+    let entries = world.machine.run(&[&args[..3], &by_field].concat())?;
+    for field in ["REQUEST_ID", "MODEL", "GENERATED_TOKENS", "FIRST_TOKEN_S", "ELAPSED_S"] {
+        let field = format!("\"MINISGL_{field}\"");
+        ensure!(entries.contains(&field), "no {field} in the journal:\n{entries}\n{last}");
+    }
     Ok(())
 }
 
