@@ -139,7 +139,7 @@ pub struct WorkersConfig {
     /// Failures in a row with the last of which a model is given up: starts that fail, and deaths
     /// within a minute of being ready. With 1 nothing is ever restarted.
     pub failures_max: u32,
-    /// Confine workers also where they may use a GPU; those on the CPU always are.
+    /// Confine workers where they may use a GPU; those on the CPU always are.
     pub confine_gpu: bool,
 }
 
@@ -153,7 +153,7 @@ impl Default for WorkersConfig {
             drain_s: registry.drain.as_secs_f64(),
             stream_buffer_tokens: registry.stream_buffer,
             failures_max: registry.restart.give_up,
-            confine_gpu: false,
+            confine_gpu: true,
         }
     }
 }

@@ -57,11 +57,11 @@ fn may_use_gpu(spec: &WorkerSpec) -> bool {
     cfg!(feature = "cuda") && spec.options.device != Device::Cpu && is_there()
 }
 
-/// Gives up what the worker of `spec` does not need; with a GPU only if `confine_gpu` is set.
+/// Gives up what the worker of `spec` does not need; with a GPU unless `confine_gpu` is off.
 pub(super) fn confine(spec: &WorkerSpec, confine_gpu: bool) {
     let gpu = may_use_gpu(spec);
     if gpu && !confine_gpu {
-        tracing::debug!("not confined: [workers] confine_gpu is not set");
+        tracing::debug!("not confined: [workers] confine_gpu is off");
         return;
     }
     let network = gpu && spec.options.tp > 1;
@@ -85,9 +85,9 @@ fn restrict_files(model: &Path, gpu: bool) -> Result<(), String> {
         read.extend(folders.flat_map(|list| std::env::split_paths(&list).collect::<Vec<_>>()));
         let home = std::env::var_os("HOME").map(PathBuf::from);
         read.extend(home.iter().map(|home| home.join(".local")));
-        // What the driver compiles, and cuBLASLt's timings; the daemon made the latter a folder of their own.
+        // What the driver compiles, and cuBLASLt's timings, in a folder of their own.
         write.extend(home.iter().map(|home| home.join(".nv")));
-        write.extend(std::env::var_os("CACHE_DIRECTORY").map(PathBuf::from));
+        write.extend(timings());
         write.push("/tmp/nvidia-mps".into());
     }
     let restrict = || {
@@ -107,6 +107,16 @@ fn restrict_files(model: &Path, gpu: bool) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// The folder of cuBLASLt's timings, made while that is still allowed.
+fn timings() -> Option<PathBuf> {
+    #[cfg(feature = "cuda")]
+    let folder = minisgl_engine::ops::cuda::tuned_folder();
+    #[cfg(not(feature = "cuda"))]
+    let folder: Option<PathBuf> = None;
+    // What cannot be made cannot be written to later, and the log says so then.
+    folder.inspect(|folder| drop(std::fs::create_dir_all(folder)))
 }
 
 /// A model's folder, and what the links in it lead to: the hub's cache keeps files elsewhere.

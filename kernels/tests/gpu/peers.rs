@@ -38,6 +38,13 @@ impl Group {
         Peers::open(&devices, shape.clone(), Allowed::All, PATIENCE).unwrap()
     }
 
+    /// On a GPU that ranks share, a product that waits for its turn may hold what the other rank's needs.
+    fn make_room(&self) {
+        if !self.apart() {
+            self.wait();
+        }
+    }
+
     pub fn wait(&self) {
         self.devices.iter().for_each(|device| device.synchronize().unwrap());
     }
@@ -207,7 +214,6 @@ pub fn sent(gpu: &mut Gpu) {
                 // Twice, so that a place is used again that was emptied.
                 for _ in 0..4 {
                     for (rank, (x, weight)) in inputs.iter().enumerate() {
-                        let device = &group.devices[rank];
                         let inboxes = peers[rank].inboxes(rows).unwrap();
                         let mut delta = peers[rank].delta(Sum::Addition).slice_mut(..len);
                         let out = match send {
@@ -216,12 +222,15 @@ pub fn sent(gpu: &mut Gpu) {
                         };
                         let (input, weight) = (SkinnyInput::Plain(x.into()), weight.into());
                         let product = SkinnyGemm { input, weight, out, m: rows, n: hidden, k };
-                        product.launch(device).unwrap();
-                        let to = (&mut residual[rank]).into();
-                        peers[rank]
-                            .all_reduce(device, rows, (Sum::Addition, send), to, None)
-                            .unwrap();
+                        product.launch(&group.devices[rank]).unwrap();
                     }
+                    group.make_room();
+                    let all = peers.iter_mut().zip(&group.devices).zip(&mut residual);
+                    for ((peers, device), residual) in all {
+                        let sum = (Sum::Addition, send);
+                        peers.all_reduce(device, rows, sum, residual.into(), None).unwrap();
+                    }
+                    group.make_room();
                 }
                 group.wait();
                 let of = |(d, r): (&Device, &CudaSlice<bf16>)| download(d, r);

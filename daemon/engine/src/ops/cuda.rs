@@ -37,6 +37,7 @@ pub use kv::KV_UNIT_BYTES;
 pub use linear::decode_rows;
 pub use memory::{Buffer, Matrix};
 pub use team::Team;
+pub use tuned::tuned_folder;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

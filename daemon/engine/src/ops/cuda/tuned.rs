@@ -26,7 +26,7 @@ pub(super) struct TunedFile {
 impl TunedFile {
     /// Of the GPU that the driver calls `gpu`.
     pub(super) fn of(gpu: &str) -> TunedFile {
-        let folder = folder(|variable| std::env::var_os(variable));
+        let folder = tuned_folder();
         let path = folder.map(|folder| folder.join(file_name(gpu)));
         TunedFile { path, known: String::new() }
     }
@@ -87,6 +87,11 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
         let _ = fs::remove_file(&fresh);
     }
     written
+}
+
+/// Where what was measured is kept, if anywhere.
+pub fn tuned_folder() -> Option<PathBuf> {
+    folder(|name| std::env::var_os(name))
 }
 
 fn folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
