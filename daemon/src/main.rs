@@ -26,6 +26,7 @@ mod reload;
 mod serve;
 mod worker;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -45,8 +46,9 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut script);
+            std::io::stdout().write_all(&script).context("cannot write the script")
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
