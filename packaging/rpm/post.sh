@@ -4,5 +4,5 @@ if [ -d /run/systemd/system ]; then
 	systemd-tmpfiles --create minisgld.conf || :
 fi
 if [ "$1" -eq 1 ] && [ -x /usr/lib/systemd/systemd-update-helper ]; then
-	/usr/lib/systemd/systemd-update-helper install-system-units minisgld.service || :
+	/usr/lib/systemd/systemd-update-helper install-system-units minisgld.service minisgld.socket || :
 fi

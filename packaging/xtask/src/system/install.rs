@@ -11,7 +11,10 @@ pub const MEMBER: &str = "member";
 pub const STRANGER: &str = "stranger";
 
 /// What a package has to bring beside programs and unit.
-const FILES: [&str; 11] = [
+const FILES: [&str; 14] = [
+    "/usr/lib/systemd/system/minisgld.socket",
+    "/usr/share/minisgld/prometheus/minisgld.rules.yml",
+    "/usr/share/minisgld/grafana/minisgld.json",
     "/usr/lib/sysusers.d/minisgld.conf",
     "/usr/lib/tmpfiles.d/minisgld.conf",
     "/usr/share/man/man1/minisgld-serve.1.gz",
