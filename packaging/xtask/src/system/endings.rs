@@ -104,3 +104,31 @@ pub fn drain(world: &World) -> Result<()> {
     machine.run(&["systemctl", "start", "minisgld"])?;
     wait_for_model(world)
 }
+
+/// `systemctl restart` while clients connect: all are served, some with 503, and none is turned away.
+pub fn restart(world: &World) -> Result<()> {
+    let machine = &world.machine;
+    let main = machine.show("MainPID")?;
+    let mut clients = machine.command(None, &["python3", "/srv/tests/system_restart.py"]);
+    let clients = clients.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut clients = clients.spawn()?;
+    let mut lines = BufReader::new(clients.stdout.take().context("the clients' output")?);
+    let mut first = String::new();
+    lines.read_line(&mut first)?;
+    ensure!(first.trim() == "knocking", "the clients do not begin: {first:?}");
+    machine.run(&["systemctl", "restart", "minisgld"])?;
+    // The admin socket was there all the time.
+    machine.run(&["minisglctl", "ps"])?;
+    wait_for_model(world)?;
+    ensure!(machine.show("MainPID")? != main, "it was not restarted");
+    drop(clients.stdin.take());
+    let mut said = String::new();
+    lines.read_to_string(&mut said)?;
+    let output = clients.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("    {}", said.trim());
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    ensure!(said["lost_count"] == 0, "connections were lost: {said}");
+    ensure!(said["statuses"]["200"].as_u64() > Some(0), "nothing was answered: {said}");
+    Ok(())
+}

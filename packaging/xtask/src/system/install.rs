@@ -11,7 +11,10 @@ pub const MEMBER: &str = "member";
 pub const STRANGER: &str = "stranger";
 
 /// What a package has to bring beside programs and unit.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
+    "/usr/lib/systemd/system/minisgld.socket",
+    "/usr/share/minisgld/prometheus/minisgld.rules.yml",
+    "/usr/share/minisgld/grafana/minisgld.json",
     "/usr/lib/sysusers.d/minisgld.conf",
     "/usr/lib/tmpfiles.d/minisgld.conf",
     "/usr/share/man/man1/minisgld-serve.1.gz",
@@ -23,8 +26,6 @@ const FILES: [&str; 13] = [
     "/usr/share/doc/minisgld/copyright",
     "/usr/share/doc/minisgld/operations.md",
     "/usr/share/doc/minisgld/THIRD-PARTY-NOTICES.gz",
-    "/usr/share/minisgld/grafana/minisgld.json",
-    "/usr/share/minisgld/prometheus/minisgld.rules.yml",
 ];
 
 /// Installs the package, without a question and without a network.

@@ -52,17 +52,19 @@ struct World {
 type Step = fn(&World) -> Result<()>;
 
 /// In this order: each begins where the one before ended.
-const STORY: [(&str, Step); 12] = [
+const STORY: [(&str, Step); 14] = [
     ("the package is installed, and its service runs", install::package),
     ("the service starts and says so", install::start),
-    ("who is no member of minisgl is refused", serving::access),
+    ("strangers are refused, members of minisgl may look", serving::access),
+    ("a reload changes who may load, and a bad file changes nothing", serving::reload),
     ("a model is loaded, and systemctl status shows how far it is", serving::load),
     ("the openai client gets answers", serving::client),
-    ("requests are in the journal", serving::journal),
+    ("requests are in the journal, with fields", serving::journal),
     ("configured models are loaded at start", serving::configured),
     ("a hung worker is replaced, and the service stays", endings::hung_worker),
     ("a hung daemon is restarted by the watchdog", endings::hung_daemon),
     ("a stop lets a running stream finish", endings::drain),
+    ("a restart refuses no connection", endings::restart),
     ("an upgrade keeps configuration and models", upgrade::upgrade),
     ("removal keeps them, purge leaves nothing", upgrade::purge),
 ];

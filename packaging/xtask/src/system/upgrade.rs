@@ -3,9 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::World;
-use super::serving::wait_for_model;
-
-const CONFIG: &str = "/etc/minisgld/minisgld.toml";
+use super::serving::{CONFIG, wait_for_model};
 
 /// Stands for a downloaded model.
 const DOWNLOADED: &str = "/var/cache/minisgld/hub/models--org--name/refs/main";
