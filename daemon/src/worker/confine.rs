@@ -65,9 +65,10 @@ pub(super) fn confine(spec: &WorkerSpec, confine_gpu: bool) {
         return;
     }
     let network = gpu && spec.options.tp > 1;
-    let files = restrict_files(&spec.dir, gpu);
-    let sockets = if network { Ok(()) } else { restrict_sockets() };
+    let files = Some(restrict_files(&spec.dir, gpu));
+    let sockets = (!network).then(restrict_sockets);
     for (what, done) in [("files (Landlock)", files), ("sockets (seccomp)", sockets)] {
+        let Some(done) = done else { continue };
         match done {
             Ok(()) => tracing::debug!("confined: {what}"),
             Err(why) => tracing::warn!("not confined: {what}: {why}"),
