@@ -70,6 +70,10 @@ fn style(at: &LoadProgress) -> ProgressStyle {
     let template = match (at.total, at.stage) {
         (0, _) => "{prefix:>12} {spinner} {wide_msg}",
         (_, LoadStage::WarmUp) => "{prefix:>12} [{bar:24}] {pos}/{len} {wide_msg}",
+        // Taken, not moved: at no rate.
+        (_, LoadStage::KvPages) => {
+            "{prefix:>12} [{bar:24}] {binary_bytes:>10}/{binary_total_bytes:<10} {wide_msg}"
+        }
         // 75 columns and the message: a line that wraps is drawn twice.
         _ => {
             "{prefix:>12} [{bar:24}] {binary_bytes:>10}/{binary_total_bytes:<10} \
