@@ -352,6 +352,20 @@ fn gemm(gpu: &mut Gpu) {
     }
 }
 
+/// Ways to sample, by name.
+pub fn settings() -> [(&'static str, SampleRow); 6] {
+    let plain = SampleRow { temperature: 0.6, ..SampleRow::greedy(1, 0) };
+    [
+        ("greedy", SampleRow::greedy(1, 0)),
+        ("temperature", plain),
+        ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
+        ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
+        // Too many tokens for a list.
+        ("top_p 0.95, flat", SampleRow { top_p: 0.95, temperature: 50.0, ..plain }),
+        ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
+    ]
+}
+
 /// Logits of a model: normal, with a few that stand out.
 pub fn likely(gpu: &mut Gpu, len: usize) -> Vec<f32> {
     (0..len).map(|i| gpu.random.normal() * 2.0 + if i % 5000 == 0 { 8.0 } else { 0.0 }).collect()
@@ -379,17 +393,7 @@ fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let mut top_logprobs = gpu.upload(&vec![0_f32; rows * top_max]);
     let (none_u32, none_f32) = (gpu.upload(&[0_u32]), gpu.upload(&[0_f32]));
     let mut scratch = gpu.upload(&[0_f32]);
-    let plain = SampleRow { temperature: 0.6, ..SampleRow::greedy(1, 0) };
-    let settings = [
-        ("greedy", SampleRow::greedy(1, 0)),
-        ("temperature", plain),
-        ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
-        ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
-        // Too many tokens for a list.
-        ("top_p 0.95, flat", SampleRow { top_p: 0.95, temperature: 50.0, ..plain }),
-        ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
-    ];
-    for (name, row) in settings {
+    for (name, row) in settings() {
         let row = |at| SampleRow { seed: at as u64, out: at, ..row };
         let params = gpu.upload(&(0..rows as i32).map(row).collect::<Vec<_>>());
         let seconds = time(gpu, sets, |i| {

@@ -427,17 +427,8 @@ pub fn bench_ranks(gpu: &mut Gpu) {
         (0..ranks).map(|rank| rank * vocab / ranks..(rank + 1) * vocab / ranks).collect();
     let shape = PeerShape { hidden: 8, rows: 1, logit_rows: 256, columns };
     let mut peers = group.peers(&shape);
-    let plain = SampleRow { temperature: 0.6, ..SampleRow::greedy(1, 0) };
-    let settings = [
-        ("greedy", SampleRow::greedy(1, 0)),
-        ("temperature", plain),
-        ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
-        ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
-        ("top_p 0.95, flat", SampleRow { top_p: 0.95, temperature: 50.0, ..plain }),
-        ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
-    ];
     println!("{:<32} {:>6} {:>10}", format!("sample, {ranks} ranks"), "rows", "time/us");
-    for (name, row) in settings {
+    for (name, row) in crate::bench::settings() {
         for rows in [1, 32, 256] {
             let mut case = Case::random(&mut gpu.random, vocab, rows);
             case.marks.clear();
