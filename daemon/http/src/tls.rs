@@ -109,6 +109,9 @@ mod tests {
         assert_eq!(certificate, Certificate::parse(&chain, &key).unwrap());
         let foreign = other.signing_key.serialize_pem();
         assert_ne!(certificate, Certificate::parse(&other.cert.pem(), &foreign).unwrap());
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let renewed = params.self_signed(&one.signing_key).unwrap().pem();
+        assert_ne!(certificate, Certificate::parse(&renewed, &key).unwrap(), "of the same key");
         let refused =
             |chain: &str, key: &str| Certificate::parse(chain, key).unwrap_err().to_string();
         assert!(refused("", &key).contains("no certificate"));
