@@ -18,7 +18,11 @@ impl Backend for RegistryBackend {
         let entry = |status: minisgl_proto::admin::ModelStatus| ModelEntry {
             created_s: created_ns(&status.name) / 1_000_000_000,
             generation: created_ns(&status.name),
-            ready: status.state == ModelState::Ready,
+            ready: matches!(
+                status.state,
+                ModelState::Ready | ModelState::Stalled | ModelState::Restarting
+            ),
+            source: status.source,
             max_len: status.info.as_ref().map(|info| info.max_len),
             name: status.name,
         };

@@ -10,7 +10,7 @@ use minisgl_control::{
     Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy,
     WorkerCommand, admin, check_load, socket,
 };
-use minisgl_http::{Front, Keys, Listener, Settings, TextModels, Tls};
+use minisgl_http::{Front, Keys, Listener, TextModels, Tls};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -69,12 +69,7 @@ async fn serve(
     let notifier = Notifier::from_env()?;
     let metrics = prometheus::Registry::new();
     crate::metrics::register(&metrics)?;
-    let settings = Settings {
-        body_bytes_max: config.http.body_bytes_max,
-        connections_max: config.http.connections_max,
-        log_prompts: config.log.prompts,
-        ..Settings::default()
-    };
+    let settings = config.http_settings();
     let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
     let memory = remembered(&config);
     let registry_config =

@@ -186,7 +186,10 @@ async fn serve_within(
         let credentials = stream.peer_cred();
         let peer = credentials.map(|of| Peer { uid: of.uid(), gid: of.gid(), pid: of.pid() }).ok();
         if children::is_one(&stream, peer.and_then(|peer| peer.pid)) {
-            tracing::warn!(?peer, "a worker, or a process that is gone, opened the admin socket; closed it");
+            tracing::warn!(
+                ?peer,
+                "a worker, or a process that is gone, opened the admin socket; closed it"
+            );
             continue;
         }
         let slots = if peer.is_some_and(|peer| peer.is_operator()) { &operators } else { &others };

@@ -43,8 +43,7 @@ const MACHINE_OF_GPU: [&str; 3] = ["/proc", "/sys", "/etc/nccl.conf"];
 /// Threads write their names here.
 const NAMES: &str = "/proc/self/task";
 /// Devices that tell nothing and keep nothing.
-const DEVICES: [&str; 5] =
-    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 /// Those of a GPU besides the nodes that begin with [`NODES`].
 const DEVICES_OF_GPU: [&str; 4] = ["/dev/dxg", "/dev/dri", "/dev/infiniband", "/dev/shm"];
 /// NVIDIA's nodes and folders of nodes in `/dev`.
