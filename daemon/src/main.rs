@@ -25,6 +25,7 @@ mod notify;
 mod probe;
 mod reload;
 mod serve;
+mod wiring;
 mod worker;
 
 use std::io::Write;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             serve::run(&args)
         }
         Command::CheckConfig(args) => serve::check_config(&args),
+        Command::Reload(args) => reload::ask(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Completions { shell } => {
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
         Command::Confined(args) => confine::attempt(&args),
+        Command::EchoWorker { .. } => bench::echo::run(),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {

@@ -1,4 +1,4 @@
-//! SIGHUP: reads the configuration again and applies what can change while requests are served.
+//! SIGHUP and `minisgld reload`: reads the configuration again and applies what can change while requests are served.
 //!
 //! ```text
 //!   RELOADING=1 ──> read, check ──> apply what is live ──> log what is not ──> READY=1
@@ -7,19 +7,25 @@
 //!
 //! Owns: which key of the configuration is live. Must never: apply half of a configuration that is refused.
 
+mod client;
+
 use std::sync::Arc;
 
 use anyhow::bail;
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};
 use minisgl_http::{Keys, Limits, TextModels, Tls};
+use minisgl_proto::reload::ReloadReply;
 
 use crate::cli::ServeArgs;
 use crate::config::{
     AdminConfig, Config, GpuConfig, HttpConfig, HubConfig, LogConfig, StateConfig, WorkersConfig,
 };
 use crate::logging::LevelHandle;
-use crate::serve::registry_config;
+use crate::notify::Notifier;
+use crate::wiring::registry_config;
+
+pub use self::client::ask;
 
 /// What a reload changes.
 pub struct Live {
@@ -49,11 +55,34 @@ pub struct Outcome {
 }
 
 impl Live {
-    /// Reads the configuration again, and what of it can be live replaces that of `running`.
+    /// Reads the configuration again, tells the log what came of it, and the service manager that it goes on.
     ///
     /// # Errors
     /// It cannot be; nothing has changed.
-    pub fn reload(&self, args: &ServeArgs, running: &mut Config) -> anyhow::Result<Outcome> {
+    pub async fn reload(
+        &self,
+        notifier: Option<&Notifier>,
+        args: &ServeArgs,
+        running: &mut Config,
+    ) -> anyhow::Result<Outcome> {
+        if let Some(notifier) = notifier {
+            notifier.reloading().await;
+        }
+        let reloaded = tokio::task::block_in_place(|| self.read(args, running));
+        match &reloaded {
+            Ok(outcome) => outcome.log(),
+            Err(error) => {
+                tracing::error!("the configuration is not reloaded and stays as it was: {error:#}");
+            }
+        }
+        if let Some(notifier) = notifier {
+            notifier.reloaded().await;
+        }
+        reloaded
+    }
+
+    /// Reads the configuration again, and what of it can be live replaces that of `running`.
+    fn read(&self, args: &ServeArgs, running: &mut Config) -> anyhow::Result<Outcome> {
         let new = Config::load(args)?;
         refuse_to_open(running, &new)?;
         let outcome = compare(running, &new);
@@ -94,9 +123,28 @@ pub fn warn_of_unknown_users(config: &Config) {
     }
 }
 
+/// What the service manager's status line says of a reload.
+pub fn note(reloaded: &anyhow::Result<Outcome>) -> Option<String> {
+    match reloaded {
+        Ok(outcome) => outcome.note(),
+        Err(_) => Some("the configuration was not reloaded, the log says why".to_owned()),
+    }
+}
+
+/// What whoever asked for a reload is told.
+pub fn reply(reloaded: anyhow::Result<Outcome>) -> Result<ReloadReply, String> {
+    let own = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
+    match reloaded {
+        Ok(Outcome { applied, restart }) => {
+            Ok(ReloadReply { changed: own(applied), restart: own(restart) })
+        }
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
 impl Outcome {
     /// Says it in the log.
-    pub fn log(&self) {
+    fn log(&self) {
         let list = |keys: &[&str]| if keys.is_empty() { "nothing".into() } else { keys.join(", ") };
         tracing::info!("configuration reloaded; changed: {}", list(&self.applied));
         if !self.restart.is_empty() {
@@ -105,7 +153,7 @@ impl Outcome {
     }
 
     /// The same for the status line; nothing where all is in force.
-    pub fn note(&self) -> Option<String> {
+    fn note(&self) -> Option<String> {
         let keys = self.restart.join(", ");
         (!keys.is_empty()).then(|| format!("restart to apply {keys}"))
     }

@@ -34,6 +34,7 @@ mod metrics;
 mod model;
 mod placement;
 pub mod registry;
+pub mod reload;
 mod remember;
 pub mod resolve;
 pub mod socket;

@@ -10,7 +10,7 @@
 //!                                                       engine ranks
 //! ```
 
-mod link;
+pub(crate) mod link;
 mod run;
 
 pub(crate) use run::{apply_environment, sched_config};
