@@ -11,6 +11,7 @@ use minisgl_http::TextModels;
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
+use crate::confine;
 
 /// `minisgld probe` with the daemon's own configuration.
 pub fn probe_command(config: &Config, args: &ServeArgs) -> WorkerCommand {
@@ -49,6 +50,10 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
     if std::env::var_os(MULTICAST).is_none() {
         worker.env.push((MULTICAST.into(), "0".into()));
     }
+    worker.env.push({
+        let (name, value) = confine::ENVIRONMENT;
+        (name.into(), value.into())
+    });
     worker.args.push(format!("--log={}", config.log.level).into());
     if config.workers.confine_gpu {
         worker.args.push("--confine-gpu".into());
