@@ -355,19 +355,12 @@ mod tests {
         let manager = Manager::new();
         let notifier = notifier(&[("NOTIFY_SOCKET", manager.path.as_str())]).unwrap().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let full = || {
-            while notifier.send("WATCHDOG=1").is_ok() {}
-        };
-        full();
+        while notifier.send("WATCHDOG=1").is_ok() {}
         let keep = notifier.keep("http", std::os::fd::AsFd::as_fd(&listener));
         let listen = async {
-            let mut lines = manager.hear(Duration::from_millis(50)).await;
-            // Between the two messages it is busy again.
-            while !lines.iter().any(|line| line == "FDSTOREREMOVE=1") {
-                lines = manager.hear(Duration::from_millis(5)).await;
-            }
-            full();
-            tokio::time::sleep(Duration::from_millis(60)).await;
+            // There is room for the first of the two messages alone.
+            manager.socket.recv(&mut [0; 64]).unwrap();
+            tokio::time::sleep(INSIST_PAUSE * 3).await;
             let mut lines = Vec::new();
             while !lines.iter().any(|line| line == "FDSTORE=1") {
                 lines = manager.hear(Duration::from_millis(10)).await;

@@ -178,8 +178,9 @@ fn a_reload_applies_what_it_can_says_what_it_cannot_and_a_bad_file_changes_nothi
         assert!(!done && said.contains(why), "{said}");
         assert_eq!(daemon.get("/v1/models").status, 401, "the keys are still asked for");
     }
-    let text =
-        format!("[http]\napi_keys_file = {keys:?}\nbody_bytes_max = 64\n[log]\nformat = \"json\"\n");
+    let text = format!(
+        "[http]\napi_keys_file = {keys:?}\nbody_bytes_max = 64\n[log]\nformat = \"json\"\n"
+    );
     std::fs::write(&config, text).unwrap();
     std::fs::write(&keys, "ann:sk-fedcba9876543210\n").unwrap();
     let (done, said) = reload();
@@ -187,7 +188,9 @@ fn a_reload_applies_what_it_can_says_what_it_cannot_and_a_bad_file_changes_nothi
     assert!(said.contains("needs a restart: [log] format"), "{said}");
     let ask = |key: &str| {
         let mut stream = daemon.api.connect().unwrap();
-        let head = format!("POST /v1/completions HTTP/1.1\r\nHost: a.b\r\nAuthorization: Bearer {key}\r\n");
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: a.b\r\nAuthorization: Bearer {key}\r\n"
+        );
         let body = json!({"model": "x", "prompt": "x".repeat(64)}).to_string();
         let rest = format!("Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         stream.write_all((head + &rest).as_bytes()).unwrap();
@@ -232,7 +235,9 @@ fn the_port_is_in_systemds_keeping_while_there_is_no_daemon() {
     let socket = manager.kept.lock().unwrap().pop().unwrap();
     // Nobody is there, and yet nobody is refused.
     let mut client = TcpStream::connect(listen).unwrap();
-    client.write_all(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    client
+        .write_all(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut next = spawn_with(socket, &listen.to_string(), dir.path());

@@ -30,6 +30,7 @@ pub mod config;
 mod doctor;
 pub mod gpus;
 mod hub;
+pub mod log_level;
 mod metrics;
 mod model;
 mod placement;

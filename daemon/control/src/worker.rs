@@ -31,6 +31,7 @@ use tracing::Level;
 
 use crate::children::Group;
 use crate::config::WorkerCommand;
+use crate::log_level::Lines;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::supervisor::Event;
@@ -259,27 +260,6 @@ fn push(frame: &ToWorker, bytes: &mut Vec<u8>, model: &Model) {
     }
 }
 
-/// The line without the level that the worker's own log put before it, which is left in `level`. A
-/// line without one goes on with the line before it: a panic has several.
-fn text_of(line: &str, level: &mut Level) -> String {
-    let trimmed = line.trim_start();
-    let (first, rest) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
-    match first {
-        "ERROR" => *level = Level::ERROR,
-        "WARN" => *level = Level::WARN,
-        "INFO" => *level = Level::INFO,
-        "DEBUG" => *level = Level::DEBUG,
-        "TRACE" => *level = Level::TRACE,
-        _ => {
-            if trimmed.starts_with("thread '") && trimmed.contains(" panicked at ") {
-                *level = Level::ERROR;
-            }
-            return line.to_string();
-        }
-    }
-    rest.to_string()
-}
-
 /// The level of an event is part of its place in the code, so there is a place for each.
 fn log(level: Level, model: &str, text: &str) {
     match level {
@@ -295,7 +275,7 @@ fn log(level: Level, model: &str, text: &str) {
 async fn listen(stderr: ChildStderr, model: Arc<Model>, last_words: LastWords) {
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
-    let mut level = Level::INFO;
+    let mut lines = Lines::default();
     while let Ok(chunk) = stderr.fill_buf().await {
         let (end, used) = match chunk.iter().position(|&byte| byte == b'\n') {
             Some(at) => (true, at + 1),
@@ -305,40 +285,20 @@ async fn listen(stderr: ChildStderr, model: Arc<Model>, last_words: LastWords) {
         line.extend_from_slice(&chunk[..used.min(room)]);
         stderr.consume(used);
         if end {
-            let text = String::from_utf8_lossy(&line).trim_end().to_string();
-            if !text.is_empty() {
-                let text = text_of(&text, &mut level);
-                log(level, &model.name, &text);
-                let mut lines = last_words.lock().unwrap_or_else(PoisonError::into_inner);
-                if lines.len() == LAST_WORDS_LINES {
-                    lines.pop_front();
+            let text = String::from_utf8_lossy(&line);
+            if !text.trim_end().is_empty() {
+                let (text, level) = lines.read(text.trim_end());
+                log(level, &model.name, text);
+                let mut words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
+                if words.len() == LAST_WORDS_LINES {
+                    words.pop_front();
                 }
-                lines.push_back(text);
+                words.push_back(text.to_owned());
             }
             line.clear();
             if used == 0 {
                 break; // end of stream
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_keep_the_level_that_the_worker_gave_them() {
-        let mut level = Level::INFO;
-        let mut read = |line| (text_of(line, &mut level), level);
-        assert_eq!(read("a library's words"), ("a library's words".to_string(), Level::INFO));
-        assert_eq!(read(" WARN slow disk"), ("slow disk".to_string(), Level::WARN));
-        assert_eq!(read("  and more of it"), ("  and more of it".to_string(), Level::WARN));
-        assert_eq!(read("DEBUG step"), ("step".to_string(), Level::DEBUG));
-        assert_eq!(read("ERROR the engine broke: x").1, Level::ERROR);
-        assert_eq!(read(" INFO drained; exiting").1, Level::INFO);
-        let panic = "thread 'rank-0' (77) panicked at src/x.rs:1:2:";
-        assert_eq!(read(panic), (panic.to_string(), Level::ERROR));
-        assert_eq!(read("index out of bounds").1, Level::ERROR);
     }
 }

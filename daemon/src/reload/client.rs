@@ -30,7 +30,10 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 pub fn ask(args: &ServeArgs) -> anyhow::Result<()> {
     let socket = socket(args);
     let answer = call(&socket).with_context(|| {
-        format!("no daemon answers on the admin socket {}; name another with --socket", socket.display())
+        format!(
+            "no daemon answers on the admin socket {}; name another with --socket",
+            socket.display()
+        )
     })?;
     let reply = parse(&answer)?;
     let list = |keys: &[String]| if keys.is_empty() { "nothing".into() } else { keys.join(", ") };
@@ -78,20 +81,24 @@ mod tests {
 
     #[test]
     fn a_refusal_is_an_error_in_the_daemons_words() {
-        let refused = "HTTP/1.1 400 Bad Request\r\nx: y\r\n\r\n{\"code\":\"invalid\",\"message\":\"line 3\"}";
+        let refused =
+            "HTTP/1.1 400 Bad Request\r\nx: y\r\n\r\n{\"code\":\"invalid\",\"message\":\"line 3\"}";
         let error = parse(refused).unwrap_err().to_string();
         assert_eq!(error, "the daemon refuses: line 3");
         let done = "HTTP/1.1 200 OK\r\n\r\n{\"changed\":[\"[log] level\"],\"restart\":[]}";
         assert_eq!(parse(done).unwrap().changed, ["[log] level"]);
         assert!(parse("").unwrap_err().to_string().contains("no answer"));
-        assert!(parse("HTTP/1.1 404 Not Found\r\n\r\n").unwrap_err().to_string().contains("version"));
+        assert!(
+            parse("HTTP/1.1 404 Not Found\r\n\r\n").unwrap_err().to_string().contains("version")
+        );
     }
 
     #[test]
     fn the_socket_is_found_in_a_file_that_is_wrong_otherwise() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("minisgld.toml");
-        std::fs::write(&path, "[admin]\nsocket = \"/x/admin.sock\"\n[http]\nnonsense = 1\n").unwrap();
+        std::fs::write(&path, "[admin]\nsocket = \"/x/admin.sock\"\n[http]\nnonsense = 1\n")
+            .unwrap();
         let args = ServeArgs { config: Some(path), ..ServeArgs::default() };
         assert_eq!(socket(&args), Path::new("/x/admin.sock"));
         let args = ServeArgs { socket: Some("/y".into()), ..args };
