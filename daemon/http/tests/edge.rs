@@ -102,10 +102,11 @@ async fn probes_tell_the_process_from_its_models() {
         assert_eq!(house.get(path).await.status, 200, "{path}");
     }
     assert_eq!(house.get("/readyz?model=nobody").await.status, 404);
-    house.backend.gone.store(true, std::sync::atomic::Ordering::SeqCst);
+    *house.backend.not_ready.lock().unwrap() = Some("loading".into());
     assert_eq!(house.get("/livez").await.status, 200);
-    assert_eq!(house.get("/readyz?model=org/tiny").await.status, 404);
-    assert_eq!(house.get("/server_info").await.status, 503);
+    for path in ["/readyz", "/ping", "/readyz?model=org/tiny", "/server_info"] {
+        assert_eq!(house.get(path).await.status, 503, "{path}");
+    }
 }
 
 #[tokio::test]
