@@ -1,8 +1,9 @@
 //! Log-probabilities of prompts: each position once, in bounded steps, wherever a request is interrupted.
 
 use minisgl_proto::{Finish, RequestId, Sampled, Submit};
-use minisgl_sched::{Event, SchedConfig, Want};
+use minisgl_sched::{Event, Executor, SchedConfig, Scheduler, Want};
 
+use crate::executor::SimExecutor;
 use crate::model::{Kv, feed, score};
 use crate::worker::{Worker, alone, config, prompt, request};
 
@@ -107,6 +108,26 @@ fn a_preempted_prompt_is_not_scored_twice() {
         assert_eq!(worker.scored(2), expected(&prompt(60, 24), 0));
         assert_eq!(worker.tokens(2), alone(&request(2, prompt(60, 24), 3)));
     }
+}
+
+#[test]
+fn a_preempted_request_waits_for_its_scores_in_flight() {
+    let mut scheduler = Scheduler::new(SchedConfig { pages: 3, ..config() }).unwrap();
+    let mut executor = SimExecutor::new(scheduler.config());
+    let submits = [request(1, prompt(0, 8), 5), scoring(2, prompt(50, 4), 0, 0)];
+    let plan = scheduler.step(submits.map(Event::Submit), 0.0).plan.expect("both fit");
+    executor.launch(plan).unwrap();
+    let plan = scheduler.step([], 1.0).plan.expect("1 goes on with the page of 2");
+    executor.launch(plan).unwrap();
+    assert_eq!(scheduler.stats().preemptions, 1);
+    // Now there is room, and nothing left to compute but to wait for.
+    let output = executor.wait().unwrap();
+    let step = scheduler.step([Event::Abort(RequestId(1))], 2.0);
+    assert_eq!(step.plan, None);
+    let step = scheduler.step([Event::Finished(output)], 3.0);
+    let [event] = &step.token_events[..] else { panic!("{:?}", step.token_events) };
+    assert_eq!((event.id, &event.finish), (RequestId(2), &Some(Finish::Length)));
+    assert_eq!(event.prompt_logprobs, expected(&prompt(50, 4), 0));
 }
 
 #[test]
