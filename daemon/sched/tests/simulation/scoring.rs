@@ -112,9 +112,9 @@ fn a_preempted_prompt_is_not_scored_twice() {
 
 #[test]
 fn a_preempted_request_waits_for_its_scores_in_flight() {
-    let mut scheduler = Scheduler::new(SchedConfig { pages: 3, ..config() }).unwrap();
+    let mut scheduler = Scheduler::new(SchedConfig { pages: 4, ..config() }).unwrap();
     let mut executor = SimExecutor::new(scheduler.config());
-    let submits = [request(1, prompt(0, 8), 5), scoring(2, prompt(50, 4), 0, 0)];
+    let submits = [request(1, prompt(0, 8), 5), scoring(2, prompt(50, 8), 0, 0)];
     let plan = scheduler.step(submits.map(Event::Submit), 0.0).plan.expect("both fit");
     executor.launch(plan).unwrap();
     let plan = scheduler.step([], 1.0).plan.expect("1 goes on with the page of 2");
@@ -127,7 +127,7 @@ fn a_preempted_request_waits_for_its_scores_in_flight() {
     let step = scheduler.step([Event::Finished(output)], 3.0);
     let [event] = &step.token_events[..] else { panic!("{:?}", step.token_events) };
     assert_eq!((event.id, &event.finish), (RequestId(2), &Some(Finish::Length)));
-    assert_eq!(event.prompt_logprobs, expected(&prompt(50, 4), 0));
+    assert_eq!(event.prompt_logprobs, expected(&prompt(50, 8), 0));
 }
 
 #[test]
