@@ -311,7 +311,7 @@ fn view_as<'a, T: DeviceRepr + bytemuck::Pod>(
 
 #[cfg(test)]
 mod tests {
-    use minisgl_sched::{Plan, Row};
+    use minisgl_sched::{Plan, Row, Want};
 
     use super::*;
 
@@ -321,8 +321,9 @@ mod tests {
 
     /// A chunk of a prompt, then a decode row; the page tables stand in another order.
     fn batch(change: impl FnOnce(&mut Plan)) -> Batch {
-        let chunk = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, sample: false };
-        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, pages_at: 0, sample: true };
+        let chunk =
+            Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, want: Want::Nothing };
+        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, pages_at: 0, want: Want::Last };
         let mut plan = Plan {
             rows: vec![chunk, decode],
             tokens: vec![8, 0, 5, -1],

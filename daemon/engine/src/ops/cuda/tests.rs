@@ -2,7 +2,7 @@
 
 use half::bf16;
 use minisgl_proto::{Sampled, SamplingParams};
-use minisgl_sched::{Install, Plan, Row};
+use minisgl_sched::{Install, Plan, Row, Want};
 
 use super::linear::gemm_rows;
 use super::*;
@@ -149,7 +149,7 @@ fn assert_close(what: &str, got: &[f32], expected: &[f32], ulps: f32) {
 }
 
 fn row(slot: u32, start: usize, len: usize) -> Row {
-    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, pages_at: 0, sample: true }
+    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, pages_at: 0, want: Want::Last }
 }
 
 /// A batch of rows, each with pages of its own, scattered; row `i` is of request `i`.
@@ -190,7 +190,7 @@ fn a_decode_step_runs_twice_before_it_is_replayed() {
     graphs.ran(4);
     assert_eq!(graphs.mode(&decode), (Mode::Padded(4), true));
     assert_eq!(graphs.mode(&of(&[row(0, 3, 1)])), (Mode::Padded(1), false));
-    let chunk = Row { sample: false, ..row(1, 0, 1) };
+    let chunk = Row { want: Want::Nothing, ..row(1, 0, 1) };
     for eager in [&[row(0, 3, 1), row(1, 0, 2)][..], &[chunk], &[]] {
         assert_eq!(graphs.mode(&of(eager)), (Mode::Eager, false), "{eager:?}");
     }
