@@ -98,6 +98,10 @@ pub struct Generate {
     pub stop: StopParams,
     /// Higher goes first.
     pub priority: i32,
+    /// The request's id in the log and for its client; several generations may have the same.
+    pub request_id: String,
+    /// Name of the API key it came with.
+    pub key: Option<String>,
 }
 
 /// Why there is no model of a name, or no generation.
@@ -138,6 +142,9 @@ pub struct Submit {
     pub id: RequestId,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
+    /// Tokens that an earlier worker generated and that were delivered. They count as output for penalties, for
+    /// `min_tokens` and for `max_tokens`; the next token sampled is the one after them. Empty for a new request.
+    pub generated: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When it ends.
@@ -173,9 +180,9 @@ pub struct TokenEvent {
     pub id: RequestId,
     /// The token sampled for it, absent when the request ended without one.
     pub sampled: Option<Sampled>,
-    /// With the request's first token: how many prompt tokens came from the prefix cache.
+    /// With the request's first token, once in its life: how many prompt tokens came from the prefix cache.
     pub cached_tokens: Option<u32>,
-    /// With the request's first token: seconds from submission to the first plan it was in.
+    /// With the request's first token, once in its life: seconds from submission to the first plan it was in.
     pub queue_s: Option<f32>,
     /// Set on the last event of a request, and only there.
     pub finish: Option<Finish>,

@@ -15,19 +15,30 @@ struct Expected {
     stops: Vec<u32>,
     max_total: usize,
     aborted: bool,
+    /// Another worker goes on with it.
+    resumed: bool,
 }
 
 pub struct Client {
     config: SchedConfig,
     alive: HashMap<RequestId, Expected>,
     pub finished: u64,
+    /// Of the worker that lives.
     pub tokens: u64,
+    pub all_tokens: u64,
     pub cached_tokens: u64,
 }
 
 impl Client {
     pub fn new(config: SchedConfig) -> Client {
-        Client { config, alive: HashMap::new(), finished: 0, tokens: 0, cached_tokens: 0 }
+        Client {
+            config,
+            alive: HashMap::new(),
+            finished: 0,
+            tokens: 0,
+            all_tokens: 0,
+            cached_tokens: 0,
+        }
     }
 
     pub fn alive(&self) -> usize {
@@ -53,8 +64,24 @@ impl Client {
             max_total: self.limit().min(submit.prompt.len() + submit.stop.max_tokens as usize),
             submit: submit.clone(),
             aborted: false,
+            resumed: false,
         };
         assert!(self.alive.insert(submit.id, expected).is_none());
+    }
+
+    /// The worker is dead. What another one is to go on with, in order of arrival; nobody waits for what was
+    /// aborted.
+    pub fn resume(&mut self) -> Vec<Submit> {
+        self.alive.retain(|_, expected| !expected.aborted);
+        self.tokens = 0;
+        let submits = self.alive.values_mut().map(|expected| {
+            expected.resumed = true;
+            let generated = expected.tokens[expected.submit.prompt.len()..].to_vec();
+            Submit { generated, ..expected.submit.clone() }
+        });
+        let mut submits: Vec<Submit> = submits.collect();
+        submits.sort_by_key(|submit| submit.id);
+        submits
     }
 
     pub fn aborted(&mut self, id: RequestId) {
@@ -70,6 +97,7 @@ impl Client {
         let mut finish = None;
         if let Some(sampled) = &event.sampled {
             self.tokens += 1;
+            self.all_tokens += 1;
             let generated = expected.tokens.len() - expected.submit.prompt.len();
             let min_tokens = expected.submit.stop.min_tokens as usize;
             let is_early = generated < min_tokens;
@@ -104,6 +132,7 @@ impl Client {
             Some(Finish::Aborted) => assert!(expected.aborted),
             Some(Finish::Rejected(reject)) => {
                 assert!(event.sampled.is_none());
+                assert!(!expected.resumed || is_draining(reject), "it was taken in before");
                 let submit = &expected.submit;
                 match reject {
                     Reject::QueueFull { limit } => assert_eq!(*limit, self.config.max_waiting),
@@ -127,4 +156,8 @@ impl Client {
             self.finished += 1;
         }
     }
+}
+
+fn is_draining(reject: &Reject) -> bool {
+    *reject == Reject::Draining
 }
