@@ -77,8 +77,12 @@ async fn serve(
     };
     let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
     let memory = remembered(&config);
-    let registry_config =
+    let mut registry_config =
         RegistryConfig { memory: memory.clone(), ..registry_config(&config, Arc::clone(&texts)) };
+    if let (Some(subcommand), Some(first)) = (&args.worker, registry_config.worker.args.first_mut())
+    {
+        *first = subcommand.into();
+    }
     let registry = Registry::new(registry_config, &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
     let front = Front::new(backend, Arc::clone(&texts), settings.clone(), &metrics)?;
