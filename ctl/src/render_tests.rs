@@ -58,6 +58,10 @@ fn ready() -> ModelStatus {
         }),
         options: LoadOptions::default(),
         persisted: false,
+        aliases: vec![],
+        origin: Origin::Loaded,
+        retry_in_s: None,
+        notes: vec![],
     }
 }
 

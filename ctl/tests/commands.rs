@@ -33,6 +33,10 @@ fn status(name: &str) -> ModelStatus {
         stats: Some(StepStats { running: 1, ..StepStats::default() }),
         options: LoadOptions::default(),
         persisted: false,
+        aliases: vec![],
+        origin: Origin::Loaded,
+        retry_in_s: None,
+        notes: vec![],
     }
 }
 
