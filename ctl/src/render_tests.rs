@@ -1,6 +1,7 @@
 //! What people see, as text that `UPDATE_EXPECT=1 cargo test` rewrites.
 
 use expect_test::{Expect, expect};
+use minisgl_proto::admin::Origin;
 use minisgl_proto::{LoadOptions, ModelInfo};
 
 use super::*;
