@@ -46,8 +46,6 @@ const INSIST_PAUSE: Duration = Duration::from_millis(20);
 pub struct Report {
     /// Every model.
     pub models: Vec<ModelStatus>,
-    /// Models of the configuration that were not tried yet.
-    pub expected: usize,
     /// What only a new daemon can repair.
     pub hung: Option<String>,
     /// What else the operator should know.
@@ -298,7 +296,6 @@ mod tests {
             let (hung, models) = (Arc::clone(&hung), Arc::clone(&models));
             move || Report {
                 models: models.lock().unwrap().clone(),
-                expected: 0,
                 hung: hung.load(Ordering::SeqCst).then(|| "m hangs".to_owned()),
                 note: None,
             }
@@ -338,7 +335,7 @@ mod tests {
         let address = ("NOTIFY_SOCKET", manager.path.as_str());
         let notifier = notifier(&[address, ("WATCHDOG_USEC", "4000")]).unwrap().unwrap();
         while notifier.send("WATCHDOG=1").is_ok() {}
-        let report = || Report { models: vec![], expected: 0, hung: None, note: None };
+        let report = || Report { models: vec![], hung: None, note: None };
         let (_stop, stopping) = watch::channel(None);
         let task = tokio::spawn(notifier.run(report, stopping));
         // This test has one thread: were it held up, it would not go on.

@@ -42,7 +42,7 @@ fn own_cache() -> Option<(OsString, OsString)> {
 /// does can put every GPU of the host out of service.
 const MULTICAST: &str = "NCCL_NVLS_ENABLE";
 
-/// As the configuration has it, without what is remembered.
+/// As the configuration has it, without what is saved.
 pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
@@ -69,6 +69,8 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
         load_silence: Duration::from_secs_f64(config.workers.load_s_max),
         drain: Duration::from_secs_f64(config.workers.drain_s),
         stream_buffer: config.workers.stream_buffer_tokens,
+        park: Duration::from_secs_f64(config.workers.park_s),
+        park_bytes_max: config.workers.park_bytes_max,
         restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
         ..defaults
     }

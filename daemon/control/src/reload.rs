@@ -34,7 +34,7 @@ async fn reload(
 ) -> Response {
     match reloading.ask(caller.as_ref().map(|Extension(caller)| caller)).await {
         Ok(reply) => axum::Json(reply).into_response(),
-        Err(error) => crate::admin::refuse(error),
+        Err(error) => crate::reply::refuse(error),
     }
 }
 

@@ -17,7 +17,7 @@ const CONTEXT: u32 = 1_000;
 const STEPS: u64 = 100;
 
 fn output(plan: &Plan) -> Event {
-    let sampled = plan.rows.iter().filter(|row| row.sample);
+    let sampled = plan.rows.iter().filter(|row| row.is_sampled());
     let sampled = sampled.map(|row| Sampled { token: row.slot, logprob: None, top: Vec::new() });
     Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), seconds: 0.01 })
 }
@@ -30,6 +30,7 @@ fn decoding(page_size: u32) -> (Scheduler, Plan, Plan) {
         max_running: REQUESTS,
         max_waiting: REQUESTS,
         chunk_tokens: 2_048,
+        scored_max: 256,
         max_len: 4 * CONTEXT,
         vocab_size: 50_000,
         eos_token_ids: vec![49_999],
@@ -41,6 +42,7 @@ fn decoding(page_size: u32) -> (Scheduler, Plan, Plan) {
         Event::Submit(Submit {
             id: RequestId(u64::from(i)),
             prompt: (0..CONTEXT).map(|n| (i * 7 + n) % 40_000).collect(),
+            generated: Vec::new(),
             sampling: SamplingParams::default(),
             stop: StopParams { max_tokens: 2 * CONTEXT, ..StopParams::default() },
             priority: 0,

@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use minisgl_proto::worker::{LoadProgress, LoadStage};
 use minisgl_proto::{LoadOptions, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row};
+use minisgl_sched::{Executor, Install, Plan, Row, Want};
 
 use super::options::{self, Settings};
 use super::spawn::{self, FirstSteps, Shared, Spawned};
 use super::{Engine, EngineInfo};
-use crate::batch::PlanLimits;
+use crate::batch::{PlanLimits, SCORED_MAX};
 use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
@@ -125,6 +125,7 @@ impl Engine {
             vocab_size: config.vocab_size as u32,
             max_len: size.max_len as u32,
             chunk_tokens: settings.chunk_tokens as u32,
+            scored_max: SCORED_MAX as u32,
             eos_token_ids: config.eos_token_ids.clone(),
             tp: settings.tp as u32,
             gpus: spawned.gpus,
@@ -171,7 +172,7 @@ impl Engine {
             len: tokens as u32,
             tokens_at: (row * tokens) as u32,
             pages_at: (row * pages) as u32,
-            sample: true,
+            want: Want::Last,
         };
         Plan {
             step,

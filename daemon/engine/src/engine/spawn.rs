@@ -189,6 +189,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             team,
             slots: settings.slots,
             chunk_tokens: settings.chunk_tokens,
+            logit_rows: settings.logit_rows(),
             page_size: settings.page_size,
             max_len,
             kv_dtype: settings.kv_dtype,
@@ -257,7 +258,7 @@ fn spawn<O: Ops + 'static>(
     let (config, shards, source) =
         (model.config.clone(), model.shards.clone(), model.source.clone());
     let Settings { chunk_tokens, page_size, .. } = *model.settings;
-    let rows = model.settings.rows();
+    let logit_rows = model.settings.logit_rows();
     Ranks::spawn(shards.len(), group, move |rank, reporter| {
         let on_rank = |error: OpError| EngineError::Rank {
             rank,
@@ -268,7 +269,7 @@ fn spawn<O: Ops + 'static>(
         let start = Instant::now();
         let mut progress = |bytes, name: &str| reporter.read(bytes, name);
         let mut loader = Loader::new(&ops, &*source, &shards[rank], &mut progress);
-        let model = model::load(&config, &mut loader, chunk_tokens, rows)?;
+        let model = model::load(&config, &mut loader, chunk_tokens, logit_rows)?;
         ops.finish_loading().map_err(on_rank)?;
         let read_s = start.elapsed().as_secs_f64();
         let loaded = Loaded { weight_bytes: ops.weight_bytes(), read_s };

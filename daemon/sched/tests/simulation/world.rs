@@ -13,7 +13,9 @@ pub struct Tally {
     pub events: u64,
     pub finished: u64,
     pub tokens: u64,
+    pub scores: u64,
     pub preemptions: u64,
+    pub resumed: u64,
     pub cached_tokens: u64,
 }
 
@@ -26,6 +28,7 @@ pub fn random_config(rng: &mut Rng) -> SchedConfig {
         max_running: rng.within(1, 8) as u32,
         max_waiting: rng.within(1, 12) as u32,
         chunk_tokens: if rng.one_in(3) { rng.within(1, 6) } else { rng.within(1, 64) } as u32,
+        scored_max: rng.within(1, 12) as u32,
         max_len: rng.within(2, 60) as u32,
         vocab_size,
         eos_token_ids: if rng.one_in(2) { vec![] } else { vec![rng.below(8) as u32] },
@@ -44,10 +47,15 @@ pub struct World {
     next_id: u64,
     now_s: f64,
     events: u64,
+    /// Its worker dies now and then.
+    mortal: bool,
+    /// Of workers that died.
+    preemptions: u64,
+    resumed: u64,
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub fn new(seed: u64, mortal: bool) -> World {
         let mut rng = Rng(seed);
         let config = random_config(&mut rng);
         let vocab = config.vocab_size as usize;
@@ -62,6 +70,9 @@ impl World {
             next_id: 0,
             now_s: 0.0,
             events: 0,
+            mortal,
+            preemptions: 0,
+            resumed: 0,
         }
     }
 
@@ -78,16 +89,24 @@ impl World {
             prompt[len - 1] = vocab as u32;
         }
         self.next_id += 1;
+        let scored = rng.one_in(3);
         Submit {
             id: RequestId(self.next_id),
             prompt,
+            generated: Vec::new(),
             sampling: SamplingParams {
                 seed: rng.next(),
                 repetition_penalty: if rng.one_in(3) { 1.1 } else { 1.0 },
+                prompt_logprobs: scored.then(|| rng.below(3) as u32),
+                prompt_logprobs_from: if rng.one_in(2) { 0 } else { rng.below(len + 2) as u32 },
                 ..SamplingParams::default()
             },
             stop: StopParams {
-                max_tokens: if rng.one_in(30) { u32::MAX } else { rng.below(40) as u32 },
+                max_tokens: match rng.below(30) {
+                    0 => u32::MAX,
+                    1..=9 if scored => 0,
+                    _ => rng.below(40) as u32,
+                },
                 min_tokens: rng.below(10).saturating_sub(4) as u32,
                 stop_token_ids: if rng.one_in(4) { vec![rng.below(vocab) as u32] } else { vec![] },
                 ignore_eos: rng.one_in(2),
@@ -118,6 +137,26 @@ impl World {
         assert_eq!((stats.running + stats.waiting) as usize, self.client.alive());
         assert!(stats.preemptions >= running_before.preemptions);
         assert_eq!(self.scheduler.plans_in_flight(), self.executor.in_flight());
+    }
+
+    /// The worker dies with all it holds, at times with a step's events, and another goes on.
+    fn die(&mut self, events_too: bool) {
+        let results = self.executor.in_flight().min(1);
+        let outputs: Vec<_> =
+            (0..results).map(|_| Event::Finished(self.executor.wait().unwrap())).collect();
+        let last = self.scheduler.step(outputs, self.now_s);
+        if !events_too {
+            last.token_events.iter().for_each(|event| self.client.receive(event));
+        }
+        self.preemptions += self.scheduler.stats().preemptions;
+        let mut config = self.scheduler.config().clone();
+        config.overlap = self.rng.one_in(2);
+        config.cache = if self.rng.one_in(5) { CacheMode::Naive } else { CacheMode::Radix };
+        self.executor = SimExecutor::new(&config);
+        self.scheduler = Scheduler::new(config).unwrap();
+        let resumed = self.client.resume();
+        self.resumed += resumed.len() as u64;
+        self.turn(resumed.into_iter().map(Event::Submit).collect());
     }
 
     /// `pressure`: how many requests come in for a turn, in tenths.
@@ -158,6 +197,10 @@ impl World {
             }
             let events = self.random_events(pressure);
             self.turn(events);
+            if self.mortal && self.rng.one_in(50) {
+                let events_too = self.rng.one_in(2);
+                self.die(events_too);
+            }
         }
 
         // From here on only results come in: all must end, in time.
@@ -182,8 +225,10 @@ impl World {
         Tally {
             events: self.events,
             finished: self.client.finished,
-            tokens: self.client.tokens,
-            preemptions: stats.preemptions,
+            tokens: self.client.all_tokens,
+            scores: self.client.scores,
+            preemptions: self.preemptions + stats.preemptions,
+            resumed: self.resumed,
             cached_tokens: self.client.cached_tokens,
         }
     }
