@@ -13,6 +13,7 @@ pub mod gpus;
 pub mod limits;
 pub mod model;
 pub mod ranges;
+pub mod reload;
 pub mod request;
 pub mod socket;
 pub mod worker;
