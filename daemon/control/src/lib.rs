@@ -13,7 +13,8 @@
 //! | `streams` | the requests in flight, and the way of a token to its reader |
 //! | `placement` | which model has which GPUs |
 //! | [`gpus`] | whether this machine has GPUs, how they do, and how much of their memory workers hold |
-//! | `hub` | downloads |
+//! | `layout` | what a model's files are called, and where they lie |
+//! | `hub`, `downloads` | a download, and those that run |
 //! | `doctor` | what the machine has, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
 //!
@@ -27,8 +28,10 @@ pub mod admin;
 mod checks;
 pub mod config;
 mod doctor;
+mod downloads;
 pub mod gpus;
 mod hub;
+mod layout;
 mod metrics;
 mod model;
 mod placement;
@@ -41,7 +44,7 @@ mod supervisor;
 mod worker;
 
 pub use checks::check_load;
-pub use config::{HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
+pub use config::{HubConfig, HubLimits, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
 pub use doctor::Doctor;
 pub use gpus::{GpuReading, GpuSource, Gpus};
 pub use minisgl_proto::{Generate, Unavailable};

@@ -33,8 +33,8 @@ impl Supervisor {
                 self.place();
             }
             Err(error) => {
-                self.failure = error.code();
-                self.fail_load(error.to_string());
+                self.failure = error.code;
+                self.fail_load(error.message);
             }
         }
     }
