@@ -215,6 +215,7 @@ impl ModelConfig {
             name: self.name.clone(),
             options: self.options.clone(),
             persist: false,
+            aliases: Vec::new(),
         }
     }
 }

@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::access::{Access, Caller, Peer, Right};
+use crate::disk;
 use crate::doctor::Doctor;
 use crate::registry::Registry;
 
@@ -52,6 +53,7 @@ struct Admin {
 /// The routes under `/admin/v1`. Serve them with [`crate::socket::serve_unix`] alone: that is where
 /// the caller's identity comes from, and without it nothing may be changed.
 pub fn router(registry: Registry, info: DaemonInfo) -> Router {
+    let disk = disk::router(registry.clone(), info.access.clone());
     Router::new()
         .route("/admin/v1/version", get(version))
         .route("/admin/v1/models", get(models))
@@ -61,10 +63,11 @@ pub fn router(registry: Registry, info: DaemonInfo) -> Router {
         .route("/admin/v1/load", post(load))
         .route("/admin/v1/unload", post(unload))
         .route("/admin/v1/flush", post(flush))
+        .with_state(Admin { registry, info })
+        .merge(disk)
         .route("/admin/{*rest}", axum::routing::any(no_such_call))
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Admin { registry, info })
 }
 
 async fn version(State(admin): State<Admin>) -> Response {
@@ -170,12 +173,14 @@ impl Admin {
 }
 
 /// Who does what to which model.
-fn note(caller: &Caller, action: &str, model: &str) {
+pub(crate) fn note(caller: &Caller, action: &str, model: &str) {
     let Peer { uid, pid, .. } = caller.peer;
     tracing::info!(user = caller.name(), uid, pid, action, model, "admin");
 }
 
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, AdminError> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, AdminError> {
     let invalid = |message| AdminError { code: AdminErrorCode::Invalid, message };
     let body = body.map_err(|error| {
         invalid(format!("the body was not read ({error}); the limit is {BODY_BYTES_MAX} bytes"))
@@ -183,7 +188,7 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
     serde_json::from_slice(&body).map_err(|error| invalid(format!("the body is wrong: {error}")))
 }
 
-fn answer<T: Serialize>(result: Result<T, AdminError>) -> Response {
+pub(crate) fn answer<T: Serialize>(result: Result<T, AdminError>) -> Response {
     match result {
         Ok(value) => json(&value),
         Err(error) => refuse(error),

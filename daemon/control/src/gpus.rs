@@ -259,6 +259,10 @@ mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
+            aliases: Vec::new(),
+            origin: minisgl_proto::admin::Origin::Loaded,
+            retry_in_s: None,
+            notes: Vec::new(),
         }
     }
 

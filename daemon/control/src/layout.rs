@@ -177,7 +177,9 @@ fn is_pointer(path: &Path) -> bool {
 fn other_weights(dir: &Path) -> Option<String> {
     let names: Vec<String> = std::fs::read_dir(dir)
         .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|entry| entry.ok())
+        .filter(|entry| entry.path().is_file()) // a link may lead nowhere
+        .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     only_other_weights(names.iter().map(String::as_str))
 }

@@ -15,6 +15,7 @@
 //! | [`gpus`] | whether this machine has GPUs, how they do, and how much of their memory workers hold |
 //! | `layout` | what a model's files are called, and where they lie |
 //! | `hub`, `downloads` | a download, and those that run |
+//! | `disk` | what of models is on disk, and how it leaves |
 //! | `doctor` | what the machine has, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
 //!
@@ -27,6 +28,7 @@ pub mod access;
 pub mod admin;
 mod checks;
 pub mod config;
+mod disk;
 mod doctor;
 mod downloads;
 pub mod gpus;

@@ -175,6 +175,10 @@ impl Model {
             stats: self.lock_pulse().stats,
             options: self.options.clone(),
             persisted: self.remembered.load(Ordering::SeqCst),
+            aliases: Vec::new(),
+            origin: minisgl_proto::admin::Origin::Loaded,
+            retry_in_s: None,
+            notes: Vec::new(),
         }
     }
 }

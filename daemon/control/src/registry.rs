@@ -14,7 +14,7 @@ use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavaila
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checks::check_load;
-use crate::config::RegistryConfig;
+use crate::config::{HubConfig, RegistryConfig};
 use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -158,6 +158,11 @@ impl Registry {
 
     fn config(&self) -> Arc<RegistryConfig> {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where models come from now.
+    pub(crate) fn hub(&self) -> HubConfig {
+        self.config().hub.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {

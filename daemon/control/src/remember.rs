@@ -180,7 +180,13 @@ mod tests {
 
     fn request(model: &str, name: Option<&str>) -> LoadRequest {
         let options = LoadOptions { kv_tokens: Some(64), ..LoadOptions::default() };
-        LoadRequest { model: model.into(), name: name.map(str::to_owned), options, persist: true }
+        LoadRequest {
+            model: model.into(),
+            name: name.map(str::to_owned),
+            options,
+            persist: true,
+            aliases: vec![],
+        }
     }
 
     #[test]

@@ -120,6 +120,33 @@ pub async fn resolve(
     })
 }
 
+/// The folder of the newest commit of `repo`, of which what is missing is downloaded. Dropping this gives the
+/// download up, unless somebody else waits for it.
+///
+/// # Errors
+/// Why the hub did not give it.
+pub(crate) async fn pull(
+    config: &HubConfig,
+    cache: &Path,
+    repo: &RepoId,
+    report: &mut (dyn FnMut(LoadProgress) + Send),
+) -> Result<PathBuf, ResolveError> {
+    let endpoint = config.endpoint();
+    if config.is_offline() {
+        return Err(ResolveError::failed(format!(
+            "downloads are switched off; \"{repo}\" was not asked for at {endpoint}"
+        )));
+    }
+    let came = downloads::download(config, cache, repo, false, report).await;
+    came.map_err(|error| {
+        let message = format!("\"{repo}\" was not downloaded from {endpoint}: {error}");
+        match error.is_absent() {
+            true => ResolveError::not_found(message),
+            false => ResolveError { retry: error.retry(), ..ResolveError::failed(message) },
+        }
+    })
+}
+
 /// What this machine has.
 enum Looked {
     Found(PathBuf),

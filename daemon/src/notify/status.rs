@@ -107,6 +107,10 @@ pub(super) mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
+            aliases: Vec::new(),
+            origin: minisgl_proto::admin::Origin::Loaded,
+            retry_in_s: None,
+            notes: Vec::new(),
         }
     }
 

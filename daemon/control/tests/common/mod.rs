@@ -112,6 +112,7 @@ impl Daemon {
                 ..LoadOptions::default()
             },
             persist: false,
+            aliases: Vec::new(),
         }
     }
 
