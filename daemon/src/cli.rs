@@ -40,6 +40,10 @@ pub enum Command {
     /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
     #[command(hide = true)]
     Probe(ServeArgs),
+    /// Say what loading a model would come to: a question as JSON on standard input, the answer on standard
+    /// output; people ask `minisglctl load --dry-run`.
+    #[command(hide = true)]
+    Fit,
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
     Worker {

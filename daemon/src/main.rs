@@ -16,6 +16,7 @@ mod bench;
 mod bridge;
 mod cli;
 mod config;
+mod fit;
 mod leave;
 mod listen;
 mod logging;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Fit => fit::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut script);

@@ -330,7 +330,9 @@ fn what_would_fit() {
         }),
         notes: vec!["the weights would be downloaded first".into()],
     };
-    check(&fit(&report), expect![[r#"
+    check(
+        &fit(&report),
+        expect![[r#"
         model         org/small
         verdict       fits
         architecture  LlamaForCausalLM, 8.0B parameters
@@ -342,12 +344,16 @@ fn what_would_fit() {
         KV cache      about 1638400 tokens, 100.0 GiB on each GPU
         context       131072 tokens; 12 requests of that length fit at once
         note          the weights would be downloaded first
-    "#]]);
+    "#]],
+    );
     report.fits = false;
     report.fit = None;
-    check(&fit(&report), expect![[r#"
+    check(
+        &fit(&report),
+        expect![[r#"
         model    org/small
         verdict  does not fit
         note     the weights would be downloaded first
-    "#]]);
+    "#]],
+    );
 }

@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::access::{Access, Caller, Peer, Right};
 use crate::disk;
 use crate::doctor::Doctor;
+use crate::fit;
 use crate::registry::Registry;
 
 /// Bytes of a body at most.
@@ -54,6 +55,7 @@ struct Admin {
 /// the caller's identity comes from, and without it nothing may be changed.
 pub fn router(registry: Registry, info: DaemonInfo) -> Router {
     let disk = disk::router(registry.clone(), info.access.clone());
+    let fit = fit::router(registry.clone(), info.access.clone());
     Router::new()
         .route("/admin/v1/version", get(version))
         .route("/admin/v1/models", get(models))
@@ -65,6 +67,7 @@ pub fn router(registry: Registry, info: DaemonInfo) -> Router {
         .route("/admin/v1/flush", post(flush))
         .with_state(Admin { registry, info })
         .merge(disk)
+        .merge(fit)
         .route("/admin/{*rest}", axum::routing::any(no_such_call))
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -17,6 +17,7 @@
 //! | `hub`, `downloads` | a download, and those that run |
 //! | `disk` | what of models is on disk, and how it leaves |
 //! | `doctor` | what the machine has, asked of a child process |
+//! | `fit` | what a load would come to, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
 //!
 //! Owns: worker processes, from spawn to reap, and every request between `submit` and its last
@@ -31,6 +32,7 @@ pub mod config;
 mod disk;
 mod doctor;
 mod downloads;
+mod fit;
 pub mod gpus;
 mod hub;
 mod layout;

@@ -14,7 +14,7 @@ use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavaila
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checks::check_load;
-use crate::config::{HubConfig, RegistryConfig};
+use crate::config::{HubConfig, RegistryConfig, WorkerCommand};
 use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -163,6 +163,11 @@ impl Registry {
     /// Where models come from now.
     pub(crate) fn hub(&self) -> HubConfig {
         self.config().hub.clone()
+    }
+
+    /// How children are started now.
+    pub(crate) fn worker(&self) -> WorkerCommand {
+        self.config().worker.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {

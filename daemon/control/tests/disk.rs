@@ -275,3 +275,59 @@ async fn a_pull_whose_caller_leaves_stops_and_nothing_is_removed_meanwhile() {
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
 }
+
+/// A daemon whose children are a shell script that is asked for a fit, and tells what it was asked.
+fn fitting(folder: &Path, hub: HubConfig, answer: &str) -> Daemon {
+    use std::os::unix::fs::PermissionsExt;
+    let program = folder.join("minisgld");
+    let asked = folder.join("asked");
+    let script =
+        format!("#!/bin/sh\n[ \"$1\" = fit ] || exit 9\ncat > {}\n{answer}\n", asked.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let worker = WorkerCommand { program, args: Vec::new(), env: Vec::new() };
+    Daemon::with(RegistryConfig { worker, hub, ..config() })
+}
+
+#[tokio::test]
+async fn a_fit_is_asked_of_a_child_and_downloads_the_configuration_alone() {
+    let (cache, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = Hub::model(|_| ());
+    let fit = json!({
+        "architecture": "A", "parameters": 1, "device": "cpu", "gpus": [], "tp": 1, "available_bytes": 9,
+        "weight_bytes": 2, "other_bytes": 0, "is_estimate": true, "kv_bytes": 4, "kv_tokens": 5, "max_len": 5,
+        "full_requests": 1,
+    });
+    let answer = format!("echo '{}'", json!({"fit": fit, "problem": null}));
+    let daemon = fitting(folder.path(), hub.config(cache.path()), &answer);
+    let api = api(&daemon);
+    let ask = async |body: serde_json::Value| {
+        let (status, body) = call(&api, "fit", Some(body)).await;
+        (status, serde_json::from_slice::<serde_json::Value>(&body).unwrap())
+    };
+    let (status, report) = ask(json!({"model": "org/name", "options": {"kv_tokens": 7}})).await;
+    assert_eq!(status, StatusCode::OK, "{report}");
+    assert_eq!((&report["name"], &report["fits"]), (&json!("org/name"), &json!(true)));
+    assert_eq!(report["fit"], fit);
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("not on disk") && notes.contains("estimate"), "{notes}");
+    assert!(hub.asked("model.safetensors").is_empty(), "{:?}", hub.asked(""));
+    let asked = std::fs::read(folder.path().join("asked")).unwrap();
+    let asked: serde_json::Value = serde_json::from_slice(&asked).unwrap();
+    assert_eq!(asked["options"]["kv_tokens"], 7);
+    assert!(asked["dir"].as_str().unwrap().ends_with(SHA), "{asked}");
+    assert!(daemon.registry.list().is_empty(), "nothing is loaded");
+    assert_eq!(ask(json!({"model": "org/absent"})).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(ask(json!({"model": "m", "name": "a b"})).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_child_that_breaks_is_told_with_its_words() {
+    let (cache, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = Hub::model(|_| ());
+    let daemon = fitting(folder.path(), hub.config(cache.path()), "echo no driver >&2; exit 3");
+    let (status, body) = call(&api(&daemon), "fit", Some(json!({"model": "org/name"}))).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    let error: AdminError = serde_json::from_slice(&body).unwrap();
+    assert!(error.message.contains("exit status: 3): no driver"), "{error}");
+}

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::LoadOptions;
 use crate::admin::AdminError;
 use crate::worker::LoadProgress;
 
@@ -157,4 +158,22 @@ pub struct Fit {
     pub max_len: u64,
     /// Requests of `max_len` tokens that the KV cache holds at once.
     pub full_requests: u64,
+}
+
+/// What the daemon asks `minisgld fit`, on its standard input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FitQuestion {
+    /// The model's folder, in which `config.json` is.
+    pub dir: PathBuf,
+    /// How it would be loaded.
+    pub options: LoadOptions,
+}
+
+/// What `minisgld fit` answers, on its standard output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FitAnswer {
+    /// What it would be.
+    pub fit: Option<Fit>,
+    /// Why it would not load.
+    pub problem: Option<String>,
 }
