@@ -166,6 +166,8 @@ const PROGRESS_MAX: usize = 64;
 pub(crate) enum Finding {
     /// How far it is.
     Progress(LoadProgress),
+    /// What the model there cannot do.
+    Notes(Vec<String>),
     /// Its folder, or why there is none.
     Done(Result<PathBuf, ResolveError>),
 }
@@ -186,7 +188,10 @@ pub(crate) fn start(
         let work = std::panic::AssertUnwindSafe(|| {
             let dir = resolve(&hub, &source, dummy_weights, &mut report)?;
             match (inspector.0)(&dir) {
-                Ok(()) => Ok(dir),
+                Ok(notes) => {
+                    let _ = findings.blocking_send(Finding::Notes(notes));
+                    Ok(dir)
+                }
                 Err(why) => Err(ResolveError::Incomplete { dir, missing: vec![why] }),
             }
         });
