@@ -63,17 +63,17 @@ impl Default for RegistryConfig {
     }
 }
 
-/// Says what is wrong with a model's folder beyond what this room can tell: its text side.
+/// Says of a model's folder what this crate cannot tell: its text side.
 #[derive(Clone)]
 pub struct Inspector(pub Arc<Inspect>);
 
-/// Refuses a folder by saying why. May block.
-pub type Inspect = dyn Fn(&Path) -> Result<(), String> + Send + Sync;
+/// What the model in a folder cannot do, in words for people; or why the folder is refused. May block.
+pub type Inspect = dyn Fn(&Path) -> Result<Vec<String>, String> + Send + Sync;
 
 impl Default for Inspector {
-    /// Finds nothing wrong.
+    /// Finds nothing to say.
     fn default() -> Self {
-        Inspector(Arc::new(|_| Ok(())))
+        Inspector(Arc::new(|_| Ok(Vec::new())))
     }
 }
 

@@ -59,6 +59,8 @@ const PROGRESS_MAX: usize = 64;
 pub(crate) enum Finding {
     /// How far it is.
     Progress(LoadProgress),
+    /// What the model there cannot do.
+    Notes(Vec<String>),
     /// Its folder, or why there is none.
     Done(Result<PathBuf, ResolveError>),
 }
@@ -77,7 +79,7 @@ pub(crate) fn start(
         let find = async {
             let dir = resolve(&hub, &source, dummy_weights, &mut report).await?;
             let inspect = move || match (inspector.0)(&dir) {
-                Ok(()) => Ok(dir),
+                Ok(notes) => Ok((dir, notes)),
                 Err(why) => Err(ResolveError::incomplete(&dir, &[why])),
             };
             on_a_thread("inspect", inspect).await?
@@ -85,6 +87,13 @@ pub(crate) fn start(
         let found = tokio::select! {
             found = find => found,
             () = findings.closed() => return,
+        };
+        let found = match found {
+            Ok((dir, notes)) => {
+                let _ = findings.send(Finding::Notes(notes)).await;
+                Ok(dir)
+            }
+            Err(error) => Err(error),
         };
         let _ = findings.send(Finding::Done(found)).await;
     });
