@@ -13,13 +13,13 @@ pub struct RegistryBackend(pub Registry);
 impl Backend for RegistryBackend {
     fn models(&self) -> Vec<ModelEntry> {
         let entry = |listed: Listed| ModelEntry {
+            name: listed.name,
+            created_s: listed.created_s,
+            generation: listed.generation,
             ready: matches!(
                 listed.state,
                 ModelState::Ready | ModelState::Stalled | ModelState::Restarting
             ),
-            name: listed.name,
-            created_s: listed.created_s,
-            generation: listed.generation,
             source: listed.source,
             max_len: listed.max_len,
         };

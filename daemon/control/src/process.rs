@@ -68,8 +68,8 @@ impl Process {
         let mut child = start(child)?;
         let stderr = child.stderr.take().ok_or_else(|| io::Error::other("it has no stderr"))?;
         let stderr = tokio::spawn(read_lines(stderr, log));
-        let group = child.id().and_then(Group::of);
-        let process = Process { child, _group: group, stderr, status: None, fault: None };
+        let _group = child.id().and_then(Group::of);
+        let process = Process { child, _group, stderr, status: None, fault: None };
         Ok((process, UnixStream::from_std(ours)?))
     }
 

@@ -74,7 +74,7 @@ pub struct Listed {
     pub name: String,
     /// Its other names.
     pub aliases: Vec<String>,
-    /// What was loaded: a folder or a repo id.
+    /// What was asked for: folder or repo id.
     pub source: String,
     /// Unix time of its load, in seconds.
     pub created_s: u64,
