@@ -25,7 +25,13 @@ pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), CtlError> {
         Ok(path) if path.is_dir() => path.to_string_lossy().into_owned(),
         _ => args.model.clone(),
     };
-    let request = LoadRequest { model, name: args.name.clone(), options, persist: args.persist };
+    let request = LoadRequest {
+        model,
+        name: args.name.clone(),
+        options,
+        persist: args.persist,
+        aliases: Vec::new(),
+    };
     let mut lines = client.post_lines("/admin/v1/load", &request).await?;
     let mut view = LoadView::new();
     while let Some(line) = lines.next().await? {

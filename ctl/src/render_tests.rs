@@ -1,6 +1,7 @@
 //! What people see, as text that `UPDATE_EXPECT=1 cargo test` rewrites.
 
 use expect_test::{Expect, expect};
+use minisgl_proto::admin::Origin;
 use minisgl_proto::{LoadOptions, ModelInfo};
 
 use super::*;
@@ -58,6 +59,10 @@ fn ready() -> ModelStatus {
         }),
         options: LoadOptions::default(),
         persisted: false,
+        aliases: vec![],
+        origin: Origin::Loaded,
+        retry_in_s: None,
+        notes: vec![],
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use common::{Call, Daemon, End, Reply, Run, ctl};
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, HealthReport, LoadEvent, LoadRequest, ModelState,
-    ModelStatus, VersionInfo,
+    ModelStatus, Origin, VersionInfo,
 };
 use minisgl_proto::worker::LoadProgress;
 use minisgl_proto::{CacheMode, Device, LoadOptions, LoadStage, StepStats};
@@ -33,6 +33,10 @@ fn status(name: &str) -> ModelStatus {
         stats: Some(StepStats { running: 1, ..StepStats::default() }),
         options: LoadOptions::default(),
         persisted: false,
+        aliases: vec![],
+        origin: Origin::Loaded,
+        retry_in_s: None,
+        notes: vec![],
     }
 }
 
@@ -147,7 +151,7 @@ fn load_sends_its_options_and_tells_each_stage() {
         overlap: false,
     };
     let (model, name) = ("org/m".into(), Some("n".into()));
-    assert_eq!(sent, LoadRequest { model, name, options, persist: true });
+    assert_eq!(sent, LoadRequest { model, name, options, persist: true, aliases: vec![] });
 
     daemon.run(&["load", "org/m", "--gpus", "2,3"]);
     let sent: LoadRequest = serde_json::from_value(daemon.calls()[1].body.clone()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use minisgl_control::{ModelHandle, Registry};
+use minisgl_control::{Listed, ModelHandle, Registry};
 use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
 use minisgl_proto::ModelInfo;
 use minisgl_proto::admin::ModelState;
@@ -12,17 +12,14 @@ pub struct RegistryBackend(pub Registry);
 
 impl Backend for RegistryBackend {
     fn models(&self) -> Vec<ModelEntry> {
-        let created = self.0.created();
-        let created_ns =
-            |name: &str| created.iter().find(|(n, _)| n == name).map_or(0, |(_, ns)| *ns);
-        let entry = |status: minisgl_proto::admin::ModelStatus| ModelEntry {
-            created_s: created_ns(&status.name) / 1_000_000_000,
-            generation: created_ns(&status.name),
-            ready: status.state == ModelState::Ready,
-            max_len: status.info.as_ref().map(|info| info.max_len),
-            name: status.name,
+        let entry = |listed: Listed| ModelEntry {
+            name: listed.name,
+            created_s: listed.created_s,
+            generation: listed.generation,
+            ready: listed.state == ModelState::Ready,
+            max_len: listed.max_len,
         };
-        self.0.list().into_iter().map(entry).collect()
+        self.0.listed().into_iter().map(entry).collect()
     }
 
     fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {

@@ -40,6 +40,16 @@ pub enum Command {
     /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
     #[command(hide = true)]
     Probe(ServeArgs),
+    /// Answer the daemon that started this process as a worker would, and compute nothing. For `bench front`.
+    #[command(hide = true)]
+    EchoWorker {
+        /// As for `worker`, and without effect.
+        #[arg(long)]
+        log: String,
+        /// The same.
+        #[arg(long)]
+        confine_gpu: bool,
+    },
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
     Worker {
@@ -73,4 +83,7 @@ pub struct ServeArgs {
     /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
+    /// Subcommand of this program that serves a model. For `bench front`.
+    #[arg(long, value_name = "SUBCOMMAND", hide = true)]
+    pub worker: Option<String>,
 }

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
+        Command::EchoWorker { .. } => bench::echo::run(),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {

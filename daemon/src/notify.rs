@@ -45,8 +45,6 @@ const INSIST_PAUSE: Duration = Duration::from_millis(20);
 pub struct Report {
     /// Every model.
     pub models: Vec<ModelStatus>,
-    /// Models of the configuration that were not tried yet.
-    pub expected: usize,
     /// What only a new daemon can repair.
     pub hung: Option<String>,
     /// What else the operator should know.
@@ -291,7 +289,6 @@ mod tests {
             let (hung, models) = (Arc::clone(&hung), Arc::clone(&models));
             move || Report {
                 models: models.lock().unwrap().clone(),
-                expected: 0,
                 hung: hung.load(Ordering::SeqCst).then(|| "m hangs".to_owned()),
                 note: None,
             }
@@ -331,7 +328,7 @@ mod tests {
         let address = ("NOTIFY_SOCKET", manager.path.as_str());
         let notifier = notifier(&[address, ("WATCHDOG_USEC", "4000")]).unwrap().unwrap();
         while notifier.send("WATCHDOG=1").is_ok() {}
-        let report = || Report { models: vec![], expected: 0, hung: None, note: None };
+        let report = || Report { models: vec![], hung: None, note: None };
         let (_stop, stopping) = watch::channel(None);
         let task = tokio::spawn(notifier.run(report, stopping));
         // This test has one thread: were it held up, it would not go on.

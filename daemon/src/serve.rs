@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use minisgl_control::access::{self, Access};
 use minisgl_control::{
-    Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy,
-    WorkerCommand, admin, check_load, socket,
+    Doctor, Gpus, Inspector, Registry, RegistryConfig, RestartPolicy, SavedModels, WorkerCommand,
+    admin, check_load, socket,
 };
 use minisgl_http::{Front, Keys, Listener, Settings, TextModels, Tls};
-use minisgl_proto::admin::{LoadEvent, LoadRequest};
+use minisgl_proto::admin::{LoadRequest, Origin};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -76,10 +76,13 @@ async fn serve(
         ..Settings::default()
     };
     let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
-    let memory = remembered(&config);
-    let registry_config =
-        RegistryConfig { memory: memory.clone(), ..registry_config(&config, Arc::clone(&texts)) };
-    let registry = Registry::new(registry_config, &metrics)?;
+    let saved = saved_models(&config);
+    let mut registry_config = registry_config(&config, Arc::clone(&texts));
+    if let (Some(subcommand), Some(first)) = (&args.worker, registry_config.worker.args.first_mut())
+    {
+        *first = subcommand.into();
+    }
+    let registry = Registry::new(registry_config, saved.clone(), &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
     let front = Front::new(backend, Arc::clone(&texts), settings.clone(), &metrics)?;
     let live = Live {
@@ -121,16 +124,13 @@ async fn serve(
             socket::serve_unix(sockets.admin, admin, wait_for(closed)).await;
         }
     });
-    let models = models_at_start(&config, memory.as_deref());
-    let models = models.into_iter().map(|model| (model, registry.expect())).collect();
-    let boot = tokio::spawn(load_configured(registry.clone(), models));
+    keep_models(&registry, &config, saved.as_deref());
     let (note, noted) = watch::channel(None);
     if let Some(notifier) = notifier.clone() {
         let registry = registry.clone();
         let report = move || Report {
             models: registry.list(),
-            expected: registry.expected(),
-            hung: registry.hung(),
+            hung: registry.stuck(),
             note: noted.borrow().clone(),
         };
         tokio::spawn(notifier.run(report, stopping));
@@ -149,7 +149,6 @@ async fn serve(
     if let Err(error) = &ended {
         tracing::error!("{error:#}");
     }
-    boot.abort();
     let drain = Duration::from_secs_f64(config.workers.drain_s);
     tracing::info!("stopping: running requests have {} s to finish", drain.as_secs_f64());
     live.limits.close();
@@ -232,7 +231,7 @@ fn own_cache() -> Option<(OsString, OsString)> {
 /// does can put every GPU of the host out of service.
 const MULTICAST: &str = "NCCL_NVLS_ENABLE";
 
-/// As the configuration has it, without what is remembered.
+/// As the configuration has it, without what is saved.
 pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
@@ -255,15 +254,17 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
         load_silence: Duration::from_secs_f64(config.workers.load_s_max),
         drain: Duration::from_secs_f64(config.workers.drain_s),
         stream_buffer: config.workers.stream_buffer_tokens,
+        park: Duration::from_secs_f64(config.workers.park_s),
+        park_bytes_max: config.workers.park_bytes_max,
         restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
         ..defaults
     }
 }
 
-/// The models that `load --persist` remembers, unless there is no folder for them, or it cannot be used.
-fn remembered(config: &Config) -> Option<Arc<Memory>> {
-    match Memory::open(&config.state_dir()?) {
-        Ok(memory) => Some(Arc::new(memory)),
+/// The models that `load --persist` saved, unless there is no folder for them, or it is of no use.
+fn saved_models(config: &Config) -> Option<Arc<SavedModels>> {
+    match SavedModels::open(&config.state_dir()?) {
+        Ok(saved) => Some(Arc::new(saved)),
         Err(error) => {
             tracing::error!("models loaded with --persist are not loaded: {error}");
             None
@@ -271,35 +272,18 @@ fn remembered(config: &Config) -> Option<Arc<Memory>> {
     }
 }
 
-/// The models of the configuration, then those that are remembered; of one name the configuration's.
-fn models_at_start(config: &Config, memory: Option<&Memory>) -> Vec<LoadRequest> {
-    let mut models: Vec<LoadRequest> = config.model.iter().map(ModelConfig::request).collect();
-    let names: Vec<_> = models.iter().filter_map(|model| check_load(model).ok()).collect();
+/// Has the registry keep the models of the configuration and those that are saved; of one name the configuration's.
+/// All are listed from now on, and load side by side.
+fn keep_models(registry: &Registry, config: &Config, saved: Option<&SavedModels>) {
+    let configured: Vec<LoadRequest> = config.model.iter().map(ModelConfig::request).collect();
+    let names: Vec<_> = configured.iter().filter_map(|model| check_load(model).ok()).collect();
     let is_new = |model: &LoadRequest| check_load(model).is_ok_and(|name| !names.contains(&name));
-    models.extend(memory.map(Memory::models).unwrap_or_default().into_iter().filter(is_new));
-    models
-}
-
-/// Loads models, one after the other. One that fails is logged; the others are loaded all the same.
-async fn load_configured(registry: Registry, models: Vec<(LoadRequest, Expected)>) {
-    for (model, _tried) in models {
+    let saved = saved.map(SavedModels::models).unwrap_or_default().into_iter().filter(is_new);
+    let configured = configured.into_iter().map(|model| (model, Origin::Configured));
+    for (model, origin) in configured.chain(saved.map(|model| (model, Origin::Persisted))) {
         let source = model.model.clone();
-        let from = if model.persist { "remembered" } else { "of the configuration" };
-        let mut events = match registry.load(model).await {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::error!("model {source} {from} does not load: {error}");
-                continue;
-            }
-        };
-        while let Some(event) = events.recv().await {
-            match event {
-                LoadEvent::Progress(_) => {}
-                LoadEvent::Ready(status) => tracing::info!("model \"{}\" is ready", status.name),
-                LoadEvent::Failed(error) => {
-                    tracing::error!("model {source} {from} does not load: {error}");
-                }
-            }
+        if let Err(error) = registry.keep(model, origin) {
+            tracing::error!("model {source} is not loaded: {error}");
         }
     }
 }

@@ -140,7 +140,13 @@ impl Daemon {
         options: LoadOptions,
     ) -> Result<ModelStatus, AdminError> {
         let model = dir.to_str().expect("a path in UTF-8").to_owned();
-        let request = LoadRequest { model, name: Some(name.to_owned()), options, persist: false };
+        let request = LoadRequest {
+            model,
+            name: Some(name.to_owned()),
+            options,
+            persist: false,
+            aliases: Vec::new(),
+        };
         let body = serde_json::to_value(&request).expect("plain data");
         let lines = self.admin.lines("/admin/v1/load", &body).expect("the admin API answers");
         let mut last = String::new();

@@ -187,7 +187,7 @@ async fn may_read(State(access): State<Access>, request: Request, next: Next) ->
     let caller = request.extensions().get::<Caller>();
     match access.check(caller, Right::Read, "use the admin socket") {
         Ok(_) => next.run(request).await,
-        Err(error) => crate::admin::refuse(error),
+        Err(error) => crate::reply::refuse(error),
     }
 }
 

@@ -13,6 +13,9 @@ use crate::resolve;
 /// Bytes of a model's name at most.
 const NAME_BYTES_MAX: usize = 200;
 
+/// Aliases of a model, at most.
+const ALIASES_MAX: usize = 16;
+
 fn invalid(message: String) -> AdminError {
     AdminError { code: AdminErrorCode::Invalid, message }
 }
@@ -27,6 +30,13 @@ pub fn check_load(request: &LoadRequest) -> Result<String, AdminError> {
         None => default_name(&request.model)?,
     };
     check_name(&name)?;
+    if request.aliases.len() > ALIASES_MAX {
+        return Err(invalid(format!(
+            "the model has {} aliases, the limit is {ALIASES_MAX}",
+            request.aliases.len()
+        )));
+    }
+    request.aliases.iter().try_for_each(|alias| check_name(alias))?;
     check_options(&request.options)?;
     Ok(name)
 }
@@ -55,7 +65,7 @@ fn check_name(name: &str) -> Result<(), AdminError> {
 }
 
 /// Options that no machine can heed.
-fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
+pub(crate) fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
     options.check_ranges().map_err(|error| invalid(error.to_string()))?;
     options.check_gpus().map_err(|error| invalid(error.to_string()))
 }

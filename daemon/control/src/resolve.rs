@@ -7,17 +7,15 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use minisgl_proto::LoadStage;
 use minisgl_proto::admin::AdminErrorCode;
 use minisgl_proto::worker::LoadProgress;
 use serde::Deserialize;
+use tokio::sync::mpsc;
 
 use crate::config::{HubConfig, RegistryConfig};
 use crate::hub;
-use crate::model::Model;
-use crate::supervisor::Event;
 
 /// Why there is no folder to load from.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +57,29 @@ pub enum ResolveError {
     },
 }
 
+/// Whether what failed is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It fails until somebody changes something.
+    Never,
+    /// It may pass.
+    Backoff,
+    /// It may pass, not before this time.
+    After(std::time::Duration),
+}
+
 impl ResolveError {
+    /// Whether asking again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            // A file system may be mounted late.
+            ResolveError::NoFolder(_) | ResolveError::NotFetched { .. } => Retry::Backoff,
+            ResolveError::Incomplete { .. }
+            | ResolveError::BadRepoId { .. }
+            | ResolveError::NotFound { .. } => Retry::Never,
+        }
+    }
+
     /// What kind of refusal it is: whether there is no such thing, or it was there and of no use.
     pub fn code(&self) -> AdminErrorCode {
         match self {
@@ -138,17 +158,33 @@ fn expand(given: &str, home: Option<OsString>) -> PathBuf {
     }
 }
 
-/// Finds the model's folder on a thread of its own, and tells the supervisor. The thread is detached:
-/// a download that nobody waits for any more goes on, and the next load finds what it left; it never
-/// delays the end of the daemon, as a task of the runtime's blocking pool would.
-pub(crate) fn start(config: &RegistryConfig, model: &Arc<Model>) {
-    let (hub, inspector) = (config.hub.clone(), config.inspector.clone());
-    let entry = Arc::clone(model);
-    let thread = std::thread::Builder::new().name("resolve".to_string()).spawn(move || {
-        let mut report = |progress| drop(entry.events.try_send(Event::Progress(progress)));
-        let dummy = entry.options.dummy_weights;
+/// Progress that may wait to be heard; what comes beyond it is left out.
+const PROGRESS_MAX: usize = 64;
+
+/// What looking for a model brings.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// How far it is.
+    Progress(LoadProgress),
+    /// Its folder, or why there is none.
+    Done(Result<PathBuf, ResolveError>),
+}
+
+/// Finds a model's folder on a thread of its own. The thread is detached: it never delays the end of the daemon, as
+/// a task of the runtime's blocking pool would.
+pub(crate) fn start(
+    config: &RegistryConfig,
+    source: &str,
+    dummy_weights: bool,
+) -> mpsc::Receiver<Finding> {
+    let (findings, inbox) = mpsc::channel(PROGRESS_MAX);
+    let (hub, inspector, source) =
+        (config.hub.clone(), config.inspector.clone(), source.to_string());
+    let (name, no_thread) = (source.clone(), findings.clone());
+    let find = move || {
+        let mut report = |progress| drop(findings.try_send(Finding::Progress(progress)));
         let work = std::panic::AssertUnwindSafe(|| {
-            let dir = resolve(&hub, &entry.source, dummy, &mut report)?;
+            let dir = resolve(&hub, &source, dummy_weights, &mut report)?;
             match (inspector.0)(&dir) {
                 Ok(()) => Ok(dir),
                 Err(why) => Err(ResolveError::Incomplete { dir, missing: vec![why] }),
@@ -157,15 +193,16 @@ pub(crate) fn start(config: &RegistryConfig, model: &Arc<Model>) {
         // The hub's library asserts on what it finds on disk; that must not take the load silent.
         let found = std::panic::catch_unwind(work).unwrap_or_else(|_| {
             let tried = vec!["the hub (its library panicked; see the log)".to_string()];
-            Err(ResolveError::NotFetched { repo: entry.source.clone(), tried })
+            Err(ResolveError::NotFetched { repo: source.clone(), tried })
         });
-        let _ = entry.events.blocking_send(Event::Resolved(found));
-    });
-    if let Err(error) = thread {
+        let _ = findings.blocking_send(Finding::Done(found));
+    };
+    if let Err(error) = std::thread::Builder::new().name("resolve".to_string()).spawn(find) {
         let tried = vec![format!("nothing: no thread could be started ({error})")];
-        let failed = ResolveError::NotFetched { repo: model.source.clone(), tried };
-        let _ = model.events.try_send(Event::Resolved(Err(failed)));
+        let failed = ResolveError::NotFetched { repo: name, tried };
+        let _ = no_thread.try_send(Finding::Done(Err(failed)));
     }
+    inbox
 }
 
 /// The folder of `model`. Blocks, for as long as a download takes.

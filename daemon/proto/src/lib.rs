@@ -26,5 +26,8 @@ pub use request::{
 };
 pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 
-/// Version of minisgld, its worker and `minisglctl`; daemon and worker refuse to talk across it.
+/// Version of minisgld, its worker and `minisglctl`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Number of the frames between daemon and worker; it goes up with every change of one. Each refuses another's.
+pub const PROTOCOL: u32 = 2;

@@ -171,7 +171,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let spec = WorkerSpec {
-            version: minisgl_proto::VERSION.to_owned(),
+            protocol: minisgl_proto::PROTOCOL,
             name: "m".to_owned(),
             dir: model.clone(),
             options: LoadOptions { device: Device::Cpu, ..LoadOptions::default() },

@@ -11,7 +11,7 @@
 //! ```
 
 mod confine;
-mod link;
+pub(crate) mod link;
 mod run;
 
 pub(crate) use run::{apply_environment, sched_config};
