@@ -13,10 +13,14 @@ pub struct RegistryBackend(pub Registry);
 impl Backend for RegistryBackend {
     fn models(&self) -> Vec<ModelEntry> {
         let entry = |listed: Listed| ModelEntry {
+            ready: matches!(
+                listed.state,
+                ModelState::Ready | ModelState::Stalled | ModelState::Restarting
+            ),
             name: listed.name,
             created_s: listed.created_s,
             generation: listed.generation,
-            ready: listed.state == ModelState::Ready,
+            source: listed.source,
             max_len: listed.max_len,
         };
         self.0.listed().into_iter().map(entry).collect()

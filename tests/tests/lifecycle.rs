@@ -128,8 +128,9 @@ fn spawn(http: &TcpListener, admin: &UnixListener, dir: &Path) -> Child {
         .unwrap()
 }
 
-const ASK: &[u8] = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-const VERSION: &[u8] = b"GET /admin/v1/version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+const ASK: &[u8] = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+const VERSION: &[u8] =
+    b"GET /admin/v1/version HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
 fn answer(mut stream: impl Read) -> String {
     let mut text = String::new();

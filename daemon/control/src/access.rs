@@ -51,6 +51,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Logs what it does to which model.
+    pub(crate) fn note(&self, action: &str, model: &str) {
+        let Peer { uid, pid, .. } = self.peer;
+        tracing::info!(user = self.name(), uid, pid, action, model, "admin");
+    }
+
     /// Asks the user database, which may block.
     pub fn identify(peer: Peer) -> Caller {
         let own = getegid();

@@ -15,7 +15,7 @@ use minisgl_proto::{Generate, LoadOptions, ModelInfo, RequestId, TokenEvent, Una
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checks::{check_load, check_options};
-use crate::config::RegistryConfig;
+use crate::config::{HubConfig, RegistryConfig, WorkerCommand};
 use crate::event::{Event, Watch};
 use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
@@ -78,6 +78,8 @@ pub struct Listed {
     pub name: String,
     /// Its other names.
     pub aliases: Vec<String>,
+    /// What was loaded: a folder or a repo id.
+    pub source: String,
     /// Unix time of its load, in seconds.
     pub created_s: u64,
     /// Another number for each load, also of the same name; later loads have higher ones.
@@ -194,6 +196,16 @@ impl Registry {
 
     fn config(&self) -> Arc<RegistryConfig> {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where models come from now.
+    pub(crate) fn hub(&self) -> HubConfig {
+        self.config().hub.clone()
+    }
+
+    /// How children are started now.
+    pub(crate) fn worker(&self) -> WorkerCommand {
+        self.config().worker.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {
@@ -480,6 +492,7 @@ impl Registry {
             Listed {
                 name: model.spec.name.clone(),
                 aliases: model.spec.aliases.clone(),
+                source: model.spec.source.clone(),
                 created_s: model.created_s,
                 generation: model.generation,
                 state,
