@@ -46,6 +46,10 @@ pub enum Command {
     /// Confine this process as a worker is, try what a worker must not be able to do, and print what came of it.
     #[command(hide = true)]
     Confined(AttemptArgs),
+    /// Say what loading a model would come to: a question as JSON on standard input, the answer on standard
+    /// output; people ask `minisglctl load --dry-run`.
+    #[command(hide = true)]
+    Fit,
     /// Answer the daemon that started this process as a worker would, and compute nothing. For `bench front`.
     #[command(hide = true)]
     EchoWorker {

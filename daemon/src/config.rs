@@ -328,6 +328,7 @@ impl Config {
             endpoint: self.hub.endpoint.clone(),
             token_file: self.hub.token_file.clone().or_else(secrets::hub_token_place),
             offline: self.hub.offline,
+            ..minisgl_control::HubConfig::default()
         }
     }
 

@@ -17,6 +17,7 @@ mod bridge;
 mod cli;
 mod config;
 mod confine;
+mod fit;
 mod leave;
 mod listen;
 mod logging;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => reload::ask(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Fit => fit::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut script);

@@ -285,7 +285,8 @@ mod tests {
 
     const WHILE: Duration = Duration::from_millis(400);
 
-    #[tokio::test]
+    // On a clock that stands still while anything can run.
+    #[tokio::test(start_paused = true)]
     async fn the_watchdog_starves_while_something_hangs_and_a_stop_is_told() {
         let manager = Manager::new();
         let address = ("NOTIFY_SOCKET", manager.path.as_str());
@@ -329,7 +330,7 @@ mod tests {
         task.abort();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_deaf_manager_holds_nothing_up_and_hears_the_rest_later() {
         let manager = Manager::new();
         let address = ("NOTIFY_SOCKET", manager.path.as_str());

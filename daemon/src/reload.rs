@@ -19,7 +19,8 @@ use minisgl_proto::reload::ReloadReply;
 
 use crate::cli::ServeArgs;
 use crate::config::{
-    AdminConfig, Config, GpuConfig, HttpConfig, HubConfig, LogConfig, StateConfig, WorkersConfig,
+    AdminConfig, Config, GpuConfig, HttpConfig, HubConfig, LogConfig, ModelConfig, StateConfig,
+    WorkersConfig,
 };
 use crate::logging::LevelHandle;
 use crate::notify::Notifier;
@@ -91,6 +92,11 @@ impl Live {
         merged.check_mixture()?;
         self.level.set(&merged.log)?;
         self.apply(&merged);
+        if running.model != merged.model {
+            let registry = self.registry.clone();
+            let wanted = merged.model.iter().map(ModelConfig::request).collect();
+            tokio::spawn(async move { registry.reconcile(wanted).await });
+        }
         *running = merged;
         Ok(outcome)
     }
@@ -196,6 +202,7 @@ fn compare(old: &Config, new: &Config) -> Outcome {
     live("[workers] drain_s", old.workers.drain_s != *drain_s);
     let rest = WorkersConfig { drain_s: old.workers.drain_s, ..workers.clone() };
     live("[workers], for the next loads", old.workers != rest);
+    live("[[model]]", old.model != *model);
     let LogConfig { level, format, prompts } = log;
     live("[log] level", old.log.level != *level);
 
@@ -208,7 +215,6 @@ fn compare(old: &Config, new: &Config) -> Outcome {
     later("[log] format", old.log.format != *format);
     later("[log] prompts", old.log.prompts != *prompts);
     later("[state]", old.state != *state);
-    later("[[model]]", old.model != *model);
     outcome
 }
 
@@ -225,7 +231,6 @@ fn merge(old: &Config, new: Config) -> Config {
         admin: AdminConfig { socket: old.admin.socket.clone(), ..new.admin },
         log: LogConfig { format: old.log.format, prompts: old.log.prompts, ..new.log },
         state: StateConfig { ..old.state.clone() },
-        model: old.model.clone(),
         ..new
     }
 }
@@ -246,17 +251,22 @@ mod tests {
              [workers]\ndrain_s = 5.0\n[admin]\nadmin_users = [\"ann\"]\n[[model]]\nmodel = \"a/b\"\n",
         );
         let outcome = compare(&old, &new);
-        let applied =
-            ["[http] body_bytes_max", "[admin] admin_users", "[workers] drain_s", "[log] level"];
+        let applied = [
+            "[http] body_bytes_max",
+            "[admin] admin_users",
+            "[workers] drain_s",
+            "[[model]]",
+            "[log] level",
+        ];
         assert_eq!(outcome.applied, applied);
-        assert_eq!(outcome.restart, ["[http] listen", "[log] format", "[[model]]"]);
-        let note = "restart to apply [http] listen, [log] format, [[model]]";
+        assert_eq!(outcome.restart, ["[http] listen", "[log] format"]);
+        let note = "restart to apply [http] listen, [log] format";
         assert_eq!(outcome.note().as_deref(), Some(note));
 
         let merged = merge(&old, new.clone());
         assert_eq!(merged.http.listen, old.http.listen);
         assert_eq!((merged.http.body_bytes_max, merged.log.level.as_str()), (5, "debug"));
-        assert_eq!((merged.log.format, merged.model.len()), (old.log.format, 0));
+        assert_eq!((merged.log.format, merged.model.len()), (old.log.format, 1));
         let again = compare(&merged, &new);
         assert_eq!((again.applied.len(), again.restart), (0, outcome.restart));
         assert_eq!(compare(&old, &old), Outcome::default());

@@ -66,7 +66,7 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
     RegistryConfig {
         worker,
         hub: config.hub_config(),
-        inspector: Inspector(Arc::new(move |dir| texts.inspect(dir))),
+        inspector: Inspector(Arc::new(move |dir| texts.inspect(dir).map(|()| Vec::new()))),
         gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::unusable() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),

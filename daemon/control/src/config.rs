@@ -63,17 +63,17 @@ impl Default for RegistryConfig {
     }
 }
 
-/// Says what is wrong with a model's folder beyond what this room can tell: its text side.
+/// Says of a model's folder what this crate cannot tell: its text side.
 #[derive(Clone)]
 pub struct Inspector(pub Arc<Inspect>);
 
-/// Refuses a folder by saying why. May block.
-pub type Inspect = dyn Fn(&Path) -> Result<(), String> + Send + Sync;
+/// What the model in a folder cannot do, in words for people; or why the folder is refused. May block.
+pub type Inspect = dyn Fn(&Path) -> Result<Vec<String>, String> + Send + Sync;
 
 impl Default for Inspector {
-    /// Finds nothing wrong.
+    /// Finds nothing to say.
     fn default() -> Self {
-        Inspector(Arc::new(|_| Ok(())))
+        Inspector(Arc::new(|_| Ok(Vec::new())))
     }
 }
 
@@ -157,6 +157,38 @@ pub struct HubConfig {
     pub token_file: Option<PathBuf>,
     /// Never download.
     pub offline: bool,
+    /// How long the hub may take.
+    pub limits: HubLimits,
+}
+
+/// How long a hub may take, and how often it is asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubLimits {
+    /// Until there is a connection, with its address found and TLS agreed on.
+    pub connect: Duration,
+    /// Until an answer begins.
+    pub response: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// Attempts in a row that may bring nothing.
+    pub attempts: u32,
+    /// Before the second attempt; doubles.
+    pub pause: Duration,
+    /// Longest pause. A hub that wants a longer one ends the download, and the load may be tried again then.
+    pub pause_max: Duration,
+}
+
+impl Default for HubLimits {
+    fn default() -> Self {
+        HubLimits {
+            connect: Duration::from_secs(10),
+            response: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            attempts: 6,
+            pause: Duration::from_millis(500),
+            pause_max: Duration::from_secs(60),
+        }
+    }
 }
 
 impl HubConfig {

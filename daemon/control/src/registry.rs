@@ -3,6 +3,10 @@
 //! Owns: which names are taken, and request ids. Must never: change a model's state itself; that is
 //! its supervisor's business.
 
+mod handle;
+mod reconcile;
+mod saving;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -11,20 +15,22 @@ use minisgl_proto::admin::{
     AdminError, AdminErrorCode, HealthReport, LoadEvent, LoadRequest, ModelState, ModelStatus,
     Origin, RequestStatus, RestartRequest,
 };
-use minisgl_proto::{Generate, LoadOptions, ModelInfo, RequestId, TokenEvent, Unavailable};
+use minisgl_proto::{Generate, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checks::{check_load, check_options};
-use crate::config::RegistryConfig;
+use crate::config::{HubConfig, RegistryConfig, WorkerCommand};
 use crate::event::{Event, Watch};
 use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
 use crate::model::{Model, SessionLimits};
 use crate::placement::{Placement, Reservation};
 use crate::saved::SavedModels;
-use crate::sessions::{AbortGuard, Refused};
 use crate::spec::Spec;
 use crate::supervisor::{Parts, Supervisor};
+
+use self::handle::not_ready;
+pub use self::handle::{Generation, ModelHandle};
 
 /// Events of a model that may wait for its supervisor.
 const EVENTS_MAX: usize = 64;
@@ -49,6 +55,8 @@ struct Inner {
     saved: Option<Arc<SavedModels>>,
     /// Held while a model is saved or forgotten, so that the one sees what the other did.
     saving: tokio::sync::Mutex<()>,
+    /// Held while models are made those of a configuration.
+    reconciling: tokio::sync::Mutex<()>,
     metrics: Metrics,
     /// In the order they were loaded.
     models: Mutex<Vec<Arc<Model>>>,
@@ -57,18 +65,6 @@ struct Inner {
     next_id: AtomicU64,
     next_generation: AtomicU64,
     closing: AtomicBool,
-}
-
-/// A running generation.
-#[derive(Debug)]
-pub struct Generation {
-    /// Its id, for logs.
-    pub id: RequestId,
-    /// Its events; the last one carries `finish`. A channel that closes without it means that the
-    /// reader fell further behind than the buffer allows.
-    pub events: mpsc::Receiver<TokenEvent>,
-    /// Aborts when dropped, unless the request has ended.
-    pub guard: AbortGuard,
 }
 
 /// A model in a list, with what costs nothing to tell.
@@ -88,66 +84,6 @@ pub struct Listed {
     pub state: ModelState,
     /// Its context length, once known.
     pub max_len: Option<u32>,
-}
-
-/// A model that takes requests: it is ready, or will be again. Stays valid when the model goes away; `submit` then
-/// refuses.
-#[derive(Clone)]
-pub struct ModelHandle {
-    registry: Arc<Inner>,
-    model: Arc<Model>,
-    info: Arc<ModelInfo>,
-}
-
-impl ModelHandle {
-    /// Its name, which is not an alias.
-    pub fn name(&self) -> &str {
-        &self.model.spec.name
-    }
-
-    /// Another number for each load, also of the same name; later loads have higher ones.
-    pub fn generation(&self) -> u64 {
-        self.model.generation
-    }
-
-    /// What it is.
-    pub fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    /// Starts a generation. Never blocks. It outlives the worker that begins it.
-    ///
-    /// # Errors
-    /// `NotReady` or `Busy`; nothing was started.
-    pub fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
-        let name = || self.model.spec.name.clone();
-        let id = RequestId(self.registry.next_id.fetch_add(1, Ordering::Relaxed));
-        let request_id = request.request_id.clone();
-        match self.model.sessions.submit(id, request) {
-            Ok((events, guard)) => {
-                tracing::debug!(request = %id, request_id, model = name(), "submitted");
-                Ok(Generation { id, events, guard })
-            }
-            Err(Refused::Full(limit)) => Err(Unavailable::Busy { name: name(), limit }),
-            Err(Refused::NoRoom) => Err(Unavailable::NotReady {
-                name: name(),
-                reason: "its worker is being restarted, and as many requests wait for it as may"
-                    .to_string(),
-            }),
-            Err(Refused::Closed) => Err(not_ready(&self.model)),
-        }
-    }
-}
-
-fn not_ready(model: &Model) -> Unavailable {
-    let reason = match model.state() {
-        ModelState::Loading => "it is being loaded",
-        ModelState::Ready | ModelState::Restarting => "its worker is being restarted",
-        ModelState::Stalled => "its worker makes no progress",
-        ModelState::Failed => "it failed; the log and minisglctl ps say why",
-        ModelState::Unloading => "it is being unloaded",
-    };
-    Unavailable::NotReady { name: model.spec.name.clone(), reason: reason.to_string() }
 }
 
 fn invalid(message: String) -> AdminError {
@@ -179,6 +115,7 @@ impl Registry {
             config: RwLock::new(Arc::new(config)),
             saved,
             saving: tokio::sync::Mutex::default(),
+            reconciling: tokio::sync::Mutex::default(),
             metrics: Metrics::new(metrics)?,
             models: Mutex::default(),
             placement: Placement::default(),
@@ -196,6 +133,16 @@ impl Registry {
 
     fn config(&self) -> Arc<RegistryConfig> {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where models come from now.
+    pub(crate) fn hub(&self) -> HubConfig {
+        self.config().hub.clone()
+    }
+
+    /// How children are started now.
+    pub(crate) fn worker(&self) -> WorkerCommand {
+        self.config().worker.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {
@@ -335,69 +282,6 @@ impl Registry {
             return Err(conflict(format!("{MODELS_MAX} models are loaded, which is the limit")));
         }
         Ok(())
-    }
-
-    /// Passes on the events of a load, and saves it when it is ready, also if nobody listens any more.
-    fn save_when_ready(
-        &self,
-        mut events: Watch,
-        saved: Arc<SavedModels>,
-        model: Arc<Model>,
-        options: LoadOptions,
-    ) -> Watch {
-        let (sender, receiver) = mpsc::channel(events.max_capacity());
-        let registry = self.clone();
-        tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                let event = match event {
-                    LoadEvent::Ready(status) => {
-                        let request = model.spec.to_request(options.clone());
-                        let is_saved = registry.save(Arc::clone(&saved), request, &model).await;
-                        let (persisted, origin) = match is_saved {
-                            true => (true, model.status().origin),
-                            false => (status.persisted, status.origin),
-                        };
-                        LoadEvent::Ready(Box::new(ModelStatus { persisted, origin, ..*status }))
-                    }
-                    other => other,
-                };
-                let is_progress = matches!(event, LoadEvent::Progress(_));
-                // Progress that a slow caller does not take is left out; room is kept for the end.
-                if !is_progress || sender.capacity() > 1 {
-                    let _ = sender.try_send(event);
-                }
-            }
-        });
-        receiver
-    }
-
-    /// Saves a load, unless its model is being unloaded; whether it is saved.
-    async fn save(&self, saved: Arc<SavedModels>, request: LoadRequest, model: &Model) -> bool {
-        let _turn = self.0.saving.lock().await;
-        if model.unwanted.load(Ordering::SeqCst) {
-            return false;
-        }
-        let added = tokio::task::spawn_blocking(move || saved.add(&request)).await;
-        match added.unwrap_or_else(|error| Err(error.to_string())) {
-            Ok(()) => {
-                model.persisted.store(true, Ordering::SeqCst);
-                true
-            }
-            Err(why) => {
-                tracing::error!(model = model.spec.name, why, "loaded, but not saved");
-                false
-            }
-        }
-    }
-
-    /// Forgets a saved model; whether there was one.
-    async fn forget(&self, name: &str) -> Result<bool, AdminError> {
-        let _turn = self.0.saving.lock().await;
-        let saved = self.0.saved.clone().filter(|saved| saved.has(name));
-        let Some(saved) = saved else { return Ok(false) };
-        let name = name.to_owned();
-        let removed = tokio::task::spawn_blocking(move || saved.remove(&name)).await;
-        removed.unwrap_or_else(|error| Err(error.to_string())).map_err(failed)
     }
 
     /// Has a model served by another worker, loaded with other options if the request has some; its requests wait.

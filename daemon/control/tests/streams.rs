@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use common::fake::{COUNT, CRASH, ENDLESS, GARBAGE, LOAD_WAITS, RESTART_DIES};
 use common::{Daemon, config, end_of, generate, is_alive, read, read_load, signal, token};
-use minisgl_control::{Backoff, RegistryConfig, RestartPolicy, SavedModels, Unavailable};
+use minisgl_control::{
+    Backoff, Inspector, RegistryConfig, RestartPolicy, SavedModels, Unavailable,
+};
 use minisgl_proto::admin::{
     AdminErrorCode, LoadRequest, ModelState, Origin, RequestState, RestartRequest,
 };
@@ -276,6 +278,42 @@ async fn models_are_found_side_by_side_and_all_are_listed_at_once() {
     assert!(daemon.registry.health().ready);
     let generations: Vec<u64> = daemon.registry.listed().iter().map(|m| m.generation).collect();
     assert!(generations.is_sorted_by(|a, b| a < b), "{generations:?}");
+}
+
+#[tokio::test]
+async fn a_changed_configuration_changes_its_models_and_no_others() {
+    let daemon = Daemon::new();
+    let request = |name: &str| daemon.request(name);
+    for name in ["stays", "changes", "leaves"] {
+        daemon.registry.keep(request(name), Origin::Configured).unwrap();
+        daemon.until_state(name, ModelState::Ready).await;
+    }
+    let by_hand = daemon.load("by-hand").await.unwrap();
+    let stays = daemon.registry.status("stays").unwrap();
+    let mut stream = daemon.submit("changes", &[COUNT, 200]);
+    token(&mut stream).await;
+    let mut changes = request("changes");
+    changes.options.max_running = 5;
+    let mut named = request("stays");
+    let wanted = vec![named.clone(), changes.clone(), request("comes"), request("by-hand")];
+    daemon.registry.reconcile(wanted).await;
+    daemon.until_state("comes", ModelState::Ready).await;
+    assert_eq!(daemon.registry.status("changes").unwrap().options, changes.options);
+    assert_eq!(daemon.registry.status("stays").unwrap().pid, stays.pid);
+    assert_eq!(daemon.registry.status("by-hand").unwrap().pid, by_hand.pid);
+    assert_eq!(read(&mut stream).await.0, (1..200).collect::<Vec<u32>>());
+    named.aliases = vec!["other".into()];
+    daemon.registry.reconcile(vec![named]).await;
+    let names: Vec<String> = daemon.registry.listed().into_iter().map(|m| m.name).collect();
+    assert_eq!(names, ["by-hand", "stays"]);
+    daemon.until_state("other", ModelState::Ready).await;
+}
+
+#[tokio::test]
+async fn what_the_inspector_notes_is_in_the_status() {
+    let inspector = Inspector(Arc::new(|_| Ok(vec!["it knows no tools".to_string()])));
+    let daemon = Daemon::with(RegistryConfig { inspector, ..config() });
+    assert_eq!(daemon.load("m").await.unwrap().notes, ["it knows no tools"]);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! Owns: [`Executor`] for the scheduler; `engine/load.rs` is how it comes about. Must never: look into a
 //! request, or go on after a rank has failed.
 
+mod fit;
 mod load;
 mod options;
 mod spawn;

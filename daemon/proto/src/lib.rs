@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod disk;
 pub mod doctor;
 pub mod frame;
 pub mod gpus;

@@ -42,15 +42,7 @@ impl Engine {
     ) -> Result<(Engine, EngineInfo), EngineError> {
         options::check(options)?;
         let config = Arc::new(ModelConfig::from_dir(dir)?);
-        if let Some(len) = options.max_len
-            && len as usize > config.max_position
-        {
-            return Err(EngineError::Option {
-                option: "max_len",
-                value: len.to_string(),
-                expected: format!("at most the model's own {}", config.max_position),
-            });
-        }
+        check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
@@ -181,6 +173,18 @@ impl Engine {
             tokens: vec![0; rows * tokens],
             pages: vec![0; rows * pages],
         }
+    }
+}
+
+/// Whether the model has as many positions as were asked for.
+pub(super) fn check_len(options: &LoadOptions, config: &ModelConfig) -> Result<(), EngineError> {
+    match options.max_len {
+        Some(len) if len as usize > config.max_position => Err(EngineError::Option {
+            option: "max_len",
+            value: len.to_string(),
+            expected: format!("at most the model's own {}", config.max_position),
+        }),
+        _ => Ok(()),
     }
 }
 

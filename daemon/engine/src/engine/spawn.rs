@@ -32,7 +32,7 @@ use crate::weights::WeightSource;
 /// Bytes of a GPU's memory that stay free: the driver loads the code of a kernel that first runs after
 /// `Ready`, and grows its own tables.
 #[cfg(feature = "cuda")]
-const GPU_SPARE_BYTES: u64 = 256 << 20;
+pub(super) const GPU_SPARE_BYTES: u64 = 256 << 20;
 
 /// What all ranks of a model share.
 pub(super) struct Shared<'a> {
@@ -229,7 +229,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
 const UNEVEN_MAX: f64 = 1.25;
 
 #[cfg(feature = "cuda")]
-fn even(gpus: &[u32], free_bytes: &[u64]) -> Result<(), EngineError> {
+pub(super) fn even(gpus: &[u32], free_bytes: &[u64]) -> Result<(), EngineError> {
     let all = || gpus.iter().zip(free_bytes);
     let (Some((least_gpu, least)), Some((most_gpu, most))) =
         (all().min_by_key(|gpu| gpu.1), all().max_by_key(|gpu| gpu.1))
