@@ -333,7 +333,7 @@ impl Sessions {
     /// an instance says that is not the one attached is not heard.
     pub(crate) fn route(&self, epoch: u32, events: Vec<TokenEvent>) {
         let mut inner = self.lock();
-        if !inner.instance.as_ref().is_some_and(|instance| instance.epoch == epoch) {
+        if inner.instance.as_ref().is_none_or(|instance| instance.epoch != epoch) {
             return;
         }
         for event in events {
