@@ -100,7 +100,7 @@ impl ModelHandle {
             return Err(not_ready(&self.model));
         }
         let id = RequestId(self.registry.next_id.fetch_add(1, Ordering::Relaxed));
-        let Generate { prompt, sampling, stop, priority } = request;
+        let Generate { prompt, sampling, stop, priority, .. } = request;
         let submit = Submit { id, prompt, sampling, stop, priority };
         match self.model.streams.submit(submit) {
             Ok((events, guard)) => Ok(Generation { id, events, guard }),

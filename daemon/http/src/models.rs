@@ -40,11 +40,13 @@ pub async fn one(
     if let Some(entry) = entries.iter().find(|entry| entry.name == name) {
         return Ok(Json(to_json(entry)));
     }
-    let refusal = front.backend.model(&name).err().unwrap_or_else(|| Unavailable::NotFound {
-        name: name.clone(),
-        hint: "see /v1/models".into(),
-    });
-    Err(ApiError::from_unavailable(&refusal, front.settings.retry_after_s))
+    // By another name, perhaps.
+    let model = front.model(Some(&name))?;
+    let entry = entries.iter().find(|entry| entry.name == model.name());
+    entry.map(|entry| Json(to_json(entry))).ok_or_else(|| {
+        let refusal = Unavailable::NotFound { name, hint: "see /v1/models".into() };
+        ApiError::from_unavailable(&refusal, front.settings.retry_after_s)
+    })
 }
 
 /// `GET /health`: 200, or 503 with the reason.

@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Settings {
     /// Bytes of a request body, at most; more is answered with 413.
     pub body_bytes_max: usize,
-    /// Bytes of all request bodies being received at once, at most; more is answered with 503.
+    /// Bytes of all requests that are not submitted yet, at most; more is answered with 503. Never less than
+    /// one body may have.
     pub bodies_bytes_max: usize,
     /// Time a client has to send its body.
     pub body_timeout: Duration,
@@ -27,15 +28,21 @@ pub struct Settings {
     pub tokenizer_threads: usize,
     /// Whether prompts are in the log.
     pub log_prompts: bool,
-    /// Seconds after which a refused client is told to come back.
+    /// Seconds after which a refused client is told to come back, at least.
     pub retry_after_s: u32,
+    /// Whether a `max_tokens` that the context has no room for gives way; else it is refused.
+    pub clamp_max_tokens: bool,
+    /// Time without a word after which a stream sends a comment; `None` for never.
+    pub ping_interval: Option<Duration>,
+    /// Whether the priority that a client asks for counts.
+    pub client_priority: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Settings {
             body_bytes_max: 32 << 20,
-            bodies_bytes_max: 512 << 20,
+            bodies_bytes_max: 128 << 20,
             body_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
@@ -46,6 +53,9 @@ impl Default for Settings {
             tokenizer_threads: 0,
             log_prompts: false,
             retry_after_s: 1,
+            clamp_max_tokens: true,
+            ping_interval: Some(Duration::from_secs(15)),
+            client_priority: false,
         }
     }
 }

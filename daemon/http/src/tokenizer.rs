@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
+use serde_json::json;
 use tokenizers::Tokenizer;
 use tokenizers::models::ModelWrapper;
 use tokio::sync::OnceCell;
@@ -34,6 +35,57 @@ pub struct GenerationDefaults {
     pub repetition_penalty: Option<f64>,
 }
 
+/// What a chat template did with conversations made to try it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TemplateTraits {
+    /// A message of role `system` reaches the prompt.
+    pub system: bool,
+    /// A message of role `developer` does.
+    pub developer: bool,
+    /// A `system` message after another message does.
+    pub late_system: bool,
+    /// The arguments of a tool call must be a JSON string, not an object.
+    pub arguments_as_text: bool,
+    /// Tool calls reach the prompt beside a `content` of null alone, not beside an empty one.
+    pub null_content: bool,
+}
+
+impl TemplateTraits {
+    /// Tries a template.
+    fn of(template: &ChatTemplate) -> TemplateTraits {
+        const MARK: &str = "q7Zx";
+        let shows = |messages: serde_json::Value| {
+            let messages = messages.as_array().cloned().unwrap_or_default();
+            let conversation =
+                Conversation { messages, add_generation_prompt: true, ..Conversation::default() };
+            template.render(&conversation).is_ok_and(|prompt| prompt.contains(MARK))
+        };
+        let user = || json!({"role": "user", "content": "a"});
+        let with_call = |content: serde_json::Value, arguments: serde_json::Value| {
+            let function = json!({"name": MARK, "arguments": arguments});
+            let calls = json!([{"id": "call00001", "type": "function", "function": function}]);
+            shows(json!([
+                user(),
+                {"role": "assistant", "content": content, "tool_calls": calls},
+                {"role": "tool", "tool_call_id": "call00001", "content": "b"},
+            ]))
+        };
+        let first = |role: &str| shows(json!([{"role": role, "content": MARK}, user()]));
+        let assistant = json!({"role": "assistant", "content": "b"});
+        let late = json!([{"role": "system", "content": "c"}, user(), assistant, {"role": "system", "content": MARK}, user()]);
+        let empty = json!("");
+        let as_object = with_call(empty.clone(), json!({}));
+        let as_null = with_call(serde_json::Value::Null, json!({}));
+        TemplateTraits {
+            system: first("system"),
+            developer: first("developer"),
+            late_system: shows(late),
+            arguments_as_text: !as_object && !as_null && with_call(empty, json!("{}")),
+            null_content: !as_object && as_null,
+        }
+    }
+}
+
 /// The text side of one model.
 pub struct TextModel {
     files: Arc<Files>,
@@ -46,6 +98,7 @@ struct Files {
     vocabulary: Option<Vocabulary>,
     /// Its chat template, if it is a chat model.
     template: Option<ChatTemplate>,
+    traits: TemplateTraits,
     /// Its recommended sampling.
     defaults: GenerationDefaults,
 }
@@ -113,9 +166,11 @@ impl Files {
     /// A file is broken.
     fn load(dir: &Path) -> Result<Files, LoadError> {
         let path = dir.join("tokenizer.json");
+        let template = ChatTemplate::load(dir)?;
         Ok(Files {
             vocabulary: if path.exists() { Some(Vocabulary::load(path)?) } else { None },
-            template: ChatTemplate::load(dir)?,
+            traits: template.as_ref().map(TemplateTraits::of).unwrap_or_default(),
+            template,
             defaults: load_defaults(&dir.join("generation_config.json"))?,
         })
     }
@@ -223,6 +278,11 @@ impl TextModel {
     /// 400: there is none.
     pub fn need_tokenizer(&self, param: &str) -> Result<(), ApiError> {
         self.files.vocabulary(param).map(drop)
+    }
+
+    /// What its chat template does.
+    pub fn template(&self) -> TemplateTraits {
+        self.files.traits
     }
 
     /// Its recommended sampling.

@@ -107,6 +107,10 @@ pub struct Generate {
     pub stop: StopParams,
     /// Higher goes first.
     pub priority: i32,
+    /// The request's id in the log and for its client; several generations may have the same.
+    pub request_id: String,
+    /// Name of the API key it came with.
+    pub key: Option<String>,
 }
 
 /// Why there is no model of a name, or no generation.

@@ -197,6 +197,8 @@ pub fn generate(prompt: &[u32]) -> Generate {
         sampling: SamplingParams::default(),
         stop: StopParams::default(),
         priority: 0,
+        request_id: String::new(),
+        key: None,
     }
 }
 
