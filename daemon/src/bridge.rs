@@ -11,7 +11,7 @@ use minisgl_proto::admin::ModelState;
 pub struct RegistryBackend(pub Registry);
 
 impl Backend for RegistryBackend {
-    fn models(&self) -> Vec<ModelEntry> {
+    fn models(&self) -> Arc<[ModelEntry]> {
         let entry = |listed: Listed| ModelEntry {
             name: listed.name,
             created_s: listed.created_s,
@@ -26,8 +26,15 @@ impl Backend for RegistryBackend {
         self.0.listed().into_iter().map(entry).collect()
     }
 
-    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
-        let handle = self.0.model(name)?;
+    fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
+        let handle = match name {
+            Some(name) => self.0.model(name)?,
+            None => self.0.only_model().unwrap_or_else(|| {
+                let names: Vec<String> = self.0.listed().into_iter().map(|one| one.name).collect();
+                let hint = format!("loaded are: [{}]", names.join(", "));
+                Err(Unavailable::NotFound { name: String::new(), hint })
+            })?,
+        };
         Ok(Arc::new(HandleModel(handle)))
     }
 
@@ -40,6 +47,14 @@ impl Backend for RegistryBackend {
 struct HandleModel(ModelHandle);
 
 impl Model for HandleModel {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
     fn info(&self) -> &ModelInfo {
         self.0.info()
     }

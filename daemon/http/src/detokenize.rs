@@ -338,15 +338,14 @@ mod tests {
             let mut matcher = StopMatcher::new(vec![stop.clone()], false);
             let (mut out, mut stopped) = (String::new(), false);
             for byte in text.bytes() {
-                let passed = matcher.push(&detokenizer.push(tokenizer, scheme, byte.into()));
-                out += &passed.text;
-                stopped = passed.stopped.is_some();
+                let piece = detokenizer.push(tokenizer, scheme, byte.into());
+                stopped = matcher.push(&piece, &mut out).is_some();
                 if stopped {
                     break;
                 }
             }
             if !stopped {
-                out += &matcher.finish();
+                matcher.finish(&mut out);
             }
             let expected = text.split_once(&stop);
             prop_assert_eq!(stopped, expected.is_some());

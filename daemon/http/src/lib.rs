@@ -3,11 +3,11 @@
 //! Owns: request parsing, templates, tokenizers, streams. Must never: know what a worker is.
 //!
 //! ```text
-//!   body -> parse -> find model -> prompt (template, tokenizer pool) -> sampling (validate)
-//!        -> Choices (submit; detokenize, stop strings) -> sse or one JSON object
+//!   body -> Surface -> Intent -> prompts (template, tokenizer), sampling
+//!        -> Choices (submit; detokenize, stop strings) -> Part -> Wire -> events or one JSON object
 //! ```
 //!
-//! A request's answer begins only when its first text is there, so whatever fails before has a
+//! A request's answer begins only when its first text is there, or after a while, so whatever fails before has a
 //! status of its own. Everything a request holds hangs on its handler's future or its response's
 //! body; when the client goes away, hyper drops them and the generations are aborted.
 
@@ -21,9 +21,12 @@ mod completions;
 mod connection;
 mod detokenize;
 mod error;
+pub mod fields;
 mod front;
 mod generate;
 mod input;
+mod intent;
+mod json;
 mod keys;
 mod limits;
 mod logprobs;
@@ -31,6 +34,8 @@ mod metrics;
 mod middleware;
 mod models;
 mod origin;
+pub mod part;
+mod pool;
 mod prompt;
 mod random;
 mod record;
@@ -39,12 +44,14 @@ mod server;
 mod settings;
 mod sse;
 mod stop;
+mod surface;
 mod template;
 mod throttle;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
+mod wire;
 
 #[cfg(test)]
 #[path = "../tests/support/tokenizer.rs"]
@@ -81,11 +88,11 @@ pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
 
 fn routes() -> Router<Arc<Front>> {
     Router::new()
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
+        .route("/v1/completions", post(surface::serve::<completions::Completions>))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/generate", post(generate::generate))
+        .route("/generate", post(surface::serve::<generate::Generated>))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/server_info", get(models::server_info))

@@ -34,6 +34,23 @@ pub struct Conversation {
     pub kwargs: Map<String, Json>,
 }
 
+impl Conversation {
+    /// Bytes of its strings, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let all = self.messages.iter().chain(self.tools.iter().flatten());
+        all.chain(self.kwargs.values()).map(bytes).sum()
+    }
+}
+
+fn bytes(value: &Json) -> usize {
+    match value {
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(bytes).sum(),
+        Json::Object(fields) => fields.iter().map(|(name, value)| name.len() + bytes(value)).sum(),
+        Json::Null | Json::Bool(_) | Json::Number(_) => 0,
+    }
+}
+
 /// Why there is no template, or no prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
