@@ -16,7 +16,11 @@ impl Backend for RegistryBackend {
             name: listed.name,
             created_s: listed.created_s,
             generation: listed.generation,
-            ready: listed.state == ModelState::Ready,
+            ready: matches!(
+                listed.state,
+                ModelState::Ready | ModelState::Stalled | ModelState::Restarting
+            ),
+            source: listed.source,
             max_len: listed.max_len,
         };
         self.0.listed().into_iter().map(entry).collect()

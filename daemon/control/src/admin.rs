@@ -20,17 +20,15 @@ use minisgl_proto::admin::{
     AdminError, AdminErrorCode, CancelReply, CancelRequest, FlushReply, FlushRequest, LoadRequest,
     LogLines, RestartRequest, UnloadRequest, VersionInfo,
 };
-use serde::de::DeserializeOwned;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::access::{Access, Caller, Peer, Right};
+use crate::disk;
 use crate::doctor::Doctor;
 use crate::event::Watch;
+use crate::fit;
 use crate::registry::Registry;
-use crate::reply::{answer, json, refuse};
-
-/// Bytes of a body at most.
-const BODY_BYTES_MAX: usize = 1 << 20;
+use crate::reply::{BODY_BYTES_MAX, answer, json, parse, refuse};
 
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
@@ -54,6 +52,8 @@ struct Admin {
 /// The routes under `/admin/v1`. Serve them with [`crate::socket::serve_unix`] alone: that is where
 /// the caller's identity comes from, and without it nothing may be changed.
 pub fn router(registry: Registry, info: DaemonInfo) -> Router {
+    let disk = disk::router(registry.clone(), info.access.clone());
+    let fit = fit::router(registry.clone(), info.access.clone());
     Router::new()
         .route("/admin/v1/version", get(version))
         .route("/admin/v1/models", get(models))
@@ -67,10 +67,12 @@ pub fn router(registry: Registry, info: DaemonInfo) -> Router {
         .route("/admin/v1/load", post(load))
         .route("/admin/v1/unload", post(unload))
         .route("/admin/v1/flush", post(flush))
+        .with_state(Admin { registry, info })
+        .merge(disk)
+        .merge(fit)
         .route("/admin/{*rest}", axum::routing::any(no_such_call))
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Admin { registry, info })
 }
 
 async fn version(State(admin): State<Admin>) -> Response {
@@ -149,8 +151,13 @@ async fn health(State(admin): State<Admin>) -> Response {
     json(&admin.registry.health())
 }
 
-async fn doctor(State(admin): State<Admin>) -> Response {
-    answer(admin.info.doctor.ask().await)
+/// Opens every GPU, which takes memory of theirs: more than a look.
+async fn doctor(State(admin): State<Admin>, caller: Option<Extension<Caller>>) -> Response {
+    let ask = async || {
+        admin.may_change(&caller, "run the doctor")?;
+        admin.info.doctor.ask().await
+    };
+    answer(ask().await)
 }
 
 /// Streams the load's events. The load is the registry's: it goes on if the caller leaves.
@@ -162,7 +169,7 @@ async fn load(
     let load = async || {
         let caller = admin.may_change(&caller, "load models")?;
         let request = parse::<LoadRequest>(body)?;
-        note(caller, "load", request.name.as_ref().unwrap_or(&request.model));
+        caller.note("load", request.name.as_ref().unwrap_or(&request.model));
         admin.registry.load(request).await
     };
     stream(load().await)
@@ -176,7 +183,7 @@ async fn restart(
     let restart = async || {
         let caller = admin.may_change(&caller, "restart models")?;
         let request = parse::<RestartRequest>(body)?;
-        note(caller, "restart", &request.name);
+        caller.note("restart", &request.name);
         admin.registry.restart(request).await
     };
     stream(restart().await)
@@ -205,7 +212,7 @@ async fn unload(
     let unload = async || {
         let caller = admin.may_change(&caller, "unload models")?;
         let request = parse::<UnloadRequest>(body)?;
-        note(caller, if request.force { "unload by force" } else { "unload" }, &request.name);
+        caller.note(if request.force { "unload by force" } else { "unload" }, &request.name);
         // A caller that leaves does not take the unload back.
         let registry = admin.registry.clone();
         let work = async move { registry.unload(&request.name, request.force).await };
@@ -224,7 +231,7 @@ async fn flush(
     let flush = async || {
         let caller = admin.may_change(&caller, "flush caches")?;
         let request = parse::<FlushRequest>(body)?;
-        note(caller, "flush", &request.name);
+        caller.note("flush", &request.name);
         let pages_freed = admin.registry.flush(&request.name).await?;
         Ok(FlushReply { pages_freed })
     };
@@ -247,18 +254,4 @@ impl Admin {
         let caller = caller.as_ref().map(|Extension(caller)| caller);
         self.info.access.check(caller, Right::Change, action)
     }
-}
-
-/// Who does what to which model.
-fn note(caller: &Caller, action: &str, model: &str) {
-    let Peer { uid, pid, .. } = caller.peer;
-    tracing::info!(user = caller.name(), uid, pid, action, model, "admin");
-}
-
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, AdminError> {
-    let invalid = |message| AdminError { code: AdminErrorCode::Invalid, message };
-    let body = body.map_err(|error| {
-        invalid(format!("the body was not read ({error}); the limit is {BODY_BYTES_MAX} bytes"))
-    })?;
-    serde_json::from_slice(&body).map_err(|error| invalid(format!("the body is wrong: {error}")))
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::{AdminError, AdminErrorCode, LoadRequest};
 
-use crate::resolve;
+use crate::layout::is_path;
 
 /// Bytes of a model's name at most.
 const NAME_BYTES_MAX: usize = 200;
@@ -44,7 +44,7 @@ pub fn check_load(request: &LoadRequest) -> Result<String, AdminError> {
 /// The repo id without its revision, or the folder's last part.
 fn default_name(model: &str) -> Result<String, AdminError> {
     let path = Path::new(model);
-    if resolve::is_path(model) {
+    if is_path(model) {
         let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
         return last.ok_or_else(|| invalid(format!("{model:?} has no last part; give a --name")));
     }

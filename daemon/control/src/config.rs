@@ -157,6 +157,38 @@ pub struct HubConfig {
     pub token_file: Option<PathBuf>,
     /// Never download.
     pub offline: bool,
+    /// How long the hub may take.
+    pub limits: HubLimits,
+}
+
+/// How long a hub may take, and how often it is asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubLimits {
+    /// Until there is a connection, with its address found and TLS agreed on.
+    pub connect: Duration,
+    /// Until an answer begins.
+    pub response: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// Attempts in a row that may bring nothing.
+    pub attempts: u32,
+    /// Before the second attempt; doubles.
+    pub pause: Duration,
+    /// Longest pause. A hub that wants a longer one ends the download, and the load may be tried again then.
+    pub pause_max: Duration,
+}
+
+impl Default for HubLimits {
+    fn default() -> Self {
+        HubLimits {
+            connect: Duration::from_secs(10),
+            response: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            attempts: 6,
+            pause: Duration::from_millis(500),
+            pause_max: Duration::from_secs(60),
+        }
+    }
 }
 
 impl HubConfig {

@@ -16,8 +16,11 @@
 //! | `log_ring` | the last lines that a model's workers wrote |
 //! | `placement` | which model has which GPUs |
 //! | [`gpus`] | whether this machine has GPUs, how they do, and how much of their memory workers hold |
-//! | `hub` | downloads |
+//! | `layout` | what a model's files are called, and where they lie |
+//! | `hub`, `downloads` | a download, and those that run |
+//! | `disk` | what of models is on disk, and how it leaves |
 //! | `doctor` | what the machine has, asked of a child process |
+//! | `fit` | what a load would come to, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
 //!
 //! Owns: worker processes, from spawn to reap, and every request between `submit` and its last
@@ -28,19 +31,26 @@
 pub mod access;
 pub mod admin;
 mod checks;
+pub mod children;
 pub mod config;
+mod disk;
 mod doctor;
+mod downloads;
 mod event;
+mod fit;
 pub mod gpus;
 mod hub;
 mod instance;
+mod layout;
 mod link;
+pub mod log_level;
 mod log_ring;
 mod metrics;
 mod model;
 mod placement;
 mod process;
 pub mod registry;
+pub mod reload;
 mod reply;
 pub mod resolve;
 mod saved;
@@ -50,7 +60,9 @@ mod spec;
 mod supervisor;
 
 pub use checks::check_load;
-pub use config::{Backoff, HubConfig, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
+pub use config::{
+    Backoff, HubConfig, HubLimits, Inspector, RegistryConfig, RestartPolicy, WorkerCommand,
+};
 pub use doctor::Doctor;
 pub use gpus::{GpuReading, GpuSource, Gpus};
 pub use minisgl_proto::{Generate, Unavailable};

@@ -17,7 +17,9 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tracing::Level;
 
+use crate::children::Group;
 use crate::config::WorkerCommand;
+use crate::log_level::Lines;
 
 /// How long a dead worker's standard error is read on.
 const STDERR_WAIT: Duration = Duration::from_millis(200);
@@ -27,6 +29,8 @@ const LINE_BYTES_MAX: usize = 4096;
 /// A worker's process, alive or dead.
 pub(crate) struct Process {
     child: Child,
+    /// Keeps it, and what comes from it, away from the admin socket.
+    _group: Option<Group>,
     stderr: JoinHandle<()>,
     status: Option<ExitStatus>,
     /// Why this side killed it.
@@ -64,7 +68,9 @@ impl Process {
         let mut child = start(child)?;
         let stderr = child.stderr.take().ok_or_else(|| io::Error::other("it has no stderr"))?;
         let stderr = tokio::spawn(read_lines(stderr, log));
-        Ok((Process { child, stderr, status: None, fault: None }, UnixStream::from_std(ours)?))
+        let _group = child.id().and_then(Group::of);
+        let process = Process { child, _group, stderr, status: None, fault: None };
+        Ok((process, UnixStream::from_std(ours)?))
     }
 
     /// Its process id, until it is reaped.
@@ -168,32 +174,11 @@ fn start(command: Command) -> io::Result<Child> {
     started.recv().map_err(|_| gone())?
 }
 
-/// The line without the level that the worker's own log put before it, which is left in `level`. A
-/// line without one goes on with the line before it: a panic has several.
-fn text_of(line: &str, level: &mut Level) -> String {
-    let trimmed = line.trim_start();
-    let (first, rest) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
-    match first {
-        "ERROR" => *level = Level::ERROR,
-        "WARN" => *level = Level::WARN,
-        "INFO" => *level = Level::INFO,
-        "DEBUG" => *level = Level::DEBUG,
-        "TRACE" => *level = Level::TRACE,
-        _ => {
-            if trimmed.starts_with("thread '") && trimmed.contains(" panicked at ") {
-                *level = Level::ERROR;
-            }
-            return line.to_string();
-        }
-    }
-    rest.to_string()
-}
-
 /// Passes standard error on, line by line.
 async fn read_lines(stderr: ChildStderr, mut log: impl FnMut(Level, String)) {
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
-    let mut level = Level::INFO;
+    let mut lines = Lines::default();
     while let Ok(chunk) = stderr.fill_buf().await {
         let (end, used) = match chunk.iter().position(|&byte| byte == b'\n') {
             Some(at) => (true, at + 1),
@@ -203,10 +188,10 @@ async fn read_lines(stderr: ChildStderr, mut log: impl FnMut(Level, String)) {
         line.extend_from_slice(&chunk[..used.min(room)]);
         stderr.consume(used);
         if end {
-            let text = String::from_utf8_lossy(&line).trim_end().to_string();
-            if !text.is_empty() {
-                let text = text_of(&text, &mut level);
-                log(level, text);
+            let text = String::from_utf8_lossy(&line);
+            if !text.trim_end().is_empty() {
+                let (text, level) = lines.read(text.trim_end());
+                log(level, text.to_owned());
             }
             line.clear();
             if used == 0 {
@@ -219,21 +204,6 @@ async fn read_lines(stderr: ChildStderr, mut log: impl FnMut(Level, String)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_keep_the_level_that_the_worker_gave_them() {
-        let mut level = Level::INFO;
-        let mut read = |line| (text_of(line, &mut level), level);
-        assert_eq!(read("a library's words"), ("a library's words".to_string(), Level::INFO));
-        assert_eq!(read(" WARN slow disk"), ("slow disk".to_string(), Level::WARN));
-        assert_eq!(read("  and more of it"), ("  and more of it".to_string(), Level::WARN));
-        assert_eq!(read("DEBUG step"), ("step".to_string(), Level::DEBUG));
-        assert_eq!(read("ERROR the engine broke: x").1, Level::ERROR);
-        assert_eq!(read(" INFO drained; exiting").1, Level::INFO);
-        let panic = "thread 'rank-0' (77) panicked at src/x.rs:1:2:";
-        assert_eq!(read(panic), (panic.to_string(), Level::ERROR));
-        assert_eq!(read("index out of bounds").1, Level::ERROR);
-    }
 
     #[test]
     fn a_worker_outlives_the_thread_that_asked_for_it() {

@@ -20,7 +20,7 @@ use minisgl_proto::{Generate, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checks::{check_load, check_options};
-use crate::config::RegistryConfig;
+use crate::config::{HubConfig, RegistryConfig, WorkerCommand};
 use crate::event::{Event, Watch};
 use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
@@ -114,6 +114,16 @@ impl Registry {
 
     fn config(&self) -> Arc<RegistryConfig> {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where models come from now.
+    pub(crate) fn hub(&self) -> HubConfig {
+        self.config().hub.clone()
+    }
+
+    /// How children are started now.
+    pub(crate) fn worker(&self) -> WorkerCommand {
+        self.config().worker.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {

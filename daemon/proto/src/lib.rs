@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod disk;
 pub mod doctor;
 pub mod frame;
 pub mod gpus;
 pub mod limits;
 pub mod model;
 pub mod ranges;
+pub mod reload;
 pub mod request;
 pub mod socket;
 pub mod worker;

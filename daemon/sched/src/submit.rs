@@ -23,10 +23,13 @@ impl Scheduler {
         }
     }
 
-    /// How a request ends that has nothing left to generate: none was asked for, or the tokens it comes with
+    /// How a request ends that has nothing left to do: no token was asked for, or those that it comes with
     /// are all it may have. Its limits may be lower here than where they were generated.
     fn end_of(&self, submit: &Submit) -> Option<Finish> {
         let Submit { prompt, generated, stop, .. } = submit;
+        if next_scored(submit) < prompt.len() {
+            return None;
+        }
         let stops = |token: &u32| {
             let is_eos = !stop.ignore_eos && self.config.eos_token_ids.contains(token);
             is_eos || stop.stop_token_ids.contains(token)
@@ -70,6 +73,11 @@ impl Scheduler {
         for (field, count, limit) in [
             ("logit_bias", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
             ("logprobs", sampling.logprobs.unwrap_or(0) as usize, TOP_LOGPROBS_MAX as usize),
+            (
+                "prompt_logprobs",
+                sampling.prompt_logprobs.unwrap_or(0) as usize,
+                TOP_LOGPROBS_MAX as usize,
+            ),
             ("stop_token_ids", stop.stop_token_ids.len(), STOP_TOKENS_MAX),
         ] {
             if count > limit {
@@ -86,6 +94,7 @@ impl Scheduler {
     }
 
     fn enqueue(&mut self, submit: Submit, now_s: f64) {
+        let next_scored = next_scored(&submit);
         let Submit { id, prompt, generated, sampling, stop, priority } = submit;
         let eos: &[u32] = if stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
         let stop_tokens = eos.iter().chain(&stop.stop_token_ids).copied();
@@ -108,6 +117,8 @@ impl Scheduler {
             queue_s: None,
             cached: 0,
             prefix_len: tokens.len(),
+            next_scored,
+            pending_scores: 0,
             tokens,
         };
         self.arrivals += 1;
@@ -115,5 +126,15 @@ impl Scheduler {
         self.keys.insert(id, key);
         self.waiting.insert(rank, key);
         self.admission_blocked = false;
+    }
+}
+
+/// Position of the first prompt token whose log-probability is wanted, or the prompt's length.
+fn next_scored(submit: &Submit) -> usize {
+    let Submit { prompt, sampling, .. } = submit;
+    match sampling.prompt_logprobs {
+        // Nothing comes before the first token, so it has no probability.
+        Some(_) => (sampling.prompt_logprobs_from.max(1) as usize).min(prompt.len()),
+        None => prompt.len(),
     }
 }

@@ -175,5 +175,12 @@ impl Echo {
 
 fn event(id: RequestId, token: Option<u32>, finish: Option<Finish>) -> TokenEvent {
     let sampled = token.map(|token| Sampled { token, logprob: None, top: Vec::new() });
-    TokenEvent { id, sampled, cached_tokens: None, queue_s: None, finish }
+    TokenEvent {
+        id,
+        sampled,
+        prompt_logprobs: Vec::new(),
+        cached_tokens: None,
+        queue_s: None,
+        finish,
+    }
 }

@@ -80,6 +80,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
         max_running: options.max_running,
         max_waiting: options.max_waiting,
         chunk_tokens: engine.chunk_tokens,
+        scored_max: engine.scored_max,
         max_len: engine.max_len,
         vocab_size: engine.vocab_size,
         eos_token_ids: engine.eos_token_ids.clone(),

@@ -15,6 +15,8 @@ pub struct Listed {
     pub name: String,
     /// Its other names.
     pub aliases: Vec<String>,
+    /// What was asked for: folder or repo id.
+    pub source: String,
     /// Unix time of its load, in seconds.
     pub created_s: u64,
     /// Another number for each load, also of the same name; later loads have higher ones.
@@ -48,6 +50,7 @@ impl Registry {
             Listed {
                 name: model.spec.name.clone(),
                 aliases: model.spec.aliases.clone(),
+                source: model.spec.source.clone(),
                 created_s: model.created_s,
                 generation: model.generation,
                 state,

@@ -69,6 +69,8 @@ pub(super) struct Session {
     key: Option<String>,
     prompt_tokens: u32,
     generated_tokens: u32,
+    /// Log-probabilities of the prompt that were delivered.
+    scored_tokens: u32,
     submitted: Instant,
     sent: Instant,
     /// While it is parked: since when.
@@ -99,6 +101,7 @@ impl Session {
             request_id,
             key,
             generated_tokens: 0,
+            scored_tokens: 0,
             submitted: now,
             sent: now,
             parked_since: Some(now),
@@ -126,11 +129,20 @@ impl Session {
     /// What an instance needs to go on with it; `None` without a journal.
     pub(super) fn submit(&self, id: RequestId) -> Option<Submit> {
         let Journal { prompt, generated } = self.journal.as_ref()?;
+        let mut sampling = self.sampling.clone();
+        if self.scored_tokens > 0 {
+            // Nothing comes before the first token, so scores begin with the second.
+            sampling.prompt_logprobs_from =
+                sampling.prompt_logprobs_from.max(1) + self.scored_tokens;
+            if sampling.prompt_logprobs_from as usize >= prompt.len() {
+                sampling.prompt_logprobs = None;
+            }
+        }
         Some(Submit {
             id,
             prompt: prompt.clone(),
             generated: generated.clone(),
-            sampling: self.sampling.clone(),
+            sampling,
             stop: self.stop.clone(),
             priority: self.priority,
         })
@@ -168,10 +180,11 @@ impl Session {
         self.reader.as_ref().is_some_and(|reader| reader.capacity() <= 1)
     }
 
-    /// Hands an event to the reader. From then on its token counts as delivered. Returns whether it was.
+    /// Hands an event to the reader. From then on what it brings counts as delivered. Returns whether it was.
     pub(super) fn deliver(&mut self, mut event: TokenEvent) -> bool {
         let Some(reader) = &self.reader else { return false };
         let token = event.sampled.as_ref().map(|sampled| sampled.token);
+        let scored = event.prompt_logprobs.len() as u32;
         if let Some(seconds) = &mut event.queue_s {
             // The worker counts from when it heard of the request.
             *seconds += self.sent.saturating_duration_since(self.submitted).as_secs_f32();
@@ -179,11 +192,14 @@ impl Session {
         if reader.try_send(event).is_err() {
             return false;
         }
-        if let Some(token) = token {
-            self.generated_tokens += 1;
+        if token.is_some() || scored > 0 {
+            self.scored_tokens += scored;
             self.blame = 0;
             self.parked_before = Duration::ZERO;
             self.place = Place::Sent { running: true };
+        }
+        if let Some(token) = token {
+            self.generated_tokens += 1;
             if let Some(journal) = &mut self.journal {
                 journal.generated.push(token);
             }

@@ -106,17 +106,18 @@ impl Table {
             return self.abort(id);
         }
         let is_token = event.sampled.is_some();
+        let is_progress = is_token || !event.prompt_logprobs.is_empty();
         if !session.deliver(event) {
             return self.abort(id);
         }
-        if is_token {
+        if is_progress {
             if let Some(instance) = &mut self.instance {
                 instance.had_progress = true;
             }
             if self.on_trial == Some(id) {
                 self.on_trial = None;
             }
-            if session.has_journal() {
+            if is_token && session.has_journal() {
                 self.bytes += 4;
                 if self.bytes > bytes_max {
                     self.drop_journal(id);
@@ -183,5 +184,12 @@ impl Table {
 
 /// An event that ends its request without a token.
 pub(super) fn last_event(id: RequestId, finish: Finish) -> TokenEvent {
-    TokenEvent { id, sampled: None, cached_tokens: None, queue_s: None, finish: Some(finish) }
+    TokenEvent {
+        id,
+        sampled: None,
+        prompt_logprobs: Vec::new(),
+        cached_tokens: None,
+        queue_s: None,
+        finish: Some(finish),
+    }
 }

@@ -20,6 +20,7 @@ fn token(id: u64, token: u32) -> TokenEvent {
     TokenEvent {
         id: RequestId(id),
         sampled: Some(Sampled { token, logprob: None, top: Vec::new() }),
+        prompt_logprobs: Vec::new(),
         cached_tokens: None,
         queue_s: None,
         finish: None,
@@ -373,4 +374,38 @@ fn an_operator_ends_requests_by_either_id() {
     sessions.park(Blame::Much, "died");
     assert_eq!(sessions.cancel("req-3"), 1);
     assert_eq!((finish(&mut other), sessions.in_flight()), (Some(Finish::Aborted), 0));
+}
+
+#[test]
+fn a_prompt_is_scored_on_where_the_instance_before_stopped() {
+    let sessions = Arc::new(Sessions::new("m".into(), 8, MUCH));
+    let mut first = attach(&sessions, 1, 4);
+    let score = |tokens: &[u32]| TokenEvent {
+        sampled: None,
+        prompt_logprobs: tokens
+            .iter()
+            .map(|&token| Sampled { token, logprob: Some(-1.0), top: Vec::new() })
+            .collect(),
+        ..token(1, 0)
+    };
+    let mut scored = request(&[10, 11, 12, 13]);
+    scored.sampling.prompt_logprobs = Some(2);
+    let _reader = sessions.submit(RequestId(1), scored).unwrap();
+    sessions.route(1, vec![score(&[11, 12])]);
+    sessions.park(Blame::Little, "was killed");
+    let wanted = |receiver: &mut mpsc::Receiver<ToWorker>| {
+        let submit = frames(receiver).into_iter().find_map(|frame| match frame {
+            ToWorker::Submit(submit) => Some(submit),
+            _ => None,
+        });
+        let SamplingParams { prompt_logprobs, prompt_logprobs_from, .. } = submit.unwrap().sampling;
+        (prompt_logprobs, prompt_logprobs_from)
+    };
+    assert_eq!(wanted(&mut first), (Some(2), 0));
+    let mut second = attach(&sessions, 2, 4);
+    assert_eq!(wanted(&mut second), (Some(2), 3));
+    sessions.route(2, vec![score(&[13])]);
+    sessions.park(Blame::Little, "was killed");
+    let mut third = attach(&sessions, 3, 4);
+    assert_eq!(wanted(&mut third).0, None, "every score was delivered");
 }

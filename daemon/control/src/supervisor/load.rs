@@ -46,7 +46,7 @@ impl Supervisor {
                 self.dir = dir;
                 self.place();
             }
-            Err(error) => self.fail(error.code(), error.to_string(), error.retry()),
+            Err(error) => self.fail(error.code, error.message, error.retry),
         }
     }
 

@@ -132,6 +132,7 @@ async fn play(
         let event = TokenEvent {
             id,
             sampled: token.map(|token| sampled(token, top)),
+            prompt_logprobs: Vec::new(),
             cached_tokens: is_first.then_some(3),
             queue_s: is_first.then_some(0.001),
             finish,
@@ -161,6 +162,7 @@ impl Backend for OneModel {
         }
         vec![ModelEntry {
             name: self.name.lock().unwrap().clone(),
+            source: "/models/tiny".into(),
             created_s: 1_700_000_000,
             generation: self.generation.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
