@@ -8,8 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::ApiError;
-use crate::keys::KeyName;
 use crate::metrics::Metrics;
+
+/// The name of the key that a request came with; handlers find it among the request's extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyName(pub Arc<str>);
 
 /// One HTTP request's account.
 pub struct Record {
