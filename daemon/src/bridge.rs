@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use minisgl_control::{ModelHandle, Registry};
+use minisgl_control::{Listed, ModelHandle, Registry};
 use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
 use minisgl_proto::ModelInfo;
 use minisgl_proto::admin::ModelState;
@@ -10,43 +10,32 @@ use minisgl_proto::admin::ModelState;
 /// The registry, as `http` sees it.
 pub struct RegistryBackend(pub Registry);
 
-impl RegistryBackend {
-    fn created_ns(&self, name: &str) -> u64 {
-        self.0.created().iter().find(|(n, _)| n == name).map_or(0, |(_, ns)| *ns)
-    }
-}
-
 impl Backend for RegistryBackend {
     fn models(&self) -> Arc<[ModelEntry]> {
-        let entry = |status: minisgl_proto::admin::ModelStatus| {
-            let created_ns = self.created_ns(&status.name);
-            ModelEntry {
-                created_s: created_ns / 1_000_000_000,
-                generation: created_ns,
-                ready: status.state == ModelState::Ready,
-                max_len: status.info.as_ref().map(|info| info.max_len),
-                name: status.name,
-            }
+        let entry = |listed: Listed| ModelEntry {
+            name: listed.name,
+            created_s: listed.created_s,
+            generation: listed.generation,
+            ready: matches!(
+                listed.state,
+                ModelState::Ready | ModelState::Stalled | ModelState::Restarting
+            ),
+            source: listed.source,
+            max_len: listed.max_len,
         };
-        self.0.list().into_iter().map(entry).collect()
+        self.0.listed().into_iter().map(entry).collect()
     }
 
     fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
-        let name = match name {
-            Some(name) => name.to_string(),
-            None => {
-                let mut names: Vec<String> =
-                    self.0.created().into_iter().map(|(name, _)| name).collect();
-                if names.len() != 1 {
-                    let hint = format!("loaded are: [{}]", names.join(", "));
-                    return Err(Unavailable::NotFound { name: String::new(), hint });
-                }
-                names.remove(0)
-            }
+        let handle = match name {
+            Some(name) => self.0.model(name),
+            None => self.0.only_model().unwrap_or_else(|| {
+                let names: Vec<String> = self.0.listed().into_iter().map(|m| m.name).collect();
+                let hint = format!("loaded are: [{}]", names.join(", "));
+                Err(Unavailable::NotFound { name: String::new(), hint })
+            }),
         };
-        let handle = self.0.model(&name)?;
-        let generation = self.created_ns(&name);
-        Ok(Arc::new(HandleModel { handle, name, generation }))
+        Ok(Arc::new(HandleModel(handle?)))
     }
 
     fn health(&self) -> (bool, String) {
@@ -55,27 +44,23 @@ impl Backend for RegistryBackend {
     }
 }
 
-struct HandleModel {
-    handle: ModelHandle,
-    name: String,
-    generation: u64,
-}
+struct HandleModel(ModelHandle);
 
 impl Model for HandleModel {
     fn name(&self) -> &str {
-        &self.name
+        self.0.name()
     }
 
     fn generation(&self) -> u64 {
-        self.generation
+        self.0.generation()
     }
 
     fn info(&self) -> &ModelInfo {
-        self.handle.info()
+        self.0.info()
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
-        let generation = self.handle.submit(request)?;
+        let generation = self.0.submit(request)?;
         Ok(Generation {
             id: generation.id,
             events: generation.events,

@@ -16,6 +16,8 @@ mod bench;
 mod bridge;
 mod cli;
 mod config;
+mod confine;
+mod fit;
 mod leave;
 mod listen;
 mod logging;
@@ -24,6 +26,7 @@ mod notify;
 mod probe;
 mod reload;
 mod serve;
+mod wiring;
 mod worker;
 
 use std::io::Write;
@@ -41,10 +44,15 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command.unwrap_or(Command::Serve(ServeArgs::default())) {
-        Command::Serve(args) => serve::run(&args),
+        Command::Serve(args) => {
+            confine::hide();
+            serve::run(&args)
+        }
         Command::CheckConfig(args) => serve::check_config(&args),
+        Command::Reload(args) => reload::ask(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Fit => fit::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut script);
@@ -52,6 +60,8 @@ fn main() -> ExitCode {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
+        Command::Confined(args) => confine::attempt(&args),
+        Command::EchoWorker { .. } => bench::echo::run(),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use minisgl_proto::admin::ModelStatus;
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
@@ -37,7 +38,7 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 const FEEDS: u32 = 4;
 /// What a stop asks for with every look, beyond which it counts as stuck.
 const STOP_EXTENSION: Duration = Duration::from_secs(10);
-/// How long what has to arrive is sent again to a manager that is busy, and the pause between two attempts.
+/// How long an important message is repeated to a busy manager, and the pause between two attempts.
 const INSIST: Duration = Duration::from_secs(5);
 const INSIST_PAUSE: Duration = Duration::from_millis(20);
 
@@ -45,8 +46,6 @@ const INSIST_PAUSE: Duration = Duration::from_millis(20);
 pub struct Report {
     /// Every model.
     pub models: Vec<ModelStatus>,
-    /// Models of the configuration that were not tried yet.
-    pub expected: usize,
     /// What only a new daemon can repair.
     pub hung: Option<String>,
     /// What else the operator should know.
@@ -66,7 +65,7 @@ impl Notifier {
     /// As the environment says; `None` where no service manager listens.
     ///
     /// # Errors
-    /// What the environment says cannot be.
+    /// The environment says something invalid.
     pub fn from_env() -> anyhow::Result<Option<Notifier>> {
         Notifier::of(|variable| std::env::var_os(variable))
     }
@@ -104,12 +103,18 @@ impl Notifier {
     pub async fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
         self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={name}")).await;
         let message = format!("FDSTORE=1\nFDNAME={name}");
-        if let Err(error) = self.send_with(&message, socket) {
-            tracing::warn!(%error, "the service manager does not keep the socket of {name} for a restart");
+        let began = Instant::now();
+        while let Err(error) = self.send_with(&message, socket) {
+            let is_busy = error.downcast_ref() == Some(&Errno::EAGAIN);
+            if !is_busy || began.elapsed() >= INSIST {
+                tracing::warn!(%error, "the service manager does not keep the socket of {name} for a restart");
+                return;
+            }
+            tokio::time::sleep(INSIST_PAUSE).await;
         }
     }
 
-    /// Sends what has to arrive, unless the manager stays busy for [`INSIST`].
+    /// Sends an important message, again and again unless the manager stays busy for [`INSIST`].
     async fn insist(&self, message: &str) {
         let began = Instant::now();
         while self.send(message).is_err() && began.elapsed() < INSIST {
@@ -138,7 +143,7 @@ impl Notifier {
         let pause = self.watchdog.map_or(LOOK, |watchdog| (watchdog / FEEDS).clamp(LOOK_MIN, LOOK));
         let mut stop_began = None;
         let mut was_hung = false;
-        // What the manager has heard: what is lost because it is busy is said again.
+        // What the manager has heard; a message lost because it was busy is repeated.
         let (mut ready_said, mut stopping_said, mut status_said) = (false, false, String::new());
         loop {
             let report = report();
@@ -280,7 +285,8 @@ mod tests {
 
     const WHILE: Duration = Duration::from_millis(400);
 
-    #[tokio::test]
+    // On a clock that stands still while anything can run.
+    #[tokio::test(start_paused = true)]
     async fn the_watchdog_starves_while_something_hangs_and_a_stop_is_told() {
         let manager = Manager::new();
         let address = ("NOTIFY_SOCKET", manager.path.as_str());
@@ -291,7 +297,6 @@ mod tests {
             let (hung, models) = (Arc::clone(&hung), Arc::clone(&models));
             move || Report {
                 models: models.lock().unwrap().clone(),
-                expected: 0,
                 hung: hung.load(Ordering::SeqCst).then(|| "m hangs".to_owned()),
                 note: None,
             }
@@ -325,13 +330,13 @@ mod tests {
         task.abort();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_deaf_manager_holds_nothing_up_and_hears_the_rest_later() {
         let manager = Manager::new();
         let address = ("NOTIFY_SOCKET", manager.path.as_str());
         let notifier = notifier(&[address, ("WATCHDOG_USEC", "4000")]).unwrap().unwrap();
         while notifier.send("WATCHDOG=1").is_ok() {}
-        let report = || Report { models: vec![], expected: 0, hung: None, note: None };
+        let report = || Report { models: vec![], hung: None, note: None };
         let (_stop, stopping) = watch::channel(None);
         let task = tokio::spawn(notifier.run(report, stopping));
         // This test has one thread: were it held up, it would not go on.
@@ -341,6 +346,26 @@ mod tests {
         assert!(heard.iter().any(|line| line == "READY=1"), "{heard:?}");
         assert!(heard.iter().any(|line| line == "STATUS=no model is loaded"), "{heard:?}");
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_given_to_a_manager_that_was_busy() {
+        let manager = Manager::new();
+        let notifier = notifier(&[("NOTIFY_SOCKET", manager.path.as_str())]).unwrap().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        while notifier.send("WATCHDOG=1").is_ok() {}
+        let keep = notifier.keep("http", std::os::fd::AsFd::as_fd(&listener));
+        let listen = async {
+            // There is room for the first of the two messages alone.
+            manager.socket.recv(&mut [0; 64]).unwrap();
+            tokio::time::sleep(INSIST_PAUSE * 3).await;
+            let mut lines = Vec::new();
+            while !lines.iter().any(|line| line == "FDSTORE=1") {
+                lines = manager.hear(Duration::from_millis(10)).await;
+            }
+        };
+        let both = async { tokio::join!(keep, listen) };
+        tokio::time::timeout(Duration::from_secs(10), both).await.expect("it is given at last");
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ mod body;
 mod chat;
 mod choices;
 mod completions;
+mod connection;
 mod detokenize;
 mod error;
 pub mod fields;
@@ -32,6 +33,7 @@ mod logprobs;
 mod metrics;
 mod middleware;
 mod models;
+mod origin;
 pub mod part;
 mod pool;
 mod prompt;
@@ -44,6 +46,7 @@ mod sse;
 mod stop;
 mod surface;
 mod template;
+mod throttle;
 mod tls;
 mod tokenizer;
 mod tokens;
@@ -62,10 +65,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use error::ApiError;
 pub use front::Front;
-pub use keys::{BadKeys, KeyList, Keys, Rule};
+pub use keys::{BadKeys, KeyList, KeyName, Keys, Rule};
 pub use limits::Limits;
+pub use origin::{is_host, is_origin};
 pub use server::{Listener, serve};
-pub use settings::Settings;
+pub use settings::{BODIES_BYTES_MAX, Settings};
 pub use template::{ChatTemplate, Conversation, TemplateError};
 pub use tls::{BadCertificate, Certificate, Tls};
 pub use tokenizer::TextModels;
@@ -77,8 +81,9 @@ pub fn router(front: Arc<Front>) -> Router {
 
 /// All routes, for whoever `keys` lets in. Serve it with [`serve`].
 pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
-    let admit = axum::middleware::from_fn_with_state(keys, keys::admit);
-    finish(routes().layer(admit), front)
+    let admit = axum::middleware::from_fn_with_state(keys.clone(), keys::admit);
+    let guard = axum::middleware::from_fn_with_state(keys, origin::guard);
+    finish(routes().layer(admit).layer(guard), front)
 }
 
 fn routes() -> Router<Arc<Front>> {
@@ -90,7 +95,14 @@ fn routes() -> Router<Arc<Front>> {
         .route("/generate", post(surface::serve::<generate::Generated>))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/server_info", get(models::server_info))
+        .route("/get_server_info", get(models::server_info))
+        .route("/model_info", get(models::model_info))
+        .route("/get_model_info", get(models::model_info))
         .route("/health", get(models::health))
+        .route("/ping", get(models::health))
+        .route("/readyz", get(models::ready))
+        .route("/livez", get(models::live))
         .route("/metrics", get(models::metrics))
         .fallback(middleware::not_found)
         .method_not_allowed_fallback(middleware::method_not_allowed)

@@ -54,6 +54,11 @@ impl Limits {
         });
     }
 
+    /// A slot for one connection, if one is free.
+    pub(crate) fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.slots).try_acquire_owned().ok()
+    }
+
     /// A slot for one connection; `None` never comes, since the slots are not closed.
     pub(crate) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.slots).acquire_owned().await.ok()
@@ -81,7 +86,7 @@ mod tests {
         tokio::time::timeout(Duration::from_millis(50), limits.slot()).await.is_ok()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn connections_follow_the_limit_up_and_down() {
         let limits = Limits::new(10, 2);
         let (first, second) = (limits.slot().await, limits.slot().await);

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The largest limit of one body.
+pub const BODIES_BYTES_MAX: usize = 512 << 20;
+
 /// Limits, with the defaults an operator can live with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -26,16 +29,16 @@ pub struct Settings {
     pub stop_bytes_max: usize,
     /// Templates rendered and prompts tokenized at once, at most; 0 means one a core.
     pub tokenizer_threads: usize,
+    /// Whether a `max_tokens` for which the context has no room is cut to the room; else it is refused.
+    pub clamp_max_tokens: bool,
+    /// Silence after which a stream gets a comment, so that no proxy takes it for dead; `None` is never.
+    pub ping_interval: Option<Duration>,
+    /// Whether the `priority` of a request counts.
+    pub client_priority: bool,
     /// Whether prompts are in the log.
     pub log_prompts: bool,
     /// Seconds after which a refused client is told to come back, at least.
     pub retry_after_s: u32,
-    /// Whether a `max_tokens` that the context has no room for gives way; else it is refused.
-    pub clamp_max_tokens: bool,
-    /// Time without a word after which a stream sends a comment; `None` for never.
-    pub ping_interval: Option<Duration>,
-    /// Whether the priority that a client asks for counts.
-    pub client_priority: bool,
 }
 
 impl Default for Settings {
@@ -51,11 +54,11 @@ impl Default for Settings {
             stop_strings_max: 64,
             stop_bytes_max: 1024,
             tokenizer_threads: 0,
-            log_prompts: false,
-            retry_after_s: 1,
             clamp_max_tokens: true,
             ping_interval: Some(Duration::from_secs(15)),
             client_priority: false,
+            log_prompts: false,
+            retry_after_s: 1,
         }
     }
 }
