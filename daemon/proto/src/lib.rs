@@ -15,6 +15,7 @@ pub mod model;
 pub mod ranges;
 pub mod request;
 pub mod socket;
+pub mod text;
 pub mod worker;
 
 pub use gpus::{BadGpus, GpuList};

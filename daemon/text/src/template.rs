@@ -8,12 +8,15 @@
 
 mod python;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
-use serde_json::{Map, Value as Json};
+use minisgl_proto::text::{Conversation, TemplateTraits};
+
+use crate::files::{Files, LoadError};
 
 /// A model's chat templates and the special tokens they may mention.
 pub struct ChatTemplate {
@@ -21,44 +24,18 @@ pub struct ChatTemplate {
     special_tokens: Vec<(String, String)>,
 }
 
-/// What goes into a prompt.
-#[derive(Clone, Debug, Default)]
-pub struct Conversation {
-    /// The messages, as the template reads them.
-    pub messages: Vec<Json>,
-    /// Tools the model may call, in OpenAI's form.
-    pub tools: Option<Vec<Json>>,
-    /// End with the opening of an assistant message.
-    pub add_generation_prompt: bool,
-    /// More variables, such as `enable_thinking`.
-    pub kwargs: Map<String, Json>,
-}
-
 /// Why there is no template, or no prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// A file cannot be read.
-    #[error("{path} cannot be read: {why}")]
-    Unreadable {
-        /// Which.
-        path: PathBuf,
-        /// What the system, or the JSON parser, said.
-        why: String,
-    },
-    /// The template is not Jinja.
-    #[error("the chat template of {dir} does not parse: {why}")]
-    Malformed {
-        /// Folder of the model.
-        dir: PathBuf,
-        /// What and where.
-        why: String,
-    },
     /// The template refused the conversation.
     #[error("the chat template refuses this conversation: {0}")]
     Refused(String),
     /// The template failed on the conversation.
     #[error("the chat template cannot render this conversation: {0}")]
     Failed(String),
+    /// Nobody waits for the prompt any more.
+    #[error("the request was abandoned")]
+    Abandoned,
 }
 
 /// Marks errors that come from `raise_exception`.
@@ -72,43 +49,33 @@ const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
-    /// Finds the template of a model folder: `chat_template.jinja`, else `chat_template` in
-    /// `tokenizer_config.json` (a string, or a list of named ones). `None` when it has none.
+    /// The templates of a folder; `None` when it has none.
     ///
     /// # Errors
-    /// A file is unreadable, or the template is not Jinja.
-    pub fn load(dir: &Path) -> Result<Option<ChatTemplate>, TemplateError> {
-        let config_path = dir.join("tokenizer_config.json");
-        let config: Json = match read(&config_path)? {
-            None => Json::Null,
-            Some(text) => serde_json::from_str(&text).map_err(|why| TemplateError::Unreadable {
-                path: config_path,
-                why: why.to_string(),
-            })?,
-        };
-        let mut templates = match &config["chat_template"] {
-            Json::String(template) => vec![(DEFAULT.to_string(), template.clone())],
-            Json::Array(named) => named
-                .iter()
-                .filter_map(|one| {
-                    Some((one["name"].as_str()?.into(), one["template"].as_str()?.into()))
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
-        if let Some(template) = read(&dir.join("chat_template.jinja"))? {
-            templates.retain(|(name, _)| name != DEFAULT);
-            templates.push((DEFAULT.to_string(), template));
-        }
-        if templates.is_empty() {
+    /// One is not Jinja.
+    pub fn new(dir: &Path, files: Files) -> Result<Option<ChatTemplate>, LoadError> {
+        if files.templates.is_empty() {
             return Ok(None);
         }
-        ChatTemplate::new(templates, special_tokens(&config))
-            .map(Some)
-            .map_err(|why| TemplateError::Malformed { dir: dir.to_path_buf(), why: describe(&why) })
+        ChatTemplate::compile(files.templates, files.special).map(Some).map_err(|why| {
+            LoadError::Template { dir: dir.to_path_buf(), name: DEFAULT.into(), why: describe(&why) }
+        })
     }
 
-    fn new(
+    /// What the template does with conversations made to try it, and what it cannot do.
+    pub fn traits(&self) -> (TemplateTraits, Vec<String>) {
+        (TemplateTraits { system: true, tools: true, ..TemplateTraits::default() }, Vec::new())
+    }
+
+    /// The templates of a folder by themselves, for tests.
+    ///
+    /// # Errors
+    /// A file is broken.
+    pub fn load(dir: &Path) -> Result<Option<ChatTemplate>, LoadError> {
+        ChatTemplate::new(dir, Files::read(dir)?)
+    }
+
+    fn compile(
         templates: Vec<(String, String)>,
         special_tokens: Vec<(String, String)>,
     ) -> Result<ChatTemplate, Error> {
@@ -137,7 +104,11 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// The template called `raise_exception`, or does not fit the conversation.
-    pub fn render(&self, conversation: &Conversation) -> Result<String, TemplateError> {
+    pub fn render(
+        &self,
+        conversation: &Conversation,
+        _abandoned: &AtomicBool,
+    ) -> Result<String, TemplateError> {
         let tool_use =
             conversation.tools.as_ref().and(self.environment.get_template(TOOL_USE).ok());
         let template = match tool_use {
@@ -205,42 +176,13 @@ fn describe(why: &Error) -> String {
     }
 }
 
-/// A file's text; `None` when there is no such file.
-fn read(path: &Path) -> Result<Option<String>, TemplateError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(why) => {
-            Err(TemplateError::Unreadable { path: path.to_path_buf(), why: why.to_string() })
-        }
-    }
-}
-
-/// `bos_token` and its kind: a string, or an object with `content`.
-fn special_tokens(config: &Json) -> Vec<(String, String)> {
-    const NAMES: [&str; 7] = [
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "sep_token",
-        "pad_token",
-        "cls_token",
-        "mask_token",
-    ];
-    let token = |name: &str| {
-        let value = &config[name];
-        value.as_str().or(value["content"].as_str()).map(str::to_string)
-    };
-    NAMES.iter().filter_map(|name| Some((name.to_string(), token(name)?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value as Json, json};
 
     fn render(template: &str, messages: Json) -> Result<String, TemplateError> {
-        let template = ChatTemplate::new(
+        let template = ChatTemplate::compile(
             vec![(DEFAULT.into(), template.into())],
             vec![("bos_token".into(), "<s>".into())],
         )
@@ -249,7 +191,7 @@ mod tests {
             messages: messages.as_array().unwrap().clone(),
             add_generation_prompt: true,
             ..Conversation::default()
-        })
+        }, &AtomicBool::new(false))
     }
 
     #[track_caller]
