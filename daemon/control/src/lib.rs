@@ -14,6 +14,7 @@
 //! | `placement` | which model has which GPUs |
 //! | [`gpus`] | whether this machine has GPUs, how they do, and how much of their memory workers hold |
 //! | `hub` | downloads |
+//! | [`text`] | the process that reads a model's tokenizer and templates |
 //! | `doctor` | what the machine has, asked of a child process |
 //! | `metrics` | what Prometheus sees of the workers |
 //!
@@ -38,6 +39,7 @@ pub mod resolve;
 pub mod socket;
 mod streams;
 mod supervisor;
+pub mod text;
 mod worker;
 
 pub use checks::check_load;
@@ -48,3 +50,4 @@ pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Expected, Generation, ModelHandle, Registry};
 pub use remember::Memory;
 pub use streams::AbortGuard;
+pub use text::{Text, TextConfig};

@@ -48,7 +48,7 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&TextSpec)) -> io::Res
         None => return Ok(()),
     };
     confine(&spec);
-    let out = Mutex::new(stream.try_clone()?);
+    let out = Arc::new(Mutex::new(stream.try_clone()?));
     let (side, info) = match load(&spec) {
         Ok(loaded) => loaded,
         Err(why) => {
@@ -57,7 +57,7 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&TextSpec)) -> io::Res
         }
     };
     send(&out, &FromText::Loaded(info))?;
-    work(&side, stream, &out)
+    work(Arc::new(side), stream, out)
 }
 
 fn load(
@@ -74,44 +74,37 @@ fn load(
     loaded.map(|(side, info)| (side, Box::new(info))).map_err(|why| why.to_string())
 }
 
-/// Turns the loop until the stream ends.
-fn work(side: &TextSide, mut stream: UnixStream, out: &Mutex<UnixStream>) -> io::Result<()> {
+/// Turns the loop until the stream ends. The workers end with the process: whoever reads their answers is gone.
+fn work(side: Arc<TextSide>, mut stream: UnixStream, out: Arc<Mutex<UnixStream>>) -> io::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let flags = Flags::default();
+    let flags = Arc::new(Flags::default());
     let (queue, jobs) = sync_channel::<Job>(QUEUE_MAX);
-    let jobs = Mutex::new(jobs);
-    std::thread::scope(|scope| {
-        for at in 0..threads.min(WORKERS_MAX) {
-            let (jobs, flags) = (&jobs, &flags);
-            std::thread::Builder::new()
-                .name(format!("text-{at}"))
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, move || run_jobs(side, jobs, flags, out))?;
-        }
-        let ended = loop {
-            match read_frame(&mut stream) {
-                Ok(Some(ToText::Job { id, job })) => {
-                    let abandoned = Arc::new(AtomicBool::new(false));
-                    lock(&flags).insert(id, Arc::clone(&abandoned));
-                    if queue.send(Job { id, job, abandoned }).is_err() {
-                        break Err(io::Error::other("the workers are gone"));
-                    }
-                }
-                Ok(Some(ToText::Abandon(id))) => {
-                    if let Some(flag) = lock(&flags).get(&id) {
-                        flag.store(true, Ordering::Relaxed);
-                    }
-                }
-                Ok(Some(ToText::Load(_))) => break Err(io::Error::other("a second Load")),
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
+    let jobs = Arc::new(Mutex::new(jobs));
+    for at in 0..threads.min(WORKERS_MAX) {
+        let (side, jobs) = (Arc::clone(&side), Arc::clone(&jobs));
+        let (flags, out) = (Arc::clone(&flags), Arc::clone(&out));
+        std::thread::Builder::new()
+            .name(format!("text-{at}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || run_jobs(&side, &jobs, &flags, &out))?;
+    }
+    loop {
+        match read_frame(&mut stream)? {
+            Some(ToText::Job { id, job }) => {
+                let abandoned = Arc::new(AtomicBool::new(false));
+                lock(&flags).insert(id, Arc::clone(&abandoned));
+                let job = Job { id, job, abandoned };
+                queue.send(job).map_err(|_| io::Error::other("the workers are gone"))?;
             }
-        };
-        // Whoever reads the answers is gone; what still runs need not end first.
-        lock(&flags).values().for_each(|flag| flag.store(true, Ordering::Relaxed));
-        drop(queue);
-        ended
-    })
+            Some(ToText::Abandon(id)) => {
+                if let Some(flag) = lock(&flags).get(&id) {
+                    flag.store(true, Ordering::Relaxed);
+                }
+            }
+            Some(ToText::Load(_)) => return Err(io::Error::other("a second Load")),
+            None => return Ok(()),
+        }
+    }
 }
 
 fn run_jobs(side: &TextSide, jobs: &Mutex<Receiver<Job>>, flags: &Flags, out: &Mutex<UnixStream>) {
