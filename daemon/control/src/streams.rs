@@ -174,7 +174,14 @@ impl Inner {
 }
 
 fn last_event(id: RequestId, finish: Finish) -> TokenEvent {
-    TokenEvent { id, sampled: None, cached_tokens: None, queue_s: None, finish: Some(finish) }
+    TokenEvent {
+        id,
+        sampled: None,
+        prompt_logprobs: Vec::new(),
+        cached_tokens: None,
+        queue_s: None,
+        finish: Some(finish),
+    }
 }
 
 /// Aborts its request when dropped, unless the request has ended.
@@ -215,6 +222,7 @@ mod tests {
         TokenEvent {
             id: RequestId(id),
             sampled: Some(Sampled { token, logprob: None, top: Vec::new() }),
+            prompt_logprobs: Vec::new(),
             cached_tokens: None,
             queue_s: None,
             finish: None,

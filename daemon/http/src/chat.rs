@@ -73,10 +73,14 @@ pub async fn completions(
     drop(bytes);
     let found = front.find(fields.model.clone(), &record).await?;
     let vocab_size = found.model.info().vocab_size;
-    let wanted =
-        sampling.validate(fields.endpoint()?, &found.text.defaults, vocab_size, &front.settings)?;
+    let wanted = sampling.validate(
+        fields.endpoint()?,
+        found.text.defaults(),
+        vocab_size,
+        &front.settings,
+    )?;
     let logprobs = wanted.sampling.logprobs.is_some();
-    let tokens = prompt.tokenize(&front, &found).await?;
+    let tokens = prompt.tokenize(&found).await?;
     let job = Job {
         model: found.model,
         text: Arc::clone(&found.text),

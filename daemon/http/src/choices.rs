@@ -317,14 +317,14 @@ impl Choice {
             self.token_ids.push(sampled.token);
             let is_stop_token = matches!(ended, Some(Ended::StopToken(_)));
             if !is_stop_token || self.include_stop {
-                new = text.push(&mut self.detokenizer, sampled.token);
+                text.push(&mut self.detokenizer, sampled.token, &mut new);
                 if self.logprobs {
                     self.pending.push(sampled);
                 }
             }
         }
         if ended.is_some() {
-            new += &text.finish(&mut self.detokenizer);
+            text.finish(&mut self.detokenizer, &mut new);
         }
         let mut out = if self.usage.completion < self.min_tokens {
             new

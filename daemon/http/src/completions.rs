@@ -71,13 +71,13 @@ pub async fn completions(
         logprobs,
     };
     let vocab_size = found.model.info().vocab_size;
-    let wanted = sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
+    let wanted = sampling.validate(endpoint, found.text.defaults(), vocab_size, &front.settings)?;
     let Some(input) = fields.prompt else {
         return Err(ApiError::field("prompt", "prompt is missing"));
     };
     let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
     let add_special = fields.add_special_tokens.unwrap_or(true);
-    let (prompts, echoes) = tokenize(&front, &found, inputs, "prompt", add_special, echo).await?;
+    let (prompts, echoes) = tokenize(&found, inputs, "prompt", add_special, echo).await?;
     let per_prompt = wanted.n as usize;
     let job = Job {
         model: found.model,
@@ -107,30 +107,34 @@ pub async fn completions(
 
 /// Tokenizes every prompt, of the field `param`, on the pool; with `echo`, their texts too.
 pub async fn tokenize(
-    front: &Front,
     found: &Found,
     inputs: Vec<Prompt>,
     param: &'static str,
     add_special: bool,
     echo: bool,
 ) -> Result<(Vec<Vec<u32>>, Vec<String>), ApiError> {
-    let text = Arc::clone(&found.text);
-    let max_len = found.model.info().max_len;
-    let work = move || {
-        let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
-        for input in inputs {
-            let (tokens, own_text) = match input {
-                Prompt::Text(own) => (text.encode(&own, param, add_special, max_len)?, Some(own)),
-                Prompt::Tokens(tokens) => (tokens, None),
-            };
-            if echo {
-                echoes.push(own_text.unwrap_or_else(|| text.decode(&tokens, true)));
+    let room = found.model.info().max_len;
+    let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
+    for input in inputs {
+        let (tokens, own_text) = match input {
+            Prompt::Text(own) => {
+                let kept = echo.then(|| own.clone());
+                let mut lists =
+                    found.text.encode(vec![own], param, add_special, Some(room)).await?;
+                (lists.pop().unwrap_or_default(), kept)
             }
-            prompts.push(tokens);
+            Prompt::Tokens(tokens) => (tokens, None),
+        };
+        if echo {
+            let decoded = match own_text {
+                Some(own) => own,
+                None => found.text.decode(vec![tokens.clone()], true).await?.concat(),
+            };
+            echoes.push(decoded);
         }
-        Ok((prompts, echoes))
-    };
-    front.texts.run(work).await?
+        prompts.push(tokens);
+    }
+    Ok((prompts, echoes))
 }
 
 /// How a completion is written.

@@ -58,6 +58,18 @@ impl ApiError {
         error
     }
 
+    /// 400: a prompt of `tokens` is longer than the context. The words are those that clients look for:
+    /// litellm, LangChain, pydantic-ai and Claude Code tell an overflow by them.
+    pub fn prompt_too_long(param: &str, tokens: &str, max_len: u32) -> ApiError {
+        ApiError::context_length(
+            param,
+            format!(
+                "This model's maximum context length is {max_len} tokens, and the prompt is too long: it \
+                 has {tokens} tokens, of which at least one must be left to generate"
+            ),
+        )
+    }
+
     /// 500: this is on us.
     pub fn internal(message: impl Into<String>) -> ApiError {
         let mut error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message);

@@ -182,8 +182,7 @@ impl Front {
     /// Writes what the model is about to read, special tokens and all, to the log.
     async fn log_prompts(&self, job: &Job, record: &Record) -> Result<(), ApiError> {
         for prompt in &job.prompts {
-            let (text, tokens) = (Arc::clone(&job.text), prompt.clone());
-            let prompt = self.texts.run(move || text.decode(&tokens, false)).await?;
+            let prompt = job.text.decode(vec![prompt.clone()], false).await?.concat();
             let shown: String = prompt.chars().take(PROMPT_CHARS_MAX).collect();
             let model = &job.model.info().name;
             tracing::info!(request_id = %record.id, model, bytes = prompt.len(), prompt = shown, "prompt");

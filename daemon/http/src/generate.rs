@@ -128,12 +128,12 @@ pub async fn generate(
         logprobs,
     };
     let mut wanted =
-        sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
+        sampling.validate(endpoint, found.text.defaults(), vocab_size, &front.settings)?;
     wanted.priority = fields.priority.unwrap_or(wanted.priority);
     let (input, param) = fields.input()?;
     let is_batch = wanted.n > 1 || input.is_batch();
     let inputs = input.checked(param, vocab_size, front.settings.choices_max)?;
-    let (prompts, _) = tokenize(&front, &found, inputs, param, true, false).await?;
+    let (prompts, _) = tokenize(&found, inputs, param, true, false).await?;
     let job = Job {
         model: found.model,
         text: Arc::clone(&found.text),
@@ -185,7 +185,9 @@ impl Answer {
         });
         if self.logprobs {
             let triple = |token: u32, logprob: f32| {
-                let text = self.token_texts.then(|| self.text.decode(&[token], false));
+                let text = self
+                    .token_texts
+                    .then(|| String::from_utf8_lossy(&self.text.token_bytes(token)).into_owned());
                 json!([finite(logprob), token, text])
             };
             let own = |s: &Sampled| triple(s.token, s.logprob.unwrap_or(f32::NEG_INFINITY));

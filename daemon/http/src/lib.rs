@@ -29,6 +29,7 @@ mod logprobs;
 mod metrics;
 mod middleware;
 mod models;
+mod pool;
 mod prompt;
 mod random;
 mod record;

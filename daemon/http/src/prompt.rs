@@ -3,15 +3,13 @@
 //! Owns: what OpenAI's message forms mean to a chat template. Must never: drop a part of a message
 //! that it does not understand; it refuses it.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::body::{Refusal, never};
 use crate::error::ApiError;
-use crate::front::{Found, Front};
-use crate::template::{Conversation, TemplateError};
+use crate::front::Found;
+use crate::template::Conversation;
 
 /// The fields of a chat request that shape its prompt.
 #[derive(Default, Deserialize)]
@@ -54,30 +52,9 @@ impl PromptFields {
     ///
     /// # Errors
     /// 400: no messages, a part that is not text, no tokenizer, no chat template, or one that refuses.
-    pub async fn tokenize(self, front: &Front, found: &Found) -> Result<Vec<u32>, ApiError> {
-        let conversation = self.conversation()?;
-        let text = Arc::clone(&found.text);
-        let (name, max_len) = (found.name.clone(), found.model.info().max_len);
-        let work = move || {
-            text.need_tokenizer("messages")?;
-            let Some(template) = &text.template else {
-                return Err(ApiError::field(
-                    "messages",
-                    format!(
-                        "model \"{name}\" has no chat template, so it is not a chat model; use \
-                         /v1/completions"
-                    ),
-                ));
-            };
-            let prompt = template.render(&conversation).map_err(|why| match why {
-                TemplateError::Refused(_) | TemplateError::Failed(_) => {
-                    ApiError::field("messages", why.to_string()).with_code("chat_template_error")
-                }
-                other => ApiError::internal(other.to_string()),
-            })?;
-            text.encode(&prompt, "messages", false, max_len)
-        };
-        front.texts.run(work).await?
+    pub async fn tokenize(self, found: &Found) -> Result<Vec<u32>, ApiError> {
+        let room = found.model.info().max_len;
+        found.text.encode_chat(self.conversation()?, Some(room)).await
     }
 
     fn conversation(self) -> Result<Conversation, ApiError> {

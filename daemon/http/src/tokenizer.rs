@@ -1,9 +1,9 @@
 //! What a model needs to turn text into tokens and back, read once for each loaded model.
 //!
-//! Owns: tokenizer, chat template and sampling defaults of a model folder, their cache, and the
-//! bounded pool on which prompts are rendered and tokenized. Must never: run a tokenizer on the
-//! threads that serve connections.
+//! Owns: tokenizer, chat template and sampling defaults of a model folder, and their cache. Must never:
+//! render or tokenize on the threads that serve connections; that happens on the [`Pool`].
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 use tokenizers::models::ModelWrapper;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
 use crate::detokenize::{self, Detokenizer, Scheme};
 use crate::error::ApiError;
-use crate::template::{ChatTemplate, TemplateError};
+use crate::pool::Pool;
+use crate::template::{ChatTemplate, Conversation, TemplateError};
 
 /// Sampling values that a model's `generation_config.json` recommends.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -35,12 +36,18 @@ pub struct GenerationDefaults {
 
 /// The text side of one model.
 pub struct TextModel {
+    files: Arc<Files>,
+    pool: Arc<Pool>,
+}
+
+/// What was read from a model folder.
+struct Files {
     /// `None` for a folder without `tokenizer.json`, which a model of dummy weights may be.
     vocabulary: Option<Vocabulary>,
     /// Its chat template, if it is a chat model.
-    pub template: Option<ChatTemplate>,
+    template: Option<ChatTemplate>,
     /// Its recommended sampling.
-    pub defaults: GenerationDefaults,
+    defaults: GenerationDefaults,
 }
 
 struct Vocabulary {
@@ -48,6 +55,8 @@ struct Vocabulary {
     scheme: Scheme,
     /// Bytes that one token stands for at most; `None` when a token can stand for any number.
     token_bytes_max: Option<usize>,
+    /// The spelling of each token id.
+    spellings: Vec<Option<Box<str>>>,
 }
 
 /// Why a model folder has no text side.
@@ -90,36 +99,25 @@ impl Vocabulary {
             }
             _ => None,
         };
-        Ok(Vocabulary { tokenizer, scheme, token_bytes_max })
+        let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
+        let spellings = (0..ids).map(|id| tokenizer.id_to_token(id).map(Into::into)).collect();
+        Ok(Vocabulary { tokenizer, scheme, token_bytes_max, spellings })
     }
 }
 
-impl TextModel {
+impl Files {
     /// Reads `tokenizer.json`, the chat template and `generation_config.json` of a folder, as far as
     /// they are there. Slow.
     ///
     /// # Errors
     /// A file is broken.
-    pub fn load(dir: &Path) -> Result<TextModel, LoadError> {
+    fn load(dir: &Path) -> Result<Files, LoadError> {
         let path = dir.join("tokenizer.json");
-        Ok(TextModel {
+        Ok(Files {
             vocabulary: if path.exists() { Some(Vocabulary::load(path)?) } else { None },
             template: ChatTemplate::load(dir)?,
             defaults: load_defaults(&dir.join("generation_config.json"))?,
         })
-    }
-
-    /// Whether there is a tokenizer; without one, tokens have no text.
-    pub fn has_tokenizer(&self) -> bool {
-        self.vocabulary.is_some()
-    }
-
-    /// For what cannot be done without a tokenizer, and the field that asks for it.
-    ///
-    /// # Errors
-    /// 400: there is none.
-    pub fn need_tokenizer(&self, param: &str) -> Result<(), ApiError> {
-        self.vocabulary(param).map(drop)
     }
 
     fn vocabulary(&self, param: &str) -> Result<&Vocabulary, ApiError> {
@@ -134,89 +132,181 @@ impl TextModel {
         })
     }
 
-    /// Token ids of a text from the field `param`. `add_special_tokens` is for bare prompts; a chat template has already
-    /// written them.
-    ///
-    /// # Errors
-    /// 400: no tokenizer, or too long for `max_len` whatever its tokens are. 500: the tokenizer failed.
-    pub fn encode(
+    fn encode(
         &self,
         text: &str,
         param: &str,
-        add_special_tokens: bool,
-        max_len: u32,
+        add_special: bool,
+        room: Option<u32>,
     ) -> Result<Vec<u32>, ApiError> {
-        if let Some(bytes) = self.vocabulary(param)?.token_bytes_max
-            && text.len() / bytes.max(1) > max_len as usize
+        let vocabulary = self.vocabulary(param)?;
+        if let (Some(bytes), Some(room)) = (vocabulary.token_bytes_max, room)
+            && text.len() / bytes.max(1) > room as usize
         {
-            return Err(ApiError::context_length(
-                param,
-                format!(
-                    "the prompt has {} bytes and so more than {} tokens; the model's context has \
-                     room for {max_len}",
-                    text.len(),
-                    text.len() / bytes.max(1),
-                ),
-            ));
+            let least = text.len() / bytes.max(1);
+            return Err(ApiError::prompt_too_long(param, &format!("at least {least}"), room));
         }
-        self.encode_any(text, param, add_special_tokens)
-    }
-
-    /// As `encode`, of any length.
-    ///
-    /// # Errors
-    /// 400: no tokenizer. 500: it failed.
-    pub fn encode_any(
-        &self,
-        text: &str,
-        param: &str,
-        add_special_tokens: bool,
-    ) -> Result<Vec<u32>, ApiError> {
-        let encoding = self
-            .vocabulary(param)?
+        let encoding = vocabulary
             .tokenizer
-            .encode_fast(text, add_special_tokens)
+            .encode_fast(text, add_special)
             .map_err(|why| ApiError::internal(format!("the tokenizer failed: {why}")))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    /// Text of some token ids.
-    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
-        let mut detokenizer = self.detokenizer(skip_special, true);
-        let mut text = String::new();
-        for &token in tokens {
-            text += &self.push(&mut detokenizer, token);
+        let ids = encoding.get_ids();
+        match room {
+            Some(room) if ids.len() > room as usize => {
+                Err(ApiError::prompt_too_long(param, &ids.len().to_string(), room))
+            }
+            _ => Ok(ids.to_vec()),
         }
-        text + &self.finish(&mut detokenizer)
     }
 
-    /// A detokenizer for one generation; see [`Detokenizer::new`].
-    pub fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
+    fn encode_chat(
+        &self,
+        conversation: &Conversation,
+        room: Option<u32>,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.vocabulary("messages")?;
+        let Some(template) = &self.template else {
+            let message = "the model has no chat template, so it is not a chat model; use \
+                           /v1/completions";
+            return Err(ApiError::field("messages", message));
+        };
+        let prompt = template.render(conversation).map_err(|why| match why {
+            TemplateError::Refused(_) | TemplateError::Failed(_) => {
+                ApiError::field("messages", why.to_string()).with_code("chat_template_error")
+            }
+            other => ApiError::internal(other.to_string()),
+        })?;
+        self.encode(&prompt, "messages", false, room)
+    }
+
+    fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
         let scheme = self.vocabulary.as_ref().map_or(&Scheme::Window, |v| &v.scheme);
         Detokenizer::new(scheme, skip_special, at_start)
     }
 
-    /// Text that a token completes.
-    pub fn push(&self, detokenizer: &mut Detokenizer, token: u32) -> String {
-        let text = |v: &Vocabulary| detokenizer.push(&v.tokenizer, &v.scheme, token);
-        self.vocabulary.as_ref().map(text).unwrap_or_default()
+    fn push(&self, detokenizer: &mut Detokenizer, token: u32, out: &mut String) {
+        if let Some(v) = &self.vocabulary {
+            out.push_str(&detokenizer.push(&v.tokenizer, &v.scheme, token));
+        }
     }
 
-    /// Text that was still incomplete.
-    pub fn finish(&self, detokenizer: &mut Detokenizer) -> String {
-        let text = |v: &Vocabulary| detokenizer.finish(&v.tokenizer);
-        self.vocabulary.as_ref().map(text).unwrap_or_default()
+    fn finish(&self, detokenizer: &mut Detokenizer, out: &mut String) {
+        if let Some(v) = &self.vocabulary {
+            out.push_str(&detokenizer.finish(&v.tokenizer));
+        }
+    }
+
+    fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        let mut detokenizer = self.detokenizer(skip_special, true);
+        let mut text = String::new();
+        for &token in tokens {
+            self.push(&mut detokenizer, token, &mut text);
+        }
+        self.finish(&mut detokenizer, &mut text);
+        text
+    }
+}
+
+impl TextModel {
+    fn new(files: Arc<Files>, pool: Arc<Pool>) -> TextModel {
+        TextModel { files, pool }
+    }
+
+    /// Whether there is a tokenizer; without one, tokens have no text.
+    pub fn has_tokenizer(&self) -> bool {
+        self.files.vocabulary.is_some()
+    }
+
+    /// For what cannot be done without a tokenizer, and the field that asks for it.
+    ///
+    /// # Errors
+    /// 400: there is none.
+    pub fn need_tokenizer(&self, param: &str) -> Result<(), ApiError> {
+        self.files.vocabulary(param).map(drop)
+    }
+
+    /// Its recommended sampling.
+    pub fn defaults(&self) -> &GenerationDefaults {
+        &self.files.defaults
+    }
+
+    /// Token ids of each text of the field `param`. `add_special` is for bare prompts; a chat template has
+    /// already written them. Texts of more than `room` tokens are refused, most of them before they are
+    /// tokenized.
+    ///
+    /// # Errors
+    /// 400: no tokenizer, or too long. 429: too much waits. 500: the tokenizer failed.
+    pub async fn encode(
+        &self,
+        texts: Vec<String>,
+        param: &'static str,
+        add_special: bool,
+        room: Option<u32>,
+    ) -> Result<Vec<Vec<u32>>, ApiError> {
+        self.need_tokenizer(param)?;
+        let files = Arc::clone(&self.files);
+        let bytes = texts.iter().map(String::len).sum();
+        let work = move || {
+            let encode = |text: &String| files.encode(text, param, add_special, room);
+            texts.iter().map(encode).collect()
+        };
+        self.pool.run(bytes, work).await?
+    }
+
+    /// Renders a conversation and tokenizes what comes of it.
+    ///
+    /// # Errors
+    /// As for `encode`; 400: no chat template, or one that refuses.
+    pub async fn encode_chat(
+        &self,
+        conversation: Conversation,
+        room: Option<u32>,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.need_tokenizer("messages")?;
+        let files = Arc::clone(&self.files);
+        let bytes = conversation.bytes();
+        self.pool.run(bytes, move || files.encode_chat(&conversation, room)).await?
+    }
+
+    /// Texts of some lists of token ids.
+    ///
+    /// # Errors
+    /// 429: too much waits.
+    pub async fn decode(
+        &self,
+        lists: Vec<Vec<u32>>,
+        skip_special: bool,
+    ) -> Result<Vec<String>, ApiError> {
+        let files = Arc::clone(&self.files);
+        let bytes = lists.iter().map(|list| list.len() * size_of::<u32>()).sum();
+        let work = move || lists.iter().map(|list| files.decode(list, skip_special)).collect();
+        self.pool.run(bytes, work).await
+    }
+
+    /// A detokenizer for one generation; see [`Detokenizer::new`].
+    pub fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
+        self.files.detokenizer(skip_special, at_start)
+    }
+
+    /// Appends the text that a token completes.
+    pub fn push(&self, detokenizer: &mut Detokenizer, token: u32, out: &mut String) {
+        self.files.push(detokenizer, token, out);
+    }
+
+    /// Appends text that was still incomplete.
+    pub fn finish(&self, detokenizer: &mut Detokenizer, out: &mut String) {
+        self.files.finish(detokenizer, out);
     }
 
     /// The bytes a token stands for.
-    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+    pub fn token_bytes(&self, token: u32) -> Cow<'_, [u8]> {
         let bytes = |v: &Vocabulary| detokenize::token_bytes(&v.tokenizer, &v.scheme, token);
-        self.vocabulary.as_ref().map(bytes).unwrap_or_default()
+        self.files.vocabulary.as_ref().map(bytes).unwrap_or_default().into()
     }
 
     /// The vocabulary's own spelling of a token.
-    pub fn token(&self, token: u32) -> Option<String> {
-        self.vocabulary.as_ref().and_then(|v| v.tokenizer.id_to_token(token))
+    pub fn token(&self, token: u32) -> Option<&str> {
+        self.files.vocabulary.as_ref()?.spellings.get(token as usize)?.as_deref()
     }
 }
 
@@ -238,19 +328,17 @@ pub struct TextModels {
     loaded: Mutex<HashMap<LoadKey, Arc<OnceCell<Arc<TextModel>>>>>,
     /// The folder inspected last and what was read there, until the model's first request takes it:
     /// reading a large vocabulary takes a second.
-    inspected: Mutex<Option<(PathBuf, Arc<TextModel>)>>,
-    pool: Semaphore,
+    inspected: Mutex<Option<(PathBuf, Arc<Files>)>>,
+    pool: Arc<Pool>,
 }
 
 impl TextModels {
-    /// A pool of this many threads; 0 means one a core.
+    /// With a pool of this many threads; 0 means one a core.
     pub fn new(threads: usize) -> TextModels {
-        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = if threads == 0 { cores() } else { threads };
         TextModels {
             loaded: Mutex::new(HashMap::new()),
             inspected: Mutex::new(None),
-            pool: Semaphore::new(threads),
+            pool: Arc::new(Pool::new(threads)),
         }
     }
 
@@ -260,17 +348,17 @@ impl TextModels {
     /// # Errors
     /// Which file is broken, and how.
     pub fn inspect(&self, dir: &Path) -> Result<(), String> {
-        let text = TextModel::load(dir).map_err(|why| why.to_string())?;
-        *self.inspected() = Some((dir.to_path_buf(), Arc::new(text)));
+        let files = Files::load(dir).map_err(|why| why.to_string())?;
+        *self.inspected() = Some((dir.to_path_buf(), Arc::new(files)));
         Ok(())
     }
 
-    fn inspected(&self) -> MutexGuard<'_, Option<(PathBuf, Arc<TextModel>)>> {
+    fn inspected(&self) -> MutexGuard<'_, Option<(PathBuf, Arc<Files>)>> {
         self.inspected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_inspected(&self, dir: &Path) -> Option<Arc<TextModel>> {
-        self.inspected().take_if(|(inspected, _)| inspected == dir).map(|(_, text)| text)
+    fn take_inspected(&self, dir: &Path) -> Option<Arc<Files>> {
+        self.inspected().take_if(|(inspected, _)| inspected == dir).map(|(_, files)| files)
     }
 
     /// The text side of a model, loaded by whoever asks first. `is_current` tells which loads are
@@ -292,15 +380,15 @@ impl TextModels {
             loaded.entry(key).or_default().clone()
         };
         let load = || async {
-            if let Some(text) = self.take_inspected(&dir) {
-                return Ok(text);
+            if let Some(files) = self.take_inspected(&dir) {
+                return Ok(Arc::new(TextModel::new(files, Arc::clone(&self.pool))));
             }
             let started = std::time::Instant::now();
-            let loaded = self.run(move || TextModel::load(&dir)).await?;
-            let text = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
+            let loaded = self.pool.run(0, move || Files::load(&dir)).await?;
+            let files = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
             let seconds = started.elapsed().as_secs_f64();
             tracing::info!(model = name, seconds, "loaded a tokenizer");
-            Ok(Arc::new(text))
+            Ok(Arc::new(TextModel::new(Arc::new(files), Arc::clone(&self.pool))))
         };
         cell.get_or_try_init(load).await.cloned()
     }
@@ -313,20 +401,6 @@ impl TextModels {
         }
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|key, _| is_current(key));
-    }
-
-    /// Runs slow work on the pool.
-    ///
-    /// # Errors
-    /// 500: it panicked.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let _permit = self.pool.acquire().await.map_err(|_| ApiError::internal("shutting down"))?;
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| ApiError::internal("the tokenizer panicked"))
     }
 }
 
@@ -349,19 +423,19 @@ mod tests {
             eprintln!("skipped: {} is missing; `cargo xtask model` fetches it", dir.display());
             return;
         }
-        let text = TextModel::load(&dir).unwrap();
+        let text = Files::load(&dir).unwrap();
         let path = beside_the_crate("tests/fixtures/encodings").join(fixture);
         let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
         for case in fixture["encode"].as_array().unwrap() {
             let own = case["text"].as_str().unwrap();
             assert_eq!(
-                text.encode(own, "prompt", false, 1 << 20).unwrap(),
+                text.encode(own, "prompt", false, Some(1 << 20)).unwrap(),
                 ids(&case["ids"]),
                 "{own:?}"
             );
             assert_eq!(
-                text.encode_any(own, "prompt", true).unwrap(),
+                text.encode(own, "prompt", true, None).unwrap(),
                 ids(&case["ids_special"]),
                 "{own:?}"
             );
@@ -372,7 +446,7 @@ mod tests {
             for (token, expected) in
                 ids(&case["ids"]).into_iter().zip(case["texts"].as_array().unwrap())
             {
-                so_far += &text.push(&mut detokenizer, token);
+                text.push(&mut detokenizer, token, &mut so_far);
                 let expected = expected.as_str().unwrap();
                 assert!(expected.starts_with(&so_far), "{}: {so_far:?} {expected:?}", case["name"]);
                 let held = &expected[so_far.len()..];

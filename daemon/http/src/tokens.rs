@@ -41,21 +41,18 @@ pub async fn tokenize(
         Some(_) if prompt.has_messages() => {
             return Err(ApiError::field("prompt", "prompt and messages exclude each other"));
         }
-        None => vec![prompt.tokenize(&front, &found).await?],
+        None => vec![prompt.tokenize(&found).await?],
         Some(input) => {
             let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
             let add_special = fields.add_special_tokens.unwrap_or(true);
-            let text = Arc::clone(&found.text);
-            let work = move || {
-                let encode = |input| match input {
-                    Prompt::Text(own) => Ok(text.encode_any(&own, "prompt", add_special)?),
-                    Prompt::Tokens(_) => {
-                        Err(ApiError::field("prompt", "prompt: these are token ids already"))
-                    }
-                };
-                inputs.into_iter().map(encode).collect::<Result<Vec<_>, ApiError>>()
-            };
-            front.texts.run(work).await??
+            let texts = inputs.into_iter().map(|input| match input {
+                Prompt::Text(own) => Ok(own),
+                Prompt::Tokens(_) => {
+                    Err(ApiError::field("prompt", "prompt: these are token ids already"))
+                }
+            });
+            let texts = texts.collect::<Result<Vec<_>, _>>()?;
+            found.text.encode(texts, "prompt", add_special, None).await?
         }
     };
     let counts: Vec<usize> = lists.iter().map(Vec::len).collect();
@@ -99,7 +96,6 @@ pub async fn detokenize(
     let tokens = token_ids("tokens", &ids, found.model.info().vocab_size)?;
     // vLLM keeps special tokens here, so that nothing is hidden.
     let skip_special = fields.skip_special_tokens.unwrap_or(false);
-    let text = Arc::clone(&found.text);
-    let text = front.texts.run(move || text.decode(&tokens, skip_special)).await?;
+    let text = found.text.decode(vec![tokens], skip_special).await?.concat();
     Ok(Json(json!({"prompt": text, "text": text})))
 }

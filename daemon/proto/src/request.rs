@@ -39,6 +39,12 @@ pub struct SamplingParams {
     /// They are taken from the raw logits, before bias, penalties and temperature. At most
     /// [`TOP_LOGPROBS_MAX`](crate::limits::TOP_LOGPROBS_MAX).
     pub logprobs: Option<u32>,
+    /// Report the log-probability of each prompt token from position `prompt_logprobs_from` on, and of this
+    /// many most likely ones there, as `logprobs` does of sampled tokens. Position 0 has none. What stands
+    /// before may come from the prefix cache. With `max_tokens` 0 the request ends when all are reported.
+    pub prompt_logprobs: Option<u32>,
+    /// See `prompt_logprobs`.
+    pub prompt_logprobs_from: u32,
 }
 
 impl Default for SamplingParams {
@@ -54,6 +60,8 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             seed: 0,
             logprobs: None,
+            prompt_logprobs: None,
+            prompt_logprobs_from: 0,
         }
     }
 }
@@ -70,7 +78,8 @@ impl SamplingParams {
 /// When a request ends, in tokens. Stop strings are the front's business: it sees text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopParams {
-    /// Generated tokens at most; the worker lowers it to what the context leaves room for.
+    /// Generated tokens at most; the worker lowers it to what the context leaves room for. With 0 nothing is
+    /// generated; see [`SamplingParams::prompt_logprobs`].
     pub max_tokens: u32,
     /// End-of-sequence and stop tokens are not sampled before this many tokens.
     pub min_tokens: u32,
@@ -155,7 +164,7 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// One sampled token.
+/// One sampled token, or a prompt's own with its log-probability.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampled {
     /// Token id.
@@ -173,9 +182,14 @@ pub struct TokenEvent {
     pub id: RequestId,
     /// The token sampled for it, absent when the request ended without one.
     pub sampled: Option<Sampled>,
-    /// With the request's first token: how many prompt tokens came from the prefix cache.
+    /// Prompt tokens whose log-probabilities were asked for, in the order of positions. They come as chunks of
+    /// the prompt are computed, in one event or several, each position once, all of them before or with the
+    /// first token.
+    pub prompt_logprobs: Vec<Sampled>,
+    /// With the request's first token, or the end of one that generates none: how many prompt tokens came from
+    /// the prefix cache.
     pub cached_tokens: Option<u32>,
-    /// With the request's first token: seconds from submission to the first plan it was in.
+    /// With `cached_tokens`: seconds from submission to the first plan it was in.
     pub queue_s: Option<f32>,
     /// Set on the last event of a request, and only there.
     pub finish: Option<Finish>,

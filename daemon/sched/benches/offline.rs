@@ -69,7 +69,7 @@ fn lens() -> (Vec<u32>, Vec<u32>) {
 }
 
 fn output(plan: &Plan) -> Event {
-    let sampled = plan.rows.iter().filter(|row| row.sample);
+    let sampled = plan.rows.iter().filter(|row| row.is_sampled());
     // Tokens that differ from request to request, so that the tree shares nothing.
     let sampled = sampled.map(|row| Sampled {
         token: (row.slot * 131 + row.start) % 100_000,
@@ -88,6 +88,7 @@ fn run(cost: &Cost, kv_tokens: u32, chunk_tokens: u32) -> Outcome {
         max_running: 256,
         max_waiting: 256,
         chunk_tokens,
+        scored_max: 256,
         max_len: 4096,
         vocab_size: 200_000,
         eos_token_ids: Vec::new(),

@@ -17,7 +17,7 @@ const CONTEXT: u32 = 1_000;
 const STEPS: u64 = 100;
 
 fn output(plan: &Plan) -> Event {
-    let sampled = plan.rows.iter().filter(|row| row.sample);
+    let sampled = plan.rows.iter().filter(|row| row.is_sampled());
     let sampled = sampled.map(|row| Sampled { token: row.slot, logprob: None, top: Vec::new() });
     Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), seconds: 0.01 })
 }
@@ -30,6 +30,7 @@ fn decoding(page_size: u32) -> (Scheduler, Plan, Plan) {
         max_running: REQUESTS,
         max_waiting: REQUESTS,
         chunk_tokens: 2_048,
+        scored_max: 256,
         max_len: 4 * CONTEXT,
         vocab_size: 50_000,
         eos_token_ids: vec![49_999],

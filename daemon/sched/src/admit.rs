@@ -30,14 +30,13 @@ impl Scheduler {
         let mut promised: usize = self.running.iter().map(lacking).sum();
         while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((_, &key)) = self.waiting.first_key_value() else { return };
-            if self.requests[key].pending > 0 {
+            let request = &self.requests[key];
+            if request.pending > 0 || request.pending_scores > 0 {
                 return;
             }
-            // Matched anew each time: others may have computed its prefix while it waited. One
-            // token is left to compute, or there would be no logits to sample from.
-            let request = &self.requests[key];
+            // Matched anew each time: others may have computed its prefix while it waited.
             let len = request.tokens.len();
-            let mut table = self.cache.match_prefix(&request.tokens[..len - 1]);
+            let mut table = self.cache.match_prefix(request.matchable());
             let page_size = self.cache.page_size();
             let matched = table.pages().len() * page_size;
             if self.is_being_computed(request, matched, draft) {
@@ -50,13 +49,16 @@ impl Scheduler {
                 self.admission_blocked = true;
                 return;
             }
-            let chunk = draft.budget.min(len - matched);
+            let chunk = draft.budget.min(request.feed_end(draft.scores) - matched);
+            if chunk == 0 {
+                return;
+            }
             let pages = (matched + chunk).div_ceil(page_size) - table.pages().len();
             let grown = self.cache.grow(&mut table, pages);
             assert!(grown, "a request that was accepted fits into the pool");
             promised += lacking - pages;
-            draft.budget -= chunk;
             self.start(key, table, matched, now_s, draft);
+            draft.take(&self.requests[key], chunk);
             self.push_row(key, chunk, draft);
         }
     }
@@ -89,7 +91,7 @@ impl Scheduler {
         if self.config.cache == CacheMode::Naive {
             return false;
         }
-        let tokens = &request.tokens[..request.tokens.len() - 1];
+        let tokens = request.matchable();
         let page_size = self.cache.page_size();
         let next_page = matched..matched + page_size;
         let Some(wanted) = tokens.get(next_page.clone()) else { return false };

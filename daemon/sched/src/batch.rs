@@ -4,24 +4,34 @@
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
-use crate::plan::{Plan, Row};
+use crate::plan::{Plan, Row, Want};
 use crate::request::Request;
 use crate::requests::Key;
-use crate::scheduler::{InFlight, Scheduler};
+use crate::scheduler::{InFlight, Scheduler, Wanted};
 
 /// A plan being built.
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) plan: Plan,
-    /// Whose rows are sampled, in the order of rows.
-    pub(crate) sampled: Vec<Key>,
+    /// Whose logits are wanted, in the order of rows.
+    pub(crate) wanted: Vec<Wanted>,
     /// Whose rows compute tokens that were known when they were admitted.
     pub(crate) prefilled: Vec<Key>,
     pub(crate) prefill_tokens: usize,
     /// Tokens that prefill chunks may still take.
     pub(crate) budget: usize,
+    /// Prompt tokens whose log-probabilities it may still report.
+    pub(crate) scores: usize,
     /// Someone did not get all the pages it could have used.
     pub(crate) pages_short: bool,
+}
+
+impl Draft {
+    /// A chunk of `len` tokens of `request` is planned.
+    pub(crate) fn take(&mut self, request: &Request, len: usize) {
+        self.budget -= len;
+        self.scores -= request.scored_by(request.computed + len);
+    }
 }
 
 impl Scheduler {
@@ -31,10 +41,11 @@ impl Scheduler {
         let rows = self.running.len() + 1;
         let mut draft = Draft {
             plan: self.blank_plan(),
-            sampled: Vec::with_capacity(rows),
+            wanted: Vec::with_capacity(rows),
             prefilled: Vec::new(),
             prefill_tokens: 0,
             budget: self.config.chunk_tokens as usize - decoding,
+            scores: self.config.scored_max as usize,
             pages_short: false,
         };
         self.plan_running(&mut draft);
@@ -49,7 +60,7 @@ impl Scheduler {
             self.cache.publish(&mut running.table, &request.tokens[..computed]);
             self.admission_blocked = false;
         }
-        let Draft { plan, sampled, prefill_tokens, .. } = draft;
+        let Draft { plan, wanted, prefill_tokens, .. } = draft;
         if plan.rows.is_empty() {
             self.recycle(plan);
             return None;
@@ -58,7 +69,7 @@ impl Scheduler {
             step: plan.step,
             rows: plan.rows.len() as u32,
             prefill_tokens: prefill_tokens as u32,
-            sampled,
+            wanted,
         });
         self.plans += 1;
         Some(plan)
@@ -83,13 +94,14 @@ impl Scheduler {
         let mut at = 0;
         while let Some(&key) = self.running.get(at) {
             let request = &self.requests[key];
-            let (to_feed, is_decoding) = (request.to_feed(), request.is_decoding());
-            let wanted = if is_decoding { 1 } else { to_feed.min(draft.budget) };
+            let is_decoding = request.is_decoding();
+            let chunk = || (request.feed_end(draft.scores) - request.computed).min(draft.budget);
+            let wanted = if is_decoding { 1 } else { chunk() };
             let granted = if wanted == 0 { 0 } else { self.make_room(key, wanted, draft) };
             if is_decoding && granted > 0 {
                 self.push_row(key, granted, draft);
             } else if granted > 0 {
-                draft.budget -= granted;
+                draft.take(&self.requests[key], granted);
                 prefilling.push((key, granted));
             }
             at += 1;
@@ -134,17 +146,26 @@ impl Scheduler {
     pub(crate) fn push_row(&mut self, key: Key, len: usize, draft: &mut Draft) {
         let request = &mut self.requests[key];
         let running = request.running.as_ref().expect("it is planned, so it runs");
-        let Draft { plan, sampled, .. } = draft;
+        let Draft { plan, wanted, .. } = draft;
         let (start, end) = (request.computed, request.computed + len);
-        let sample = end == request.total();
+        let sampled = end == request.total();
         let known = end.min(request.tokens.len());
+        let scored = request.scored_by(end);
+        let want = match (scored, sampled) {
+            (0, false) => Want::Nothing,
+            (0, true) => Want::Last,
+            _ => Want::Each {
+                first: (request.next_scored - 1 - start) as u32,
+                next: (!sampled).then(|| request.tokens[end]),
+            },
+        };
         plan.rows.push(Row {
             slot: running.slot,
             start: start as u32,
             len: len as u32,
             tokens_at: plan.tokens.len() as u32,
             pages_at: plan.pages.len() as u32,
-            sample,
+            want,
         });
         plan.tokens.extend(request.tokens[start.min(known)..known].iter().map(|&t| t as i32));
         if end > known {
@@ -155,11 +176,15 @@ impl Scheduler {
             draft.prefilled.push(key);
             draft.prefill_tokens += len;
         }
-        if sample {
+        if sampled {
             request.pending += 1;
             request.pending_row = plan.rows.len() as u32 - 1;
-            sampled.push(key);
         }
+        if want != Want::Nothing {
+            wanted.push(Wanted { key, scored: scored as u32, sampled });
+        }
+        request.next_scored += scored;
+        request.pending_scores += scored;
         request.computed = end;
     }
 

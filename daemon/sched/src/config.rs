@@ -18,6 +18,8 @@ pub struct SchedConfig {
     pub max_waiting: u32,
     /// Tokens a step feeds at most, decode rows included.
     pub chunk_tokens: u32,
+    /// Prompt tokens of which a step reports log-probabilities, at most: each takes a row of logits.
+    pub scored_max: u32,
     /// Prompt plus generated tokens of one request, at most.
     pub max_len: u32,
     /// Valid token ids are below this.
@@ -63,6 +65,7 @@ impl SchedConfig {
             ("max_running", self.max_running),
             ("max_waiting", self.max_waiting),
             ("chunk_tokens", self.chunk_tokens),
+            ("scored_max", self.scored_max),
             ("vocab_size", self.vocab_size),
         ] {
             if value == 0 {

@@ -83,9 +83,15 @@ impl Scheduler {
             r.running.is_some() == runs,
             "it holds pages while it waits, or none while it runs",
         )?;
-        let sampled = self.in_flight.iter().flat_map(|plan| &plan.sampled);
-        let pending = sampled.filter(|&&other| other == key).count();
+        let wanted = self.in_flight.iter().flat_map(|plan| &plan.wanted);
+        let own = wanted.filter(|wanted| wanted.key == key);
+        let pending = own.clone().filter(|wanted| wanted.sampled).count();
         ensure(r.pending == pending, "its pending tokens are not those in flight")?;
+        let scores: usize = own.map(|wanted| wanted.scored as usize).sum();
+        ensure(
+            r.pending_scores == scores,
+            "its pending log-probabilities are not those in flight",
+        )?;
         ensure(r.computed <= r.total(), "more is computed than there is")?;
         ensure(r.total() <= r.max_total, "it is over its length")?;
         ensure(r.max_total <= self.config.len_limit(), "its limit is over everyone's")?;
@@ -94,6 +100,8 @@ impl Scheduler {
         };
         let (table, page_size) = (&running.table, self.cache.page_size());
         ensure(r.cached <= r.computed, "more was cached than is computed")?;
+        let can_score = !r.is_scoring() || r.computed < r.next_scored;
+        ensure(can_score, "its prompt is computed past what is to be reported")?;
         ensure(table.pages().len() == r.computed.div_ceil(page_size), "its page table's length")?;
         ensure(table.shared_pages() * page_size <= r.computed, "it shares what is not computed")
     }

@@ -52,5 +52,12 @@ impl Scheduler {
 
 /// The last event of a request that ends without a token.
 pub(crate) fn finish_event(id: RequestId, finish: Finish) -> TokenEvent {
-    TokenEvent { id, sampled: None, cached_tokens: None, queue_s: None, finish: Some(finish) }
+    TokenEvent {
+        id,
+        sampled: None,
+        prompt_logprobs: Vec::new(),
+        cached_tokens: None,
+        queue_s: None,
+        finish: Some(finish),
+    }
 }

@@ -23,5 +23,5 @@ pub use config::{ConfigError, SchedConfig};
 pub use driver::Driver;
 pub use executor::{Executor, ExecutorError, StepProfile};
 pub use integrity::IntegrityError;
-pub use plan::{Install, PageId, Plan, Row, SlotId, StepOutput};
+pub use plan::{Install, PageId, Plan, Row, SlotId, StepOutput, Want};
 pub use scheduler::{Event, Scheduler, Step};

@@ -1,62 +1,94 @@
-//! The way home: what a plan sampled, and what ends because of it.
+//! The way home: what a plan sampled and reports, and what ends because of it.
 
 use minisgl_proto::{Finish, Sampled, TokenEvent};
 
-use crate::leave::finish_event;
 use crate::plan::StepOutput;
 use crate::requests::Key;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, Wanted};
 
 impl Scheduler {
     /// Takes the output of the oldest plan in flight.
     pub(crate) fn take_output(&mut self, output: StepOutput, events: &mut Vec<TokenEvent>) {
         let plan = self.in_flight.pop_front().expect("an output belongs to a plan in flight");
         assert_eq!(output.step, plan.step, "plans finish in the order they were launched");
-        assert_eq!(output.sampled.len(), plan.sampled.len(), "one token for each sampled row");
+        let logits = |wanted: &Wanted| wanted.scored as usize + usize::from(wanted.sampled);
+        let expected: usize = plan.wanted.iter().map(logits).sum();
+        assert_eq!(
+            output.sampled.len(),
+            expected,
+            "one for each position whose logits were wanted"
+        );
         self.totals.steps += 1;
         self.totals.step_s = output.seconds;
         self.totals.rows = plan.rows;
         self.totals.prefill_tokens = plan.prefill_tokens;
-        events.reserve(output.sampled.len());
-        for (key, sampled) in plan.sampled.into_iter().zip(output.sampled) {
-            self.take_token(key, sampled, events);
+        events.reserve(plan.wanted.len());
+        let mut outputs = output.sampled.into_iter();
+        for Wanted { key, scored, sampled } in plan.wanted {
+            let scores: Vec<Sampled> = outputs.by_ref().take(scored as usize).collect();
+            let sampled = sampled.then(|| outputs.next()).flatten();
+            self.take_row(key, scores, sampled, events);
         }
     }
 
-    fn take_token(&mut self, key: Key, sampled: Sampled, events: &mut Vec<TokenEvent>) {
+    /// Takes what became of a row's logits.
+    fn take_row(
+        &mut self,
+        key: Key,
+        scores: Vec<Sampled>,
+        sampled: Option<Sampled>,
+        events: &mut Vec<TokenEvent>,
+    ) {
         // The row of a request that has ended since; its result means nothing.
         let Some(request) = self.requests.get_mut(key) else { return };
-        let token = sampled.token;
+        request.pending_scores -= scores.len();
+        let mut event = TokenEvent {
+            id: request.id,
+            sampled: None,
+            prompt_logprobs: scores,
+            cached_tokens: None,
+            queue_s: None,
+            finish: None,
+        };
+        if let Some(sampled) = sampled {
+            event.finish = self.take_token(key, sampled.token);
+            // One that failed was not sampled.
+            event.sampled =
+                Some(sampled).filter(|_| !matches!(event.finish, Some(Finish::Failed(_))));
+        } else if request.is_scored_out() {
+            event.finish = Some(Finish::Length);
+        }
+        let Some(request) = self.requests.get(key) else { return };
+        if event.sampled.is_some() && request.generated() == 1 || request.is_scored_out() {
+            event.cached_tokens = Some(request.cached as u32);
+            event.queue_s = request.queue_s;
+        }
+        let ends = event.finish.is_some();
+        events.push(event);
+        if ends {
+            self.end(key);
+        }
+    }
+
+    /// Adds a sampled token; says whether and why the request ends with it.
+    fn take_token(&mut self, key: Key, token: u32) -> Option<Finish> {
+        let vocab_size = self.config.vocab_size;
+        let request = &mut self.requests[key];
         request.pending -= 1;
-        if token >= self.config.vocab_size {
-            let what = format!(
-                "the engine sampled token {token}, the vocabulary has {}",
-                self.config.vocab_size
-            );
-            events.push(finish_event(request.id, Finish::Failed(what)));
-            return self.end(key);
+        if token >= vocab_size {
+            return Some(Finish::Failed(format!(
+                "the engine sampled token {token}, the vocabulary has {vocab_size}"
+            )));
         }
         let may_stop = request.generated() >= request.min_tokens as usize;
         request.tokens.push(token);
         self.totals.generated_tokens += 1;
-        let finish = if may_stop && request.stop_tokens.contains(&token) {
+        if may_stop && request.stop_tokens.contains(&token) {
             Some(Finish::Stop)
         } else if request.tokens.len() == request.max_total {
             Some(Finish::Length)
         } else {
             None
-        };
-        let is_first = request.generated() == 1;
-        let ends = finish.is_some();
-        events.push(TokenEvent {
-            id: request.id,
-            sampled: Some(sampled),
-            cached_tokens: is_first.then_some(request.cached as u32),
-            queue_s: request.queue_s.filter(|_| is_first),
-            finish,
-        });
-        if ends {
-            self.end(key);
         }
     }
 }

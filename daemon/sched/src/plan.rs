@@ -74,13 +74,49 @@ pub struct Row {
     /// `pages[pages_at + p / page_size]` at offset `p % page_size`. There are exactly
     /// `ceil((start + len) / page_size)`.
     pub pages_at: u32,
-    /// Whether the logits after the last token are sampled. False for all but a prompt's last chunk.
-    pub sample: bool,
+    /// Of which of its tokens the logits are wanted.
+    pub want: Want,
+}
+
+/// Which logits of a row are wanted, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: the row fills pages. All chunks of a prompt but the last.
+    Nothing,
+    /// Those after the last token: the next one is sampled.
+    Last,
+    /// Those after each token, from the `first` of the row on: the log-probability of the token that comes next
+    /// in the prompt is reported.
+    Each {
+        /// Index in the row, below its length.
+        first: u32,
+        /// The token that comes next after the row's last. `None`: the prompt ends here, and it is sampled.
+        next: Option<u32>,
+    },
 }
 
 impl Row {
-    /// Position of the token that is sampled after this row; with the seed it determines the draw.
-    pub fn sample_position(&self) -> u32 {
+    /// Whether the token after this row is sampled.
+    pub fn is_sampled(&self) -> bool {
+        matches!(self.want, Want::Last | Want::Each { next: None, .. })
+    }
+
+    /// Of how many tokens, the last ones of the row, logits are wanted.
+    pub fn logits(&self) -> u32 {
+        match self.want {
+            Want::Nothing => 0,
+            Want::Last => 1,
+            Want::Each { first, .. } => self.len - first,
+        }
+    }
+
+    /// How many prompt tokens are reported with their log-probability.
+    pub fn scored(&self) -> u32 {
+        self.logits() - u32::from(self.is_sampled())
+    }
+
+    /// Position of the token that comes after this row; with the seed it determines the draw.
+    pub fn next_position(&self) -> u32 {
         self.start + self.len
     }
 }
@@ -90,7 +126,8 @@ impl Row {
 pub struct StepOutput {
     /// [`Plan::step`] of the plan it belongs to.
     pub step: u64,
-    /// One for each row with `sample`, in the order of rows.
+    /// One for each position whose logits the plan wants, in the order of rows and positions: the token that is
+    /// sampled there, or the prompt's own.
     pub sampled: Vec<minisgl_proto::Sampled>,
     /// Seconds from the start of the step to its end, as the executor measured it.
     pub seconds: f32,

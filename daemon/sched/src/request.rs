@@ -66,6 +66,11 @@ pub(crate) struct Request {
     pub(crate) cached: usize,
     /// Tokens known when it was last admitted: computing them is prefilling.
     pub(crate) prefix_len: usize,
+    /// Position of the next prompt token whose log-probability no plan so far reports; the prompt's length when
+    /// none is left, or none was asked for. It stays where it is in a preemption: a plan in flight still reports.
+    pub(crate) next_scored: usize,
+    /// Prompt tokens whose log-probabilities plans in flight report.
+    pub(crate) pending_scores: usize,
 }
 
 impl Request {
@@ -79,14 +84,57 @@ impl Request {
         self.tokens.len() - self.prompt_len
     }
 
-    /// Tokens to feed before the next one is sampled. 0 when nothing more is to be sampled.
+    /// Log-probabilities of its prompt are still to be planned.
+    pub(crate) fn is_scoring(&self) -> bool {
+        self.next_scored < self.prompt_len
+    }
+
+    /// Another token is to be sampled than those that are known or in flight.
+    fn will_sample(&self) -> bool {
+        self.total() < self.max_total
+    }
+
+    /// Tokens to feed before the next one is sampled. 0 when nothing more is to be sampled or reported.
     pub(crate) fn to_feed(&self) -> usize {
-        if self.total() == self.max_total { 0 } else { self.total() - self.computed }
+        self.feed_end(usize::MAX) - self.computed
+    }
+
+    /// How far the next plan may compute it, if that can report `scores` more log-probabilities.
+    pub(crate) fn feed_end(&self, scores: usize) -> usize {
+        if !self.is_scoring() {
+            return if self.will_sample() { self.total() } else { self.computed };
+        }
+        let left = self.prompt_len - self.next_scored;
+        if left > scores {
+            self.next_scored - 1 + scores
+        } else if self.will_sample() && self.total() == self.prompt_len {
+            self.prompt_len
+        } else {
+            // The prompt's last token is reported by the logits after the one before it.
+            self.prompt_len - 1
+        }
     }
 
     /// Feeds one token a step.
     pub(crate) fn is_decoding(&self) -> bool {
-        self.to_feed() == 1
+        self.to_feed() == 1 && self.will_sample()
+    }
+
+    /// Log-probabilities of its prompt that are newly reported when its first `end` tokens are computed.
+    pub(crate) fn scored_by(&self, end: usize) -> usize {
+        (end + 1).min(self.prompt_len).saturating_sub(self.next_scored)
+    }
+
+    /// Tokens of the prefix whose pages may come from the cache: from there on logits are wanted. One token at
+    /// least is left to compute, or there would be none to sample from.
+    pub(crate) fn matchable(&self) -> &[u32] {
+        let end = if self.is_scoring() { self.next_scored } else { self.tokens.len() };
+        &self.tokens[..end - 1]
+    }
+
+    /// All that was asked for has come, and nothing is generated.
+    pub(crate) fn is_scored_out(&self) -> bool {
+        self.max_total == self.prompt_len && !self.is_scoring() && self.pending_scores == 0
     }
 
     /// Tokens that are both computed and known: what can go into the tree.

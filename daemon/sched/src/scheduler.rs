@@ -83,8 +83,18 @@ pub(crate) struct InFlight {
     pub(crate) step: u64,
     pub(crate) rows: u32,
     pub(crate) prefill_tokens: u32,
-    /// Whose rows are sampled, in the order of rows. Some may have ended.
-    pub(crate) sampled: Vec<Key>,
+    /// What its output holds for whom, in the order of rows. Some may have ended.
+    pub(crate) wanted: Vec<Wanted>,
+}
+
+/// What a row's logits become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) key: Key,
+    /// Prompt tokens reported with their log-probability,
+    pub(crate) scored: u32,
+    /// then a token that is sampled.
+    pub(crate) sampled: bool,
 }
 
 /// See the module's documentation.

@@ -15,7 +15,9 @@ impl Scheduler {
         }
         match self.check(&submit) {
             Err(reject) => events.push(finish_event(submit.id, Finish::Rejected(reject))),
-            Ok(()) if submit.stop.max_tokens == 0 => {
+            Ok(())
+                if submit.stop.max_tokens == 0 && next_scored(&submit) == submit.prompt.len() =>
+            {
                 events.push(finish_event(submit.id, Finish::Length));
             }
             Ok(()) => self.enqueue(submit, now_s),
@@ -44,6 +46,11 @@ impl Scheduler {
         for (field, count, limit) in [
             ("logit_bias", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
             ("logprobs", sampling.logprobs.unwrap_or(0) as usize, TOP_LOGPROBS_MAX as usize),
+            (
+                "prompt_logprobs",
+                sampling.prompt_logprobs.unwrap_or(0) as usize,
+                TOP_LOGPROBS_MAX as usize,
+            ),
             ("stop_token_ids", stop.stop_token_ids.len(), STOP_TOKENS_MAX),
         ] {
             if count > limit {
@@ -60,6 +67,7 @@ impl Scheduler {
     }
 
     fn enqueue(&mut self, submit: Submit, now_s: f64) {
+        let next_scored = next_scored(&submit);
         let Submit { id, prompt, sampling, stop, priority } = submit;
         let eos: &[u32] = if stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
         let stop_tokens = eos.iter().chain(&stop.stop_token_ids).copied();
@@ -81,6 +89,8 @@ impl Scheduler {
             queue_s: None,
             cached: 0,
             prefix_len: prompt.len(),
+            next_scored,
+            pending_scores: 0,
             tokens: prompt,
         };
         self.arrivals += 1;
@@ -88,5 +98,15 @@ impl Scheduler {
         self.keys.insert(id, key);
         self.waiting.insert(rank, key);
         self.admission_blocked = false;
+    }
+}
+
+/// Position of the first prompt token whose log-probability is wanted, or the prompt's length.
+fn next_scored(submit: &Submit) -> usize {
+    let Submit { prompt, sampling, .. } = submit;
+    match sampling.prompt_logprobs {
+        // Nothing comes before the first token, so it has no probability.
+        Some(_) => (sampling.prompt_logprobs_from.max(1) as usize).min(prompt.len()),
+        None => prompt.len(),
     }
 }

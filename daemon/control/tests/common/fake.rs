@@ -192,7 +192,14 @@ fn serve(spec: &WorkerSpec, inbox: &mpsc::Receiver<ToWorker>, socket: &mut UnixS
 
 fn event(id: RequestId, token: Option<u32>, finish: Option<Finish>) -> TokenEvent {
     let sampled = token.map(|token| Sampled { token, logprob: None, top: Vec::new() });
-    TokenEvent { id, sampled, cached_tokens: None, queue_s: None, finish }
+    TokenEvent {
+        id,
+        sampled,
+        prompt_logprobs: Vec::new(),
+        cached_tokens: None,
+        queue_s: None,
+        finish,
+    }
 }
 
 fn send(socket: &mut UnixStream, frame: &FromWorker) {

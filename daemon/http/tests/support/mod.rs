@@ -132,6 +132,7 @@ async fn play(
         let event = TokenEvent {
             id,
             sampled: token.map(|token| sampled(token, top)),
+            prompt_logprobs: Vec::new(),
             cached_tokens: is_first.then_some(3),
             queue_s: is_first.then_some(0.001),
             finish,

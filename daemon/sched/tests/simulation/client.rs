@@ -1,17 +1,19 @@
 //! The other end: checks every event of every request against what it would get alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use minisgl_proto::{Finish, Reject, RequestId, Submit, TokenEvent};
+use minisgl_proto::{Finish, Reject, RequestId, Sampled, Submit, TokenEvent};
 use minisgl_sched::SchedConfig;
 
-use crate::model::{Kv, Sampling, feed, sample};
+use crate::model::{Kv, Sampling, feed, sample, score};
 
 struct Expected {
     submit: Submit,
     /// Prompt and the tokens received.
     tokens: Vec<u32>,
     last: Option<Kv>,
+    /// Log-probabilities of the prompt that are still to come.
+    scores: VecDeque<Sampled>,
     stops: Vec<u32>,
     max_total: usize,
     aborted: bool,
@@ -22,12 +24,20 @@ pub struct Client {
     alive: HashMap<RequestId, Expected>,
     pub finished: u64,
     pub tokens: u64,
+    pub scores: u64,
     pub cached_tokens: u64,
 }
 
 impl Client {
     pub fn new(config: SchedConfig) -> Client {
-        Client { config, alive: HashMap::new(), finished: 0, tokens: 0, cached_tokens: 0 }
+        Client {
+            config,
+            alive: HashMap::new(),
+            finished: 0,
+            tokens: 0,
+            scores: 0,
+            cached_tokens: 0,
+        }
     }
 
     pub fn alive(&self) -> usize {
@@ -48,6 +58,7 @@ impl Client {
         let eos: &[u32] = if submit.stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
         let expected = Expected {
             tokens: submit.prompt.clone(),
+            scores: expected_scores(submit),
             last: submit.prompt.iter().fold(None, |kv, &token| Some(feed(kv, token))),
             stops: [eos, &submit.stop.stop_token_ids].concat(),
             max_total: self.limit().min(submit.prompt.len() + submit.stop.max_tokens as usize),
@@ -68,8 +79,14 @@ impl Client {
             panic!("an event after the end: {event:?}")
         };
         let mut finish = None;
+        for scored in &event.prompt_logprobs {
+            let expected = expected.scores.pop_front();
+            assert_eq!(Some(scored), expected.as_ref(), "request {}: its prompt's score", event.id);
+            self.scores += 1;
+        }
         if let Some(sampled) = &event.sampled {
             self.tokens += 1;
+            assert!(expected.scores.is_empty(), "all scores come before or with the first token");
             let generated = expected.tokens.len() - expected.submit.prompt.len();
             let min_tokens = expected.submit.stop.min_tokens as usize;
             let is_early = generated < min_tokens;
@@ -119,6 +136,9 @@ impl Client {
             }
             Some(Finish::Length) if event.sampled.is_none() => {
                 assert_eq!(expected.submit.stop.max_tokens, 0);
+                assert!(expected.scores.is_empty(), "its prompt is scored to the end");
+                let ran = !event.prompt_logprobs.is_empty();
+                assert_eq!((event.cached_tokens.is_some(), event.queue_s.is_some()), (ran, ran));
             }
             other => assert_eq!(*other, finish, "request {}", event.id),
         }
@@ -127,4 +147,20 @@ impl Client {
             self.finished += 1;
         }
     }
+}
+
+/// What it gets for its prompt.
+fn expected_scores(submit: &Submit) -> VecDeque<Sampled> {
+    let Some(top) = submit.sampling.prompt_logprobs else { return VecDeque::new() };
+    let mut last = None;
+    let mut scores = VecDeque::new();
+    for (position, &token) in submit.prompt.iter().enumerate() {
+        if let Some(last) =
+            last.filter(|_| position >= submit.sampling.prompt_logprobs_from as usize)
+        {
+            scores.push_back(score(last, token, top));
+        }
+        last = Some(feed(last, token));
+    }
+    scores
 }

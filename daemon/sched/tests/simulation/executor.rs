@@ -3,9 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use minisgl_proto::Sampled;
-use minisgl_sched::{Executor, ExecutorError, Install, Plan, SchedConfig, StepOutput};
+use minisgl_sched::{Executor, ExecutorError, Install, Plan, SchedConfig, StepOutput, Want};
 
-use crate::model::{Kv, Sampling, feed, sample};
+use crate::model::{Kv, Sampling, feed, sample, score};
 
 struct Slot {
     install: Install,
@@ -18,6 +18,7 @@ struct Slot {
 pub struct SimExecutor {
     page_size: usize,
     chunk_tokens: usize,
+    scored_max: u32,
     vocab_size: u32,
     kv: Vec<Option<Kv>>,
     slots: Vec<Option<Slot>>,
@@ -35,6 +36,7 @@ impl SimExecutor {
         SimExecutor {
             page_size: config.page_size as usize,
             chunk_tokens: config.chunk_tokens as usize,
+            scored_max: config.scored_max,
             vocab_size: config.vocab_size,
             kv: vec![None; (config.pages * config.page_size) as usize],
             slots: (0..config.max_running).map(|_| None).collect(),
@@ -77,6 +79,8 @@ impl SimExecutor {
         }
         assert_eq!((tokens, pages_len), (plan.tokens.len(), plan.pages.len()));
         assert!(tokens <= self.chunk_tokens, "{tokens} tokens in a step");
+        let scored: u32 = plan.rows.iter().map(|row| row.scored()).sum();
+        assert!(scored <= self.scored_max, "{scored} log-probabilities in a step");
         for page in written {
             assert_eq!(users[&page], 1, "page {page} is written by one row and used by another");
         }
@@ -94,7 +98,7 @@ impl SimExecutor {
         for (i, row) in plan.rows.iter().enumerate() {
             let decodes = self.slots[row.slot as usize].as_ref().is_some_and(|slot| slot.decodes);
             assert!(!(decodes && chunks), "decode rows come before chunks");
-            chunks |= row.len > 1 || !row.sample;
+            chunks |= row.len > 1 || row.want != Want::Last;
             let place = |position: usize| {
                 let page = plan.pages[row.pages_at as usize + position / self.page_size] as usize;
                 page * self.page_size + position % self.page_size
@@ -113,8 +117,20 @@ impl SimExecutor {
                 assert!(token < self.vocab_size);
                 last = Some(feed(last, token));
                 self.kv[place(row.start as usize + n)] = last;
+                let Want::Each { first, next } = row.want else { continue };
+                // The row's own tokens come next, then the one it was told.
+                let next =
+                    match plan.tokens[row.tokens_at as usize..][..row.len as usize].get(n + 1) {
+                        Some(&token) => Some(token as u32),
+                        None => next,
+                    };
+                if let Some(next) = next.filter(|_| n >= first as usize) {
+                    let slot = self.slots[row.slot as usize].as_ref().expect("it was installed");
+                    let top = slot.install.sampling.prompt_logprobs.expect("it was asked for");
+                    output.push(score(last.expect("just fed"), next, top));
+                }
             }
-            if !row.sample {
+            if !row.is_sampled() {
                 continue;
             }
             let Some(Slot { install, generated, decodes }) = &mut self.slots[row.slot as usize]
@@ -129,7 +145,7 @@ impl SimExecutor {
                     history: &install.history,
                     banned: if is_early { &install.banned_until_min } else { &[] },
                     vocab_size: self.vocab_size,
-                    position: row.sample_position(),
+                    position: row.next_position(),
                 },
             );
             *generated += 1;

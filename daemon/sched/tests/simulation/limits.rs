@@ -53,6 +53,9 @@ fn what_can_never_run_is_refused_with_the_reason() {
     let mut curious = request(1, vec![5], 1);
     curious.sampling.logprobs = Some(21);
     assert_eq!(refused(config(), curious), too_many("logprobs", 21, 20));
+    let mut curious = request(1, vec![5, 6], 0);
+    curious.sampling.prompt_logprobs = Some(21);
+    assert_eq!(refused(config(), curious), too_many("prompt_logprobs", 21, 20));
     let mut stopped = request(1, vec![5], 1);
     stopped.stop.stop_token_ids = vec![7; 65];
     assert_eq!(refused(config(), stopped), too_many("stop_token_ids", 65, 64));

@@ -13,6 +13,7 @@ mod executor;
 mod limits;
 mod model;
 mod rng;
+mod scoring;
 mod worker;
 mod world;
 
@@ -37,11 +38,13 @@ fn run_worlds(first_seed: u64) {
         all.events += tally.events;
         all.finished += tally.finished;
         all.tokens += tally.tokens;
+        all.scores += tally.scores;
         all.preemptions += tally.preemptions;
         all.cached_tokens += tally.cached_tokens;
     }
     eprintln!("{all:?}");
     assert!(all.preemptions > all.finished / 100, "the pools are too large to preempt");
+    assert!(all.scores > all.finished / 3, "too few prompts are scored");
     assert!(all.cached_tokens > all.finished / 10, "the prompts share too little");
 }
 

@@ -2,7 +2,7 @@
 //! next token is a function of the last KV, the seed, the position and, with penalties, the
 //! history.
 
-use minisgl_proto::{Sampled, SamplingParams};
+use minisgl_proto::{Sampled, SamplingParams, TokenLogprob};
 
 use crate::rng::mix;
 
@@ -28,6 +28,13 @@ pub struct Sampling<'a> {
     pub vocab_size: u32,
     /// Position of the token to be sampled.
     pub position: u32,
+}
+
+/// The log-probability of `token` after `last`, and of the `top` most likely ones.
+pub fn score(last: Kv, token: u32, top: u32) -> Sampled {
+    let of = |token: u32| (mix(last.hash ^ u64::from(token)) >> 40) as f32;
+    let top = (0..top).map(|token| TokenLogprob { token, logprob: of(token) }).collect();
+    Sampled { token, logprob: Some(of(token)), top }
 }
 
 pub fn sample(last: Kv, s: &Sampling) -> Sampled {

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use minisgl_proto::{CacheMode, Finish, RequestId, SamplingParams, StopParams, Submit, TokenEvent};
+use minisgl_proto::{
+    CacheMode, Finish, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
+};
 use minisgl_sched::{
     Driver, Event, Executor, ExecutorError, Plan, SchedConfig, Scheduler, StepOutput,
 };
@@ -43,6 +45,7 @@ pub fn config() -> SchedConfig {
         max_running: 4,
         max_waiting: 4,
         chunk_tokens: 16,
+        scored_max: 8,
         max_len: 128,
         vocab_size: 100,
         eos_token_ids: vec![],
@@ -102,6 +105,12 @@ impl Worker {
     pub fn tokens(&self, id: u64) -> Vec<u32> {
         let events = self.events.get(&id).into_iter().flatten();
         events.filter_map(|event| Some(event.sampled.as_ref()?.token)).collect()
+    }
+
+    /// What came of its prompt's log-probabilities.
+    pub fn scored(&self, id: u64) -> Vec<Sampled> {
+        let events = self.events.get(&id).into_iter().flatten();
+        events.flat_map(|event| event.prompt_logprobs.clone()).collect()
     }
 
     pub fn finish(&self, id: u64) -> Option<&Finish> {

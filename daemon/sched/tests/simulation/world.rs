@@ -13,6 +13,7 @@ pub struct Tally {
     pub events: u64,
     pub finished: u64,
     pub tokens: u64,
+    pub scores: u64,
     pub preemptions: u64,
     pub cached_tokens: u64,
 }
@@ -26,6 +27,7 @@ pub fn random_config(rng: &mut Rng) -> SchedConfig {
         max_running: rng.within(1, 8) as u32,
         max_waiting: rng.within(1, 12) as u32,
         chunk_tokens: if rng.one_in(3) { rng.within(1, 6) } else { rng.within(1, 64) } as u32,
+        scored_max: rng.within(1, 12) as u32,
         max_len: rng.within(2, 60) as u32,
         vocab_size,
         eos_token_ids: if rng.one_in(2) { vec![] } else { vec![rng.below(8) as u32] },
@@ -78,16 +80,23 @@ impl World {
             prompt[len - 1] = vocab as u32;
         }
         self.next_id += 1;
+        let scored = rng.one_in(3);
         Submit {
             id: RequestId(self.next_id),
             prompt,
             sampling: SamplingParams {
                 seed: rng.next(),
                 repetition_penalty: if rng.one_in(3) { 1.1 } else { 1.0 },
+                prompt_logprobs: scored.then(|| rng.below(3) as u32),
+                prompt_logprobs_from: if rng.one_in(2) { 0 } else { rng.below(len + 2) as u32 },
                 ..SamplingParams::default()
             },
             stop: StopParams {
-                max_tokens: if rng.one_in(30) { u32::MAX } else { rng.below(40) as u32 },
+                max_tokens: match rng.below(30) {
+                    0 => u32::MAX,
+                    1..=9 if scored => 0,
+                    _ => rng.below(40) as u32,
+                },
                 min_tokens: rng.below(10).saturating_sub(4) as u32,
                 stop_token_ids: if rng.one_in(4) { vec![rng.below(vocab) as u32] } else { vec![] },
                 ignore_eos: rng.one_in(2),
@@ -183,6 +192,7 @@ impl World {
             events: self.events,
             finished: self.client.finished,
             tokens: self.client.tokens,
+            scores: self.client.scores,
             preemptions: stats.preemptions,
             cached_tokens: self.client.cached_tokens,
         }
