@@ -1,9 +1,10 @@
 //! The OpenAI-compatible HTTP surface.
 //!
-//! Owns: request parsing, templates, tokenizers, streams. Must never: know what a worker is.
+//! Owns: request parsing, text of tokens, streams. Must never: know what a worker is, or read what a model's author
+//! wrote.
 //!
 //! ```text
-//!   body -> parse -> find model -> prompt (template, tokenizer pool) -> sampling (validate)
+//!   body -> parse -> find model -> prompt (the model's text process) -> sampling (validate)
 //!        -> Choices (submit; detokenize, stop strings) -> sse or one JSON object
 //! ```
 //!
@@ -38,15 +39,10 @@ mod server;
 mod settings;
 mod sse;
 mod stop;
-mod template;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
-
-#[cfg(test)]
-#[path = "../tests/support/tokenizer.rs"]
-mod tiny_tokenizer;
 
 use std::sync::Arc;
 
@@ -60,9 +56,7 @@ pub use keys::{BadKeys, KeyList, Keys, Rule};
 pub use limits::Limits;
 pub use server::{Listener, serve};
 pub use settings::Settings;
-pub use template::{ChatTemplate, Conversation, TemplateError};
 pub use tls::{BadCertificate, Certificate, Tls};
-pub use tokenizer::TextModels;
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
 pub fn router(front: Arc<Front>) -> Router {

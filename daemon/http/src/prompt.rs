@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::body::{Refusal, never};
 use crate::error::ApiError;
 use crate::front::Found;
-use crate::template::Conversation;
+use crate::tokenizer::Conversation;
 
 /// The fields of a chat request that shape its prompt.
 #[derive(Default, Deserialize)]

@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-pub mod tokenizer;
+mod text;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,15 +15,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
-use minisgl_http::{Front, Keys, Settings, TextModels, keyed_router, router};
+use minisgl_http::backend::{
+    Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
+};
+use minisgl_http::{Front, Keys, Settings, keyed_router, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
-pub use tokenizer::{BOS, IM_END, IM_START};
+pub use minisgl_text::tiny::{BOS, IM_END, IM_START};
 
 pub const VOCAB: u32 = 259;
 pub const MAX_LEN: u32 = 512;
@@ -58,6 +60,7 @@ type Script = Box<dyn Fn(&Generate) -> Result<Vec<Step>, Unavailable> + Send + S
 
 pub struct Scripted {
     info: ModelInfo,
+    text: text::Lazy,
     script: Script,
     /// Requests as they were submitted.
     pub submitted: Mutex<Vec<Generate>>,
@@ -79,6 +82,10 @@ impl Drop for Guard {
 impl Model for Scripted {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn text(&self) -> Arc<dyn TextService> {
+        self.text.get(&self.info.dir)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
@@ -257,7 +264,7 @@ impl House {
         let write = |name: &str, value: Value| {
             std::fs::write(folder.path().join(name), value.to_string()).unwrap();
         };
-        write("tokenizer.json", tokenizer::byte_level());
+        write("tokenizer.json", minisgl_text::tiny::byte_level());
         write("generation_config.json", generation_config);
         write(
             "tokenizer_config.json",
@@ -288,6 +295,7 @@ impl House {
                 read_s: 0.05,
                 load_s: 0.1,
             },
+            text: text::Lazy::default(),
             script: Box::new(script),
             submitted: Mutex::default(),
             alive: Arc::default(),
@@ -301,9 +309,8 @@ impl House {
             generation: AtomicU64::new(1),
             gone: AtomicBool::new(false),
         });
-        let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
         let metrics = prometheus::Registry::new();
-        let front = Front::new(Arc::clone(&backend) as _, texts, settings, &metrics).unwrap();
+        let front = Front::new(Arc::clone(&backend) as _, settings, &metrics).unwrap();
         House { router: router(front), backend, model, folder, metrics }
     }
 
@@ -313,9 +320,8 @@ impl House {
 
     /// The same models behind keys.
     pub fn keyed(&self, keys: Keys) -> Router {
-        let texts = Arc::new(TextModels::new(1));
         let (backend, registry) = (Arc::clone(&self.backend), prometheus::Registry::new());
-        let front = Front::new(backend as _, texts, Settings::default(), &registry).unwrap();
+        let front = Front::new(backend as _, Settings::default(), &registry).unwrap();
         keyed_router(front, keys)
     }
 
