@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::bench::BenchArgs;
+use crate::confine::AttemptArgs;
 
 /// Serves large language models over an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -40,6 +41,16 @@ pub enum Command {
     /// Print what this machine has, as JSON; people ask `minisglctl doctor`.
     #[command(hide = true)]
     Probe(ServeArgs),
+    /// Confine this process as a worker is, try what a worker must not be able to do, and print what came of it.
+    #[command(hide = true)]
+    Confined(AttemptArgs),
+    /// Read one model's tokenizer and templates for the daemon that started this process. Not for people.
+    #[command(hide = true)]
+    Text {
+        /// What to log, as for `serve`.
+        #[arg(long, default_value = "info")]
+        log: String,
+    },
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
     Worker {

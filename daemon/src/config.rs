@@ -11,6 +11,7 @@ mod shipped;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use minisgl_control::RegistryConfig;
@@ -61,10 +62,15 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// Serve whoever can reach a public address.
     pub allow_public_without_keys: bool,
-    /// File with API keys, one a line.
+    /// File with API keys, one a line: `KEY` or `NAME:KEY`.
     pub api_keys_file: Option<PathBuf>,
     /// Serve `/metrics` without a key too.
     pub metrics_without_key: bool,
+    /// Names of this machine that requests may name in `Host` while there are no API keys, besides its addresses,
+    /// `localhost` and its hostname.
+    pub hosts: Vec<String>,
+    /// Web pages that may use the API from a browser, as in `Origin`.
+    pub cors_origins: Vec<String>,
     /// File with the certificate chain in PEM; with it connections are encrypted.
     pub tls_cert: Option<PathBuf>,
     /// File with the certificate's key in PEM; default: the credential `tls_key`.
@@ -73,6 +79,22 @@ pub struct HttpConfig {
     pub body_bytes_max: usize,
     /// Open connections, at most.
     pub connections_max: usize,
+    /// What becomes of a `max_tokens` for which the context has no room.
+    pub max_tokens_over_room: OverRoom,
+    /// Seconds of silence after which a stream gets a comment; 0 is never.
+    pub ping_s: f64,
+    /// Honour the `priority` of requests.
+    pub client_priority: bool,
+}
+
+/// What becomes of a `max_tokens` for which the context has no room after the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverRoom {
+    /// It is cut to the room.
+    Clamp,
+    /// The request is refused.
+    Refuse,
 }
 
 impl Default for HttpConfig {
@@ -82,10 +104,15 @@ impl Default for HttpConfig {
             allow_public_without_keys: false,
             api_keys_file: None,
             metrics_without_key: false,
+            hosts: Vec::new(),
+            cors_origins: Vec::new(),
             tls_cert: None,
             tls_key: None,
             body_bytes_max: 32 << 20,
             connections_max: 4096,
+            max_tokens_over_room: OverRoom::Clamp,
+            ping_s: 15.0,
+            client_priority: false,
         }
     }
 }
@@ -296,7 +323,27 @@ impl Config {
 
     /// Who is let in over the network.
     pub fn key_rule(&self) -> minisgl_http::Rule {
-        minisgl_http::Rule { keys: self.keys.clone(), open_metrics: self.http.metrics_without_key }
+        let own = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        minisgl_http::Rule {
+            keys: self.keys.clone(),
+            open_metrics: self.http.metrics_without_key,
+            hosts: self.http.hosts.iter().cloned().chain(own).collect(),
+            cors_origins: self.http.cors_origins.clone(),
+        }
+    }
+
+    /// Limits and habits of the OpenAI API.
+    pub fn http_settings(&self) -> minisgl_http::Settings {
+        let ping = Duration::from_secs_f64(self.http.ping_s);
+        minisgl_http::Settings {
+            body_bytes_max: self.http.body_bytes_max,
+            connections_max: self.http.connections_max,
+            clamp_max_tokens: self.http.max_tokens_over_room == OverRoom::Clamp,
+            ping_interval: (!ping.is_zero()).then_some(ping),
+            client_priority: self.http.client_priority,
+            log_prompts: self.log.prompts,
+            ..minisgl_http::Settings::default()
+        }
     }
 
     /// Path of the admin socket: configured, else in [`Config::socket_place`].
@@ -383,8 +430,9 @@ mod tests {
             ("[workers]\nstall_kill_s = 1e12\n", "86400"),
             ("[workers]\nstream_buffer_tokens = 9223372036854775807\n", "16777216"),
             ("[workers]\nfailures_max = 4294967295\n", "65536"),
+            ("[http]\nping_s = 1e300\n", "86400"),
             ("[http]\nconnections_max = 9223372036854775807\n", "1048576"),
-            ("[http]\nbody_bytes_max = 9223372036854775807\n", "1073741824"),
+            ("[http]\nbody_bytes_max = 9223372036854775807\n", "536870912"),
         ] {
             let text = error(line);
             assert!(text.contains("at most") && text.contains(max), "{line}: {text}");
@@ -420,7 +468,7 @@ mod tests {
         let with_keys = format!("{public}api_keys_file = \"{}\"\n", keys.display());
         assert!(error(&with_keys).contains("cannot read"), "a file that is not there is no word");
         std::fs::write(&keys, "# none\n").unwrap();
-        assert!(error(&with_keys).contains("allow_public_without_keys"), "none is none");
+        assert!(error(&with_keys).contains("there is no key"), "none is none");
         std::fs::write(&keys, "sk-0123456789abcdef\n").unwrap();
         let config = load(&with_keys).unwrap();
         assert_eq!(config.keys.len(), 1);

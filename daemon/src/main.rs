@@ -6,6 +6,7 @@
 //! ```text
 //!   main ── serve ──> control (registry, admin socket) ─┐ spawns `minisgld worker`
 //!     |       └─────> http (OpenAI routes) ── bridge ───┘
+//!     ├──── text ───> text
 //!     ├──── worker ─> engine <── sched
 //!     └──── bench ──> the same, without a daemon
 //! ```
@@ -16,6 +17,7 @@ mod bench;
 mod bridge;
 mod cli;
 mod config;
+mod confine;
 mod leave;
 mod listen;
 mod logging;
@@ -24,6 +26,7 @@ mod notify;
 mod probe;
 mod reload;
 mod serve;
+mod text;
 mod worker;
 
 use std::io::Write;
@@ -41,7 +44,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command.unwrap_or(Command::Serve(ServeArgs::default())) {
-        Command::Serve(args) => serve::run(&args),
+        Command::Serve(args) => {
+            confine::hide();
+            serve::run(&args)
+        }
         Command::CheckConfig(args) => serve::check_config(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
+        Command::Confined(args) => confine::attempt(&args),
+        Command::Text { log } => return text::run(&log),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use minisgl_proto::admin::ModelStatus;
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
@@ -104,8 +105,14 @@ impl Notifier {
     pub async fn keep(&self, name: &str, socket: BorrowedFd<'_>) {
         self.insist(&format!("FDSTOREREMOVE=1\nFDNAME={name}")).await;
         let message = format!("FDSTORE=1\nFDNAME={name}");
-        if let Err(error) = self.send_with(&message, socket) {
-            tracing::warn!(%error, "the service manager does not keep the socket of {name} for a restart");
+        let began = Instant::now();
+        while let Err(error) = self.send_with(&message, socket) {
+            let is_busy = error.downcast_ref() == Some(&Errno::EAGAIN);
+            if !is_busy || began.elapsed() >= INSIST {
+                tracing::warn!(%error, "the service manager does not keep the socket of {name} for a restart");
+                return;
+            }
+            tokio::time::sleep(INSIST_PAUSE).await;
         }
     }
 
@@ -341,6 +348,33 @@ mod tests {
         assert!(heard.iter().any(|line| line == "READY=1"), "{heard:?}");
         assert!(heard.iter().any(|line| line == "STATUS=no model is loaded"), "{heard:?}");
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_given_to_a_manager_that_was_busy() {
+        let manager = Manager::new();
+        let notifier = notifier(&[("NOTIFY_SOCKET", manager.path.as_str())]).unwrap().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let full = || {
+            while notifier.send("WATCHDOG=1").is_ok() {}
+        };
+        full();
+        let keep = notifier.keep("http", std::os::fd::AsFd::as_fd(&listener));
+        let listen = async {
+            let mut lines = manager.hear(Duration::from_millis(50)).await;
+            // Between the two messages it is busy again.
+            while !lines.iter().any(|line| line == "FDSTOREREMOVE=1") {
+                lines = manager.hear(Duration::from_millis(5)).await;
+            }
+            full();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            let mut lines = Vec::new();
+            while !lines.iter().any(|line| line == "FDSTORE=1") {
+                lines = manager.hear(Duration::from_millis(10)).await;
+            }
+        };
+        let both = async { tokio::join!(keep, listen) };
+        tokio::time::timeout(Duration::from_secs(10), both).await.expect("it is given at last");
     }
 
     #[tokio::test]

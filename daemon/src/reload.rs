@@ -9,9 +9,10 @@
 
 use std::sync::Arc;
 
+use anyhow::bail;
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};
-use minisgl_http::{Keys, Limits, TextModels, Tls};
+use minisgl_http::{Keys, Limits, Tls};
 
 use crate::cli::ServeArgs;
 use crate::config::{
@@ -32,8 +33,6 @@ pub struct Live {
     pub limits: Limits,
     /// Models that are loaded from now on.
     pub registry: Registry,
-    /// Tokenizers, for the registry.
-    pub texts: Arc<TextModels>,
     /// The log's level.
     pub level: LevelHandle,
 }
@@ -54,6 +53,7 @@ impl Live {
     /// It cannot be; nothing has changed.
     pub fn reload(&self, args: &ServeArgs, running: &mut Config) -> anyhow::Result<Outcome> {
         let new = Config::load(args)?;
+        refuse_to_open(running, &new)?;
         let outcome = compare(running, &new);
         let merged = merge(running, new);
         // An old address with the new keys may be what neither configuration asks for.
@@ -70,8 +70,19 @@ impl Live {
         self.access.set_admin_users(config.admin.admin_users.clone());
         warn_of_unknown_users(config);
         self.limits.set(config.http.body_bytes_max, config.http.connections_max);
-        self.registry.reconfigure(registry_config(config, Arc::clone(&self.texts)));
+        self.registry.reconfigure(registry_config(config));
     }
+}
+
+/// Keys that were asked for are asked for until a restart: a reload is no place to open the API by accident.
+fn refuse_to_open(running: &Config, new: &Config) -> anyhow::Result<()> {
+    if !running.keys.is_empty() && new.keys.is_empty() {
+        bail!(
+            "there would be no API keys any more, and everybody would be served who reaches the address; name a file \
+             with keys in [http] api_keys_file, or restart the daemon if this is meant"
+        );
+    }
+    Ok(())
 }
 
 /// Users of `admin_users` that do not exist are misspelt, most likely.
@@ -108,13 +119,20 @@ fn compare(old: &Config, new: &Config) -> Outcome {
         allow_public_without_keys: _, // looked at when the address or the keys change
         api_keys_file,
         metrics_without_key,
+        hosts,
+        cors_origins,
         tls_cert: _, // the certificate itself counts
         tls_key: _,
         body_bytes_max,
         connections_max,
+        max_tokens_over_room,
+        ping_s,
+        client_priority,
     } = http;
     live("[http] API keys", old.keys != *keys || old.http.api_keys_file != *api_keys_file);
     live("[http] metrics_without_key", old.http.metrics_without_key != *metrics_without_key);
+    live("[http] hosts", old.http.hosts != *hosts);
+    live("[http] cors_origins", old.http.cors_origins != *cors_origins);
     live("[http] TLS certificate", old.certificate != *certificate);
     live("[http] body_bytes_max", old.http.body_bytes_max != *body_bytes_max);
     live("[http] connections_max", old.http.connections_max != *connections_max);
@@ -133,6 +151,9 @@ fn compare(old: &Config, new: &Config) -> Outcome {
 
     let mut later = |key, changed: bool| outcome.restart.extend(changed.then_some(key));
     later("[http] listen", old.http.listen != *listen);
+    later("[http] max_tokens_over_room", old.http.max_tokens_over_room != *max_tokens_over_room);
+    later("[http] ping_s", old.http.ping_s != *ping_s);
+    later("[http] client_priority", old.http.client_priority != *client_priority);
     later("[admin] socket", old.admin.socket != *socket);
     later("[log] format", old.log.format != *format);
     later("[log] prompts", old.log.prompts != *prompts);
@@ -144,7 +165,13 @@ fn compare(old: &Config, new: &Config) -> Outcome {
 /// `new`, but for what stays as it was at the start.
 fn merge(old: &Config, new: Config) -> Config {
     Config {
-        http: HttpConfig { listen: old.http.listen, ..new.http },
+        http: HttpConfig {
+            listen: old.http.listen,
+            max_tokens_over_room: old.http.max_tokens_over_room,
+            ping_s: old.http.ping_s,
+            client_priority: old.http.client_priority,
+            ..new.http
+        },
         admin: AdminConfig { socket: old.admin.socket.clone(), ..new.admin },
         log: LogConfig { format: old.log.format, prompts: old.log.prompts, ..new.log },
         state: StateConfig { ..old.state.clone() },
@@ -183,6 +210,19 @@ mod tests {
         let again = compare(&merged, &new);
         assert_eq!((again.applied.len(), again.restart), (0, outcome.restart));
         assert_eq!(compare(&old, &old), Outcome::default());
+    }
+
+    #[test]
+    fn keys_do_not_vanish_in_a_reload() {
+        let list = |text| minisgl_http::KeyList::parse(text).unwrap();
+        let with = |keys| Config { keys, ..Config::default() };
+        let (one, other) = (with(list("sk-0123456789abcdef")), with(list("sk-fedcba9876543210")));
+        let none = Config::default();
+        let error = refuse_to_open(&one, &none).unwrap_err().to_string();
+        assert!(error.contains("no API keys any more"), "{error}");
+        for (old, new) in [(&one, &other), (&none, &one), (&none, &none)] {
+            assert!(refuse_to_open(old, new).is_ok());
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use anyhow::{Context, anyhow};
 use minisgl_control::access::{self, Access};
 use minisgl_control::{
     Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy,
-    WorkerCommand, admin, check_load, socket,
+    Text, TextConfig, WorkerCommand, admin, check_load, socket,
 };
-use minisgl_http::{Front, Keys, Listener, Settings, TextModels, Tls};
+use minisgl_http::{Front, Keys, Listener, Tls};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -69,26 +69,19 @@ async fn serve(
     let notifier = Notifier::from_env()?;
     let metrics = prometheus::Registry::new();
     crate::metrics::register(&metrics)?;
-    let settings = Settings {
-        body_bytes_max: config.http.body_bytes_max,
-        connections_max: config.http.connections_max,
-        log_prompts: config.log.prompts,
-        ..Settings::default()
-    };
-    let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
+    let settings = config.http_settings();
     let memory = remembered(&config);
     let registry_config =
-        RegistryConfig { memory: memory.clone(), ..registry_config(&config, Arc::clone(&texts)) };
+        RegistryConfig { memory: memory.clone(), ..registry_config(&config) };
     let registry = Registry::new(registry_config, &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
-    let front = Front::new(backend, Arc::clone(&texts), settings.clone(), &metrics)?;
+    let front = Front::new(backend, settings.clone(), &metrics)?;
     let live = Live {
         keys: Keys::new(config.key_rule()),
         tls: Tls::new(config.certificate.clone()),
         access: Access::new(config.admin.admin_users.clone()),
         limits: front.limits.clone(),
         registry: registry.clone(),
-        texts,
         level,
     };
     warn_of_unknown_users(&config);
@@ -233,7 +226,7 @@ fn own_cache() -> Option<(OsString, OsString)> {
 const MULTICAST: &str = "NCCL_NVLS_ENABLE";
 
 /// As the configuration has it, without what is remembered.
-pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
+pub fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
     worker.env = libraries(config);
@@ -248,7 +241,7 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
     RegistryConfig {
         worker,
         hub: config.hub_config(),
-        inspector: Inspector(Arc::new(move |dir| texts.inspect(dir))),
+        inspector: text_reader(config),
         gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::unusable() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
@@ -258,6 +251,14 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
         restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
         ..defaults
     }
+}
+
+/// Starts a model's text process, which reads its tokenizer and templates. Must be called in the runtime.
+fn text_reader(config: &Config) -> Inspector {
+    let mut text = TextConfig::default();
+    text.command.args.push(format!("--log={}", config.log.level).into());
+    let runtime = tokio::runtime::Handle::current();
+    Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)))
 }
 
 /// The models that `load --persist` remembers, unless there is no folder for them, or it cannot be used.

@@ -1,26 +1,150 @@
-//! A worker as the kernel sees it: what it gave up once it knew its model.
+//! A worker as the kernel sees it: what it gave up once it knew its model, and what it tries in vain.
 
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
-use minisgl_proto::{Device, LoadOptions};
-use minisgl_tests::{Daemon, model_options, paths};
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
-#[test]
-fn a_worker_on_the_cpu_is_confined_and_the_daemon_is_not() {
+use minisgl_proto::{Device, LoadOptions};
+use minisgl_tests::http::Server;
+use minisgl_tests::{Daemon, model_options, paths};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+
+/// A daemon with a model on the CPU; the worker's process id.
+fn with_worker() -> (Daemon, u32) {
     let daemon = Daemon::start_configured("[log]\nlevel = \"debug\"\n");
     let device = Device::Cpu;
     let options = LoadOptions { dummy_weights: true, device, tp: 1, ..model_options() };
-    let model = paths::fixture("dummy").join("qwen3");
-    let pid = daemon.load("dummy", &model, options).pid.unwrap();
-    let of = |pid: u32, key: &str| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(key).map(str::to_owned));
-        line.unwrap_or_else(|| panic!("no {key} in {status}")).trim().to_owned()
-    };
+    let pid = daemon.load("dummy", &model(), options).pid.unwrap();
+    (daemon, pid)
+}
+
+fn model() -> std::path::PathBuf {
+    paths::fixture("dummy").join("qwen3")
+}
+
+fn status(pid: u32, key: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key).map(str::to_owned));
+    line.unwrap_or_else(|| panic!("no {key} in {status}")).trim().to_owned()
+}
+
+fn badness(pid: u32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    text.trim().parse().unwrap()
+}
+
+#[test]
+fn a_worker_on_the_cpu_is_confined_and_the_daemon_is_not() {
+    let (daemon, pid) = with_worker();
     // 2 is a filter, see proc_pid_status(5).
-    assert_eq!((of(pid, "Seccomp:"), of(pid, "NoNewPrivs:")), ("2".into(), "1".into()));
-    assert_eq!(of(daemon.pid(), "Seccomp:"), of(std::process::id(), "Seccomp:"));
+    assert_eq!((status(pid, "Seccomp:"), status(pid, "NoNewPrivs:")), ("2".into(), "1".into()));
+    assert_eq!(status(daemon.pid(), "Seccomp:"), status(std::process::id(), "Seccomp:"));
+    assert!(badness(pid) > badness(daemon.pid()), "the kernel takes it first");
+    // Of root's powers it keeps one at most, CAP_DAC_READ_SEARCH: bit 2.
+    let held = u64::from_str_radix(&status(pid, "CapEff:"), 16).unwrap();
+    assert_eq!(held & !0b100, 0);
     // The file system's part is not in /proc; the worker says whether the kernel took it.
     let log = daemon.log();
-    assert!(log.contains("confined: files (Landlock)") && !log.contains("not confined"), "{log}");
+    assert!(log.contains("confined: sockets, signals (seccomp)"), "{log}");
+    if has_landlock() {
+        assert!(log.contains("confined: files (Landlock)") && !log.contains("not conf"), "{log}");
+    } else {
+        assert!(log.contains("not confined: files (Landlock): there is no Landlock"), "{log}");
+    }
+}
+
+/// Whether the kernel of this test has it.
+fn has_landlock() -> bool {
+    std::fs::read_to_string("/proc/kallsyms").map_or(true, |all| all.contains("landlock_restrict"))
+}
+
+/// What came of each attempt of a process of this kind in the worker's process group: whether it was done.
+fn attempts(daemon: &Daemon, group: u32, kind: &str) -> BTreeMap<String, Result<String, String>> {
+    let Server::Unix(admin) = &daemon.admin else { panic!("the admin API is on a Unix socket") };
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    let _journal = UnixDatagram::bind(&journal).unwrap();
+    let name = format!("minisgl-test-{}-{kind}", std::process::id());
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).unwrap()).unwrap();
+    listen(&listener, Backlog::new(8).unwrap()).unwrap();
+    let network = TcpListener::bind("127.0.0.1:0").unwrap();
+    let output = Command::new(paths::binary("minisgld"))
+        .args(["confined", "--as", kind, "--dir"])
+        .arg(model())
+        .args(["--pid", &daemon.pid().to_string(), "--socket"])
+        .arg(admin)
+        .arg("--journal")
+        .arg(&journal)
+        .args(["--abstract-socket", &name])
+        .args(["--address", &network.local_addr().unwrap().to_string()])
+        .process_group(i32::try_from(group).unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let attempt = |line: &str| {
+        let (name, what) = line.split_once(": ").unwrap();
+        let refused = what.strip_prefix("refused: ").map(str::to_owned);
+        (name.to_owned(), refused.map_or_else(|| Ok(what.to_owned()), Err))
+    };
+    said.lines().map(attempt).collect()
+}
+
+const FOR_ALL: [&str; 3] = ["read the model", "start a thread", "read its own badness"];
+
+#[test]
+fn a_worker_is_no_administrator_and_reaches_nobody() {
+    let (daemon, pid) = with_worker();
+    for kind in ["cpu", "text"] {
+        for (attempt, result) in attempts(&daemon, pid, kind) {
+            let is_for_all = FOR_ALL.contains(&attempt.as_str());
+            // Without Landlock a file of everybody's may be read, and its own user's be opened.
+            let is_file = attempt.starts_with("read /etc") || attempt.contains("the daemon's");
+            assert!(
+                result.is_ok() == is_for_all || (is_file && !has_landlock()),
+                "{kind}: {attempt}: {result:?}"
+            );
+        }
+    }
+    let log = daemon.log();
+    assert!(!log.contains("opened the admin socket"), "it did not come that far: {log}");
+}
+
+#[test]
+fn a_worker_on_gpus_keeps_what_its_libraries_need() {
+    let (daemon, pid) = with_worker();
+    let refused = |kind| -> Vec<String> {
+        let all = attempts(&daemon, pid, kind).into_iter();
+        all.filter(|(_, result)| result.is_err()).map(|(attempt, _)| attempt).collect()
+    };
+    let several = refused("gpus");
+    for attempt in
+        ["use the admin socket", "signal the daemon", "leave its group", "leave its session"]
+    {
+        assert!(several.contains(&attempt.to_owned()), "{attempt}: {several:?}");
+    }
+    for attempt in ["connect to the network", "write to the journal"] {
+        assert!(!several.contains(&attempt.to_owned()), "NCCL needs it: {several:?}");
+        assert!(refused("gpu").contains(&attempt.to_owned()), "{attempt} on one GPU");
+    }
+}
+
+#[test]
+fn the_daemon_refuses_a_worker_that_nothing_confines() {
+    let (daemon, pid) = with_worker();
+    let of = |group| attempts(&daemon, group, "none").remove("use the admin socket").unwrap();
+    let own = nix::unistd::getpgrp().as_raw();
+    let answer = of(u32::try_from(own).unwrap());
+    assert_eq!(answer.as_deref(), Ok("done HTTP/1.1 200 OK"), "any other process of this user");
+    assert!(of(pid).is_err());
+    assert!(daemon.log().contains("opened the admin socket; closed it"));
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::gpus::Gpus;
 use crate::remember::Memory;
+use crate::text::Text;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
@@ -57,17 +58,17 @@ impl Default for RegistryConfig {
     }
 }
 
-/// Says what is wrong with a model's folder beyond what this room can tell: its text side.
+/// Starts the text process of a model's folder, or says what is wrong with its text side.
 #[derive(Clone)]
 pub struct Inspector(pub Arc<Inspect>);
 
 /// Refuses a folder by saying why. May block.
-pub type Inspect = dyn Fn(&Path) -> Result<(), String> + Send + Sync;
+pub type Inspect = dyn Fn(&Path) -> Result<Option<Text>, String> + Send + Sync;
 
 impl Default for Inspector {
-    /// Finds nothing wrong.
+    /// Finds nothing wrong, and starts no process.
     fn default() -> Self {
-        Inspector(Arc::new(|_| Ok(())))
+        Inspector(Arc::new(|_| Ok(None)))
     }
 }
 

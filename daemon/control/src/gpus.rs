@@ -259,6 +259,7 @@ mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
+            notes: Vec::new(),
         }
     }
 

@@ -26,6 +26,7 @@
 pub mod access;
 pub mod admin;
 mod checks;
+pub mod children;
 pub mod config;
 mod doctor;
 pub mod gpus;

@@ -4,7 +4,7 @@
 //! worker (counters, signs of life) and everybody who asks. Must never: change state by itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use minisgl_proto::admin::{ModelState, ModelStatus};
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::placement::Placement;
 use crate::streams::Streams;
 use crate::supervisor::Event;
+use crate::text::Text;
 
 /// A model the daemon knows of.
 pub(crate) struct Model {
@@ -33,6 +34,8 @@ pub(crate) struct Model {
     /// The way to its supervisor.
     pub(crate) events: mpsc::Sender<Event>,
     placement: Placement,
+    /// Its text process, once its folder was read.
+    text: OnceLock<Text>,
     view: Mutex<View>,
     pulse: Mutex<Pulse>,
 }
@@ -79,6 +82,7 @@ impl Model {
             streams: Arc::new(Streams::new(stream_buffer)),
             events,
             placement,
+            text: OnceLock::new(),
             view: Mutex::new(View {
                 state: ModelState::Loading,
                 since: Instant::now(),
@@ -100,6 +104,18 @@ impl Model {
 
     fn lock_pulse(&self) -> MutexGuard<'_, Pulse> {
         self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its text process; `None` for a model that was loaded without one.
+    pub(crate) fn text(&self) -> Option<&Text> {
+        self.text.get()
+    }
+
+    /// Its folder was read. Only the first counts: a model has one folder.
+    pub(crate) fn set_text(&self, text: Option<Text>) {
+        if let Some(text) = text {
+            let _ = self.text.set(text);
+        }
     }
 
     /// What the supervisor last said.
@@ -175,6 +191,7 @@ impl Model {
             stats: self.lock_pulse().stats,
             options: self.options.clone(),
             persisted: self.remembered.load(Ordering::SeqCst),
+            notes: self.text.get().map(|text| text.info().notes.clone()).unwrap_or_default(),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::model::Model;
 use crate::placement::{Placement, Seat};
 use crate::streams::{AbortGuard, Refused};
 use crate::supervisor::{Event, Supervisor};
+use crate::text::Text;
 use crate::{remember, resolve};
 
 /// Events of a model that may wait for its supervisor.
@@ -87,6 +88,11 @@ impl ModelHandle {
     /// What it is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// Its text process; `None` for a model that was loaded without one.
+    pub fn text(&self) -> Option<&Text> {
+        self.model.text()
     }
 
     /// Starts a generation. Never blocks.

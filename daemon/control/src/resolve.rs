@@ -150,7 +150,10 @@ pub(crate) fn start(config: &RegistryConfig, model: &Arc<Model>) {
         let work = std::panic::AssertUnwindSafe(|| {
             let dir = resolve(&hub, &entry.source, dummy, &mut report)?;
             match (inspector.0)(&dir) {
-                Ok(()) => Ok(dir),
+                Ok(text) => {
+                    entry.set_text(text);
+                    Ok(dir)
+                }
                 Err(why) => Err(ResolveError::Incomplete { dir, missing: vec![why] }),
             }
         });

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::access::{Caller, Peer};
+use crate::children;
 
 /// Connections at most; `minisglctl batch` opens 1024 at once.
 const CONNECTIONS_MAX: usize = 2048;
@@ -184,6 +185,13 @@ async fn serve_within(
         };
         let credentials = stream.peer_cred();
         let peer = credentials.map(|of| Peer { uid: of.uid(), gid: of.gid(), pid: of.pid() }).ok();
+        if children::is_one(&stream, peer.and_then(|peer| peer.pid)) {
+            tracing::warn!(
+                ?peer,
+                "a worker, or a process that is gone, opened the admin socket; closed it"
+            );
+            continue;
+        }
         let slots = if peer.is_some_and(|peer| peer.is_operator()) { &operators } else { &others };
         let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
             tracing::warn!(?peer, connections_max, "too many admin connections; closed one");

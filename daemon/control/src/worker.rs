@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::Level;
 
+use crate::children::Group;
 use crate::config::WorkerCommand;
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -56,6 +57,8 @@ pub(crate) struct Worker {
     /// Why this side killed it.
     fault: Option<String>,
     child: Child,
+    /// Keeps it, and what comes from it, away from the admin socket.
+    _group: Option<Group>,
     last_words: LastWords,
     tasks: [JoinHandle<()>; 3],
 }
@@ -107,6 +110,7 @@ impl Worker {
             status: None,
             closed: false,
             fault: None,
+            _group: child.id().and_then(Group::of),
             child,
             last_words,
             tasks,

@@ -31,11 +31,13 @@ pub trait Backend: Send + Sync + 'static {
 pub struct ModelEntry {
     /// Name for clients.
     pub name: String,
+    /// What was loaded: a folder, or a repo id.
+    pub source: String,
     /// Unix time at which it was loaded, in seconds.
     pub created_s: u64,
     /// Another number for each load, also of the same name and folder.
     pub generation: u64,
-    /// Whether it takes requests now.
+    /// Whether it takes requests, if only to let them wait for its next worker.
     pub ready: bool,
     /// Its context length, once known.
     pub max_len: Option<u32>,

@@ -1,4 +1,5 @@
 //! API keys: `Authorization: Bearer KEY`, compared without telling by the time it takes how much of it is right.
+//! A key may have a name, by which log and metrics know who asks.
 //!
 //! Owns: the keys in force, as digests, which can be exchanged while requests are served. Must never: keep, print or
 //! log a key.
@@ -12,9 +13,11 @@ use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
+use crate::record::Record;
+use crate::throttle::Throttle;
 
 /// Keys at most.
 const KEYS_MAX: usize = 1024;
@@ -22,10 +25,22 @@ const KEYS_MAX: usize = 1024;
 const KEY_BYTES_MIN: usize = 16;
 /// The same at most.
 const KEY_BYTES_MAX: usize = 512;
+/// Letters of a key's name, at most.
+const NAME_BYTES_MAX: usize = 64;
 
 /// A list of keys, of which only digests are kept: all are of one length, and none is a key.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct KeyList(Vec<[u8; 32]>);
+pub struct KeyList(Vec<Key>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Key {
+    name: Option<KeyName>,
+    digest: [u8; 32],
+}
+
+/// The name of the key that a request came with; handlers find it among the request's extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyName(pub Arc<str>);
 
 impl fmt::Debug for KeyList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,7 +54,7 @@ pub enum BadKeys {
     /// A line that cannot be a key.
     #[error(
         "line {line} is no API key: it needs {KEY_BYTES_MIN} to {KEY_BYTES_MAX} letters, digits and signs of ASCII \
-         without a space; make one with: openssl rand -hex 32"
+         without a space, after NAME: if it has a name; make one with: openssl rand -hex 32"
     )]
     Line {
         /// Counted from 1.
@@ -51,25 +66,30 @@ pub enum BadKeys {
 }
 
 impl KeyList {
-    /// Reads keys, one a line; empty lines and those that begin with `#` are skipped.
+    /// Reads keys, one a line, as `KEY` or `NAME:KEY`; empty lines and those that begin with `#` are skipped. Several
+    /// keys may have one name: the old one and the new one while clients change over.
     ///
     /// # Errors
     /// See [`BadKeys`].
     pub fn parse(text: &str) -> Result<KeyList, BadKeys> {
         let mut keys = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let key = line.trim();
-            if key.is_empty() || key.starts_with('#') {
+        for (at, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
                 continue;
             }
+            let (name, key) = match line.split_once(':') {
+                Some((name, key)) if is_name(name) => (Some(KeyName(name.into())), key),
+                _ => (None, line),
+            };
             let fits = (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len());
             if !fits || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(BadKeys::Line { line: number + 1 });
+                return Err(BadKeys::Line { line: at + 1 });
             }
             if keys.len() >= KEYS_MAX {
                 return Err(BadKeys::TooMany);
             }
-            keys.push(digest(key));
+            keys.push(Key { name, digest: digest(key) });
         }
         Ok(KeyList(keys))
     }
@@ -84,12 +104,19 @@ impl KeyList {
         self.0.is_empty()
     }
 
-    /// Whether `key` is one of them; takes as long for any.
-    fn has(&self, key: &str) -> bool {
+    /// The key that this is, if it is one of them; takes as long for any that is not.
+    fn find(&self, key: &str) -> Option<&Key> {
         let given = digest(key);
-        let equal = |found: Choice, known: &[u8; 32]| found | known.ct_eq(&given);
-        self.0.iter().fold(Choice::from(0), equal).into()
+        self.0.iter().fold(None, |found, known| {
+            if known.digest.ct_eq(&given).into() { Some(known) } else { found }
+        })
     }
+}
+
+/// Letters, digits, `.`, `_` and `-`: what a label or a field of a log may be.
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 fn digest(key: &str) -> [u8; 32] {
@@ -98,7 +125,7 @@ fn digest(key: &str) -> [u8; 32] {
 
 /// Who is let in over the network. Clones are the same rule.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(Arc<RwLock<Rule>>);
+pub struct Keys(Arc<RwLock<Arc<Rule>>>);
 
 /// The rule in force.
 #[derive(Clone, Debug, Default)]
@@ -107,25 +134,40 @@ pub struct Rule {
     pub keys: KeyList,
     /// Serve `/metrics` to everybody.
     pub open_metrics: bool,
+    /// Names of this machine, besides `localhost`; without keys, a request has to name it.
+    pub hosts: Vec<String>,
+    /// Web pages that may use the API, as browsers name them in `Origin`; `*` is all.
+    pub cors_origins: Vec<String>,
+}
+
+/// Whether this asks how the daemon is, which is told to everybody.
+pub fn is_probe(path: &str) -> bool {
+    ["/health", "/livez", "/readyz", "/ping"].contains(&path)
 }
 
 impl Keys {
     /// With this rule.
     pub fn new(rule: Rule) -> Self {
-        Keys(Arc::new(RwLock::new(rule)))
+        Keys(Arc::new(RwLock::new(Arc::new(rule))))
     }
 
     /// Exchanges the rule; requests that were let in go on.
     pub fn set(&self, rule: Rule) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = rule;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rule);
     }
 
-    fn check(&self, request: &Request<Body>) -> Result<(), ApiError> {
-        let rule = self.0.read().unwrap_or_else(PoisonError::into_inner);
+    /// The rule in force.
+    pub(crate) fn rule(&self) -> Arc<Rule> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The name of the key that lets this request in, if it needs one and that has a name.
+    fn check(&self, request: &Request<Body>) -> Result<Option<KeyName>, ApiError> {
+        let rule = self.rule();
         let path = request.uri().path();
-        let is_open = path == "/health" || (path == "/metrics" && rule.open_metrics);
+        let is_open = is_probe(path) || (path == "/metrics" && rule.open_metrics);
         if rule.keys.is_empty() || is_open {
-            return Ok(());
+            return Ok(None);
         }
         let refuse = |message: &str| {
             ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
@@ -139,10 +181,11 @@ impl Keys {
         let bearer = header.to_str().ok().and_then(|header| header.split_once(' '));
         match bearer {
             Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => {
-                if rule.keys.has(key.trim()) {
-                    Ok(())
-                } else {
-                    Err(refuse("the API key is not one of this server's; ask its operator"))
+                match rule.keys.find(key.trim()) {
+                    Some(key) => Ok(key.name.clone()),
+                    None => {
+                        Err(refuse("the API key is not one of this server's; ask its operator"))
+                    }
                 }
             }
             _ => Err(refuse("the Authorization header is not: Bearer KEY")),
@@ -150,11 +193,24 @@ impl Keys {
     }
 }
 
-/// Lets through who may.
-pub async fn admit(State(keys): State<Keys>, request: Request<Body>, next: Next) -> Response {
+static REFUSED: Throttle = Throttle::new();
+
+/// Lets through who may, and tells handlers and record by which key.
+pub async fn admit(State(keys): State<Keys>, mut request: Request<Body>, next: Next) -> Response {
     match keys.check(&request) {
-        Ok(()) => next.run(request).await,
+        Ok(name) => {
+            if let Some(name) = name {
+                if let Some(record) = request.extensions().get::<Arc<Record>>() {
+                    record.key(&name);
+                }
+                request.extensions_mut().insert(name);
+            }
+            next.run(request).await
+        }
         Err(error) => {
+            if let Some(requests) = REFUSED.count() {
+                tracing::warn!(requests, "refused: no API key of this server's");
+            }
             let mut response = error.into_response();
             let challenge = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
@@ -173,9 +229,9 @@ mod tests {
     fn keys_are_lines_and_the_rest_is_refused_without_being_told() {
         let list = KeyList::parse(&format!("# ours\n\n  {KEY}\t\n#{KEY}2\n")).unwrap();
         assert_eq!((list.len(), format!("{list:?}")), (1, "1 keys".to_owned()));
-        assert!(list.has(KEY));
+        assert!(list.find(KEY).is_some());
         for wrong in ["", "sk-0123456789abcde", "sk-0123456789abcdefg", "SK-0123456789ABCDEF"] {
-            assert!(!list.has(wrong), "{wrong}");
+            assert!(list.find(wrong).is_none(), "{wrong}");
         }
         assert_eq!(KeyList::parse("# none\n"), Ok(KeyList::default()));
         for (text, line) in [("short", 1), ("\n\nwith a space in it somewhere\n", 3)] {
@@ -190,6 +246,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_have_names_and_a_name_has_several_keys() {
+        let text = format!("ann:{KEY}\nann:{KEY}2\n{KEY}3\nno name:{KEY}\n");
+        assert_eq!(KeyList::parse(&text), Err(BadKeys::Line { line: 4 }));
+        let list = KeyList::parse(&text.replace("no name", "sk/proj")).unwrap();
+        let name = |key: &str| list.find(key).map(|key| key.name.as_ref().map(|n| n.0.to_string()));
+        assert_eq!(name(KEY), Some(Some("ann".to_owned())));
+        assert_eq!(name(&format!("{KEY}2")), Some(Some("ann".to_owned())));
+        assert_eq!(name(&format!("{KEY}3")), Some(None));
+        assert_eq!(name(&format!("ann:{KEY}")), None, "the name is no part of the key");
+        assert_eq!(name(&format!("sk/proj:{KEY}")), Some(None), "a key with a colon");
+        assert!(KeyList::parse("ann:short").is_err());
+        assert!(
+            KeyList::parse(&format!("{}:{KEY}", "n".repeat(NAME_BYTES_MAX + 1)))
+                .is_ok_and(|list| list.find(KEY).is_none()),
+            "too long for a name"
+        );
+    }
+
+    #[test]
     fn a_key_opens_every_route_and_health_needs_none() {
         let keys = Keys::default();
         let check = |path: &str, header: Option<&str>| {
@@ -197,10 +272,11 @@ mod tests {
             if let Some(header) = header {
                 request = request.header(header::AUTHORIZATION, header);
             }
-            keys.check(&request.body(Body::empty()).unwrap()).map_err(|error| error.status.as_u16())
+            let checked = keys.check(&request.body(Body::empty()).unwrap());
+            checked.map(drop).map_err(|error| error.status.as_u16())
         };
         assert_eq!(check("/v1/models", None), Ok(()), "no keys, no question");
-        let rule = Rule { keys: KeyList::parse(KEY).unwrap(), open_metrics: false };
+        let rule = Rule { keys: KeyList::parse(KEY).unwrap(), ..Rule::default() };
         keys.set(rule.clone());
         let bearer = format!("Bearer {KEY}");
         assert_eq!(check("/v1/models", Some(&bearer)), Ok(()));
@@ -212,7 +288,9 @@ mod tests {
             {
                 assert_eq!(check(path, header), Err(401), "{path} {header:?}");
             }
-            assert_eq!(check("/health", header), Ok(()));
+            for path in ["/health", "/livez", "/readyz", "/ping"] {
+                assert_eq!(check(path, header), Ok(()), "{path}");
+            }
         }
         keys.set(Rule { open_metrics: true, ..rule });
         assert_eq!((check("/metrics", None), check("/v1/models", None)), (Ok(()), Err(401)));

@@ -19,6 +19,7 @@ mod body;
 mod chat;
 mod choices;
 mod completions;
+mod connection;
 mod detokenize;
 mod error;
 mod front;
@@ -30,6 +31,7 @@ mod logprobs;
 mod metrics;
 mod middleware;
 mod models;
+mod origin;
 mod pool;
 mod prompt;
 mod random;
@@ -39,6 +41,7 @@ mod server;
 mod settings;
 mod sse;
 mod stop;
+mod throttle;
 mod tls;
 mod tokenizer;
 mod tokens;
@@ -52,10 +55,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use error::ApiError;
 pub use front::Front;
-pub use keys::{BadKeys, KeyList, Keys, Rule};
+pub use keys::{BadKeys, KeyList, KeyName, Keys, Rule};
 pub use limits::Limits;
+pub use origin::{is_host, is_origin};
 pub use server::{Listener, serve};
-pub use settings::Settings;
+pub use settings::{BODIES_BYTES_MAX, Settings};
 pub use tls::{BadCertificate, Certificate, Tls};
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
@@ -65,8 +69,9 @@ pub fn router(front: Arc<Front>) -> Router {
 
 /// All routes, for whoever `keys` lets in. Serve it with [`serve`].
 pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
-    let admit = axum::middleware::from_fn_with_state(keys, keys::admit);
-    finish(routes().layer(admit), front)
+    let admit = axum::middleware::from_fn_with_state(keys.clone(), keys::admit);
+    let guard = axum::middleware::from_fn_with_state(keys, origin::guard);
+    finish(routes().layer(admit).layer(guard), front)
 }
 
 fn routes() -> Router<Arc<Front>> {
@@ -78,7 +83,14 @@ fn routes() -> Router<Arc<Front>> {
         .route("/generate", post(generate::generate))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/server_info", get(models::server_info))
+        .route("/get_server_info", get(models::server_info))
+        .route("/model_info", get(models::model_info))
+        .route("/get_model_info", get(models::model_info))
         .route("/health", get(models::health))
+        .route("/ping", get(models::health))
+        .route("/readyz", get(models::ready))
+        .route("/livez", get(models::live))
         .route("/metrics", get(models::metrics))
         .fallback(middleware::not_found)
         .method_not_allowed_fallback(middleware::method_not_allowed)

@@ -54,6 +54,11 @@ impl Limits {
         });
     }
 
+    /// A slot for one connection, if one is free.
+    pub(crate) fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.slots).try_acquire_owned().ok()
+    }
+
     /// A slot for one connection; `None` never comes, since the slots are not closed.
     pub(crate) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.slots).acquire_owned().await.ok()

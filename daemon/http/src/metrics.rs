@@ -2,11 +2,13 @@
 //!
 //! Owns: requests by outcome, tokens in and out, latencies as a client feels them. What only a worker
 //! knows (batches, pages, queues) is measured elsewhere and shares the registry. Labels are bounded:
-//! endpoints and outcomes are fixed sets, and a model name is a label only while the model is served.
+//! endpoints and outcomes are fixed sets, names of API keys are the
+//! operator's and so many at most, and a model name is a label only while the model is served.
 
 mod sglang;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
@@ -43,7 +45,22 @@ pub struct Metrics {
     pub end_to_end: HistogramVec,
     /// Seconds from submission to the first plan, by model.
     pub queue: HistogramVec,
+    keys: Keys,
 }
+
+/// What each named API key asked for.
+struct Keys {
+    requests: IntCounterVec,
+    prompt_tokens: IntCounterVec,
+    generated_tokens: IntCounterVec,
+    /// Names that have lines; more than [`KEY_NAMES_MAX`] come only of reloads.
+    names: Mutex<HashSet<String>>,
+}
+
+/// Names of keys with lines of their own; the others' are together.
+const KEY_NAMES_MAX: usize = 1024;
+/// Whose name it is that have none of their own.
+const OTHER_KEYS: &str = "other";
 
 impl Metrics {
     /// Registers all of them.
@@ -107,8 +124,42 @@ impl Metrics {
                 "From submission to the first step a request is part of.",
                 &QUEUE_S,
             )?,
+            keys: Keys {
+                requests: counter(
+                    "minisgl_key_requests_total",
+                    "HTTP requests answered, by name of the API key and outcome.",
+                    &["key", "outcome"],
+                )?,
+                prompt_tokens: counter(
+                    "minisgl_key_prompt_tokens_total",
+                    "Prompt tokens of requests that ended, by name of the API key.",
+                    &["key"],
+                )?,
+                generated_tokens: counter(
+                    "minisgl_key_generated_tokens_total",
+                    "Tokens generated for requests that ended, by name of the API key.",
+                    &["key"],
+                )?,
+                names: Mutex::default(),
+            },
             registry: registry.clone(),
         })
+    }
+
+    /// A request with the key of this name ended.
+    pub fn of_key(&self, name: &str, outcome: &str, prompt_tokens: u64, generated_tokens: u64) {
+        let keys = &self.keys;
+        let mut names = keys.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = if names.contains(name) || names.len() < KEY_NAMES_MAX {
+            names.insert(name.to_owned());
+            name
+        } else {
+            OTHER_KEYS
+        };
+        drop(names);
+        keys.requests.with_label_values(&[name, outcome]).inc();
+        keys.prompt_tokens.with_label_values(&[name]).inc_by(prompt_tokens);
+        keys.generated_tokens.with_label_values(&[name]).inc_by(generated_tokens);
     }
 
     /// Gives a model that was not asked anything yet its lines: rates begin at zero.

@@ -22,7 +22,7 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 8] = [
+    const ENDPOINTS: [&str; 13] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/models",
@@ -30,11 +30,22 @@ fn endpoint(path: &str) -> &'static str {
         "/tokenize",
         "/detokenize",
         "/health",
+        "/ping",
+        "/livez",
+        "/readyz",
+        "/server_info",
+        "/model_info",
         "/metrics",
     ];
     if path.starts_with("/v1/models/") {
         return "/v1/models";
     }
+    // SGLang's older names.
+    let path = match path {
+        "/get_server_info" => "/server_info",
+        "/get_model_info" => "/model_info",
+        path => path,
+    };
     ENDPOINTS.into_iter().find(|known| *known == path).unwrap_or("other")
 }
 

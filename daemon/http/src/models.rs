@@ -1,14 +1,16 @@
-//! `/v1/models`, `/health` and `/metrics`.
+//! `/v1/models`, what routers and benchmarks ask of a server, probes, and `/metrics`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use minisgl_proto::VERSION;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::backend::{ModelEntry, Unavailable};
+use crate::backend::{Model, ModelEntry, Unavailable};
 use crate::error::ApiError;
 use crate::front::Front;
 
@@ -18,12 +20,12 @@ fn to_json(entry: &ModelEntry) -> Value {
         "object": "model",
         "created": entry.created_s,
         "owned_by": "minisgl",
-        "root": entry.name,
+        "root": entry.source,
         "max_model_len": entry.max_len,
     })
 }
 
-/// `GET /v1/models`: the models that take requests now.
+/// `GET /v1/models`: the models that take requests, also while a worker of theirs is replaced.
 pub async fn list(State(front): State<Arc<Front>>) -> Json<Value> {
     front.prune();
     let models: Vec<Value> =
@@ -58,6 +60,84 @@ pub async fn health(State(front): State<Arc<Front>>) -> Response {
         .with_code("not_ready")
         .with_retry_after(front.settings.retry_after_s)
         .into_response()
+}
+
+/// `GET /livez`: the process answers. Whether a model does is another question: who restarts what is not alive would
+/// restart a daemon that is loading.
+pub async fn live() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Which model.
+#[derive(Deserialize)]
+pub struct Which {
+    model: Option<String>,
+}
+
+/// `GET /readyz`, with `?model=` of one model: 200, or why not.
+pub async fn ready(state: State<Arc<Front>>, Query(which): Query<Which>) -> Response {
+    let Some(name) = which.model else { return health(state).await };
+    let front = &state.0;
+    match front.backend.model(&name) {
+        Ok(_) => Json(json!({"status": "ok", "model": name})).into_response(),
+        Err(refusal) => {
+            ApiError::from_unavailable(&refusal, front.settings.retry_after_s).into_response()
+        }
+    }
+}
+
+/// The model that is asked about: the named one, else the first that takes requests.
+fn which(front: &Front, which: Which) -> Result<(ModelEntry, Arc<dyn Model>), ApiError> {
+    let entries = front.backend.models();
+    let entry = match &which.model {
+        Some(name) => entries.into_iter().find(|entry| entry.name == *name),
+        None => entries.into_iter().find(|entry| entry.ready),
+    };
+    let name = which.model.or_else(|| entry.as_ref().map(|entry| entry.name.clone()));
+    let name = name.ok_or_else(|| {
+        ApiError::unavailable("no model is ready")
+            .with_code("not_ready")
+            .with_retry_after(front.settings.retry_after_s)
+    })?;
+    let model = front.backend.model(&name);
+    let model = model
+        .map_err(|refusal| ApiError::from_unavailable(&refusal, front.settings.retry_after_s))?;
+    entry.map(|entry| (entry, model)).ok_or_else(|| ApiError::internal("the model is not listed"))
+}
+
+/// `GET /server_info`, as SGLang's routers read it: name and limits of a model.
+pub async fn server_info(
+    State(front): State<Arc<Front>>,
+    Query(query): Query<Which>,
+) -> Result<Json<Value>, ApiError> {
+    let (entry, model) = which(&front, query)?;
+    let info = model.info();
+    Ok(Json(json!({
+        "model_path": entry.source,
+        "served_model_name": entry.name,
+        "tp_size": info.tp,
+        "dp_size": 1,
+        "context_length": info.max_len,
+        "max_running_requests": info.max_running,
+        "max_total_num_tokens": info.kv_tokens,
+        "version": VERSION,
+    })))
+}
+
+/// `GET /model_info`, as SGLang's benchmark reads it: where the tokenizer is from.
+pub async fn model_info(
+    State(front): State<Arc<Front>>,
+    Query(query): Query<Which>,
+) -> Result<Json<Value>, ApiError> {
+    let (entry, model) = which(&front, query)?;
+    Ok(Json(json!({
+        "model_path": entry.source,
+        "tokenizer_path": entry.source,
+        "served_model_name": entry.name,
+        "is_generation": true,
+        "architectures": [model.info().architecture],
+        "max_model_len": model.info().max_len,
+    })))
 }
 
 /// `GET /metrics`.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::ApiError;
+use crate::keys::KeyName;
 use crate::metrics::Metrics;
 
 /// One HTTP request's account.
@@ -23,6 +24,7 @@ pub struct Record {
 #[derive(Default)]
 struct Facts {
     model: Option<String>,
+    key: Option<KeyName>,
     status: Option<u16>,
     error: Option<ApiError>,
     streaming: bool,
@@ -49,6 +51,11 @@ impl Record {
     /// It is for this model, which exists.
     pub fn model(&self, name: &str) {
         self.facts().model = Some(name.to_string());
+    }
+
+    /// It came with the key of this name.
+    pub fn key(&self, name: &KeyName) {
+        self.facts().key = Some(name.clone());
     }
 
     /// Generations began on prompts of so many tokens.
@@ -141,6 +148,15 @@ impl Drop for Record {
         if outcome == "ok" && facts.generated_tokens > 0 {
             self.metrics.end_to_end.with_label_values(&[model]).observe(elapsed_s);
         }
+        let key = facts.key.as_ref().map(|key| &*key.0);
+        if let Some(key) = key {
+            self.metrics.of_key(key, outcome, facts.prompt_tokens, facts.generated_tokens);
+        }
+        // Who has no key can ask as often as they like; `keys` says how often that was.
+        if facts.status == Some(401) {
+            tracing::debug!(request_id = %self.id, endpoint = self.endpoint, elapsed_s, "no key");
+            return;
+        }
         // Health checks and scrapes are too frequent to be news.
         if outcome == "ok" && facts.generated_tokens == 0 {
             tracing::debug!(request_id = %self.id, endpoint = self.endpoint, model, elapsed_s, "request");
@@ -151,6 +167,7 @@ impl Drop for Record {
             request_id = %self.id,
             endpoint = self.endpoint,
             model,
+            key,
             outcome,
             status = facts.status,
             error = error.and_then(|error| error.code),

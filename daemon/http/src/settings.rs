@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Bytes of all request bodies at once, at most.
+pub const BODIES_BYTES_MAX: usize = 512 << 20;
+
 /// Limits, with the defaults an operator can live with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -25,6 +28,12 @@ pub struct Settings {
     pub stop_bytes_max: usize,
     /// Templates rendered and prompts tokenized at once, at most; 0 means one a core.
     pub tokenizer_threads: usize,
+    /// Whether a `max_tokens` for which the context has no room is cut to the room; else it is refused.
+    pub clamp_max_tokens: bool,
+    /// Silence after which a stream gets a comment, so that no proxy takes it for dead; `None` is never.
+    pub ping_interval: Option<Duration>,
+    /// Whether the `priority` of a request counts.
+    pub client_priority: bool,
     /// Whether prompts are in the log.
     pub log_prompts: bool,
     /// Seconds after which a refused client is told to come back.
@@ -35,7 +44,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             body_bytes_max: 32 << 20,
-            bodies_bytes_max: 512 << 20,
+            bodies_bytes_max: BODIES_BYTES_MAX,
             body_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
@@ -44,6 +53,9 @@ impl Default for Settings {
             stop_strings_max: 64,
             stop_bytes_max: 1024,
             tokenizer_threads: 0,
+            clamp_max_tokens: true,
+            ping_interval: Some(Duration::from_secs(15)),
+            client_priority: false,
             log_prompts: false,
             retry_after_s: 1,
         }

@@ -275,6 +275,34 @@ async fn connections_have_a_limit() {
 }
 
 #[tokio::test]
+async fn idle_connections_give_way_and_busy_ones_do_not() {
+    let house = House::playing(vec![Step::Token(97), Step::Hang]);
+    let settings = Settings { connections_max: 3, ..Settings::default() };
+    let server = start(&house, settings).await;
+    let mut busy = ask(&server, &chat_body(json!({"stream": true}))).await;
+    read_until(&mut busy, "\"content\":\"a\"").await;
+    let get = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    // One was answered and is kept, one never spoke.
+    let mut kept = TcpStream::connect(server.address).await.unwrap();
+    kept.write_all(get.as_bytes()).await.unwrap();
+    read_until(&mut kept, "\"ok\"").await;
+    let silent = TcpStream::connect(server.address).await.unwrap();
+    let began = Instant::now();
+    for _ in 0..2 {
+        let mut probe = TcpStream::connect(server.address).await.unwrap();
+        probe.write_all(get.as_bytes()).await.unwrap();
+        read_until(&mut probe, "\"ok\"").await;
+        std::mem::forget(probe); // it stays open
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    for mut gone in [kept, silent] {
+        assert_eq!(gone.read(&mut [0; 16]).await.unwrap_or(0), 0);
+    }
+    assert_eq!(house.alive(), 1, "the busy one was left alone");
+    drop(busy);
+}
+
+#[tokio::test]
 async fn shutdown_lets_running_requests_finish() {
     let steps = vec![
         Step::Token(97),

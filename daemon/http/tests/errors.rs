@@ -324,7 +324,7 @@ async fn without_a_key_of_the_list_the_answer_is_401_in_openais_shape() {
     };
     assert_eq!(ask("/v1/models", None).await.status, 200, "no keys, no question");
     let list = minisgl_http::KeyList::parse("sk-0123456789abcdef").unwrap();
-    keys.set(minisgl_http::Rule { keys: list, open_metrics: false });
+    keys.set(minisgl_http::Rule { keys: list, ..minisgl_http::Rule::default() });
     assert_eq!(ask("/v1/models", Some("sk-0123456789abcdef")).await.status, 200);
     for (path, key) in
         [("/v1/models", None), ("/v1/models", Some("sk-wrong")), ("/metrics", None), ("/x", None)]

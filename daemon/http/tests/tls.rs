@@ -13,6 +13,7 @@ use support::House;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -28,6 +29,18 @@ fn certificate() -> (Certificate, CertificateDer<'static>) {
 
 /// The answer to a client that trusts this certificate alone.
 async fn ask(address: SocketAddr, trusted: &CertificateDer<'static>) -> std::io::Result<String> {
+    let mut stream = shake(TcpStream::connect(address).await?, trusted).await?;
+    stream.write_all(ASK).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+/// TLS with a server that has this certificate alone.
+async fn shake(
+    stream: TcpStream,
+    trusted: &CertificateDer<'static>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -35,13 +48,8 @@ async fn ask(address: SocketAddr, trusted: &CertificateDer<'static>) -> std::io:
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let stream = TcpStream::connect(address).await?;
     let name = "localhost".try_into().unwrap();
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(ASK).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    Ok(text)
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 /// The same without encryption.
@@ -83,4 +91,34 @@ async fn connections_are_encrypted_with_the_certificate_in_force() {
     drop(silent);
     tls.set(None);
     assert!(ask_plainly(address).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_near_the_end_of_an_answer_loses_the_connection() {
+    // All of it fits into what TLS holds back, and little of it into the sockets' buffers.
+    let router = axum::Router::new().route("/", axum::routing::get(async || "x".repeat(48 << 10)));
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(16).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (certificate, trusted) = certificate();
+    let write_timeout = Duration::from_millis(300);
+    tokio::spawn(async move {
+        let settings = Settings { write_timeout, ..Settings::default() };
+        let listeners = vec![Listener::Tcp(listener, Tls::new(Some(certificate)))];
+        let limits = Limits::new(1 << 20, 1);
+        serve(listeners, router, &settings, &limits, std::future::pending()).await;
+    });
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(address).await.unwrap();
+    let mut deaf = shake(stream, &trusted).await.unwrap();
+    deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    deaf.read_exact(&mut [0; 64]).await.unwrap();
+    // It is busy, so it does not give way; its place is free when its time is over.
+    let next = tokio::time::timeout(Duration::from_secs(10), ask(address, &trusted)).await;
+    assert!(next.expect("the place is free").unwrap().starts_with("HTTP/1.1 "));
+    let mut rest = Vec::new();
+    assert!(deaf.read_to_end(&mut rest).await.is_err() || rest.len() < 48 << 10);
 }

@@ -140,6 +140,9 @@ pub struct ModelStatus {
     /// Whether it is loaded again whenever the daemon starts, because a load asked for it.
     #[serde(default)]
     pub persisted: bool,
+    /// What its tokenizer or chat template cannot do.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// `GET /admin/v1/health`.

@@ -8,7 +8,7 @@ use std::path::Path;
 use minisgl_control::check_load;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
+use super::{Config, HttpConfig};
 use crate::cli::ServeArgs;
 use crate::logging;
 
@@ -18,10 +18,12 @@ const ADMIN_USERS_MAX: usize = 1024;
 const USER_BYTES_MAX: usize = 256;
 /// A day: longer than any wait that helps.
 const SECONDS_MAX: f64 = 86_400.0;
-/// A gigabyte.
-const BODY_BYTES_MAX: usize = 1 << 30;
+/// All bodies together have as much: a larger one would be refused for ever.
+const BODY_BYTES_MAX: usize = minisgl_http::BODIES_BYTES_MAX;
 /// More than a process has descriptors.
 const CONNECTIONS_MAX: usize = 1 << 20;
+/// Names and pages that one list may have.
+const NAMES_MAX: usize = 64;
 /// More than any context.
 const STREAM_BUFFER_MAX: usize = 1 << 24;
 /// Weeks of restarts.
@@ -101,6 +103,7 @@ impl Config {
             );
             return Err(Fault::new("http", &["listen"], text));
         }
+        self.check_pages()?;
         let users = &self.admin.admin_users;
         let no_user = |user: &&String| {
             user.is_empty()
@@ -119,6 +122,13 @@ impl Config {
             return Err(Fault::new("admin", &["admin_users"], text));
         }
         let workers = &self.workers;
+        if !(0.0..=SECONDS_MAX).contains(&self.http.ping_s) {
+            let text = format!(
+                "[http] ping_s = {}: must be 0 (never) or at most {SECONDS_MAX} seconds",
+                self.http.ping_s
+            );
+            return Err(Fault::new("http", &["ping_s"], text));
+        }
         let seconds: [(&'static [&'static str], f64); 4] = [
             (&["stall_s"], workers.stall_s),
             (&["stall_kill_s"], workers.stall_kill_s),
@@ -184,6 +194,40 @@ impl Config {
             .map_err(|error| Fault::new("log", &["level"], format!("{error:#}")))?;
         Ok(())
     }
+
+    /// Whether names of this machine and of web pages can be.
+    fn check_pages(&self) -> Result<(), Fault> {
+        let HttpConfig { hosts, cors_origins, .. } = &self.http;
+        let lists: [(&'static [&'static str], &Vec<String>); 2] =
+            [(&["hosts"], hosts), (&["cors_origins"], cors_origins)];
+        for (keys, list) in lists {
+            if list.len() > NAMES_MAX {
+                let (key, entries) = (keys[0], list.len());
+                let text =
+                    format!("[http] {key} has {entries} entries: must be at most {NAMES_MAX}");
+                return Err(Fault::new("http", keys, text));
+            }
+        }
+        if let Some(host) = hosts.iter().find(|host| !minisgl_http::is_host(host)) {
+            let text = format!(
+                "[http] hosts has {host:?}: must be a name such as gpu-1.lan, without a port"
+            );
+            return Err(Fault::new("http", &["hosts"], text));
+        }
+        if let Some(page) = cors_origins.iter().find(|page| !minisgl_http::is_origin(page)) {
+            let text = format!(
+                "[http] cors_origins has {page:?}: must be \"*\" or as a browser sends it, such as https://ui.example"
+            );
+            return Err(Fault::new("http", &["cors_origins"], text));
+        }
+        if self.keys.is_empty() && cors_origins.iter().any(|page| page == "*") {
+            let text = "[http] cors_origins has \"*\" and there are no API keys: any web page could use this server; \
+                        name the pages, or set API keys"
+                .to_owned();
+            return Err(Fault::new("http", &["cors_origins"], text));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -212,6 +256,23 @@ mod tests {
             (
                 "[workers]\nstall_s = 400\n",
                 "in minisgld.toml, line 2: [workers] stall_kill_s = 300",
+            ),
+            (
+                "[http]\nhosts = [\"gpu-1\", \"a:80\"]\n",
+                "in minisgld.toml, line 2: [http] hosts has \"a:80\": must be a name",
+            ),
+            (
+                "[http]\ncors_origins = [\"ui.example\"]\n",
+                "in minisgld.toml, line 2: [http] cors_origins has \"ui.example\": must be",
+            ),
+            (
+                "[http]\ncors_origins = [\"*\"]\n",
+                "in minisgld.toml, line 2: [http] cors_origins has \"*\" and there are no API keys",
+            ),
+            ("[http]\nping_s = -1\n", "in minisgld.toml, line 2: [http] ping_s = -1: must be"),
+            (
+                "[http]\nbody_bytes_max = 536870913\n",
+                "in minisgld.toml, line 2: [http] body_bytes_max = 536870913: must be",
             ),
             ("[workers]\nstall_kill_s = 5\n", "in minisgld.toml, line 2: [workers] stall_kill_s"),
             (

@@ -17,6 +17,8 @@ const HUB_TOKEN: &str = "hub_token";
 
 /// Name of the credential with the key of the certificate.
 const TLS_KEY: &str = "tls_key";
+/// What the unit's credential of API keys holds where the operator has set none (`SetCredential=`).
+const NO_API_KEYS: &str = "# none";
 /// What systemd makes the credential of; by hand, with the system's configuration, the file itself is read.
 const API_KEYS_SOURCE: &str = "/etc/minisgld/api_keys";
 
@@ -45,13 +47,26 @@ fn credential(name: &str) -> Option<PathBuf> {
     Some(folder.join(name)).filter(|path| path.exists())
 }
 
-/// The API keys of a file.
+/// The API keys of a file. A file is there to ask for keys, so one without any is a fault (cut short, or emptied by an
+/// editor), never an open door; only the unit's placeholder stands for none.
 ///
 /// # Errors
-/// It cannot be read, or a line is no key.
+/// It cannot be read, a line is no key, or there is no key in it.
 pub(super) fn api_keys(path: &Path) -> anyhow::Result<KeyList> {
-    let text = read(path)?;
-    KeyList::parse(&text).with_context(|| format!("in the API keys {}", path.display()))
+    keys_of(path, credential(API_KEYS).as_deref() == Some(path))
+}
+
+fn keys_of(path: &Path, is_credential: bool) -> anyhow::Result<KeyList> {
+    let (text, name) = (read(path)?, path.display());
+    let keys = KeyList::parse(&text).with_context(|| format!("in the API keys {name}"))?;
+    let is_placeholder = is_credential && text.trim() == NO_API_KEYS;
+    if keys.is_empty() && !is_placeholder {
+        bail!(
+            "there is no key in the API keys {name}: put one in, a line each, or, to serve everybody who reaches the \
+             address, remove the file and what names it ([http] api_keys_file, LoadCredential=)"
+        );
+    }
+    Ok(keys)
 }
 
 /// The certificate of these files; the key may be a credential.
@@ -123,6 +138,15 @@ mod tests {
         assert!(!error.contains("sk-"), "{error}");
         std::fs::write(&path, "#".repeat(FILE_BYTES_MAX as usize + 1)).unwrap();
         assert!(format!("{:#}", api_keys(&path).unwrap_err()).contains("more than 1048576 bytes"));
+        for empty in ["", "\n", "# sk-0123456789abcdef\n", "# none\n"] {
+            std::fs::write(&path, empty).unwrap();
+            let error = format!("{:#}", api_keys(&path).unwrap_err());
+            assert!(error.contains("there is no key in the API keys"), "{empty:?}: {error}");
+            assert!(error.contains("/keys") && error.contains("remove the file"), "{error}");
+        }
+        assert!(keys_of(&path, true).unwrap().is_empty(), "the unit's placeholder");
+        std::fs::write(&path, "").unwrap();
+        assert!(keys_of(&path, true).is_err(), "a credential of an emptied file");
         let error = format!("{:#}", api_keys(&dir.path().join("none")).unwrap_err());
         assert!(error.contains("cannot read") && error.contains("/none"), "{error}");
     }

@@ -6,12 +6,22 @@
 //! MINISGL_REQUEST_ID=7f3a   MINISGL_MODEL=m   MINISGL_OUTCOME=ok   MINISGL_GENERATED_TOKENS=20
 //! ```
 //!
-//! Owns: the socket, and the shape of an entry. Must never: lose an entry because the journal does not take
-//! it; that one goes to standard error, which the service manager reads too.
+//! ```text
+//!   event ── the journal takes it ──> sent
+//!     └───── it is busy, or entries wait ──> queue (bounded) ── thread "journal" ──> sent, in order
+//!                                              └─ full: counted, and told of once it is empty
+//! ```
+//!
+//! Owns: the socket, the queue, and the shape of an entry. Must never: hold up who logs. The journal may be stopped, or
+//! wait for a disk that is full, while its socket stays; and events come from the threads that serve requests.
 
+use std::collections::VecDeque;
 use std::fmt::{self, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -24,11 +34,34 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 const STREAM: &str = "JOURNAL_STREAM";
 /// Bytes of a value at most. All of an entry has to fit into one datagram.
 const VALUE_BYTES_MAX: usize = 16 << 10;
+/// Bytes of the entries that wait for a busy journal, at most; more are lost.
+const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Pause between two attempts to reach a busy journal.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Writes events to the journal.
-pub struct Journal {
+pub struct Journal(Arc<Shared>);
+
+struct Shared {
     socket: UnixDatagram,
     path: PathBuf,
+    queue: Mutex<Queue>,
+    /// There is something in the queue, or there will never be again.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    entries: VecDeque<Waiting>,
+    bytes: usize,
+    lost: u64,
+    closed: bool,
+}
+
+struct Waiting {
+    bytes: Vec<u8>,
+    /// For standard error, where the journal cannot be reached at all.
+    line: String,
 }
 
 impl Journal {
@@ -41,8 +74,86 @@ impl Journal {
 
     fn at(path: &Path) -> Option<Self> {
         let socket = UnixDatagram::unbound().ok()?;
+        socket.set_nonblocking(true).ok()?;
         // To nobody in particular: a journal that is restarted has another socket of this name.
-        path.exists().then(|| Journal { socket, path: path.to_path_buf() })
+        let path = path.exists().then(|| path.to_path_buf())?;
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { socket, path, queue, changed });
+        let writer = Arc::clone(&shared);
+        std::thread::Builder::new().name("journal".into()).spawn(move || writer.drain()).ok()?;
+        Some(Journal(shared))
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.0.queue().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.send_to(bytes, &self.path).map(drop)
+    }
+
+    /// Sends an entry, or leaves it to the thread. Never waits for the journal.
+    fn put(&self, entry: Waiting) {
+        let mut queue = self.queue();
+        if queue.entries.is_empty() && self.send(&entry.bytes).is_ok() {
+            return;
+        }
+        let bytes = queue.bytes + entry.bytes.len() + entry.line.len();
+        if bytes > QUEUE_BYTES_MAX {
+            queue.lost += 1;
+            return;
+        }
+        queue.bytes = bytes;
+        queue.entries.push_back(entry);
+        self.changed.notify_one();
+    }
+
+    /// Sends what waits, in its order, for as long as anybody logs.
+    fn drain(&self) {
+        let mut queue = self.queue();
+        loop {
+            let Some(entry) = queue.entries.front() else {
+                if queue.closed {
+                    return;
+                }
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            match self.send(&entry.bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if queue.closed {
+                        return;
+                    }
+                    drop(queue);
+                    std::thread::sleep(RETRY);
+                    queue = self.queue();
+                }
+                sent => {
+                    let entry = queue.entries.pop_front();
+                    let Some(Waiting { bytes, line }) = entry else { continue };
+                    queue.bytes -= bytes.len() + line.len();
+                    let lost =
+                        if queue.entries.is_empty() { std::mem::take(&mut queue.lost) } else { 0 };
+                    drop(queue);
+                    if sent.is_err() {
+                        eprintln!("{line}");
+                    }
+                    if lost > 0 {
+                        self.put(lost_entry(lost));
+                    }
+                    queue = self.queue();
+                }
+            }
+        }
     }
 }
 
@@ -58,9 +169,19 @@ impl<S: Subscriber> Layer<S> for Journal {
         event.record(&mut entry);
         let level = *event.metadata().level();
         let bytes = entry.encode(level, event.metadata().target());
-        if self.socket.send_to(&bytes, &self.path).is_err() {
-            eprintln!("{level} {}: {}", event.metadata().target(), entry.line());
-        }
+        let line = format!("{level} {}: {}", event.metadata().target(), entry.line());
+        self.0.put(Waiting { bytes, line });
+    }
+}
+
+/// Says how many entries were lost.
+fn lost_entry(lost: u64) -> Waiting {
+    let message = format!("the journal was busy: {lost} lines of the log are lost");
+    let entry = Entry { message, ..Entry::default() };
+    let (level, target) = (Level::WARN, module_path!());
+    Waiting {
+        bytes: entry.encode(level, target),
+        line: format!("{level} {target}: {}", entry.line()),
     }
 }
 
@@ -202,6 +323,42 @@ mod tests {
         assert_eq!(entries.len(), 1);
         assert!(entries[0].len() < 4 * VALUE_BYTES_MAX, "{} bytes", entries[0].len());
         assert!(!entries[0].contains('\u{fffd}'), "cut within a character");
+    }
+
+    #[test]
+    fn a_journal_that_reads_nothing_holds_nobody_up_and_hears_what_was_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let layer = Journal::at(&path).unwrap();
+        let shared = Arc::clone(&layer.0);
+        let (done, is_done) = std::sync::mpsc::channel();
+        let log = move || {
+            let text = "x".repeat(4096);
+            for number in 0..4000 {
+                tracing::info!(number, text, "busy");
+            }
+            done.send(()).unwrap();
+        };
+        let subscriber = tracing_subscriber::registry().with(layer);
+        let dispatch = tracing::Dispatch::new(subscriber);
+        let logging = dispatch.clone();
+        std::thread::spawn(move || tracing::dispatcher::with_default(&logging, log));
+        is_done.recv_timeout(Duration::from_secs(20)).expect("who logs is not held up");
+        let lost = shared.queue().lost;
+        assert!(lost > 0 && shared.queue().bytes <= QUEUE_BYTES_MAX);
+        // Now it reads: everything that was not lost, in order.
+        journal.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut bytes = vec![0; 1 << 16];
+        for number in 0..4000 - lost {
+            let count = journal.recv(&mut bytes).unwrap();
+            let entry = String::from_utf8_lossy(&bytes[..count]);
+            assert!(entry.contains(&format!("MINISGL_NUMBER={number}\n")), "{number}: {entry:.80}");
+        }
+        let count = journal.recv(&mut bytes).unwrap();
+        let entry = String::from_utf8_lossy(&bytes[..count]);
+        assert!(entry.contains(&format!("{lost} lines of the log are lost")), "{entry}");
+        drop(dispatch);
     }
 
     #[test]

@@ -10,17 +10,17 @@
 //!                                                       engine ranks
 //! ```
 
-mod confine;
 mod link;
 mod run;
 
+pub(crate) use link::connect;
 pub(crate) use run::{apply_environment, sched_config};
 
 use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-use crate::logging;
+use crate::{confine, logging};
 
 /// Runs the worker until it is drained or the daemon is gone.
 pub fn run(log: &str, confine_gpu: bool) -> ExitCode {
@@ -32,7 +32,7 @@ pub fn run(log: &str, confine_gpu: bool) -> ExitCode {
     if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
         tracing::warn!("cannot ask to die with the daemon: {error}");
     }
-    let serve = |stream| run::serve(stream, |spec| confine::confine(spec, confine_gpu));
+    let serve = |stream| run::serve(stream, |spec| confine::worker(spec, confine_gpu));
     match link::connect().map_err(anyhow::Error::from).and_then(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -19,7 +19,7 @@ use tokenizers::{PostProcessorWrapper, Tokenizer};
 /// Bytes of a piece, and of a text that is tokenized in one go in any case.
 const PIECE_BYTES: usize = 64 << 10;
 /// Bytes tokenized in one go at most, where no place to cut is found.
-const UNBROKEN_BYTES_MAX: usize = 4 << 20;
+const UNBROKEN_BYTES_MAX: usize = 2 << 20;
 /// Bytes looked at on each side of a cut, at least; more where added tokens are long.
 const WINDOW_BYTES_MIN: usize = 128;
 /// Places tried for one cut.

@@ -192,6 +192,7 @@ impl Driver {
             None => return,
         };
         self.process = None;
+        self.next_start = Instant::now() + PAUSE.0;
         tracing::error!(target: "text", dir = %self.dir.display(), jobs = self.inside.len(),
             "the text process died ({status}) {why}; another is started");
         let mut again = Vec::new();

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::TextConfig;
+use crate::children::Group;
 
 /// Answers that may wait for the driver, which waits for nothing else.
 const ANSWERS_MAX: usize = 64;
@@ -27,6 +28,8 @@ const LINE_BYTES_MAX: u64 = 4096;
 /// A process, alive or just dead.
 pub(super) struct Process {
     child: Child,
+    /// By which the daemon knows it again at its doors.
+    _group: Option<Group>,
     frames: mpsc::Sender<Vec<u8>>,
     answers: mpsc::Receiver<FromText>,
     tasks: [JoinHandle<()>; 3],
@@ -85,6 +88,7 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        let group = child.id().and_then(Group::of);
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
         let (frames, outgoing) = mpsc::channel(FRAMES_MAX);
         let (incoming, answers) = mpsc::channel(ANSWERS_MAX);
@@ -94,7 +98,7 @@ impl Process {
             tokio::spawn(write(writer, outgoing)),
             tokio::spawn(listen(stderr)),
         ];
-        Ok(Process { child, frames, answers, tasks })
+        Ok(Process { child, _group: group, frames, answers, tasks })
     }
 
     /// Queues a frame. Whether the process is gone is seen by [`Process::answer`].

@@ -169,6 +169,7 @@ impl Backend for OneModel {
         }
         vec![ModelEntry {
             name: self.name.lock().unwrap().clone(),
+            source: "/models/tiny".into(),
             created_s: 1_700_000_000,
             generation: self.generation.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
