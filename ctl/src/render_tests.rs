@@ -58,6 +58,7 @@ fn ready() -> ModelStatus {
         }),
         options: LoadOptions::default(),
         persisted: false,
+        notes: Vec::new(),
     }
 }
 

@@ -33,6 +33,7 @@ fn status(name: &str) -> ModelStatus {
         stats: Some(StepStats { running: 1, ..StepStats::default() }),
         options: LoadOptions::default(),
         persisted: false,
+        notes: Vec::new(),
     }
 }
 

@@ -159,6 +159,8 @@ impl SamplingFields {
             // Any 64 bits will do; negative numbers are as good a seed as others.
             seed: f.seed.unwrap_or_default() as u64,
             logprobs: endpoint.logprobs,
+            prompt_logprobs: None,
+            prompt_logprobs_from: 0,
         };
         let stop_token_ids = f.stop_token_ids.unwrap_or_default();
         if stop_token_ids.len() > STOP_TOKENS_MAX {

@@ -107,6 +107,7 @@ pub(super) mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
+        notes: Vec::new(),
         }
     }
 
