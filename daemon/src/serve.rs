@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use minisgl_control::access::{self, Access};
 use minisgl_control::{
-    Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy,
-    Text, TextConfig, WorkerCommand, admin, check_load, socket,
+    Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy, Text,
+    TextConfig, WorkerCommand, admin, check_load, socket,
 };
 use minisgl_http::{Front, Keys, Listener, Tls};
 use minisgl_proto::admin::{LoadEvent, LoadRequest};
@@ -71,8 +71,7 @@ async fn serve(
     crate::metrics::register(&metrics)?;
     let settings = config.http_settings();
     let memory = remembered(&config);
-    let registry_config =
-        RegistryConfig { memory: memory.clone(), ..registry_config(&config) };
+    let registry_config = RegistryConfig { memory: memory.clone(), ..registry_config(&config) };
     let registry = Registry::new(registry_config, &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
     let front = Front::new(backend, settings.clone(), &metrics)?;

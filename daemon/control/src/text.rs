@@ -86,7 +86,10 @@ impl Load {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let (jobs, sum) = *taken;
         if jobs >= self.jobs_max {
-            return Err(TextFault::Busy(format!("{jobs} texts wait to be tokenized, the limit is {}", self.jobs_max)));
+            return Err(TextFault::Busy(format!(
+                "{jobs} texts wait to be tokenized, the limit is {}",
+                self.jobs_max
+            )));
         }
         if jobs > 0 && sum + bytes > self.bytes_max {
             return Err(TextFault::Busy(format!(

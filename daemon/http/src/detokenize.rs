@@ -226,15 +226,16 @@ impl Detokenizer {
             }
             State::Window { tokens, known } => {
                 tokens.push(id);
-                let whole = window(vocabulary, tokens);
-                if whole.ends_with(char::REPLACEMENT_CHARACTER) || whole.len() < *known {
+                let (whole, stable) = settled(vocabulary, tokens);
+                if whole[..stable].ends_with(char::REPLACEMENT_CHARACTER) || stable <= *known {
                     return;
                 }
-                out.push_str(whole.get(*known..).unwrap_or_default());
-                *known = whole.len();
+                out.push_str(whole.get(*known..stable).unwrap_or_default());
+                *known = stable;
                 if tokens.len() >= 2 * WINDOW_TOKENS {
+                    let held = whole.len() - stable;
                     tokens.drain(..tokens.len() - WINDOW_TOKENS);
-                    *known = window(vocabulary, tokens).len();
+                    *known = window(vocabulary, tokens).len().saturating_sub(held);
                 }
             }
         }
@@ -256,9 +257,25 @@ impl Detokenizer {
     }
 }
 
-fn window(vocabulary: &Vocabulary, ids: &[u32]) -> String {
+fn pieces(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<String> {
     let tokens = ids.iter().filter_map(|&id| vocabulary.tokens.get(id as usize)?.as_ref());
-    decoder::decode(&vocabulary.decoder, tokens.map(|token| piece(token).to_owned()).collect())
+    tokens.map(|token| piece(token).to_owned()).collect()
+}
+
+fn window(vocabulary: &Vocabulary, ids: &[u32]) -> String {
+    decoder::decode(&vocabulary.decoder, pieces(vocabulary, ids))
+}
+
+/// The text of some tokens, and how many of its bytes stay when others follow: a decoder may write the last one
+/// in another way.
+fn settled(vocabulary: &Vocabulary, ids: &[u32]) -> (String, usize) {
+    let whole = window(vocabulary, ids);
+    let mut followed = pieces(vocabulary, ids);
+    followed.push(String::new());
+    let followed = decoder::decode(&vocabulary.decoder, followed);
+    let same = whole.chars().zip(followed.chars()).take_while(|(a, b)| a == b);
+    let stable = same.map(|(c, _)| c.len_utf8()).sum();
+    (whole, stable)
 }
 
 /// What becomes of bytes that are no text.
@@ -277,7 +294,9 @@ fn replace_each(pending: &mut Vec<u8>, out: &mut String) {
 /// Appends all but an incomplete last character, which is left pending; bytes that can never be one are replaced.
 fn take_characters(pending: &mut Vec<u8>, bytes: &[u8], replace: Replace, out: &mut String) {
     // The usual case: whole characters, and nothing before them.
-    if pending.is_empty() && let Ok(text) = std::str::from_utf8(bytes) {
+    if pending.is_empty()
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
         return out.push_str(text);
     }
     pending.extend_from_slice(bytes);

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
 pub use minisgl_proto::text::{Conversation, GenerationDefaults};
-use minisgl_proto::text::{
-    JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob, Vocabulary,
-};
+use minisgl_proto::text::{JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob, Vocabulary};
 use tokio::sync::OnceCell;
 
 use crate::backend::TextService;
@@ -202,7 +200,9 @@ fn refusal(fault: &TextFault, param: &str, room: Option<u32>) -> ApiError {
             Some(room) => {
                 ApiError::prompt_too_long(param, &format!("more than {tokens_max}"), room)
             }
-            None => ApiError::context_length(param, format!("{param}: {fault}, which is the limit")),
+            None => {
+                ApiError::context_length(param, format!("{param}: {fault}, which is the limit"))
+            }
         },
         TextFault::Unbroken { .. } | TextFault::Killed(_) => {
             ApiError::field(param, format!("{param}: {fault}"))

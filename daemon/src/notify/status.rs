@@ -107,7 +107,7 @@ pub(super) mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
-        notes: Vec::new(),
+            notes: Vec::new(),
         }
     }
 

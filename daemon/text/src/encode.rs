@@ -95,13 +95,12 @@ impl Encoder {
     fn probe_around(&self) -> Option<(Vec<u32>, Vec<u32>)> {
         fn only_surrounds(processor: &PostProcessorWrapper) -> bool {
             match processor {
-                PostProcessorWrapper::Sequence(sequence) => {
-                    serde_json::to_value(sequence).is_ok_and(|json| {
+                PostProcessorWrapper::Sequence(sequence) => serde_json::to_value(sequence)
+                    .is_ok_and(|json| {
                         json["processors"].as_array().is_some_and(|parts| {
                             parts.iter().all(|part| part["type"] != "Sequence")
                         })
-                    })
-                }
+                    }),
                 _ => true,
             }
         }

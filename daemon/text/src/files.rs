@@ -111,7 +111,8 @@ impl Files {
     /// The special tokens: the configuration's, then those of the older map.
     fn read_special(&mut self, config: &Map<String, Value>, map: &Map<String, Value>) {
         let find = |name: &str| {
-            let given = |from: &Map<String, Value>| from.get(name).filter(|v| !v.is_null()).cloned();
+            let given =
+                |from: &Map<String, Value>| from.get(name).filter(|v| !v.is_null()).cloned();
             given(config).or_else(|| given(map))
         };
         let special = &mut self.special_added;
@@ -164,7 +165,9 @@ fn templates(dir: &Path, config: &Map<String, Value>) -> Result<Vec<(String, Str
         Some(Value::String(template)) => vec![("default".to_owned(), template.clone())],
         Some(Value::Array(named)) => named
             .iter()
-            .filter_map(|one| Some((one["name"].as_str()?.into(), one["template"].as_str()?.into())))
+            .filter_map(|one| {
+                Some((one["name"].as_str()?.into(), one["template"].as_str()?.into()))
+            })
             .collect(),
         Some(Value::Object(named)) => named
             .iter()
@@ -186,8 +189,13 @@ fn templates(dir: &Path, config: &Map<String, Value>) -> Result<Vec<(String, Str
         put("default".to_owned(), template);
     }
     let folder = std::fs::read_dir(dir.join("additional_chat_templates"));
-    let mut paths: Vec<PathBuf> =
-        folder.into_iter().flatten().flatten().take(TEMPLATES_MAX).map(|entry| entry.path()).collect();
+    let mut paths: Vec<PathBuf> = folder
+        .into_iter()
+        .flatten()
+        .flatten()
+        .take(TEMPLATES_MAX)
+        .map(|entry| entry.path())
+        .collect();
     paths.sort();
     for path in paths.iter().filter(|path| path.extension().is_some_and(|end| end == "jinja")) {
         let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());

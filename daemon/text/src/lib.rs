@@ -10,7 +10,8 @@
 //! | `files` | what the folder's files say of tokens and templates, as transformers reads them |
 //! | `vocabulary` | the tokenizer, and the table that the daemon makes text from |
 //! | `encode` | texts to token ids, long ones in pieces |
-//! | `template` | a conversation to a prompt |
+//! | `template` | a conversation to a prompt, in the form that the template takes |
+//! | `jinja` | the language of templates |
 //!
 //! Owns: everything that a model's author wrote, but for weights. Must never: open a socket, write a file, or trust a
 //! file's word on how much memory or time it takes.
@@ -19,6 +20,7 @@
 
 mod encode;
 mod files;
+mod jinja;
 mod process;
 mod side;
 mod template;

@@ -60,13 +60,13 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&TextSpec)) -> io::Res
     work(Arc::new(side), stream, out)
 }
 
-fn load(
-    spec: &TextSpec,
-) -> Result<(TextSide, Box<minisgl_proto::text::TextInfo>), String> {
+fn load(spec: &TextSpec) -> Result<(TextSide, Box<minisgl_proto::text::TextInfo>), String> {
     let own = minisgl_proto::VERSION;
     if spec.version != own {
         let daemon = &spec.version;
-        return Err(format!("the daemon is version {daemon}, its text process {own}: restart the daemon"));
+        return Err(format!(
+            "the daemon is version {daemon}, its text process {own}: restart the daemon"
+        ));
     }
     let loaded = catch_unwind(|| TextSide::load(&spec.dir)).map_err(|_| {
         format!("{}: the tokenizer or template makes its reader panic", spec.dir.display())
@@ -75,7 +75,11 @@ fn load(
 }
 
 /// Turns the loop until the stream ends. The workers end with the process: whoever reads their answers is gone.
-fn work(side: Arc<TextSide>, mut stream: UnixStream, out: Arc<Mutex<UnixStream>>) -> io::Result<()> {
+fn work(
+    side: Arc<TextSide>,
+    mut stream: UnixStream,
+    out: Arc<Mutex<UnixStream>>,
+) -> io::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let flags = Arc::new(Flags::default());
     let (queue, jobs) = sync_channel::<Job>(QUEUE_MAX);

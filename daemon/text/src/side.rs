@@ -5,9 +5,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use minisgl_proto::text::{
-    Conversation, JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob,
-};
+use minisgl_proto::text::{Conversation, JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob};
 
 use crate::encode::Encoder;
 use crate::files::{Files, LoadError};
@@ -62,7 +60,8 @@ impl TextSide {
                 let mut left = JOB_TOKENS_MAX;
                 let mut lists = Vec::with_capacity(texts.len());
                 for text in texts {
-                    let ids = encoder.encode(&text, add_special, tokens_max.min(left), abandoned)?;
+                    let ids =
+                        encoder.encode(&text, add_special, tokens_max.min(left), abandoned)?;
                     left = left.saturating_sub(ids.len() as u32);
                     lists.push(ids);
                 }

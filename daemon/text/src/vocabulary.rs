@@ -50,7 +50,10 @@ pub fn table(
     let vocabulary = tokenizer.get_vocab(true);
     let ids = vocabulary.values().max().map_or(0, |max| u64::from(*max) + 1);
     if ids > u64::from(VOCABULARY_MAX) {
-        return Err(broken(path, format!("it has an id of {}, the limit is {VOCABULARY_MAX}", ids - 1)));
+        return Err(broken(
+            path,
+            format!("it has an id of {}, the limit is {VOCABULARY_MAX}", ids - 1),
+        ));
     }
     let (local, decoder, notes) = match tokenizer.get_decoder() {
         None => (Vec::new(), vec![DecodeStep::Spaces], Vec::new()),
@@ -91,8 +94,9 @@ fn steps(decoder: &DecoderWrapper) -> (Vec<&DecoderWrapper>, Vec<DecodeStep>, Ve
     let is_regex = |step: &&DecoderWrapper| {
         matches!(step, DecoderWrapper::Replace(_)) && described(step).is_none()
     };
-    let is_local =
-        |step: &&DecoderWrapper| matches!(step, DecoderWrapper::Replace(_) | DecoderWrapper::Strip(_));
+    let is_local = |step: &&DecoderWrapper| {
+        matches!(step, DecoderWrapper::Replace(_) | DecoderWrapper::Strip(_))
+    };
     let leading = flat.iter().take_while(|step| is_local(step)).count();
     // Only up to the last one that data cannot say.
     let local = flat[..leading].iter().rposition(|step| is_regex(&step)).map_or(0, |at| at + 1);

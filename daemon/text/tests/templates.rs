@@ -49,7 +49,11 @@ fn conversation(given: &Value) -> Conversation {
 #[track_caller]
 fn check(case: &Value, template: &ChatTemplate) {
     let (name, given) = (&case["name"], conversation(&case["given"]));
-    match (template.render(&given, &AtomicBool::new(false)), case["rendered"].as_str(), case["error"].as_str()) {
+    match (
+        template.render(&given, &AtomicBool::new(false)),
+        case["rendered"].as_str(),
+        case["error"].as_str(),
+    ) {
         (Ok(rendered), Some(expected), _) => assert_eq!(rendered, expected, "case {name}"),
         (Err(TemplateError::Refused(why)), None, Some(expected)) => {
             assert!(expected.contains(&why), "case {name}: {why:?} is not {expected:?}");

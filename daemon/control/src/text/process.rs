@@ -59,7 +59,9 @@ impl Process {
         match tokio::time::timeout(config.load, first).await {
             Ok(Some(FromText::Loaded(info))) => Ok((process, *info)),
             Ok(Some(FromText::LoadFailed(why))) => Err(why),
-            Ok(Some(FromText::Done { .. })) => Err("the text process answered what nobody asked".to_owned()),
+            Ok(Some(FromText::Done { .. })) => {
+                Err("the text process answered what nobody asked".to_owned())
+            }
             Ok(None) => Err(format!(
                 "reading tokenizer.json and the chat template of {place} ended the process that does it ({}): they may take \
                  more memory than they may",
@@ -186,7 +188,9 @@ async fn listen(stderr: ChildStderr) {
         line.clear();
         match (&mut stderr).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
-            Ok(_) => tracing::warn!(target: "text", "{}", String::from_utf8_lossy(&line).trim_end()),
+            Ok(_) => {
+                tracing::warn!(target: "text", "{}", String::from_utf8_lossy(&line).trim_end())
+            }
         }
     }
 }

@@ -70,8 +70,9 @@ static BYTE_FALLBACK: LazyLock<Own> = LazyLock::new(|| Own::new(&tiny::byte_fall
 /// Words of every manner, for decoders of every kind.
 fn words() -> Value {
     let words = [
-        "▁a", "▁", "b", "▁▁", "##c", "##", "d", "e</w>", "</w>f", "<pad>", "|", "g|h", ".", "n't", "'", "do", "not", "?",
-        "é", "🦀", "<0xC3>", "<0xA9>", "<0x20>", "<0xFF>", "  i", "j ", "''",
+        "▁a", "▁", "b", "▁▁", "##c", "##", "d", "e</w>", "</w>f", "<pad>", "|", "g|h", ".", "n't",
+        "'", "do", "not", "?", "é", "🦀", "<0xC3>", "<0xA9>", "<0x20>", "<0xFF>", "  i", "j ",
+        "''",
     ];
     let vocab: serde_json::Map<String, Value> =
         words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
@@ -91,13 +92,10 @@ fn decoders() -> Vec<(&'static str, bool, Value)> {
     let regex = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"Regex": from}, "content": to});
     let strip = |start: u32, stop: u32| json!({"type": "Strip", "content": " ", "start": start, "stop": stop});
     let sequence = |steps: Vec<Value>| json!({"type": "Sequence", "decoders": steps});
-    let metaspace = |scheme: &str| {
-        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true})
-    };
-    let wordpiece = |cleanup: bool| json!({"type": "WordPiece", "prefix": "##", "cleanup": cleanup});
-    let ctc = |cleanup: bool| {
-        json!({"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": cleanup})
-    };
+    let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true});
+    let wordpiece =
+        |cleanup: bool| json!({"type": "WordPiece", "prefix": "##", "cleanup": cleanup});
+    let ctc = |cleanup: bool| json!({"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": cleanup});
     let fallback = || json!({"type": "ByteFallback"});
     let fuse = || json!({"type": "Fuse"});
     let bpe = || json!({"type": "BPEDecoder", "suffix": "</w>"});
@@ -121,16 +119,27 @@ fn decoders() -> Vec<(&'static str, bool, Value)> {
         ("ctc, not cleaned", false, ctc(false)),
         ("ctc, then metaspace", false, sequence(vec![ctc(true), metaspace("always")])),
         ("replaced over tokens", false, sequence(vec![fuse(), replace("▁a", "x")])),
-        ("byte level in a sequence", false, sequence(vec![json!({"type": "ByteLevel", "add_prefix_space": true,
-            "trim_offsets": true, "use_regex": true}), replace("b", "c")])),
+        (
+            "byte level in a sequence",
+            false,
+            sequence(vec![
+                json!({"type": "ByteLevel", "add_prefix_space": true,
+            "trim_offsets": true, "use_regex": true}),
+                replace("b", "c"),
+            ]),
+        ),
     ]
 }
 
+static ALL: LazyLock<Vec<(&str, bool, Own)>> = LazyLock::new(|| {
+    let own = |(name, is_table, decoder)| (name, is_table, Own::with_decoder(words(), decoder));
+    decoders().into_iter().map(own).collect()
+});
+
 #[test]
 fn every_decoder_has_its_kind() {
-    for (name, is_table, decoder) in decoders() {
-        let own = Own::with_decoder(words(), decoder);
-        assert_eq!(own.table.kind != Kind::Window, is_table, "{name}: {:?}", own.table.kind);
+    for (name, is_table, own) in &*ALL {
+        assert_eq!(own.table.kind != Kind::Window, *is_table, "{name}: {:?}", own.table.kind);
     }
 }
 
@@ -142,11 +151,14 @@ fn the_steps_are_the_librarys() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         ((random >> 33) as u32) % below
     };
-    for (name, _, decoder) in decoders() {
-        let own = Own::with_decoder(words(), decoder);
+    for (name, _, own) in &*ALL {
         for _ in 0..400 {
             let tokens: Vec<u32> = (0..next(9)).map(|_| next(WORDS)).collect();
-            assert_eq!(window(&own.vocabulary, &tokens), own.right(&tokens, false), "{name}: {tokens:?}");
+            assert_eq!(
+                window(&own.vocabulary, &tokens),
+                own.right(&tokens, false),
+                "{name}: {tokens:?}"
+            );
         }
     }
 }
@@ -219,15 +231,14 @@ fn has_whole_runs(own: &Own, tokens: &[u32]) -> bool {
 proptest! {
     #[test]
     fn any_tokens_stream_to_the_librarys_text(tokens in prop::collection::vec(0..WORDS, 0..40)) {
-        for (name, _, decoder) in decoders() {
-            let own = Own::with_decoder(words(), decoder);
+        for (name, _, own) in &*ALL {
             // What looks at more than a few neighbours, or takes text back, has no stream.
-            if name.starts_with("ctc, then") || !has_whole_runs(&own, &tokens) && own.table.kind != Kind::Window {
+            if name.starts_with("ctc, then") || !has_whole_runs(own, &tokens) && own.table.kind != Kind::Window {
                 continue;
             }
             let right = own.right(&tokens, true);
             if own.table.kind == Kind::Window && (right.contains(char::REPLACEMENT_CHARACTER)
-                || name == "replaced over tokens" || name.starts_with("fallback") || name.starts_with("byte level")) {
+                || *name == "replaced over tokens" || name.starts_with("fallback") || name.starts_with("byte level")) {
                 continue;
             }
             prop_assert_eq!(own.text(&tokens, true), right, "{}", name);

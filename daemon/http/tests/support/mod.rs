@@ -60,7 +60,6 @@ type Script = Box<dyn Fn(&Generate) -> Result<Vec<Step>, Unavailable> + Send + S
 
 pub struct Scripted {
     info: ModelInfo,
-    text: text::Lazy,
     script: Script,
     /// Requests as they were submitted.
     pub submitted: Mutex<Vec<Generate>>,
@@ -85,7 +84,7 @@ impl Model for Scripted {
     }
 
     fn text(&self) -> Arc<dyn TextService> {
-        self.text.get(&self.info.dir)
+        text::read(&self.info.dir)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
@@ -296,7 +295,6 @@ impl House {
                 read_s: 0.05,
                 load_s: 0.1,
             },
-            text: text::Lazy::default(),
             script: Box::new(script),
             submitted: Mutex::default(),
             alive: Arc::default(),

@@ -1,8 +1,8 @@
 //! A model's text side in this process.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
 use minisgl_http::backend::TextService;
@@ -25,16 +25,8 @@ impl TextService for Local {
     }
 }
 
-/// Read when it is first asked for, so that a test can write files before.
-#[derive(Default)]
-pub struct Lazy(OnceLock<Arc<Local>>);
-
-impl Lazy {
-    pub fn get(&self, dir: &Path) -> Arc<dyn TextService> {
-        let load = || {
-            let (side, info) = TextSide::load(dir).unwrap();
-            Arc::new(Local { side: Arc::new(side), info: Arc::new(info) })
-        };
-        Arc::clone(self.0.get_or_init(load)) as _
-    }
+/// What the folder has now.
+pub fn read(dir: &Path) -> Arc<dyn TextService> {
+    let (side, info) = TextSide::load(dir).unwrap();
+    Arc::new(Local { side: Arc::new(side), info: Arc::new(info) })
 }

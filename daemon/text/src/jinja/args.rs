@@ -12,26 +12,32 @@ pub struct Args {
 }
 
 impl Args {
-    pub fn of(positional: Vec<Value>) -> Args {
-        Args { positional, keyword: Vec::new() }
-    }
-
     /// The values of these parameters; an error for more arguments than that, or others.
-    pub fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> Result<[Option<Value>; N]> {
+    pub fn bind<const N: usize>(
+        self,
+        function: &str,
+        names: [&str; N],
+    ) -> Result<[Option<Value>; N]> {
         let mut bound = std::array::from_fn(|_| None);
         if self.positional.len() > N {
             let given = self.positional.len();
-            return Err(Error::failed(format!("{function}() takes {N} arguments at most, {given} are given")));
+            return Err(Error::failed(format!(
+                "{function}() takes {N} arguments at most, {given} are given"
+            )));
         }
         for (place, value) in bound.iter_mut().zip(self.positional) {
             *place = Some(value);
         }
         for (name, value) in self.keyword {
             let Some(at) = names.iter().position(|known| *known == &*name) else {
-                return Err(Error::failed(format!("{function}() got an unexpected keyword argument '{name}'")));
+                return Err(Error::failed(format!(
+                    "{function}() got an unexpected keyword argument '{name}'"
+                )));
             };
             if bound[at].replace(value).is_some() {
-                return Err(Error::failed(format!("{function}() got multiple values for argument '{name}'")));
+                return Err(Error::failed(format!(
+                    "{function}() got multiple values for argument '{name}'"
+                )));
             }
         }
         Ok(bound)

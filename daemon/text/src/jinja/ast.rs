@@ -95,7 +95,10 @@ pub type Body = Vec<Statement>;
 pub enum Kind {
     Text(Arc<str>),
     Print(Expr),
-    If { branches: Vec<(Expr, Body)>, otherwise: Body },
+    If {
+        branches: Vec<(Expr, Body)>,
+        otherwise: Body,
+    },
     /// By its place in [`Tree::loops`].
     For(usize),
     Set(Target, Expr),
@@ -104,7 +107,10 @@ pub enum Kind {
     /// By its place in [`Tree::macros`].
     Macro(usize),
     /// `{% call(..) f() %}`: the block is a macro, the call follows.
-    Call { block: usize, call: Expr },
+    Call {
+        block: usize,
+        call: Expr,
+    },
     /// `{% filter f %}`
     Filter(Expr, Body),
     With(Vec<(Target, Expr)>, Body),

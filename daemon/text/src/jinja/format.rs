@@ -47,7 +47,9 @@ pub fn percent(format: &Value, value: &Value) -> Result<Value> {
             let Some((name, after)) = after.split_once(')') else {
                 return Err(Error::failed("incomplete format key"));
             };
-            let Value::Dict(dict) = value else { return Err(Error::failed("format requires a mapping")) };
+            let Value::Dict(dict) = value else {
+                return Err(Error::failed("format requires a mapping"));
+            };
             let missing = || Error::failed(format!("there is no '{name}' to format"));
             named = Some(field(dict, name).cloned().ok_or_else(missing)?);
             used_name = true;
@@ -72,7 +74,9 @@ pub fn percent(format: &Value, value: &Value) -> Result<Value> {
             rest = after;
         }
         rest = rest.trim_start_matches(['l', 'h', 'L']);
-        let Some(kind) = rest.chars().next() else { return Err(Error::failed("incomplete format")) };
+        let Some(kind) = rest.chars().next() else {
+            return Err(Error::failed("incomplete format"));
+        };
         rest = &rest[kind.len_utf8()..];
         let value = match named {
             Some(value) => value,
@@ -92,7 +96,8 @@ pub fn percent(format: &Value, value: &Value) -> Result<Value> {
 }
 
 fn percent_flags<'s>(mut rest: &'s str, spec: &mut Spec) -> &'s str {
-    while let Some(flag) = rest.chars().next().filter(|c| matches!(c, '-' | '+' | ' ' | '#' | '0')) {
+    while let Some(flag) = rest.chars().next().filter(|c| matches!(c, '-' | '+' | ' ' | '#' | '0'))
+    {
         match flag {
             '-' => spec.align = Some('<'),
             '#' => spec.alternate = true,
@@ -115,7 +120,8 @@ fn percent_one(kind: char, value: &Value, mut spec: Spec) -> Result<String> {
     };
     match kind {
         's' | 'r' | 'a' => {
-            let written = if kind == 's' { text::str(value).to_string() } else { text::repr(value) };
+            let written =
+                if kind == 's' { text::str(value).to_string() } else { text::repr(value) };
             default_right(&mut spec);
             spec.zero = false;
             aligned(cut(&written, spec.precision), &spec, '>')
@@ -128,7 +134,8 @@ fn percent_one(kind: char, value: &Value, mut spec: Spec) -> Result<String> {
             aligned(c.ok_or_else(|| Error::failed("%c requires int or char"))?, &spec, '>')
         }
         'd' | 'i' | 'u' => {
-            let Some(number) = value.as_int().or(value.as_float().map(|number| number as i128)) else {
+            let Some(number) = value.as_int().or(value.as_float().map(|number| number as i128))
+            else {
                 return Err(number_needed(kind, value));
             };
             spec.kind = Some('d');
@@ -197,7 +204,9 @@ fn brace_text(
             };
             open == 0
         });
-        let Some(end) = end else { return Err(Error::failed("Single '{' encountered in format string")) };
+        let Some(end) = end else {
+            return Err(Error::failed("Single '{' encountered in format string"));
+        };
         let field = &rest[..end];
         rest = &rest[end + 1..];
         let (name, spec) = field.split_once(':').unwrap_or((field, ""));
@@ -236,7 +245,11 @@ fn lookup(
     } else if let Ok(index) = first.parse::<usize>() {
         positional.get(index).cloned().ok_or_else(missing)?
     } else {
-        keyword.iter().find(|(known, _)| **known == *first).map(|(_, v)| v.clone()).ok_or_else(missing)?
+        keyword
+            .iter()
+            .find(|(known, _)| **known == *first)
+            .map(|(_, v)| v.clone())
+            .ok_or_else(missing)?
     };
     while !path.is_empty() {
         if let Some(rest) = path.strip_prefix('.') {
@@ -334,7 +347,11 @@ fn aligned(written: String, spec: &Spec, default: char) -> Result<String> {
         // Unlike `str.center`: the odd one goes to the right.
         let missing = spec.width.saturating_sub(written.chars().count());
         let fill = spec.fill.unwrap_or(' ').to_string();
-        return Ok(format!("{}{written}{}", fill.repeat(missing / 2), fill.repeat(missing - missing / 2)));
+        return Ok(format!(
+            "{}{written}{}",
+            fill.repeat(missing / 2),
+            fill.repeat(missing - missing / 2)
+        ));
     }
     pad(&written, spec.width, spec.fill.unwrap_or(' '), align)
 }
@@ -387,7 +404,9 @@ fn whole(number: i128, spec: &Spec) -> Result<String> {
             let c = c.ok_or_else(|| Error::failed("%c arg not in range"))?;
             return aligned(c.to_string(), spec, '<');
         }
-        Some(other) => return Err(Error::failed(format!("Unknown format code '{other}' for a number"))),
+        Some(other) => {
+            return Err(Error::failed(format!("Unknown format code '{other}' for a number")));
+        }
     };
     numeric(number < 0, if spec.alternate { prefix } else { "" }, &digits, spec)
 }
@@ -404,7 +423,9 @@ fn float(number: f64, spec: &Spec) -> Result<String> {
         Some('E') => exponent(size, precision).to_uppercase(),
         None if spec.precision.is_none() => text::float(size),
         None | Some('g' | 'G' | 'n') => general(size, precision.max(1), spec.kind.is_none()),
-        Some(other) => return Err(Error::failed(format!("Unknown format code '{other}' for a float"))),
+        Some(other) => {
+            return Err(Error::failed(format!("Unknown format code '{other}' for a float")));
+        }
     };
     let digits = if spec.kind == Some('G') { digits.to_uppercase() } else { digits };
     numeric(number.is_sign_negative() && !number.is_nan(), "", &digits, spec)

@@ -28,7 +28,8 @@ pub fn dumps(value: &Value, args: Args) -> Result<Value> {
             Some(" ".repeat(count.min(64)))
         }
     };
-    let (mut item, mut key) = (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
+    let (mut item, mut key) =
+        (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
     if let Some(separators) = separators.filter(|given| !matches!(given, Value::None)) {
         match &separators.items()?[..] {
             [Value::Str(first), Value::Str(second)] => {
@@ -43,6 +44,14 @@ pub fn dumps(value: &Value, args: Args) -> Result<Value> {
     Ok(Value::str(dumps.out))
 }
 
+/// A value as JSON, as Python writes it by default but for what is not ASCII.
+pub fn plain(value: &Value) -> String {
+    match dumps(value, Args::default()) {
+        Ok(Value::Str(text)) => text.text.to_string(),
+        _ => String::new(),
+    }
+}
+
 impl Dumps {
     fn line(&mut self, depth: usize) {
         if let Some(indent) = &self.indent {
@@ -53,7 +62,9 @@ impl Dumps {
 
     fn write(&mut self, value: &Value, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
-            return Err(Error::failed("maximum recursion depth exceeded while encoding a JSON object"));
+            return Err(Error::failed(
+                "maximum recursion depth exceeded while encoding a JSON object",
+            ));
         }
         if self.out.len() > TEXT_BYTES_MAX {
             return Err(Error::failed("the JSON is too long"));
@@ -64,7 +75,12 @@ impl Dumps {
             Value::Int(value) => self.out.push_str(&value.to_string()),
             Value::Float(value) => self.out.push_str(&float(*value)),
             Value::Str(text) => self.string(&text.text),
-            Value::Seq(seq) if !matches!(seq.kind, super::value::SeqKind::View(_) | super::value::SeqKind::Range) => {
+            Value::Seq(seq)
+                if !matches!(
+                    seq.kind,
+                    super::value::SeqKind::View(_) | super::value::SeqKind::Range
+                ) =>
+            {
                 if seq.items.is_empty() {
                     self.out.push_str("[]");
                     return Ok(());
@@ -143,7 +159,9 @@ impl Dumps {
 fn float(value: f64) -> String {
     match value {
         value if value.is_nan() => "NaN".to_owned(),
-        value if value.is_infinite() => if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
+        value if value.is_infinite() => {
+            if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned()
+        }
         value => text::float(value),
     }
 }

@@ -21,8 +21,8 @@ pub enum Token {
 
 /// Operators, longer ones before those that they begin with.
 const OPERATORS: [&str; 26] = [
-    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
-    ":", "|", ",", ";",
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
+    ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
 struct Lexer<'s> {
@@ -218,7 +218,9 @@ impl<'s> Lexer<'s> {
             if self.rest.is_empty() {
                 return self.fail(format!("a tag has no end: {end} is missing"));
             }
-            if open.is_empty() && let Some(sign) = self.ends(end) {
+            if open.is_empty()
+                && let Some(sign) = self.ends(end)
+            {
                 self.end(end, sign);
                 return Ok(());
             }
@@ -272,15 +274,17 @@ impl<'s> Lexer<'s> {
             self.push(Token::Int(number));
             return Ok(());
         }
-        let digits = |text: &str| {
-            text.find(|c: char| c != '_' && !c.is_ascii_digit()).unwrap_or(text.len())
-        };
+        let digits =
+            |text: &str| text.find(|c: char| c != '_' && !c.is_ascii_digit()).unwrap_or(text.len());
         let mut end = digits(self.rest);
         let mut is_float = false;
         // After a dot this is an index: `a.0.1`.
         let after_dot = matches!(self.tokens.last(), Some((_, Token::Op("."))));
         let rest = &self.rest[end..];
-        if !after_dot && rest.starts_with('.') && rest[1..].starts_with(|c: char| c.is_ascii_digit()) {
+        if !after_dot
+            && rest.starts_with('.')
+            && rest[1..].starts_with(|c: char| c.is_ascii_digit())
+        {
             is_float = true;
             end += 1 + digits(&rest[1..]);
         }
@@ -358,7 +362,8 @@ fn unescaped(text: &str) -> String {
             'U' => 8,
             _ => 0,
         };
-        let code = rest.get(..hex).filter(|_| hex > 0).and_then(|d| u32::from_str_radix(d, 16).ok());
+        let code =
+            rest.get(..hex).filter(|_| hex > 0).and_then(|d| u32::from_str_radix(d, 16).ok());
         if let Some(c) = code.and_then(char::from_u32) {
             out.push(c);
             rest = &rest[hex..];

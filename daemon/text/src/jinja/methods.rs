@@ -8,11 +8,48 @@ use super::value::{Function, Key, Object, Seq, SeqKind, Value, field};
 use super::{Error, Result, ops, strings};
 
 const STRING: [&str; 42] = [
-    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format", "format_map", "index",
-    "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable",
-    "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix",
-    "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith",
-    "strip", "swapcase", "title",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
 ];
 const STRING_MORE: [&str; 4] = ["translate", "upper", "zfill", "encode"];
 const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
@@ -79,7 +116,10 @@ pub fn attribute(value: &Value, name: &str) -> Option<Value> {
             Object::Joiner { .. } => None,
         },
         Value::Function(function) => match (&**function, name) {
-            (Function::Macro(..), "name" | "arguments" | "catch_kwargs" | "catch_varargs" | "caller") => method(),
+            (
+                Function::Macro(..),
+                "name" | "arguments" | "catch_kwargs" | "catch_varargs" | "caller",
+            ) => method(),
             _ => None,
         },
         _ => None,
@@ -100,7 +140,8 @@ pub fn call(run: &mut Run<'_>, value: &Value, name: &str, args: Args) -> Result<
             "keys" => view("dict_keys", dict.keys().map(|key| key.0.clone()).collect()),
             "values" => view("dict_values", dict.values().cloned().collect()),
             _ => {
-                let pair = |(key, value): (&Key, &Value)| Value::tuple(vec![key.0.clone(), value.clone()]);
+                let pair =
+                    |(key, value): (&Key, &Value)| Value::tuple(vec![key.0.clone(), value.clone()]);
                 view("dict_items", dict.iter().map(pair).collect())
             }
         },
@@ -114,7 +155,8 @@ pub fn call(run: &mut Run<'_>, value: &Value, name: &str, args: Args) -> Result<
             _ => {
                 let [item, start, stop] = args.bind("index", ["value", "start", "stop"])?;
                 let item = item.ok_or_else(|| args_missing("index"))?;
-                let bound = |at: Option<Value>, default: usize| match at.and_then(|at| at.as_int()) {
+                let bound = |at: Option<Value>, default: usize| match at.and_then(|at| at.as_int())
+                {
                     Some(at) if at < 0 => (at + seq.items.len() as i128).max(0) as usize,
                     Some(at) => at as usize,
                     None => default,
@@ -175,7 +217,8 @@ pub fn by_path(value: &Value, path: &Value, default: Option<&Value>) -> Result<V
     let mut found = value.clone();
     for part in text.split('.') {
         let is_index = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        let index = part.parse().ok().filter(|_| is_index).map_or_else(|| Value::str(part), Value::Int);
+        let index =
+            part.parse().ok().filter(|_| is_index).map_or_else(|| Value::str(part), Value::Int);
         // As Jinja2 looks it up here: items before attributes.
         found = match (&found, &index) {
             (Value::Dict(dict), Value::Str(name)) if field(dict, &name.text).is_some() => {

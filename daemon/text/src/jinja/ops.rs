@@ -150,7 +150,9 @@ pub fn negative(value: &Value) -> Result<Value> {
         other => match other.as_int().and_then(i128::checked_neg) {
             Some(value) => Ok(Value::Int(value)),
             None if other.is_undefined() => Err(other.undefined_error()),
-            None => Err(Error::failed(format!("bad operand type for unary -: '{}'", other.type_name()))),
+            None => {
+                Err(Error::failed(format!("bad operand type for unary -: '{}'", other.type_name())))
+            }
         },
     }
 }
@@ -161,7 +163,9 @@ pub fn positive(value: &Value) -> Result<Value> {
         other => match other.as_int() {
             Some(value) => Ok(Value::Int(value)),
             None if other.is_undefined() => Err(other.undefined_error()),
-            None => Err(Error::failed(format!("bad operand type for unary +: '{}'", other.type_name()))),
+            None => {
+                Err(Error::failed(format!("bad operand type for unary +: '{}'", other.type_name())))
+            }
         },
     }
 }
@@ -183,7 +187,9 @@ pub fn compare(op: Compare, a: &Value, b: &Value) -> Result<bool> {
         Err(()) if b.is_undefined() => Err(b.undefined_error()),
         Err(()) => {
             let (a, b) = (a.type_name(), b.type_name());
-            Err(Error::failed(format!("'{sign}' not supported between instances of '{a}' and '{b}'")))
+            Err(Error::failed(format!(
+                "'{sign}' not supported between instances of '{a}' and '{b}'"
+            )))
         }
     }
 }
@@ -249,7 +255,10 @@ pub fn attribute(value: &Value, name: &str) -> Result<Value> {
 fn missing(value: &Value, name: &str) -> Value {
     match value {
         Value::None => Value::undefined(&format!("'None' has no attribute '{name}'; it")),
-        other => Value::undefined(&format!("'{} object' has no attribute '{name}'; it", other.type_name())),
+        other => Value::undefined(&format!(
+            "'{} object' has no attribute '{name}'; it",
+            other.type_name()
+        )),
     }
 }
 
@@ -272,9 +281,7 @@ pub fn item(value: &Value, index: &Value) -> Result<Value> {
         return Ok(found);
     }
     match index.as_str() {
-        Some(name) => {
-            Ok(methods::attribute(value, name).unwrap_or_else(|| missing(value, name)))
-        }
+        Some(name) => Ok(methods::attribute(value, name).unwrap_or_else(|| missing(value, name))),
         None => Ok(Value::undefined(&format!(
             "{} object has no element {}; it",
             value.type_name(),

@@ -132,7 +132,8 @@ impl Parser {
 
     pub(super) fn deeper<T>(&mut self, read: impl FnOnce(&mut Parser) -> Parsed<T>) -> Parsed<T> {
         if self.depth >= DEPTH_MAX {
-            return self.fail(format!("more than {DEPTH_MAX} expressions or blocks inside each other"));
+            return self
+                .fail(format!("more than {DEPTH_MAX} expressions or blocks inside each other"));
         }
         self.depth += 1;
         let read = read(self);
@@ -145,8 +146,11 @@ impl Parser {
             let mut value = parser.or()?;
             while parser.skip_name("if") {
                 let condition = parser.or()?;
-                let otherwise =
-                    if parser.skip_name("else") { Some(Box::new(parser.expression()?)) } else { None };
+                let otherwise = if parser.skip_name("else") {
+                    Some(Box::new(parser.expression()?))
+                } else {
+                    None
+                };
                 value = Expr::If(Box::new(condition), Box::new(value), otherwise);
             }
             Ok(value)
@@ -482,7 +486,9 @@ impl Parser {
                 args.star = Some(Box::new(self.expression()?));
             } else if self.skip_op("**") {
                 args.double_star = Some(Box::new(self.expression()?));
-            } else if let (Some(Token::Name(name)), Some(Token::Op("="))) = (self.peek(), self.peek_at(1)) {
+            } else if let (Some(Token::Name(name)), Some(Token::Op("="))) =
+                (self.peek(), self.peek_at(1))
+            {
                 let name = Arc::clone(name);
                 self.at += 2;
                 args.keyword.push((name, self.expression()?));

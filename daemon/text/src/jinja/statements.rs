@@ -21,7 +21,10 @@ impl Parser {
             let line = self.line();
             match self.next() {
                 None if ends.is_empty() => return Ok(body),
-                None => return self.fail(format!("a block has no end: {} is missing", ends.join(" or "))),
+                None => {
+                    return self
+                        .fail(format!("a block has no end: {} is missing", ends.join(" or ")));
+                }
                 Some(Token::Text(text)) => body.push(Statement { line, kind: Kind::Text(text) }),
                 Some(Token::PrintBegin) => {
                     let value = self.tuple(true, false)?;

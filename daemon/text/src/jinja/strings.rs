@@ -123,7 +123,9 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
         "isalpha" => Ok(all(char::is_alphabetic)),
         "isascii" => Ok(Value::Bool(s.is_ascii())),
         "isdecimal" => Ok(all(is_decimal)),
-        "isdigit" => Ok(all(|c| is_decimal(c) || matches!(c, '²' | '³' | '¹' | '⁰'..='⁹' | '₀'..='₉'))),
+        "isdigit" => {
+            Ok(all(|c| is_decimal(c) || matches!(c, '²' | '³' | '¹' | '⁰'..='⁹' | '₀'..='₉')))
+        }
         "isnumeric" => Ok(all(char::is_numeric)),
         "isspace" => Ok(all(|c| c.is_whitespace() || matches!(c, '\x1c'..='\x1f'))),
         "isprintable" => Ok(Value::Bool(s.chars().all(text::is_printable))),
@@ -132,8 +134,12 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
             let first = chars.next().is_some_and(|c| c == '_' || c.is_alphabetic());
             Ok(Value::Bool(first && chars.all(|c| c == '_' || c.is_alphanumeric())))
         }
-        "islower" => Ok(Value::Bool(s.chars().any(char::is_lowercase) && !s.chars().any(char::is_uppercase))),
-        "isupper" => Ok(Value::Bool(s.chars().any(char::is_uppercase) && !s.chars().any(char::is_lowercase))),
+        "islower" => {
+            Ok(Value::Bool(s.chars().any(char::is_lowercase) && !s.chars().any(char::is_uppercase)))
+        }
+        "isupper" => {
+            Ok(Value::Bool(s.chars().any(char::is_uppercase) && !s.chars().any(char::is_lowercase)))
+        }
         "istitle" => Ok(Value::Bool(s.chars().any(char::is_alphabetic) && title(s) == s)),
         other => Err(Error::failed(format!("str.{other} is not supported"))),
     }
@@ -322,7 +328,8 @@ fn split(s: &str, name: &str, args: Args, safe: bool) -> Result<Value> {
 
 fn split_blank(s: &str, most: usize, from_right: bool) -> Vec<&str> {
     let mut parts = Vec::new();
-    let mut rest = if from_right { s.trim_end_matches(is_space) } else { s.trim_start_matches(is_space) };
+    let mut rest =
+        if from_right { s.trim_end_matches(is_space) } else { s.trim_start_matches(is_space) };
     while !rest.is_empty() {
         if parts.len() == most {
             // The far side keeps its white space.
@@ -354,7 +361,10 @@ pub fn lines(s: &str, keep: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = s;
     let ends = |c: char| {
-        matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
+        matches!(
+            c,
+            '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
     };
     while !rest.is_empty() {
         let Some(at) = rest.find(ends) else {

@@ -53,7 +53,9 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
         Value::Seq(seq) => {
             let (open, close) = match seq.kind {
                 SeqKind::List => ("[", "]"),
-                SeqKind::Tuple | SeqKind::Group => ("(", if seq.items.len() == 1 { ",)" } else { ")" }),
+                SeqKind::Tuple | SeqKind::Group => {
+                    ("(", if seq.items.len() == 1 { ",)" } else { ")" })
+                }
                 SeqKind::View(name) => {
                     out.push_str(name);
                     ("([", "])")
@@ -61,7 +63,8 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
                 SeqKind::Range => {
                     let bound = |at: Option<&Value>| at.and_then(Value::as_int).unwrap_or(0);
                     let (first, last) = (bound(seq.items.first()), bound(seq.items.last()));
-                    let step = if seq.items.len() > 1 { bound(seq.items.get(1)) - first } else { 1 };
+                    let step =
+                        if seq.items.len() > 1 { bound(seq.items.get(1)) - first } else { 1 };
                     let end = if seq.items.is_empty() { 0 } else { last + step };
                     let _ = match step {
                         1 => write!(out, "range({first}, {end})"),
@@ -105,7 +108,9 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
                 }
                 out.push_str("}>");
             }
-            Object::Loop(l) => drop(write!(out, "<LoopContext {}/{}>", l.at.get() + 1, l.items.len())),
+            Object::Loop(l) => {
+                drop(write!(out, "<LoopContext {}/{}>", l.at.get() + 1, l.items.len()))
+            }
             Object::Cycler { .. } => out.push_str("<Cycler>"),
             Object::Joiner { .. } => out.push_str("<Joiner>"),
         },
@@ -152,8 +157,13 @@ pub fn is_printable(c: char) -> bool {
     match c {
         ' ' => true,
         c if c.is_control() || c.is_whitespace() => false,
-        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => false,
-        '\u{e000}'..='\u{f8ff}' | '\u{feff}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}'..='\u{ffff}' => false,
+        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => {
+            false
+        }
+        '\u{e000}'..='\u{f8ff}'
+        | '\u{feff}'
+        | '\u{fff0}'..='\u{fffb}'
+        | '\u{fffe}'..='\u{ffff}' => false,
         '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' => false,
         '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..='\u{10ffff}' => false,
         _ => true,

@@ -246,7 +246,11 @@ impl Value {
 
     pub fn is_iterable(&self) -> bool {
         match self {
-            Value::Undefined(_) | Value::Str(_) | Value::Seq(_) | Value::Dict(_) | Value::Generator(_) => true,
+            Value::Undefined(_)
+            | Value::Str(_)
+            | Value::Seq(_)
+            | Value::Dict(_)
+            | Value::Generator(_) => true,
             Value::Object(object) => matches!(**object, Object::Loop(_)),
             _ => false,
         }
@@ -329,7 +333,9 @@ impl From<&serde_json::Value> for Value {
             Json::String(text) => Value::str(text.as_str()),
             Json::Array(items) => Value::list(items.iter().map(Value::from).collect()),
             Json::Object(fields) => {
-                let field = |(name, value): (&String, &Json)| (Key(Value::str(name.as_str())), value.into());
+                let field = |(name, value): (&String, &Json)| {
+                    (Key(Value::str(name.as_str())), value.into())
+                };
                 Value::dict(fields.iter().map(field).collect())
             }
         }
