@@ -1,14 +1,30 @@
 //! The command line.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use minisgl_proto::socket::{self, Place};
-use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions};
+use tokio::net::UnixStream;
 
-use crate::error::EXIT_CODES;
+use crate::error::{CtlError, EXIT_CODES};
+use crate::output::note;
+
+mod format;
+mod load;
+
+pub use format::{Format, Output, OutputParser};
+pub use load::OptionArgs;
+
+/// Between two looks at a socket that is not there yet.
+const SOCKET_LOOK: Duration = Duration::from_millis(50);
+/// Nobody is told of a shorter wait.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+/// Seconds that a daemon may take from its start to its socket.
+const STARTING_S: u64 = 5;
 
 /// Talks to minisgld, the LLM-serving daemon of this machine.
 #[derive(Debug, Parser)]
@@ -18,20 +34,94 @@ pub struct Cli {
     /// /tmp/minisgld-UID/admin.sock) if it exists, else /run/minisgld/admin.sock; for root the last]
     #[arg(long, global = true, env = "MINISGL_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Wait so long for a daemon that is just starting [default: 5 for load, pull and wait, else 0]
+    #[arg(long, global = true, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub wait_daemon: Option<u64>,
+    /// How results are written: for people or for programs
+    #[arg(short = 'o', long, global = true, value_name = "FORMAT", default_value = "table",
+          value_parser = OutputParser)]
+    pub output: Output,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
+    /// How long to wait for a daemon that is not there.
+    pub fn patience(&self) -> Duration {
+        let default = match self.command {
+            Command::Load(_) | Command::Pull { .. } | Command::Wait { .. } => STARTING_S,
+            _ => 0,
+        };
+        Duration::from_secs(self.wait_daemon.unwrap_or(default))
+    }
+
+    /// The format of results.
+    ///
+    /// # Errors
+    /// What was given is none.
+    pub fn format(&self) -> Result<Format, CtlError> {
+        match (&self.output, &self.command) {
+            (Output::Format(format), _) => Ok(*format),
+            (Output::File(_), Command::Batch(_)) => Ok(Format::Table),
+            (Output::File(other), _) => Err(CtlError::Usage(format!(
+                "-o is table or json, not {:?}",
+                other.display().to_string()
+            ))),
+        }
+    }
+
+    /// Where a batch's answers go: `--out`, or `-o` with something that is no format.
+    ///
+    /// # Errors
+    /// Neither is given, or both.
+    pub fn batch_out<'a>(&'a self, args: &'a BatchArgs) -> Result<&'a Path, CtlError> {
+        match (&args.out, &self.output) {
+            (Some(out), Output::Format(_)) => Ok(out),
+            (None, Output::File(out)) => Ok(out),
+            (Some(_), Output::File(other)) => Err(CtlError::Usage(format!(
+                "-o is table or json beside --out, not {:?}",
+                other.display().to_string()
+            ))),
+            (None, Output::Format(_)) => {
+                Err(CtlError::Usage("where do the answers go? give --out OUT.jsonl".to_string()))
+            }
+        }
+    }
+
     /// The socket in force: the one given, else the first of the daemon's places that has one.
-    pub fn socket(&self) -> PathBuf {
+    fn socket(&self) -> PathBuf {
         let own = || {
             let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
             let uid = nix::unistd::geteuid().as_raw();
             choose(socket::places(uid, runtime_dir.as_deref()), has_socket)
         };
         self.socket.clone().unwrap_or_else(own)
+    }
+
+    /// The same, once somebody listens there or patience has ended. Where it is can change as long as no daemon
+    /// has made one.
+    pub async fn find_socket(&self) -> PathBuf {
+        let since = Instant::now();
+        let mut told = false;
+        loop {
+            let socket = self.socket();
+            let waits = match UnixStream::connect(&socket).await {
+                Ok(_) => false,
+                Err(error) => {
+                    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+                }
+            };
+            if !waits || since.elapsed() >= self.patience() {
+                return socket;
+            }
+            if !told && since.elapsed() >= TOLD_AFTER {
+                told = true;
+                note(&format!("waiting for a daemon on {}", socket.display()));
+            }
+            tokio::time::sleep(SOCKET_LOOK).await;
+        }
     }
 }
 
@@ -61,31 +151,84 @@ pub enum Command {
         /// Abort running requests instead of waiting for them
         #[arg(long)]
         force: bool,
-        #[command(flatten)]
-        output: OutputArgs,
     },
-    /// List every model: name, state, source, size
-    List(OutputArgs),
+    /// Give a model a new worker, with other load options if any are given; its requests wait, and go on
+    Restart {
+        /// The model's name
+        name: String,
+        #[command(flatten)]
+        options: OptionArgs,
+    },
+    /// Wait until a model serves, or is gone; without a name until the whole daemon is ready
+    Wait {
+        /// The model's name
+        #[arg(required_if_eq("until", "gone"))]
+        name: Option<String>,
+        /// What to wait for
+        #[arg(long = "for", value_enum, id = "until", value_name = "WHAT", default_value_t = Until::Ready)]
+        until: Until,
+        /// Give up after so long; the exit code is then 6 [default: never]
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
     /// Show how every model does: requests, KV pages, cache, restarts
-    Ps(OutputArgs),
+    #[command(visible_alias = "list")]
+    Ps {
+        /// Show it again every so many seconds, 2 if none are given; Ctrl-C leaves
+        #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+              default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
+        watch: Option<u64>,
+    },
     /// Show everything about a model
     Show {
         /// The model's name
         name: String,
-        #[command(flatten)]
-        output: OutputArgs,
+    },
+    /// Show what a model's workers wrote, also those that died
+    Logs {
+        /// The model's name
+        name: String,
+        /// Only the last lines
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 200,
+              value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        lines: u32,
+        /// Go on with what they write from now on; Ctrl-C leaves
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show every request that has not ended: whose, of which model, for how long
+    Requests {
+        /// Only this model's
+        model: Option<String>,
+    },
+    /// End a request
+    Cancel {
+        /// ID or REQUEST ID of minisglctl requests
+        id: String,
     },
     /// Empty a model's prefix cache
     Flush {
         /// The model's name
         name: String,
-        #[command(flatten)]
-        output: OutputArgs,
+    },
+    /// Download a model, or its newest commit, without loading it; interrupting this stops the download
+    Pull {
+        /// A repo id of the Hugging Face hub: org/name[@revision]
+        #[arg(value_name = "REPO")]
+        model: String,
+    },
+    /// Show what models are on disk, with sizes, and which are in use
+    Models,
+    /// Remove a model from the disk, or one revision of it; not while it is in use
+    Rm {
+        /// org/name, or org/name@revision
+        #[arg(value_name = "REPO", required = true)]
+        models: Vec<String>,
     },
     /// Print the daemon's metrics in the Prometheus text format
-    Metrics(OutputArgs),
+    Metrics,
     /// Say whether the daemon is ready; the exit code is 0 only then
-    Health(OutputArgs),
+    Health,
     /// Watch models, throughput, latencies, caches and GPUs live; q quits
     Top(TopArgs),
     /// Chat with a model; reads one prompt from standard input when that is no terminal
@@ -96,7 +239,7 @@ pub enum Command {
     /// install; the exit code is 0 only when a GPU is ready. Works without a daemon too
     Doctor(DoctorArgs),
     /// Print the versions of this program and of the daemon
-    Version(OutputArgs),
+    Version,
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -111,21 +254,13 @@ pub enum Command {
     },
 }
 
-/// How results are written.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct OutputArgs {
-    /// How results are written
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-}
-
-/// For people or for programs.
+/// What `wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people
-    Table,
-    /// For programs
-    Json,
+pub enum Until {
+    /// It serves
+    Ready,
+    /// No model has that name
+    Gone,
 }
 
 /// `load`.
@@ -137,95 +272,20 @@ pub struct LoadArgs {
     /// Name for clients [default: the repo id, or the folder's last part]
     #[arg(long)]
     pub name: Option<String>,
-    /// Tensor-parallel ranks [default: one a GPU of --gpus, or 1]
-    #[arg(long, value_name = "N")]
-    pub tp: Option<u32>,
-    /// The driver's numbers of the GPUs, one a rank [default: those that suit best and that no other
-    /// model has]
-    #[arg(long, value_name = "N,N")]
-    pub gpus: Option<GpuList>,
-    /// What to run on: auto, cpu or cuda
-    #[arg(long, value_parser = lowercase::<Device>)]
-    pub device: Option<Device>,
-    /// Compute threads over all ranks; 0 means one a core
-    #[arg(long, value_name = "N")]
-    pub threads: Option<u32>,
-    /// Tokens a KV page
-    #[arg(long, value_name = "TOKENS")]
-    pub page_size: Option<u32>,
-    /// Tokens of KV cache [default: from --memory-ratio]
-    #[arg(long, value_name = "TOKENS")]
-    pub kv_tokens: Option<u64>,
-    /// Share of the free memory for weights and KV pages, in (0, 1] [default: 0.5, on a GPU 0.9]
-    #[arg(long, value_name = "SHARE")]
-    pub memory_ratio: Option<f32>,
-    /// Element type of the KV cache: auto, f32, bf16, fp16 or fp8
-    #[arg(long, value_parser = lowercase::<KvDtype>)]
-    pub kv_dtype: Option<KvDtype>,
-    /// Requests running at once, at most
-    #[arg(long, value_name = "N")]
-    pub max_running: Option<u32>,
-    /// Requests waiting, at most
-    #[arg(long, value_name = "N")]
-    pub max_waiting: Option<u32>,
-    /// Tokens a step feeds at most: the chunk of chunked prefill [default: 512, on a GPU 8192]
-    #[arg(long, value_name = "TOKENS")]
-    pub chunk_tokens: Option<u32>,
-    /// Prompt plus generated tokens at most [default: the model's context]
-    #[arg(long, value_name = "TOKENS")]
-    pub max_len: Option<u32>,
-    /// Prefix cache: radix or naive
-    #[arg(long, value_parser = lowercase::<CacheMode>)]
-    pub cache: Option<CacheMode>,
-    /// Attention kernels of a GPU for prefill and decode: two of auto, fi and fa, or one for both
-    #[arg(long, value_name = "PREFILL,DECODE")]
-    pub attn: Option<Attn>,
-    /// Seeded random weights; needs only config.json
-    #[arg(long)]
-    pub dummy_weights: bool,
-    /// Schedule each step after the one before, not during it
-    #[arg(long)]
-    pub no_overlap: bool,
+    /// Another name for clients; may be given more than once
+    #[arg(long = "alias", value_name = "NAME")]
+    pub aliases: Vec<String>,
     /// Load it again whenever the daemon starts, until it is unloaded
     #[arg(long)]
     pub persist: bool,
+    /// Return as soon as the load has begun; see minisglctl wait
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Load nothing: say whether it would fit, on what, and with how many tokens of KV cache
+    #[arg(long, conflicts_with_all = ["persist", "detach"])]
+    pub dry_run: bool,
     #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-impl LoadArgs {
-    /// The options as given, the daemon's defaults for the rest.
-    ///
-    /// # Errors
-    /// `--gpus` does not go with `--tp` or `--device`.
-    pub fn options(&self) -> Result<LoadOptions, BadGpus> {
-        let default = LoadOptions::default();
-        let options = LoadOptions {
-            tp: default.tp,
-            device: self.device.unwrap_or(default.device),
-            gpus: default.gpus,
-            gpus_taken: default.gpus_taken,
-            threads: self.threads.unwrap_or(default.threads),
-            page_size: self.page_size.unwrap_or(default.page_size),
-            kv_tokens: self.kv_tokens.or(default.kv_tokens),
-            memory_ratio: self.memory_ratio.or(default.memory_ratio),
-            kv_dtype: self.kv_dtype.unwrap_or(default.kv_dtype),
-            max_running: self.max_running.unwrap_or(default.max_running),
-            max_waiting: self.max_waiting.unwrap_or(default.max_waiting),
-            chunk_tokens: self.chunk_tokens.or(default.chunk_tokens),
-            max_len: self.max_len.or(default.max_len),
-            cache: self.cache.unwrap_or(default.cache),
-            attn: self.attn.unwrap_or(default.attn),
-            dummy_weights: self.dummy_weights,
-            overlap: !self.no_overlap,
-        };
-        options.with_ranks(self.tp, self.gpus.as_ref())
-    }
-}
-
-/// Reads an enum by the name it has in JSON, so that both have the same words.
-fn lowercase<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(serde_json::Value::from(text)).map_err(|error| error.to_string())
+    pub options: OptionArgs,
 }
 
 /// `chat`.
@@ -251,8 +311,6 @@ pub struct ChatArgs {
     /// Seed of the sampling
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    #[command(flatten)]
-    pub output: OutputArgs,
 }
 
 /// `top`.
@@ -278,8 +336,6 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub timeout: u64,
-    #[command(flatten)]
-    pub output: OutputArgs,
 }
 
 /// `batch`.
@@ -289,8 +345,8 @@ pub struct BatchArgs {
     #[arg(value_name = "IN.jsonl")]
     pub input: PathBuf,
     /// Where answers are appended, in the order they come; requests with an answer here are skipped
-    #[arg(short = 'o', long = "out", value_name = "OUT.jsonl")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "OUT.jsonl")]
+    pub out: Option<PathBuf>,
     /// Requests at once
     #[arg(short, long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -298,58 +354,20 @@ pub struct BatchArgs {
     /// Attempts a request gets after a 429, a 5xx or a lost connection
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub retries: u32,
-    /// Write the summary as JSON
-    #[arg(long)]
+    /// As -o json
+    #[arg(long, hide = true)]
     pub json: bool,
 }
 
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use minisgl_proto::AttnBackend;
 
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn no_option_means_the_daemons_default() {
-        let cli = Cli::parse_from(["minisglctl", "load", "org/name"]);
-        let Command::Load(load) = cli.command else { panic!("{cli:?}") };
-        assert_eq!(load.options(), Ok(LoadOptions::default()));
-    }
-
-    #[test]
-    fn enums_have_the_names_of_the_api() {
-        let line = "minisglctl load m --device cpu --kv-dtype bf16 --cache naive --attn fa,fi --no-overlap";
-        let cli = Cli::parse_from(line.split(' '));
-        let Command::Load(load) = cli.command else { panic!("{cli:?}") };
-        let options = load.options().unwrap();
-        assert_eq!(options.device, Device::Cpu);
-        assert_eq!(options.kv_dtype, KvDtype::Bf16);
-        assert_eq!(options.cache, CacheMode::Naive);
-        assert_eq!(options.attn, Attn { prefill: AttnBackend::Fa, decode: AttnBackend::Fi });
-        assert!(!options.overlap);
-        assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--attn", "fa,fb"]).is_err());
-        assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--device", "tpu"]).is_err());
-    }
-
-    #[test]
-    fn ranks_are_as_many_as_gpus_unless_given() {
-        let options = |flags: &str| {
-            let line = format!("minisglctl load m {flags}");
-            let cli = Cli::parse_from(line.split_whitespace());
-            let Command::Load(load) = cli.command else { panic!("{cli:?}") };
-            load.options().map(|options| (options.gpus, options.tp))
-        };
-        assert_eq!(options("--gpus 2,3"), Ok((vec![2, 3], 2)));
-        assert_eq!(options("--gpus 7 --tp 1"), Ok((vec![7], 1)));
-        assert_eq!(options("--tp 2"), Ok((vec![], 2)));
-        assert!(options("--gpus 2,3 --tp 1").is_err());
-        assert!(options("--gpus 2 --device cpu").is_err());
     }
 
     #[test]

@@ -4,22 +4,21 @@
 //! are attempts left. Requests without an answer are left for the next run of the same command.
 
 use std::collections::HashSet;
-use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use hyper::{Method, StatusCode};
-use indicatif::{ProgressBar, ProgressStyle};
 use minisgl_proto::admin::VersionInfo;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::args::BatchArgs;
+use crate::args::{BatchArgs, Format};
 use crate::batch_file::{Answer, Item, Items, Out, Record, ids};
 use crate::client::{Client, error_of, whole};
 use crate::error::CtlError;
-use crate::output::{note, print, print_json};
+use crate::output::{Bar, note, notes_are_seen, print, print_json};
 use crate::render;
 
 /// Pause before the second attempt; doubles.
@@ -53,12 +52,17 @@ enum Outcome {
 }
 
 /// Runs the command.
-pub async fn run(client: &Client, args: &BatchArgs) -> Result<(), CtlError> {
-    if same_file(args) {
+pub async fn run(
+    client: &Client,
+    args: &BatchArgs,
+    path: &Path,
+    format: Format,
+) -> Result<(), CtlError> {
+    if same_file(&args.input, path) {
         return Err(CtlError::Usage("input and output are the same file".to_string()));
     }
     let ids = ids(&args.input)?;
-    let (mut out, done) = Out::open(&args.out)?;
+    let (mut out, done) = Out::open(path)?;
     let skipped = ids.intersection(&done).count();
     let mut summary = Summary { total: ids.len(), skipped, ..Summary::default() };
     drop(ids);
@@ -71,7 +75,7 @@ pub async fn run(client: &Client, args: &BatchArgs) -> Result<(), CtlError> {
         out.sync()?;
     }
     summary.seconds = began.elapsed().as_secs_f64();
-    if args.json {
+    if args.json || format == Format::Json {
         print_json(&summary)?;
     } else {
         print(&table(&summary))?;
@@ -81,7 +85,7 @@ pub async fn run(client: &Client, args: &BatchArgs) -> Result<(), CtlError> {
         (0, failed, _) => Err(CtlError::Failed(format!(
             "{} answered with an error; see {}",
             render::plural(failed as u64, "request"),
-            args.out.display()
+            path.display()
         ))),
         (left, _, error) => Err(CtlError::Failed(format!(
             "{} without an answer{}; run the same command again to go on",
@@ -91,9 +95,8 @@ pub async fn run(client: &Client, args: &BatchArgs) -> Result<(), CtlError> {
     }
 }
 
-fn same_file(args: &BatchArgs) -> bool {
-    let path = |path: &std::path::Path| path.canonicalize().ok();
-    path(&args.input).is_some_and(|input| Some(input) == path(&args.out))
+fn same_file(input: &Path, out: &Path) -> bool {
+    input.canonicalize().is_ok_and(|input| out.canonicalize().is_ok_and(|out| input == out))
 }
 
 /// Sends what has no answer yet; returns the first reason why one was left.
@@ -212,19 +215,17 @@ fn table(summary: &Summary) -> String {
 
 /// Progress on standard error.
 struct View {
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
     told: Instant,
 }
 
 impl View {
     fn new(summary: &Summary) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = notes_are_seen().then(|| {
             let template = "[{bar:30}] {pos}/{len} {per_sec} {eta} left {msg}";
-            let style = ProgressStyle::with_template(template);
-            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar =
-                ProgressBar::new(summary.total as u64).with_style(style.progress_chars("=> "));
-            bar.with_position(summary.skipped as u64)
+            let bar = Bar::new(summary.total as u64, template);
+            bar.at(summary.skipped as u64, "");
+            bar
         });
         View { bar, told: Instant::now() }
     }
@@ -237,8 +238,7 @@ impl View {
             ill => format!("({ill} not well)"),
         };
         if let Some(bar) = &self.bar {
-            bar.set_position(done as u64);
-            bar.set_message(ill);
+            bar.at(done as u64, &ill);
         } else if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
             note(&format!("{done} of {total} requests done {ill}"));

@@ -15,6 +15,8 @@ use crate::error::CtlError;
 
 /// Bytes of a line at most.
 const LINE_BYTES_MAX: u64 = 64 << 20;
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Where requests may go.
 const URLS: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
 
@@ -125,10 +127,17 @@ impl Iterator for Items {
                 Ok(line) => line?,
                 Err(error) => return Some(Err(error)),
             };
+            if self.0.number == 1
+                && (line.starts_with(b"\xff\xfe") || line.starts_with(b"\xfe\xff"))
+            {
+                return Some(Err(self.0.wrong("is UTF-16; save the file as UTF-8")));
+            }
+            // Some editors and exports begin a file with one.
+            let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line);
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let item = serde_json::from_slice::<Item>(&line)
+            let item = serde_json::from_slice::<Item>(line)
                 .map_err(|error| self.0.wrong(&format!("is no batch request: {error}")))
                 .and_then(|mut item| {
                     item.line = self.0.number;
@@ -266,6 +275,17 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("line 2") && text.contains(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_request() {
+        let text = format!("\u{feff}{}{}", request("a"), request("b"));
+        assert_eq!(ids(file(&text).path()).unwrap().len(), 2);
+        let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let file = file("");
+        std::fs::write(file.path(), utf16).unwrap();
+        let error = ids(file.path()).unwrap_err().to_string();
+        assert!(error.contains("line 1 is UTF-16; save the file as UTF-8"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::args::{ChatArgs, Format};
 use crate::client::Client;
 use crate::error::CtlError;
-use crate::output::{note, print, print_json};
+use crate::output::{note, print, print_answer, print_json};
 
 const ROUTE: &str = "/v1/chat/completions";
 /// Bytes of a prompt read from standard input at most.
@@ -29,7 +29,7 @@ const HELP: &str = "\
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next.";
 
 /// Runs the command.
-pub async fn run(client: &Client, args: &ChatArgs) -> Result<(), CtlError> {
+pub async fn run(client: &Client, args: &ChatArgs, format: Format) -> Result<(), CtlError> {
     let prompt = match &args.prompt {
         Some(prompt) => Some(prompt.clone()),
         None if std::io::stdin().is_terminal() => None,
@@ -40,7 +40,7 @@ pub async fn run(client: &Client, args: &ChatArgs) -> Result<(), CtlError> {
         None => only_ready(&client.get::<Vec<ModelStatus>>("/admin/v1/models").await?)?,
     };
     let mut chat = Chat { client, args, model, system: args.system.clone(), turns: Vec::new() };
-    match (prompt, args.output.format) {
+    match (prompt, format) {
         (Some(prompt), Format::Table) => chat.say(prompt, false).await,
         (Some(prompt), Format::Json) => chat.say_json(prompt).await,
         (None, Format::Table) => chat.converse().await,
@@ -222,7 +222,6 @@ impl Chat<'_> {
 
     async fn stream(&self, answer: &mut String) -> Result<(), CtlError> {
         let mut lines = self.client.post_lines(ROUTE, &self.body(true)).await?;
-        let terminal = std::io::stdout().is_terminal();
         while let Some(line) = lines.next().await? {
             let Some(data) = line.strip_prefix("data:").map(str::trim_start) else { continue };
             if data == "[DONE]" {
@@ -236,17 +235,12 @@ impl Chat<'_> {
             }
             let delta = &chunk["choices"][0]["delta"];
             if let Some(text) = delta["content"].as_str() {
-                print(&if terminal { printable(text) } else { text.to_string() })?;
+                print_answer(text)?;
                 answer.push_str(text);
             }
         }
         Err(CtlError::Failed("the answer was cut off".to_string()))
     }
-}
-
-/// Text that cannot steer a terminal.
-fn printable(text: &str) -> String {
-    text.chars().filter(|&c| c == '\n' || c == '\t' || !c.is_control()).collect()
 }
 
 /// One entry, over several lines if they end with a backslash.
@@ -288,10 +282,5 @@ mod tests {
         assert_eq!(parse("/quit"), Input::Quit);
         assert_eq!(parse("/?"), Input::Help);
         assert_eq!(parse("/systematic"), Input::Unknown("/systematic".into()));
-    }
-
-    #[test]
-    fn an_answer_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\n\tc\u{9b}1m\r"), "a[2Jb\n\tc1m");
     }
 }

@@ -13,6 +13,7 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use minisgl_proto::admin::AdminError;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -197,6 +198,14 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// The next line, decoded; `None` after the last.
+    pub async fn next_json<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CtlError> {
+        let Some(line) = self.next().await? else { return Ok(None) };
+        serde_json::from_str(&line).map(Some).map_err(|error| {
+            CtlError::Failed(format!("the daemon sent a line that makes no sense: {error}"))
+        })
+    }
+
     /// The next line without its end, or `None` after the last. Can be cancelled.
     pub async fn next(&mut self) -> Result<Option<String>, CtlError> {
         loop {
@@ -227,17 +236,12 @@ impl Lines {
     }
 }
 
+/// All but what may stand in a path as it is (RFC 3986, unreserved).
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// Writes a model's name as one segment of a path.
 pub fn segment(name: &str) -> String {
-    let mut out = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
+    utf8_percent_encode(name, ESCAPED).to_string()
 }
 
 #[cfg(test)]

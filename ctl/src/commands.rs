@@ -2,62 +2,33 @@
 //!
 //! Owns: which call belongs to which command. Must never: lay out text; that is [`crate::render`]'s.
 
+mod disk;
+mod load;
+mod requests;
+mod watch;
+
 use minisgl_proto::VERSION;
 use minisgl_proto::admin::{
-    FlushReply, FlushRequest, HealthReport, LoadEvent, LoadRequest, ModelStatus, UnloadRequest,
-    VersionInfo,
+    FlushReply, FlushRequest, HealthReport, ModelStatus, UnloadRequest, VersionInfo,
 };
 use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{Format, LoadArgs};
+pub use self::disk::{models, pull, rm};
+pub use self::load::{load, restart};
+pub use self::requests::{cancel, requests};
+pub use self::watch::{logs, ps, wait};
+use crate::args::Format;
 use crate::client::{Client, segment};
 use crate::error::CtlError;
 use crate::exposition;
-use crate::output::{note, print, print_json};
-use crate::progress::LoadView;
+use crate::output::{print, print_json};
 use crate::render;
 
-/// `load`.
-pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), CtlError> {
-    let options = args.options().map_err(|error| CtlError::Usage(error.to_string()))?;
-    // The daemon has another working directory.
-    let model = match std::fs::canonicalize(&args.model) {
-        Ok(path) if path.is_dir() => path.to_string_lossy().into_owned(),
-        _ => args.model.clone(),
-    };
-    let request = LoadRequest { model, name: args.name.clone(), options, persist: args.persist };
-    let mut lines = client.post_lines("/admin/v1/load", &request).await?;
-    let mut view = LoadView::new();
-    while let Some(line) = lines.next().await? {
-        let event = serde_json::from_str(&line).map_err(|error| {
-            CtlError::Failed(format!("the daemon sent a line that makes no sense: {error}"))
-        })?;
-        match event {
-            LoadEvent::Progress(at) => view.update(&at),
-            LoadEvent::Ready(status) => {
-                view.finish();
-                if args.persist && !status.persisted {
-                    note(
-                        "it is loaded, and not remembered for the next start; the daemon's log says why",
-                    );
-                }
-                return match args.output.format {
-                    Format::Json => print_json(&status),
-                    Format::Table => print(&format!(
-                        "{} is ready after {}\n",
-                        status.name,
-                        status.info.as_ref().map_or_else(|| render::seconds(0.0), render::loaded)
-                    )),
-                };
-            }
-            LoadEvent::Failed(error) => {
-                view.finish();
-                return Err(error.into());
-            }
-        }
-    }
-    view.finish();
-    Err(CtlError::Failed("the daemon went away during the load; see: minisglctl ps".to_string()))
+/// Ctrl-C from now on. What it should not break off in silence asks for this before it begins.
+fn interrupts() -> Result<Signal, CtlError> {
+    signal(SignalKind::interrupt())
+        .map_err(|error| CtlError::Failed(format!("Ctrl-C cannot be heard: {error}")))
 }
 
 /// `unload`.
@@ -72,24 +43,6 @@ pub async fn unload(
     match format {
         Format::Json => print_json(&status),
         Format::Table => print(&format!("{name} is unloaded\n")),
-    }
-}
-
-/// `list`.
-pub async fn list(client: &Client, format: Format) -> Result<(), CtlError> {
-    let models: Vec<ModelStatus> = client.get("/admin/v1/models").await?;
-    match format {
-        Format::Json => print_json(&models),
-        Format::Table => print(&render::list(&models)),
-    }
-}
-
-/// `ps`.
-pub async fn ps(client: &Client, format: Format) -> Result<(), CtlError> {
-    let models: Vec<ModelStatus> = client.get("/admin/v1/models").await?;
-    match format {
-        Format::Json => print_json(&models),
-        Format::Table => print(&render::ps(&models)),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::output::{print, print_json};
 const WORDS_MAX: usize = 2000;
 
 /// `doctor`. Good only when models load onto a GPU.
-pub async fn run(client: &Client, args: &DoctorArgs) -> Result<(), CtlError> {
+pub async fn run(client: &Client, args: &DoctorArgs, format: Format) -> Result<(), CtlError> {
     let patience = Duration::from_secs(args.timeout);
     let daemon: Result<VersionInfo, CtlError> = client.get("/admin/v1/version").await;
     let mut by = "the daemon".to_string();
@@ -48,7 +48,7 @@ pub async fn run(client: &Client, args: &DoctorArgs) -> Result<(), CtlError> {
         },
     };
     let unreachable = daemon.as_ref().err().map(ToString::to_string);
-    match args.output.format {
+    match format {
         Format::Json => print_json(&json!({
             "client": VERSION,
             "socket": client.socket(),

@@ -12,11 +12,12 @@ Exit codes:
   3  unreachable: no daemon answers on the socket
   4  not found: no such model, folder or repo
   5  refused: not allowed, or not possible now
-  6  failed: it was tried and did not work
+  6  failed: it was tried and did not work, or not in time
  10  doctor: this build has no CUDA backend
  11  doctor: no NVIDIA driver, or one that cannot be used
  12  doctor: no GPU that can be used
- 13  doctor: a library is missing";
+ 13  doctor: a library is missing
+130  interrupted by Ctrl-C";
 
 /// Every way a command ends but the good one.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,9 @@ pub enum CtlError {
     /// It was tried and did not work.
     #[error("{0}")]
     Failed(String),
+    /// By Ctrl-C; says what goes on.
+    #[error("interrupted: {0}")]
+    Interrupted(String),
     /// Models run on the CPU here.
     #[error("no GPU: {why}")]
     NoGpu {
@@ -70,6 +74,7 @@ impl CtlError {
             CtlError::Refused(_) => 5,
             CtlError::Failed(_) => 6,
             CtlError::NoGpu { code, .. } => *code,
+            CtlError::Interrupted(_) => 130,
         }
     }
 }

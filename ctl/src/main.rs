@@ -9,10 +9,12 @@
 //! | `chat`, `batch`, `batch_file` | the two that speak the OpenAI API |
 //! | `top` | the live view of a terminal |
 //! | `exposition` | reads the Prometheus text format |
-//! | `render`, `progress`, `output` | what people and programs see |
+//! | `render`, `progress` | what people see |
+//! | `output` | the one way to the terminal |
 //! | `error` | what can go wrong, and the exit codes |
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod batch;
@@ -56,23 +58,35 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<(), CtlError> {
-    let client = Client::new(cli.socket());
+    let format = cli.format()?;
+    let client = Client::new(cli.find_socket().await);
     match &cli.command {
-        Command::Load(args) => commands::load(&client, args).await,
-        Command::Unload { name, force, output } => {
-            commands::unload(&client, name, *force, output.format).await
+        Command::Load(args) => commands::load(&client, args, format).await,
+        Command::Unload { name, force } => commands::unload(&client, name, *force, format).await,
+        Command::Restart { name, options } => {
+            commands::restart(&client, name, options, format).await
         }
-        Command::List(output) => commands::list(&client, output.format).await,
-        Command::Ps(output) => commands::ps(&client, output.format).await,
-        Command::Show { name, output } => commands::show(&client, name, output.format).await,
-        Command::Flush { name, output } => commands::flush(&client, name, output.format).await,
-        Command::Metrics(output) => commands::metrics(&client, output.format).await,
-        Command::Health(output) => commands::health(&client, output.format).await,
+        Command::Wait { name, until, timeout } => {
+            commands::wait(&client, name.as_deref(), *until, *timeout, format).await
+        }
+        Command::Ps { watch } => commands::ps(&client, *watch, format).await,
+        Command::Show { name } => commands::show(&client, name, format).await,
+        Command::Logs { name, lines, follow } => {
+            commands::logs(&client, name, *lines, *follow, format).await
+        }
+        Command::Requests { model } => commands::requests(&client, model.as_deref(), format).await,
+        Command::Cancel { id } => commands::cancel(&client, id, format).await,
+        Command::Flush { name } => commands::flush(&client, name, format).await,
+        Command::Pull { model } => commands::pull(&client, model, format).await,
+        Command::Models => commands::models(&client, format).await,
+        Command::Rm { models } => commands::rm(&client, models, format).await,
+        Command::Metrics => commands::metrics(&client, format).await,
+        Command::Health => commands::health(&client, format).await,
         Command::Top(args) => top::run(&client, args).await,
-        Command::Chat(args) => chat::run(&client, args).await,
-        Command::Batch(args) => batch::run(&client, args).await,
-        Command::Doctor(args) => doctor::run(&client, args).await,
-        Command::Version(output) => commands::version(&client, output.format).await,
+        Command::Chat(args) => chat::run(&client, args, format).await,
+        Command::Batch(args) => batch::run(&client, args, cli.batch_out(args)?, format).await,
+        Command::Doctor(args) => doctor::run(&client, args, format).await,
+        Command::Version => commands::version(&client, format).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "minisglctl", &mut script);

@@ -1,19 +1,18 @@
-//! How a load goes, on standard error: bars on a terminal, lines elsewhere.
+//! How a load or a download goes, on standard error: bars on a terminal, lines elsewhere.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use minisgl_proto::LoadStage;
 use minisgl_proto::worker::LoadProgress;
 
-use crate::{output, render};
+use crate::output::{self, Bar};
+use crate::render;
 
 /// Shows the stages of one load, each on its own line.
 pub struct LoadView {
     terminal: bool,
     stage: Option<LoadStage>,
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
     /// Tenths of the stage that were told (lines only).
     tenths: u64,
 }
@@ -21,7 +20,7 @@ pub struct LoadView {
 impl LoadView {
     /// Nothing is shown yet.
     pub fn new() -> Self {
-        LoadView { terminal: std::io::stderr().is_terminal(), stage: None, bar: None, tenths: 0 }
+        LoadView { terminal: output::notes_are_seen(), stage: None, bar: None, tenths: 0 }
     }
 
     /// Shows a point of the way.
@@ -43,31 +42,26 @@ impl LoadView {
         let tenths = (at.done.saturating_mul(10)).checked_div(at.total).unwrap_or(0);
         if new_stage || tenths > self.tenths {
             self.tenths = tenths;
-            output::note(&render::progress(at));
+            output::note(&output::one_line(&render::progress(at)));
         }
     }
 
     fn draw(&mut self, at: &LoadProgress, new_stage: bool) {
         if new_stage || self.bar.is_none() {
             self.finish();
-            // A bar without its style would be seen for a moment.
-            let bar = ProgressBar::new(at.total).with_style(style(at));
-            bar.set_prefix(render::stage(at.stage));
-            bar.enable_steady_tick(Duration::from_millis(120));
+            let bar = Bar::new(at.total, template(at));
+            bar.prefix(render::stage(at.stage));
+            bar.tick(Duration::from_millis(120));
             self.bar = Some(bar);
         }
         let Some(bar) = &self.bar else { return };
-        if bar.length() != Some(at.total) {
-            bar.set_style(style(at));
-            bar.set_length(at.total);
-        }
-        bar.set_position(at.done);
-        bar.set_message(at.detail.clone());
+        bar.resize(at.total, template(at));
+        bar.at(at.done, &at.detail);
     }
 }
 
-fn style(at: &LoadProgress) -> ProgressStyle {
-    let template = match (at.total, at.stage) {
+fn template(at: &LoadProgress) -> &'static str {
+    match (at.total, at.stage) {
         (0, _) => "{prefix:>12} {spinner} {wide_msg}",
         (_, LoadStage::WarmUp) => "{prefix:>12} [{bar:24}] {pos}/{len} {wide_msg}",
         // Taken, not moved: at no rate.
@@ -79,7 +73,5 @@ fn style(at: &LoadProgress) -> ProgressStyle {
             "{prefix:>12} [{bar:24}] {binary_bytes:>10}/{binary_total_bytes:<10} \
              {binary_bytes_per_sec:>12} {wide_msg}"
         }
-    };
-    let style = ProgressStyle::with_template(template);
-    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    }
 }

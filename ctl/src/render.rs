@@ -2,12 +2,22 @@
 
 use std::fmt::Write;
 
-use minisgl_proto::admin::{HealthReport, ModelState, ModelStatus};
+use minisgl_proto::admin::{HealthReport, ModelState, ModelStatus, Origin};
 use minisgl_proto::worker::{LoadProgress, LoadStage};
 use minisgl_proto::{GpuList, ModelInfo, StepStats};
 
+pub use self::disk::{fit, models};
+pub use self::requests::requests;
+use crate::output::one_line;
+
+mod disk;
+mod requests;
+
 /// Columns of left-aligned cells, two spaces apart, no space at line ends.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    // A cell is one line whatever it came from.
+    let clean = |row: &Vec<String>| row.iter().map(|cell| one_line(cell)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(clean).collect();
     let cell = |row: &[String], column: usize| row[column].chars().count();
     let widths: Vec<usize> = (0..head.len())
         .map(|column| {
@@ -16,7 +26,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         .collect();
     let mut out = String::new();
     let head: Vec<String> = head.iter().map(|text| (*text).to_string()).collect();
-    for row in std::iter::once(&head).chain(rows) {
+    for row in std::iter::once(&head).chain(&rows) {
         let mut line = String::new();
         for (text, width) in row.iter().zip(&widths) {
             let _ = write!(line, "{text:<width$}  ");
@@ -125,22 +135,33 @@ fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_string())
 }
 
-/// `list`.
-pub fn list(models: &[ModelStatus]) -> String {
-    let rows = models.iter().map(|model| {
-        let info = model.info.as_ref();
-        vec![
-            model.name.clone(),
-            state(model.state).to_string(),
-            or_dash(info.map(|info| info.architecture.clone())),
-            or_dash(info.map(|info| count(info.parameters))),
-            or_dash(info.map(|info| bytes(info.weight_bytes))),
-            or_dash(info.map(|info| info.max_len.to_string())),
-            model.source.clone(),
-        ]
-    });
-    let head = ["NAME", "STATE", "ARCHITECTURE", "PARAMS", "WEIGHTS", "CONTEXT", "SOURCE"];
-    table(&head, &rows.collect::<Vec<_>>())
+/// A model's state, and why.
+pub fn state_line(model: &ModelStatus) -> String {
+    let name = &model.name;
+    let mut line = format!("{name} is {}", state(model.state));
+    let reason = reason(model);
+    if !reason.is_empty() {
+        let _ = write!(line, ": {reason}");
+    }
+    line
+}
+
+/// Why a model is not ready, how far it is, and when it is tried again.
+fn reason(model: &ModelStatus) -> String {
+    let mut reason = match (&model.reason, &model.progress) {
+        (Some(reason), _) => reason.clone(),
+        (None, Some(at)) => progress(at),
+        (None, None) => String::new(),
+    };
+    if let Some(after) = model.retry_in_s {
+        let _ = write!(reason, "; tried again in {}", seconds(after));
+    }
+    one_line(&reason)
+}
+
+/// KV pages that running requests use: neither free nor kept for nobody, as in `top` and in the metrics.
+fn pages_in_use(stats: &StepStats) -> u64 {
+    stats.pages_total.saturating_sub(stats.pages_free).saturating_sub(stats.pages_evictable)
 }
 
 /// `ps`. GPUs have columns where some model has any, and so has `--persist`.
@@ -150,13 +171,8 @@ pub fn ps(models: &[ModelStatus]) -> String {
     let rows = models.iter().map(|model| {
         let info = model.info.as_ref();
         let stats = model.stats.as_ref();
-        let used =
-            |s: &StepStats| percent(s.pages_total.saturating_sub(s.pages_free), s.pages_total);
-        let reason = match (&model.reason, &model.progress) {
-            (Some(reason), _) => reason.clone(),
-            (None, Some(at)) => progress(at),
-            (None, None) => String::new(),
-        };
+        let used = |s: &StepStats| percent(pages_in_use(s), s.pages_total);
+        let cached = |s: &StepStats| percent(s.pages_evictable, s.pages_total);
         let mut row = vec![
             model.name.clone(),
             state(model.state).to_string(),
@@ -171,20 +187,21 @@ pub fn ps(models: &[ModelStatus]) -> String {
         row.extend([
             or_dash(stats.map(|stats| format!("{}/{}", stats.running, stats.waiting))),
             or_dash(stats.map(used)),
+            or_dash(stats.map(cached)),
             or_dash(stats.map(|stats| percent(stats.cached_tokens, stats.prompt_tokens))),
             model.restarts.to_string(),
         ]);
         if with_persisted {
             row.push(if model.persisted { "yes" } else { "-" }.to_string());
         }
-        row.push(one_line(&reason));
+        row.push(reason(model));
         row
     });
     let mut head = vec!["NAME", "STATE", "FOR", "DEVICE", "TP"];
     if with_gpus {
         head.extend(["GPUS", "GPU MEM"]);
     }
-    head.extend(["RUN/WAIT", "KV", "HITS", "RESTARTS"]);
+    head.extend(["RUN/WAIT", "KV", "CACHED", "HITS", "RESTARTS"]);
     head.extend(with_persisted.then_some("PERSIST"));
     head.push("REASON");
     table(&head, &rows.collect::<Vec<_>>())
@@ -192,10 +209,6 @@ pub fn ps(models: &[ModelStatus]) -> String {
 
 fn gpus(model: &ModelStatus) -> Option<String> {
     (!model.gpus.is_empty()).then(|| GpuList(model.gpus.clone()).to_string())
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// `show`: name and value, one a line.
@@ -217,9 +230,21 @@ pub fn show(model: &ModelStatus) -> String {
         lines.push(("GPUs", format!("{gpus}{}", memory.unwrap_or_default())));
     }
     lines.push(("restarts", model.restarts.to_string()));
-    if model.persisted {
-        lines.push(("at start", "loaded again, until it is unloaded".to_string()));
+    if !model.aliases.is_empty() {
+        lines.push(("aliases", model.aliases.join(", ")));
     }
+    if let Some(after) = model.retry_in_s {
+        lines.push(("tried again", format!("in {}", seconds(after))));
+    }
+    match model.origin {
+        Origin::Configured => lines.push(("at start", "loaded: the configuration has it".into())),
+        Origin::Persisted => lines.push(("at start", "loaded again, until it is unloaded".into())),
+        Origin::Loaded if model.persisted => {
+            lines.push(("at start", "loaded again, until it is unloaded".into()));
+        }
+        Origin::Loaded => {}
+    }
+    lines.extend(model.notes.iter().map(|note| ("note", note.clone())));
     lines.push(("in flight", plural(model.in_flight, "request")));
     if let Some(info) = &model.info {
         let weights = bytes(info.weight_bytes);
@@ -256,8 +281,10 @@ pub fn show(model: &ModelStatus) -> String {
         lines.push((
             "pages",
             format!(
-                "{} free, {} cached, {} owned",
-                stats.pages_free, stats.pages_cached, stats.pages_owned
+                "{} in use, {} cached beside them, {} free",
+                pages_in_use(stats),
+                stats.pages_evictable,
+                stats.pages_free
             ),
         ));
         let hits = percent(stats.cached_tokens, stats.prompt_tokens);
@@ -276,10 +303,15 @@ pub fn show(model: &ModelStatus) -> String {
     pairs(&lines)
 }
 
-/// Names and values, one pair a line.
+/// Names and values, one pair a line; a value of more lines goes on below itself.
 pub fn pairs(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+    let mut out = String::new();
+    for (name, value) in lines {
+        let value = value.trim_end().replace('\n', &format!("\n{:width$}  ", ""));
+        let _ = writeln!(out, "{name:<width$}  {value}");
+    }
+    out
 }
 
 /// `health`.
@@ -289,5 +321,4 @@ pub fn health(report: &HealthReport) -> String {
 }
 
 #[cfg(test)]
-#[path = "render_tests.rs"]
 mod tests;

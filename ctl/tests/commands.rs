@@ -10,7 +10,7 @@ use std::process::Stdio;
 use common::{Call, Daemon, End, Reply, Run, ctl};
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, HealthReport, LoadEvent, LoadRequest, ModelState,
-    ModelStatus, VersionInfo,
+    ModelStatus, Origin, VersionInfo,
 };
 use minisgl_proto::worker::LoadProgress;
 use minisgl_proto::{CacheMode, Device, LoadOptions, LoadStage, StepStats};
@@ -33,7 +33,10 @@ fn status(name: &str) -> ModelStatus {
         stats: Some(StepStats { running: 1, ..StepStats::default() }),
         options: LoadOptions::default(),
         persisted: false,
-        notes: Vec::new(),
+        aliases: vec![],
+        origin: Origin::Loaded,
+        retry_in_s: None,
+        notes: vec![],
     }
 }
 
@@ -119,7 +122,8 @@ fn load_sends_its_options_and_tells_each_stage() {
     let daemon = Daemon::start(answer);
     let line = "load org/m --name n --tp 2 --device cpu --threads 3 --page-size 8 --kv-tokens 4096 \
                 --memory-ratio 0.25 --kv-dtype f32 --max-running 9 --max-waiting 10 --chunk-tokens 64 \
-                --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap --persist";
+                --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap --persist \
+                --alias a --alias b";
     let run = daemon.run(&line.split_whitespace().collect::<Vec<_>>());
     assert_eq!((run.code, run.out.as_str()), (0, "org/m is ready after 0.0s\n"), "{run:?}");
     let lines: Vec<&str> = run.err.lines().collect();
@@ -148,7 +152,8 @@ fn load_sends_its_options_and_tells_each_stage() {
         overlap: false,
     };
     let (model, name) = ("org/m".into(), Some("n".into()));
-    assert_eq!(sent, LoadRequest { model, name, options, persist: true });
+    let aliases = vec!["a".into(), "b".into()];
+    assert_eq!(sent, LoadRequest { model, name, options, persist: true, aliases });
 
     daemon.run(&["load", "org/m", "--gpus", "2,3"]);
     let sent: LoadRequest = serde_json::from_value(daemon.calls()[1].body.clone()).unwrap();
@@ -259,7 +264,7 @@ fn every_command_speaks_json() {
 fn every_command_speaks_to_people() {
     let daemon = Daemon::start(answer);
     let out = |args: &[&str]| daemon.run(args).out;
-    assert!(out(&["list"]).starts_with("NAME   STATE"), "{}", out(&["list"]));
+    assert_eq!(out(&["list"]), out(&["ps"]), "one view of all models");
     assert!(out(&["ps"]).contains("org/m  ready  5.0s"), "{}", out(&["ps"]));
     assert!(out(&["show", "org/m"]).contains("process 7"));
     assert_eq!(out(&["flush", "m"]), "12 pages became free\n");

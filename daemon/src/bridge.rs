@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use minisgl_control::{ModelHandle, Registry, Text};
+use minisgl_control::{Listed, ModelHandle, Registry, Text};
 use minisgl_http::backend::{
     Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
 };
@@ -16,21 +16,18 @@ pub struct RegistryBackend(pub Registry);
 
 impl Backend for RegistryBackend {
     fn models(&self) -> Vec<ModelEntry> {
-        let created = self.0.created();
-        let created_ns =
-            |name: &str| created.iter().find(|(n, _)| n == name).map_or(0, |(_, ns)| *ns);
-        let entry = |status: minisgl_proto::admin::ModelStatus| ModelEntry {
-            created_s: created_ns(&status.name) / 1_000_000_000,
-            generation: created_ns(&status.name),
+        let entry = |listed: Listed| ModelEntry {
+            name: listed.name,
+            created_s: listed.created_s,
+            generation: listed.generation,
             ready: matches!(
-                status.state,
+                listed.state,
                 ModelState::Ready | ModelState::Stalled | ModelState::Restarting
             ),
-            source: status.source,
-            max_len: status.info.as_ref().map(|info| info.max_len),
-            name: status.name,
+            source: listed.source,
+            max_len: listed.max_len,
         };
-        self.0.list().into_iter().map(entry).collect()
+        self.0.listed().into_iter().map(entry).collect()
     }
 
     fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
@@ -52,7 +49,7 @@ impl Model for HandleModel {
     }
 
     fn text(&self) -> Arc<dyn TextService> {
-        Arc::new(HandleText(self.0.text().cloned()))
+        Arc::new(HandleText(self.0.text()))
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {

@@ -24,6 +24,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Read the configuration as `serve` would, say what is wrong with it, and start nothing.
     CheckConfig(ServeArgs),
+    /// Have the running daemon read its configuration again; fails, and says why, if the daemon refuses it.
+    Reload(ServeArgs),
     /// Measure the speed of a model, without a daemon: scheduler and engine in this process.
     Bench(BenchArgs),
     /// Print a completion script for a shell.
@@ -44,6 +46,20 @@ pub enum Command {
     /// Confine this process as a worker is, try what a worker must not be able to do, and print what came of it.
     #[command(hide = true)]
     Confined(AttemptArgs),
+    /// Say what loading a model would come to: a question as JSON on standard input, the answer on standard
+    /// output; people ask `minisglctl load --dry-run`.
+    #[command(hide = true)]
+    Fit,
+    /// Answer the daemon that started this process as a worker would, and compute nothing. For `bench front`.
+    #[command(hide = true)]
+    EchoWorker {
+        /// As for `worker`, and without effect.
+        #[arg(long)]
+        log: String,
+        /// The same.
+        #[arg(long)]
+        confine_gpu: bool,
+    },
     /// Read one model's tokenizer and templates for the daemon that started this process. Not for people.
     #[command(hide = true)]
     Text {
@@ -84,4 +100,7 @@ pub struct ServeArgs {
     /// What to log: error, warn, info, debug, trace, or per-module directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
+    /// Subcommand of this program that serves a model. For `bench front`.
+    #[arg(long, value_name = "SUBCOMMAND", hide = true)]
+    pub worker: Option<String>,
 }

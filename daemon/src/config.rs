@@ -163,9 +163,13 @@ pub struct WorkersConfig {
     pub drain_s: f64,
     /// Tokens that a client may fall behind before its request is aborted.
     pub stream_buffer_tokens: usize,
-    /// Failures in a row with the last of which a model is given up: starts that fail, and deaths
-    /// within a minute of being ready. With 1 nothing is ever restarted.
+    /// Failures in a row with the last of which a model is given up: starts that fail, and deaths of workers that
+    /// brought no request forward and served for less than a minute. With 1 nothing is ever restarted.
     pub failures_max: u32,
+    /// Seconds that a request waits for another worker, at most.
+    pub park_s: f64,
+    /// Bytes that the requests of one model keep so that another worker can go on with them.
+    pub park_bytes_max: usize,
     /// Confine workers where they may use a GPU; those on the CPU always are.
     pub confine_gpu: bool,
 }
@@ -180,6 +184,8 @@ impl Default for WorkersConfig {
             drain_s: registry.drain.as_secs_f64(),
             stream_buffer_tokens: registry.stream_buffer,
             failures_max: registry.restart.give_up,
+            park_s: registry.park.as_secs_f64(),
+            park_bytes_max: registry.park_bytes_max,
             confine_gpu: true,
         }
     }
@@ -232,6 +238,9 @@ pub struct ModelConfig {
     /// As the flags of `minisglctl load`.
     #[serde(default)]
     pub options: LoadOptions,
+    /// More names for clients.
+    #[serde(default)]
+    pub aliases: Vec<String>,
 }
 
 impl ModelConfig {
@@ -242,6 +251,7 @@ impl ModelConfig {
             name: self.name.clone(),
             options: self.options.clone(),
             persist: false,
+            aliases: self.aliases.clone(),
         }
     }
 }
@@ -318,6 +328,7 @@ impl Config {
             endpoint: self.hub.endpoint.clone(),
             token_file: self.hub.token_file.clone().or_else(secrets::hub_token_place),
             offline: self.hub.offline,
+            ..minisgl_control::HubConfig::default()
         }
     }
 

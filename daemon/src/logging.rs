@@ -6,7 +6,11 @@ mod journal;
 use std::io::IsTerminal;
 
 use anyhow::Context;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
@@ -26,8 +30,8 @@ pub fn filter(level: &str) -> anyhow::Result<EnvFilter> {
     })
 }
 
-/// Installs the subscriber of a worker: plain lines, which the daemon reads one by one and gives
-/// their time, model and level.
+/// Installs the subscriber of a worker: lines that begin with their level, `<6>text`, as sd-daemon(3) has it. The
+/// daemon reads them one by one and gives them time and model; what a library writes has no such beginning.
 ///
 /// # Errors
 /// As [`filter`].
@@ -36,10 +40,30 @@ pub fn init_worker(level: &str) -> anyhow::Result<()> {
         .with_env_filter(filter(level)?)
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .without_time()
-        .with_target(false)
+        .event_format(Leveled)
         .init();
     Ok(())
+}
+
+/// An event as lines for the daemon, each with its level.
+struct Leveled;
+
+impl<S, N> FormatEvent<S, N> for Leveled
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let level = minisgl_control::log_level::number(*event.metadata().level());
+        let mut text = String::new();
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        text.lines().try_for_each(|line| writeln!(writer, "<{level}>{line}"))
+    }
 }
 
 /// Changes the level of the log that is installed.
@@ -81,4 +105,44 @@ pub fn init(config: &LogConfig) -> anyhow::Result<LevelHandle> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
     Ok(LevelHandle(handle))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_line_of_a_worker_begins_with_its_level() {
+        let writer = Written::default();
+        let kept = writer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .event_format(Leveled)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(step = 7, "it broke\nin two");
+            tracing::info!("ready");
+            tracing::trace!("x");
+        });
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "<3>it broke\n<3>in two step=7\n<6>ready\n<8>x\n");
+    }
 }

@@ -6,7 +6,6 @@
 //! ```text
 //!   main ── serve ──> control (registry, admin socket) ─┐ spawns `minisgld worker`
 //!     |       └─────> http (OpenAI routes) ── bridge ───┘
-//!     ├──── text ───> text
 //!     ├──── worker ─> engine <── sched
 //!     └──── bench ──> the same, without a daemon
 //! ```
@@ -18,6 +17,7 @@ mod bridge;
 mod cli;
 mod config;
 mod confine;
+mod fit;
 mod leave;
 mod listen;
 mod logging;
@@ -27,6 +27,7 @@ mod probe;
 mod reload;
 mod serve;
 mod text;
+mod wiring;
 mod worker;
 
 use std::io::Write;
@@ -49,8 +50,10 @@ fn main() -> ExitCode {
             serve::run(&args)
         }
         Command::CheckConfig(args) => serve::check_config(&args),
+        Command::Reload(args) => reload::ask(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Fit => fit::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "minisgld", &mut script);
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
         Command::Confined(args) => confine::attempt(&args),
+        Command::EchoWorker { .. } => bench::echo::run(),
         Command::Text { log } => return text::run(&log),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };

@@ -1,4 +1,4 @@
-//! SIGHUP: reads the configuration again and applies what can change while requests are served.
+//! SIGHUP and `minisgld reload`: reads the configuration again and applies what can change while requests are served.
 //!
 //! ```text
 //!   RELOADING=1 ──> read, check ──> apply what is live ──> log what is not ──> READY=1
@@ -7,19 +7,25 @@
 //!
 //! Owns: which key of the configuration is live. Must never: apply half of a configuration that is refused.
 
-use std::sync::Arc;
+mod client;
+
 
 use anyhow::bail;
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};
 use minisgl_http::{Keys, Limits, Tls};
+use minisgl_proto::reload::ReloadReply;
 
 use crate::cli::ServeArgs;
 use crate::config::{
-    AdminConfig, Config, GpuConfig, HttpConfig, HubConfig, LogConfig, StateConfig, WorkersConfig,
+    AdminConfig, Config, GpuConfig, HttpConfig, HubConfig, LogConfig, ModelConfig, StateConfig,
+    WorkersConfig,
 };
 use crate::logging::LevelHandle;
-use crate::serve::registry_config;
+use crate::notify::Notifier;
+use crate::wiring::registry_config;
+
+pub use self::client::ask;
 
 /// What a reload changes.
 pub struct Live {
@@ -47,11 +53,34 @@ pub struct Outcome {
 }
 
 impl Live {
-    /// Reads the configuration again, and what of it can be live replaces that of `running`.
+    /// Reads the configuration again, tells the log what came of it, and the service manager that it goes on.
     ///
     /// # Errors
     /// It cannot be; nothing has changed.
-    pub fn reload(&self, args: &ServeArgs, running: &mut Config) -> anyhow::Result<Outcome> {
+    pub async fn reload(
+        &self,
+        notifier: Option<&Notifier>,
+        args: &ServeArgs,
+        running: &mut Config,
+    ) -> anyhow::Result<Outcome> {
+        if let Some(notifier) = notifier {
+            notifier.reloading().await;
+        }
+        let reloaded = tokio::task::block_in_place(|| self.read(args, running));
+        match &reloaded {
+            Ok(outcome) => outcome.log(),
+            Err(error) => {
+                tracing::error!("the configuration is not reloaded and stays as it was: {error:#}");
+            }
+        }
+        if let Some(notifier) = notifier {
+            notifier.reloaded().await;
+        }
+        reloaded
+    }
+
+    /// Reads the configuration again, and what of it can be live replaces that of `running`.
+    fn read(&self, args: &ServeArgs, running: &mut Config) -> anyhow::Result<Outcome> {
         let new = Config::load(args)?;
         refuse_to_open(running, &new)?;
         let outcome = compare(running, &new);
@@ -60,6 +89,11 @@ impl Live {
         merged.check_mixture()?;
         self.level.set(&merged.log)?;
         self.apply(&merged);
+        if running.model != merged.model {
+            let registry = self.registry.clone();
+            let wanted = merged.model.iter().map(ModelConfig::request).collect();
+            tokio::spawn(async move { registry.reconcile(wanted).await });
+        }
         *running = merged;
         Ok(outcome)
     }
@@ -92,9 +126,28 @@ pub fn warn_of_unknown_users(config: &Config) {
     }
 }
 
+/// What the service manager's status line says of a reload.
+pub fn note(reloaded: &anyhow::Result<Outcome>) -> Option<String> {
+    match reloaded {
+        Ok(outcome) => outcome.note(),
+        Err(_) => Some("the configuration was not reloaded, the log says why".to_owned()),
+    }
+}
+
+/// What whoever asked for a reload is told.
+pub fn reply(reloaded: anyhow::Result<Outcome>) -> Result<ReloadReply, String> {
+    let own = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
+    match reloaded {
+        Ok(Outcome { applied, restart }) => {
+            Ok(ReloadReply { changed: own(applied), restart: own(restart) })
+        }
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
 impl Outcome {
     /// Says it in the log.
-    pub fn log(&self) {
+    fn log(&self) {
         let list = |keys: &[&str]| if keys.is_empty() { "nothing".into() } else { keys.join(", ") };
         tracing::info!("configuration reloaded; changed: {}", list(&self.applied));
         if !self.restart.is_empty() {
@@ -103,7 +156,7 @@ impl Outcome {
     }
 
     /// The same for the status line; nothing where all is in force.
-    pub fn note(&self) -> Option<String> {
+    fn note(&self) -> Option<String> {
         let keys = self.restart.join(", ");
         (!keys.is_empty()).then(|| format!("restart to apply {keys}"))
     }
@@ -146,6 +199,7 @@ fn compare(old: &Config, new: &Config) -> Outcome {
     live("[workers] drain_s", old.workers.drain_s != *drain_s);
     let rest = WorkersConfig { drain_s: old.workers.drain_s, ..workers.clone() };
     live("[workers], for the next loads", old.workers != rest);
+    live("[[model]]", old.model != *model);
     let LogConfig { level, format, prompts } = log;
     live("[log] level", old.log.level != *level);
 
@@ -158,7 +212,6 @@ fn compare(old: &Config, new: &Config) -> Outcome {
     later("[log] format", old.log.format != *format);
     later("[log] prompts", old.log.prompts != *prompts);
     later("[state]", old.state != *state);
-    later("[[model]]", old.model != *model);
     outcome
 }
 
@@ -175,7 +228,6 @@ fn merge(old: &Config, new: Config) -> Config {
         admin: AdminConfig { socket: old.admin.socket.clone(), ..new.admin },
         log: LogConfig { format: old.log.format, prompts: old.log.prompts, ..new.log },
         state: StateConfig { ..old.state.clone() },
-        model: old.model.clone(),
         ..new
     }
 }
@@ -196,17 +248,22 @@ mod tests {
              [workers]\ndrain_s = 5.0\n[admin]\nadmin_users = [\"ann\"]\n[[model]]\nmodel = \"a/b\"\n",
         );
         let outcome = compare(&old, &new);
-        let applied =
-            ["[http] body_bytes_max", "[admin] admin_users", "[workers] drain_s", "[log] level"];
+        let applied = [
+            "[http] body_bytes_max",
+            "[admin] admin_users",
+            "[workers] drain_s",
+            "[[model]]",
+            "[log] level",
+        ];
         assert_eq!(outcome.applied, applied);
-        assert_eq!(outcome.restart, ["[http] listen", "[log] format", "[[model]]"]);
-        let note = "restart to apply [http] listen, [log] format, [[model]]";
+        assert_eq!(outcome.restart, ["[http] listen", "[log] format"]);
+        let note = "restart to apply [http] listen, [log] format";
         assert_eq!(outcome.note().as_deref(), Some(note));
 
         let merged = merge(&old, new.clone());
         assert_eq!(merged.http.listen, old.http.listen);
         assert_eq!((merged.http.body_bytes_max, merged.log.level.as_str()), (5, "debug"));
-        assert_eq!((merged.log.format, merged.model.len()), (old.log.format, 0));
+        assert_eq!((merged.log.format, merged.model.len()), (old.log.format, 1));
         let again = compare(&merged, &new);
         assert_eq!((again.applied.len(), again.restart), (0, outcome.restart));
         assert_eq!(compare(&old, &old), Outcome::default());

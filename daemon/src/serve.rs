@@ -1,19 +1,15 @@
 //! The daemon: wires http and control together, loads configured models, and shuts down in order.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use minisgl_control::access::{self, Access};
-use minisgl_control::{
-    Doctor, Expected, Gpus, Inspector, Memory, Registry, RegistryConfig, RestartPolicy, Text,
-    TextConfig, WorkerCommand, admin, check_load, socket,
-};
+use minisgl_control::{Doctor, Registry, SavedModels, admin, check_load, socket};
 use minisgl_http::{Front, Keys, Listener, Tls};
-use minisgl_proto::admin::{LoadEvent, LoadRequest};
+use minisgl_proto::admin::{LoadRequest, Origin};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::bridge::RegistryBackend;
 use crate::cli::ServeArgs;
@@ -21,7 +17,8 @@ use crate::config::{Config, ModelConfig};
 use crate::listen::{Inherited, Sockets};
 use crate::logging::{self, LevelHandle};
 use crate::notify::{Notifier, Report};
-use crate::reload::{Live, warn_of_unknown_users};
+use crate::reload::{self, Live, warn_of_unknown_users};
+use crate::wiring::{probe_command, registry_config};
 
 /// After draining, open connections get this long to take their last bytes.
 const LINGER: Duration = Duration::from_secs(2);
@@ -70,9 +67,13 @@ async fn serve(
     let metrics = prometheus::Registry::new();
     crate::metrics::register(&metrics)?;
     let settings = config.http_settings();
-    let memory = remembered(&config);
-    let registry_config = RegistryConfig { memory: memory.clone(), ..registry_config(&config) };
-    let registry = Registry::new(registry_config, &metrics)?;
+    let saved = saved_models(&config);
+    let mut registry_config = registry_config(&config);
+    if let (Some(subcommand), Some(first)) = (&args.worker, registry_config.worker.args.first_mut())
+    {
+        *first = subcommand.into();
+    }
+    let registry = Registry::new(registry_config, saved.clone(), &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
     let front = Front::new(backend, settings.clone(), &metrics)?;
     let live = Live {
@@ -94,7 +95,10 @@ async fn serve(
         doctor: Arc::new(Doctor::new(probe_command(&config, args), PROBE_MAX)),
         access: live.access.clone(),
     };
-    let admin = admin::router(registry.clone(), info).merge(minisgl_http::router(front));
+    let (ask, mut asked) = mpsc::channel(1);
+    let admin = admin::router(registry.clone(), info)
+        .merge(minisgl_control::reload::router(ask, live.access.clone()))
+        .merge(minisgl_http::router(front));
     let admin = access::guard(admin, live.access.clone());
     let scheme = if config.certificate.is_some() { "https" } else { "http" };
     tracing::info!("OpenAI API on {scheme}://{listen}, admin API on {}", config.socket().display());
@@ -113,16 +117,13 @@ async fn serve(
             socket::serve_unix(sockets.admin, admin, wait_for(closed)).await;
         }
     });
-    let models = models_at_start(&config, memory.as_deref());
-    let models = models.into_iter().map(|model| (model, registry.expect())).collect();
-    let boot = tokio::spawn(load_configured(registry.clone(), models));
+    keep_models(&registry, &config, saved.as_deref());
     let (note, noted) = watch::channel(None);
     if let Some(notifier) = notifier.clone() {
         let registry = registry.clone();
         let report = move || Report {
             models: registry.list(),
-            expected: registry.expected(),
-            hung: registry.hung(),
+            hung: registry.stuck(),
             note: noted.borrow().clone(),
         };
         tokio::spawn(notifier.run(report, stopping));
@@ -132,7 +133,14 @@ async fn serve(
         tokio::select! {
             () = stops.next() => break Ok(()),
             _ = hangup.recv() => {
-                note.send_replace(reload(&live, notifier.as_ref(), args, &mut config).await);
+                let reloaded = live.reload(notifier.as_ref(), args, &mut config).await;
+                note.send_replace(reload::note(&reloaded));
+            }
+            Some(reply) = asked.recv() => {
+                let reloaded = live.reload(notifier.as_ref(), args, &mut config).await;
+                note.send_replace(reload::note(&reloaded));
+                // Nobody may be left who asked.
+                let _ = reply.send(reload::reply(reloaded));
             }
             end = &mut http => break Err(anyhow!("the OpenAI API ended by itself: {end:?}")),
             end = &mut admin => break Err(anyhow!("the admin API ended by itself: {end:?}")),
@@ -141,7 +149,6 @@ async fn serve(
     if let Err(error) = &ended {
         tracing::error!("{error:#}");
     }
-    boot.abort();
     let drain = Duration::from_secs_f64(config.workers.drain_s);
     tracing::info!("stopping: running requests have {} s to finish", drain.as_secs_f64());
     live.limits.close();
@@ -169,101 +176,10 @@ async fn serve(
     ended
 }
 
-/// Reads the configuration again; what the status line should say of it.
-async fn reload(
-    live: &Live,
-    notifier: Option<&Notifier>,
-    args: &ServeArgs,
-    config: &mut Config,
-) -> Option<String> {
-    if let Some(notifier) = notifier {
-        notifier.reloading().await;
-    }
-    let note = match tokio::task::block_in_place(|| live.reload(args, config)) {
-        Ok(outcome) => {
-            outcome.log();
-            outcome.note()
-        }
-        Err(error) => {
-            tracing::error!("the configuration is not reloaded and stays as it was: {error:#}");
-            Some("the configuration was not reloaded, the log says why".to_owned())
-        }
-    };
-    if let Some(notifier) = notifier {
-        notifier.reloaded().await;
-    }
-    note
-}
-
-/// `minisgld probe` with the daemon's own configuration.
-fn probe_command(config: &Config, args: &ServeArgs) -> WorkerCommand {
-    let mut arguments = vec!["probe".into()];
-    if let Some(path) = &args.config {
-        arguments.extend(["--config".into(), path.into()]);
-    }
-    WorkerCommand { args: arguments, env: libraries(config), ..WorkerCommand::current_exe() }
-}
-
-/// Where the children that touch a GPU look for NVIDIA's libraries.
-fn libraries(config: &Config) -> Vec<(OsString, OsString)> {
-    let folder = config.gpu.libraries.as_ref();
-    folder.map(|folder| ("MINISGL_CUDA_LIBRARIES".into(), folder.into())).into_iter().collect()
-}
-
-/// A folder of the workers' own in the service's cache, which they may write to when they are confined.
-fn own_cache() -> Option<(OsString, OsString)> {
-    let folders = std::env::var_os("CACHE_DIRECTORY")?;
-    let folder = std::env::split_paths(&folders).next()?.join("workers");
-    if let Err(error) = std::fs::create_dir_all(&folder) {
-        tracing::warn!("cannot make {}: {error}", folder.display());
-    }
-    Some(("CACHE_DIRECTORY".into(), folder.into()))
-}
-
-/// Whether NCCL may use the multicast of NVLink: not unless the operator says so. A worker that fails while it
-/// does can put every GPU of the host out of service.
-const MULTICAST: &str = "NCCL_NVLS_ENABLE";
-
-/// As the configuration has it, without what is remembered.
-pub fn registry_config(config: &Config) -> RegistryConfig {
-    let defaults = RegistryConfig::default();
-    let mut worker = WorkerCommand::current_exe();
-    worker.env = libraries(config);
-    if std::env::var_os(MULTICAST).is_none() {
-        worker.env.push((MULTICAST.into(), "0".into()));
-    }
-    worker.args.push(format!("--log={}", config.log.level).into());
-    if config.workers.confine_gpu {
-        worker.args.push("--confine-gpu".into());
-        worker.env.extend(own_cache());
-    }
-    RegistryConfig {
-        worker,
-        hub: config.hub_config(),
-        inspector: text_reader(config),
-        gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::unusable() },
-        stall: Duration::from_secs_f64(config.workers.stall_s),
-        stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
-        load_silence: Duration::from_secs_f64(config.workers.load_s_max),
-        drain: Duration::from_secs_f64(config.workers.drain_s),
-        stream_buffer: config.workers.stream_buffer_tokens,
-        restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
-        ..defaults
-    }
-}
-
-/// Starts a model's text process, which reads its tokenizer and templates. Must be called in the runtime.
-fn text_reader(config: &Config) -> Inspector {
-    let mut text = TextConfig::default();
-    text.command.args.push(format!("--log={}", config.log.level).into());
-    let runtime = tokio::runtime::Handle::current();
-    Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)))
-}
-
-/// The models that `load --persist` remembers, unless there is no folder for them, or it cannot be used.
-fn remembered(config: &Config) -> Option<Arc<Memory>> {
-    match Memory::open(&config.state_dir()?) {
-        Ok(memory) => Some(Arc::new(memory)),
+/// The models that `load --persist` saved, unless there is no folder for them, or it is of no use.
+fn saved_models(config: &Config) -> Option<Arc<SavedModels>> {
+    match SavedModels::open(&config.state_dir()?) {
+        Ok(saved) => Some(Arc::new(saved)),
         Err(error) => {
             tracing::error!("models loaded with --persist are not loaded: {error}");
             None
@@ -271,35 +187,18 @@ fn remembered(config: &Config) -> Option<Arc<Memory>> {
     }
 }
 
-/// The models of the configuration, then those that are remembered; of one name the configuration's.
-fn models_at_start(config: &Config, memory: Option<&Memory>) -> Vec<LoadRequest> {
-    let mut models: Vec<LoadRequest> = config.model.iter().map(ModelConfig::request).collect();
-    let names: Vec<_> = models.iter().filter_map(|model| check_load(model).ok()).collect();
+/// Has the registry keep the models of the configuration and those that are saved; of one name the configuration's.
+/// All are listed from now on, and load side by side.
+fn keep_models(registry: &Registry, config: &Config, saved: Option<&SavedModels>) {
+    let configured: Vec<LoadRequest> = config.model.iter().map(ModelConfig::request).collect();
+    let names: Vec<_> = configured.iter().filter_map(|model| check_load(model).ok()).collect();
     let is_new = |model: &LoadRequest| check_load(model).is_ok_and(|name| !names.contains(&name));
-    models.extend(memory.map(Memory::models).unwrap_or_default().into_iter().filter(is_new));
-    models
-}
-
-/// Loads models, one after the other. One that fails is logged; the others are loaded all the same.
-async fn load_configured(registry: Registry, models: Vec<(LoadRequest, Expected)>) {
-    for (model, _tried) in models {
+    let saved = saved.map(SavedModels::models).unwrap_or_default().into_iter().filter(is_new);
+    let configured = configured.into_iter().map(|model| (model, Origin::Configured));
+    for (model, origin) in configured.chain(saved.map(|model| (model, Origin::Persisted))) {
         let source = model.model.clone();
-        let from = if model.persist { "remembered" } else { "of the configuration" };
-        let mut events = match registry.load(model).await {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::error!("model {source} {from} does not load: {error}");
-                continue;
-            }
-        };
-        while let Some(event) = events.recv().await {
-            match event {
-                LoadEvent::Progress(_) => {}
-                LoadEvent::Ready(status) => tracing::info!("model \"{}\" is ready", status.name),
-                LoadEvent::Failed(error) => {
-                    tracing::error!("model {source} {from} does not load: {error}");
-                }
-            }
+        if let Err(error) = registry.keep(model, origin) {
+            tracing::error!("model {source} is not loaded: {error}");
         }
     }
 }

@@ -134,7 +134,7 @@ typedef struct {
   uint32_t banned_at;          /* first of its entries in banned */
   uint32_t banned_len;
   int32_t logprobs;            /* how many of the most likely tokens; negative for no logprobs */
-  uint32_t reserved;
+  int32_t given;               /* a token of which the log-probability alone is wanted; negative: draw one */
 } minisgl_sample_row;
 
 /* minisgl_sample_shared, minisgl_sample_scratch: where the working copy of the logits is */

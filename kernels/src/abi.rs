@@ -150,8 +150,9 @@ pub struct SampleRow {
     pub banned_len: u32,
     /// How many of the most likely tokens to report; negative for no log-probabilities at all.
     pub logprobs: i32,
-    /// 0.
-    pub reserved: u32,
+    /// A token that is not drawn but given: its log-probability is reported, and the most likely tokens, and
+    /// nothing else is written. Negative: draw one.
+    pub given: i32,
 }
 
 impl SampleRow {
@@ -179,7 +180,7 @@ impl SampleRow {
             banned_at: 0,
             banned_len: 0,
             logprobs: -1,
-            reserved: 0,
+            given: -1,
         }
     }
 }

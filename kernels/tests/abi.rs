@@ -57,7 +57,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         SampleRow = minisgl_sample_row {
             seed, position, out, temperature, top_k, top_p, min_p, repetition_penalty,
             presence_penalty, frequency_penalty, history, bias_at, bias_len, banned_at, banned_len,
-            logprobs, reserved,
+            logprobs, given,
         }
         SampleArgs = minisgl_sample_args {
             logits, params, bias_tokens, bias_values, banned, marks, scratch, tokens, logprob,

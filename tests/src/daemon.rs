@@ -1,13 +1,14 @@
 //! A daemon of one's own: private socket, free port, ended when dropped.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, LoadEvent, LoadRequest, ModelState, ModelStatus,
+    VersionInfo,
 };
 use minisgl_proto::{Device, LoadOptions};
 use nix::sys::signal::{Signal, kill};
@@ -18,9 +19,10 @@ use tempfile::TempDir;
 use crate::http::{Events, Response, Server};
 use crate::paths;
 
-const START_MAX: Duration = Duration::from_secs(20);
-const STOP_MAX: Duration = Duration::from_secs(20);
-const SETTLE_MAX: Duration = Duration::from_secs(60);
+// What never happens is told after that long; how long what happens may take on a busy machine is nobody's promise.
+const START_MAX: Duration = Duration::from_secs(120);
+const STOP_MAX: Duration = Duration::from_secs(120);
+const SETTLE_MAX: Duration = Duration::from_secs(120);
 
 /// A running `minisgld serve`.
 pub struct Daemon {
@@ -85,16 +87,14 @@ impl Daemon {
     /// The same with both.
     pub fn start_as(environment: &[(&str, &str)], configuration: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("minisgl").tempdir().expect("a temporary folder");
-        let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let listen = probe.local_addr().expect("a bound socket has an address");
-        drop(probe);
         let config = dir.path().join("minisgld.toml");
         std::fs::write(&config, configuration).expect("a temporary folder is writable");
         let log = File::create(dir.path().join("log")).expect("a temporary folder is writable");
         let socket = dir.path().join("admin.sock");
         let child = Command::new(paths::binary("minisgld"))
             .arg("serve")
-            .args(["--listen", &listen.to_string(), "--socket"])
+            // The kernel chooses a port; the daemon says which.
+            .args(["--listen", "127.0.0.1:0", "--socket"])
             .arg(&socket)
             .arg("--config")
             .arg(config)
@@ -106,15 +106,20 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .expect("minisgld starts");
-        let mut daemon =
-            Daemon { child, dir, api: Server::Tcp(listen), admin: Server::Unix(socket), listen };
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (api, admin) = (Server::Tcp(nowhere), Server::Unix(socket));
+        let mut daemon = Daemon { child, dir, api, admin, listen: nowhere };
         let deadline = Instant::now() + START_MAX;
-        while daemon.admin.connect().is_err() || daemon.api.connect().is_err() {
+        daemon.listen = loop {
+            if let Some(listen) = listens_on(&daemon.admin) {
+                break listen;
+            }
             let ended = daemon.child.try_wait().expect("a child can be waited for");
             assert!(ended.is_none(), "minisgld ended ({ended:?}):\n{}", daemon.log());
             assert!(Instant::now() < deadline, "minisgld does not listen:\n{}", daemon.log());
             std::thread::sleep(Duration::from_millis(10));
-        }
+        };
+        daemon.api = Server::Tcp(daemon.listen);
         daemon
     }
 
@@ -140,7 +145,13 @@ impl Daemon {
         options: LoadOptions,
     ) -> Result<ModelStatus, AdminError> {
         let model = dir.to_str().expect("a path in UTF-8").to_owned();
-        let request = LoadRequest { model, name: Some(name.to_owned()), options, persist: false };
+        let request = LoadRequest {
+            model,
+            name: Some(name.to_owned()),
+            options,
+            persist: false,
+            aliases: Vec::new(),
+        };
         let body = serde_json::to_value(&request).expect("plain data");
         let lines = self.admin.lines("/admin/v1/load", &body).expect("the admin API answers");
         let mut last = String::new();
@@ -275,6 +286,13 @@ impl Drop for Daemon {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Where the OpenAI API is, once the daemon with this admin API listens on both.
+pub fn listens_on(admin: &Server) -> Option<SocketAddr> {
+    let answer = admin.call("GET", "/admin/v1/version", &Value::Null).ok()?;
+    let version: VersionInfo = serde_json::from_slice(&answer.body).ok()?;
+    version.listen.parse().ok()
 }
 
 /// Whether an admin refusal is of this kind and its text has all of `words`.

@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod fixture;
 pub mod generate;
 pub mod http;
+pub mod modules;
 pub mod paths;
 pub mod prometheus;
 pub mod random;

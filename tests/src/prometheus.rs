@@ -4,7 +4,7 @@
 //! another address and a shorter interval.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::http::Server;
 
 const REMEDY: &str =
     "Prometheus is needed (Debian: apt install --no-install-recommends prometheus)";
-const START_MAX: Duration = Duration::from_secs(30);
+const START_MAX: Duration = Duration::from_secs(120);
 
 /// A running `prometheus`.
 pub struct Prometheus {
@@ -64,22 +64,24 @@ impl Prometheus {
         }
         let path = dir.path().join("prometheus.yml");
         std::fs::write(&path, config).expect("a temporary folder is writable");
-        let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let listen = probe.local_addr().expect("a bound socket has an address");
-        drop(probe);
         let log = std::fs::File::create(dir.path().join("log")).expect("writable");
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", path.display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
-            .arg(format!("--web.listen-address={listen}"))
+            // The kernel chooses a port; the log says which.
+            .arg("--web.listen-address=127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("prometheus does not start ({error}): {REMEDY}"));
-        let prometheus = Prometheus { child, dir, api: Server::Tcp(listen) };
+        let nowhere = Server::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut prometheus = Prometheus { child, dir, api: nowhere };
         let deadline = Instant::now() + START_MAX;
         while !prometheus.is_ready() {
+            if let Some(listen) = listens_on(&prometheus.log()) {
+                prometheus.api = Server::Tcp(listen);
+            }
             assert!(Instant::now() < deadline, "prometheus is not ready:\n{}", prometheus.log());
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -128,6 +130,13 @@ impl Drop for Prometheus {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The address in the line of the log that says where the server listens, whatever the form of lines.
+fn listens_on(log: &str) -> Option<SocketAddr> {
+    let line = log.lines().find(|line| line.contains("Listening on"))?;
+    let (_, address) = line.split_once("address=")?;
+    address.split([' ', '"']).next()?.parse().ok()
 }
 
 fn encode(text: &str) -> String {

@@ -1,8 +1,10 @@
-//! Which room may depend on which: the arrows of docs/ARCHITECTURE.md, held against cargo's own view.
+//! Which room may depend on which: the arrows of docs/ARCHITECTURE.md, held against cargo's own view; and that no modules
+//! of a room use each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
+use minisgl_tests::modules::Modules;
 
 /// Crate, and the workspace crates it may use.
 const ARROWS: [(&str, &[&str]); 11] = [
@@ -76,4 +78,26 @@ fn rooms_do_not_see_what_they_must_not() {
             assert!(!forbidden.contains(&name), "{room} sees {name}");
         }
     }
+}
+
+/// Circles that are left: crate, parent, members. None is added.
+const CIRCLES: [(&str, &str, &[&str]); 0] = [];
+
+#[test]
+fn modules_use_each_other_in_no_circle() {
+    let metadata = MetadataCommand::new().exec().unwrap();
+    let (mut found, mut told) = (BTreeSet::new(), Vec::new());
+    for package in metadata.workspace_packages() {
+        let source = package.manifest_path.parent().unwrap().join("src");
+        for circle in Modules::of(source.as_std_path()).circles() {
+            told.push(format!("{}, {}: {:#?}", package.name, circle.parent, circle.edges));
+            found.insert((package.name.to_string(), circle.parent, circle.members));
+        }
+    }
+    let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    let known: BTreeSet<_> = CIRCLES
+        .iter()
+        .map(|&(name, parent, members)| (name.to_owned(), parent.to_owned(), owned(members)))
+        .collect();
+    assert_eq!(found, known, "{}", told.join("\n"));
 }

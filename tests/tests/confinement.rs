@@ -43,8 +43,12 @@ fn badness(pid: u32) -> i32 {
 #[test]
 fn a_worker_on_the_cpu_is_confined_and_the_daemon_is_not() {
     let (daemon, pid) = with_worker();
-    // 2 is a filter, see proc_pid_status(5).
-    assert_eq!((status(pid, "Seccomp:"), status(pid, "NoNewPrivs:")), ("2".into(), "1".into()));
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let thread = thread.unwrap().file_name().into_string().unwrap().parse().unwrap();
+        let held = (status(thread, "Seccomp:"), status(thread, "NoNewPrivs:"));
+        // 2 is a filter, see proc_pid_status(5).
+        assert_eq!(held, ("2".into(), "1".into()), "thread {thread}");
+    }
     assert_eq!(status(daemon.pid(), "Seccomp:"), status(std::process::id(), "Seccomp:"));
     assert!(badness(pid) > badness(daemon.pid()), "the kernel takes it first");
     // Of root's powers it keeps one at most, CAP_DAC_READ_SEARCH: bit 2.

@@ -2,15 +2,16 @@
 
 #![allow(clippy::unwrap_used)] // Helpers outside of #[test] functions are tests too.
 
-use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use minisgl_tests::{Server, paths};
+use minisgl_tests::{Server, daemon, paths};
 use serde_json::Value;
 
-/// From the start of the process to the first connection that the API takes.
+/// From the start of the process until it says where it listens, on an idle machine.
 const START_MAX: Duration = Duration::from_millis(100);
+/// The same on a busy one, in starts of a process that prints its version and ends.
+const STARTS_MAX: u32 = 40;
 /// Resident, after some requests.
 const RESIDENT_MAX_MB: f64 = 40.0;
 /// A neighbour on the machine only ever makes it slower: the best of a few starts counts.
@@ -33,21 +34,31 @@ impl Drop for Daemon {
 /// A daemon, and how long it took to listen.
 fn start() -> Daemon {
     let folder = tempfile::tempdir().unwrap();
-    let probe = TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = probe.local_addr().unwrap();
-    drop(probe);
+    let socket = folder.path().join("admin.sock");
     let mut command = Command::new(paths::binary("minisgld"));
-    command.args(["serve", "--config", "/dev/null", "--listen", &listen.to_string(), "--socket"]);
-    command.arg(folder.path().join("admin.sock")).stdin(Stdio::null()).stderr(Stdio::null());
+    command.args(["serve", "--config", "/dev/null", "--listen", "127.0.0.1:0", "--socket"]);
+    command.arg(&socket).stdin(Stdio::null()).stderr(Stdio::null());
     let began = Instant::now();
-    let (child, api) = (command.spawn().unwrap(), Server::Tcp(listen));
-    let mut daemon = Daemon { child, api, took: Duration::MAX, _folder: folder };
-    while TcpStream::connect(listen).is_err() {
-        assert!(began.elapsed() < Duration::from_secs(20), "it does not listen");
+    let (child, admin) = (command.spawn().unwrap(), Server::Unix(socket));
+    // Ended even if it never listens.
+    let mut started = Daemon { child, api: admin, took: Duration::MAX, _folder: folder };
+    let listen = loop {
+        if let Some(listen) = daemon::listens_on(&started.api) {
+            break listen;
+        }
+        assert!(began.elapsed() < Duration::from_secs(120), "it does not listen");
         std::thread::sleep(Duration::from_micros(500));
-    }
-    daemon.took = began.elapsed();
-    daemon
+    };
+    (started.took, started.api) = (began.elapsed(), Server::Tcp(listen));
+    started
+}
+
+/// How long the same program takes to say its version: what this machine needs to start a process now.
+fn version() -> Duration {
+    let began = Instant::now();
+    let output = Command::new(paths::binary("minisgld")).arg("--version").output().unwrap();
+    assert!(output.status.success());
+    began.elapsed()
 }
 
 fn resident_mb(pid: u32) -> f64 {
@@ -59,19 +70,25 @@ fn resident_mb(pid: u32) -> f64 {
 
 #[test]
 fn it_listens_at_once_and_takes_little_memory() {
-    let mut best = Duration::MAX;
+    let (mut best, mut process) = (Duration::MAX, Duration::MAX);
     for _ in 0..STARTS {
+        process = process.min(version());
         best = best.min(start().took);
     }
-    println!("listens after {:.1} ms", best.as_secs_f64() * 1e3);
-    assert!(best < START_MAX, "{best:?}");
+    println!("listens after {best:.1?}; a process takes {process:.1?}");
+    assert!(best < START_MAX.max(STARTS_MAX * process), "{best:?}, a process takes {process:?}");
 
     let daemon = start();
     for path in ["/health", "/metrics", "/v1/models"] {
         daemon.api.call("GET", path, &Value::Null).unwrap();
     }
-    std::thread::sleep(Duration::from_secs(2)); // freed memory goes back after one
-    let resident = resident_mb(daemon.child.id());
+    // Freed memory goes back within a second or so.
+    let began = Instant::now();
+    let mut resident = resident_mb(daemon.child.id());
+    while resident >= RESIDENT_MAX_MB && began.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(100));
+        resident = resident_mb(daemon.child.id());
+    }
     println!("{resident:.1} MB resident without a model");
     assert!(resident < RESIDENT_MAX_MB, "{resident:.1} MB");
 }

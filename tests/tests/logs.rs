@@ -27,7 +27,7 @@ fn ask(daemon: &Daemon, id: &str) -> String {
     let mut connection = daemon.api.connect().unwrap();
     write!(
         connection,
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx-request-id: {id}\r\n\
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nx-request-id: {id}\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )

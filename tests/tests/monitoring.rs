@@ -125,12 +125,17 @@ fn completion(model: &str, tokens: u32) -> Value {
 
 /// One request too many, and one to a model whose worker has just died.
 fn misfortune(daemon: &Daemon) {
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let ask = || daemon.post("/v1/completions", &completion("narrow", 200)).status;
-        let asking: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
-        asking.into_iter().map(|thread| thread.join().unwrap()).collect()
+    let mut endless = completion("narrow", 3000);
+    endless["stream"] = json!(true);
+    let mut running = daemon.events("/v1/completions", &endless);
+    assert!(running.next_event().unwrap().is_some());
+    std::thread::scope(|scope| {
+        scope.spawn(|| daemon.post("/v1/completions", &completion("narrow", 1)).ok());
+        daemon.wait_for("narrow", "full", |status| status.in_flight == 2);
+        let refused = daemon.post("/v1/completions", &completion("narrow", 1));
+        assert_eq!(refused.status, 429, "{}", refused.text());
+        drop(running);
     });
-    assert!(statuses.contains(&429), "{statuses:?}");
     let pid = daemon.status("mortal").pid.unwrap();
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
     let began = Instant::now();

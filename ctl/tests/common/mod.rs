@@ -117,7 +117,7 @@ impl Run {
     }
 }
 
-fn serve(stream: &UnixStream, log: &Mutex<Vec<Call>>, answer: &dyn Fn(&Call) -> Reply) {
+pub fn serve(stream: &UnixStream, log: &Mutex<Vec<Call>>, answer: &dyn Fn(&Call) -> Reply) {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();

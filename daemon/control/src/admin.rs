@@ -8,27 +8,27 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use futures_util::StreamExt;
 use minisgl_proto::VERSION;
 use minisgl_proto::admin::{
-    AdminError, AdminErrorCode, FlushReply, FlushRequest, LoadRequest, UnloadRequest, VersionInfo,
+    AdminError, AdminErrorCode, CancelReply, CancelRequest, FlushReply, FlushRequest, LoadRequest,
+    LogLines, RestartRequest, UnloadRequest, VersionInfo,
 };
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::access::{Access, Caller, Peer, Right};
+use crate::disk;
 use crate::doctor::Doctor;
+use crate::event::Watch;
+use crate::fit;
 use crate::registry::Registry;
-
-/// Bytes of a body at most.
-const BODY_BYTES_MAX: usize = 1 << 20;
+use crate::reply::{BODY_BYTES_MAX, answer, json, parse, refuse};
 
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
@@ -52,19 +52,27 @@ struct Admin {
 /// The routes under `/admin/v1`. Serve them with [`crate::socket::serve_unix`] alone: that is where
 /// the caller's identity comes from, and without it nothing may be changed.
 pub fn router(registry: Registry, info: DaemonInfo) -> Router {
+    let disk = disk::router(registry.clone(), info.access.clone());
+    let fit = fit::router(registry.clone(), info.access.clone());
     Router::new()
         .route("/admin/v1/version", get(version))
         .route("/admin/v1/models", get(models))
         .route("/admin/v1/models/{name}", get(model))
+        .route("/admin/v1/models/{name}/logs", get(logs))
+        .route("/admin/v1/requests", get(requests))
+        .route("/admin/v1/cancel", post(cancel))
+        .route("/admin/v1/restart", post(restart))
         .route("/admin/v1/health", get(health))
         .route("/admin/v1/doctor", get(doctor))
         .route("/admin/v1/load", post(load))
         .route("/admin/v1/unload", post(unload))
         .route("/admin/v1/flush", post(flush))
+        .with_state(Admin { registry, info })
+        .merge(disk)
+        .merge(fit)
         .route("/admin/{*rest}", axum::routing::any(no_such_call))
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Admin { registry, info })
 }
 
 async fn version(State(admin): State<Admin>) -> Response {
@@ -77,19 +85,79 @@ async fn version(State(admin): State<Admin>) -> Response {
 }
 
 async fn models(State(admin): State<Admin>) -> Response {
-    json(&admin.registry.list_with_memory().await)
+    json(&admin.registry.list_with_gpu_memory().await)
 }
 
 async fn model(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
-    answer(admin.registry.status_with_memory(&name).await)
+    answer(admin.registry.status_with_gpu_memory(&name).await)
+}
+
+#[derive(serde::Deserialize)]
+struct LogQuery {
+    #[serde(default = "LogQuery::default_lines")]
+    lines: usize,
+}
+
+impl LogQuery {
+    fn default_lines() -> usize {
+        100
+    }
+}
+
+async fn logs(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Response {
+    let logs = || {
+        let Query(query) = query.map_err(|error| AdminError {
+            code: AdminErrorCode::Invalid,
+            message: format!("the query is wrong ({error}); it is ?lines=N"),
+        })?;
+        let lines = admin.registry.logs(&name, query.lines)?;
+        Ok(LogLines { lines })
+    };
+    answer(logs())
+}
+
+async fn requests(State(admin): State<Admin>) -> Response {
+    json(&admin.registry.requests())
+}
+
+async fn cancel(
+    State(admin): State<Admin>,
+    caller: Option<Extension<Caller>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let cancel = || {
+        let caller = admin.may_change(&caller, "cancel requests")?;
+        let Peer { uid, pid, .. } = caller.peer;
+        let CancelRequest { id } = parse(body)?;
+        let cancelled = admin.registry.cancel(&id);
+        let user = caller.name();
+        tracing::info!(user, uid, pid, action = "cancel", request = id, cancelled, "admin");
+        if cancelled == 0 {
+            return Err(AdminError {
+                code: AdminErrorCode::NotFound,
+                message: format!("no request {id:.100?} is there; see minisglctl requests"),
+            });
+        }
+        Ok(CancelReply { cancelled: u32::try_from(cancelled).unwrap_or(u32::MAX) })
+    };
+    answer(cancel())
 }
 
 async fn health(State(admin): State<Admin>) -> Response {
     json(&admin.registry.health())
 }
 
-async fn doctor(State(admin): State<Admin>) -> Response {
-    answer(admin.info.doctor.ask().await)
+/// Opens every GPU, which takes memory of theirs: more than a look.
+async fn doctor(State(admin): State<Admin>, caller: Option<Extension<Caller>>) -> Response {
+    let ask = async || {
+        admin.may_change(&caller, "run the doctor")?;
+        admin.info.doctor.ask().await
+    };
+    answer(ask().await)
 }
 
 /// Streams the load's events. The load is the registry's: it goes on if the caller leaves.
@@ -101,10 +169,29 @@ async fn load(
     let load = async || {
         let caller = admin.may_change(&caller, "load models")?;
         let request = parse::<LoadRequest>(body)?;
-        note(caller, "load", request.name.as_ref().unwrap_or(&request.model));
+        caller.note("load", request.name.as_ref().unwrap_or(&request.model));
         admin.registry.load(request).await
     };
-    let events = match load().await {
+    stream(load().await)
+}
+
+async fn restart(
+    State(admin): State<Admin>,
+    caller: Option<Extension<Caller>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let restart = async || {
+        let caller = admin.may_change(&caller, "restart models")?;
+        let request = parse::<RestartRequest>(body)?;
+        caller.note("restart", &request.name);
+        admin.registry.restart(request).await
+    };
+    stream(restart().await)
+}
+
+/// Each event a line.
+fn stream(events: Result<Watch, AdminError>) -> Response {
+    let events = match events {
         Ok(events) => events,
         Err(error) => return refuse(error),
     };
@@ -125,7 +212,7 @@ async fn unload(
     let unload = async || {
         let caller = admin.may_change(&caller, "unload models")?;
         let request = parse::<UnloadRequest>(body)?;
-        note(caller, if request.force { "unload by force" } else { "unload" }, &request.name);
+        caller.note(if request.force { "unload by force" } else { "unload" }, &request.name);
         // A caller that leaves does not take the unload back.
         let registry = admin.registry.clone();
         let work = async move { registry.unload(&request.name, request.force).await };
@@ -144,7 +231,7 @@ async fn flush(
     let flush = async || {
         let caller = admin.may_change(&caller, "flush caches")?;
         let request = parse::<FlushRequest>(body)?;
-        note(caller, "flush", &request.name);
+        caller.note("flush", &request.name);
         let pages_freed = admin.registry.flush(&request.name).await?;
         Ok(FlushReply { pages_freed })
     };
@@ -167,40 +254,4 @@ impl Admin {
         let caller = caller.as_ref().map(|Extension(caller)| caller);
         self.info.access.check(caller, Right::Change, action)
     }
-}
-
-/// Who does what to which model.
-fn note(caller: &Caller, action: &str, model: &str) {
-    let Peer { uid, pid, .. } = caller.peer;
-    tracing::info!(user = caller.name(), uid, pid, action, model, "admin");
-}
-
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, AdminError> {
-    let invalid = |message| AdminError { code: AdminErrorCode::Invalid, message };
-    let body = body.map_err(|error| {
-        invalid(format!("the body was not read ({error}); the limit is {BODY_BYTES_MAX} bytes"))
-    })?;
-    serde_json::from_slice(&body).map_err(|error| invalid(format!("the body is wrong: {error}")))
-}
-
-fn answer<T: Serialize>(result: Result<T, AdminError>) -> Response {
-    match result {
-        Ok(value) => json(&value),
-        Err(error) => refuse(error),
-    }
-}
-
-fn json<T: Serialize>(value: &T) -> Response {
-    axum::Json(value).into_response()
-}
-
-pub(crate) fn refuse(error: AdminError) -> Response {
-    let status = match error.code {
-        AdminErrorCode::Invalid => StatusCode::BAD_REQUEST,
-        AdminErrorCode::NotFound => StatusCode::NOT_FOUND,
-        AdminErrorCode::Conflict => StatusCode::CONFLICT,
-        AdminErrorCode::Forbidden => StatusCode::FORBIDDEN,
-        AdminErrorCode::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, axum::Json(error)).into_response()
 }

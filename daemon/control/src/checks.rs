@@ -8,10 +8,13 @@ use std::path::Path;
 use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::{AdminError, AdminErrorCode, LoadRequest};
 
-use crate::resolve;
+use crate::layout::is_path;
 
 /// Bytes of a model's name at most.
 const NAME_BYTES_MAX: usize = 200;
+
+/// Aliases of a model, at most.
+const ALIASES_MAX: usize = 16;
 
 fn invalid(message: String) -> AdminError {
     AdminError { code: AdminErrorCode::Invalid, message }
@@ -27,6 +30,13 @@ pub fn check_load(request: &LoadRequest) -> Result<String, AdminError> {
         None => default_name(&request.model)?,
     };
     check_name(&name)?;
+    if request.aliases.len() > ALIASES_MAX {
+        return Err(invalid(format!(
+            "the model has {} aliases, the limit is {ALIASES_MAX}",
+            request.aliases.len()
+        )));
+    }
+    request.aliases.iter().try_for_each(|alias| check_name(alias))?;
     check_options(&request.options)?;
     Ok(name)
 }
@@ -34,7 +44,7 @@ pub fn check_load(request: &LoadRequest) -> Result<String, AdminError> {
 /// The repo id without its revision, or the folder's last part.
 fn default_name(model: &str) -> Result<String, AdminError> {
     let path = Path::new(model);
-    if resolve::is_path(model) {
+    if is_path(model) {
         let last = path.file_name().map(|name| name.to_string_lossy().into_owned());
         return last.ok_or_else(|| invalid(format!("{model:?} has no last part; give a --name")));
     }
@@ -55,7 +65,7 @@ fn check_name(name: &str) -> Result<(), AdminError> {
 }
 
 /// Options that no machine can heed.
-fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
+pub(crate) fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
     options.check_ranges().map_err(|error| invalid(error.to_string()))?;
     options.check_gpus().map_err(|error| invalid(error.to_string()))
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gpus::Gpus;
-use crate::remember::Memory;
 use crate::text::Text;
 
 /// Settings of a [`crate::Registry`].
@@ -29,12 +28,17 @@ pub struct RegistryConfig {
     pub load_silence: Duration,
     /// What happens after a worker died.
     pub restart: RestartPolicy,
+    /// What happens after a model failed: it did not load, or was given up.
+    pub retry: Backoff,
     /// Events a request may lie behind its worker; one more and the request is cut off.
     pub stream_buffer: usize,
     /// How long an unload waits for running requests.
     pub drain: Duration,
-    /// The models that are there again after a restart; without it none is.
-    pub memory: Option<Arc<Memory>>,
+    /// How long a request waits for a worker at most, in all between two of its tokens.
+    pub park: Duration,
+    /// Bytes that the requests of one model keep, so that another worker can go on with them; those for which no
+    /// room is left fail with their worker.
+    pub park_bytes_max: usize,
     /// How long a worker may take to exit after SIGTERM before SIGKILL.
     pub term_grace: Duration,
 }
@@ -50,23 +54,25 @@ impl Default for RegistryConfig {
             stall_kill: Duration::from_secs(300),
             load_silence: Duration::from_secs(1800),
             restart: RestartPolicy::default(),
+            retry: Backoff { initial: Duration::from_secs(10), max: Duration::from_secs(300) },
             stream_buffer: 8192,
             drain: Duration::from_secs(30),
-            memory: None,
+            park: Duration::from_secs(120),
+            park_bytes_max: 256 << 20,
             term_grace: Duration::from_secs(3),
         }
     }
 }
 
-/// Starts the text process of a model's folder, or says what is wrong with its text side.
+/// Says of a model's folder what this crate cannot tell: its text side.
 #[derive(Clone)]
 pub struct Inspector(pub Arc<Inspect>);
 
-/// Refuses a folder by saying why. May block.
+/// What the model in a folder cannot do, in words for people; or why the folder is refused. May block.
 pub type Inspect = dyn Fn(&Path) -> Result<Option<Text>, String> + Send + Sync;
 
 impl Default for Inspector {
-    /// Finds nothing wrong, and starts no process.
+    /// Finds nothing to say.
     fn default() -> Self {
         Inspector(Arc::new(|_| Ok(None)))
     }
@@ -102,20 +108,16 @@ impl WorkerCommand {
     }
 }
 
-/// When and how often a dead worker is replaced.
+/// Pauses that double.
 #[derive(Clone, Copy, Debug)]
-pub struct RestartPolicy {
-    /// Pause before the first replacement; doubles with every failure in a row.
+pub struct Backoff {
+    /// After the first failure.
     pub initial: Duration,
     /// Longest pause.
     pub max: Duration,
-    /// Failures in a row after which the model is given up.
-    pub give_up: u32,
-    /// A worker that served this long starts the count anew.
-    pub stable: Duration,
 }
 
-impl RestartPolicy {
+impl Backoff {
     /// The pause after `failures` (at least 1) failures in a row.
     pub fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
@@ -123,11 +125,21 @@ impl RestartPolicy {
     }
 }
 
+/// When and how often a dead worker is replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct RestartPolicy {
+    /// Pauses before the replacements.
+    pub backoff: Backoff,
+    /// Failures in a row after which the model is given up.
+    pub give_up: u32,
+    /// A worker that served this long, or brought any request forward, starts the count anew.
+    pub stable: Duration,
+}
+
 impl Default for RestartPolicy {
     fn default() -> Self {
         RestartPolicy {
-            initial: Duration::from_millis(500),
-            max: Duration::from_secs(30),
+            backoff: Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(30) },
             give_up: 5,
             stable: Duration::from_secs(60),
         }
@@ -146,6 +158,38 @@ pub struct HubConfig {
     pub token_file: Option<PathBuf>,
     /// Never download.
     pub offline: bool,
+    /// How long the hub may take.
+    pub limits: HubLimits,
+}
+
+/// How long a hub may take, and how often it is asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubLimits {
+    /// Until there is a connection, with its address found and TLS agreed on.
+    pub connect: Duration,
+    /// Until an answer begins.
+    pub response: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// Attempts in a row that may bring nothing.
+    pub attempts: u32,
+    /// Before the second attempt; doubles.
+    pub pause: Duration,
+    /// Longest pause. A hub that wants a longer one ends the download, and the load may be tried again then.
+    pub pause_max: Duration,
+}
+
+impl Default for HubLimits {
+    fn default() -> Self {
+        HubLimits {
+            connect: Duration::from_secs(10),
+            response: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            attempts: 6,
+            pause: Duration::from_millis(500),
+            pause_max: Duration::from_secs(60),
+        }
+    }
 }
 
 impl HubConfig {
@@ -249,11 +293,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest() {
-        let policy = RestartPolicy {
-            initial: Duration::from_millis(100),
-            max: Duration::from_secs(1),
-            ..RestartPolicy::default()
-        };
+        let policy = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) };
         let pauses: Vec<u128> = (1..=6).map(|n| policy.pause(n).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
         assert_eq!(policy.pause(u32::MAX), policy.max);

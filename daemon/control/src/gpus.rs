@@ -219,7 +219,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use minisgl_proto::LoadOptions;
-    use minisgl_proto::admin::ModelState;
+    use minisgl_proto::admin::{ModelState, Origin};
 
     use super::*;
 
@@ -259,7 +259,10 @@ mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
-            notes: Vec::new(),
+            aliases: vec![],
+            origin: Origin::Loaded,
+            retry_in_s: None,
+            notes: vec![],
         }
     }
 

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     up: IntGaugeVec,
     running: IntGaugeVec,
     waiting: IntGaugeVec,
+    parked: IntGaugeVec,
     pages: IntGaugeVec,
     pages_capacity: IntGaugeVec,
     pages_evictable: IntGaugeVec,
@@ -31,6 +32,8 @@ pub(crate) struct Metrics {
     hit_rate: GaugeVec,
     load_s: GaugeVec,
     restarts: IntCounterVec,
+    resumed: IntCounterVec,
+    given_up: IntCounterVec,
     prompt_tokens: IntCounterVec,
     cached_tokens: IntCounterVec,
     generated_tokens: IntCounterVec,
@@ -52,6 +55,7 @@ impl Metrics {
             up: add.int_gauge("up", "1 while the model takes requests, else 0.", &[])?,
             running: add.int_gauge("requests_running", "Requests in the running batch.", &[])?,
             waiting: add.int_gauge("requests_waiting", "Requests in the waiting queue.", &[])?,
+            parked: add.int_gauge("requests_parked", "Requests that wait for a worker.", &[])?,
             pages: add.int_gauge("kv_pages", "KV pages by state.", &["state"])?,
             pages_capacity: add.int_gauge("kv_pages_capacity", "KV pages in all.", &[])?,
             pages_evictable: add.int_gauge(
@@ -72,6 +76,12 @@ impl Metrics {
                 "Seconds from the worker's start to ready, the last time.",
             )?,
             restarts: add.counter("restarts_total", "Dead workers that were replaced.")?,
+            resumed: add
+                .counter("requests_moved_total", "Requests whose worker died, left to the next.")?,
+            given_up: add.counter(
+                "requests_given_up_total",
+                "Requests that ended because workers died with them again and again.",
+            )?,
             prompt_tokens: add.counter("prompt_tokens_total", "Prompt tokens taken in.")?,
             cached_tokens: add
                 .counter("cached_tokens_total", "Prompt tokens found in the prefix cache.")?,
@@ -99,6 +109,17 @@ impl Metrics {
     /// Its worker was replaced; nothing runs, waits or is cached.
     pub(crate) fn restarted(&self, model: &str) {
         self.restarts.with_label_values(&[model]).inc();
+    }
+
+    /// So many of its requests wait for a worker.
+    pub(crate) fn parked(&self, model: &str, requests: usize) {
+        self.parked.with_label_values(&[model]).set(signed(requests as u64));
+    }
+
+    /// Its worker died: so many requests are left to the next one, so many are given up.
+    pub(crate) fn moved(&self, model: &str, requests: usize, given_up: usize) {
+        self.resumed.with_label_values(&[model]).inc_by(requests as u64);
+        self.given_up.with_label_values(&[model]).inc_by(given_up as u64);
     }
 
     /// Its counters went from `before` to `now`.
@@ -147,8 +168,14 @@ impl Metrics {
     /// The model is no more.
     pub(crate) fn forget(&self, model: &str) {
         let label = [model];
-        let int_gauges =
-            [&self.up, &self.running, &self.waiting, &self.pages_capacity, &self.pages_evictable];
+        let int_gauges = [
+            &self.up,
+            &self.running,
+            &self.waiting,
+            &self.parked,
+            &self.pages_capacity,
+            &self.pages_evictable,
+        ];
         for gauge in int_gauges {
             let _ = gauge.remove_label_values(&label);
         }
@@ -161,6 +188,8 @@ impl Metrics {
         }
         let counters = [
             &self.restarts,
+            &self.resumed,
+            &self.given_up,
             &self.prompt_tokens,
             &self.cached_tokens,
             &self.generated_tokens,

@@ -1,43 +1,45 @@
-//! One model as everybody sees it: what its supervisor last said, and the requests in flight.
+//! One model as everybody sees it: what is wanted, what its supervisor last said, and its sessions.
 //!
 //! Owns: the state shared between a model's supervisor (which alone decides), the reader of its
-//! worker (counters, signs of life) and everybody who asks. Must never: change state by itself.
+//! instance (counters, signs of life) and everybody who asks. Must never: change state by itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use minisgl_proto::admin::{ModelState, ModelStatus};
+use minisgl_proto::admin::{ModelState, ModelStatus, Origin};
 use minisgl_proto::worker::LoadProgress;
 use minisgl_proto::{LoadOptions, ModelInfo, StepStats};
 use tokio::sync::mpsc;
 
+use crate::event::Event;
+use crate::log_ring::LogRing;
 use crate::placement::Placement;
-use crate::streams::Streams;
-use crate::supervisor::Event;
+use crate::sessions::Sessions;
+use crate::spec::Spec;
 use crate::text::Text;
 
 /// A model the daemon knows of.
 pub(crate) struct Model {
-    /// Name for clients.
-    pub(crate) name: String,
-    /// What was asked for.
-    pub(crate) source: String,
-    /// How.
-    pub(crate) options: LoadOptions,
-    /// Unix time of the load, in nanoseconds.
-    pub(crate) created_ns: u64,
-    /// Whether it is there again after a restart.
-    pub(crate) remembered: AtomicBool,
-    /// Requests in flight.
-    pub(crate) streams: Arc<Streams>,
+    /// What is wanted.
+    pub(crate) spec: Spec,
+    /// Another number for each load, also of the same name.
+    pub(crate) generation: u64,
+    /// Unix time of the load, in seconds.
+    pub(crate) created_s: u64,
+    /// Whether it is there again after a restart of the daemon, because a load asked for it.
+    pub(crate) persisted: AtomicBool,
+    /// Somebody unloads it.
+    pub(crate) unwanted: AtomicBool,
+    /// Its requests.
+    pub(crate) sessions: Arc<Sessions>,
+    /// What its workers wrote to standard error.
+    pub(crate) log: LogRing,
     /// The way to its supervisor.
     pub(crate) events: mpsc::Sender<Event>,
     placement: Placement,
-    /// Its text process, once its folder was read.
-    text: OnceLock<Text>,
     view: Mutex<View>,
-    pulse: Mutex<Pulse>,
+    heartbeat: Mutex<Heartbeat>,
 }
 
 /// What the supervisor last said.
@@ -48,53 +50,76 @@ pub(crate) struct View {
     pub(crate) reason: Option<String>,
     pub(crate) pid: Option<u32>,
     pub(crate) restarts: u32,
-    /// When its supervisor last looked after it.
-    pub(crate) tended: Instant,
-    /// When its worker got SIGKILL, until that worker is buried.
-    pub(crate) killed: Option<Instant>,
+    /// When its supervisor last came round.
+    pub(crate) checked_at: Instant,
     pub(crate) progress: Option<LoadProgress>,
     pub(crate) info: Option<Arc<ModelInfo>>,
+    /// How it is loaded now.
+    pub(crate) options: LoadOptions,
+    /// When a failed model is tried again.
+    pub(crate) retry_at: Option<Instant>,
+    /// Its text process; `None` until its folder was read.
+    pub(crate) text: Option<Text>,
 }
 
-/// What the worker itself last said.
-struct Pulse {
+/// What the instance itself last said.
+struct Heartbeat {
+    /// The instance that is listened to.
+    epoch: Option<u32>,
     frame_at: Instant,
     pong: u64,
     stats: Option<StepStats>,
 }
 
+impl Heartbeat {
+    fn of(epoch: Option<u32>) -> Self {
+        Heartbeat { epoch, frame_at: Instant::now(), pong: 0, stats: None }
+    }
+}
+
+/// What the sessions of a model may keep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionLimits {
+    /// Events that a reader may lie behind.
+    pub(crate) buffer: usize,
+    /// Bytes of all of them.
+    pub(crate) bytes_max: usize,
+}
+
 impl Model {
     pub(crate) fn new(
-        name: String,
-        source: String,
-        options: LoadOptions,
-        stream_buffer: usize,
+        spec: Spec,
+        generation: u64,
+        limits: SessionLimits,
         events: mpsc::Sender<Event>,
         placement: Placement,
     ) -> Self {
         let unix_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let name = spec.name.clone();
         Model {
-            name,
-            source,
-            options,
-            created_ns: unix_time.map_or(0, |time| time.as_nanos() as u64),
-            remembered: AtomicBool::new(false),
-            streams: Arc::new(Streams::new(stream_buffer)),
+            generation,
+            created_s: unix_time.map_or(0, |time| time.as_secs()),
+            persisted: AtomicBool::new(spec.origin == Origin::Persisted),
+            unwanted: AtomicBool::new(false),
+            sessions: Arc::new(Sessions::new(name, limits.buffer, limits.bytes_max)),
+            log: LogRing::default(),
             events,
             placement,
-            text: OnceLock::new(),
             view: Mutex::new(View {
                 state: ModelState::Loading,
                 since: Instant::now(),
                 reason: None,
                 pid: None,
                 restarts: 0,
-                tended: Instant::now(),
-                killed: None,
+                checked_at: Instant::now(),
                 progress: None,
                 info: None,
+                options: spec.options.clone(),
+                retry_at: None,
+                text: None,
             }),
-            pulse: Mutex::new(Pulse { frame_at: Instant::now(), pong: 0, stats: None }),
+            heartbeat: Mutex::new(Heartbeat::of(None)),
+            spec,
         }
     }
 
@@ -102,25 +127,29 @@ impl Model {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_pulse(&self) -> MutexGuard<'_, Pulse> {
-        self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Its text process; `None` for a model that was loaded without one.
-    pub(crate) fn text(&self) -> Option<&Text> {
-        self.text.get()
-    }
-
-    /// Its folder was read. Only the first counts: a model has one folder.
-    pub(crate) fn set_text(&self, text: Option<Text>) {
-        if let Some(text) = text {
-            let _ = self.text.set(text);
-        }
+    fn lock_heartbeat(&self) -> MutexGuard<'_, Heartbeat> {
+        self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the supervisor last said.
     pub(crate) fn view(&self) -> View {
         self.lock_view().clone()
+    }
+
+    /// The state alone.
+    pub(crate) fn state(&self) -> ModelState {
+        self.lock_view().state
+    }
+
+    /// Its text process; `None` for a model that is loaded without one.
+    pub(crate) fn text(&self) -> Option<Text> {
+        self.lock_view().text.clone()
+    }
+
+    /// State, and what it is, if it was ready before.
+    pub(crate) fn state_and_info(&self) -> (ModelState, Option<Arc<ModelInfo>>) {
+        let view = self.lock_view();
+        (view.state, view.info.clone())
     }
 
     /// Says something; the supervisor alone calls this.
@@ -133,91 +162,83 @@ impl Model {
         }
     }
 
-    /// Why nothing here will repair this model any more, if that is so at `now`: a worker that lives on after
-    /// SIGKILL, or a supervisor that does not turn, each for `patience`.
-    pub(crate) fn hung(&self, now: Instant, patience: Duration) -> Option<String> {
-        let view = self.view();
-        let late = |since| Some(now.saturating_duration_since(since)).filter(|&t| t >= patience);
-        if let Some(silence) = view.killed.and_then(late) {
-            let (name, seconds) = (&self.name, silence.as_secs_f64());
-            return Some(format!("the worker of {name} lives on {seconds:.0} s after SIGKILL"));
+    /// Why nothing here will repair this model any more, if that is so at `now`: its supervisor has not come
+    /// round for `patience`.
+    pub(crate) fn stuck(&self, now: Instant, patience: Duration) -> Option<String> {
+        let silence = now.saturating_duration_since(self.lock_view().checked_at);
+        let name = &self.spec.name;
+        (silence >= patience).then(|| {
+            format!("the supervisor of {name} has stood still for {:.0} s", silence.as_secs_f64())
+        })
+    }
+
+    /// The instance `epoch` is listened to from now on, and has said nothing yet; `None`: nobody is.
+    pub(crate) fn listen_to(&self, epoch: Option<u32>) {
+        *self.lock_heartbeat() = Heartbeat::of(epoch);
+    }
+
+    /// A frame of the instance arrived.
+    pub(crate) fn heard(&self, epoch: u32) {
+        let mut heartbeat = self.lock_heartbeat();
+        if heartbeat.epoch == Some(epoch) {
+            heartbeat.frame_at = Instant::now();
         }
-        let silence = late(view.tended)?.as_secs_f64();
-        Some(format!("the supervisor of {} has stood still for {silence:.0} s", self.name))
     }
 
-    /// A frame arrived.
-    pub(crate) fn beat(&self) {
-        self.lock_pulse().frame_at = Instant::now();
-    }
-
-    /// The worker answered this ping.
-    pub(crate) fn pong(&self, number: u64) {
-        self.lock_pulse().pong = number;
+    /// The instance answered this ping.
+    pub(crate) fn pong(&self, epoch: u32, number: u64) {
+        let mut heartbeat = self.lock_heartbeat();
+        if heartbeat.epoch == Some(epoch) {
+            heartbeat.frame_at = Instant::now();
+            heartbeat.pong = number;
+        }
     }
 
     /// The last ping answered, and the time since the last frame.
-    pub(crate) fn pulse(&self) -> (u64, Duration) {
-        let pulse = self.lock_pulse();
-        (pulse.pong, pulse.frame_at.elapsed())
+    pub(crate) fn heartbeat(&self) -> (u64, Duration) {
+        let heartbeat = self.lock_heartbeat();
+        (heartbeat.pong, heartbeat.frame_at.elapsed())
     }
 
-    /// Counters after a step. Returns those before it.
-    pub(crate) fn count(&self, stats: StepStats) -> StepStats {
-        self.lock_pulse().stats.replace(stats).unwrap_or_default()
-    }
-
-    /// Another worker starts from nothing.
-    pub(crate) fn forget_pulse(&self) {
-        *self.lock_pulse() = Pulse { frame_at: Instant::now(), pong: 0, stats: None };
+    /// Counters of the instance after a step; `count` gets those before it. An instance that nobody listens to any
+    /// more is not counted.
+    pub(crate) fn step(&self, epoch: u32, stats: StepStats, count: impl FnOnce(&StepStats)) {
+        let mut heartbeat = self.lock_heartbeat();
+        if heartbeat.epoch == Some(epoch) {
+            heartbeat.frame_at = Instant::now();
+            // Under the lock: whoever ends the listening may forget what is counted.
+            count(&heartbeat.stats.replace(stats).unwrap_or_default());
+        }
     }
 
     /// All of it, for people and programs.
     pub(crate) fn status(&self) -> ModelStatus {
         let view = self.view();
+        let now = Instant::now();
+        let retry_in = view.retry_at.map(|at| at.saturating_duration_since(now).as_secs_f64());
         ModelStatus {
-            name: self.name.clone(),
-            source: self.source.clone(),
+            name: self.spec.name.clone(),
+            source: self.spec.source.clone(),
             state: view.state,
             reason: view.reason,
             pid: view.pid,
-            gpus: self.placement.gpus_of(&self.name),
+            gpus: self.placement.gpus_of(&self.spec.name),
             gpu_memory_bytes: None,
             restarts: view.restarts,
             state_s: view.since.elapsed().as_secs_f64(),
-            in_flight: u32::try_from(self.streams.in_flight()).unwrap_or(u32::MAX),
+            in_flight: u32::try_from(self.sessions.in_flight()).unwrap_or(u32::MAX),
             progress: view.progress,
             info: view.info.map(|info| (*info).clone()),
-            stats: self.lock_pulse().stats,
-            options: self.options.clone(),
-            persisted: self.remembered.load(Ordering::SeqCst),
-            notes: self.text.get().map(|text| text.info().notes.clone()).unwrap_or_default(),
+            stats: self.lock_heartbeat().stats,
+            options: view.options,
+            persisted: self.persisted.load(Ordering::SeqCst),
+            aliases: self.spec.aliases.clone(),
+            origin: match self.persisted.load(Ordering::SeqCst) {
+                true if self.spec.origin == Origin::Loaded => Origin::Persisted,
+                _ => self.spec.origin,
+            },
+            retry_in_s: retry_in,
+            notes: view.text.map(|text| text.info().notes.clone()).unwrap_or_default(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_model_is_hung_when_nobody_tends_it_or_its_worker_outlives_sigkill() {
-        let (events, _inbox) = mpsc::channel(1);
-        let placement = Placement::default();
-        let model =
-            Model::new("m".into(), "/m".into(), LoadOptions::default(), 1, events, placement);
-        let patience = Duration::from_secs(30);
-        let soon = Instant::now() + Duration::from_secs(29);
-        let late = Instant::now() + Duration::from_secs(31);
-        assert_eq!(model.hung(soon, patience), None);
-        assert!(model.hung(late, patience).unwrap().contains("supervisor of m"));
-        model.update(|view| {
-            view.state = ModelState::Stalled; // to be killed in time, which is repair enough
-            view.tended = late;
-        });
-        assert_eq!(model.hung(late, patience), None);
-        model.update(|view| view.killed = Some(Instant::now()));
-        assert_eq!(model.hung(soon, patience), None);
-        assert!(model.hung(late, patience).unwrap().contains("worker of m lives on"));
     }
 }

@@ -5,7 +5,7 @@
 //! So only one of these is between its start and `Ready` at a time; the others wait, as do loads that named
 //! GPUs which that one may be about to choose. A model on the CPU waits for nobody and keeps nobody waiting.
 //!
-//! Owns: the table of seats, and the turn. Must never: start a worker, or know more of a GPU than its number.
+//! Owns: the reservations, and which model chooses. Must never: start a worker, or know more of a GPU than its number.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,18 +26,18 @@ struct Inner {
 #[derive(Default)]
 struct Table {
     /// Names are the registry's, so none is here twice.
-    holders: Vec<Holder>,
+    entries: Vec<Entry>,
     /// The model that chooses.
     choosing: Option<String>,
 }
 
-struct Holder {
+struct Entry {
     name: String,
     wish: Wish,
-    /// It said how much memory it takes, and so sits beside others.
+    /// It said how much memory it takes, and so shares its GPUs with others.
     shares: bool,
     gpus: Vec<u32>,
-    /// It has, or had, a worker there: nobody takes its GPUs from it any more.
+    /// A worker of it started there: its GPUs are its own until the reservation ends.
     settled: bool,
 }
 
@@ -71,16 +71,16 @@ pub(crate) struct Taken {
     by: String,
 }
 
-/// A model's place in the table, until it is dropped.
-pub(crate) struct Seat {
+/// A model's GPUs, until it is dropped.
+pub(crate) struct Reservation {
     placement: Placement,
     name: String,
     changes: watch::Receiver<()>,
 }
 
 impl Table {
-    fn at(&mut self, name: &str) -> Option<&mut Holder> {
-        self.holders.iter_mut().find(|holder| holder.name == name)
+    fn at(&mut self, name: &str) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.name == name)
     }
 
     /// The first of `gpus` that another model has, of those that `counts`.
@@ -88,9 +88,9 @@ impl Table {
         &self,
         name: &str,
         gpus: &[u32],
-        counts: impl Fn(&Holder) -> bool,
+        counts: impl Fn(&Entry) -> bool,
     ) -> Result<(), Taken> {
-        let others = || self.holders.iter().filter(|other| other.name != name && counts(other));
+        let others = || self.entries.iter().filter(|other| other.name != name && counts(other));
         for &gpu in gpus {
             if let Some(other) = others().find(|other| other.gpus.contains(&gpu)) {
                 return Err(Taken { gpu, by: other.name.clone() });
@@ -100,7 +100,7 @@ impl Table {
     }
 
     fn taken_from(&self, name: &str) -> Vec<u32> {
-        let others = self.holders.iter().filter(|other| other.name != name);
+        let others = self.entries.iter().filter(|other| other.name != name);
         let mut gpus: Vec<u32> = others.flat_map(|other| other.gpus.iter().copied()).collect();
         gpus.sort_unstable();
         gpus.dedup();
@@ -113,16 +113,16 @@ impl Placement {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat for a new model. `gpus_here` says whether `device = auto` may end on a GPU.
+    /// A reservation for a new model. `gpus_here` says whether `device = auto` may end on a GPU.
     ///
     /// # Errors
     /// It names a GPU that another model has, and does not share it.
-    pub(crate) fn claim(
+    pub(crate) fn reserve(
         &self,
         name: &str,
         options: &LoadOptions,
         gpus_here: bool,
-    ) -> Result<Seat, Taken> {
+    ) -> Result<Reservation, Taken> {
         let wish = match options.device {
             Device::Cpu => Wish::None,
             _ if !options.gpus.is_empty() => Wish::Given,
@@ -135,19 +135,19 @@ impl Placement {
             table.conflict(name, &options.gpus, |_| true)?;
         }
         let (name, gpus) = (name.to_string(), options.gpus.clone());
-        table.holders.push(Holder { name: name.clone(), wish, shares, gpus, settled: false });
-        Ok(Seat { placement: self.clone(), name, changes: self.0.changed.subscribe() })
+        table.entries.push(Entry { name: name.clone(), wish, shares, gpus, settled: false });
+        Ok(Reservation { placement: self.clone(), name, changes: self.0.changed.subscribe() })
     }
 
     /// The GPUs of a model: those it named, or was placed on.
     pub(crate) fn gpus_of(&self, name: &str) -> Vec<u32> {
-        self.lock().at(name).map(|holder| holder.gpus.clone()).unwrap_or_default()
+        self.lock().at(name).map(|entry| entry.gpus.clone()).unwrap_or_default()
     }
 }
 
-impl Seat {
+impl Reservation {
     /// Asks whether a worker may start, and where. After [`Start::After`], ask again when
-    /// [`Seat::changed`] says so.
+    /// [`Reservation::changed`] says so.
     ///
     /// # Errors
     /// While this model waited, another chose a GPU that it named.
@@ -157,11 +157,11 @@ impl Seat {
         let mut table = self.placement.lock();
         let taken = table.taken_from(&self.name);
         let other = table.choosing.clone().filter(|other| *other != self.name);
-        let Some(holder) = table.at(&self.name) else {
+        let Some(entry) = table.at(&self.name) else {
             return Ok(Start::Now { gpus: Vec::new(), taken });
         };
-        let (wish, shares, gpus) = (holder.wish, holder.shares, holder.gpus.clone());
-        if holder.settled && !gpus.is_empty() {
+        let (wish, shares, gpus) = (entry.wish, entry.shares, entry.gpus.clone());
+        if entry.settled && !gpus.is_empty() {
             return Ok(Start::Now { gpus, taken: Vec::new() });
         }
         match (wish, other) {
@@ -169,11 +169,11 @@ impl Seat {
             (Wish::Given, Some(other)) if !shares => return Ok(Start::After(other)),
             (Wish::Given, _) => {
                 if !shares {
-                    // Who shares has come to terms with being second.
+                    // A model that shares its GPUs does not keep this one out.
                     table.conflict(&self.name, &gpus, |other| !other.shares)?;
                 }
-                if let Some(holder) = table.at(&self.name) {
-                    holder.settled = true;
+                if let Some(entry) = table.at(&self.name) {
+                    entry.settled = true;
                 }
             }
             (Wish::Any, Some(other)) => return Ok(Start::After(other)),
@@ -188,35 +188,26 @@ impl Seat {
 
     /// Waits until asking again may bring another answer.
     pub(crate) async fn changed(&mut self) {
-        // The sender is in the table, which this seat keeps.
+        // The sender is in the table, which this reservation keeps.
         let _ = self.changes.changed().await;
     }
 
     /// The worker is ready, and this is where it is.
     pub(crate) fn settle(&self, gpus: &[u32]) {
-        self.leave_turn(|table| {
-            if let Some(holder) = table.at(&self.name) {
-                holder.gpus = gpus.to_vec();
-                holder.settled = true;
+        self.stop_choosing(|table| {
+            if let Some(entry) = table.at(&self.name) {
+                entry.gpus = gpus.to_vec();
+                entry.settled = true;
             }
         });
     }
 
-    /// The worker is dead: the GPUs are kept for the next one, the turn is not.
+    /// The worker is dead: the GPUs are kept for the next one; another model may choose.
     pub(crate) fn pause(&self) {
-        self.leave_turn(|_| ());
+        self.stop_choosing(|_| ());
     }
 
-    /// There will be no other worker: the GPUs are free, the model stays in sight.
-    pub(crate) fn vacate(&self) {
-        self.leave_turn(|table| {
-            if let Some(holder) = table.at(&self.name) {
-                holder.gpus.clear();
-            }
-        });
-    }
-
-    fn leave_turn(&self, change: impl FnOnce(&mut Table)) {
+    fn stop_choosing(&self, change: impl FnOnce(&mut Table)) {
         let mut table = self.placement.lock();
         if table.choosing.as_deref() == Some(&self.name) {
             table.choosing = None;
@@ -227,9 +218,9 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.leave_turn(|table| table.holders.retain(|holder| holder.name != self.name));
+        self.stop_choosing(|table| table.entries.retain(|entry| entry.name != self.name));
     }
 }
 
@@ -256,43 +247,43 @@ mod tests {
     #[test]
     fn named_gpus_are_had_from_the_start_and_refused_to_others() {
         let placement = Placement::default();
-        let mut a = placement.claim("a", &options(&[2, 3], None), true).unwrap();
+        let mut a = placement.reserve("a", &options(&[2, 3], None), true).unwrap();
         assert_eq!(placement.gpus_of("a"), [2, 3]);
-        let refused = placement.claim("b", &options(&[1, 3], None), true).err();
+        let refused = placement.reserve("b", &options(&[1, 3], None), true).err();
         assert_eq!(refused, Some(taken(3, "a")));
         let text = taken(3, "a").to_string();
         for part in ["GPU 3", "\"a\"", "--kv-tokens", "--memory-ratio", "unload"] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert!(placement.gpus_of("b").is_empty(), "a refused load leaves nothing behind");
-        let mut b = placement.claim("b", &options(&[0, 1], None), true).unwrap();
+        let mut b = placement.reserve("b", &options(&[0, 1], None), true).unwrap();
         assert_eq!((a.start(), b.start()), (now(&[2, 3], &[]), now(&[0, 1], &[])));
         drop(a);
-        placement.claim("c", &options(&[3], None), true).unwrap();
+        placement.reserve("c", &options(&[3], None), true).unwrap();
     }
 
     #[test]
-    fn who_states_its_memory_sits_beside_others() {
+    fn who_states_its_memory_shares_with_others() {
         let placement = Placement::default();
-        let mut a = placement.claim("a", &options(&[0], None), true).unwrap();
-        let mut b = placement.claim("b", &options(&[0], Some(64)), true).unwrap();
-        let mut c = placement.claim("c", &options(&[], Some(64)), true).unwrap();
+        let mut a = placement.reserve("a", &options(&[0], None), true).unwrap();
+        let mut b = placement.reserve("b", &options(&[0], Some(64)), true).unwrap();
+        let mut c = placement.reserve("c", &options(&[], Some(64)), true).unwrap();
         assert_eq!(b.start(), now(&[0], &[]));
         assert_eq!(c.start(), now(&[], &[]), "nothing is taken from it");
         c.settle(&[0]);
         assert_eq!(a.start(), now(&[0], &[]), "those who came to share do not drive it out");
         // It is the newcomer that has to share.
-        assert!(placement.claim("d", &options(&[0], None), true).is_err());
-        let mut d = placement.claim("d", &options(&[], None), true).unwrap();
+        assert!(placement.reserve("d", &options(&[0], None), true).is_err());
+        let mut d = placement.reserve("d", &options(&[], None), true).unwrap();
         assert_eq!(d.start(), now(&[], &[0]));
     }
 
     #[test]
     fn one_chooses_at_a_time_and_the_next_sees_what_it_chose() {
         let placement = Placement::default();
-        let mut a = placement.claim("a", &options(&[], None), true).unwrap();
-        let mut b = placement.claim("b", &options(&[], None), true).unwrap();
-        let mut c = placement.claim("c", &options(&[], Some(64)), true).unwrap();
+        let mut a = placement.reserve("a", &options(&[], None), true).unwrap();
+        let mut b = placement.reserve("b", &options(&[], None), true).unwrap();
+        let mut c = placement.reserve("c", &options(&[], Some(64)), true).unwrap();
         assert_eq!(a.start(), now(&[], &[]));
         assert_eq!((b.start(), c.start()), (after("a"), after("a")));
         assert!(!b.changes.has_changed().unwrap());
@@ -305,19 +296,19 @@ mod tests {
         assert_eq!(b.start(), now(&[], &[1]));
         b.settle(&[0, 2]);
         assert_eq!((a.start(), b.start()), (now(&[1], &[]), now(&[0, 2], &[])), "a restart");
-        b.vacate();
+        drop(b);
         assert!(placement.gpus_of("b").is_empty());
-        placement.claim("d", &options(&[0], None), true).unwrap();
+        placement.reserve("d", &options(&[0], None), true).unwrap();
     }
 
     #[test]
     fn named_gpus_wait_for_who_may_be_choosing_them() {
         let placement = Placement::default();
-        let mut a = placement.claim("a", &options(&[], None), true).unwrap();
+        let mut a = placement.reserve("a", &options(&[], None), true).unwrap();
         assert_eq!(a.start(), now(&[], &[]));
-        let mut b = placement.claim("b", &options(&[0], None), true).unwrap();
-        let mut c = placement.claim("c", &options(&[1], None), true).unwrap();
-        let mut shares = placement.claim("shares", &options(&[0], Some(64)), true).unwrap();
+        let mut b = placement.reserve("b", &options(&[0], None), true).unwrap();
+        let mut c = placement.reserve("c", &options(&[1], None), true).unwrap();
+        let mut shares = placement.reserve("shares", &options(&[0], Some(64)), true).unwrap();
         assert_eq!((b.start(), c.start()), (after("a"), after("a")));
         assert_eq!(shares.start(), now(&[0], &[]), "it need not wait");
         a.settle(&[0]);
@@ -328,13 +319,13 @@ mod tests {
     fn the_cpu_is_nobodys_business() {
         let placement = Placement::default();
         let cpu = LoadOptions { device: Device::Cpu, ..LoadOptions::default() };
-        let mut a = placement.claim("a", &options(&[], None), true).unwrap();
-        let mut b = placement.claim("b", &cpu, true).unwrap();
+        let mut a = placement.reserve("a", &options(&[], None), true).unwrap();
+        let mut b = placement.reserve("b", &cpu, true).unwrap();
         assert_eq!((a.start(), b.start()), (now(&[], &[]), now(&[], &[])));
-        let mut c = placement.claim("c", &options(&[], None), false).unwrap();
+        let mut c = placement.reserve("c", &options(&[], None), false).unwrap();
         assert_eq!(c.start(), now(&[], &[]), "there is no GPU for it to choose");
         let cuda = LoadOptions { device: Device::Cuda, ..LoadOptions::default() };
-        let mut d = placement.claim("d", &cuda, false).unwrap();
+        let mut d = placement.reserve("d", &cuda, false).unwrap();
         assert_eq!(d.start(), after("a"));
     }
 }

@@ -3,37 +3,44 @@
 //! Owns: which names are taken, and request ids. Must never: change a model's state itself; that is
 //! its supervisor's business.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+mod handle;
+mod reconcile;
+mod saving;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, HealthReport, LoadEvent, LoadRequest, ModelState, ModelStatus,
+    Origin, RequestStatus, RestartRequest,
 };
-use minisgl_proto::{Generate, ModelInfo, RequestId, Submit, TokenEvent, Unavailable};
+use minisgl_proto::{Generate, Unavailable};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::checks::check_load;
-use crate::config::RegistryConfig;
+use crate::checks::{check_load, check_options};
+use crate::config::{HubConfig, RegistryConfig, WorkerCommand};
+use crate::event::{Event, Watch};
 use crate::gpus::{GpuMetrics, Meter};
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::placement::{Placement, Seat};
-use crate::streams::{AbortGuard, Refused};
-use crate::supervisor::{Event, Supervisor};
-use crate::text::Text;
-use crate::{remember, resolve};
+use crate::model::{Model, SessionLimits};
+use crate::placement::{Placement, Reservation};
+use crate::saved::SavedModels;
+use crate::spec::Spec;
+use crate::supervisor::{Parts, Supervisor};
+
+use self::handle::not_ready;
+pub use self::handle::{Generation, ModelHandle};
 
 /// Events of a model that may wait for its supervisor.
 const EVENTS_MAX: usize = 64;
 /// Lines of a load's answer that may wait for a slow client; progress beyond it is dropped.
 const LOAD_EVENTS_MAX: usize = 256;
-/// How long a worker may live on after SIGKILL, and a supervisor may stand still, whose ticks are two seconds
-/// apart at most.
-const HUNG: Duration = Duration::from_secs(30);
-/// Why a load cannot be remembered.
-const NO_MEMORY: &str = "this daemon remembers no models: it has no state folder; set [state] dir, or have systemd \
-                         make one (StateDirectory=)";
+/// How long a supervisor may stand still, whose ticks are two seconds apart at most.
+const STUCK: Duration = Duration::from_secs(30);
+/// Why a load cannot be saved.
+const NOTHING_SAVED: &str = "this daemon saves no models: it has no state folder; set [state] dir, or have systemd \
+                             make one (StateDirectory=)";
 /// Models at once, at most.
 const MODELS_MAX: usize = 64;
 
@@ -44,126 +51,98 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     /// For the next loads; each model keeps that of its own.
     config: RwLock<Arc<RegistryConfig>>,
+    /// The models that are there again after a restart of the daemon; without it none is.
+    saved: Option<Arc<SavedModels>>,
+    /// Held while a model is saved or forgotten, so that the one sees what the other did.
+    saving: tokio::sync::Mutex<()>,
+    /// Held while models are made those of a configuration.
+    reconciling: tokio::sync::Mutex<()>,
     metrics: Metrics,
     /// In the order they were loaded.
     models: Mutex<Vec<Arc<Model>>>,
     placement: Placement,
     meter: Meter,
     next_id: AtomicU64,
+    next_generation: AtomicU64,
     closing: AtomicBool,
-    /// Models that the daemon means to load and has not tried.
-    expected: AtomicUsize,
 }
 
-/// A running generation.
-#[derive(Debug)]
-pub struct Generation {
-    /// Its id, for logs.
-    pub id: RequestId,
-    /// Its events; the last one carries `finish`. A channel that closes without it means that the
-    /// reader fell further behind than the buffer allows.
-    pub events: mpsc::Receiver<TokenEvent>,
-    /// Aborts when dropped, unless the request has ended.
-    pub guard: AbortGuard,
+/// A model in a list, with what costs nothing to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Name for clients.
+    pub name: String,
+    /// Its other names.
+    pub aliases: Vec<String>,
+    /// What was asked for: folder or repo id.
+    pub source: String,
+    /// Unix time of its load, in seconds.
+    pub created_s: u64,
+    /// Another number for each load, also of the same name; later loads have higher ones.
+    pub generation: u64,
+    /// Where it is in its life.
+    pub state: ModelState,
+    /// Its context length, once known.
+    pub max_len: Option<u32>,
 }
 
-/// A model that is going to be loaded; see [`Registry::expect`].
-pub struct Expected(Arc<Inner>);
-
-impl Drop for Expected {
-    fn drop(&mut self) {
-        self.0.expected.fetch_sub(1, Ordering::SeqCst);
-    }
+fn invalid(message: String) -> AdminError {
+    AdminError { code: AdminErrorCode::Invalid, message }
 }
 
-/// A ready model. Stays valid when the model goes away; `submit` then refuses.
-#[derive(Clone)]
-pub struct ModelHandle {
-    registry: Arc<Inner>,
-    model: Arc<Model>,
-    info: Arc<ModelInfo>,
+fn conflict(message: String) -> AdminError {
+    AdminError { code: AdminErrorCode::Conflict, message }
 }
 
-impl ModelHandle {
-    /// What it is.
-    pub fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    /// Its text process; `None` for a model that was loaded without one.
-    pub fn text(&self) -> Option<&Text> {
-        self.model.text()
-    }
-
-    /// Starts a generation. Never blocks.
-    ///
-    /// # Errors
-    /// `NotReady` or `Busy`; nothing was started.
-    pub fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
-        let name = || self.model.name.clone();
-        let view = self.model.view();
-        if view.state != ModelState::Ready {
-            return Err(not_ready(&self.model));
-        }
-        let id = RequestId(self.registry.next_id.fetch_add(1, Ordering::Relaxed));
-        let Generate { prompt, sampling, stop, priority } = request;
-        let submit = Submit { id, prompt, sampling, stop, priority };
-        match self.model.streams.submit(submit) {
-            Ok((events, guard)) => Ok(Generation { id, events, guard }),
-            Err(Refused::Full(limit)) => Err(Unavailable::Busy { name: name(), limit }),
-            Err(Refused::Shut) => Err(not_ready(&self.model)),
-        }
-    }
-}
-
-fn not_ready(model: &Model) -> Unavailable {
-    let view = model.view();
-    let state = match view.state {
-        ModelState::Loading => "it is being loaded",
-        ModelState::Ready | ModelState::Restarting => "its worker is being restarted",
-        ModelState::Stalled => "its worker makes no progress",
-        ModelState::Failed => "its worker failed and was given up",
-        ModelState::Unloading => "it is being unloaded",
-    };
-    // A request that a worker took with it hears how it died. One that comes later cannot have been
-    // the cause and is told to wait; the cause is in `minisglctl ps`.
-    Unavailable::NotReady { name: model.name.clone(), reason: state.to_string() }
+fn failed(message: String) -> AdminError {
+    AdminError { code: AdminErrorCode::Failed, message }
 }
 
 impl Registry {
-    /// An empty registry whose workers, and the machine's GPUs, are seen in `metrics`.
+    /// An empty registry whose workers, and the machine's GPUs, are seen in `metrics`. What is loaded with `persist`
+    /// goes to `saved`.
     ///
     /// # Errors
     /// A name of its metrics is taken.
     pub fn new(
         config: RegistryConfig,
+        saved: Option<Arc<SavedModels>>,
         metrics: &prometheus::Registry,
     ) -> Result<Self, prometheus::Error> {
         metrics.register(Box::new(GpuMetrics::new(config.gpus.clone())?))?;
         Ok(Registry(Arc::new(Inner {
             meter: Meter::new(config.gpus.clone()),
             config: RwLock::new(Arc::new(config)),
+            saved,
+            saving: tokio::sync::Mutex::default(),
+            reconciling: tokio::sync::Mutex::default(),
             metrics: Metrics::new(metrics)?,
             models: Mutex::default(),
             placement: Placement::default(),
             next_id: AtomicU64::new(1),
+            next_generation: AtomicU64::new(1),
             closing: AtomicBool::new(false),
-            expected: AtomicUsize::new(0),
         })))
     }
 
     /// What is loaded from now on, and unloaded, goes by `config`. Models that are there keep theirs.
     pub fn reconfigure(&self, config: RegistryConfig) {
         let mut current = self.0.config.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(RegistryConfig {
-            memory: current.memory.clone(),
-            gpus: current.gpus.clone(),
-            ..config
-        });
+        *current = Arc::new(RegistryConfig { gpus: current.gpus.clone(), ..config });
     }
 
     fn config(&self) -> Arc<RegistryConfig> {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where models come from now.
+    pub(crate) fn hub(&self) -> HubConfig {
+        self.config().hub.clone()
+    }
+
+    /// How children are started now.
+    pub(crate) fn worker(&self) -> WorkerCommand {
+        self.config().worker.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Model>>> {
@@ -171,7 +150,8 @@ impl Registry {
     }
 
     fn find(&self, name: &str) -> Result<Arc<Model>, AdminError> {
-        let found = self.lock().iter().find(|model| model.name == name).cloned();
+        let is_named = |model: &&Arc<Model>| model.spec.names().any(|own| own == name);
+        let found = self.lock().iter().find(is_named).cloned();
         found.ok_or_else(|| AdminError {
             code: AdminErrorCode::NotFound,
             message: format!("model \"{name}\" is not loaded; {}", self.hint(name)),
@@ -179,7 +159,8 @@ impl Registry {
     }
 
     fn hint(&self, name: &str) -> String {
-        let names: Vec<String> = self.lock().iter().map(|m| format!("\"{}\"", m.name)).collect();
+        let names: Vec<String> =
+            self.lock().iter().map(|m| format!("\"{}\"", m.spec.name)).collect();
         if names.is_empty() {
             format!("no model is; load it with: minisglctl load {name}")
         } else {
@@ -187,103 +168,180 @@ impl Registry {
         }
     }
 
-    /// Begins to load a model; the events end with `Ready` or `Failed`. The load goes on when nobody
-    /// reads them. Must be called in a tokio runtime.
+    /// Begins to load a model because somebody asks for it; the events end with `Ready` or `Failed`. The load goes
+    /// on when nobody reads them. When it fails the model leaves, unless the daemon was to keep it before. Must be
+    /// called in a tokio runtime.
     ///
     /// # Errors
-    /// `Invalid`: the name or the options cannot be. `Conflict`: the name or a GPU is taken, or the
+    /// `Invalid`: a name or the options cannot be. `Conflict`: a name or a GPU is taken, or the
     /// daemon shuts down.
-    pub async fn load(
-        &self,
-        request: LoadRequest,
-    ) -> Result<mpsc::Receiver<LoadEvent>, AdminError> {
+    pub async fn load(&self, request: LoadRequest) -> Result<Watch, AdminError> {
         let name = check_load(&request)?;
-        if request.persist && self.config().memory.is_none() {
-            return Err(AdminError {
-                code: AdminErrorCode::Invalid,
-                message: NO_MEMORY.to_string(),
-            });
+        let persist = request.persist;
+        if persist && self.0.saved.is_none() {
+            return Err(invalid(NOTHING_SAVED.to_string()));
         }
-        let remembered = request.persist.then(|| request.clone());
-        // A model that was given up makes way for a new try.
-        let given_up = self.find(&name).is_ok_and(|m| m.view().state == ModelState::Failed);
-        if given_up {
-            let config = self.config();
-            let model = self.find(&name)?;
-            unload(&model, true, config.drain).await;
+        let mut origin = Origin::Loaded;
+        // A model that failed makes way for a new try.
+        if let Ok(model) = self.find(&name)
+            && model.state() == ModelState::Failed
+            && model.spec.name == name
+        {
+            if model.spec.source == request.model {
+                origin = model.status().origin;
+            }
+            unload(&model, true, self.config().drain).await;
         }
-        let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let (watcher, progress) = mpsc::channel(LOAD_EVENTS_MAX);
-        let LoadRequest { model: source, mut options, .. } = request;
-        // Who has which GPUs is for the daemon to say.
-        options.gpus_taken.clear();
+        let spec = Spec::new(name, request, origin);
+        let (watcher, watch) = mpsc::channel(LOAD_EVENTS_MAX);
+        let gpus_here = self.config().gpus.0.may_exist();
+        let reserve = |placement: &Placement| {
+            let reservation = placement.reserve(&spec.name, &spec.options, gpus_here);
+            reservation.map(Some).map_err(|taken| conflict(taken.to_string()))
+        };
+        let model = self.start(spec.clone(), Some(watcher), reserve)?;
+        let is_saved = || persist.then(|| self.0.saved.clone()).flatten();
+        Ok(match is_saved() {
+            Some(saved) => self.save_when_ready(watch, saved, model, spec.options),
+            None => watch,
+        })
+    }
+
+    /// Keeps a model that the configuration names or that is saved: it is listed from now on, and tried again for as
+    /// long as it fails for reasons that may pass. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`Registry::load`], but for a GPU that is taken.
+    pub fn keep(&self, request: LoadRequest, origin: Origin) -> Result<(), AdminError> {
+        let name = check_load(&request)?;
+        let spec = Spec::new(name, request, origin);
+        let gpus_here = self.config().gpus.0.may_exist();
+        let (name, options) = (spec.name.clone(), spec.options.clone());
+        // One whose GPUs are taken asks for them again.
+        self.start(spec, None, |placement| Ok(placement.reserve(&name, &options, gpus_here).ok()))?;
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        spec: Spec,
+        watcher: Option<mpsc::Sender<LoadEvent>>,
+        reserve: impl FnOnce(&Placement) -> Result<Option<Reservation>, AdminError>,
+    ) -> Result<Arc<Model>, AdminError> {
         let config = self.config();
-        let (buffer, placement) = (config.stream_buffer, self.0.placement.clone());
-        let model = Arc::new(Model::new(name, source, options, buffer, events, placement));
-        let seat = self.insert(&model)?;
-        tracing::info!(model = model.name, source = model.source, "loading");
-        let supervisor = Supervisor::new(
-            Arc::clone(&model),
-            Arc::clone(&config),
-            self.0.metrics.clone(),
-            seat,
-            inbox,
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let placement = self.0.placement.clone();
+        let generation = self.0.next_generation.fetch_add(1, Ordering::Relaxed);
+        let limits =
+            SessionLimits { buffer: config.stream_buffer, bytes_max: config.park_bytes_max };
+        let model = Arc::new(Model::new(spec, generation, limits, sender, placement.clone()));
+        let reservation = {
+            let mut models = self.lock();
+            self.check_names(&models, &model.spec)?;
+            let reservation = reserve(&placement)?;
+            models.push(Arc::clone(&model));
+            reservation
+        };
+        tracing::info!(model = model.spec.name, source = model.spec.source, "loading");
+        let supervisor = Supervisor::new(Parts {
+            model: Arc::clone(&model),
+            config,
+            metrics: self.0.metrics.clone(),
+            placement,
+            reservation,
+            events,
             watcher,
-        );
+        });
         let (registry, entry) = (self.clone(), Arc::clone(&model));
         tokio::spawn(supervisor.run(move || {
             registry.lock().retain(|other| !Arc::ptr_eq(other, &entry));
         }));
-        resolve::start(&config, &model);
-        match (remembered, &config.memory) {
-            (Some(request), Some(memory)) => {
-                Ok(remember::when_ready(progress, Arc::clone(memory), request, model))
-            }
-            _ => Ok(progress),
-        }
+        Ok(model)
     }
 
-    fn insert(&self, model: &Arc<Model>) -> Result<Seat, AdminError> {
-        let conflict = |message| AdminError { code: AdminErrorCode::Conflict, message };
-        let mut models = self.lock();
+    /// Whether there is room for a model of these names.
+    fn check_names(&self, models: &[Arc<Model>], spec: &Spec) -> Result<(), AdminError> {
         if self.0.closing.load(Ordering::SeqCst) {
             return Err(conflict("the daemon is shutting down".to_string()));
         }
-        if let Some(taken) = models.iter().find(|other| other.name == model.name) {
-            let state = format!("{:?}", taken.view().state).to_lowercase();
+        for name in spec.names() {
+            let Some(other) = models.iter().find(|m| m.spec.names().any(|own| own == name)) else {
+                continue;
+            };
+            let state = format!("{:?}", other.state()).to_lowercase();
+            let of = match other.spec.name == name {
+                true => "a model".to_string(),
+                false => format!("model \"{}\", as an alias,", other.spec.name),
+            };
             return Err(conflict(format!(
-                "the name \"{}\" is taken by a model that is {state}; unload it first, or choose \
-                 another with --name",
-                model.name
+                "the name \"{name}\" is taken by {of} that is {state}; unload it first, or choose \
+                 another with --name"
             )));
         }
         if models.len() >= MODELS_MAX {
             return Err(conflict(format!("{MODELS_MAX} models are loaded, which is the limit")));
         }
-        let gpus_here = self.config().gpus.0.may_exist();
-        let seat = self.0.placement.claim(&model.name, &model.options, gpus_here);
-        let seat = seat.map_err(|taken| conflict(taken.to_string()))?;
-        models.push(Arc::clone(model));
-        Ok(seat)
+        Ok(())
+    }
+
+    /// Has a model served by another worker, loaded with other options if the request has some; its requests wait.
+    /// The events end with `Ready` or `Failed`. When the new options do not load, it is loaded as before.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid`: the options cannot be; `Conflict`: it is being loaded or unloaded.
+    pub async fn restart(&self, request: RestartRequest) -> Result<Watch, AdminError> {
+        let RestartRequest { name, mut options } = request;
+        if let Some(options) = &mut options {
+            options.gpus_taken.clear();
+            check_options(options)?;
+        }
+        let model = self.find(&name)?;
+        let gone = || failed(format!("model \"{name}\" went away before it was restarted"));
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Restart { options: options.clone(), reply };
+        model.events.send(event).await.map_err(|_| gone())?;
+        let watch = answer.await.map_err(|_| gone())??;
+        let is_persisted = model.persisted.load(Ordering::SeqCst);
+        Ok(match (options, self.0.saved.clone()) {
+            (Some(options), Some(saved)) if is_persisted => {
+                self.save_when_ready(watch, saved, model, options)
+            }
+            _ => watch,
+        })
     }
 
     /// Unloads a model: without `force` after its running requests, up to the drain time; and forgets it, if it
-    /// was to be remembered. Returns its status as it was last, when it is gone.
+    /// was saved. Returns its status as it was last, when it is gone.
     ///
     /// # Errors
-    /// `NotFound`: there is none of that name, though one may have been remembered. `Failed`: it is remembered
-    /// and could not be forgotten.
+    /// `NotFound`: there is none of that name, though one may have been saved. `Failed`: it is saved
+    /// and could not be forgotten, or its worker cannot be ended.
     pub async fn unload(&self, name: &str, force: bool) -> Result<ModelStatus, AdminError> {
-        let forgotten = remember::forget(self.config().memory.clone(), name).await?;
-        let model = self.find(name).map_err(|error| match forgotten {
-            true => AdminError {
-                message: format!("model \"{name}\" was not loaded; it is no longer remembered"),
+        let found = self.find(name);
+        if let Ok(model) = &found {
+            model.unwanted.store(true, Ordering::SeqCst);
+        }
+        let own = found.as_ref().map_or(name, |model| &model.spec.name).to_string();
+        let forgotten = self.forget(&own).await;
+        let model = found.map_err(|error| match forgotten {
+            Ok(true) => AdminError {
+                message: format!("model \"{name}\" was not loaded; it is no longer saved"),
                 ..error
             },
-            false => error,
+            _ => error,
         })?;
-        model.remembered.store(false, Ordering::SeqCst);
-        Ok(unload(&model, force, self.config().drain).await)
+        if let Err(error) = forgotten {
+            model.unwanted.store(false, Ordering::SeqCst);
+            return Err(error);
+        }
+        model.persisted.store(false, Ordering::SeqCst);
+        let status = unload(&model, force, self.config().drain).await;
+        match status.reason {
+            Some(reason) if status.state == ModelState::Failed && status.pid.is_some() => {
+                Err(failed(format!("model \"{own}\" cannot be unloaded: {reason}")))
+            }
+            _ => Ok(status),
+        }
     }
 
     /// One model.
@@ -300,11 +358,29 @@ impl Registry {
         models.iter().map(|model| model.status()).collect()
     }
 
+    /// Every model in short, in the order they were loaded.
+    pub fn listed(&self) -> Vec<Listed> {
+        let models = self.lock();
+        let listed = models.iter().map(|model| {
+            let (state, info) = model.state_and_info();
+            Listed {
+                name: model.spec.name.clone(),
+                aliases: model.spec.aliases.clone(),
+                source: model.spec.source.clone(),
+                created_s: model.created_s,
+                generation: model.generation,
+                state,
+                max_len: info.map(|info| info.max_len),
+            }
+        });
+        listed.collect()
+    }
+
     /// As [`Registry::status`], and how much GPU memory its worker holds, which the driver is asked for.
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn status_with_memory(&self, name: &str) -> Result<ModelStatus, AdminError> {
+    pub async fn status_with_gpu_memory(&self, name: &str) -> Result<ModelStatus, AdminError> {
         let mut status = [self.status(name)?];
         self.0.meter.fill(&mut status).await;
         let [status] = status;
@@ -312,15 +388,30 @@ impl Registry {
     }
 
     /// As [`Registry::list`], and how much GPU memory each worker holds, which the driver is asked for.
-    pub async fn list_with_memory(&self) -> Vec<ModelStatus> {
+    pub async fn list_with_gpu_memory(&self) -> Vec<ModelStatus> {
         let mut models = self.list();
         self.0.meter.fill(&mut models).await;
         models
     }
 
-    /// Unix time at which each model's load began, in nanoseconds, in the order of [`Registry::list`].
-    pub fn created(&self) -> Vec<(String, u64)> {
-        self.lock().iter().map(|model| (model.name.clone(), model.created_ns)).collect()
+    /// The last lines that a model's workers wrote to standard error, `count` at most, oldest first.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn logs(&self, name: &str, count: usize) -> Result<Vec<String>, AdminError> {
+        Ok(self.find(name)?.log.last(count))
+    }
+
+    /// Every request that has not ended, by model and age.
+    pub fn requests(&self) -> Vec<RequestStatus> {
+        let models = self.lock().clone();
+        models.iter().flat_map(|model| model.sessions.list()).collect()
+    }
+
+    /// Ends the requests of this number or of this id of the client's. Returns how many.
+    pub fn cancel(&self, id: &str) -> usize {
+        let models = self.lock().clone();
+        models.iter().map(|model| model.sessions.cancel(id)).sum()
     }
 
     /// Empties a model's prefix cache; returns the pages that became free.
@@ -330,51 +421,32 @@ impl Registry {
     pub async fn flush(&self, name: &str) -> Result<u64, AdminError> {
         let model = self.find(name)?;
         let (reply, answer) = oneshot::channel();
-        let gone = || AdminError {
-            code: AdminErrorCode::Failed,
-            message: format!("model \"{name}\" went away before its cache was flushed"),
-        };
+        let gone = || failed(format!("model \"{name}\" went away before its cache was flushed"));
         model.events.send(Event::Flush(reply)).await.map_err(|_| gone())?;
         match tokio::time::timeout(self.config().stall, answer).await {
             Ok(pages) => pages.map_err(|_| gone())?,
-            Err(_) => Err(AdminError {
-                code: AdminErrorCode::Failed,
-                message: format!(
-                    "the worker of model \"{name}\" did not answer; see minisglctl ps"
-                ),
-            }),
+            Err(_) => Err(failed(format!(
+                "the worker of model \"{name}\" did not answer; see minisglctl ps"
+            ))),
         }
     }
 
-    /// Keeps [`Registry::health`] from being ready until the answer is dropped: a model is going to be
-    /// loaded, and was not tried yet.
-    pub fn expect(&self) -> Expected {
-        self.0.expected.fetch_add(1, Ordering::SeqCst);
-        Expected(Arc::clone(&self.0))
-    }
-
-    /// Models that were [expected](Registry::expect) and not tried yet.
-    pub fn expected(&self) -> usize {
-        self.0.expected.load(Ordering::SeqCst)
-    }
-
-    /// What only a new daemon can repair, if there is such a thing: a worker that lives on after SIGKILL, or a
-    /// model that nobody looks after any more. A stalled worker is not one; it is killed and replaced.
-    pub fn hung(&self) -> Option<String> {
+    /// What only a new daemon can repair, if there is such a thing: a model that nobody looks after any more. A
+    /// worker that stalls is not one, nor one that no signal ends.
+    pub fn stuck(&self) -> Option<String> {
         let models = self.lock().clone();
-        models.iter().find_map(|model| model.hung(Instant::now(), HUNG))
+        models.iter().find_map(|model| model.stuck(Instant::now(), STUCK))
     }
 
     /// Whether the service as a whole should get traffic.
     pub fn health(&self) -> HealthReport {
         let models: Vec<(String, ModelState)> =
-            self.lock().iter().map(|m| (m.name.clone(), m.view().state)).collect();
+            self.lock().iter().map(|m| (m.spec.name.clone(), m.state())).collect();
         let of = |state| models.iter().filter(|(_, s)| *s == state).count();
         let ready = of(ModelState::Ready);
         // A model on its way out is no fault.
         let ill = models.len() - ready - of(ModelState::Unloading);
-        let expected = self.expected();
-        let mut summary = if models.is_empty() {
+        let summary = if models.is_empty() {
             "no model is loaded".to_string()
         } else {
             let describe = |(name, state): &(String, ModelState)| {
@@ -382,13 +454,10 @@ impl Registry {
             };
             models.iter().map(describe).collect::<Vec<_>>().join(", ")
         };
-        if expected > 0 {
-            summary.push_str(&format!(", {expected} more to load"));
-        }
-        HealthReport { ready: ready > 0 && ill == 0 && expected == 0, summary, models }
+        HealthReport { ready: ready > 0 && ill == 0, summary, models }
     }
 
-    /// The ready model of this name.
+    /// The model of this name, if it takes requests: it is ready, or was and will be again.
     ///
     /// # Errors
     /// `NotFound` or `NotReady`.
@@ -396,9 +465,22 @@ impl Registry {
         let model = self
             .find(name)
             .map_err(|_| Unavailable::NotFound { name: name.to_string(), hint: self.hint(name) })?;
-        let view = model.view();
-        match view.info {
-            Some(info) if view.state == ModelState::Ready => {
+        self.handle(model)
+    }
+
+    /// The only model there is, if there is one alone.
+    pub fn only_model(&self) -> Option<Result<ModelHandle, Unavailable>> {
+        let model = match &self.lock()[..] {
+            [model] => Arc::clone(model),
+            _ => return None,
+        };
+        Some(self.handle(model))
+    }
+
+    fn handle(&self, model: Arc<Model>) -> Result<ModelHandle, Unavailable> {
+        use ModelState::{Ready, Restarting, Stalled};
+        match model.state_and_info() {
+            (Ready | Restarting | Stalled, Some(info)) => {
                 Ok(ModelHandle { registry: Arc::clone(&self.0), model, info })
             }
             _ => Err(not_ready(&model)),

@@ -213,7 +213,7 @@ async fn serve_within(
         });
     }
     drop(listener);
-    // Whoever was let in a moment ago has not sent a word yet; hyper would close on them without an answer.
+    // A client that was let in a moment ago has not sent a word yet; hyper would close on it without an answer.
     let all_gone = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(FIRST_WORDS, all_gone).await;
     graceful.shutdown().await;

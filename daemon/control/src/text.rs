@@ -109,6 +109,12 @@ impl Drop for Place {
     }
 }
 
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Text")
+    }
+}
+
 impl Text {
     /// Starts a process that reads the text side of `dir`, and waits until it has. Must be called in a tokio runtime.
     ///

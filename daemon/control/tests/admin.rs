@@ -87,7 +87,8 @@ async fn the_doctor_passes_on_what_its_child_prints() {
     let daemon = Daemon::new();
     let ask = async |doctor: Doctor| {
         let info = DaemonInfo { doctor: Arc::new(doctor), ..info() };
-        let call = Request::get("/admin/v1/doctor").body(Body::empty()).unwrap();
+        let call = Request::get("/admin/v1/doctor").extension(caller(0));
+        let call = call.body(Body::empty()).unwrap();
         let answer = router(daemon.registry.clone(), info).oneshot(call).await.unwrap();
         let status = answer.status().as_u16();
         let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
@@ -111,6 +112,31 @@ async fn the_doctor_passes_on_what_its_child_prints() {
     }
     let none = WorkerCommand { program: "/no/such".into(), args: Vec::new(), env: Vec::new() };
     assert!(ask(Doctor::new(none, patience)).await.1.contains("/no/such does not start"));
+}
+
+/// Somebody of the daemon's group.
+fn caller(uid: u32) -> Caller {
+    Caller { peer: Peer { uid, gid: 4242, pid: None }, user: None, is_member: true }
+}
+
+#[tokio::test]
+async fn who_may_only_look_does_not_run_the_doctor_and_many_askers_run_it_once() {
+    let daemon = Daemon::new();
+    let dir = tempfile::tempdir().unwrap();
+    let runs = dir.path().join("runs");
+    let line = format!("echo x >> {}; sleep 0.3; printf '%s' \"$REPORT\"", runs.display());
+    let info = DaemonInfo { doctor: Arc::new(doctor(&line, Duration::from_secs(10))), ..info() };
+    let router = router(daemon.registry.clone(), info);
+    let ask = async |uid: u32| {
+        let call = Request::get("/admin/v1/doctor").extension(caller(uid));
+        let answer = router.clone().oneshot(call.body(Body::empty()).unwrap()).await.unwrap();
+        answer.status().as_u16()
+    };
+    assert_eq!(ask(4_242_424).await, 403);
+    assert!(!runs.exists());
+    let together = tokio::join!(ask(0), ask(0), ask(0), ask(0));
+    assert_eq!((together, ask(0).await), ((200, 200, 200, 200), 200));
+    assert_eq!(std::fs::read_to_string(runs).unwrap(), "x\n");
 }
 
 #[tokio::test]

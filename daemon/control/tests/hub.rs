@@ -2,153 +2,35 @@
 
 #![allow(clippy::unwrap_used)] // a test's way to fail
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+#[path = "common/hub.rs"]
+mod hub;
 
-use minisgl_control::HubConfig;
-use minisgl_control::resolve::{ResolveError, resolve};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use hub::{Hub, SHA, weights};
+use minisgl_control::resolve::{ResolveError, Retry, resolve};
 use minisgl_proto::LoadStage;
+use minisgl_proto::admin::AdminErrorCode;
 use minisgl_proto::worker::LoadProgress;
 
-const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// Serves one repo, `org/name`, over HTTP/1.1, a connection a request.
-struct Hub {
-    endpoint: String,
-    state: Arc<State>,
+async fn find(hub: &Hub, cache: &Path) -> Result<PathBuf, ResolveError> {
+    resolve(&hub.config(cache), "org/name", false, &mut |_| ()).await
 }
 
-#[derive(Default)]
-struct State {
-    files: Mutex<BTreeMap<String, Vec<u8>>>,
-    /// Requires this token.
-    token: Option<String>,
-    /// Cuts the connection after this many bytes of a body over 1,000 bytes, this many times.
-    cut_after: usize,
-    cuts: AtomicUsize,
-    /// Sends whole files whatever range is asked for.
-    ignores_ranges: bool,
-    /// `METHOD path range` of each request.
-    log: Mutex<Vec<String>>,
+fn is_right(dir: &Path) -> bool {
+    std::fs::read(dir.join("model.safetensors")).unwrap() == weights()
 }
 
-impl Hub {
-    fn start(files: &[(&str, &[u8])], change: impl FnOnce(&mut State)) -> Hub {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let mut state = State::default();
-        for (name, bytes) in files {
-            state.files.get_mut().unwrap().insert((*name).to_string(), bytes.to_vec());
-        }
-        change(&mut state);
-        let state = Arc::new(state);
-        let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let state = Arc::clone(&shared);
-                std::thread::spawn(move || state.answer(stream.unwrap()));
-            }
-        });
-        Hub { endpoint, state }
-    }
-
-    fn config(&self, cache: &Path) -> HubConfig {
-        HubConfig {
-            cache_dir: Some(cache.to_path_buf()),
-            endpoint: Some(self.endpoint.clone()),
-            token_file: None,
-            offline: false,
-        }
-    }
-
-    fn asked(&self, part: &str) -> Vec<String> {
-        let log = self.state.log.lock().unwrap();
-        log.iter().filter(|line| line.contains(part)).cloned().collect()
-    }
+/// The blobs of the cache, whole or not.
+fn blobs(cache: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(cache.join("models--org--name/blobs")).unwrap();
+    names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-impl State {
-    fn answer(&self, stream: TcpStream) {
-        let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
-        let Some(first) = lines.next() else { return };
-        let mut headers = BTreeMap::new();
-        for line in lines.take_while(|line| !line.is_empty()) {
-            let (name, value) = line.split_once(": ").unwrap();
-            headers.insert(name.to_lowercase(), value.to_string());
-        }
-        let path = first.split(' ').nth(1).unwrap().to_string();
-        let range = headers.get("range").cloned().unwrap_or_default();
-        self.log.lock().unwrap().push(format!("{path} {range}"));
-        let token = self.token.as_ref().map(|token| format!("Bearer {token}"));
-        let (status, body) = if token.is_some() && headers.get("authorization") != token.as_ref() {
-            ("401 Unauthorized", b"{}".to_vec())
-        } else {
-            self.find(&path)
-        };
-        self.send(&stream, status, &body, &range);
-    }
-
-    fn find(&self, path: &str) -> (&'static str, Vec<u8>) {
-        let files = self.files.lock().unwrap();
-        if path.starts_with("/api/models/org/name/revision/main") {
-            let siblings: Vec<_> = files
-                .iter()
-                .map(|(name, bytes)| serde_json::json!({"rfilename": name, "size": bytes.len()}))
-                .collect();
-            let info = serde_json::json!({"sha": SHA, "siblings": siblings});
-            return ("200 OK", info.to_string().into_bytes());
-        }
-        let file = path.strip_prefix(&format!("/org/name/resolve/{SHA}/"));
-        match file.and_then(|file| files.get(file)) {
-            Some(bytes) => ("206 Partial Content", bytes.clone()),
-            None => ("404 Not Found", b"{}".to_vec()),
-        }
-    }
-
-    fn send(&self, mut stream: &TcpStream, status: &str, body: &[u8], range: &str) {
-        let total = body.len();
-        let (from, to) = match range.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
-        {
-            Some(("0", "0")) => (0, 1.min(total)),
-            Some((from, _)) if !self.ignores_ranges => (from.parse().unwrap(), total),
-            _ => (0, total),
-        };
-        let etag =
-            format!("{:016x}", body.iter().fold(7u64, |h, b| h * 31 % 1_000_003 + u64::from(*b)));
-        if from > total || (from == total && total > 0) {
-            let _ =
-                write!(stream, "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n");
-            return;
-        }
-        let _ = write!(
-            stream,
-            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{to}/{total}\r\n\
-             ETag: \"{etag}\"\r\nX-Repo-Commit: {SHA}\r\nConnection: close\r\n\r\n",
-            to - from
-        );
-        let mut end = to;
-        if to - from > 1000 && self.cuts.load(Ordering::SeqCst) > 0 {
-            self.cuts.fetch_sub(1, Ordering::SeqCst);
-            end = (from + self.cut_after).min(to);
-        }
-        let _ = stream.write_all(&body[from..end]);
-    }
-}
-
-fn weights() -> Vec<u8> {
-    (0..50_000u32).map(|n| (n % 251) as u8).collect()
-}
-
-fn find(hub: &Hub, cache: &Path) -> Result<std::path::PathBuf, ResolveError> {
-    resolve(&hub.config(cache), "org/name", false, &mut |_| ())
-}
-
-#[test]
-fn a_repo_is_downloaded_once_and_only_what_is_needed() {
+#[tokio::test]
+async fn a_repo_is_downloaded_once_and_only_what_is_needed() {
     let weights = weights();
     let hub = Hub::start(
         &[
@@ -156,100 +38,111 @@ fn a_repo_is_downloaded_once_and_only_what_is_needed() {
             ("generation_config.json", b"{}"),
             ("tokenizer.json", b"{\"x\": 1}"),
             ("tokenizer_config.json", b"{\"x\": 2}"),
+            ("additional_chat_templates/tool_use.jinja", b"tools"),
             ("model.safetensors", &weights),
             ("README.md", b"hello"),
             ("pytorch_model.bin", b"old"),
             ("onnx/model.safetensors", b"no"),
             ("../tokenizer.json", b"evil"),
+            ("additional_chat_templates/../x.jinja", b"evil"),
         ],
         |_| (),
     );
     let cache = tempfile::tempdir().unwrap();
     let mut progress: Vec<LoadProgress> = Vec::new();
     let config = hub.config(cache.path());
-    let dir = resolve(&config, "org/name", false, &mut |at| progress.push(at)).unwrap();
+    let dir = resolve(&config, "org/name", false, &mut |at| progress.push(at)).await.unwrap();
     assert!(dir.ends_with(format!("models--org--name/snapshots/{SHA}")), "{}", dir.display());
-    assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), weights);
+    assert!(is_right(&dir));
     let mut names: Vec<String> = std::fs::read_dir(&dir)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    let needed = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
-    assert_eq!(names[..4], needed);
-    assert_eq!(names[4..], ["tokenizer_config.json"]);
+    assert_eq!(
+        names,
+        [
+            "additional_chat_templates",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json"
+        ]
+    );
+    let template = dir.join("additional_chat_templates/tool_use.jinja");
+    assert_eq!(std::fs::read(template).unwrap(), b"tools", "the link leads up two folders more");
     let last = progress.last().unwrap();
     assert_eq!((last.stage, last.done, last.total), (LoadStage::Download, 50_000, 50_000));
 
     let requests = hub.asked("").len();
-    assert_eq!(find(&hub, cache.path()).unwrap(), dir);
+    assert_eq!(find(&hub, cache.path()).await.unwrap(), dir);
     assert_eq!(hub.asked("").len(), requests, "a complete snapshot needs no hub");
 }
 
-#[test]
-fn a_cut_download_goes_on_where_it_was_cut() {
-    let weights = weights();
-    let files: &[(&str, &[u8])] =
-        &[("config.json", b"{}"), ("tokenizer.json", b"{ }"), ("model.safetensors", &weights)];
-    let hub = Hub::start(files, |state| {
+#[tokio::test]
+async fn a_cut_download_goes_on_where_it_was_cut() {
+    let hub = Hub::model(|state| {
         state.cut_after = 20_000;
         state.cuts = AtomicUsize::new(2);
     });
     let cache = tempfile::tempdir().unwrap();
-    let dir = find(&hub, cache.path()).unwrap();
-    assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), weights);
-    let ranges: Vec<String> = hub
-        .asked("model.safetensors")
+    assert!(is_right(&find(&hub, cache.path()).await.unwrap()));
+    let asked: Vec<String> = hub
+        .asked(&format!("GET /org/name/resolve/{SHA}/model.safetensors"))
         .iter()
-        .filter_map(|line| line.split_once("bytes=").map(|(_, range)| range.to_string()))
-        .filter(|range| range != "0-0")
+        .map(|line| line.rsplit(' ').next().unwrap().to_string())
         .collect();
-    assert_eq!(ranges, ["0-", "20000-", "40000-"]);
+    assert_eq!(asked, ["", "bytes=20000-", "bytes=40000-"]);
 }
 
-#[test]
-fn a_later_load_goes_on_too() {
-    let weights = weights();
-    let files: &[(&str, &[u8])] =
-        &[("config.json", b"{}"), ("tokenizer.json", b"{ }"), ("model.safetensors", &weights)];
-    let hub = Hub::start(files, |state| {
-        state.cut_after = 20_000;
-        state.cuts = AtomicUsize::new(1);
-    });
+#[tokio::test]
+async fn a_later_load_goes_on_too() {
+    let hub = Hub::model(|_| ());
     let cache = tempfile::tempdir().unwrap();
-    // The first daemon dies after the cut: what it leaves is a part file of the first 20,000 bytes.
-    let dir = find(&hub, cache.path()).unwrap();
+    let dir = find(&hub, cache.path()).await.unwrap();
     let blob = dir.join("model.safetensors").canonicalize().unwrap();
-    std::fs::remove_file(dir.join("model.safetensors")).unwrap();
-    std::fs::remove_file(&blob).unwrap();
-    std::fs::write(blob.with_extension("part"), &weights[..30_000]).unwrap();
-    find(&hub, cache.path()).unwrap();
-    assert_eq!(std::fs::read(&blob).unwrap(), weights);
+    let forget = || {
+        std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+        std::fs::remove_file(&blob).unwrap();
+    };
+    let part = blob.with_extension("incomplete");
+    // The first daemon died in the middle.
+    forget();
+    std::fs::write(&part, &weights()[..30_000]).unwrap();
+    find(&hub, cache.path()).await.unwrap();
+    assert!(is_right(&dir));
     assert_eq!(hub.asked("model.safetensors bytes=30000-").len(), 1);
-    // A part that is whole but was never renamed.
-    std::fs::remove_file(dir.join("model.safetensors")).unwrap();
-    std::fs::rename(&blob, blob.with_extension("part")).unwrap();
-    find(&hub, cache.path()).unwrap();
-    assert_eq!(std::fs::read(&blob).unwrap(), weights);
+    let requests = || hub.asked("GET /org/name/resolve").len();
+    // It died before the file got its name: nothing is to come any more.
+    forget();
+    std::fs::write(&part, weights()).unwrap();
+    let before = requests();
+    find(&hub, cache.path()).await.unwrap();
+    assert!(is_right(&dir) && requests() == before);
+    // What is there is the start of something else, or too much.
+    for wrong in [vec![7; 30_000], vec![7; 60_000]] {
+        forget();
+        std::fs::write(&part, wrong).unwrap();
+        find(&hub, cache.path()).await.unwrap();
+        assert!(is_right(&dir));
+    }
 }
 
-#[test]
-fn a_hub_that_ignores_ranges_never_leaves_a_wrong_file() {
-    let weights = weights();
-    let files: &[(&str, &[u8])] =
-        &[("config.json", b"{}"), ("tokenizer.json", b"{ }"), ("model.safetensors", &weights)];
-    let hub = Hub::start(files, |state| {
+#[tokio::test]
+async fn a_hub_that_ignores_ranges_never_leaves_a_wrong_file() {
+    let hub = Hub::model(|state| {
         state.cut_after = 20_000;
         state.cuts = AtomicUsize::new(1);
         state.ignores_ranges = true;
     });
     let cache = tempfile::tempdir().unwrap();
-    let dir = find(&hub, cache.path()).unwrap();
-    assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), weights);
+    assert!(is_right(&find(&hub, cache.path()).await.unwrap()));
+    assert_eq!(hub.asked("model.safetensors bytes=20000-").len(), 1);
 }
 
-#[test]
-fn shards_come_as_the_index_names_them() {
+#[tokio::test]
+async fn shards_come_as_the_index_names_them() {
     let index = br#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
     let mut files: Vec<(&str, &[u8])> = vec![
         ("config.json", b"{}"),
@@ -260,34 +153,245 @@ fn shards_come_as_the_index_names_them() {
         ("consolidated.safetensors", b"the same again"),
     ];
     let cache = tempfile::tempdir().unwrap();
-    let dir = find(&Hub::start(&files, |_| ()), cache.path()).unwrap();
+    let dir = find(&Hub::start(&files, |_| ()), cache.path()).await.unwrap();
     assert!(dir.join("m-2.safetensors").exists());
     assert!(!dir.join("consolidated.safetensors").exists());
 
     files[2].1 = br#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
     let cache = tempfile::tempdir().unwrap();
-    let error = find(&Hub::start(&files, |_| ()), cache.path()).unwrap_err().to_string();
-    assert!(error.contains("no file beside it"), "{error}");
+    let error = find(&Hub::start(&files, |_| ()), cache.path()).await.unwrap_err();
+    assert!(error.message.contains("no file beside it"), "{error}");
 }
 
-#[test]
-fn errors_say_what_was_tried_and_what_to_do() {
+#[tokio::test]
+async fn errors_say_what_was_tried_and_what_to_do() {
     let cache = tempfile::tempdir().unwrap();
     let hub = Hub::start(&[("config.json", b"{}"), ("tokenizer.json", b"{ }")], |state| {
         state.token = Some("secret".into());
     });
-    let error = find(&hub, cache.path()).unwrap_err().to_string();
+    let error = find(&hub, cache.path()).await.unwrap_err();
+    assert_eq!((error.code, error.retry), (AdminErrorCode::NotFound, Retry::Never));
     for part in ["it has no such repo", hub.endpoint.as_str(), "401", "private, gated"] {
-        assert!(error.contains(part), "{part} is not in: {error}");
+        assert!(error.message.contains(part), "{part} is not in: {error}");
     }
     let mut config = hub.config(cache.path());
     let token = cache.path().join("token");
     config.token_file = Some(token.clone());
-    let ask = |model: &str| resolve(&config, model, false, &mut |_| ()).unwrap_err().to_string();
-    assert!(ask("org/name").contains("token is unreadable"), "{}", ask("org/name"));
+    let ask = async |model: &str| {
+        resolve(&config, model, false, &mut |_| ()).await.unwrap_err().to_string()
+    };
+    let error = ask("org/name").await;
+    assert!(error.contains("token is unreadable"), "{error}");
     std::fs::write(&token, "secret\n").unwrap();
-    let error = ask("org/name");
+    let error = ask("org/name").await;
     assert!(error.contains("no model.safetensors and no model.safetensors.index.json"), "{error}");
-    assert!(ask("org/other").contains("404"), "{}", ask("org/other"));
-    assert!(resolve(&config, "org/name", true, &mut |_| ()).is_ok(), "dummy weights need none");
+    hub.state.files.lock().unwrap().insert("q4.gguf".into(), vec![1]);
+    let error = ask("org/name").await;
+    assert!(error.contains("GGUF, which is not read"), "{error}");
+    let error = ask("org/other").await;
+    assert!(error.contains("404"), "{error}");
+    let dummy = resolve(&config, "org/name", true, &mut |_| ()).await;
+    assert!(dummy.is_ok(), "dummy weights need none");
+}
+
+#[tokio::test]
+async fn a_hub_that_is_silent_in_any_phase_is_given_up_and_may_be_tried_again() {
+    for (phase, part) in [
+        ("its answer about the repo: no answer came", "GET /api/models"),
+        ("tokenizer.json: no answer came", "HEAD /org/name/resolve"),
+        ("model.safetensors: no answer came", "GET /org/name/resolve"),
+    ] {
+        let hub = Hub::model(|_| ());
+        let cache = tempfile::tempdir().unwrap();
+        if part.contains("/resolve") {
+            let names: &[&str] = if part.starts_with("HEAD") { &["config.json"] } else { &[] };
+            // What comes before the phase is not held up.
+            let dir = cache.path().join(format!("models--org--name/snapshots/{SHA}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            let all = ["config.json", "tokenizer.json"];
+            for name in if names.is_empty() { &all[..] } else { names } {
+                std::fs::write(dir.join(name), "{}").unwrap();
+            }
+        }
+        *hub.state.silent.lock().unwrap() = Some(part);
+        let since = Instant::now();
+        let error = find(&hub, cache.path()).await.unwrap_err();
+        assert!(error.message.contains(phase), "{phase} is not in: {error}");
+        assert_eq!((error.code, error.retry), (AdminErrorCode::Failed, Retry::Backoff));
+        assert_eq!(hub.asked(part).len(), 3, "attempts");
+        assert!(since.elapsed() < Duration::from_secs(10));
+        *hub.state.silent.lock().unwrap() = None;
+        assert!(is_right(&find(&hub, cache.path()).await.unwrap()), "once it speaks again");
+    }
+}
+
+#[tokio::test]
+async fn a_hub_that_stops_in_the_middle_of_a_file_is_given_up() {
+    let hub = Hub::model(|state| state.hold_after = Some(0).into());
+    let cache = tempfile::tempdir().unwrap();
+    let error = find(&hub, cache.path()).await.unwrap_err();
+    assert!(error.message.contains("model.safetensors: no byte came in 0.4 s"), "{error}");
+    assert_eq!(error.retry, Retry::Backoff);
+}
+
+#[tokio::test]
+async fn a_hub_that_is_not_there_may_be_tried_again() {
+    let hub = Hub::model(|_| ());
+    let cache = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut config = hub.config(cache.path());
+    config.endpoint = Some(format!("http://{free}"));
+    let error = resolve(&config, "org/name", false, &mut |_| ()).await.unwrap_err();
+    assert!(error.message.contains("no connection"), "{error}");
+    assert!(error.message.contains("refused"), "{error}");
+    assert_eq!((error.code, error.retry), (AdminErrorCode::Failed, Retry::Backoff));
+}
+
+#[tokio::test]
+async fn a_busy_hub_is_asked_again_and_not_before_it_wants_to_be() {
+    let hub = Hub::model(|state| {
+        state.answers = vec![
+            ("GET /api/models", "429 Too Many Requests\r\nRetry-After: 1"),
+            ("HEAD /org/name", "503 Service Unavailable"),
+            ("GET /org/name", "408 Request Timeout"),
+            ("model.safetensors", "500 Internal Server Error"),
+            ("model.safetensors", "500 Internal Server Error"),
+        ]
+        .into();
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let since = Instant::now();
+    let mut told = Vec::new();
+    let config = hub.config(cache.path());
+    let found = resolve(&config, "org/name", false, &mut |at| told.push(at.detail)).await;
+    assert!(is_right(&found.unwrap()));
+    assert!(since.elapsed() >= Duration::from_secs(1), "Retry-After was not heeded");
+    let waits = |detail: &String| detail.contains("429") && detail.contains("asked again in 1.0 s");
+    assert!(told.iter().any(waits), "{told:?}");
+    assert!(hub.state.answers.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_long_retry_after_ends_the_download_and_is_passed_on() {
+    let hub = Hub::model(|state| {
+        state.answers =
+            vec![("GET /api/models", "429 Too Many Requests\r\nRetry-After: 900")].into();
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let error = find(&hub, cache.path()).await.unwrap_err();
+    assert_eq!(error.retry, Retry::After(Duration::from_secs(900)), "{error}");
+    assert_eq!(hub.asked("GET /api/models").len(), 1);
+    for status in ["400 Bad Request", "410 Gone"] {
+        hub.state.answers.lock().unwrap().push(("GET /api/models", status));
+        let error = find(&hub, cache.path()).await.unwrap_err();
+        assert_eq!(error.retry, Retry::Never, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_content_of_the_right_size_is_fetched_once_more() {
+    for file in ["model.safetensors", "tokenizer.json"] {
+        let hub = Hub::model(|state| state.wrong = Some((file, 1)).into());
+        let cache = tempfile::tempdir().unwrap();
+        let dir = find(&hub, cache.path()).await.unwrap();
+        assert!(is_right(&dir) && std::fs::read(dir.join("tokenizer.json")).unwrap() == b"{ }");
+        let asked = hub.asked(&format!("GET /org/name/resolve/{SHA}/{file}"));
+        assert_eq!(asked.len(), 2, "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_content_twice_is_an_error_and_leaves_nothing() {
+    for (file, hash) in [("model.safetensors", "SHA-256"), ("tokenizer.json", "Git SHA-1")] {
+        let hub = Hub::model(|state| state.wrong = Some((file, usize::MAX)).into());
+        let cache = tempfile::tempdir().unwrap();
+        let error = find(&hub, cache.path()).await.unwrap_err();
+        let told = format!("{file}: what came has the {hash}");
+        assert!(error.message.contains(&told), "{told} is not in: {error}");
+        assert_eq!((error.code, error.retry), (AdminErrorCode::Failed, Retry::Never));
+        let right = if file == "tokenizer.json" { 1 } else { 2 };
+        assert_eq!(blobs(cache.path()).len(), right, "{:?}", blobs(cache.path()));
+    }
+}
+
+#[tokio::test]
+async fn files_of_another_commit_are_refused() {
+    let hub = Hub::model(|state| state.other_commit = true.into());
+    let cache = tempfile::tempdir().unwrap();
+    let error = find(&hub, cache.path()).await.unwrap_err();
+    assert!(error.message.contains("comes from another"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cache_that_leads_elsewhere_gets_no_link_to_it() {
+    let hub = Hub::model(|_| ());
+    let (cache, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let repo = cache.path().join("models--org--name");
+    std::fs::create_dir_all(repo.join("snapshots")).unwrap();
+    // Relative links of a snapshot that lies elsewhere lead nowhere, or to somebody else's files.
+    std::os::unix::fs::symlink(elsewhere.path(), repo.join("snapshots").join(SHA)).unwrap();
+    let error = find(&hub, cache.path()).await.unwrap_err();
+    assert!(error.message.contains("config.json"), "{error}");
+    assert_eq!(error.code, AdminErrorCode::Failed);
+}
+
+#[tokio::test]
+async fn a_download_that_is_dropped_stops_within_a_second_and_goes_on_later() {
+    let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
+    let cache = tempfile::tempdir().unwrap();
+    let mut config = hub.config(cache.path());
+    config.limits.idle = Duration::from_secs(60);
+    let task = {
+        let config = config.clone();
+        tokio::spawn(async move { resolve(&config, "org/name", false, &mut |_| ()).await })
+    };
+    hub.until(|_| blobs_len(cache.path(), "incomplete") == Some(20_000)).await;
+    let since = Instant::now();
+    task.abort();
+    hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    *hub.state.hold_after.lock().unwrap() = None;
+    let dir = resolve(&config, "org/name", false, &mut |_| ()).await.unwrap();
+    assert!(is_right(&dir));
+    assert_eq!(hub.asked("model.safetensors bytes=20000-").len(), 1);
+}
+
+/// Bytes of the one blob that ends so.
+fn blobs_len(cache: &Path, ending: &str) -> Option<u64> {
+    let folder = cache.join("models--org--name/blobs");
+    let mut entries = std::fs::read_dir(folder).ok()?.flatten();
+    let entry = entries.find(|entry| entry.file_name().to_string_lossy().ends_with(ending))?;
+    Some(entry.metadata().ok()?.len())
+}
+
+#[tokio::test]
+async fn all_who_wait_for_a_repo_share_one_download() {
+    let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
+    let cache = tempfile::tempdir().unwrap();
+    let mut config = hub.config(cache.path());
+    config.limits.idle = Duration::from_secs(60);
+    let told: std::sync::Arc<[AtomicUsize; 3]> = std::sync::Arc::default();
+    let mut tasks: Vec<_> = (0..3)
+        .map(|index| {
+            let (config, told) = (config.clone(), std::sync::Arc::clone(&told));
+            tokio::spawn(async move {
+                let mut report = |at: LoadProgress| {
+                    told[index].fetch_max(at.total as usize, Ordering::SeqCst);
+                };
+                resolve(&config, "org/name", false, &mut report).await
+            })
+        })
+        .collect();
+    hub.until(|_| told.iter().all(|total| total.load(Ordering::SeqCst) == 50_000)).await;
+    hub.until(|_| blobs_len(cache.path(), "incomplete") == Some(20_000)).await;
+    // One who leaves does not end it for the others.
+    tasks.remove(0).abort();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(hub.state.left.load(Ordering::SeqCst), 0);
+    *hub.state.hold_after.lock().unwrap() = None;
+    for task in tasks {
+        assert!(is_right(&task.await.unwrap().unwrap()));
+    }
+    assert_eq!(hub.asked("GET /org/name").len(), 3, "a request a file: {:?}", hub.asked(""));
+    assert_eq!(hub.asked("GET /api").len(), 1);
 }

@@ -267,12 +267,12 @@ async fn status_tells_the_memory_that_the_driver_counts() {
     daemon.load_with("cpu", |options| options.device = Device::Cpu).await.unwrap();
     let pid = status.pid.unwrap();
     source.memory.lock().unwrap().insert(pid, 5 << 30);
-    let model = daemon.registry.status_with_memory("a").await.unwrap();
+    let model = daemon.registry.status_with_gpu_memory("a").await.unwrap();
     assert_eq!((model.gpus, model.gpu_memory_bytes), (vec![0], Some(5 << 30)));
-    let all = daemon.registry.list_with_memory().await;
+    let all = daemon.registry.list_with_gpu_memory().await;
     let memory: Vec<_> = all.into_iter().map(|model| model.gpu_memory_bytes).collect();
     assert_eq!(memory, [Some(5 << 30), None]);
     source.memory.lock().unwrap().clear();
-    let model = daemon.registry.status_with_memory("a").await.unwrap();
+    let model = daemon.registry.status_with_gpu_memory("a").await.unwrap();
     assert_eq!(model.gpu_memory_bytes, None);
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use minisgl_engine::Engine;
 use minisgl_proto::{LoadOptions, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row};
+use minisgl_sched::{Executor, Install, Plan, Row, Want};
 
 const SMOLLM2_135M: &str = r#"{
     "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576,
@@ -108,7 +108,7 @@ fn prefill(engine: &mut Engine, step: &mut u64, length: u32) -> Result<f64, Fail
     let start = Instant::now();
     for first in (0..length).step_by(CHUNK as usize) {
         let len = (length - first).min(CHUNK);
-        let row = Row { slot: 0, start: first, len, tokens_at: 0, pages_at: 0, sample: true };
+        let row = Row { slot: 0, start: first, len, tokens_at: 0, pages_at: 0, want: Want::Last };
         engine.launch(Plan {
             step: *step,
             installs: vec![install(0)],
@@ -139,7 +139,7 @@ fn decode(engine: &mut Engine, step: &mut u64, streams: u32, cached: u32) -> Res
                 len: 1,
                 tokens_at: slot,
                 pages_at: plan.pages.len() as u32,
-                sample: true,
+                want: Want::Last,
             });
             plan.tokens.push(if i == 0 { 1 } else { -(slot as i32 + 1) });
             plan.pages.extend(slot * 100..slot * 100 + (cached + i + 1).div_ceil(PAGE_SIZE));

@@ -1,11 +1,11 @@
 //! A step's plan, unfolded once for all layers.
 //!
 //! Owns: what follows from a [`Plan`] and every op needs: the position of each token, where its keys and
-//! values go, which rows are sampled. Must never: change a plan, or let a broken one through.
+//! values go, after which of them logits are wanted. Must never: change a plan, or let a broken one through.
 
 use std::sync::Arc;
 
-use minisgl_sched::{Plan, Row};
+use minisgl_sched::{Plan, Row, Want};
 
 /// One step, as ops see it. Its buffers are reused from step to step.
 #[derive(Debug, Default)]
@@ -13,16 +13,22 @@ pub struct Batch {
     plan: Arc<Plan>,
     positions: Vec<u32>,
     kv_slots: Vec<u32>,
-    sampled: Vec<SampledRow>,
+    logit_rows: Vec<LogitRow>,
 }
 
-/// A row whose next token is wanted.
+/// Prompt tokens whose log-probabilities one step can report. What they take beside the rows that are sampled is
+/// a row of hidden states each, and results.
+pub const SCORED_MAX: usize = 256;
+
+/// Logits that are wanted: those after one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampledRow {
+pub struct LogitRow {
     /// Index in [`Batch::rows`].
     pub row: u32,
-    /// Index of the row's last token among the tokens of the batch.
-    pub last_token: u32,
+    /// Index of the token among the tokens of the batch.
+    pub token: u32,
+    /// The prompt's own next token, of which the log-probability is reported. `None`: the next token is sampled.
+    pub given: Option<u32>,
 }
 
 impl Batch {
@@ -30,16 +36,21 @@ impl Batch {
     pub fn prepare(&mut self, plan: Arc<Plan>, page_size: usize) {
         self.positions.clear();
         self.kv_slots.clear();
-        self.sampled.clear();
+        self.logit_rows.clear();
         for (index, row) in plan.rows.iter().enumerate() {
             for position in row.start..row.start + row.len {
                 let page = plan.pages[row.pages_at as usize + position as usize / page_size];
                 self.positions.push(position);
                 self.kv_slots.push(page * page_size as u32 + position % page_size as u32);
             }
-            if row.sample {
-                let last_token = row.tokens_at + row.len - 1;
-                self.sampled.push(SampledRow { row: index as u32, last_token });
+            let end = row.tokens_at + row.len;
+            for token in end - row.logits()..end {
+                let given = match row.want {
+                    Want::Each { next, .. } if token + 1 == end => next,
+                    Want::Each { .. } => Some(plan.tokens[token as usize + 1] as u32),
+                    Want::Nothing | Want::Last => None,
+                };
+                self.logit_rows.push(LogitRow { row: index as u32, token, given });
             }
         }
         self.plan = plan;
@@ -75,9 +86,9 @@ impl Batch {
         &self.kv_slots
     }
 
-    /// Rows to sample, in the order of rows.
-    pub fn sampled(&self) -> &[SampledRow] {
-        &self.sampled
+    /// The logits that are wanted, in the order of tokens.
+    pub fn logit_rows(&self) -> &[LogitRow] {
+        &self.logit_rows
     }
 
     /// Page table of a row.
@@ -118,7 +129,7 @@ impl PlanLimits {
         for install in &plan.installs {
             within("installed slot", install.slot as usize + 1, self.slots)?;
         }
-        let mut tokens = 0;
+        let (mut tokens, mut scored) = (0, 0);
         for (index, row) in plan.rows.iter().enumerate() {
             let end = row.start as usize + row.len as usize;
             let pages = end.div_ceil(self.page_size);
@@ -132,7 +143,17 @@ impl PlanLimits {
             within("slot of a row", row.slot as usize + 1, self.slots)?;
             within("end of a row", end, self.max_len)?;
             within("page table of a row", row.pages_at as usize + pages, plan.pages.len())?;
+            if let Want::Each { first, next } = row.want {
+                within("first logits of a row", first as usize + 1, row.len as usize)?;
+                within("token id", next.map_or(0, |token| token as usize + 1), self.vocab_size)?;
+                scored += row.scored() as usize;
+                let fed = plan.tokens.get(row.tokens_at as usize..tokens).unwrap_or_default();
+                if fed.iter().any(|&token| token < 0) {
+                    return Err(format!("row {index}: the log-probability of a token in flight"));
+                }
+            }
         }
+        within("number of log-probabilities", scored, SCORED_MAX)?;
         if tokens != plan.tokens.len() {
             return Err(format!("rows feed {tokens} tokens, the plan has {}", plan.tokens.len()));
         }
@@ -164,8 +185,9 @@ mod tests {
     };
 
     fn plan() -> Plan {
-        let row = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, sample: true };
-        let decode = Row { slot: 1, start: 8, len: 1, tokens_at: 3, pages_at: 0, sample: false };
+        let row = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, want: Want::Last };
+        let decode =
+            Row { slot: 1, start: 8, len: 1, tokens_at: 3, pages_at: 0, want: Want::Nothing };
         let pages = vec![3, 0, 2];
         Plan { rows: vec![row, decode], tokens: vec![8, 0, 5, -1], pages, ..Plan::default() }
     }
@@ -176,7 +198,23 @@ mod tests {
         batch.prepare(Arc::new(plan()), 4);
         assert_eq!(batch.positions(), [3, 4, 5, 8]);
         assert_eq!(batch.kv_slots(), [3, 8, 9, 8]);
-        assert_eq!(batch.sampled(), [SampledRow { row: 0, last_token: 2 }]);
+        assert_eq!(batch.logit_rows(), [LogitRow { row: 0, token: 2, given: None }]);
+    }
+
+    #[test]
+    fn a_batch_knows_which_token_comes_next() {
+        let logits = |want: Want| -> Vec<(u32, u32, Option<u32>)> {
+            let mut plan = plan();
+            plan.rows[0].want = want;
+            let mut batch = Batch::default();
+            batch.prepare(Arc::new(plan), 4);
+            batch.logit_rows().iter().map(|at| (at.row, at.token, at.given)).collect()
+        };
+        assert_eq!(logits(Want::Nothing), []);
+        let ends_here = Want::Each { first: 0, next: None };
+        assert_eq!(logits(ends_here), [(0, 0, Some(0)), (0, 1, Some(5)), (0, 2, None)]);
+        let goes_on = Want::Each { first: 1, next: Some(7) };
+        assert_eq!(logits(goes_on), [(0, 1, Some(5)), (0, 2, Some(7))]);
     }
 
     #[test]
@@ -188,7 +226,7 @@ mod tests {
         };
         assert_eq!(check(|_| ()), Ok(()));
         type Change = fn(&mut Plan);
-        let broken: [(&str, Change); 8] = [
+        let broken: [(&str, Change); 11] = [
             ("token id 10 exceeds 9", |plan| plan.tokens[0] = 9),
             ("row 1 of the plan before", |plan| plan.tokens[3] = -2),
             ("page 5 exceeds 4", |plan| plan.pages[2] = 4),
@@ -197,6 +235,15 @@ mod tests {
             ("page table of a row", |plan| plan.pages.truncate(2)),
             ("0 tokens at 3", |plan| plan.rows[1].len = 0),
             ("the plan has 5", |plan| plan.tokens.push(1)),
+            ("first logits of a row 4 exceeds 3", |plan| {
+                plan.rows[0].want = Want::Each { first: 3, next: None };
+            }),
+            ("token id 10 exceeds 9", |plan| {
+                plan.rows[0].want = Want::Each { first: 0, next: Some(9) };
+            }),
+            ("row 1: the log-probability of a token in flight", |plan| {
+                plan.rows[1].want = Want::Each { first: 0, next: None };
+            }),
         ];
         for (message, change) in broken {
             let error = check(change).expect_err(message);

@@ -3,6 +3,7 @@
 //! Owns: [`Executor`] for the scheduler; `engine/load.rs` is how it comes about. Must never: look into a
 //! request, or go on after a rank has failed.
 
+mod fit;
 mod load;
 mod options;
 mod spawn;
@@ -10,7 +11,7 @@ mod spawn;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use minisgl_sched::{Executor, ExecutorError, Plan, StepOutput, StepProfile};
+use minisgl_sched::{Executor, ExecutorError, Plan, Row, StepOutput, StepProfile};
 
 use crate::batch::PlanLimits;
 use crate::rank::{Event, Hashes, IN_FLIGHT_MAX, Ranks};
@@ -37,6 +38,8 @@ pub struct EngineInfo {
     pub vocab_size: u32,
     pub max_len: u32,
     pub chunk_tokens: u32,
+    /// Prompt tokens whose log-probabilities a step can report.
+    pub scored_max: u32,
     pub eos_token_ids: Vec<u32>,
     pub tp: u32,
     pub gpus: Vec<u32>,
@@ -138,7 +141,7 @@ impl Executor for Engine {
             return Err(self.fail(format!("step {step}: {reason}")));
         }
         self.last_rows.clear();
-        self.last_rows.extend(plan.rows.iter().map(|row| row.sample));
+        self.last_rows.extend(plan.rows.iter().map(Row::is_sampled));
         let plan = Arc::new(plan);
         self.ranks.run(&plan);
         self.in_flight.push_back(plan);

@@ -41,7 +41,7 @@ pub trait Model<O: Ops>: Send {
 }
 
 /// Loads this rank's shard of the model that `config` describes, with activations for
-/// `chunk_tokens` tokens and `rows` sampled rows.
+/// `chunk_tokens` tokens, and logits after `logit_rows` of them.
 ///
 /// # Errors
 /// A tensor is missing or misshapen, or the device has no room.
@@ -49,11 +49,11 @@ pub fn load<O: Ops + 'static>(
     config: &ModelConfig,
     loader: &mut Loader<'_, O>,
     chunk_tokens: usize,
-    rows: usize,
+    logit_rows: usize,
 ) -> Result<Box<dyn Model<O>>, EngineError> {
     match config.architecture {
         Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Qwen3 => {
-            Ok(Box::new(decoder::Decoder::load(config, loader, chunk_tokens, rows)?))
+            Ok(Box::new(decoder::Decoder::load(config, loader, chunk_tokens, logit_rows)?))
         }
     }
 }

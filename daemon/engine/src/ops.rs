@@ -39,7 +39,7 @@ pub trait Pending: Send {
         Ok(())
     }
 
-    /// Waits for the step's sampled tokens, one for each of [`Batch::sampled`].
+    /// Waits for the step's tokens, one for each of [`Batch::logit_rows`].
     ///
     /// # Errors
     /// The device failed.
@@ -167,11 +167,11 @@ pub trait Ops: Sized + Send {
         out: &mut Self::Buffer,
     ) -> OpResult;
 
-    /// The norm of each sampled row's last token: `out[i] = rms_norm(x[sampled[i].last_token]) * weight`.
+    /// The norm after each token whose logits are wanted: `out[i] = rms_norm(x[logit_rows[i].token]) * weight`.
     ///
     /// # Errors
     /// The device failed.
-    fn norm_sampled(
+    fn norm_wanted(
         &mut self,
         batch: &Batch,
         x: &Self::Buffer,
@@ -268,9 +268,9 @@ pub trait Ops: Sized + Send {
         out: &mut Self::Buffer,
     ) -> OpResult;
 
-    /// Samples the next token of each sampled row: logits over this rank's part of the vocabulary
-    /// (`hidden head^T`), then the request's own sampling over those of all ranks. Every rank draws
-    /// the same tokens and keeps them for the next step's [`Ops::embed`].
+    /// Logits over this rank's part of the vocabulary (`hidden head^T`) for each of [`Batch::logit_rows`], then,
+    /// over those of all ranks, the request's own sampling, or the log-probability of the token that is given.
+    /// Every rank draws the same tokens and keeps them for the next step's [`Ops::embed`].
     ///
     /// # Errors
     /// A peer is gone.

@@ -10,7 +10,8 @@
 //!
 //! 1. **Clean.** NaN becomes -inf, +inf the largest finite f32, -0 becomes +0. So after each change
 //!    to a logit below. If no logit is above -inf, the token is 0.
-//! 2. **Log-probabilities**, if asked for, are taken here; see `sampler/logprobs.rs`.
+//! 2. **Log-probabilities**, if asked for, are taken here; see `sampler/logprobs.rs`. Those of a prompt's own
+//!    token are all that is wanted of its logits.
 //! 3. **Adjust.** `logit_bias` is added. Every token in prompt or output: `z / r` if `z > 0`, else
 //!    `z * r`, with `r = repetition_penalty`. Every token that is `n > 0` times in the output:
 //!    `(z - presence_penalty) - frequency_penalty * n`. Tokens that are banned until `min_tokens`
@@ -119,6 +120,24 @@ impl Sampler {
             None => (None, Vec::new()),
         };
         Sampled { token, logprob, top }
+    }
+}
+
+impl Sampler {
+    /// The log-probability of the prompt's own `token` under `logits`, `[vocab]`, with the most likely ones.
+    /// Changes nothing of the slot's state.
+    ///
+    /// # Panics
+    /// If there is no such slot, or `logits` is not as long as the vocabulary.
+    pub fn score(&mut self, slot: u32, logits: &[f32], token: u32) -> Sampled {
+        assert_eq!(logits.len(), self.vocab_size, "one logit for each token of the vocabulary");
+        self.logits.clear();
+        self.logits.extend(logits.iter().map(|&logit| clean(logit)));
+        let count = self.slots[slot as usize].sampling.prompt_logprobs.unwrap_or(0);
+        let normalizer = logprobs::normalizer(&self.logits);
+        let top = logprobs::top(&self.logits, normalizer, count, &mut self.candidates);
+        let logprob = logprobs::of(self.logits[token as usize], normalizer);
+        Sampled { token, logprob: Some(logprob), top }
     }
 }
 

@@ -48,6 +48,11 @@ pub trait WeightSource: Send + Sync {
     fn dtype(&self) -> &'static str;
 }
 
+/// Whether a model folder has weights, whole or not.
+pub fn are_in(dir: &Path) -> bool {
+    Checkpoint::is_in(dir)
+}
+
 /// Opens a model folder's weights, or dummy ones if `options` say so, and verifies every tensor
 /// against `config`.
 ///

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use common::driver::{Drive, generate, load, tokens};
+use common::driver::{Drive, generate, load, score, tokens};
 use common::{Random, config, write_model};
 use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
 use safetensors::Dtype;
@@ -142,6 +142,47 @@ fn overlap_changes_no_bit_and_batches_little() {
             assert_close(&format!("{name} prompt {at} alone"), &alone, &crowd[at..=at]);
             assert_eq!(again(&own, std::slice::from_ref(prompt)), alone, "alone, twice");
         }
+    }
+}
+
+/// Prompts score what they score on the CPU: in chunks, beside requests that decode, with few rows of logits held
+/// at once, and on two ranks where there are two GPUs. Tokens are those that come without a score.
+#[test]
+fn prompts_get_the_cpus_log_probabilities() {
+    let Some(_gpu) = gpu() else { return };
+    for (dir, config) in models() {
+        let name = config["architectures"][0].as_str().unwrap();
+        let prompts = prompts(21);
+        let sampling = |from| SamplingParams {
+            prompt_logprobs: Some(50),
+            prompt_logprobs_from: from,
+            ..SamplingParams::default()
+        };
+        let scores = |options: LoadOptions, drive: &Drive| {
+            let (mut engine, info) = load(dir.path(), options);
+            let first = score(&mut engine, &info, &mut 0, &prompts, drive);
+            drop(engine);
+            first
+        };
+        let divides = config["num_key_value_heads"].as_u64().unwrap() % 2 == 0;
+        let ranks = if divides && minisgl_kernels::Device::count() > 1 { 2 } else { 1 };
+        for (from, chunk, new_tokens, max_running, tp) in
+            [(0, 64, 0, 256, 1), (9, 200, 0, 8, 1), (0, 100, 4, 256, 1), (0, 200, 0, 16, ranks)]
+        {
+            let drive = Drive { sampling: sampling(from), chunk, new_tokens, ..Drive::default() };
+            let options = |device| LoadOptions { max_running, ..on(device) };
+            let expected = scores(options(Device::Cpu), &drive);
+            let on_gpu = || LoadOptions { tp, ..options(Device::Cuda) };
+            let got = scores(on_gpu(), &drive);
+            let what = format!("{name} from {from} in chunks of {chunk} on {tp}");
+            assert_eq!(tokens(&got), tokens(&expected), "{what}");
+            assert_close(&what, &got, &expected);
+            assert_eq!(scores(on_gpu(), &drive), got, "{what}: twice");
+        }
+        let plain = Drive { new_tokens: 6, ..Drive::default() };
+        let scored = Drive { sampling: sampling(0), ..plain.clone() };
+        let run = |drive: &Drive| run(dir.path(), on(Device::Cuda), drive, &prompts);
+        assert_eq!(tokens(&run(&scored)), tokens(&run(&plain)), "{name}: scores change no token");
     }
 }
 

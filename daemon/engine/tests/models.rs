@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::driver::{Drive, generate, load, tokens};
+use common::driver::{Drive, generate, load, score, tokens};
 use common::{Random, config, oracle, write_model};
-use minisgl_proto::{KvDtype, LoadOptions, Sampled};
+use minisgl_proto::{KvDtype, LoadOptions, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -118,6 +118,70 @@ fn batch_chunk_page_and_overlap_change_no_bit() {
         let one =
             run(dir.path(), LoadOptions::default(), &prompts[2..3], &Drive { chunk: 1, ..drive });
         assert_eq!(one[0], crowd[2], "token by token");
+    }
+}
+
+/// Whole prompts, of which the naive forward pass knows every position; in chunks, with and without a token after.
+#[test]
+fn prompts_get_the_log_probabilities_of_the_naive_forward_pass() {
+    for architecture in ARCHITECTURES {
+        let dir = tempfile::tempdir().unwrap();
+        let model = config(architecture, 6, 2, 10);
+        let (config, weights) = write_model(dir.path(), &model, Dtype::BF16, 7);
+        let prompts = prompts(3);
+        for (chunk, new_tokens, from) in [(64, 3, 0), (7, 0, 0), (160, 0, 9), (1, 1, 16)] {
+            let sampling = SamplingParams {
+                prompt_logprobs: Some(5),
+                prompt_logprobs_from: from,
+                ..SamplingParams::default()
+            };
+            let drive = Drive { chunk, new_tokens, sampling, ..Drive::default() };
+            let (mut engine, info) = load(dir.path(), LoadOptions::default());
+            let scores = score(&mut engine, &info, &mut 0, &prompts, &drive);
+            for (prompt, scores) in prompts.iter().zip(&scores) {
+                let expected = oracle::log_probabilities(&config, &weights, prompt);
+                let first = from.max(1) as usize;
+                assert_eq!(scores.len(), prompt.len().saturating_sub(first));
+                for (position, score) in (first..).zip(scores) {
+                    let expected = &expected[position - 1];
+                    assert_eq!(score.token, prompt[position]);
+                    let off = expected[score.token as usize] - f64::from(score.logprob.unwrap());
+                    assert!(off.abs() < 2e-4, "{architecture}, position {position}: {off} off");
+                    let mut best: Vec<f64> = expected.clone();
+                    best.sort_by(|a, b| b.total_cmp(a));
+                    assert_eq!(score.top.len(), 5);
+                    for (top, best) in score.top.iter().zip(best) {
+                        assert!((f64::from(top.logprob) - best).abs() < 2e-4);
+                        assert!((expected[top.token as usize] - best).abs() < 2e-4);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is generated is the same bits with and without a score of the prompt, on any number of ranks.
+#[test]
+fn scores_change_no_token_and_ranks_agree_on_them() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("Qwen3ForCausalLM", 8, 4, 8), Dtype::BF16, 13);
+    let prompts = prompts(17);
+    let sampling = SamplingParams { prompt_logprobs: Some(3), ..SamplingParams::default() };
+    let scored = Drive { sampling, chunk: 50, ..Drive::default() };
+    let plain = Drive { chunk: 50, ..Drive::default() };
+    let expected = run(dir.path(), LoadOptions::default(), &prompts, &plain);
+    assert_eq!(run(dir.path(), LoadOptions::default(), &prompts, &scored), expected);
+    let scores = |tp| {
+        let (mut engine, info) = load(dir.path(), LoadOptions { tp, ..LoadOptions::default() });
+        score(&mut engine, &info, &mut 0, &prompts, &scored)
+    };
+    let alone = scores(1);
+    for tp in [2, 4] {
+        for (sharded, alone) in scores(tp).iter().flatten().zip(alone.iter().flatten()) {
+            assert_eq!(sharded.token, alone.token);
+            let off = (sharded.logprob.unwrap() - alone.logprob.unwrap()).abs();
+            assert!(off < 1e-3, "tp {tp}: {off} apart");
+        }
     }
 }
 

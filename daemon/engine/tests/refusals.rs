@@ -8,7 +8,7 @@ use common::{config, write_model};
 use minisgl_engine::Engine;
 use minisgl_proto::worker::LoadStage;
 use minisgl_proto::{Device, KvDtype, LoadOptions};
-use minisgl_sched::{Executor, Plan, Row};
+use minisgl_sched::{Executor, Plan, Row, Want};
 use safetensors::Dtype;
 
 fn options() -> LoadOptions {
@@ -131,7 +131,7 @@ fn loading_reports_its_stages_and_what_it_made() {
 fn misuse_is_an_error_and_final() {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &config("LlamaForCausalLM", 2, 1, 8), Dtype::F32, 1);
-    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, sample: true };
+    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, want: Want::Last };
     let plan =
         |step| Plan { step, rows: vec![row], tokens: vec![5], pages: vec![3], ..Plan::default() };
     let load = || Engine::load(dir.path(), &options(), &mut |_| ()).unwrap().0;
@@ -171,7 +171,7 @@ fn misuse_is_an_error_and_final() {
 fn a_plan_comes_back_when_every_rank_is_done_with_it() {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &config("LlamaForCausalLM", 2, 2, 8), Dtype::F32, 1);
-    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, sample: true };
+    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, want: Want::Last };
     let plan =
         |step| Plan { step, rows: vec![row], tokens: vec![5], pages: vec![3], ..Plan::default() };
     let options = LoadOptions { tp: 2, ..options() };

@@ -154,6 +154,8 @@ impl Choices {
                     sampling,
                     stop: stop.clone(),
                     priority: wanted.priority,
+                    request_id: String::new(),
+                    key: None,
                 };
                 let generation = model
                     .submit(request)

@@ -86,7 +86,7 @@ mod tests {
         tokio::time::timeout(Duration::from_millis(50), limits.slot()).await.is_ok()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn connections_follow_the_limit_up_and_down() {
         let limits = Limits::new(10, 2);
         let (first, second) = (limits.slot().await, limits.slot().await);

@@ -6,6 +6,10 @@
 //! | `GET /admin/v1/models` | | `[ModelStatus]`: every model the daemon knows of |
 //! | `GET /admin/v1/models/{name}` | | [`ModelStatus`] |
 //! | `POST /admin/v1/load` | [`LoadRequest`] | lines of [`LoadEvent`], one JSON object each |
+//! | `POST /admin/v1/restart` | [`RestartRequest`] | lines of [`LoadEvent`], one JSON object each |
+//! | `GET /admin/v1/models/{name}/logs?lines=N` | | [`LogLines`] |
+//! | `GET /admin/v1/requests` | | `[RequestStatus]`: every request that has not ended |
+//! | `POST /admin/v1/cancel` | [`CancelRequest`] | [`CancelReply`] |
 //! | `POST /admin/v1/unload` | [`UnloadRequest`] | [`ModelStatus`] as it was last |
 //! | `POST /admin/v1/flush` | [`FlushRequest`] | [`FlushReply`] |
 //! | `GET /admin/v1/health` | | [`HealthReport`] |
@@ -47,6 +51,80 @@ pub struct LoadRequest {
     /// Load it again whenever the daemon starts, until it is unloaded.
     #[serde(default)]
     pub persist: bool,
+    /// More names for clients; each name is one model's.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+}
+
+/// `POST /admin/v1/restart`: another worker for the same model. Its requests wait for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestartRequest {
+    /// Model name.
+    pub name: String,
+    /// How to load it from now on; without, as before. When it does not load like this, it is as before again.
+    #[serde(default)]
+    pub options: Option<LoadOptions>,
+}
+
+/// `GET /admin/v1/models/{name}/logs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLines {
+    /// The last lines of its workers, oldest first.
+    pub lines: Vec<String>,
+}
+
+/// A request that has not ended: a line of `GET /admin/v1/requests`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestStatus {
+    /// Its number, unique for the life of the daemon.
+    pub id: u64,
+    /// Its id in the log and for its client.
+    pub request_id: String,
+    /// The model it is for.
+    pub model: String,
+    /// Name of the API key it came with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Where it is.
+    pub state: RequestState,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Tokens delivered.
+    pub generated_tokens: u32,
+    /// Tokens that it may generate.
+    pub max_tokens: u32,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Seconds since it was submitted.
+    pub age_s: f64,
+    /// Times that another worker had to go on with it.
+    pub moves: u32,
+}
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestState {
+    /// A worker has it, and has brought no token of it yet.
+    Waiting,
+    /// A worker generates.
+    Running,
+    /// It waits for a worker.
+    Parked,
+}
+
+/// `POST /admin/v1/cancel`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// A request's number, or its `request_id`, which several may have.
+    pub id: String,
+}
+
+/// Answer to a cancel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelReply {
+    /// Requests that were ended.
+    pub cancelled: u32,
 }
 
 /// One line of the answer to a load.
@@ -89,7 +167,7 @@ pub struct FlushReply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
-    /// Its worker starts for the first time.
+    /// It is found, and its worker starts for the first time or after a failure.
     Loading,
     /// It serves.
     Ready,
@@ -97,10 +175,24 @@ pub enum ModelState {
     Stalled,
     /// Its worker died; another is being started, after a pause.
     Restarting,
-    /// Given up after too many failed starts; `load` it again.
+    /// It did not load, or its workers died too often in a row. It is tried again when
+    /// [`ModelStatus::retry_in_s`] says so, and with the next `load` or `restart`.
     Failed,
     /// It takes no new requests and finishes the running ones.
     Unloading,
+}
+
+/// Why the daemon has a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The configuration names it.
+    Configured,
+    /// A load asked for it and for every start of the daemon.
+    Persisted,
+    /// A load asked for it.
+    #[default]
+    Loaded,
 }
 
 /// One model the daemon knows of.
@@ -140,7 +232,16 @@ pub struct ModelStatus {
     /// Whether it is loaded again whenever the daemon starts, because a load asked for it.
     #[serde(default)]
     pub persisted: bool,
-    /// What its tokenizer or chat template cannot do.
+    /// Its other names.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Why the daemon has it.
+    #[serde(default)]
+    pub origin: Origin,
+    /// Failed: seconds until it is tried again; `None` when it is not.
+    #[serde(default)]
+    pub retry_in_s: Option<f64>,
+    /// What it cannot do, for people.
     #[serde(default)]
     pub notes: Vec<String>,
 }

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod disk;
 pub mod doctor;
 pub mod frame;
 pub mod gpus;
 pub mod limits;
 pub mod model;
 pub mod ranges;
+pub mod reload;
 pub mod request;
 pub mod socket;
 pub mod text;
@@ -27,5 +29,8 @@ pub use request::{
 };
 pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 
-/// Version of minisgld, its worker and `minisglctl`; daemon and worker refuse to talk across it.
+/// Version of minisgld, its worker and `minisglctl`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Number of the frames between daemon and worker; it goes up with every change of one. Each refuses another's.
+pub const PROTOCOL: u32 = 2;

@@ -107,6 +107,10 @@ pub struct Generate {
     pub stop: StopParams,
     /// Higher goes first.
     pub priority: i32,
+    /// The request's id in the log and for its client; several generations may have the same.
+    pub request_id: String,
+    /// Name of the API key it came with.
+    pub key: Option<String>,
 }
 
 /// Why there is no model of a name, or no generation.
@@ -147,6 +151,9 @@ pub struct Submit {
     pub id: RequestId,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
+    /// Tokens that an earlier worker generated and that were delivered. They count as output for penalties, for
+    /// `min_tokens` and for `max_tokens`; the next token sampled is the one after them. Empty for a new request.
+    pub generated: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When it ends.
@@ -186,8 +193,8 @@ pub struct TokenEvent {
     /// the prompt are computed, in one event or several, each position once, all of them before or with the
     /// first token.
     pub prompt_logprobs: Vec<Sampled>,
-    /// With the request's first token, or the end of one that generates none: how many prompt tokens came from
-    /// the prefix cache.
+    /// With the request's first token, or the end of one that generates none, once in its life: how many prompt
+    /// tokens came from the prefix cache.
     pub cached_tokens: Option<u32>,
     /// With `cached_tokens`: seconds from submission to the first plan it was in.
     pub queue_s: Option<f32>,

@@ -20,8 +20,8 @@ use crate::{LoadOptions, ModelInfo, RequestId, Submit, TokenEvent};
 /// What a worker is to load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerSpec {
-    /// [`crate::VERSION`] of the daemon; the worker refuses another.
-    pub version: String,
+    /// [`crate::PROTOCOL`] of the daemon; the worker refuses another.
+    pub protocol: u32,
     /// The name clients use.
     pub name: String,
     /// Folder with `config.json`, tokenizer and weights.

@@ -104,6 +104,7 @@ fn run(cost: &Cost, kv_tokens: u32, chunk_tokens: u32) -> Outcome {
             Event::Submit(Submit {
                 id: RequestId(i as u64),
                 prompt: (0..prompt).map(|n| (i as u32 * 7_919 + n * 31) % 100_000).collect(),
+                generated: Vec::new(),
                 sampling: SamplingParams::default(),
                 stop: StopParams { max_tokens: output, ..StopParams::default() },
                 priority: 0,

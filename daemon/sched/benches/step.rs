@@ -42,6 +42,7 @@ fn decoding(page_size: u32) -> (Scheduler, Plan, Plan) {
         Event::Submit(Submit {
             id: RequestId(u64::from(i)),
             prompt: (0..CONTEXT).map(|n| (i * 7 + n) % 40_000).collect(),
+            generated: Vec::new(),
             sampling: SamplingParams::default(),
             stop: StopParams { max_tokens: 2 * CONTEXT, ..StopParams::default() },
             priority: 0,

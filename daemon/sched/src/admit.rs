@@ -31,7 +31,7 @@ impl Scheduler {
         while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((_, &key)) = self.waiting.first_key_value() else { return };
             let request = &self.requests[key];
-            if request.pending > 0 || request.pending_scores > 0 {
+            if request.pending > 0 {
                 return;
             }
             // Matched anew each time: others may have computed its prefix while it waited.
@@ -49,7 +49,7 @@ impl Scheduler {
                 self.admission_blocked = true;
                 return;
             }
-            let chunk = draft.budget.min(request.feed_end(draft.scores) - matched);
+            let chunk = draft.budget.min(request.feed_end(draft.scores).saturating_sub(matched));
             if chunk == 0 {
                 return;
             }

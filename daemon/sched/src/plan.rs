@@ -55,7 +55,7 @@ pub struct Install {
     pub banned_until_min: Vec<u32>,
     /// See `banned_until_min`.
     pub min_tokens: u32,
-    /// Output tokens so far: 0, or more after a preemption.
+    /// Output tokens so far: 0, or more after a preemption or another worker's death.
     pub generated: u32,
 }
 

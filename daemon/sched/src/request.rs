@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `computed <= known + pending`. What is left to feed is one token while decoding, more while
-//! prefilling; a preempted request starts over with prompt and output together as its prefix.
+//! prefilling; a preempted request starts over with prompt and output together as its prefix, and so does one
+//! that was submitted with output of an earlier worker.
 
 use minisgl_cache::PageTable;
 use minisgl_proto::{RequestId, SamplingParams};

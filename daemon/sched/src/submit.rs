@@ -13,15 +13,41 @@ impl Scheduler {
         if self.keys.contains_key(&submit.id) {
             return;
         }
-        match self.check(&submit) {
-            Err(reject) => events.push(finish_event(submit.id, Finish::Rejected(reject))),
-            Ok(())
-                if submit.stop.max_tokens == 0 && next_scored(&submit) == submit.prompt.len() =>
-            {
-                events.push(finish_event(submit.id, Finish::Length));
-            }
-            Ok(()) => self.enqueue(submit, now_s),
+        let finish = match self.check(&submit) {
+            Err(reject) => Some(Finish::Rejected(reject)),
+            Ok(()) => self.end_of(&submit),
+        };
+        match finish {
+            Some(finish) => events.push(finish_event(submit.id, finish)),
+            None => self.enqueue(submit, now_s),
         }
+    }
+
+    /// How a request ends that has nothing left to do: no token was asked for, or those that it comes with
+    /// are all it may have. Its limits may be lower here than where they were generated.
+    fn end_of(&self, submit: &Submit) -> Option<Finish> {
+        let Submit { prompt, generated, stop, .. } = submit;
+        if next_scored(submit) < prompt.len() {
+            return None;
+        }
+        let stops = |token: &u32| {
+            let is_eos = !stop.ignore_eos && self.config.eos_token_ids.contains(token);
+            is_eos || stop.stop_token_ids.contains(token)
+        };
+        let may_stop = generated.len() > stop.min_tokens as usize;
+        let max_total = self.max_total(prompt.len(), stop.max_tokens);
+        if may_stop && generated.last().is_some_and(stops) {
+            Some(Finish::Stop)
+        } else if prompt.len() + generated.len() >= max_total {
+            Some(Finish::Length)
+        } else {
+            None
+        }
+    }
+
+    /// Prompt plus output tokens at most.
+    fn max_total(&self, prompt: usize, max_tokens: u32) -> usize {
+        prompt.saturating_add(max_tokens as usize).min(self.config.len_limit())
     }
 
     fn check(&self, submit: &Submit) -> Result<(), Reject> {
@@ -29,14 +55,15 @@ impl Scheduler {
         let limit = self.config.len_limit() - 1;
         let vocab_size = self.config.vocab_size;
         let biased = submit.sampling.logit_bias.iter().map(|(token, _)| token);
-        let mut tokens = submit.prompt.iter().chain(biased);
+        let mut tokens = submit.prompt.iter().chain(&submit.generated).chain(biased);
         if self.draining {
             return Err(Reject::Draining);
         }
         if prompt == 0 {
             return Err(Reject::Empty);
         }
-        if prompt > limit {
+        // One that began elsewhere ends here, by length.
+        if prompt > limit && submit.generated.is_empty() {
             return Err(Reject::TooLong { prompt: prompt as u32, limit: limit as u32 });
         }
         if let Some(&token) = tokens.find(|&&token| token >= vocab_size) {
@@ -68,10 +95,11 @@ impl Scheduler {
 
     fn enqueue(&mut self, submit: Submit, now_s: f64) {
         let next_scored = next_scored(&submit);
-        let Submit { id, prompt, sampling, stop, priority } = submit;
+        let Submit { id, prompt, generated, sampling, stop, priority } = submit;
         let eos: &[u32] = if stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
         let stop_tokens = eos.iter().chain(&stop.stop_token_ids).copied();
-        let max_total = prompt.len().saturating_add(stop.max_tokens as usize);
+        let (prompt_len, mut tokens) = (prompt.len(), prompt);
+        tokens.extend(generated);
         let rank = Rank::new(priority, self.arrivals);
         let request = Request {
             id,
@@ -79,8 +107,8 @@ impl Scheduler {
             sampling,
             stop_tokens: stop_tokens.filter(|&token| token < self.config.vocab_size).collect(),
             min_tokens: stop.min_tokens,
-            prompt_len: prompt.len(),
-            max_total: max_total.min(self.config.len_limit()),
+            prompt_len,
+            max_total: self.max_total(prompt_len, stop.max_tokens),
             computed: 0,
             pending: 0,
             pending_row: 0,
@@ -88,10 +116,10 @@ impl Scheduler {
             submitted_s: now_s,
             queue_s: None,
             cached: 0,
-            prefix_len: prompt.len(),
+            prefix_len: tokens.len(),
             next_scored,
             pending_scores: 0,
-            tokens: prompt,
+            tokens,
         };
         self.arrivals += 1;
         let key = self.requests.insert(request);

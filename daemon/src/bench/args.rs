@@ -16,6 +16,16 @@ pub struct BenchArgs {
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub enum What {
+    /// A model, in this process.
+    #[command(flatten)]
+    Model(ModelBench),
+    /// The front alone: a daemon whose worker computes nothing, and clients that read its streams.
+    Front(FrontArgs),
+}
+
+/// What can be measured of a model.
+#[derive(Debug, Subcommand)]
+pub enum ModelBench {
     /// Throughput: 256 requests at once, 100 to 1,024 tokens in and out, temperature 0.6.
     Offline(OfflineArgs),
     /// Milliseconds a token: batches of short prompts, greedy, decode steps only.
@@ -24,15 +34,54 @@ pub enum What {
     Prefill(PrefillArgs),
 }
 
-impl BenchArgs {
-    /// What all benchmarks are told.
+impl ModelBench {
+    /// What all benchmarks of a model are told.
     pub fn common(&self) -> &CommonArgs {
-        match &self.what {
-            What::Offline(args) => &args.common,
-            What::Latency(args) => &args.common,
-            What::Prefill(args) => &args.common,
+        match self {
+            ModelBench::Offline(args) => &args.common,
+            ModelBench::Latency(args) => &args.common,
+            ModelBench::Prefill(args) => &args.common,
         }
     }
+}
+
+/// `bench front`.
+#[derive(Debug, Args)]
+pub struct FrontArgs {
+    /// Folder with config.json and the tokenizer that the streams' text is made with
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Streams at once; several numbers measure one after the other
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1,256,2048",
+          value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub streams: Vec<u32>,
+    /// Tokens of each stream
+    #[arg(long, value_name = "TOKENS", default_value_t = 200,
+          value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub tokens: u32,
+    /// Microseconds from one token of a stream to the next; 0 sends all of them at once
+    #[arg(long, value_name = "US", default_value_t = 20_000)]
+    pub step_us: u64,
+    /// The API whose streams are read
+    #[arg(long, value_enum, default_value_t = Api::Chat)]
+    pub api: Api,
+    /// Instead, this many streams that say nothing for a minute: how much memory they take
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub idle: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// An API with streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Api {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/generate`
+    Generate,
 }
 
 /// `bench offline`.

@@ -13,14 +13,22 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
-    /// Of this process, from `/proc/self/status`.
+    /// Of this process.
     ///
     /// # Errors
-    /// There is no such file, or it lacks the lines VmRSS and VmHWM.
+    /// There is no `/proc`, or its file lacks the lines VmRSS and VmHWM.
     pub fn now() -> anyhow::Result<HostMemory> {
-        let path = "/proc/self/status";
+        HostMemory::of(std::process::id())
+    }
+
+    /// Of another process of this user's.
+    ///
+    /// # Errors
+    /// As `now`.
+    pub fn of(pid: u32) -> anyhow::Result<HostMemory> {
+        let path = format!("/proc/{pid}/status");
         let status =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         HostMemory::parse(&status).with_context(|| format!("{path} has no lines VmRSS and VmHWM"))
     }
 

@@ -7,12 +7,15 @@
 //!   args ──> bench (load) ──> offline | latency | prefill ──> report (text or JSON)
 //!                 session: submit, turn the driver, take the times ── timed: one record a step
 //!                                          floor: what the hardware could have done
+//!        front: a daemon of its own, a worker that computes nothing (echo), clients
 //! ```
 //!
 //! [`Driver`]: minisgl_sched::Driver
 
 mod args;
+pub mod echo;
 mod floor;
+mod front;
 mod latency;
 mod memory;
 mod offline;
@@ -29,7 +32,7 @@ pub use args::BenchArgs;
 
 use anyhow::Context;
 
-use self::args::What;
+use self::args::{ModelBench, What};
 use self::floor::Hardware;
 use self::report::Report;
 use self::session::Session;
@@ -39,10 +42,17 @@ use self::session::Session;
 /// # Errors
 /// The model does not load, the workload does not fit into it, or the engine broke.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.what {
+        What::Front(args) => front::run(args),
+        What::Model(bench) => run_model(bench),
+    }
+}
+
+fn run_model(bench: &ModelBench) -> anyhow::Result<()> {
     // On standard error: that a model runs on the CPU for want of a GPU is said there.
     crate::logging::init_worker("info")?;
-    let report = measure(args).inspect_err(|_| crate::leave::soon())?;
-    if args.common().json {
+    let report = measure(bench).inspect_err(|_| crate::leave::soon())?;
+    if bench.common().json {
         println!("{}", serde_json::to_string_pretty(&report).context("cannot write JSON")?);
     } else {
         print!("{}", report.text());
@@ -50,16 +60,16 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
-    let common = args.common();
+fn measure(bench: &ModelBench) -> anyhow::Result<Report> {
+    let common = bench.common();
     let mut options = common.load.options()?;
     crate::worker::apply_environment(&mut options);
-    if let What::Offline(offline) = &args.what {
+    if let ModelBench::Offline(offline) = bench {
         // All requests are submitted at once, and none is refused.
         options.max_waiting = options.max_waiting.max(offline.requests_max());
     }
     let mut session = Session::load(&common.model, &options)?;
-    let report = measure_loaded(args, &mut session);
+    let report = measure_loaded(bench, &mut session);
     if report.is_err() {
         // Giving up what a broken GPU holds may take for ever; it ends with the process.
         std::mem::forget(session);
@@ -67,13 +77,13 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Report> {
     report
 }
 
-fn measure_loaded(args: &BenchArgs, session: &mut Session) -> anyhow::Result<Report> {
-    let hardware = Hardware::choose(&args.common().floor, &session.info().device)?;
+fn measure_loaded(bench: &ModelBench, session: &mut Session) -> anyhow::Result<Report> {
+    let hardware = Hardware::choose(&bench.common().floor, &session.info().device)?;
     let hardware = hardware.map(|one| one.times(session.info().gpus.len().max(1)));
-    let results = match &args.what {
-        What::Offline(args) => vec![offline::run(session, args, hardware)?],
-        What::Latency(args) => latency::run(session, args, hardware)?,
-        What::Prefill(args) => vec![prefill::run(session, args, hardware)?],
+    let results = match bench {
+        ModelBench::Offline(args) => vec![offline::run(session, args, hardware)?],
+        ModelBench::Latency(args) => latency::run(session, args, hardware)?,
+        ModelBench::Prefill(args) => vec![prefill::run(session, args, hardware)?],
     };
     Report::new(session, hardware, results)
 }

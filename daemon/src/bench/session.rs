@@ -127,6 +127,7 @@ impl Session {
                 Event::Submit(Submit {
                     id: RequestId(self.submitted),
                     prompt: self.tokens.prompt(prompt),
+                    generated: Vec::new(),
                     sampling: SamplingParams {
                         temperature,
                         seed: self.submitted,

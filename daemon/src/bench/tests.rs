@@ -4,7 +4,7 @@ use clap::Parser;
 use minisgl_engine::config::ModelConfig;
 use minisgl_sched::StepProfile;
 
-use super::args::FloorArgs;
+use super::args::{FloorArgs, What};
 use super::floor::{Costs, Floor, Hardware};
 use super::report::{Phases, Report};
 use super::session::Run;
@@ -35,7 +35,8 @@ fn bench(line: &str) -> anyhow::Result<Report> {
     let line = line.replace("{dir}", &dir);
     let cli = Cli::try_parse_from(line.split_whitespace())?;
     let Some(Command::Bench(args)) = cli.command else { panic!("{line}") };
-    super::measure(&args)
+    let What::Model(bench) = &args.what else { panic!("{line}") };
+    super::measure(bench)
 }
 
 fn refusal(line: &str) -> String {

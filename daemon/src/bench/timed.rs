@@ -49,9 +49,9 @@ impl StepRecord {
             } else {
                 record.prefill_rows += 1;
                 record.prefill_tokens += row.len;
-                record.prefill_sampled += u32::from(row.sample);
+                record.prefill_sampled += u32::from(row.is_sampled());
                 record.prefill_pairs += len * start + len * (len + 1) / 2;
-                if row.sample {
+                if row.is_sampled() {
                     decoding.insert(row.slot);
                 }
             }

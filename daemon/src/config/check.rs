@@ -27,6 +27,8 @@ const NAMES_MAX: usize = 64;
 /// More than any context.
 const STREAM_BUFFER_MAX: usize = 1 << 24;
 /// Weeks of restarts.
+/// Bytes that requests of a model may keep.
+const PARK_BYTES_MAX: usize = 64 << 30;
 const FAILURES_MAX: usize = 1 << 16;
 
 /// A value that cannot be; it prints what is wrong and what would be right.
@@ -129,11 +131,12 @@ impl Config {
             );
             return Err(Fault::new("http", &["ping_s"], text));
         }
-        let seconds: [(&'static [&'static str], f64); 4] = [
+        let seconds: [(&'static [&'static str], f64); 5] = [
             (&["stall_s"], workers.stall_s),
             (&["stall_kill_s"], workers.stall_kill_s),
             (&["load_s_max"], workers.load_s_max),
             (&["drain_s"], workers.drain_s),
+            (&["park_s"], workers.park_s),
         ];
         for (keys, value) in seconds {
             if !(value > 0.0 && value <= SECONDS_MAX) {
@@ -151,11 +154,12 @@ impl Config {
             );
             return Err(Fault::new("workers", &["stall_kill_s", "stall_s"], text));
         }
-        let counts: [(&'static str, &'static [&'static str], usize, usize); 4] = [
+        let counts: [(&'static str, &'static [&'static str], usize, usize); 5] = [
             ("http", &["body_bytes_max"], self.http.body_bytes_max, BODY_BYTES_MAX),
             ("http", &["connections_max"], self.http.connections_max, CONNECTIONS_MAX),
             ("workers", &["stream_buffer_tokens"], workers.stream_buffer_tokens, STREAM_BUFFER_MAX),
             ("workers", &["failures_max"], workers.failures_max as usize, FAILURES_MAX),
+            ("workers", &["park_bytes_max"], workers.park_bytes_max, PARK_BYTES_MAX),
         ];
         for (table, keys, value, max) in counts {
             if !(1..=max).contains(&value) {

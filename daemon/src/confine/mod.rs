@@ -27,6 +27,9 @@ pub use self::attempt::{AttemptArgs, attempt};
 use self::calls::Sockets;
 use self::files::Files;
 
+/// What the environment of a child must have: jemalloc's own thread would be there before the rules, and without them.
+pub const ENVIRONMENT: (&str, &str) = ("_RJEM_MALLOC_CONF", "background_thread:false");
+
 /// Hides the daemon's memory, environment and open files (`/proc/PID`) from processes of its own user, which its
 /// workers are: where there is no Landlock nothing else does. It leaves no core, and a debugger needs root.
 pub fn hide() {
@@ -62,6 +65,7 @@ fn gpus(dir: &Path, tp: u32) {
 }
 
 fn all(files: &Files, sockets: Sockets) {
+    say("confined: every thread", process::is_single());
     say("confined: capabilities", process::drop_capabilities());
     say("confined: files (Landlock)", files.restrict());
     say("confined: sockets, signals (seccomp)", calls::restrict(sockets));

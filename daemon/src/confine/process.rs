@@ -25,6 +25,15 @@ fn badness(inherited: i32) -> i32 {
     (inherited + BADNESS_ABOVE).clamp(0, BADNESS_MAX)
 }
 
+/// Whether there is one thread alone: rules hold for the thread that makes them and for those that it starts.
+pub(super) fn is_single() -> Result<(), String> {
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(1) => Ok(()),
+        Ok(threads) => Err(format!("there are {threads} threads already")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Gives up the capabilities of a daemon that root started: they lead into other processes. A model of another
 /// user's may still be read.
 pub(super) fn drop_capabilities() -> Result<(), String> {

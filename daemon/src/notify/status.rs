@@ -55,9 +55,6 @@ fn models(report: &Report) -> Vec<String> {
             ModelState::Unloading => Some(format!("unloading {name}")),
         });
     }
-    if report.expected > 0 {
-        parts.push(format!("{} to load", plural(report.expected as u64, "model")));
-    }
     if parts.is_empty() {
         parts.push("no model is loaded".to_owned());
     }
@@ -87,6 +84,7 @@ fn plural(count: u64, what: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use minisgl_proto::LoadOptions;
+    use minisgl_proto::admin::Origin;
 
     use super::*;
 
@@ -107,7 +105,10 @@ pub(super) mod tests {
             stats: None,
             options: LoadOptions::default(),
             persisted: false,
-            notes: Vec::new(),
+            aliases: vec![],
+            origin: Origin::Loaded,
+            retry_in_s: None,
+            notes: vec![],
         }
     }
 
@@ -116,50 +117,46 @@ pub(super) mod tests {
         ModelStatus { progress, ..model(name, ModelState::Loading) }
     }
 
-    fn line(models: Vec<ModelStatus>, expected: usize) -> String {
-        status(&Report { models, expected, hung: None, note: None }, None)
+    fn line(models: Vec<ModelStatus>) -> String {
+        status(&Report { models, hung: None, note: None }, None)
     }
 
     #[test]
     fn the_status_is_one_line_for_people() {
-        assert_eq!(line(vec![], 0), "no model is loaded");
-        assert_eq!(line(vec![], 2), "2 models to load");
+        assert_eq!(line(vec![]), "no model is loaded");
         let a = || model("a", ModelState::Ready);
-        assert_eq!(line(vec![a()], 0), "1 model ready");
-        assert_eq!(line(vec![a(), a()], 0), "2 models ready");
+        assert_eq!(line(vec![a()]), "1 model ready");
+        assert_eq!(line(vec![a(), a()]), "2 models ready");
         let big = loading("Qwen/Qwen3-8B", LoadStage::Read, 43_999, 100_000);
-        assert_eq!(line(vec![big], 0), "loading Qwen/Qwen3-8B: weights 43 %");
+        assert_eq!(line(vec![big]), "loading Qwen/Qwen3-8B: weights 43 %");
         let huge = loading("b", LoadStage::Download, u64::MAX / 2, u64::MAX);
-        assert_eq!(
-            line(vec![a(), huge], 1),
-            "1 model ready, loading b: download 49 %, 1 model to load"
-        );
+        assert_eq!(line(vec![a(), huge]), "1 model ready, loading b: download 49 %");
         let found = loading("b", LoadStage::Resolve, 0, 0);
-        assert_eq!(line(vec![found], 0), "loading b: finding it");
-        assert_eq!(line(vec![model("b", ModelState::Loading)], 0), "loading b");
+        assert_eq!(line(vec![found]), "loading b: finding it");
+        assert_eq!(line(vec![model("b", ModelState::Loading)]), "loading b");
         let note = Some("restart to apply [http] listen".to_owned());
-        let report = Report { models: vec![a()], expected: 0, hung: None, note };
+        let report = Report { models: vec![a()], hung: None, note };
         assert_eq!(status(&report, None), "1 model ready, restart to apply [http] listen");
         let ill = [ModelState::Stalled, ModelState::Restarting, ModelState::Failed];
         let ill = ill.map(|state| model("b", state)).to_vec();
-        assert_eq!(line(ill, 0), "b is stalled, b is restarting, b has failed");
+        assert_eq!(line(ill), "b is stalled, b is restarting, b has failed");
     }
 
     #[test]
     fn the_status_while_stopping_counts_down() {
         let models = vec![ModelStatus { in_flight: 3, ..model("a", ModelState::Unloading) }];
         let hung = Some("a hangs".to_owned());
-        let report = Report { models, expected: 1, hung, note: Some("x".to_owned()) };
+        let report = Report { models, hung, note: Some("x".to_owned()) };
         let left = Some(Duration::from_millis(27_900));
         assert_eq!(status(&report, left), "a hangs, stopping: 3 requests running, 27 s left");
-        let report = Report { models: vec![], expected: 0, hung: None, note: None };
+        let report = Report { models: vec![], hung: None, note: None };
         assert_eq!(status(&report, left), "stopping");
     }
 
     #[test]
     fn a_long_status_is_cut_between_two_letters() {
         let models = (0..64).map(|_| model(&"é".repeat(100), ModelState::Failed)).collect();
-        let line = line(models, 0);
+        let line = line(models);
         assert!(line.len() <= STATUS_BYTES_MAX && line.ends_with('…'), "{}", line.len());
     }
 }

@@ -10,7 +10,7 @@
 //!                                                       engine ranks
 //! ```
 
-mod link;
+pub(crate) mod link;
 mod run;
 
 pub(crate) use link::connect;

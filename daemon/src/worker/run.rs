@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use minisgl_engine::{Engine, EngineInfo};
-use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, ToWorker, WorkerSpec};
+use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, PROTOCOL, ToWorker, WorkerSpec};
 use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
 use super::link::{self, Incoming, Link};
@@ -52,9 +52,11 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&WorkerSpec)) -> anyho
 
 fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, ModelInfo)> {
     let started = Instant::now();
-    if spec.version != minisgl_proto::VERSION {
-        let own = minisgl_proto::VERSION;
-        bail!("the daemon is version {}, this worker {own}: restart the daemon", spec.version);
+    if spec.protocol != PROTOCOL {
+        bail!(
+            "the daemon speaks protocol {}, this worker {PROTOCOL}: restart the daemon",
+            spec.protocol
+        );
     }
     let mut options = spec.options.clone();
     apply_environment(&mut options);
@@ -78,6 +80,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
         max_running: options.max_running,
         max_waiting: options.max_waiting,
         chunk_tokens: engine.chunk_tokens,
+        scored_max: engine.scored_max,
         max_len: engine.max_len,
         vocab_size: engine.vocab_size,
         eos_token_ids: engine.eos_token_ids.clone(),
@@ -249,9 +252,8 @@ mod tests {
             max_running: 4,
             ..LoadOptions::default()
         };
-        let version = minisgl_proto::VERSION.to_owned();
         let (name, dir) = ("m".to_owned(), dir.path().to_owned());
-        send(&mut daemon, &ToWorker::Load(WorkerSpec { version, name, dir, options }));
+        send(&mut daemon, &ToWorker::Load(WorkerSpec { protocol: PROTOCOL, name, dir, options }));
         loop {
             match receive(&mut daemon) {
                 FromWorker::Progress(_) => {}
@@ -264,6 +266,7 @@ mod tests {
             &ToWorker::Submit(Submit {
                 id: RequestId(1),
                 prompt: vec![5; 40],
+                generated: Vec::new(),
                 sampling: SamplingParams::default(),
                 stop: StopParams { max_tokens: 2, ..StopParams::default() },
                 priority: 0,

@@ -1,6 +1,7 @@
 // From logits to one token, as the CPU sampler defines it, and with the same result to the bit.
 //
-//   1 clean the logits         2 log-probabilities       3 bias, penalties, bans
+//   1 clean the logits         2 log-probabilities, where a token that is given ends
+//   3 bias, penalties, bans
 //   4 the first of the ranking (larger logit, then lower token): greedy ends here
 //   5 w = floor(2^40 exp((z - z_max) / temperature))     6 top-k, top-p, min-p keep a first part
 //   7 the first token, in the order of ids, with which the running sum of w exceeds floor(u * sum / 2^64)
@@ -222,6 +223,14 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
         if (Cluster::rank() == 0 && threadIdx.x == 0) put(i, next);
       }
     }
+  }
+
+  // A token that is given is not drawn.
+  if (static_cast<uint32_t>(row.given) < a.vocab) {
+    if (row.logprobs >= 0 && Cluster::rank() == 0 && threadIdx.x == 0) {
+      a.logprob[row_at] = logprob_of(clean(team.raw_logit(row_at, row.given)), raw_highest, log_sum);
+    }
+    return;
   }
 
   // 3. and 4. Adjust, and rank again.

@@ -84,7 +84,7 @@ pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: us
 }
 
 /// Draws one token a row as [`SampleRow`] says, writes it to `tokens[row.out]`, and counts it in the row's
-/// table of `marks`. Given the same logits, the same token as the CPU sampler, to the bit: whole
+/// table of `marks`; a row whose token is given gets its log-probability alone. Given the same logits, the same token as the CPU sampler, to the bit: whole
 /// numbers and unfused f32 operations in a fixed order.
 ///
 /// Moves `4 * rows * vocab` bytes; bound by read bandwidth and the arithmetic of the exponentials.
@@ -103,7 +103,7 @@ pub struct Sample<'a> {
     pub scratch: ArrayMut<'a, f32>,
     /// What is sampled.
     pub tokens: ArrayMut<'a, i32>,
-    /// Log-probability of the sampled token under the raw logits, where asked for, `[rows]`.
+    /// Log-probability of the sampled or given token under the raw logits, where asked for, `[rows]`.
     pub logprob: ArrayMut<'a, f32>,
     /// Most likely tokens under the raw logits, where asked for, most likely first, `[rows, top_max]`; -1
     /// past the end of the vocabulary.

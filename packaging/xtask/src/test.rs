@@ -1,14 +1,14 @@
 //! `cargo xtask test`: every test there is, in order of how fast they find something.
 //!
-//! Owns: the order, the headings, the thresholds' place in it. Must never: skip. A tool that is missing is
-//! installed if it is the project's own business (Python packages, models) and named if not.
+//! Owns: the order, the headings, the thresholds' place in it. Must never: skip. What is missing is got first of
+//! all, or named (`needs.rs`).
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{bench, build, model, paths, python, sh};
+use crate::{bench, build, model, needs, paths, python, sh};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,16 +17,19 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 11] = [
+    let stages: [(&str, Stage); 14] = [
+        ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
+        ("shell scripts", shell_scripts),
         ("CUDA compiler", build::prepare),
         ("clippy without CUDA", clippy_without_cuda),
         ("clippy", clippy),
+        ("documentation", documentation),
         ("models", models),
         ("unit tests", unit_tests),
         ("documentation tests", doc_tests),
         ("release build", || build::release(build::Backend::Cuda)),
-        ("Python client", || python::venv().map(drop)),
+        ("Python clients", python_clients),
         ("end-to-end tests", end_to_end),
         ("benchmarks", bench::run),
     ];
@@ -75,6 +78,34 @@ fn clippy() -> Result<()> {
     )
 }
 
+/// The project's own.
+fn documentation() -> Result<()> {
+    let mut doc = sh::cargo();
+    doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");
+    sh::run(&mut doc, "every warning is an error here")
+}
+
+/// Maintainer scripts run as root on machines that are not ours.
+fn shell_scripts() -> Result<()> {
+    let shellcheck = python::SHELLCHECK.programs()?.join("shellcheck");
+    for (shell, scripts) in [
+        ("sh", &["packaging/deb/postrm"][..]),
+        ("sh", &["packaging/rpm/post.sh", "packaging/rpm/preun.sh", "packaging/rpm/postun.sh"]),
+        ("bash", &[".ci/run", "packaging/bundle/run.sh"]),
+    ] {
+        let mut check = Command::new(&shellcheck);
+        check.current_dir(paths::root()).args(["--shell", shell]).args(scripts);
+        sh::run(&mut check, "shellcheck.net has a page on each of its numbers")?;
+    }
+    Ok(())
+}
+
+fn python_clients() -> Result<()> {
+    python::CLIENT.programs()?;
+    python::LM_EVAL.programs()?;
+    Ok(())
+}
+
 fn models() -> Result<()> {
     for model in [model::Model::SmolLm2, model::Model::Tokenizers] {
         println!("{}", model::fetch(model)?.display());
@@ -119,7 +150,9 @@ pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
     Ok(command
         .env("MINISGL_BIN_DIR", paths::target().join("release"))
         .env("MINISGL_MODELS_DIR", paths::models())
-        .env("MINISGL_PYTHON", python::venv().context("the Python client")?))
+        .env("PATH", needs::path())
+        .env("MINISGL_PYTHON", python::CLIENT.python().context("the Python client")?)
+        .env("MINISGL_LM_EVAL_PYTHON", python::LM_EVAL.python().context("lm-eval")?))
 }
 
 fn cargo(args: &[&str], remedy: &str) -> Result<()> {

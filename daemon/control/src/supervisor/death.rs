@@ -1,112 +1,133 @@
-//! A worker is dead: who is told what, and whether another takes its place.
+//! An instance is dead: what becomes of its sessions, and whether another takes its place.
 //!
-//! A death has two signs, the closed socket and the exit status. The first shuts the door at once; the
-//! worker is buried when both were seen, because its last frames may say why it died.
+//! A death has two signs, the closed link and the exit status. After the first nothing more is sent; the
+//! instance is reaped when both were seen, because its last frames have tokens, and may say why it died.
 
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use minisgl_proto::StepStats;
-use minisgl_proto::admin::ModelState;
+use minisgl_proto::admin::{AdminErrorCode, ModelState};
 
 use super::{LINGER, Phase, Supervisor, failed};
+use crate::instance::Death;
+use crate::resolve::Retry;
+use crate::sessions::Blame;
 
 impl Supervisor {
     pub(super) fn on_closed(&mut self, error: Option<String>) {
-        let Some(worker) = &mut self.worker else { return };
         if let Some(error) = error {
-            worker.kill(format!("it broke the protocol: {error}"));
+            self.kill(&format!("it broke the protocol: {error}"));
         }
-        worker.closed = true;
-        if worker.status.is_some() {
-            self.bury();
+        let Some(instance) = &mut self.instance else { return };
+        instance.closed = true;
+        self.model.sessions.suspend();
+        if instance.is_reaped() {
+            self.reap();
         } else if matches!(self.phase, Phase::Starting | Phase::Serving) {
-            self.model.streams.shut();
             self.deadline = Some(Instant::now() + LINGER);
         }
     }
 
-    pub(super) fn on_exited(&mut self, status: std::process::ExitStatus) {
-        let Some(worker) = &mut self.worker else { return };
-        worker.status = Some(status);
-        self.model.streams.shut();
-        if worker.closed {
-            self.bury();
+    pub(super) fn on_exited(&mut self, status: ExitStatus) {
+        let Some(instance) = &mut self.instance else { return };
+        instance.reaped(status);
+        self.model.sessions.suspend();
+        if instance.closed {
+            self.reap();
         } else {
             // Its last frames are still in the socket.
             self.deadline = Some(Instant::now() + LINGER);
         }
     }
 
-    /// The worker is dead, and everything it had to say was heard.
-    pub(super) fn bury(&mut self) {
-        let Some(worker) = self.worker.take() else { return };
-        self.on_death(&worker.death(), &worker.last_words());
+    /// The instance is dead, and everything it had to say was heard.
+    pub(super) fn reap(&mut self) {
+        let Some(instance) = self.instance.take() else { return };
+        self.on_death(&instance.death());
     }
 
-    pub(super) fn on_death(&mut self, death: &str, last_words: &[String]) {
+    pub(super) fn on_death(&mut self, death: &Death) {
+        let Death { how, last_lines, blame } = death;
         self.deadline = None;
-        let name = self.model.name.clone();
-        let wanted = matches!(self.phase, Phase::Draining | Phase::Terminating);
-        let first_load = self.epoch == 1
-            && matches!(self.phase, Phase::Resolving | Phase::Queued | Phase::Starting);
+        self.killed_at = None;
+        self.is_unkillable = false;
+        let name = self.model.spec.name.clone();
+        self.model.listen_to(None);
         self.metrics.up(&name, false);
         self.metrics.gauges(&name, &StepStats::default());
-        self.model.forget_pulse();
-        self.seat.pause();
-        self.model.update(|view| {
-            view.pid = None;
-            view.killed = None;
-        });
+        if let Some(reservation) = &self.reservation {
+            reservation.pause();
+        }
+        self.model.update(|view| view.pid = None);
         for reply in self.flushes.drain(..) {
-            let _ = reply.send(Err(failed(format!("the worker of model \"{name}\" {death}"))));
+            let _ = reply.send(Err(failed(format!("the worker of model \"{name}\" {how}"))));
         }
-        if wanted {
-            let told = format!("the worker of model \"{name}\" {death} while it was unloaded");
-            self.model.streams.fail_all(&told);
-            self.phase = Phase::Gone;
-            return;
+        match self.phase {
+            Phase::Draining | Phase::Terminating => {
+                let told = format!("the worker of model \"{name}\" {how} while it was unloaded");
+                self.model.sessions.fail_all(&told);
+                self.phase = Phase::Gone;
+            }
+            Phase::Replacing => {
+                self.park(Blame::None, how);
+                self.replace();
+            }
+            _ => {
+                let why = match (self.load_error.take(), last_lines.last()) {
+                    (Some(reason), _) => reason,
+                    (None, Some(line)) => format!("the worker {how}; its last line: {line}"),
+                    (None, None) => format!("the worker {how}"),
+                };
+                tracing::error!(model = name, why, last_lines = ?last_lines, "the worker is dead");
+                self.on_unwanted_death(*blame, how, why);
+            }
         }
-        let why = match self.load_error.take() {
-            Some(reason) => reason,
-            None => match last_words.last() {
-                Some(line) => format!("the worker {death}; its last words: {line}"),
-                None => format!("the worker {death}"),
-            },
-        };
-        if first_load {
-            return self.fail_load(why);
+    }
+
+    fn on_unwanted_death(&mut self, blame: Blame, how: &str, why: String) {
+        if !self.was_ready {
+            return self.fail(AdminErrorCode::Failed, why, Retry::Backoff);
         }
-        if self.phase == Phase::Serving
-            && self.serving_since.elapsed() >= self.config.restart.stable
-        {
-            self.failures = 0;
+        if self.phase == Phase::Starting && self.fallback.is_some() {
+            return self.go_back(&why);
         }
-        self.failures += 1;
-        let given_up = self.failures >= self.config.restart.give_up;
-        let next = if given_up { "it is not restarted again" } else { "it is being restarted" };
-        let told = format!("the worker of model \"{name}\" {death}; {next}");
-        let lost = self.model.streams.fail_all(&told);
-        tracing::error!(model = name, why, lost_requests = lost, last_words = ?last_words, "{next}");
-        if given_up {
-            self.phase = Phase::Failed;
-            self.seat.vacate();
-            let failures = self.failures;
-            self.model.update(|view| {
-                view.state = ModelState::Failed;
-                view.reason = Some(format!(
-                    "{why}; given up after {failures} failures in a row: load it again"
-                ));
-            });
-        } else {
-            let pause = self.config.restart.pause(self.failures);
-            self.last_death = Some(format!("restarted, because {why}"));
-            self.phase = Phase::Waiting;
-            self.deadline = Some(Instant::now() + pause);
-            self.model.update(|view| {
-                view.state = ModelState::Restarting;
-                view.reason = Some(why);
-                view.progress = None;
-            });
+        let was_serving = self.phase == Phase::Serving;
+        let (had_progress, found_cause) = self.park(blame, how);
+        let was_stable = self.serving_since.elapsed() >= self.config.restart.stable;
+        if had_progress || found_cause || (was_serving && was_stable) {
+            self.deaths = 0;
         }
+        self.deaths += 1;
+        let deaths = self.deaths;
+        if deaths >= self.config.restart.give_up {
+            let why = format!("{why}; given up after {deaths} failures in a row");
+            return self.fail(AdminErrorCode::Failed, why, Retry::Backoff);
+        }
+        self.last_death = Some(format!("restarted, because {why}"));
+        self.phase = Phase::Backoff;
+        self.deadline = Some(Instant::now() + self.config.restart.backoff.pause(deaths));
+        self.model.update(|view| {
+            view.state = ModelState::Restarting;
+            view.reason = Some(why);
+            view.progress = None;
+        });
+    }
+
+    /// Lets the sessions wait. Returns whether the instance had brought any forward, and whether one is taken for
+    /// the cause of its death.
+    fn park(&self, blame: Blame, how: &str) -> (bool, bool) {
+        let name = &self.model.spec.name;
+        let parked = self.model.sessions.park(blame, how);
+        self.metrics.parked(name, parked.waiting);
+        self.metrics.moved(name, parked.waiting, parked.given_up);
+        tracing::info!(
+            model = name,
+            waiting = parked.waiting,
+            lost = parked.lost,
+            given_up = parked.given_up,
+            "requests wait for the next worker"
+        );
+        (parked.had_progress, parked.given_up > 0)
     }
 }

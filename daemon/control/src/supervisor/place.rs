@@ -1,17 +1,32 @@
-//! Where the next worker goes, and whether it has to wait for another model to choose first.
+//! Where the next instance goes, and whether it has to wait for another model to choose first.
 
 use minisgl_proto::LoadStage;
 use minisgl_proto::admin::AdminErrorCode;
 use minisgl_proto::worker::LoadProgress;
 
 use super::{Phase, Supervisor};
-use crate::placement::Start;
+use crate::placement::{Start, Taken};
+use crate::resolve::Retry;
 
 impl Supervisor {
-    /// Starts a worker as soon as it is known where.
+    /// Reserves the GPUs that the options name, if none are reserved.
+    pub(super) fn reserve(&mut self) -> Result<(), Taken> {
+        if self.reservation.is_none() {
+            let gpus_here = self.config.gpus.0.may_exist();
+            let (name, options) = (&self.model.spec.name, &self.options);
+            self.reservation = Some(self.placement.reserve(name, options, gpus_here)?);
+        }
+        Ok(())
+    }
+
+    /// Starts an instance as soon as it is known where.
     pub(super) fn place(&mut self) {
-        match self.seat.start() {
-            Ok(Start::Now { gpus, taken }) => self.start_worker(gpus, taken),
+        if let Err(taken) = self.reserve() {
+            return self.on_taken(&taken);
+        }
+        let Some(reservation) = &mut self.reservation else { return };
+        match reservation.start() {
+            Ok(Start::Now { gpus, taken }) => self.start_instance(gpus, taken),
             Ok(Start::After(other)) => {
                 self.phase = Phase::Queued;
                 self.deadline = None;
@@ -23,10 +38,16 @@ impl Supervisor {
                     detail,
                 });
             }
-            Err(taken) => {
-                self.failure = AdminErrorCode::Conflict;
-                self.fail_load(taken.to_string());
-            }
+            Err(taken) => self.on_taken(&taken),
+        }
+    }
+
+    fn on_taken(&mut self, taken: &Taken) {
+        let why = taken.to_string();
+        if self.fallback.is_some() {
+            self.go_back(&why);
+        } else {
+            self.fail(AdminErrorCode::Conflict, why, Retry::Backoff);
         }
     }
 

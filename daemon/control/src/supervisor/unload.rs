@@ -15,24 +15,29 @@ impl Supervisor {
         drain: Duration,
         reply: oneshot::Sender<ModelStatus>,
     ) {
+        if self.is_unkillable {
+            let _ = reply.send(self.model.status());
+            return;
+        }
         self.unloads.push(reply);
-        self.model.streams.shut();
+        self.model.sessions.close(&format!("model \"{}\" is being unloaded", self.model.spec.name));
         let reason = if force { "unloaded by force" } else { "unloaded" };
         if self.phase != Phase::Terminating {
             self.model.update(|view| {
                 view.state = ModelState::Unloading;
                 view.reason = Some(reason.to_string());
+                view.retry_at = None;
             });
         }
         let draining = matches!(self.phase, Phase::Serving | Phase::Draining);
-        match &self.worker {
+        match &self.instance {
             None => self.phase = Phase::Gone,
             Some(_) if force || !draining => self.terminate(reason),
-            Some(worker) if self.phase == Phase::Serving => {
-                self.metrics.up(&self.model.name, false);
+            Some(instance) if self.phase == Phase::Serving => {
+                self.metrics.up(&self.model.spec.name, false);
                 self.phase = Phase::Draining;
                 self.deadline = Some(Instant::now() + drain);
-                if worker.outbox.try_send(ToWorker::Drain).is_err() {
+                if !instance.link.send(ToWorker::Drain) {
                     self.terminate(reason);
                 }
             }
@@ -44,18 +49,22 @@ impl Supervisor {
         }
     }
 
-    /// Ends every request and asks the worker to exit.
+    /// Ends every request and asks the instance to exit.
     pub(super) fn terminate(&mut self, reason: &str) {
         if self.phase == Phase::Terminating {
             return;
         }
-        let aborted = self.model.streams.abort_all();
+        let aborted = self.model.sessions.abort_all();
         if aborted > 0 {
-            tracing::warn!(model = self.model.name, aborted, "{reason}: requests were aborted");
+            tracing::warn!(
+                model = self.model.spec.name,
+                aborted,
+                "{reason}: requests were aborted"
+            );
         }
-        self.metrics.up(&self.model.name, false);
-        if let Some(worker) = &self.worker {
-            worker.terminate();
+        self.metrics.up(&self.model.spec.name, false);
+        if let Some(instance) = &self.instance {
+            instance.terminate();
         }
         self.phase = Phase::Terminating;
         self.deadline = Some(Instant::now() + self.config.term_grace);

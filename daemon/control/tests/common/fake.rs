@@ -38,6 +38,9 @@ pub const LOAD_WAITS: &str = "load-waits";
 /// Ignores `Drain` and the end of the stream.
 pub const STUBBORN: &str = "stubborn";
 
+/// A context length that it refuses.
+pub const MAX_LEN_REFUSED: u32 = 77;
+
 /// Variable with the number of GPUs of its machine.
 pub const GPUS: &str = "FAKE_GPUS";
 
@@ -65,6 +68,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
     let starts = spec.dir.join("starts");
     let earlier = std::fs::read_to_string(&starts).unwrap_or_default();
     std::fs::write(&starts, format!("{earlier}x")).unwrap();
+    eprintln!("a worker speaks");
     for stage in [LoadStage::Read, LoadStage::WarmUp, LoadStage::KvPages] {
         let detail = "a thing".to_string();
         send(socket, &FromWorker::Progress(LoadProgress { stage, done: 1, total: 2, detail }));
@@ -85,6 +89,10 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
             }
         }
         _ => {}
+    }
+    if spec.options.max_len == Some(MAX_LEN_REFUSED) {
+        send(socket, &FromWorker::LoadFailed(format!("{MAX_LEN_REFUSED} is too long")));
+        std::process::exit(1);
     }
     let gpus = place(spec).unwrap_or_else(|why| {
         send(socket, &FromWorker::LoadFailed(why));
@@ -141,7 +149,10 @@ fn serve(spec: &WorkerSpec, inbox: &mpsc::Receiver<ToWorker>, socket: &mut UnixS
         match inbox.recv_timeout(Duration::from_millis(3)) {
             Ok(ToWorker::Submit(submit)) => {
                 stats.prompt_tokens += submit.prompt.len() as u64;
-                running.insert(submit.id, (submit.prompt, 0));
+                let made = submit.generated.len() as u32;
+                // As the real one, it goes on after what it is given.
+                assert!(submit.generated.iter().copied().eq(0..made), "{submit:?}");
+                running.insert(submit.id, (submit.prompt, made));
             }
             Ok(ToWorker::Abort(id)) => {
                 if running.remove(&id).is_some() {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use minisgl_control::{
-    Generate, Generation, GpuSource, Gpus, HubConfig, Inspector, Registry, RegistryConfig,
-    RestartPolicy, WorkerCommand,
+    Backoff, Generate, Generation, GpuSource, Gpus, HubConfig, Inspector, Registry, RegistryConfig,
+    RestartPolicy, SavedModels, WorkerCommand,
 };
 use minisgl_proto::admin::{AdminError, LoadEvent, LoadRequest, ModelState, ModelStatus};
 use minisgl_proto::{Finish, LoadOptions, SamplingParams, StopParams};
@@ -44,14 +44,18 @@ pub fn config() -> RegistryConfig {
         stall_kill: Duration::from_secs(60),
         load_silence: Duration::from_secs(60),
         restart: RestartPolicy {
-            initial: Duration::from_millis(30),
-            max: Duration::from_millis(120),
+            backoff: Backoff {
+                initial: Duration::from_millis(30),
+                max: Duration::from_millis(120),
+            },
             give_up: 4,
             stable: Duration::from_secs(60),
         },
         stream_buffer: 64,
         drain: Duration::from_secs(5),
-        memory: None,
+        park: Duration::from_secs(60),
+        park_bytes_max: 1 << 20,
+        retry: Backoff { initial: Duration::from_secs(60), max: Duration::from_secs(60) },
         term_grace: Duration::from_millis(300),
     }
 }
@@ -88,8 +92,12 @@ impl Daemon {
     }
 
     pub fn with(config: RegistryConfig) -> Self {
+        Daemon::saving(config, None)
+    }
+
+    pub fn saving(config: RegistryConfig, saved: Option<Arc<SavedModels>>) -> Self {
         let metrics = prometheus::Registry::new();
-        let registry = Registry::new(config, &metrics).unwrap();
+        let registry = Registry::new(config, saved, &metrics).unwrap();
         Daemon { registry, metrics, folder: tempfile::tempdir().unwrap() }
     }
 
@@ -112,6 +120,7 @@ impl Daemon {
                 ..LoadOptions::default()
             },
             persist: false,
+            aliases: Vec::new(),
         }
     }
 
@@ -145,6 +154,11 @@ impl Daemon {
 
     pub fn submit(&self, name: &str, prompt: &[u32]) -> Generation {
         self.registry.submit(name, generate(prompt)).unwrap()
+    }
+
+    /// Its worker.
+    pub fn status_pid(&self, name: &str) -> u32 {
+        self.registry.status(name).unwrap().pid.unwrap()
     }
 
     /// Waits until the model's status is as wished.
@@ -197,6 +211,8 @@ pub fn generate(prompt: &[u32]) -> Generate {
         sampling: SamplingParams::default(),
         stop: StopParams::default(),
         priority: 0,
+        request_id: "a request".to_string(),
+        key: None,
     }
 }
 

@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use minisgl_proto::worker::{LoadProgress, LoadStage};
 use minisgl_proto::{LoadOptions, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row};
+use minisgl_sched::{Executor, Install, Plan, Row, Want};
 
 use super::options::{self, Settings};
 use super::spawn::{self, FirstSteps, Shared, Spawned};
 use super::{Engine, EngineInfo};
-use crate::batch::PlanLimits;
+use crate::batch::{PlanLimits, SCORED_MAX};
 use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
@@ -42,15 +42,7 @@ impl Engine {
     ) -> Result<(Engine, EngineInfo), EngineError> {
         options::check(options)?;
         let config = Arc::new(ModelConfig::from_dir(dir)?);
-        if let Some(len) = options.max_len
-            && len as usize > config.max_position
-        {
-            return Err(EngineError::Option {
-                option: "max_len",
-                value: len.to_string(),
-                expected: format!("at most the model's own {}", config.max_position),
-            });
-        }
+        check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
@@ -125,6 +117,7 @@ impl Engine {
             vocab_size: config.vocab_size as u32,
             max_len: size.max_len as u32,
             chunk_tokens: settings.chunk_tokens as u32,
+            scored_max: SCORED_MAX as u32,
             eos_token_ids: config.eos_token_ids.clone(),
             tp: settings.tp as u32,
             gpus: spawned.gpus,
@@ -171,7 +164,7 @@ impl Engine {
             len: tokens as u32,
             tokens_at: (row * tokens) as u32,
             pages_at: (row * pages) as u32,
-            sample: true,
+            want: Want::Last,
         };
         Plan {
             step,
@@ -180,6 +173,18 @@ impl Engine {
             tokens: vec![0; rows * tokens],
             pages: vec![0; rows * pages],
         }
+    }
+}
+
+/// Whether the model has as many positions as were asked for.
+pub(super) fn check_len(options: &LoadOptions, config: &ModelConfig) -> Result<(), EngineError> {
+    match options.max_len {
+        Some(len) if len as usize > config.max_position => Err(EngineError::Option {
+            option: "max_len",
+            value: len.to_string(),
+            expected: format!("at most the model's own {}", config.max_position),
+        }),
+        _ => Ok(()),
     }
 }
 

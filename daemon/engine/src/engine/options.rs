@@ -4,6 +4,7 @@
 
 use minisgl_proto::{Attn, KvDtype, LoadOptions, OutOfRange};
 
+use crate::batch::SCORED_MAX;
 use crate::device::Chosen;
 use crate::error::EngineError;
 use crate::memory::Wishes;
@@ -73,6 +74,11 @@ impl Settings {
     /// Rows of a step, at most.
     pub(super) fn rows(&self) -> usize {
         self.slots.min(self.chunk_tokens)
+    }
+
+    /// Tokens of a step after which logits can be wanted, at most.
+    pub(super) fn logit_rows(&self) -> usize {
+        (self.rows() + SCORED_MAX).min(self.chunk_tokens)
     }
 
     /// What the KV cache should be.

@@ -32,7 +32,7 @@ use crate::weights::WeightSource;
 /// Bytes of a GPU's memory that stay free: the driver loads the code of a kernel that first runs after
 /// `Ready`, and grows its own tables.
 #[cfg(feature = "cuda")]
-const GPU_SPARE_BYTES: u64 = 256 << 20;
+pub(super) const GPU_SPARE_BYTES: u64 = 256 << 20;
 
 /// What all ranks of a model share.
 pub(super) struct Shared<'a> {
@@ -189,6 +189,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             team,
             slots: settings.slots,
             chunk_tokens: settings.chunk_tokens,
+            logit_rows: settings.logit_rows(),
             page_size: settings.page_size,
             max_len,
             kv_dtype: settings.kv_dtype,
@@ -228,7 +229,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
 const UNEVEN_MAX: f64 = 1.25;
 
 #[cfg(feature = "cuda")]
-fn even(gpus: &[u32], free_bytes: &[u64]) -> Result<(), EngineError> {
+pub(super) fn even(gpus: &[u32], free_bytes: &[u64]) -> Result<(), EngineError> {
     let all = || gpus.iter().zip(free_bytes);
     let (Some((least_gpu, least)), Some((most_gpu, most))) =
         (all().min_by_key(|gpu| gpu.1), all().max_by_key(|gpu| gpu.1))
@@ -257,7 +258,7 @@ fn spawn<O: Ops + 'static>(
     let (config, shards, source) =
         (model.config.clone(), model.shards.clone(), model.source.clone());
     let Settings { chunk_tokens, page_size, .. } = *model.settings;
-    let rows = model.settings.rows();
+    let logit_rows = model.settings.logit_rows();
     Ranks::spawn(shards.len(), group, move |rank, reporter| {
         let on_rank = |error: OpError| EngineError::Rank {
             rank,
@@ -268,7 +269,7 @@ fn spawn<O: Ops + 'static>(
         let start = Instant::now();
         let mut progress = |bytes, name: &str| reporter.read(bytes, name);
         let mut loader = Loader::new(&ops, &*source, &shards[rank], &mut progress);
-        let model = model::load(&config, &mut loader, chunk_tokens, rows)?;
+        let model = model::load(&config, &mut loader, chunk_tokens, logit_rows)?;
         ops.finish_loading().map_err(on_rank)?;
         let read_s = start.elapsed().as_secs_f64();
         let loaded = Loaded { weight_bytes: ops.weight_bytes(), read_s };

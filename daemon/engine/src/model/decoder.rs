@@ -37,7 +37,7 @@ struct Workspace<O: Ops> {
     attention: O::Buffer,
     /// `[tokens, intermediate]`
     activated: O::Buffer,
-    /// Of the rows that are sampled: `[rows, hidden]`.
+    /// After the tokens whose logits are wanted: `[logit rows, hidden]`.
     last: O::Buffer,
     scratch: Scratch<O>,
 }
@@ -56,7 +56,7 @@ impl<O: Ops> Model<O> for Decoder<O> {
             ops.norm_gated(tokens, residual, &layer.mlp_norm, &layer.gate_up, scratch, activated)?;
             ops.linear_add(tokens, &layer.down, activated, next, scratch, residual)?;
         }
-        ops.norm_sampled(batch, residual, &self.norm, last)?;
+        ops.norm_wanted(batch, residual, &self.norm, last)?;
         ops.sample(batch, self.head.as_ref().unwrap_or(&self.embedding), last)
     }
 }
@@ -67,7 +67,7 @@ impl<O: Ops> Decoder<O> {
         config: &ModelConfig,
         loader: &mut Loader<'_, O>,
         chunk_tokens: usize,
-        rows: usize,
+        logit_rows: usize,
     ) -> Result<Self, EngineError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let shard = loader.shard();
@@ -80,7 +80,7 @@ impl<O: Ops> Decoder<O> {
             qkv: loader.buffer(chunk_tokens, q + 2 * kv)?,
             attention: loader.buffer(chunk_tokens, q)?,
             activated: loader.buffer(chunk_tokens, mlp)?,
-            last: loader.buffer(rows, hidden)?,
+            last: loader.buffer(logit_rows, hidden)?,
             scratch: Scratch {
                 normed: loader.buffer(chunk_tokens, hidden)?,
                 gate_up: loader.buffer(chunk_tokens, 2 * mlp)?,

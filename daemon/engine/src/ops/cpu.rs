@@ -283,7 +283,7 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn norm_sampled(
+    fn norm_wanted(
         &mut self,
         batch: &Batch,
         x: &Buffer,
@@ -291,8 +291,8 @@ impl Ops for CpuOps {
         out: &mut Buffer,
     ) -> OpResult {
         let width = out.width;
-        for (row, out) in batch.sampled().iter().zip(out.data.chunks_exact_mut(width)) {
-            let x = &x.data[row.last_token as usize * width..][..width];
+        for (row, out) in batch.logit_rows().iter().zip(out.data.chunks_exact_mut(width)) {
+            let x = &x.data[row.token as usize * width..][..width];
             elementwise::rms_norm(self.arch, x, weight, self.eps, out);
         }
         Ok(())
@@ -366,9 +366,9 @@ impl Ops for CpuOps {
     ) -> OpResult<Box<dyn Pending>> {
         self.last_sampled.clear();
         self.last_sampled.resize(batch.rows().len(), 0);
-        let mut all = Vec::with_capacity(batch.sampled().len());
+        let mut all = Vec::with_capacity(batch.logit_rows().len());
         let (ranks, vocab, part) = (self.member.ranks(), self.vocab_size, self.vocab.len());
-        for (block, rows) in batch.sampled().chunks(LOGIT_ROWS).enumerate() {
+        for (block, rows) in batch.logit_rows().chunks(LOGIT_ROWS).enumerate() {
             let x = &hidden.data[block * LOGIT_ROWS * hidden.width..][..rows.len() * hidden.width];
             self.logits.resize(rows.len() * vocab, 0.0);
             if ranks == 1 {
@@ -381,11 +381,16 @@ impl Ops for CpuOps {
                 let columns = |rank| vocab_share(vocab, ranks, rank);
                 self.member.all_gather(logits, vocab, columns, &mut self.logits)?;
             }
-            for (sampled, logits) in rows.iter().zip(self.logits.chunks_exact(vocab)) {
-                let row = &batch.rows()[sampled.row as usize];
-                let sampled_token = self.sampler.sample(row.slot, logits, row.sample_position());
-                self.last_sampled[sampled.row as usize] = sampled_token.token;
-                all.push(sampled_token);
+            for (wanted, logits) in rows.iter().zip(self.logits.chunks_exact(vocab)) {
+                let row = &batch.rows()[wanted.row as usize];
+                all.push(match wanted.given {
+                    Some(token) => self.sampler.score(row.slot, logits, token),
+                    None => {
+                        let sampled = self.sampler.sample(row.slot, logits, row.next_position());
+                        self.last_sampled[wanted.row as usize] = sampled.token;
+                        sampled
+                    }
+                });
             }
         }
         Ok(Box::new(Done(all)))

@@ -88,6 +88,8 @@ pub struct CudaSpec<'a> {
     pub slots: usize,
     /// Tokens of a step.
     pub chunk_tokens: usize,
+    /// Tokens of a step after which logits can be wanted.
+    pub logit_rows: usize,
     /// Tokens a KV page.
     pub page_size: usize,
     /// Positions of a request.
@@ -133,7 +135,7 @@ pub struct CudaOps {
     /// Keys and values of each layer, `[pages, page_size, kv_heads, head_dim]`.
     kv: Option<KvSpace>,
     kv_pages: usize,
-    /// `[logit_rows, logit_stride]`, and the sampler's scratch. GPUs that draw together keep their logits in their
+    /// `[logit_rows, logit_stride]`: those held at once, and the sampler's scratch. GPUs that draw together keep their logits in their
     /// windows, and need no more of it than [`Peers::whole_rows_len`].
     logits: CudaSlice<f32>,
     logit_rows: usize,
@@ -193,6 +195,7 @@ impl CudaOps {
         let room = Room {
             tokens: chunk_tokens,
             rows,
+            logit_rows: spec.logit_rows,
             work: attention.decode_planner().map_or(0, |planner| planner.words(rows)),
             pages: rows * max_len.div_ceil(page_size),
         };
@@ -226,7 +229,8 @@ impl CudaOps {
             normed: false,
             inputs: Inputs::new(&stream, room).map_err(memory)?,
             requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
-            outputs: Outputs::new(&stream, rows, team.as_ref().map(Team::words)).map_err(memory)?,
+            outputs: Outputs::new(&stream, (rows, spec.logit_rows), team.as_ref().map(Team::words))
+                .map_err(memory)?,
             team,
             outgoing: None,
             graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
@@ -442,7 +446,7 @@ impl Ops for CudaOps {
         }
     }
 
-    fn norm_sampled(
+    fn norm_wanted(
         &mut self,
         batch: &Batch,
         x: &Buffer,
@@ -450,7 +454,7 @@ impl Ops for CudaOps {
         out: &mut Buffer,
     ) -> OpResult {
         let x_rows = self.issued(batch.tokens().len());
-        match self.issued(batch.sampled().len()) {
+        match self.issued(batch.logit_rows().len()) {
             0 => Ok(()),
             rows => {
                 let sampled = self.inputs.sampled();

@@ -83,6 +83,8 @@ impl Bits {
                 .collect(),
             seed: self.next(),
             logprobs: self.one_of(&[None, Some(0), Some(3), Some(1000)]),
+            prompt_logprobs: self.one_of(&[Some(0), Some(3), Some(1000)]),
+            prompt_logprobs_from: 0,
         };
         Request {
             sampling,
@@ -106,6 +108,13 @@ fn equals_the_reference_that_sorts_everything() {
         for position in 0..3 {
             let logits = bits.logits(vocab_size);
             let expected = request.sample(&logits, position);
+            // A score is what a sampled token gets, and leaves nothing behind.
+            let scored = sampler.score(2, &logits, expected.token);
+            let count = request.sampling.prompt_logprobs;
+            if request.sampling.logprobs == count {
+                assert_eq!(scored, expected, "case {case} at {position}, scored: {request:?}");
+            }
+            assert_eq!(scored.top.len(), vocab_size.min(count.unwrap_or(0) as usize));
             let found = sampler.sample(2, &logits, position);
             assert_eq!(found, expected, "case {case} at {position}: {request:?} {logits:?}");
         }

@@ -38,6 +38,11 @@ struct Stored {
 }
 
 impl Checkpoint {
+    /// Whether there is a file to begin with.
+    pub(super) fn is_in(dir: &Path) -> bool {
+        dir.join(SINGLE).exists() || dir.join(INDEX).exists()
+    }
+
     /// Maps the files and checks every tensor against `config`.
     pub(super) fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, WeightError> {
         let mut found = BTreeMap::new();

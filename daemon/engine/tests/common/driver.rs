@@ -4,7 +4,7 @@ use std::path::Path;
 
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row};
+use minisgl_sched::{Executor, Install, Plan, Row, Want};
 
 use super::Random;
 
@@ -58,7 +58,11 @@ struct Request {
     /// Row of the last launched plan, if it was sampled there.
     last_row: Option<usize>,
     output: Vec<Sampled>,
+    scores: Vec<Sampled>,
 }
+
+/// Whose logits a plan wants, and whether they are sampled.
+type Owner = (usize, bool);
 
 /// Generates `new_tokens` for every prompt; all run together.
 pub fn generate(
@@ -68,6 +72,29 @@ pub fn generate(
     prompts: &[Vec<u32>],
     drive: &Drive,
 ) -> Vec<Vec<Sampled>> {
+    let requests = run(engine, info, first_step, prompts, drive);
+    requests.into_iter().map(|request| request.output).collect()
+}
+
+/// What every prompt's own tokens get, as `drive.sampling.prompt_logprobs` asks; all run together.
+pub fn score(
+    engine: &mut Engine,
+    info: &EngineInfo,
+    first_step: &mut u64,
+    prompts: &[Vec<u32>],
+    drive: &Drive,
+) -> Vec<Vec<Sampled>> {
+    let requests = run(engine, info, first_step, prompts, drive);
+    requests.into_iter().map(|request| request.scores).collect()
+}
+
+fn run(
+    engine: &mut Engine,
+    info: &EngineInfo,
+    first_step: &mut u64,
+    prompts: &[Vec<u32>],
+    drive: &Drive,
+) -> Vec<Request> {
     let mut random = Random(drive.seed);
     let page_size = info.page_size as usize;
     let mut free: Vec<u32> = (0..info.kv_pages).collect();
@@ -79,11 +106,18 @@ pub fn generate(
         .map(|prompt| {
             let pages = (prompt.len() + drive.new_tokens).div_ceil(page_size);
             let pages = free.split_off(free.len() - pages);
-            Request { prompt: prompt.clone(), pages, fed: 0, last_row: None, output: Vec::new() }
+            Request {
+                prompt: prompt.clone(),
+                pages,
+                fed: 0,
+                last_row: None,
+                output: Vec::new(),
+                scores: Vec::new(),
+            }
         })
         .collect();
 
-    let mut in_flight: Vec<Vec<usize>> = Vec::new();
+    let mut in_flight: Vec<Vec<Owner>> = Vec::new();
     loop {
         let (plan, sampled) = next_plan(&mut requests, drive, page_size, *first_step);
         let idle = plan.rows.is_empty();
@@ -97,23 +131,24 @@ pub fn generate(
             let output = engine.wait().unwrap();
             let owners = in_flight.remove(0);
             assert_eq!(output.sampled.len(), owners.len());
-            for (owner, sampled) in owners.into_iter().zip(output.sampled) {
-                requests[owner].output.push(sampled);
+            for ((owner, is_sampled), sampled) in owners.into_iter().zip(output.sampled) {
+                let Request { output, scores, .. } = &mut requests[owner];
+                if is_sampled { output.push(sampled) } else { scores.push(sampled) }
             }
         }
         if idle {
-            return requests.into_iter().map(|request| request.output).collect();
+            return requests;
         }
     }
 }
 
-/// A plan, and which request each sampled row belongs to.
+/// A plan, and which request each row of logits belongs to.
 fn next_plan(
     requests: &mut [Request],
     drive: &Drive,
     page_size: usize,
     step: u64,
-) -> (Plan, Vec<usize>) {
+) -> (Plan, Vec<Owner>) {
     let mut plan = Plan { step, ..Plan::default() };
     let mut owners = Vec::new();
     // Decode rows last or first, in turn.
@@ -124,9 +159,10 @@ fn next_plan(
     for slot in order {
         let request = &mut requests[slot];
         let last_row = request.last_row.take();
+        // The last token of all is never fed.
         let end = request.prompt.len() + drive.new_tokens - 1;
         let room = drive.chunk - plan.tokens.len();
-        if request.fed == end || room == 0 {
+        if request.fed >= end || room == 0 {
             request.last_row = None;
             continue;
         }
@@ -147,7 +183,7 @@ fn next_plan(
         }
         let start = request.fed;
         let (tokens, sample): (Vec<i32>, bool) = if start < request.prompt.len() {
-            let stop = request.prompt.len().min(start + room);
+            let stop = request.prompt.len().min(start + room).min(end);
             let tokens = request.prompt[start..stop].iter().map(|&token| token as i32).collect();
             (tokens, stop == request.prompt.len())
         } else {
@@ -161,17 +197,29 @@ fn next_plan(
             (vec![token], true)
         };
         request.fed += tokens.len();
+        let SamplingParams { prompt_logprobs, prompt_logprobs_from, .. } = drive.sampling;
+        let first = (prompt_logprobs_from.max(1) as usize - 1).max(start);
+        let want = if prompt_logprobs.is_some() && first < request.fed.min(request.prompt.len() - 1)
+        {
+            let next = (!sample).then(|| request.prompt[request.fed]);
+            Want::Each { first: (first - start) as u32, next }
+        } else if sample {
+            Want::Last
+        } else {
+            Want::Nothing
+        };
         let row = Row {
             slot: slot as u32,
             start: start as u32,
             len: tokens.len() as u32,
             tokens_at: plan.tokens.len() as u32,
             pages_at: plan.pages.len() as u32,
-            sample,
+            want,
         };
+        owners.extend(std::iter::repeat_n((slot, false), row.scored() as usize));
         if sample {
             request.last_row = Some(plan.rows.len());
-            owners.push(slot);
+            owners.push((slot, true));
         }
         plan.rows.push(row);
         plan.tokens.extend(tokens);

@@ -1,6 +1,6 @@
 //! What the scheduler promises, one promise a test, through the loop that a worker runs.
 
-use minisgl_proto::{CacheMode, Finish, RequestId, Submit};
+use minisgl_proto::{CacheMode, Finish, Reject, RequestId, Submit};
 use minisgl_sched::{Event, Executor, SchedConfig, Scheduler};
 
 use crate::executor::SimExecutor;
@@ -232,6 +232,57 @@ fn a_resumed_request_is_installed_with_what_it_had() {
     assert_eq!(resumed.history.len() as u32, 4 + resumed.generated);
     assert_eq!(resumed.history[4..], worker.tokens(2)[..resumed.generated as usize]);
     assert_eq!((resumed.min_tokens, &resumed.banned_until_min[..]), (20, &[1, 2][..]));
+}
+
+#[test]
+fn another_worker_goes_on_at_the_next_token() {
+    let mut submit = request(1, prompt(60, 9), 12);
+    submit.sampling.frequency_penalty = 0.5;
+    submit.sampling.seed = 7;
+    submit.stop.min_tokens = 5;
+    submit.stop.stop_token_ids = (0..50).collect();
+    let whole = alone(&submit);
+    assert!(whole.len() > 5, "{whole:?}");
+    for cut in 0..whole.len() {
+        let generated = whole[..cut].to_vec();
+        let mut worker = Worker::new(config());
+        worker.submit([Submit { generated, ..submit.clone() }]);
+        worker.run_until_idle();
+        assert_eq!(worker.tokens(1), whole[cut..], "cut after {cut}");
+        assert_eq!(worker.cached(1).is_some(), cut == 0, "told once");
+        let install = &worker.plans()[0].installs[0];
+        assert_eq!((install.prompt_len, install.generated as usize), (9, cut));
+        assert_eq!(install.history.len(), 9 + cut);
+    }
+}
+
+#[test]
+fn what_is_over_already_ends_at_once() {
+    let submit =
+        |generated: &[u32]| Submit { generated: generated.to_vec(), ..request(1, prompt(0, 9), 4) };
+    let end = |config: SchedConfig, submit: Submit| {
+        let mut worker = Worker::new(config);
+        worker.submit([submit]);
+        assert!(worker.driver.is_idle() && worker.tokens(1).is_empty());
+        worker.finish(1).cloned()
+    };
+    assert_eq!(end(config(), submit(&[1, 2, 3, 4])), Some(Finish::Length));
+    let eos = SchedConfig { eos_token_ids: vec![3], ..config() };
+    assert_eq!(end(eos.clone(), submit(&[1, 2, 3])), Some(Finish::Stop));
+    // Where it goes on the context is shorter, than the prompt even.
+    for max_len in [5, 9, 11] {
+        let short = SchedConfig { max_len, ..config() };
+        assert_eq!(end(short, submit(&[1, 2])), Some(Finish::Length));
+    }
+    let bad = Finish::Rejected(Reject::BadToken { token: 100, vocab_size: 100 });
+    assert_eq!(end(config(), submit(&[100])), Some(bad));
+    // A stop token that `min_tokens` let pass is no end.
+    let mut early = submit(&[3]);
+    early.stop.min_tokens = 2;
+    let mut worker = Worker::new(eos);
+    worker.submit([early]);
+    worker.run_until_idle();
+    assert_eq!(worker.tokens(1).len(), 3);
 }
 
 #[test]

@@ -17,14 +17,18 @@ struct Expected {
     stops: Vec<u32>,
     max_total: usize,
     aborted: bool,
+    /// Another worker goes on with it.
+    resumed: bool,
 }
 
 pub struct Client {
     config: SchedConfig,
     alive: HashMap<RequestId, Expected>,
     pub finished: u64,
+    /// Of the worker that lives.
     pub tokens: u64,
     pub scores: u64,
+    pub all_tokens: u64,
     pub cached_tokens: u64,
 }
 
@@ -36,6 +40,7 @@ impl Client {
             finished: 0,
             tokens: 0,
             scores: 0,
+            all_tokens: 0,
             cached_tokens: 0,
         }
     }
@@ -64,8 +69,29 @@ impl Client {
             max_total: self.limit().min(submit.prompt.len() + submit.stop.max_tokens as usize),
             submit: submit.clone(),
             aborted: false,
+            resumed: false,
         };
         assert!(self.alive.insert(submit.id, expected).is_none());
+    }
+
+    /// The worker is dead. What another one is to go on with, in order of arrival; nobody waits for what was
+    /// aborted.
+    pub fn resume(&mut self) -> Vec<Submit> {
+        self.alive.retain(|_, expected| !expected.aborted);
+        self.tokens = 0;
+        let submits = self.alive.values_mut().map(|expected| {
+            expected.resumed = true;
+            let generated = expected.tokens[expected.submit.prompt.len()..].to_vec();
+            let mut submit = Submit { generated, ..expected.submit.clone() };
+            let (prompt, scores_left) = (submit.prompt.len(), expected.scores.len());
+            submit.sampling.prompt_logprobs_from = (prompt - scores_left) as u32;
+            submit.sampling.prompt_logprobs =
+                submit.sampling.prompt_logprobs.filter(|_| scores_left > 0);
+            submit
+        });
+        let mut submits: Vec<Submit> = submits.collect();
+        submits.sort_by_key(|submit| submit.id);
+        submits
     }
 
     pub fn aborted(&mut self, id: RequestId) {
@@ -87,6 +113,7 @@ impl Client {
         if let Some(sampled) = &event.sampled {
             self.tokens += 1;
             assert!(expected.scores.is_empty(), "all scores come before or with the first token");
+            self.all_tokens += 1;
             let generated = expected.tokens.len() - expected.submit.prompt.len();
             let min_tokens = expected.submit.stop.min_tokens as usize;
             let is_early = generated < min_tokens;
@@ -121,6 +148,7 @@ impl Client {
             Some(Finish::Aborted) => assert!(expected.aborted),
             Some(Finish::Rejected(reject)) => {
                 assert!(event.sampled.is_none());
+                assert!(!expected.resumed || is_draining(reject), "it was taken in before");
                 let submit = &expected.submit;
                 match reject {
                     Reject::QueueFull { limit } => assert_eq!(*limit, self.config.max_waiting),
@@ -163,4 +191,8 @@ fn expected_scores(submit: &Submit) -> VecDeque<Sampled> {
         last = Some(feed(last, token));
     }
     scores
+}
+
+fn is_draining(reject: &Reject) -> bool {
+    *reject == Reject::Draining
 }

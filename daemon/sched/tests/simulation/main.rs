@@ -25,35 +25,45 @@ fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
-fn run_worlds(first_seed: u64) {
+fn run_worlds(first_seed: u64, mortal: bool) {
     if let Some(seed) = from_env("MINISGLD_SIM_SEED") {
-        World::new(seed).run(TURNS);
+        World::new(seed, mortal).run(TURNS);
         return;
     }
     let mut all = Tally::default();
     for seed in first_seed..first_seed + from_env("MINISGLD_SIM_WORLDS").unwrap_or(2_000) {
         // Only shown if it fails, and then the last one is the one.
         println!("MINISGLD_SIM_SEED={seed}");
-        let tally = World::new(seed).run(TURNS);
+        let tally = World::new(seed, mortal).run(TURNS);
         all.events += tally.events;
         all.finished += tally.finished;
         all.tokens += tally.tokens;
         all.scores += tally.scores;
         all.preemptions += tally.preemptions;
         all.cached_tokens += tally.cached_tokens;
+        all.resumed += tally.resumed;
     }
     eprintln!("{all:?}");
     assert!(all.preemptions > all.finished / 100, "the pools are too large to preempt");
     assert!(all.scores > all.finished / 3, "too few prompts are scored");
     assert!(all.cached_tokens > all.finished / 10, "the prompts share too little");
+    assert!(
+        !mortal || all.resumed > all.finished / 20,
+        "too few were running when their worker died"
+    );
 }
 
 #[test]
 fn any_crowd_gets_what_each_would_get_alone() {
-    run_worlds(1_000_000);
+    run_worlds(1_000_000, false);
 }
 
 #[test]
 fn and_so_does_any_other() {
-    run_worlds(2_000_000);
+    run_worlds(2_000_000, false);
+}
+
+#[test]
+fn a_crowd_whose_worker_dies_again_and_again_cannot_tell() {
+    run_worlds(3_000_000, true);
 }

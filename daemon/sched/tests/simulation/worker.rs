@@ -62,6 +62,7 @@ pub fn request(id: u64, prompt: Vec<u32>, max_tokens: u32) -> Submit {
     Submit {
         id: RequestId(id),
         prompt,
+        generated: Vec::new(),
         sampling: SamplingParams::default(),
         stop: StopParams { max_tokens, ..StopParams::default() },
         priority: 0,

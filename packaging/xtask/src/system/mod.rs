@@ -28,15 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use self::machine::Machine;
-use crate::{model, package, paths, sh};
-
-/// Programs needed, and their Debian packages.
-const NEEDED: [(&str, &str); 4] = [
-    ("debootstrap", "debootstrap"),
-    ("systemd-nspawn", "systemd-container"),
-    ("nsenter", "util-linux"),
-    ("dpkg-deb", "dpkg"),
-];
+use crate::{model, needs, package, paths, sh};
 
 /// What a step may use.
 struct World {
@@ -74,14 +66,10 @@ const STORY: [(&str, Step); 14] = [
 /// # Errors
 /// The step that failed, and what the journal said.
 pub fn run(deb: Option<PathBuf>) -> Result<()> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "booting a machine needs root: sudo -E cargo xtask test --system"
-    );
-    for (program, package) in NEEDED {
-        let found = Command::new(program).arg("--version").output();
-        ensure!(found.is_ok(), "no {program}; Debian: apt install {package}");
+    if !nix::unistd::geteuid().is_root() {
+        return as_root(deb);
     }
+    needs::provide(&needs::SYSTEM)?;
     let world = timed("a Debian with the package beside it", || prepare(deb))?;
     for (at, (name, step)) in STORY.iter().enumerate() {
         let title = format!("[{}/{}] {name}", at + 1, STORY.len());
@@ -97,6 +85,17 @@ pub fn run(deb: Option<PathBuf>) -> Result<()> {
     world.machine.power_off()?;
     println!("{} steps passed", STORY.len());
     Ok(())
+}
+
+/// The same as root, which then makes nothing that is not below `target/system`: packages and models are this
+/// user's.
+fn as_root(deb: Option<PathBuf>) -> Result<()> {
+    let deb = deb.map_or_else(package::deb_of_built, Ok)?;
+    model::fetch(model::Model::SmolLm2)?;
+    let mut sudo = Command::new("sudo");
+    sudo.args(["-n", "--preserve-env=PATH,CARGO,CARGO_TARGET_DIR"]).arg(std::env::current_exe()?);
+    sudo.args(["test", "--system", "--deb"]).arg(deb);
+    sh::run(&mut sudo, "booting a machine needs root: a sudo that does not ask, or a root's shell")
 }
 
 fn timed<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -72,7 +72,7 @@ pub fn python_packages(debian: &Path) -> Result<PathBuf> {
     let version = version.context("debootstrap installed no Python")?;
     let dir = folder().join("python");
     let stamp = folder().join("python.packages");
-    let wanted = format!("{version} {}", python::PACKAGES.join(" "));
+    let wanted = format!("{version} {}", python::CLIENT.packages.join(" "));
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(dir);
     }
@@ -80,7 +80,7 @@ pub fn python_packages(debian: &Path) -> Result<PathBuf> {
     let mut command = Command::new("python3");
     command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
     command.args(["--root-user-action=ignore", "--only-binary=:all:", "--python-version"]);
-    command.arg(&version).arg("--target").arg(&dir).args(python::PACKAGES);
+    command.arg(&version).arg("--target").arg(&dir).args(python::CLIENT.packages);
     // Its word on packages of this system, which it does not touch, is of no interest.
     sh::capture(&mut command, python::REMEDY)?;
     ensure!(dir.join("openai").is_dir(), "pip put no openai into {}", dir.display());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use minisgl_sched::{Plan, Row};
+use minisgl_sched::{Plan, Row, Want};
 use pulp::Arch;
 
 use super::attention::{Heads, attention};
@@ -290,7 +290,7 @@ fn batch(shapes: &[(usize, usize)], tables: &[Vec<u32>], page_size: usize) -> Ba
             len: *len as u32,
             tokens_at: plan.tokens.len() as u32,
             pages_at: plan.pages.len() as u32,
-            sample: true,
+            want: Want::Last,
         });
         plan.tokens.extend(std::iter::repeat_n(0, *len));
         plan.pages.extend(table);

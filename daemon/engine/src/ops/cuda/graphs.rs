@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream, DriverError};
+use minisgl_sched::Want;
 
 use super::linear::gemm_rows;
 use crate::batch::Batch;
@@ -44,7 +45,8 @@ impl Graphs {
 
     /// How to issue `batch`, and whether to record it.
     pub(super) fn mode(&self, batch: &Batch) -> (Mode, bool) {
-        let decode = |batch: &Batch| batch.rows().iter().all(|row| row.len == 1 && row.sample);
+        let decode =
+            |batch: &Batch| batch.rows().iter().all(|row| row.len == 1 && row.want == Want::Last);
         let rows = batch.rows().len();
         if rows == 0 || rows > self.rows_max || !decode(batch) {
             return (Mode::Eager, false);

@@ -24,6 +24,8 @@ const SAMPLE_WORDS: usize = size_of::<SampleRow>() / 4;
 pub(super) struct Room {
     pub(super) tokens: usize,
     pub(super) rows: usize,
+    /// Tokens after which logits are wanted.
+    pub(super) logit_rows: usize,
     /// Words of how decode attention is shared out.
     pub(super) work: usize,
     /// Entries of all page tables.
@@ -83,7 +85,7 @@ pub(super) struct Packing {
     pub(super) decode: Option<DecodePlanner>,
 }
 
-/// Packs `batch` and how its sampled rows are sampled. A batch of decode rows is filled up to `padded`
+/// Packs `batch` and how its rows of logits are sampled. A batch of decode rows is filled up to `padded`
 /// rows, which read the first token of page 0, or nothing, and write nothing.
 ///
 /// After this, what the attention kernels trust holds: starts ascend from 0, every page id is below
@@ -100,7 +102,7 @@ fn pack(
     let padding = padded.map_or(0, |padded| padded.saturating_sub(rows.len()));
     let pages_of = |start: u32, len: u32| (start as usize + len as usize).div_ceil(page_size);
     let pages: usize = rows.iter().map(|row| pages_of(row.start, row.len)).sum();
-    let (tokens, sampled) = (batch.tokens().len(), batch.sampled().len());
+    let (tokens, sampled) = (batch.tokens().len(), batch.logit_rows().len());
     let decoding = padded.unwrap_or(batch.decoding());
     let work = decode.map_or(0, |planner| planner.words(decoding));
     let layout = Layout::new(
@@ -133,8 +135,8 @@ fn pack(
     put(&layout.positions, bytemuck::cast_slice(batch.positions()), 0);
     put(&layout.kv_slots, bytemuck::cast_slice(batch.kv_slots()), -1);
     put(&layout.sampled, &[], -1);
-    for (index, sampled) in layout.sampled.clone().zip(batch.sampled()) {
-        words[index] = sampled.last_token as i32;
+    for (index, wanted) in layout.sampled.clone().zip(batch.logit_rows()) {
+        words[index] = wanted.token as i32;
     }
     let (mut tokens, mut at) = (0, 0);
     for (index, row) in rows.iter().enumerate() {
@@ -200,8 +202,8 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
-        let Room { tokens, rows, work, pages } = room;
-        let words = Layout::new(tokens, rows, rows, work, pages + rows).pages.end;
+        let Room { tokens, rows, logit_rows, work, pages } = room;
+        let words = Layout::new(tokens, rows, logit_rows, work, pages + rows).pages.end;
         let staging = (0..IN_FLIGHT_MAX)
             .map(|_| {
                 // SAFETY: plain integers, which are written before they are read.
@@ -282,12 +284,12 @@ impl Inputs {
         self.words(&self.layout.pages)
     }
 
-    /// Index of the last token of each sampled row.
+    /// Index of each token after which logits are wanted.
     pub(super) fn sampled(&self) -> CudaView<'_, i32> {
         self.words(&self.layout.sampled)
     }
 
-    /// How these of the sampled rows are sampled.
+    /// How these of the rows of logits are sampled.
     pub(super) fn with_samples<R>(
         &self,
         rows: Range<usize>,
@@ -311,7 +313,7 @@ fn view_as<'a, T: DeviceRepr + bytemuck::Pod>(
 
 #[cfg(test)]
 mod tests {
-    use minisgl_sched::{Plan, Row};
+    use minisgl_sched::{Plan, Row, Want};
 
     use super::*;
 
@@ -321,8 +323,9 @@ mod tests {
 
     /// A chunk of a prompt, then a decode row; the page tables stand in another order.
     fn batch(change: impl FnOnce(&mut Plan)) -> Batch {
-        let chunk = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, sample: false };
-        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, pages_at: 0, sample: true };
+        let chunk =
+            Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, want: Want::Nothing };
+        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, pages_at: 0, want: Want::Last };
         let mut plan = Plan {
             rows: vec![chunk, decode],
             tokens: vec![8, 0, 5, -1],

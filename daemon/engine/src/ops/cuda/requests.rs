@@ -116,6 +116,11 @@ impl Requests {
         self.slots[slot as usize].sampling.logprobs
     }
 
+    /// The same of its prompt.
+    pub(super) fn prompt_logprobs(&self, slot: u32) -> Option<u32> {
+        self.slots[slot as usize].sampling.prompt_logprobs
+    }
+
     /// How the token of `slot` at `position` is sampled, as row `out` of the plan; counts it.
     pub(super) fn sample_row(&mut self, slot: u32, position: u32, out: usize) -> SampleRow {
         let state = &mut self.slots[slot as usize];
@@ -139,7 +144,17 @@ impl Requests {
             banned_at: slot * BANNED_MAX as u32,
             banned_len: if banned { state.banned_len as u32 } else { 0 },
             logprobs: sampling.logprobs.map_or(-1, |count| count.min(i32::MAX as u32) as i32),
-            reserved: 0,
+            given: -1,
+        }
+    }
+
+    /// How `token`, the prompt's own, is reported for `slot`, in row `out` of the plan.
+    pub(super) fn score_row(&self, slot: u32, token: u32, out: usize) -> SampleRow {
+        let top = self.prompt_logprobs(slot).unwrap_or(0);
+        SampleRow {
+            logprobs: top.min(i32::MAX as u32) as i32,
+            given: token as i32,
+            ..SampleRow::greedy(0, out as i32)
         }
     }
 }
@@ -152,6 +167,11 @@ fn within_limits(install: &Install, history_max: usize) -> Result<(), String> {
         ("banned tokens", install.banned_until_min.len(), BANNED_MAX),
         ("tokens", install.history.len(), history_max),
         ("log-probabilities", sampling.logprobs.unwrap_or(0) as usize, TOP_MAX),
+        (
+            "log-probabilities of its prompt",
+            sampling.prompt_logprobs.unwrap_or(0) as usize,
+            TOP_MAX,
+        ),
     ] {
         if count > limit {
             return Err(format!("it has {count} {what}, the limit is {limit}"));
@@ -185,11 +205,12 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let install = |biases: usize, banned: usize, logprobs: u32| Install {
+        let install = |biases: usize, banned: usize, logprobs: u32, of_prompt: u32| Install {
             slot: 0,
             sampling: SamplingParams {
                 logit_bias: vec![(1, 1.0); biases],
                 logprobs: Some(logprobs),
+                prompt_logprobs: Some(of_prompt),
                 ..SamplingParams::default()
             },
             banned_until_min: vec![2; banned],
@@ -198,11 +219,12 @@ mod tests {
             history: Vec::new(),
             prompt_len: 0,
         };
-        assert_eq!(within_limits(&install(1024, 128, 128), 0), Ok(()));
+        assert_eq!(within_limits(&install(1024, 128, 128, 128), 0), Ok(()));
         for (beyond, what) in [
-            (install(1025, 0, 0), "it has 1025 biases, the limit is 1024"),
-            (install(0, 129, 0), "it has 129 banned tokens, the limit is 128"),
-            (install(0, 0, 129), "it has 129 log-probabilities, the limit is 128"),
+            (install(1025, 0, 0, 0), "it has 1025 biases, the limit is 1024"),
+            (install(0, 129, 0, 0), "it has 129 banned tokens, the limit is 128"),
+            (install(0, 0, 129, 0), "it has 129 log-probabilities, the limit is 128"),
+            (install(0, 0, 0, 129), "it has 129 log-probabilities of its prompt, the limit is 128"),
         ] {
             assert_eq!(within_limits(&beyond, 0), Err(what.to_string()));
         }

@@ -1,4 +1,4 @@
-//! Sampled tokens on their way back to the host.
+//! Tokens on their way back to the host.
 //!
 //! Owns: the pinned memory they land in, and [`Pending`] on the GPU. Must never: make the rank wait.
 
@@ -41,9 +41,9 @@ struct Landing {
 pub(super) struct Outputs {
     /// By row of the plan; the next step's tokens refer to it.
     pub(super) tokens: CudaSlice<i32>,
-    /// By sampled row, as the rest.
+    /// By row of logits, as the rest.
     pub(super) logprob: CudaSlice<f32>,
-    /// `[rows, TOP_MAX]`.
+    /// `[logit rows, TOP_MAX]`.
     pub(super) top_tokens: CudaSlice<i32>,
     pub(super) top_logprobs: CudaSlice<f32>,
     /// One more than plans in flight: one may be read while others are written.
@@ -54,19 +54,21 @@ pub(super) struct Outputs {
     words: Option<FaultWords>,
 }
 
-/// What is wanted of a sampled row.
+/// What is wanted of a row of logits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     /// In the plan.
     pub(super) row: usize,
     /// See `SamplingParams::logprobs`.
     pub(super) logprobs: Option<u32>,
+    /// The token, where it is the prompt's own.
+    pub(super) given: Option<u32>,
 }
 
 impl Outputs {
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        rows: usize,
+        (rows, logit_rows): (usize, usize),
         words: Option<FaultWords>,
     ) -> Result<Outputs, DriverError> {
         let context = stream.context();
@@ -75,9 +77,9 @@ impl Outputs {
             let landing = unsafe {
                 Landing {
                     tokens: context.alloc_pinned_with_flags(rows, 0)?,
-                    logprob: context.alloc_pinned_with_flags(rows, 0)?,
-                    top_tokens: context.alloc_pinned_with_flags(rows * TOP_MAX, 0)?,
-                    top_logprobs: context.alloc_pinned_with_flags(rows * TOP_MAX, 0)?,
+                    logprob: context.alloc_pinned_with_flags(logit_rows, 0)?,
+                    top_tokens: context.alloc_pinned_with_flags(logit_rows * TOP_MAX, 0)?,
+                    top_logprobs: context.alloc_pinned_with_flags(logit_rows * TOP_MAX, 0)?,
                     began: context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?,
                     ended: context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?,
                     landed: context.new_event(None)?,
@@ -87,9 +89,9 @@ impl Outputs {
         };
         Ok(Outputs {
             tokens: stream.alloc_zeros(rows)?,
-            logprob: stream.alloc_zeros(rows)?,
-            top_tokens: stream.alloc_zeros(rows * TOP_MAX)?,
-            top_logprobs: stream.alloc_zeros(rows * TOP_MAX)?,
+            logprob: stream.alloc_zeros(logit_rows)?,
+            top_tokens: stream.alloc_zeros(logit_rows * TOP_MAX)?,
+            top_logprobs: stream.alloc_zeros(logit_rows * TOP_MAX)?,
             landings: (0..=IN_FLIGHT_MAX).map(|_| landing()).collect::<Result<_, _>>()?,
             next: None,
             words,
@@ -119,7 +121,7 @@ impl Outputs {
         Ok(())
     }
 
-    /// The results of the step that was begun, with `rows` rows, of which `wanted` are sampled: what waits
+    /// The results of the step that was begun, with `rows` rows, of whose logits `wanted` is wanted: what waits
     /// for them, and what [`Outputs::send`] takes once sampling is enqueued.
     pub(super) fn expect(
         &mut self,
@@ -131,7 +133,7 @@ impl Outputs {
         let outgoing = Outgoing {
             landing: landing.clone(),
             rows,
-            sampled: wanted.len(),
+            logit_rows: wanted.len(),
             top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
         };
         Ok((Box::new(InFlight { landing, wanted, words: self.words.clone() }), outgoing))
@@ -139,15 +141,15 @@ impl Outputs {
 
     /// Enqueues the copies of a step.
     pub(super) fn send(&self, stream: &CudaStream, outgoing: &Outgoing) -> Result<(), DriverError> {
-        let Outgoing { landing, rows, sampled, top } = outgoing;
+        let Outgoing { landing, rows, logit_rows, top } = outgoing;
         landing.ended.record(stream)?;
-        if *sampled > 0 {
+        if *logit_rows > 0 {
             copy(stream, &self.tokens, &landing.tokens, *rows)?;
         }
         if let Some(top) = *top {
-            copy(stream, &self.logprob, &landing.logprob, *sampled)?;
+            copy(stream, &self.logprob, &landing.logprob, *logit_rows)?;
             if top > 0 {
-                let len = sampled * TOP_MAX;
+                let len = logit_rows * TOP_MAX;
                 copy(stream, &self.top_tokens, &landing.top_tokens, len)?;
                 copy(stream, &self.top_logprobs, &landing.top_logprobs, len)?;
             }
@@ -160,7 +162,7 @@ impl Outputs {
 pub(super) struct Outgoing {
     landing: Arc<Landing>,
     rows: usize,
-    sampled: usize,
+    logit_rows: usize,
     /// The most log-probabilities that a row wants, if any does.
     top: Option<u32>,
 }
@@ -199,7 +201,7 @@ impl InFlight {
             let from = at * TOP_MAX..at * TOP_MAX + count;
             let top = top_tokens[from.clone()].iter().zip(&top_logprobs[from]);
             Sampled {
-                token: tokens[wanted.row] as u32,
+                token: wanted.given.unwrap_or(tokens[wanted.row] as u32),
                 logprob: wanted.logprobs.map(|_| logprob[at]),
                 // Past the end of the vocabulary there is -1.
                 top: top

@@ -20,27 +20,32 @@ use crate::ops::{OpResult, Pending};
 pub(super) const LOGIT_ROWS: usize = 256;
 
 impl CudaOps {
-    /// Samples every row that is to be, [`LOGIT_ROWS`] at a time.
+    /// Samples or scores every row of logits that is wanted, as many at a time as there is room for.
     pub(super) fn sample_all(
         &mut self,
         batch: &Batch,
         head: &Matrix,
         hidden: &Buffer,
     ) -> OpResult<Box<dyn Pending>> {
-        let rows = self.issued(batch.sampled().len());
-        for start in (0..rows).step_by(LOGIT_ROWS) {
-            self.sample_rows(start..rows.min(start + LOGIT_ROWS), head, hidden)?;
+        let rows = self.issued(batch.logit_rows().len());
+        for start in (0..rows).step_by(self.logit_rows) {
+            self.sample_rows(start..rows.min(start + self.logit_rows), head, hidden)?;
         }
-        let wanted = batch.sampled().iter().map(|sampled| Wanted {
-            row: sampled.row as usize,
-            logprobs: self.requests.logprobs(batch.rows()[sampled.row as usize].slot),
+        let wanted = batch.logit_rows().iter().map(|wanted| {
+            let (row, given) = (wanted.row as usize, wanted.given);
+            let slot = batch.rows()[row].slot;
+            let logprobs = match given {
+                Some(_) => self.requests.prompt_logprobs(slot).or(Some(0)),
+                None => self.requests.logprobs(slot),
+            };
+            Wanted { row, logprobs, given }
         });
         let (pending, outgoing) = self.outputs.expect(batch.rows().len(), wanted.collect())?;
         self.outgoing = Some(outgoing);
         Ok(pending)
     }
 
-    /// Samples `rows` of the sampled rows: their logits, then their tokens.
+    /// Samples or scores `rows` of the rows of logits: first the logits, then what becomes of them.
     fn sample_rows(&mut self, rows: Range<usize>, head: &Matrix, hidden: &Buffer) -> OpResult {
         let (count, width) = (rows.len(), hidden.width);
         let m = gemm_rows(count, self.logit_rows).min(hidden.rows - rows.start);

@@ -28,9 +28,12 @@ impl CudaOps {
             Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
         };
         let CudaOps { device, inputs, requests, attention, .. } = self;
-        let samples = batch.sampled().iter().map(|sampled| {
-            let row = &batch.rows()[sampled.row as usize];
-            requests.sample_row(row.slot, row.sample_position(), sampled.row as usize)
+        let samples = batch.logit_rows().iter().map(|wanted| {
+            let (row, out) = (&batch.rows()[wanted.row as usize], wanted.row as usize);
+            match wanted.given {
+                Some(token) => requests.score_row(row.slot, token, out),
+                None => requests.sample_row(row.slot, row.next_position(), out),
+            }
         });
         let packing = Packing {
             page_size: self.heads.page_size,

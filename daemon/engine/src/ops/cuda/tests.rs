@@ -2,7 +2,7 @@
 
 use half::bf16;
 use minisgl_proto::{Sampled, SamplingParams};
-use minisgl_sched::{Install, Plan, Row};
+use minisgl_sched::{Install, Plan, Row, Want};
 
 use super::linear::gemm_rows;
 use super::*;
@@ -124,6 +124,7 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         team: None,
         slots: SLOTS,
         chunk_tokens: CHUNK,
+        logit_rows: SLOTS,
         page_size,
         max_len: config.max_position,
         kv_dtype: KvDtype::Bf16,
@@ -149,7 +150,7 @@ fn assert_close(what: &str, got: &[f32], expected: &[f32], ulps: f32) {
 }
 
 fn row(slot: u32, start: usize, len: usize) -> Row {
-    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, pages_at: 0, sample: true }
+    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, pages_at: 0, want: Want::Last }
 }
 
 /// A batch of rows, each with pages of its own, scattered; row `i` is of request `i`.
@@ -190,7 +191,7 @@ fn a_decode_step_runs_twice_before_it_is_replayed() {
     graphs.ran(4);
     assert_eq!(graphs.mode(&decode), (Mode::Padded(4), true));
     assert_eq!(graphs.mode(&of(&[row(0, 3, 1)])), (Mode::Padded(1), false));
-    let chunk = Row { sample: false, ..row(1, 0, 1) };
+    let chunk = Row { want: Want::Nothing, ..row(1, 0, 1) };
     for eager in [&[row(0, 3, 1), row(1, 0, 2)][..], &[chunk], &[]] {
         assert_eq!(graphs.mode(&of(eager)), (Mode::Eager, false), "{eager:?}");
     }
@@ -386,16 +387,23 @@ fn tokens_are_the_cpus() {
     let table = random.floats(VOCAB * hidden);
     let tables: Vec<_> = (0..SLOTS as u32).map(|page| vec![page]).collect();
     let installs: Vec<Install> = (0..SLOTS as u32).map(|slot| install(slot, &mut random)).collect();
+    // Some rows are not sampled, and of some a token is given.
+    let want = |slot: usize| match slot % 11 {
+        5 => Want::Nothing,
+        7 => Want::Each { first: 0, next: Some(slot as u32) },
+        _ => Want::Last,
+    };
     for step in 0..2 {
-        let rows: Vec<Row> = (0..SLOTS)
-            .map(|slot| Row { sample: slot % 11 != 5, ..row(slot as u32, step, 1) })
-            .collect();
+        let rows: Vec<Row> =
+            (0..SLOTS).map(|slot| Row { want: want(slot), ..row(slot as u32, step, 1) }).collect();
         let mut batch = batch(&tables, &rows, 16, &mut random);
         if step == 1 {
             // What was sampled is fed back, where it was.
             let mut plan = batch.plan().clone();
-            for (at, token) in plan.tokens.iter_mut().enumerate().filter(|(at, _)| at % 11 != 5) {
-                *token = !(at as i32);
+            for (at, token) in plan.tokens.iter_mut().enumerate() {
+                if want(at) == Want::Last {
+                    *token = !(at as i32);
+                }
             }
             batch.prepare(Arc::new(plan), 16);
         }
@@ -409,7 +417,7 @@ fn tokens_are_the_cpus() {
         let (expected, got) = (expected.sampled, got.sampled);
         assert_eq!(got.len(), expected.len());
         for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let slot = batch.rows()[batch.sampled()[at].row as usize].slot;
+            let slot = batch.rows()[batch.logit_rows()[at].row as usize].slot;
             assert_eq!(got.token, expected.token, "step {step}, slot {slot}");
             assert_eq!(got.logprob.is_some(), expected.logprob.is_some());
             let top = |sampled: &Sampled| -> Vec<u32> {
@@ -437,6 +445,7 @@ fn install(slot: u32, random: &mut Random) -> Install {
         presence_penalty: of(&[0.0, 0.0, 1.5]),
         frequency_penalty: of(&[0.0, 0.0, 0.7]),
         logprobs: [None, Some(0), Some(5), Some(20)][of(&[0.0, 1.0, 2.0, 3.0]) as usize],
+        prompt_logprobs: Some(of(&[0.0, 3.0]) as u32),
         ..SamplingParams::default()
     };
     let biased = random.below(3) == 0;
@@ -492,12 +501,12 @@ fn draw<O: Visible>(ops: &mut O, given: &Given<'_>) -> Drawn {
         // Buffers are Send, and need not be Sync.
         let picks = &mut picks;
         ops.embed(batch, &table, &mut out)?;
-        ops.norm_sampled(batch, &out, &norm, &mut last)?;
+        ops.norm_wanted(batch, &out, &norm, &mut last)?;
         ops.sample(batch, &head, picks)
     });
     Drawn {
         embedded: ops.values(&out, tokens),
-        normed: ops.values(&last, batch.sampled().len()),
+        normed: ops.values(&last, batch.logit_rows().len()),
         sampled: pending.unwrap().wait().unwrap(),
     }
 }

@@ -1,0 +1,79 @@
+//! Loads whose model is still being downloaded.
+
+#![allow(clippy::unwrap_used)] // a test's way to fail
+
+mod common;
+#[path = "common/hub.rs"]
+mod hub;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::{Daemon, config, end_of, read_load};
+use hub::{Hub, weights};
+use minisgl_control::RegistryConfig;
+use minisgl_proto::admin::{LoadRequest, ModelState};
+use minisgl_proto::{LoadOptions, LoadStage};
+
+#[test]
+#[ignore = "the worker process of the other tests"]
+fn fake_worker() {
+    common::fake::run();
+}
+
+fn request(name: &str) -> LoadRequest {
+    let daemon = Daemon::new();
+    let options = LoadOptions { dummy_weights: false, ..LoadOptions::default() };
+    LoadRequest { model: "org/name".into(), options, ..daemon.request(name) }
+}
+
+/// A daemon and a hub that stops in the middle of the weights.
+fn stuck(cache: &std::path::Path) -> (Hub, Daemon) {
+    let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
+    let mut from = hub.config(cache);
+    from.limits.idle = Duration::from_secs(60);
+    let daemon = Daemon::with(RegistryConfig { hub: from, ..config() });
+    (hub, daemon)
+}
+
+#[tokio::test]
+async fn an_unload_ends_the_download_and_the_next_load_goes_on() {
+    let cache = tempfile::tempdir().unwrap();
+    let (hub, daemon) = stuck(cache.path());
+    let _events = daemon.registry.load(request("m")).await.unwrap();
+    let downloads = |status: &minisgl_proto::admin::ModelStatus| {
+        status
+            .progress
+            .as_ref()
+            .is_some_and(|at| at.stage == LoadStage::Download && at.total == 50_000)
+    };
+    daemon.until("m", downloads).await;
+    hub.until(|_| hub.asked("GET /org/name").len() == 3).await;
+    let since = Instant::now();
+    daemon.registry.unload("m", false).await.unwrap();
+    hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    *hub.state.hold_after.lock().unwrap() = None;
+    let ended = end_of(read_load(daemon.registry.load(request("m")).await.unwrap()).await);
+    let dir = ended.unwrap().info.unwrap().dir;
+    assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), weights());
+}
+
+#[tokio::test]
+async fn two_names_of_one_repo_share_a_download_and_the_end_of_the_daemon_ends_it() {
+    let cache = tempfile::tempdir().unwrap();
+    let (hub, daemon) = stuck(cache.path());
+    let _first = daemon.registry.load(request("a")).await.unwrap();
+    let _second = daemon.registry.load(request("b")).await.unwrap();
+    hub.until(|_| hub.asked("GET /org/name").len() == 3).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(hub.asked("GET /org/name").len(), 3, "{:?}", hub.asked(""));
+    daemon.registry.unload("a", true).await.unwrap();
+    assert_eq!(daemon.registry.status("b").unwrap().state, ModelState::Loading);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(hub.state.left.load(Ordering::SeqCst), 0, "b still waits for it");
+    let since = Instant::now();
+    daemon.registry.shutdown(Duration::ZERO).await;
+    hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+}

@@ -1,0 +1,279 @@
+//! What a load would come to, reckoned and not tried.
+//!
+//! Owns: the sums that [`Engine::load`] finds by loading: weights by rank from the shapes, workspaces by a rule of
+//! thumb. Must never: read weights, or start a rank.
+
+use std::path::Path;
+
+use minisgl_proto::LoadOptions;
+use minisgl_proto::disk::Fit;
+
+use super::options::{self, Settings};
+use super::{Engine, load};
+use crate::config::ModelConfig;
+use crate::device::{self, Chosen};
+use crate::error::EngineError;
+use crate::memory::{Budget, KvSize, available_bytes};
+use crate::rank::shard::Shard;
+use crate::weights;
+
+/// Bytes of an element of weights on a GPU, and of those of a model that is not here.
+const WEIGHT_BYTES: u64 = 2;
+
+/// The device's side of the sums.
+struct Memory {
+    device: String,
+    gpus: Vec<u32>,
+    available_bytes: u64,
+    spare_bytes: u64,
+    slack_bytes: u64,
+    unit_bytes: u64,
+    /// Of the memory that has the most of them.
+    weight_bytes: u64,
+    other_bytes: u64,
+    is_estimate: bool,
+}
+
+impl Engine {
+    /// What loading the model in `dir` would come to, of which only `config.json` needs to be there; and why it
+    /// would not load, if its memory is the reason. GPUs are opened for it, and let go.
+    ///
+    /// # Errors
+    /// As [`Engine::load`], for any other reason.
+    pub fn fit(
+        dir: &Path,
+        options: &LoadOptions,
+    ) -> Result<(Fit, Option<EngineError>), EngineError> {
+        options::check(options)?;
+        let config = ModelConfig::from_dir(dir)?;
+        load::check_len(options, &config)?;
+        let tp = options.tp as usize;
+        let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
+        let shards = shards.collect::<Result<Vec<_>, _>>()?;
+        let is_here = weights::are_in(dir);
+        let stored_bytes = match is_here || options.dummy_weights {
+            true => weights::open(dir, &config, options)?.bytes_total(),
+            false => config.parameters() * WEIGHT_BYTES,
+        };
+        let device = device::choose(options)?;
+        let settings = Settings::new(options, &device)?;
+        let memory = match device {
+            Chosen::Cpu => Memory {
+                device: "cpu".to_owned(),
+                gpus: Vec::new(),
+                available_bytes: available_bytes()?,
+                spare_bytes: 0,
+                slack_bytes: 0,
+                unit_bytes: 1,
+                weight_bytes: stored_bytes,
+                other_bytes: 0,
+                is_estimate: !(is_here || options.dummy_weights),
+            },
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(gpus) => on_gpus(&gpus, &config, &shards, &settings)?,
+        };
+        Ok(reckon(&config, &shards, &settings, memory))
+    }
+}
+
+fn reckon(
+    config: &ModelConfig,
+    shards: &[Shard],
+    settings: &Settings,
+    memory: Memory,
+) -> (Fit, Option<EngineError>) {
+    let is_shared = memory.gpus.is_empty();
+    let kv_heads = shards.iter().map(|shard| shard.kv_heads.len());
+    let kv_heads: usize =
+        if is_shared { kv_heads.sum() } else { kv_heads.max().unwrap_or_default() };
+    let element_bytes = options::dtype_bytes(settings.kv_dtype);
+    let budget = Budget {
+        available_bytes: memory.available_bytes,
+        used_bytes: memory.weight_bytes + memory.other_bytes,
+        spare_bytes: memory.spare_bytes,
+        arrays: 2 * config.layers as u64,
+        token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
+        slack_bytes: memory.slack_bytes,
+        unit_bytes: memory.unit_bytes,
+        max_position: config.max_position as u64,
+    };
+    let (size, problem) = match budget.kv_size(&settings.wishes()) {
+        Ok(size) => (size, None),
+        Err(error) => (KvSize { pages: 0, max_len: 0 }, Some(error)),
+    };
+    let kv_tokens = size.pages * settings.page_size as u64;
+    let fit = Fit {
+        architecture: config.architecture.name().to_owned(),
+        parameters: config.parameters(),
+        device: memory.device,
+        gpus: memory.gpus,
+        tp: settings.tp as u32,
+        available_bytes: memory.available_bytes,
+        weight_bytes: memory.weight_bytes,
+        other_bytes: memory.other_bytes + memory.spare_bytes,
+        is_estimate: memory.is_estimate,
+        kv_bytes: if kv_tokens == 0 { 0 } else { budget.kv_bytes(kv_tokens) },
+        kv_tokens,
+        max_len: size.max_len,
+        full_requests: kv_tokens.checked_div(size.max_len).unwrap_or(0),
+    };
+    (fit, problem)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpus(
+    gpus: &[crate::ops::cuda::Gpu],
+    config: &ModelConfig,
+    shards: &[Shard],
+    settings: &Settings,
+) -> Result<Memory, EngineError> {
+    use minisgl_kernels::attention::Heads;
+
+    let free = gpus.iter().map(|gpu| gpu.memory().free_bytes());
+    let free = free.collect::<Result<Vec<u64>, _>>().map_err(|error| EngineError::System {
+        what: "ask the GPU for its free memory".to_owned(),
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    let ordinals: Vec<u32> = gpus.iter().map(|gpu| gpu.ordinal() as u32).collect();
+    if settings.kv_tokens.is_none() {
+        super::spawn::even(&ordinals, &free)?;
+    }
+    let name = gpus.first().map_or("", crate::ops::cuda::Gpu::name);
+    let weights = shards.iter().map(|shard| parameters_of(config, shard)).max();
+    let shard = &shards[0];
+    let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
+    let page_size = settings.page_size;
+    let slack = Heads { q_heads, kv_heads, head_dim: config.head_dim, page_size }.pages_slack();
+    Ok(Memory {
+        device: if gpus.len() == 1 { name.to_owned() } else { format!("{} x {name}", gpus.len()) },
+        gpus: ordinals,
+        available_bytes: free.iter().copied().min().unwrap_or(0),
+        spare_bytes: super::spawn::GPU_SPARE_BYTES,
+        slack_bytes: (slack * options::dtype_bytes(settings.kv_dtype)) as u64,
+        unit_bytes: crate::ops::cuda::KV_UNIT_BYTES as u64,
+        weight_bytes: weights.unwrap_or(0) * WEIGHT_BYTES,
+        other_bytes: workspace_bytes(config, shard, settings),
+        is_estimate: true,
+    })
+}
+
+/// Parameters that a rank holds, by what is divided and what every rank has; see [`Shard`].
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(dead_code, reason = "one memory holds all ranks' on the CPU")
+)]
+fn parameters_of(config: &ModelConfig, shard: &Shard) -> u64 {
+    let share = |part: usize, whole: usize| (part as u64, whole.max(1) as u64);
+    let of = |name: &str, shape: &[usize]| {
+        let all: u64 = shape.iter().map(|&size| size as u64).product();
+        let has = |word: &str| name.contains(word);
+        let (part, whole) = if has("embed_tokens") || has("lm_head") {
+            share(shard.vocab.len(), config.vocab_size)
+        } else if has("q_proj") || has("o_proj") {
+            share(shard.heads.len(), config.heads)
+        } else if has("k_proj") || has("v_proj") {
+            share(shard.kv_heads.len(), config.kv_heads)
+        } else if has("mlp.") {
+            share(shard.intermediate.len(), config.intermediate_size)
+        } else {
+            (1, 1)
+        };
+        all / whole * part
+    };
+    config.tensors().iter().map(|(name, shape)| of(name, shape)).sum()
+}
+
+/// About what a GPU's workspaces, graphs and libraries take: activations of a step at its largest, logits of
+/// its rows in f32 and their copy for sampling, and half a GiB for graphs, cuBLASLt and code.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU's workspaces are small"))]
+fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> u64 {
+    const FIXED_BYTES: u64 = 512 << 20;
+    let heads = shard.heads.len() + 2 * shard.kv_heads.len();
+    let width = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.intermediate.len();
+    let activations = settings.chunk_tokens as u64 * width as u64 * WEIGHT_BYTES;
+    let logits = settings.rows() as u64 * shard.vocab.len() as u64 * 8;
+    activations + logits + FIXED_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::options::Settings;
+
+    const CONFIG: &str = r#"{
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false
+    }"#;
+
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+        dir
+    }
+
+    fn options() -> LoadOptions {
+        let device = minisgl_proto::Device::Cpu;
+        LoadOptions { device, dummy_weights: true, max_running: 3, ..LoadOptions::default() }
+    }
+
+    #[test]
+    fn a_fit_is_what_a_load_comes_to() {
+        let dir = folder();
+        for change in [
+            |_: &mut LoadOptions| (),
+            |options: &mut LoadOptions| options.kv_tokens = Some(100),
+            |options: &mut LoadOptions| options.max_len = Some(50),
+            |options: &mut LoadOptions| options.tp = 2,
+            |options: &mut LoadOptions| options.kv_dtype = minisgl_proto::KvDtype::Bf16,
+        ] {
+            let mut options = options();
+            change(&mut options);
+            let (fit, problem) = Engine::fit(dir.path(), &options).unwrap();
+            assert!(problem.is_none());
+            let (_engine, info) = Engine::load(dir.path(), &options, &mut |_| ()).unwrap();
+            assert_eq!(fit.kv_tokens, info.kv_tokens, "{options:?}");
+            assert_eq!((fit.max_len, fit.kv_bytes), (u64::from(info.max_len), info.kv_bytes));
+            assert_eq!((fit.parameters, fit.tp), (info.parameters, info.tp));
+            assert!(!fit.is_estimate);
+            // As stored; every rank has norms of its own, in f32.
+            let difference = fit.weight_bytes.abs_diff(info.weight_bytes);
+            assert!(difference * 10 < info.weight_bytes, "{fit:?} {}", info.weight_bytes);
+        }
+    }
+
+    #[test]
+    fn weights_that_are_not_here_are_an_estimate() {
+        let options = LoadOptions { dummy_weights: false, ..options() };
+        let (fit, problem) = Engine::fit(folder().path(), &options).unwrap();
+        assert!(fit.is_estimate && problem.is_none());
+        assert_eq!(fit.weight_bytes, fit.parameters * 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_says_why() {
+        let options = LoadOptions { kv_tokens: Some(u64::from(u32::MAX)), ..options() };
+        let (fit, problem) = Engine::fit(folder().path(), &options).unwrap();
+        assert_eq!((fit.kv_tokens, fit.full_requests), (0, 0));
+        assert!(fit.available_bytes > 0 && fit.weight_bytes > 0);
+        let problem = problem.unwrap().to_string();
+        assert!(problem.contains("no memory for the KV cache"), "{problem}");
+    }
+
+    #[test]
+    fn ranks_hold_together_what_the_model_has_and_norms_each() {
+        let config = ModelConfig::from_dir(folder().path()).unwrap();
+        let one = Shard::new(&config, 1, 0).unwrap();
+        assert_eq!(parameters_of(&config, &one), config.parameters());
+        let two: u64 =
+            (0..2).map(|rank| parameters_of(&config, &Shard::new(&config, 2, rank).unwrap())).sum();
+        // Five norms of 64: two a layer, and the last.
+        assert_eq!(two, config.parameters() + 5 * 64);
+        let settings = Settings::new(&options(), &Chosen::Cpu).unwrap();
+        let mut larger = settings.clone();
+        larger.chunk_tokens *= 2;
+        let of = |settings| workspace_bytes(&config, &one, settings);
+        assert!(of(&larger) > of(&settings));
+    }
+}
