@@ -15,7 +15,7 @@ use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 pub struct RegistryBackend(pub Registry);
 
 impl Backend for RegistryBackend {
-    fn models(&self) -> Vec<ModelEntry> {
+    fn models(&self) -> Arc<[ModelEntry]> {
         let entry = |listed: Listed| ModelEntry {
             name: listed.name,
             created_s: listed.created_s,
@@ -30,9 +30,16 @@ impl Backend for RegistryBackend {
         self.0.listed().into_iter().map(entry).collect()
     }
 
-    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
-        let handle = self.0.model(name)?;
-        Ok(Arc::new(HandleModel(handle)))
+    fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
+        let handle = match name {
+            Some(name) => self.0.model(name),
+            None => self.0.only_model().unwrap_or_else(|| {
+                let names: Vec<String> = self.0.listed().into_iter().map(|m| m.name).collect();
+                let hint = format!("loaded are: [{}]", names.join(", "));
+                Err(Unavailable::NotFound { name: String::new(), hint })
+            }),
+        };
+        Ok(Arc::new(HandleModel(handle?)))
     }
 
     fn health(&self) -> (bool, String) {
@@ -44,6 +51,14 @@ impl Backend for RegistryBackend {
 struct HandleModel(ModelHandle);
 
 impl Model for HandleModel {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
     fn info(&self) -> &ModelInfo {
         self.0.info()
     }

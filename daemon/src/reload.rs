@@ -56,7 +56,7 @@ impl Live {
     /// Reads the configuration again, tells the log what came of it, and the service manager that it goes on.
     ///
     /// # Errors
-    /// It cannot be; nothing has changed.
+    /// The configuration is invalid, or would open the API; nothing has changed.
     pub async fn reload(
         &self,
         notifier: Option<&Notifier>,

@@ -42,14 +42,18 @@ fn own_cache() -> Option<(OsString, OsString)> {
 /// Whether NCCL may use the multicast of NVLink: not unless the operator says so. A worker that fails while it
 /// does can put every GPU of the host out of service.
 const MULTICAST: &str = "NCCL_NVLS_ENABLE";
+/// The network's interface by which ranks of NCCL find each other. All are threads of one process.
+const INTERFACE: &str = "NCCL_SOCKET_IFNAME";
 
 /// As the configuration has it, without what is saved.
 pub fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
     worker.env = libraries(config);
-    if std::env::var_os(MULTICAST).is_none() {
-        worker.env.push((MULTICAST.into(), "0".into()));
+    for (variable, value) in [(MULTICAST, "0"), (INTERFACE, "lo")] {
+        if std::env::var_os(variable).is_none() {
+            worker.env.push((variable.into(), value.into()));
+        }
     }
     worker.env.push({
         let (name, value) = confine::ENVIRONMENT;

@@ -4,11 +4,11 @@
 //! wrote.
 //!
 //! ```text
-//!   body -> parse -> find model -> prompt (the model's text process) -> sampling (validate)
-//!        -> Choices (submit; detokenize, stop strings) -> sse or one JSON object
+//!   body -> Surface -> Intent -> prompts (the model's text process), sampling
+//!        -> Choices (submit; detokenize, stop strings) -> Part -> Wire -> events or one JSON object
 //! ```
 //!
-//! A request's answer begins only when its first text is there, so whatever fails before has a
+//! A request's answer begins only when its first text is there, or after a while, so whatever fails before has a
 //! status of its own. Everything a request holds hangs on its handler's future or its response's
 //! body; when the client goes away, hyper drops them and the generations are aborted.
 
@@ -22,9 +22,12 @@ mod completions;
 mod connection;
 mod detokenize;
 mod error;
+pub mod fields;
 mod front;
 mod generate;
 mod input;
+mod intent;
+mod json;
 mod keys;
 mod limits;
 mod logprobs;
@@ -32,6 +35,7 @@ mod metrics;
 mod middleware;
 mod models;
 mod origin;
+pub mod part;
 mod pool;
 mod prompt;
 mod random;
@@ -41,11 +45,13 @@ mod server;
 mod settings;
 mod sse;
 mod stop;
+mod surface;
 mod throttle;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
+mod wire;
 
 use std::sync::Arc;
 
@@ -76,11 +82,11 @@ pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
 
 fn routes() -> Router<Arc<Front>> {
     Router::new()
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
+        .route("/v1/completions", post(surface::serve::<completions::Completions>))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/generate", post(generate::generate))
+        .route("/generate", post(surface::serve::<generate::Generated>))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/server_info", get(models::server_info))

@@ -260,3 +260,23 @@ impl TextModels {
         loaded.retain(|generation, _| is_current(*generation));
     }
 }
+
+#[cfg(test)]
+impl TextModel {
+    /// Of a folder without a tokenizer.
+    pub fn without_tokenizer() -> Arc<TextModel> {
+        struct Nothing;
+        impl TextService for Nothing {
+            fn info(&self) -> Arc<TextInfo> {
+                Arc::default()
+            }
+            fn run(
+                &self,
+                _: TextJob,
+            ) -> futures_util::future::BoxFuture<'static, Result<TextAnswer, TextFault>> {
+                Box::pin(async { Err(TextFault::NoTokenizer) })
+            }
+        }
+        Arc::new(TextModel::new(Arc::new(Nothing)))
+    }
+}

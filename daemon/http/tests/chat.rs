@@ -171,7 +171,8 @@ async fn log_probabilities() {
 #[tokio::test]
 async fn sampling_fields_reach_the_model() {
     let config = json!({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true});
-    let house = House::with(|_| Ok(say("a")), Settings::default(), config);
+    let settings = Settings { client_priority: true, ..Settings::default() };
+    let house = House::with(|_| Ok(say("a")), settings, config);
     house.chat(json!({})).await;
     let request = house.last();
     assert_eq!((request.sampling.temperature, request.sampling.top_k), (0.6, 20));

@@ -280,15 +280,13 @@ proptest! {
         for byte in text.bytes() {
             let mut piece = String::new();
             detokenizer.push(&own.table, &own.vocabulary, byte.into(), &mut piece);
-            let passed = matcher.push(&piece);
-            out += &passed.text;
-            stopped = passed.stopped.is_some();
+            stopped = matcher.push(&piece, &mut out).is_some();
             if stopped {
                 break;
             }
         }
         if !stopped {
-            out += &matcher.finish();
+            matcher.finish(&mut out);
         }
         let expected = text.split_once(&stop);
         prop_assert_eq!(stopped, expected.is_some());

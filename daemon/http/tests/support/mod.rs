@@ -78,9 +78,24 @@ impl Drop for Guard {
     }
 }
 
-impl Model for Scripted {
+/// The scripted model, as it is loaded now.
+struct Loaded {
+    name: String,
+    generation: u64,
+    model: Arc<Scripted>,
+}
+
+impl Model for Loaded {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
     fn info(&self) -> &ModelInfo {
-        &self.info
+        &self.model.info
     }
 
     fn text(&self) -> Arc<dyn TextService> {
@@ -88,17 +103,17 @@ impl Model for Scripted {
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
-        let steps = (self.script)(&request);
-        let top = request.sampling.logprobs;
+        let model = &self.model;
+        let steps = (model.script)(&request)?;
         let id = {
-            let mut submitted = self.submitted.lock().unwrap();
-            submitted.push(request);
+            let mut submitted = model.submitted.lock().unwrap();
+            submitted.push(request.clone());
             RequestId(submitted.len() as u64)
         };
         let (sender, events) = mpsc::channel(64);
-        let task = tokio::spawn(play(id, steps?, top, sender, Arc::clone(&self.sent)));
-        self.alive.fetch_add(1, Ordering::SeqCst);
-        let guard = Box::new(Guard(Arc::clone(&self.alive), task.abort_handle()));
+        let task = tokio::spawn(play(id, request, steps, sender, Arc::clone(&model.sent)));
+        model.alive.fetch_add(1, Ordering::SeqCst);
+        let guard = Box::new(Guard(Arc::clone(&model.alive), task.abort_handle()));
         Ok(Generation { id, events, guard })
     }
 }
@@ -116,11 +131,37 @@ fn sampled(token: u32, top: Option<u32>) -> Sampled {
 
 async fn play(
     id: RequestId,
+    request: Generate,
     steps: Vec<Step>,
-    top: Option<u32>,
     sender: mpsc::Sender<TokenEvent>,
     sent: Arc<AtomicUsize>,
 ) {
+    let top = request.sampling.logprobs;
+    if let Some(top) = request.sampling.prompt_logprobs {
+        // As the engine does, in two chunks; position 0 has none.
+        let from = request.sampling.prompt_logprobs_from.max(1) as usize;
+        let scored = request.prompt.iter().skip(from).map(|&token| sampled(token, Some(top)));
+        let scored: Vec<Sampled> = scored.collect();
+        let ends = request.stop.max_tokens == 0;
+        let (one, two) = scored.split_at(scored.len() / 2);
+        for (at, chunk) in [one, two].into_iter().enumerate() {
+            let last = at == 1 && ends;
+            let event = TokenEvent {
+                id,
+                sampled: None,
+                prompt_logprobs: chunk.to_vec(),
+                cached_tokens: last.then_some(0),
+                queue_s: last.then_some(0.001),
+                finish: last.then_some(Finish::Length),
+            };
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+        if ends {
+            return;
+        }
+    }
     let mut first = true;
     for step in steps {
         let (token, finish) = match step {
@@ -162,22 +203,23 @@ pub struct OneModel {
 }
 
 impl Backend for OneModel {
-    fn models(&self) -> Vec<ModelEntry> {
+    fn models(&self) -> Arc<[ModelEntry]> {
         if self.gone.load(Ordering::SeqCst) {
-            return Vec::new();
+            return Arc::new([]);
         }
-        vec![ModelEntry {
+        Arc::new([ModelEntry {
             name: self.name.lock().unwrap().clone(),
             source: "/models/tiny".into(),
             created_s: 1_700_000_000,
             generation: self.generation.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
             max_len: Some(MAX_LEN),
-        }]
+        }])
     }
 
-    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
+    fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
         let loaded = self.name.lock().unwrap().clone();
+        let name = name.unwrap_or(&loaded);
         if name != loaded {
             let hint = format!("loaded is \"{loaded}\"");
             return Err(Unavailable::NotFound { name: name.into(), hint });
@@ -185,7 +227,11 @@ impl Backend for OneModel {
         if let Some(reason) = self.not_ready.lock().unwrap().clone() {
             return Err(Unavailable::NotReady { name: name.into(), reason });
         }
-        Ok(Arc::clone(&self.model) as Arc<dyn Model>)
+        Ok(Arc::new(Loaded {
+            generation: self.generation.load(Ordering::SeqCst),
+            model: Arc::clone(&self.model),
+            name: loaded,
+        }))
     }
 
     fn health(&self) -> (bool, String) {

@@ -142,7 +142,9 @@ impl Dumps {
                 '\t' => self.out.push_str("\\t"),
                 '\x08' => self.out.push_str("\\b"),
                 '\x0c' => self.out.push_str("\\f"),
-                c if c < ' ' => drop(write!(self.out, "\\u{:04x}", c as u32)),
+                c if c < ' ' => {
+                    let _ = write!(self.out, "\\u{:04x}", c as u32);
+                }
                 c if self.ascii && (c > '~') => {
                     let mut units = [0; 2];
                     for unit in c.encode_utf16(&mut units) {

@@ -109,7 +109,7 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
                 out.push_str("}>");
             }
             Object::Loop(l) => {
-                drop(write!(out, "<LoopContext {}/{}>", l.at.get() + 1, l.items.len()))
+                let _ = write!(out, "<LoopContext {}/{}>", l.at.get() + 1, l.items.len());
             }
             Object::Cycler { .. } => out.push_str("<Cycler>"),
             Object::Joiner { .. } => out.push_str("<Joiner>"),
