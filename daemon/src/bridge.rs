@@ -32,14 +32,14 @@ impl Backend for RegistryBackend {
 
     fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
         let handle = match name {
-            Some(name) => self.0.model(name),
+            Some(name) => self.0.model(name)?,
             None => self.0.only_model().unwrap_or_else(|| {
-                let names: Vec<String> = self.0.listed().into_iter().map(|m| m.name).collect();
+                let names: Vec<String> = self.0.listed().into_iter().map(|one| one.name).collect();
                 let hint = format!("loaded are: [{}]", names.join(", "));
                 Err(Unavailable::NotFound { name: String::new(), hint })
-            }),
+            })?,
         };
-        Ok(Arc::new(HandleModel(handle?)))
+        Ok(Arc::new(HandleModel(handle)))
     }
 
     fn health(&self) -> (bool, String) {

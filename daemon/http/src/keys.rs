@@ -42,10 +42,6 @@ struct Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyName(pub Arc<str>);
 
-/// The name of the key that a request came with; handlers find it among the request's extensions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyName(pub Arc<str>);
-
 impl fmt::Debug for KeyList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} keys", self.0.len())

@@ -153,6 +153,22 @@ impl Metrics {
         })
     }
 
+    /// A request with the key of this name ended.
+    pub fn of_key(&self, name: &str, outcome: &str, prompt_tokens: u64, generated_tokens: u64) {
+        let keys = &self.keys;
+        let mut names = keys.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = if names.contains(name) || names.len() < KEY_NAMES_MAX {
+            names.insert(name.to_owned());
+            name
+        } else {
+            OTHER_KEYS
+        };
+        drop(names);
+        keys.requests.with_label_values(&[name, outcome]).inc();
+        keys.prompt_tokens.with_label_values(&[name]).inc_by(prompt_tokens);
+        keys.generated_tokens.with_label_values(&[name]).inc_by(generated_tokens);
+    }
+
     fn waits(&self) -> MutexGuard<'_, HashMap<String, f32>> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -171,22 +187,6 @@ impl Metrics {
     pub fn queue_s(&self, model: &str) -> u32 {
         let lately = self.waits().get(model).copied().unwrap_or(0.0);
         lately.ceil().clamp(0.0, WAIT_S_MAX) as u32
-    }
-
-    /// A request with the key of this name ended.
-    pub fn of_key(&self, name: &str, outcome: &str, prompt_tokens: u64, generated_tokens: u64) {
-        let keys = &self.keys;
-        let mut names = keys.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = if names.contains(name) || names.len() < KEY_NAMES_MAX {
-            names.insert(name.to_owned());
-            name
-        } else {
-            OTHER_KEYS
-        };
-        drop(names);
-        keys.requests.with_label_values(&[name, outcome]).inc();
-        keys.prompt_tokens.with_label_values(&[name]).inc_by(prompt_tokens);
-        keys.generated_tokens.with_label_values(&[name]).inc_by(generated_tokens);
     }
 
     /// Gives a model that was not asked anything yet its lines: rates begin at zero.

@@ -80,26 +80,27 @@ pub struct Which {
 pub async fn ready(state: State<Arc<Front>>, Query(which): Query<Which>) -> Response {
     let Some(name) = which.model else { return health(state).await };
     let front = &state.0;
-    match front.model(Some(&name)) {
+    match front.backend.model(Some(&name)) {
         Ok(_) => Json(json!({"status": "ok", "model": name})).into_response(),
-        Err(error) => error.into_response(),
+        Err(refusal) => {
+            ApiError::from_unavailable(&refusal, front.settings.retry_after_s).into_response()
+        }
     }
 }
 
 /// The model that is asked about: the named one, else the first that takes requests.
-fn which(front: &Front, which: &Which) -> Result<(ModelEntry, Arc<dyn Model>), ApiError> {
+fn which(front: &Front, which: Which) -> Result<(ModelEntry, Arc<dyn Model>), ApiError> {
     let entries = front.backend.models();
-    let name = match &which.model {
-        Some(name) => name,
-        None => entries.iter().find(|entry| entry.ready).map(|entry| &entry.name).ok_or_else(|| {
-            ApiError::unavailable("no model is ready")
-                .with_code("not_ready")
-                .with_retry_after(front.settings.retry_after_s)
-        })?,
-    };
-    let model = front.model(Some(name))?;
-    let entry = entries.iter().find(|entry| entry.name == model.name()).cloned();
-    entry.map(|entry| (entry, model)).ok_or_else(|| ApiError::internal("the model is not listed"))
+    let first = || entries.iter().find(|entry| entry.ready).map(|entry| entry.name.clone());
+    let name = which.model.or_else(first).ok_or_else(|| {
+        ApiError::unavailable("no model is ready")
+            .with_code("not_ready")
+            .with_retry_after(front.settings.retry_after_s)
+    })?;
+    let model = front.model(Some(&name))?;
+    let entry = entries.iter().find(|entry| entry.name == model.name());
+    let entry = entry.ok_or_else(|| ApiError::internal("the model is not listed"))?;
+    Ok((entry.clone(), model))
 }
 
 /// `GET /server_info`, as SGLang's routers read it: name and limits of a model.
@@ -107,7 +108,7 @@ pub async fn server_info(
     State(front): State<Arc<Front>>,
     Query(query): Query<Which>,
 ) -> Result<Json<Value>, ApiError> {
-    let (entry, model) = which(&front, &query)?;
+    let (entry, model) = which(&front, query)?;
     let info = model.info();
     Ok(Json(json!({
         "model_path": entry.source,
@@ -126,7 +127,7 @@ pub async fn model_info(
     State(front): State<Arc<Front>>,
     Query(query): Query<Which>,
 ) -> Result<Json<Value>, ApiError> {
-    let (entry, model) = which(&front, &query)?;
+    let (entry, model) = which(&front, query)?;
     Ok(Json(json!({
         "model_path": entry.source,
         "tokenizer_path": entry.source,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The largest limit of one body.
-pub const BODIES_BYTES_MAX: usize = 512 << 20;
+/// Bytes of all request bodies at once, at most.
+pub const BODIES_BYTES_MAX: usize = 128 << 20;
 
 /// Limits, with the defaults an operator can live with.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             body_bytes_max: 32 << 20,
-            bodies_bytes_max: 128 << 20,
+            bodies_bytes_max: BODIES_BYTES_MAX,
             body_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
