@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use minisgl_control::{Listed, ModelHandle, Registry};
-use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
+use futures_util::future::BoxFuture;
+use minisgl_control::{Listed, ModelHandle, Registry, Text};
+use minisgl_http::backend::{
+    Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
+};
 use minisgl_proto::ModelInfo;
 use minisgl_proto::admin::ModelState;
+use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 
 /// The registry, as `http` sees it.
 pub struct RegistryBackend(pub Registry);
@@ -59,6 +63,10 @@ impl Model for HandleModel {
         self.0.info()
     }
 
+    fn text(&self) -> Arc<dyn TextService> {
+        Arc::new(HandleText(self.0.text()))
+    }
+
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
         let generation = self.0.submit(request)?;
         Ok(Generation {
@@ -66,5 +74,22 @@ impl Model for HandleModel {
             events: generation.events,
             guard: Box::new(generation.guard),
         })
+    }
+}
+
+/// A model's text process; `None` is a model that was loaded without one.
+struct HandleText(Option<Text>);
+
+impl TextService for HandleText {
+    fn info(&self) -> Arc<TextInfo> {
+        self.0.as_ref().map_or_else(Arc::default, |text| Arc::clone(text.info()))
+    }
+
+    fn run(&self, job: TextJob) -> BoxFuture<'static, Result<TextAnswer, TextFault>> {
+        let answer = match &self.0 {
+            Some(text) => text.run(job),
+            None => Err(TextFault::NoTokenizer),
+        };
+        Box::pin(async move { answer?.await })
     }
 }

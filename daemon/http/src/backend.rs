@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 pub use minisgl_proto::{Generate, Unavailable};
 use minisgl_proto::{ModelInfo, RequestId, TokenEvent};
 use tokio::sync::mpsc;
@@ -53,11 +55,23 @@ pub trait Model: Send + Sync + 'static {
     /// What it is.
     fn info(&self) -> &ModelInfo;
 
+    /// Its tokenizer and chat template.
+    fn text(&self) -> Arc<dyn TextService>;
+
     /// Starts a generation. Never blocks.
     ///
     /// # Errors
     /// Nothing was started.
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable>;
+}
+
+/// A model's tokenizer and chat template, somewhere else.
+pub trait TextService: Send + Sync + 'static {
+    /// What they are.
+    fn info(&self) -> Arc<TextInfo>;
+
+    /// Does a job. Dropping the future gives it up.
+    fn run(&self, job: TextJob) -> BoxFuture<'static, Result<TextAnswer, TextFault>>;
 }
 
 /// A running generation. Dropping it aborts the request, unless its last event was taken.

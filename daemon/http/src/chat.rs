@@ -268,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::part::Ended;
-    use crate::tokenizer::TextModels;
+    use crate::tokenizer::TextModel;
 
     /// Reasoning, then text, then two calls, as a model that can all of it says them.
     const PARTS: [Part<'static>; 7] = [
@@ -282,9 +282,7 @@ mod tests {
     ];
 
     async fn wire() -> ChatWire {
-        let folder = tempfile::tempdir().unwrap();
-        let key = ("m".into(), folder.path().to_path_buf(), 1);
-        let text = TextModels::new(1).get(key, |_| true).await.unwrap();
+        let text = TextModel::without_tokenizer();
         Chat.wire(Answer {
             id: "1".into(),
             request_id: "r".into(),

@@ -21,7 +21,7 @@ use crate::pool::Pool;
 use crate::random::Random;
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::tokenizer::{LoadKey, TextModel, TextModels};
+use crate::tokenizer::{TextModel, TextModels};
 
 /// Characters of a prompt in the log, at most.
 const PROMPT_CHARS_MAX: usize = 8192;
@@ -41,7 +41,7 @@ pub struct Front {
     /// Seeds and ids.
     pub random: Random,
     /// Tokenizers and templates.
-    pub texts: Arc<TextModels>,
+    pub texts: TextModels,
     /// Where bodies are parsed and conversations put in form.
     pub pool: Pool,
     budget: BodyBudget,
@@ -70,13 +70,12 @@ pub struct Found {
 }
 
 impl Front {
-    /// A front to this backend, with the text sides of its models, whose metrics go to `registry`.
+    /// A front to this backend, whose metrics go to `registry`.
     ///
     /// # Errors
     /// The registry already has metrics of these names.
     pub fn new(
         backend: Arc<dyn Backend>,
-        texts: Arc<TextModels>,
         settings: Settings,
         registry: &Registry,
     ) -> Result<Arc<Front>, prometheus::Error> {
@@ -85,7 +84,7 @@ impl Front {
             backend,
             metrics: Arc::new(Metrics::new(registry)?),
             random: Random::default(),
-            texts,
+            texts: TextModels::default(),
             pool: Pool::new(settings.tokenizer_threads),
             budget: BodyBudget::new(bytes_max, settings.retry_after_s),
             newest: AtomicU64::new(0),
@@ -144,8 +143,8 @@ impl Front {
         if self.newest.fetch_max(generation, Ordering::Relaxed) < generation {
             self.prune();
         }
-        let key = (name.clone(), model.info().dir.clone(), generation);
-        let text = self.texts.get(key, |key| self.is_current(key)).await?;
+        let text =
+            self.texts.get(generation, model.text(), |other| self.is_current(other)).await?;
         Ok(Found { name, model, text })
     }
 
@@ -169,15 +168,14 @@ impl Front {
         })
     }
 
-    fn is_current(&self, (name, _, generation): &LoadKey) -> bool {
-        let entries = self.backend.models();
-        entries.iter().any(|entry| entry.name == *name && entry.generation == *generation)
+    fn is_current(&self, generation: u64) -> bool {
+        self.backend.models().iter().any(|entry| entry.generation == generation)
     }
 
     /// Lets go of the tokenizers and the metrics of models that are gone.
     pub fn prune(&self) {
         let entries = self.backend.models();
-        self.texts.prune(entries.is_empty(), |key| self.is_current(key));
+        self.texts.prune(|generation| self.is_current(generation));
         self.metrics.prune(|model| entries.iter().any(|entry| entry.name == model));
         for entry in entries.iter().filter(|entry| entry.ready) {
             self.metrics.introduce(&entry.name);

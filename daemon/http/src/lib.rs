@@ -1,9 +1,10 @@
 //! The OpenAI-compatible HTTP surface.
 //!
-//! Owns: request parsing, templates, tokenizers, streams. Must never: know what a worker is.
+//! Owns: request parsing, text of tokens, streams. Must never: know what a worker is, or read what a model's author
+//! wrote.
 //!
 //! ```text
-//!   body -> Surface -> Intent -> prompts (template, tokenizer), sampling
+//!   body -> Surface -> Intent -> prompts (the model's text process), sampling
 //!        -> Choices (submit; detokenize, stop strings) -> Part -> Wire -> events or one JSON object
 //! ```
 //!
@@ -45,17 +46,12 @@ mod settings;
 mod sse;
 mod stop;
 mod surface;
-mod template;
 mod throttle;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
 mod wire;
-
-#[cfg(test)]
-#[path = "../tests/support/tokenizer.rs"]
-mod tiny_tokenizer;
 
 use std::sync::Arc;
 
@@ -65,14 +61,13 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use error::ApiError;
 pub use front::Front;
-pub use keys::{BadKeys, KeyList, KeyName, Keys, Rule};
+pub use keys::{BadKeys, KeyList, Keys, Rule};
 pub use limits::Limits;
 pub use origin::{is_host, is_origin};
+pub use record::KeyName;
 pub use server::{Listener, serve};
 pub use settings::{BODIES_BYTES_MAX, Settings};
-pub use template::{ChatTemplate, Conversation, TemplateError};
 pub use tls::{BadCertificate, Certificate, Tls};
-pub use tokenizer::TextModels;
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
 pub fn router(front: Arc<Front>) -> Router {

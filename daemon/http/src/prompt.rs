@@ -9,8 +9,7 @@ use crate::body::Share;
 use crate::error::ApiError;
 use crate::json::{self, List, Node, Object, fields};
 use crate::pool::Pool;
-use crate::template::Conversation;
-use crate::tokenizer::{TemplateTraits, TextModel};
+use crate::tokenizer::{Conversation, TextModel};
 
 /// Messages of one conversation, at most.
 const MESSAGES_MAX: usize = 16 << 10;
@@ -49,14 +48,13 @@ impl PromptFields {
         room: Option<u32>,
         share: &mut Share,
     ) -> Result<Vec<u32>, ApiError> {
-        let template = text.template();
-        let prepare = move || json::counted(|| self.conversation(template));
+        let prepare = move || json::counted(|| self.conversation());
         let (conversation, bytes) = pool.run(share.bytes(), prepare).await?;
         share.grow(bytes)?;
         text.encode_chat(conversation?, room).await
     }
 
-    fn conversation(self, template: TemplateTraits) -> Result<Conversation, ApiError> {
+    fn conversation(self) -> Result<Conversation, ApiError> {
         let messages = self.messages.map(|List(messages)| messages).unwrap_or_default();
         if messages.is_empty() {
             return Err(ApiError::field("messages", "messages: at least one message is needed"));
@@ -72,8 +70,8 @@ impl PromptFields {
             }
         };
         let messages = messages.into_iter().enumerate();
-        let messages = messages.map(|(at, Object(message))| normal(message, at, template));
-        let messages = in_place(messages.collect::<Result<_, _>>()?, template);
+        let messages = messages.map(|(at, Object(message))| normal(message, at));
+        let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let Object(mut kwargs) = self.chat_template_kwargs.unwrap_or_default();
         for (name, hint) in
             [("reasoning_effort", self.reasoning_effort), ("verbosity", self.verbosity)]
@@ -95,8 +93,9 @@ impl PromptFields {
 
 type Message = Map<String, Value>;
 
-/// A message as this template expects it.
-fn normal(mut message: Message, at: usize, template: TemplateTraits) -> Result<Message, ApiError> {
+/// A message in OpenAI's present form, its content as text. In which form the template takes it is known where it is
+/// rendered.
+fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
     if !message.get("role").is_some_and(Value::is_string) {
         let param = format!("messages[{at}].role");
         let text = format!("{param}: a message needs a role, which is a string");
@@ -105,30 +104,11 @@ fn normal(mut message: Message, at: usize, template: TemplateTraits) -> Result<M
     let content = message.get_mut("content").map(Value::take);
     let content = text_of(content.unwrap_or_default(), at)?;
     old_calls(&mut message);
-    // A list of no calls says the same as none; templates look whether there is one.
-    let is_none = |calls: &Value| calls.is_null() || calls.as_array().is_some_and(Vec::is_empty);
-    if message.get("tool_calls").is_some_and(is_none) {
-        message.remove("tool_calls");
+    match content {
+        Some(text) => drop(message.insert("content".into(), text.into())),
+        None => drop(message.shift_remove("content")),
     }
-    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
-    for call in calls.into_iter().flatten() {
-        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-        arguments_for(arguments, template);
-    }
-    let has_calls = message.contains_key("tool_calls");
-    let content = match content {
-        Some(text) => text.into(),
-        // Where a template asks whether there is a content at all, an empty one hides the calls.
-        None if has_calls && template.null_content => Value::Null,
-        None => Value::String(String::new()),
-    };
-    message.insert("content".into(), content);
-    reasoning(&mut message);
     match message["role"].as_str() {
-        // OpenAI's name for the same.
-        Some("developer") if !template.developer => {
-            message.insert("role".into(), "system".into());
-        }
         // OpenAI's old name for the same.
         Some("function") => {
             message.insert("role".into(), "tool".into());
@@ -155,68 +135,6 @@ fn old_calls(message: &mut Message) {
             }
         }
     }
-}
-
-/// Arguments of a call as this template can use them: an object, or its JSON.
-fn arguments_for(arguments: &mut Value, template: TemplateTraits) {
-    if template.arguments_as_text {
-        if arguments.is_null() {
-            *arguments = "{}".into();
-        } else if !arguments.is_string() {
-            *arguments = arguments.to_string().into();
-        }
-        return;
-    }
-    // A model's arguments need not be JSON; then the template gets them as they are.
-    match arguments.as_str() {
-        Some("") => *arguments = json!({}),
-        Some(text) => {
-            if let Ok(Object(object)) = serde_json::from_str(text) {
-                *arguments = object.into();
-            }
-        }
-        None if arguments.is_null() => *arguments = json!({}),
-        None => {}
-    }
-}
-
-/// The names that models' templates have for what a model thought. Clients send the one that their server has.
-const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
-
-/// Fills each of the names from the first that is there, as transformers does.
-fn reasoning(message: &mut Message) {
-    for name in REASONING {
-        if message.get(name).is_some_and(Value::is_null) {
-            message.remove(name);
-        }
-    }
-    let told = REASONING.into_iter().find_map(|name| message.get(name).filter(|v| v.is_string()));
-    let Some(told) = told.cloned() else { return };
-    for name in REASONING {
-        message.entry(name).or_insert_with(|| told.clone());
-    }
-}
-
-/// Puts system messages where this template reads them: those in the middle go to the first, where it takes
-/// them at the beginning alone.
-fn in_place(messages: Vec<Message>, template: TemplateTraits) -> Vec<Message> {
-    let is_system = |message: &Message| message["role"] == "system";
-    let is_late = messages.iter().skip_while(|message| is_system(message)).any(is_system);
-    let leading = messages.iter().take_while(|message| is_system(message)).count();
-    if !template.system || template.late_system || (!is_late && leading < 2) {
-        return messages;
-    }
-    let (systems, mut others): (Vec<_>, Vec<_>) = messages.into_iter().partition(is_system);
-    let mut systems = systems.into_iter();
-    let Some(mut first) = systems.next() else { return others };
-    let mut content = first["content"].as_str().unwrap_or_default().to_string();
-    for more in systems {
-        let more = more["content"].as_str().unwrap_or_default();
-        content = format!("{content}\n\n{more}");
-    }
-    first.insert("content".into(), content.into());
-    others.insert(0, first);
-    others
 }
 
 /// Text parts are joined by line breaks; null and absent are none.

@@ -255,16 +255,3 @@ async fn reasoning_effort_is_a_variable_of_the_template() {
         assert_eq!(text_of(&house.last().prompt), expected);
     }
 }
-
-#[tokio::test]
-async fn a_broken_tokenizer_is_told_and_tried_again() {
-    let house = House::saying("a");
-    let path = house.folder.path().join("tokenizer.json");
-    let good = std::fs::read(&path).unwrap();
-    std::fs::write(&path, "{}").unwrap();
-    let answer = house.chat(json!({})).await;
-    assert_eq!(answer.error().0, 500);
-    assert!(answer.body.contains("tokenizer.json"), "{}", answer.body);
-    std::fs::write(&path, good).unwrap();
-    assert_eq!(house.chat(json!({})).await.status, 200);
-}

@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-pub mod tokenizer;
+mod text;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,15 +15,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
-use minisgl_http::{Front, Keys, Settings, TextModels, keyed_router, router};
+use minisgl_http::backend::{
+    Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
+};
+use minisgl_http::{Front, Keys, Settings, keyed_router, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
-pub use tokenizer::{BOS, IM_END, IM_START};
+pub use minisgl_text::tiny::{BOS, IM_END, IM_START};
 
 pub const VOCAB: u32 = 259;
 pub const MAX_LEN: u32 = 512;
@@ -94,6 +96,10 @@ impl Model for Loaded {
 
     fn info(&self) -> &ModelInfo {
         &self.model.info
+    }
+
+    fn text(&self) -> Arc<dyn TextService> {
+        text::read(&self.info.dir)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
@@ -304,7 +310,7 @@ impl House {
         let write = |name: &str, value: Value| {
             std::fs::write(folder.path().join(name), value.to_string()).unwrap();
         };
-        write("tokenizer.json", tokenizer::byte_level());
+        write("tokenizer.json", minisgl_text::tiny::byte_level());
         write("generation_config.json", generation_config);
         write(
             "tokenizer_config.json",
@@ -348,9 +354,8 @@ impl House {
             generation: AtomicU64::new(1),
             gone: AtomicBool::new(false),
         });
-        let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
         let metrics = prometheus::Registry::new();
-        let front = Front::new(Arc::clone(&backend) as _, texts, settings, &metrics).unwrap();
+        let front = Front::new(Arc::clone(&backend) as _, settings, &metrics).unwrap();
         House { router: router(front), backend, model, folder, metrics }
     }
 
@@ -360,9 +365,8 @@ impl House {
 
     /// The same models behind keys.
     pub fn keyed(&self, keys: Keys) -> Router {
-        let texts = Arc::new(TextModels::new(1));
         let (backend, registry) = (Arc::clone(&self.backend), prometheus::Registry::new());
-        let front = Front::new(backend as _, texts, Settings::default(), &registry).unwrap();
+        let front = Front::new(backend as _, Settings::default(), &registry).unwrap();
         keyed_router(front, keys)
     }
 
