@@ -14,12 +14,12 @@ use crate::choices::{Choices, Job};
 use crate::error::ApiError;
 use crate::fields::Route;
 use crate::json::{self, Fields};
-use crate::keys::KeyName;
+
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::random::Random;
-use crate::record::Record;
+use crate::record::{KeyName, Record};
 use crate::settings::Settings;
 use crate::tokenizer::{TextModel, TextModels};
 
@@ -143,8 +143,7 @@ impl Front {
         if self.newest.fetch_max(generation, Ordering::Relaxed) < generation {
             self.prune();
         }
-        let text =
-            self.texts.get(generation, model.text(), |other| self.is_current(other)).await?;
+        let text = self.texts.get(generation, model.text(), |other| self.is_current(other)).await?;
         Ok(Found { name, model, text })
     }
 
