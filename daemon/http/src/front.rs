@@ -14,12 +14,12 @@ use crate::choices::{Choices, Job};
 use crate::error::ApiError;
 use crate::fields::Route;
 use crate::json::{self, Fields};
-
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::random::Random;
-use crate::record::{KeyName, Record};
+use crate::record::KeyName;
+use crate::record::Record;
 use crate::settings::Settings;
 use crate::tokenizer::{TextModel, TextModels};
 
