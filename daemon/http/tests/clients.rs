@@ -394,7 +394,8 @@ async fn a_request_holds_its_bytes_until_its_prompt_is_tokens() {
     let first = count();
     // It has a place in the budget once the tokenizer is what it waits for.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let refused = count().await.unwrap();
+    let refused = tokio::time::timeout(Duration::from_secs(20), count());
+    let refused = refused.await.expect("it does not wait for the tokenizer").unwrap();
     assert_eq!(refused.error(), (503, Value::Null, json!("unavailable")));
     first.abort();
     assert!(first.await.is_err());
