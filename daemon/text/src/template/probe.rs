@@ -110,6 +110,8 @@ fn form_of_calls(template: &ChatTemplate, form: Form) -> (Form, Result<(), Strin
         json!({"role": "tool", "tool_call_id": "zyxcall01", "name": CALL, "content": ANSWER}),
     ];
     let mut failure = String::new();
+    // Else the one that says most often what was called.
+    let mut named: Option<(usize, Form)> = None;
     for form in forms {
         match try_with(template, &super::adapt::messages(&messages, form), true) {
             Ok(prompt) => {
@@ -118,10 +120,17 @@ fn form_of_calls(template: &ChatTemplate, form: Form) -> (Form, Result<(), Strin
                 if prompt.contains(CALL) && prompt.contains(ARGUMENT) && !spoiled {
                     return (form, Ok(()));
                 }
+                let names = prompt.matches(CALL).count();
+                if !spoiled && names > named.as_ref().map_or(0, |(most, _)| *most) {
+                    named = Some((names, form));
+                }
             }
             Err(why) if failure.is_empty() => failure = format!(": {why}"),
             Err(_) => {}
         }
+    }
+    if let Some((_, form)) = named {
+        return (form, Err(": their arguments are missing".to_owned()));
     }
     // As transformers gives it, with content that is text in any case.
     (Form { content: Content::Empty, ..form }, Err(failure))
