@@ -61,9 +61,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use error::ApiError;
 pub use front::Front;
-pub use keys::{BadKeys, KeyList, KeyName, Keys, Rule};
+pub use keys::{BadKeys, KeyList, Keys, Rule};
 pub use limits::Limits;
 pub use origin::{is_host, is_origin};
+pub use record::KeyName;
 pub use server::{Listener, serve};
 pub use settings::{BODIES_BYTES_MAX, Settings};
 pub use tls::{BadCertificate, Certificate, Tls};

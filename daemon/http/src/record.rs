@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use prometheus::local::LocalHistogram;
 
 use crate::error::ApiError;
-use crate::keys::KeyName;
 use crate::metrics::Metrics;
+
+/// The name of the key that a request came with; handlers find it among the request's extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyName(pub Arc<str>);
 
 /// One HTTP request's account.
 pub struct Record {
