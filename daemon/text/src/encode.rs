@@ -237,7 +237,11 @@ impl Encoder {
     /// # Errors
     /// It fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextFault> {
-        if ids.is_empty() {
+        let added = self.tokenizer.get_added_vocabulary();
+        let is_special =
+            |id: &u32| added.simple_id_to_token(*id).is_some_and(|token| added.is_special_token(&token));
+        // A decoder of the library panics on no tokens.
+        if ids.iter().all(|id| self.tokenizer.id_to_token(*id).is_none() || skip_special && is_special(id)) {
             return Ok(String::new());
         }
         self.tokenizer

@@ -16,7 +16,6 @@ const NAMES: [&str; 20] = [
     "join",
     "last",
     "list",
-    "map",
     "max",
     "min",
     "random",
