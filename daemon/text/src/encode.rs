@@ -238,10 +238,14 @@ impl Encoder {
     /// It fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextFault> {
         let added = self.tokenizer.get_added_vocabulary();
-        let is_special =
-            |id: &u32| added.simple_id_to_token(*id).is_some_and(|token| added.is_special_token(&token));
+        let is_special = |id: &u32| {
+            added.simple_id_to_token(*id).is_some_and(|token| added.is_special_token(&token))
+        };
         // A decoder of the library panics on no tokens.
-        if ids.iter().all(|id| self.tokenizer.id_to_token(*id).is_none() || skip_special && is_special(id)) {
+        if ids
+            .iter()
+            .all(|id| self.tokenizer.id_to_token(*id).is_none() || skip_special && is_special(id))
+        {
             return Ok(String::new());
         }
         self.tokenizer
@@ -254,3 +258,6 @@ impl Encoder {
 fn is_letter(c: char) -> bool {
     matches!(c, 'a'..='z' | 'A'..='Z' | 'ぁ'..='ん' | 'ァ'..='ヺ' | '一'..='鿿' | '가'..='힣')
 }
+
+#[cfg(test)]
+mod tests;

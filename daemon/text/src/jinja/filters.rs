@@ -205,7 +205,8 @@ fn file_size(bytes: f64, binary: bool) -> String {
 }
 
 fn map(run: &mut Run<'_>, value: &Value, mut args: Args) -> Result<Value> {
-    let items = value.items()?;
+    // As Jinja2: what is false has no items, `none` among it.
+    let items = if value.is_true() { value.items()? } else { Vec::new() };
     if args.positional.is_empty() {
         let [attribute, default] = args.bind("map", ["attribute", "default"])?;
         let Some(attribute) = attribute else {

@@ -299,7 +299,9 @@ fn choose(run: &mut Run<'_>, name: &str, value: &Value, mut args: Args) -> Resul
     };
     let test = (!args.positional.is_empty()).then(|| text::str(&args.positional.remove(0)));
     let mut out = Vec::new();
-    for item in value.items()? {
+    // As Jinja2: what is false has no items, `none` among it.
+    let items = if value.is_true() { value.items()? } else { Vec::new() };
+    for item in items {
         let found = by(&item, attribute.as_ref(), None)?;
         let own = Args { positional: args.positional.clone(), keyword: args.keyword.clone() };
         let fits = match &test {

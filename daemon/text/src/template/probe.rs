@@ -97,8 +97,11 @@ pub fn probe(template: &mut ChatTemplate) {
 /// not text does.
 fn form_of_calls(template: &ChatTemplate, form: Form) -> (Form, Result<(), String>) {
     let forms = [false, true].into_iter().flat_map(|arguments_as_text| {
-        [Content::Absent, Content::Null, Content::Empty]
-            .map(|content| Form { arguments_as_text, content, ..form })
+        [Content::Absent, Content::Null, Content::Empty].map(|content| Form {
+            arguments_as_text,
+            content,
+            ..form
+        })
     });
     let arguments = json!({"x": ARGUMENT}).to_string();
     let call = json!({"id": "zyxcall01", "type": "function", "function": {"name": CALL, "arguments": arguments}});
