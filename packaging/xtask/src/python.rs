@@ -27,7 +27,7 @@ pub const LM_EVAL: Venv =
 
 /// Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
 pub const JINJA2: Venv =
-    Venv { name: "venv-jinja2", packages: &["jinja2==3.1.6", "scikit-build-core==0.12.0"] };
+    Venv { name: "venv-jinja2", packages: &["jinja2==3.1.6", "scikit-build-core==1.1.2"] };
 
 /// A linter of shell scripts.
 pub const SHELLCHECK: Venv =
