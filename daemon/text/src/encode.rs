@@ -43,6 +43,7 @@ pub struct Encoder {
     /// What comes before and after a bare prompt.
     around: Option<(Vec<u32>, Vec<u32>)>,
     window: usize,
+    piece: usize,
     token_bytes_max: Option<u32>,
 }
 
@@ -56,6 +57,7 @@ impl Encoder {
             cut: None,
             around: None,
             window: WINDOW_BYTES_MIN.max(2 * longest),
+            piece: PIECE_BYTES,
             token_bytes_max,
         };
         encoder.around = encoder.probe_around();
@@ -137,7 +139,7 @@ impl Encoder {
             return Err(TextFault::Abandoned);
         }
         let (before, after) = match (&self.around, add_special) {
-            _ if text.len() <= PIECE_BYTES => {
+            _ if text.len() <= self.piece => {
                 let ids = self.once(text, add_special)?;
                 return if ids.len() > tokens_max as usize { Err(too_long()) } else { Ok(ids) };
             }
@@ -183,7 +185,7 @@ impl Encoder {
 
     /// The next piece of a text, and what follows it.
     fn take<'a>(&self, text: &'a str) -> Result<(&'a str, &'a str), TextFault> {
-        let mut bytes = PIECE_BYTES;
+        let mut bytes = self.piece;
         if let Some(cut) = self.cut {
             while bytes < text.len() && bytes <= UNBROKEN_BYTES_MAX {
                 let end = text.floor_char_boundary(bytes);

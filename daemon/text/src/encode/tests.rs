@@ -68,6 +68,13 @@ fn sentencepiece(joins_words: bool) -> Tokenizer {
     }))
 }
 
+/// Bytes of a piece in these tests, so that a text has many.
+const PIECE: usize = 2 << 10;
+
+fn in_small_pieces(tokenizer: Tokenizer) -> Encoder {
+    Encoder { piece: PIECE, ..Encoder::new(tokenizer, None) }
+}
+
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const QWEN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -146,13 +153,13 @@ fn check(name: &str, encoder: &Encoder, text: &str) {
 #[test]
 fn pieces_have_the_ids_of_the_whole() {
     for (name, cut, tokenizer) in tokenizers() {
-        let encoder = Encoder::new(tokenizer, None);
+        let encoder = in_small_pieces(tokenizer);
         assert_eq!(encoder.cut, cut, "{name}");
         for seed in 0..6 {
-            check(name, &encoder, &text(seed, 3 * PIECE_BYTES + 1000 * seed as usize));
+            check(name, &encoder, &text(seed, 8 * PIECE + 100 * seed as usize));
         }
-        check(name, &encoder, &"a b ".repeat(PIECE_BYTES / 2));
-        check(name, &encoder, &" the\n\n and".repeat(PIECE_BYTES / 4));
+        check(name, &encoder, &"a b ".repeat(PIECE));
+        check(name, &encoder, &" the\n\n and".repeat(PIECE / 2));
     }
 }
 
@@ -169,10 +176,10 @@ fn real_tokenizers_have_the_ids_of_the_whole() {
             eprintln!("skipped: {} is missing; `cargo xtask model` fetches it", path.display());
             continue;
         }
-        let encoder = Encoder::new(Tokenizer::from_file(path).unwrap(), None);
+        let encoder = in_small_pieces(Tokenizer::from_file(path).unwrap());
         assert_eq!(encoder.cut, Some(Cut::Keep), "{model}");
         for seed in 0..3 {
-            check(model, &encoder, &text(seed, 3 * PIECE_BYTES));
+            check(model, &encoder, &text(seed, 8 * PIECE));
         }
     }
 }
