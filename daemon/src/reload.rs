@@ -9,12 +9,10 @@
 
 mod client;
 
-use std::sync::Arc;
-
 use anyhow::bail;
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};
-use minisgl_http::{Keys, Limits, TextModels, Tls};
+use minisgl_http::{Keys, Limits, Tls};
 use minisgl_proto::reload::ReloadReply;
 
 use crate::cli::ServeArgs;
@@ -40,8 +38,6 @@ pub struct Live {
     pub limits: Limits,
     /// Models that are loaded from now on.
     pub registry: Registry,
-    /// Tokenizers, for the registry.
-    pub texts: Arc<TextModels>,
     /// The log's level.
     pub level: LevelHandle,
 }
@@ -107,7 +103,7 @@ impl Live {
         self.access.set_admin_users(config.admin.admin_users.clone());
         warn_of_unknown_users(config);
         self.limits.set(config.http.body_bytes_max, config.http.connections_max);
-        self.registry.reconfigure(registry_config(config, Arc::clone(&self.texts)));
+        self.registry.reconfigure(registry_config(config));
     }
 }
 

@@ -6,8 +6,9 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use minisgl_control::{Gpus, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
-use minisgl_http::TextModels;
+use minisgl_control::{
+    Gpus, Inspector, RegistryConfig, RestartPolicy, Text, TextConfig, WorkerCommand,
+};
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
@@ -45,7 +46,7 @@ const MULTICAST: &str = "NCCL_NVLS_ENABLE";
 const INTERFACE: &str = "NCCL_SOCKET_IFNAME";
 
 /// As the configuration has it, without what is saved.
-pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
+pub fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
     worker.env = libraries(config);
@@ -66,7 +67,7 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
     RegistryConfig {
         worker,
         hub: config.hub_config(),
-        inspector: Inspector(Arc::new(move |dir| texts.inspect(dir).map(|()| Vec::new()))),
+        inspector: text_reader(config),
         gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::unusable() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
@@ -78,4 +79,12 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
         restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
         ..defaults
     }
+}
+
+/// Starts a model's text process, which reads its tokenizer and templates. Must be called in the runtime.
+fn text_reader(config: &Config) -> Inspector {
+    let mut text = TextConfig::default();
+    text.command.args.push(format!("--log={}", config.log.level).into());
+    let runtime = tokio::runtime::Handle::current();
+    Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)))
 }
