@@ -128,6 +128,7 @@ async fn those_that_wait_too_long_or_for_a_model_that_is_given_up_fail_with_a_wo
     let reason = failure(read(&mut waits).await.1);
     assert!(reason.contains("no worker") && reason.contains("retry later"), "{reason}");
 
+    let daemon = Daemon::new();
     let pid = daemon.load(RESTART_DIES).await.unwrap().pid.unwrap();
     let mut lost = daemon.submit(RESTART_DIES, &[ENDLESS]);
     token(&mut lost).await;
