@@ -239,3 +239,17 @@ async fn give_up_counts_only_deaths_without_progress() {
     signal(status.pid.unwrap(), Signal::SIGKILL);
     daemon.until_state("m", ModelState::Failed).await;
 }
+
+#[tokio::test]
+async fn a_device_that_breaks_every_request_fails_the_model_and_not_one_request_after_another() {
+    let daemon = Daemon::new(); // gives up with the fourth failure
+    daemon.load("m").await.unwrap();
+    // The worker dies before any of them gets a token.
+    let mut all: Vec<_> = (0..4).map(|_| daemon.submit("m", &[GARBAGE])).collect();
+    daemon.until_state("m", ModelState::Failed).await;
+    let mut failed = 0;
+    for generation in &mut all {
+        failed += usize::from(failure(read(generation).await.1).contains("4 failures in a row"));
+    }
+    assert!(failed >= 2, "{failed}");
+}
