@@ -262,7 +262,7 @@ mod tests {
             ("b.rs", "mod deep;"),
             ("b/deep.rs", "// use crate::a::No;\nfn f() -> crate::Thing { todo!() }"),
             ("c/mod.rs", "use super::a;"),
-            ("d.rs", "use std::io; use other::a::B;\n#[cfg(test)]\nmod tests { use crate::a; }"),
+            ("d.rs", "use std::io; use other::a::B;\n#[cfg(test)]\nmod tests {\nuse crate::a;\n}"),
         ]);
         let [circle] = &found[..] else { panic!("{found:?}") };
         assert_eq!(
