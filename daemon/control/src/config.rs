@@ -1,6 +1,5 @@
 //! What the daemon chooses for its registry.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +8,8 @@ use std::time::Duration;
 pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
+
+pub use crate::command::WorkerCommand;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
