@@ -236,7 +236,8 @@ mod tests {
         };
         let find = async |model: &str| {
             let error = resolve(&config, model, false, &mut |_| ()).await.unwrap_err();
-            assert_eq!(error.retry, Retry::Never);
+            let retry = if model == "/no/such" { Retry::Backoff } else { Retry::Never };
+            assert_eq!(error.retry, retry, "{error}");
             (error.code, error.message)
         };
         let (_, error) = find("org/name").await;
