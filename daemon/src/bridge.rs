@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use minisgl_control::{Listed, ModelHandle, Registry};
-use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
+use futures_util::future::BoxFuture;
+use minisgl_control::{Listed, ModelHandle, Registry, Text};
+use minisgl_http::backend::{
+    Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
+};
 use minisgl_proto::ModelInfo;
 use minisgl_proto::admin::ModelState;
+use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 
 /// The registry, as `http` sees it.
 pub struct RegistryBackend(pub Registry);
 
 impl Backend for RegistryBackend {
-    fn models(&self) -> Vec<ModelEntry> {
+    fn models(&self) -> Arc<[ModelEntry]> {
         let entry = |listed: Listed| ModelEntry {
             name: listed.name,
             created_s: listed.created_s,
@@ -26,8 +30,15 @@ impl Backend for RegistryBackend {
         self.0.listed().into_iter().map(entry).collect()
     }
 
-    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
-        let handle = self.0.model(name)?;
+    fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
+        let handle = match name {
+            Some(name) => self.0.model(name)?,
+            None => self.0.only_model().unwrap_or_else(|| {
+                let names: Vec<String> = self.0.listed().into_iter().map(|one| one.name).collect();
+                let hint = format!("loaded are: [{}]", names.join(", "));
+                Err(Unavailable::NotFound { name: String::new(), hint })
+            })?,
+        };
         Ok(Arc::new(HandleModel(handle)))
     }
 
@@ -40,8 +51,20 @@ impl Backend for RegistryBackend {
 struct HandleModel(ModelHandle);
 
 impl Model for HandleModel {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
     fn info(&self) -> &ModelInfo {
         self.0.info()
+    }
+
+    fn text(&self) -> Arc<dyn TextService> {
+        Arc::new(HandleText(self.0.text()))
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
@@ -51,5 +74,22 @@ impl Model for HandleModel {
             events: generation.events,
             guard: Box::new(generation.guard),
         })
+    }
+}
+
+/// A model's text process; `None` is a model that was loaded without one.
+struct HandleText(Option<Text>);
+
+impl TextService for HandleText {
+    fn info(&self) -> Arc<TextInfo> {
+        self.0.as_ref().map_or_else(Arc::default, |text| Arc::clone(text.info()))
+    }
+
+    fn run(&self, job: TextJob) -> BoxFuture<'static, Result<TextAnswer, TextFault>> {
+        let answer = match &self.0 {
+            Some(text) => text.run(job),
+            None => Err(TextFault::NoTokenizer),
+        };
+        Box::pin(async move { answer?.await })
     }
 }

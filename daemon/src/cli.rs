@@ -60,6 +60,13 @@ pub enum Command {
         #[arg(long)]
         confine_gpu: bool,
     },
+    /// Read one model's tokenizer and templates for the daemon that started this process. Not for people.
+    #[command(hide = true)]
+    Text {
+        /// What to log, as for `serve`.
+        #[arg(long, default_value = "info")]
+        log: String,
+    },
     /// Serve one model to the daemon that started this process. Not for people.
     #[command(hide = true)]
     Worker {

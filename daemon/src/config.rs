@@ -22,6 +22,7 @@ use minisgl_proto::socket::{self, Place};
 use serde::Deserialize;
 
 use crate::cli::ServeArgs;
+pub use crate::logging::LogConfig;
 
 /// Read when `--config` is absent and the file exists.
 pub const CONFIG_PATH: &str = "/etc/minisgld/minisgld.toml";
@@ -189,34 +190,6 @@ impl Default for WorkersConfig {
             confine_gpu: true,
         }
     }
-}
-
-/// Logs.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`; for the workers too.
-    pub level: String,
-    /// Lines or JSON.
-    pub format: LogFormat,
-    /// Log every prompt too.
-    pub prompts: bool,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        LogConfig { level: "info".to_owned(), format: LogFormat::Text, prompts: false }
-    }
-}
-
-/// Shape of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people; with fields where it goes to systemd's journal.
-    Text,
-    /// One object a line.
-    Json,
 }
 
 /// What outlives the daemon.

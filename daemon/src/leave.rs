@@ -1,6 +1,6 @@
 //! The end of a process that holds a GPU.
 //!
-//! Owns: that it comes. Must never: be asked for before all was said.
+//! Owns: the forced exit. Must never: start before the last message is sent.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@
 //!   minisgld.socket ──> admin.sock            daemon ── FDSTORE=1 ──> systemd ──> the next daemon: the API's port
 //! ```
 //!
-//! Owns: what was handed over until somebody takes it. Must never: serve an address that the configuration does
+//! Owns: inherited sockets until they are served. Must never: serve an address that the configuration does
 //! not name.
 
 use std::net::SocketAddr;

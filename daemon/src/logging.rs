@@ -6,6 +6,7 @@ mod journal;
 use std::io::IsTerminal;
 
 use anyhow::Context;
+use serde::Deserialize;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -14,8 +15,35 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-use crate::config::{LogConfig, LogFormat};
 use journal::Journal;
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Level or directives: `info`, `debug`, `info,minisgl_http=debug`; for the workers too.
+    pub level: String,
+    /// Lines or JSON.
+    pub format: LogFormat,
+    /// Log every prompt too.
+    pub prompts: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { level: "info".to_owned(), format: LogFormat::Text, prompts: false }
+    }
+}
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people; with fields where it goes to systemd's journal.
+    Text,
+    /// One object a line.
+    Json,
+}
 
 /// The target of the lines that workers write.
 const WORKER_TARGET: &str = "worker";

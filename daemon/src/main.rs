@@ -26,6 +26,7 @@ mod notify;
 mod probe;
 mod reload;
 mod serve;
+mod text;
 mod wiring;
 mod worker;
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
             .with_context(|| format!("cannot write manual pages into {}", dir.display())),
         Command::Confined(args) => confine::attempt(&args),
         Command::EchoWorker { .. } => bench::echo::run(),
+        Command::Text { log } => return text::run(&log),
         Command::Worker { log, confine_gpu } => return worker::run(&log, confine_gpu),
     };
     match result {

@@ -38,7 +38,7 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 const FEEDS: u32 = 4;
 /// What a stop asks for with every look, beyond which it counts as stuck.
 const STOP_EXTENSION: Duration = Duration::from_secs(10);
-/// How long what has to arrive is sent again to a manager that is busy, and the pause between two attempts.
+/// How long an important message is repeated to a busy manager, and the pause between two attempts.
 const INSIST: Duration = Duration::from_secs(5);
 const INSIST_PAUSE: Duration = Duration::from_millis(20);
 
@@ -65,7 +65,7 @@ impl Notifier {
     /// As the environment says; `None` where no service manager listens.
     ///
     /// # Errors
-    /// What the environment says cannot be.
+    /// The environment says something invalid.
     pub fn from_env() -> anyhow::Result<Option<Notifier>> {
         Notifier::of(|variable| std::env::var_os(variable))
     }
@@ -114,7 +114,7 @@ impl Notifier {
         }
     }
 
-    /// Sends what has to arrive, unless the manager stays busy for [`INSIST`].
+    /// Sends an important message, again and again unless the manager stays busy for [`INSIST`].
     async fn insist(&self, message: &str) {
         let began = Instant::now();
         while self.send(message).is_err() && began.elapsed() < INSIST {
@@ -143,7 +143,7 @@ impl Notifier {
         let pause = self.watchdog.map_or(LOOK, |watchdog| (watchdog / FEEDS).clamp(LOOK_MIN, LOOK));
         let mut stop_began = None;
         let mut was_hung = false;
-        // What the manager has heard: what is lost because it is busy is said again.
+        // What the manager has heard; a message lost because it was busy is repeated.
         let (mut ready_said, mut stopping_said, mut status_said) = (false, false, String::new());
         loop {
             let report = report();

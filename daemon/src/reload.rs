@@ -9,12 +9,11 @@
 
 mod client;
 
-use std::sync::Arc;
 
 use anyhow::bail;
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};
-use minisgl_http::{Keys, Limits, TextModels, Tls};
+use minisgl_http::{Keys, Limits, Tls};
 use minisgl_proto::reload::ReloadReply;
 
 use crate::cli::ServeArgs;
@@ -40,8 +39,6 @@ pub struct Live {
     pub limits: Limits,
     /// Models that are loaded from now on.
     pub registry: Registry,
-    /// Tokenizers, for the registry.
-    pub texts: Arc<TextModels>,
     /// The log's level.
     pub level: LevelHandle,
 }
@@ -59,7 +56,7 @@ impl Live {
     /// Reads the configuration again, tells the log what came of it, and the service manager that it goes on.
     ///
     /// # Errors
-    /// It cannot be; nothing has changed.
+    /// The configuration is invalid, or would open the API; nothing has changed.
     pub async fn reload(
         &self,
         notifier: Option<&Notifier>,
@@ -107,7 +104,7 @@ impl Live {
         self.access.set_admin_users(config.admin.admin_users.clone());
         warn_of_unknown_users(config);
         self.limits.set(config.http.body_bytes_max, config.http.connections_max);
-        self.registry.reconfigure(registry_config(config, Arc::clone(&self.texts)));
+        self.registry.reconfigure(registry_config(config));
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use minisgl_control::access::{self, Access};
 use minisgl_control::{Doctor, Registry, SavedModels, admin, check_load, socket};
-use minisgl_http::{Front, Keys, Listener, TextModels, Tls};
+use minisgl_http::{Front, Keys, Listener, Tls};
 use minisgl_proto::admin::{LoadRequest, Origin};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -67,23 +67,21 @@ async fn serve(
     let metrics = prometheus::Registry::new();
     crate::metrics::register(&metrics)?;
     let settings = config.http_settings();
-    let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
     let saved = saved_models(&config);
-    let mut registry_config = registry_config(&config, Arc::clone(&texts));
+    let mut registry_config = registry_config(&config);
     if let (Some(subcommand), Some(first)) = (&args.worker, registry_config.worker.args.first_mut())
     {
         *first = subcommand.into();
     }
     let registry = Registry::new(registry_config, saved.clone(), &metrics)?;
     let backend = Arc::new(RegistryBackend(registry.clone()));
-    let front = Front::new(backend, Arc::clone(&texts), settings.clone(), &metrics)?;
+    let front = Front::new(backend, settings.clone(), &metrics)?;
     let live = Live {
         keys: Keys::new(config.key_rule()),
         tls: Tls::new(config.certificate.clone()),
         access: Access::new(config.admin.admin_users.clone()),
         limits: front.limits.clone(),
         registry: registry.clone(),
-        texts,
         level,
     };
     warn_of_unknown_users(&config);

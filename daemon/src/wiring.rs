@@ -6,8 +6,9 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use minisgl_control::{Gpus, Inspector, RegistryConfig, RestartPolicy, WorkerCommand};
-use minisgl_http::TextModels;
+use minisgl_control::{
+    Gpus, Inspector, RegistryConfig, RestartPolicy, Text, TextConfig, WorkerCommand,
+};
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
@@ -41,14 +42,18 @@ fn own_cache() -> Option<(OsString, OsString)> {
 /// Whether NCCL may use the multicast of NVLink: not unless the operator says so. A worker that fails while it
 /// does can put every GPU of the host out of service.
 const MULTICAST: &str = "NCCL_NVLS_ENABLE";
+/// The network's interface by which ranks of NCCL find each other. All are threads of one process.
+const INTERFACE: &str = "NCCL_SOCKET_IFNAME";
 
 /// As the configuration has it, without what is saved.
-pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfig {
+pub fn registry_config(config: &Config) -> RegistryConfig {
     let defaults = RegistryConfig::default();
     let mut worker = WorkerCommand::current_exe();
     worker.env = libraries(config);
-    if std::env::var_os(MULTICAST).is_none() {
-        worker.env.push((MULTICAST.into(), "0".into()));
+    for (variable, value) in [(MULTICAST, "0"), (INTERFACE, "lo")] {
+        if std::env::var_os(variable).is_none() {
+            worker.env.push((variable.into(), value.into()));
+        }
     }
     worker.env.push({
         let (name, value) = confine::ENVIRONMENT;
@@ -62,7 +67,7 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
     RegistryConfig {
         worker,
         hub: config.hub_config(),
-        inspector: Inspector(Arc::new(move |dir| texts.inspect(dir).map(|()| Vec::new()))),
+        inspector: text_reader(config),
         gpus: if cfg!(feature = "cuda") { Gpus::default() } else { Gpus::unusable() },
         stall: Duration::from_secs_f64(config.workers.stall_s),
         stall_kill: Duration::from_secs_f64(config.workers.stall_kill_s),
@@ -74,4 +79,12 @@ pub fn registry_config(config: &Config, texts: Arc<TextModels>) -> RegistryConfi
         restart: RestartPolicy { give_up: config.workers.failures_max, ..defaults.restart },
         ..defaults
     }
+}
+
+/// Starts a model's text process, which reads its tokenizer and templates. Must be called in the runtime.
+fn text_reader(config: &Config) -> Inspector {
+    let mut text = TextConfig::default();
+    text.command.args.push(format!("--log={}", config.log.level).into());
+    let runtime = tokio::runtime::Handle::current();
+    Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)))
 }

@@ -3,7 +3,10 @@
 use cudarc::driver::DriverError;
 
 use crate::library::LibraryError;
-use crate::probe::CUDA_MIN;
+
+/// The CUDA version that a driver must support, major and minor: that of the compiler and of cuBLASLt.
+/// Machine code is compatible within a major version only.
+pub const CUDA_MIN: (u32, u32) = (13, 0);
 
 /// No GPU to work with.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, DriverError, sys};
 use cudarc::nvrtc::Ptx;
 
-use crate::device::Grid;
+use crate::grid::Grid;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 

@@ -18,13 +18,19 @@ mod array;
 #[cfg(feature = "cuda")]
 pub mod attention;
 #[cfg(feature = "cuda")]
+mod check;
+#[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 mod error;
 #[cfg(feature = "cuda")]
 pub mod gemm;
 #[cfg(feature = "cuda")]
+mod grid;
+#[cfg(feature = "cuda")]
 mod kernel;
+#[cfg(feature = "cuda")]
+mod kv;
 #[cfg(feature = "cuda")]
 pub mod library;
 #[cfg(feature = "cuda")]

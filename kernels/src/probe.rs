@@ -9,12 +9,8 @@ use std::path::PathBuf;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaContext, DriverError, result};
 
-use crate::error::OpenError;
+use crate::error::{CUDA_MIN, OpenError};
 use crate::library::{self, Library};
-
-/// The CUDA version that a driver must support, major and minor: that of the compiler and of cuBLASLt.
-/// Machine code is compatible within a major version only.
-pub const CUDA_MIN: (u32, u32) = (13, 0);
 
 /// The driver as it was found.
 #[derive(Debug, Default)]

@@ -80,24 +80,17 @@ fn rooms_do_not_see_what_they_must_not() {
     }
 }
 
-/// Circles that are left: crate, parent, members. None is added.
-const CIRCLES: [(&str, &str, &[&str]); 0] = [];
-
 #[test]
 fn modules_use_each_other_in_no_circle() {
     let metadata = MetadataCommand::new().exec().unwrap();
-    let (mut found, mut told) = (BTreeSet::new(), Vec::new());
-    for package in metadata.workspace_packages() {
+    let circles = metadata.workspace_packages().into_iter().flat_map(|package| {
         let source = package.manifest_path.parent().unwrap().join("src");
-        for circle in Modules::of(source.as_std_path()).circles() {
-            told.push(format!("{}, {}: {:#?}", package.name, circle.parent, circle.edges));
-            found.insert((package.name.to_string(), circle.parent, circle.members));
-        }
-    }
-    let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-    let known: BTreeSet<_> = CIRCLES
-        .iter()
-        .map(|&(name, parent, members)| (name.to_owned(), parent.to_owned(), owned(members)))
-        .collect();
-    assert_eq!(found, known, "{}", told.join("\n"));
+        let circles = Modules::of(source.as_std_path()).circles();
+        let name = package.name.clone();
+        circles
+            .into_iter()
+            .map(move |circle| format!("{name}, {}: {:#?}", circle.parent, circle.edges))
+    });
+    let circles: Vec<String> = circles.collect();
+    assert!(circles.is_empty(), "{}", circles.join("\n"));
 }

@@ -130,15 +130,20 @@ fn a_worker_on_gpus_keeps_what_its_libraries_need() {
         let all = attempts(&daemon, pid, kind).into_iter();
         all.filter(|(_, result)| result.is_err()).map(|(attempt, _)| attempt).collect()
     };
-    let several = refused("gpus");
-    for attempt in
-        ["use the admin socket", "signal the daemon", "leave its group", "leave its session"]
-    {
-        assert!(several.contains(&attempt.to_owned()), "{attempt}: {several:?}");
-    }
-    for attempt in ["connect to the network", "write to the journal"] {
-        assert!(!several.contains(&attempt.to_owned()), "NCCL needs it: {several:?}");
-        assert!(refused("gpu").contains(&attempt.to_owned()), "{attempt} on one GPU");
+    for kind in ["gpu", "gpus"] {
+        let refused = refused(kind);
+        for attempt in [
+            "use the admin socket",
+            "write to the journal",
+            "signal the daemon",
+            "start a program",
+            "leave its group",
+            "leave its session",
+        ] {
+            assert!(refused.contains(&attempt.to_owned()), "{kind}: {attempt}: {refused:?}");
+        }
+        let network = refused.contains(&"connect to the network".to_owned());
+        assert_eq!(network, kind == "gpu", "NCCL needs it: {refused:?}");
     }
 }
 

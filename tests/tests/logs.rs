@@ -47,7 +47,7 @@ fn line(daemon: &Daemon, words: &[&str]) -> String {
         if let Some(line) = log.lines().find(|line| words.iter().all(|word| line.contains(word))) {
             return line.to_string();
         }
-        assert!(began.elapsed() < Duration::from_secs(10), "{words:?} are not in\n{log}");
+        assert!(began.elapsed() < Duration::from_secs(120), "{words:?} are not in\n{log}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -62,7 +62,7 @@ fn ask(n: u64, stream: bool) -> Ask {
         6 => (
             "/generate",
             json!({"sampling_params": {"max_new_tokens": tokens, "temperature": 1.0,
-                                       "sampling_seed": seed, "min_p": 0.01},
+                                       "seed": seed, "min_p": 0.01},
                    "return_logprob": true, "top_logprobs_num": 2}),
         ),
         _ => (

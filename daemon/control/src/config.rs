@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gpus::Gpus;
+use crate::text::Text;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
@@ -68,12 +69,12 @@ impl Default for RegistryConfig {
 pub struct Inspector(pub Arc<Inspect>);
 
 /// What the model in a folder cannot do, in words for people; or why the folder is refused. May block.
-pub type Inspect = dyn Fn(&Path) -> Result<Vec<String>, String> + Send + Sync;
+pub type Inspect = dyn Fn(&Path) -> Result<Option<Text>, String> + Send + Sync;
 
 impl Default for Inspector {
     /// Finds nothing to say.
     fn default() -> Self {
-        Inspector(Arc::new(|_| Ok(Vec::new())))
+        Inspector(Arc::new(|_| Ok(None)))
     }
 }
 

@@ -286,7 +286,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_driver_that_hangs_is_asked_once_and_holds_up_nobody() {
-        let (hang, patience) = (Duration::from_secs(2), Duration::from_millis(50));
+        let (hang, patience) = (Duration::from_secs(8), Duration::from_millis(50));
         let source = Arc::new(Fake { hang: Some(hang), ..Fake::default() });
         let meter = meter(&source, patience);
         let began = std::time::Instant::now();
@@ -305,6 +305,9 @@ mod tests {
         for _ in 0..2 {
             let memory = machine.memory_by_process();
             assert!(!memory.contains_key(&std::process::id()), "this test opens no GPU");
+            // Without a driver there is nothing to tell of.
+            let has_driver = std::path::Path::new("/proc/driver/nvidia").exists();
+            assert!(has_driver || (memory.is_empty() && machine.readings().is_empty()));
             for gpu in machine.readings() {
                 println!("{gpu:?}");
                 assert!(gpu.memory_used_bytes <= gpu.memory_bytes, "{gpu:?}");

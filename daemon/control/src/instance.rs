@@ -4,7 +4,7 @@
 //! supervisor. Must never: decide what a frame or a death means for the model.
 
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use minisgl_proto::{FromWorker, ToWorker};
 use tracing::Level;
@@ -12,7 +12,7 @@ use tracing::Level;
 use crate::config::WorkerCommand;
 use crate::event::Event;
 use crate::link::{Link, Sink};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StepMetrics};
 use crate::model::Model;
 use crate::process::Process;
 use crate::sessions::Blame;
@@ -53,7 +53,8 @@ impl Instance {
         };
         let (process, socket) = Process::spawn(command, log)?;
         let (reader, writer) = socket.into_split();
-        let sink = InstanceSink { epoch, model: Arc::clone(model), metrics: metrics.clone() };
+        let (metrics, steps) = (metrics.clone(), OnceLock::new());
+        let sink = InstanceSink { epoch, model: Arc::clone(model), metrics, steps };
         let link = Link::over(reader, writer, outbox_capacity, sink);
         let model = Arc::clone(model);
         Ok(Instance { epoch, closed: false, link, process, model, log_mark })
@@ -117,15 +118,19 @@ struct InstanceSink {
     epoch: u32,
     model: Arc<Model>,
     metrics: Metrics,
+    /// From the first step on.
+    steps: OnceLock<StepMetrics>,
 }
 
 impl Sink for InstanceSink {
     async fn frame(&self, frame: FromWorker) {
-        let Self { epoch, model, metrics } = self;
+        let Self { epoch, model, metrics, steps } = self;
         match frame {
             FromWorker::Step { events, stats } => {
                 model.sessions.route(*epoch, events);
-                model.step(*epoch, stats, |before| metrics.step(&model.spec.name, before, &stats));
+                model.step(*epoch, stats, |before| {
+                    steps.get_or_init(|| metrics.steps_of(&model.spec.name)).step(before, &stats);
+                });
             }
             FromWorker::Pong(number) => model.pong(*epoch, number),
             frame => {

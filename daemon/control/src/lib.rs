@@ -58,6 +58,7 @@ mod sessions;
 pub mod socket;
 mod spec;
 mod supervisor;
+pub mod text;
 
 pub use checks::check_load;
 pub use config::{
@@ -69,3 +70,4 @@ pub use minisgl_proto::{Generate, Unavailable};
 pub use registry::{Generation, Listed, ModelHandle, Registry};
 pub use saved::SavedModels;
 pub use sessions::AbortGuard;
+pub use text::{Text, TextConfig};

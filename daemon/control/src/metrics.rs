@@ -5,7 +5,8 @@ mod throughput;
 
 use minisgl_proto::StepStats;
 use prometheus::{
-    CounterVec, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts,
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
 use self::throughput::Throughput;
@@ -122,47 +123,37 @@ impl Metrics {
         self.given_up.with_label_values(&[model]).inc_by(given_up as u64);
     }
 
-    /// Its counters went from `before` to `now`.
-    pub(crate) fn step(&self, model: &str, before: &StepStats, now: &StepStats) {
+    /// The lines that each step changes, found once.
+    pub(crate) fn steps_of(&self, model: &str) -> StepMetrics {
         let label = [model];
-        self.gauges(model, now);
-        let count = |counter: &IntCounterVec, before: u64, now: u64| {
-            counter.with_label_values(&label).inc_by(now.saturating_sub(before));
-        };
-        count(&self.prompt_tokens, before.prompt_tokens, now.prompt_tokens);
-        count(&self.cached_tokens, before.cached_tokens, now.cached_tokens);
-        count(&self.generated_tokens, before.generated_tokens, now.generated_tokens);
-        let generated = now.generated_tokens.saturating_sub(before.generated_tokens);
-        self.throughput.add(model, generated);
-        count(&self.preemptions, before.preemptions, now.preemptions);
-        count(&self.steps, before.steps, now.steps);
-        if now.steps > before.steps {
-            let seconds = f64::from(now.step_s).max(0.0);
-            self.busy_s.with_label_values(&label).inc_by(seconds);
-            self.step_s.with_label_values(&label).observe(seconds);
-            self.batch.with_label_values(&label).observe(f64::from(now.rows));
+        let pages = |state: &str| self.pages.with_label_values(&[model, state]);
+        StepMetrics {
+            model: model.to_string(),
+            running: self.running.with_label_values(&label),
+            waiting: self.waiting.with_label_values(&label),
+            pages_free: pages("free"),
+            pages_cached: pages("cached"),
+            pages_owned: pages("owned"),
+            pages_capacity: self.pages_capacity.with_label_values(&label),
+            pages_evictable: self.pages_evictable.with_label_values(&label),
+            page_use: self.page_use.with_label_values(&label),
+            pages_in_use: self.pages_in_use.with_label_values(&label),
+            throughput: self.throughput.clone(),
+            hit_rate: self.hit_rate.with_label_values(&label),
+            prompt_tokens: self.prompt_tokens.with_label_values(&label),
+            cached_tokens: self.cached_tokens.with_label_values(&label),
+            generated_tokens: self.generated_tokens.with_label_values(&label),
+            preemptions: self.preemptions.with_label_values(&label),
+            steps: self.steps.with_label_values(&label),
+            busy_s: self.busy_s.with_label_values(&label),
+            step_s: self.step_s.with_label_values(&label),
+            batch: self.batch.with_label_values(&label),
         }
     }
 
-    /// What is now; all zeros after a worker's death.
-    pub(crate) fn gauges(&self, model: &str, now: &StepStats) {
-        let label = [model];
-        self.running.with_label_values(&label).set(i64::from(now.running));
-        self.waiting.with_label_values(&label).set(i64::from(now.waiting));
-        let pages = |state: &str, pages: u64| {
-            self.pages.with_label_values(&[model, state]).set(signed(pages));
-        };
-        pages("free", now.pages_free);
-        pages("cached", now.pages_cached);
-        pages("owned", now.pages_owned);
-        self.pages_capacity.with_label_values(&label).set(signed(now.pages_total));
-        self.pages_evictable.with_label_values(&label).set(signed(now.pages_evictable));
-        let used = now.pages_total.saturating_sub(now.pages_free);
-        let in_use = ratio(used.saturating_sub(now.pages_evictable), now.pages_total);
-        self.pages_in_use.with_label_values(&label).set(in_use);
-        self.page_use.with_label_values(&label).set(ratio(used, now.pages_total));
-        let hits = ratio(now.cached_tokens, now.prompt_tokens);
-        self.hit_rate.with_label_values(&label).set(hits);
+    /// Nothing runs, waits or is cached: its worker is dead.
+    pub(crate) fn nothing_runs(&self, model: &str) {
+        self.steps_of(model).gauges(&StepStats::default());
     }
 
     /// The model is no more.
@@ -203,6 +194,69 @@ impl Metrics {
         for histogram in [&self.step_s, &self.batch] {
             let _ = histogram.remove_label_values(&label);
         }
+    }
+}
+
+/// What each step of one model changes.
+pub(crate) struct StepMetrics {
+    model: String,
+    running: IntGauge,
+    waiting: IntGauge,
+    pages_free: IntGauge,
+    pages_cached: IntGauge,
+    pages_owned: IntGauge,
+    pages_capacity: IntGauge,
+    pages_evictable: IntGauge,
+    page_use: Gauge,
+    pages_in_use: Gauge,
+    throughput: Throughput,
+    hit_rate: Gauge,
+    prompt_tokens: IntCounter,
+    cached_tokens: IntCounter,
+    generated_tokens: IntCounter,
+    preemptions: IntCounter,
+    steps: IntCounter,
+    busy_s: Counter,
+    step_s: Histogram,
+    batch: Histogram,
+}
+
+impl StepMetrics {
+    /// The counters went from `before` to `now`.
+    pub(crate) fn step(&self, before: &StepStats, now: &StepStats) {
+        self.gauges(now);
+        let count = |counter: &IntCounter, before: u64, now: u64| {
+            counter.inc_by(now.saturating_sub(before));
+        };
+        count(&self.prompt_tokens, before.prompt_tokens, now.prompt_tokens);
+        count(&self.cached_tokens, before.cached_tokens, now.cached_tokens);
+        count(&self.generated_tokens, before.generated_tokens, now.generated_tokens);
+        let generated = now.generated_tokens.saturating_sub(before.generated_tokens);
+        self.throughput.add(&self.model, generated);
+        count(&self.preemptions, before.preemptions, now.preemptions);
+        count(&self.steps, before.steps, now.steps);
+        if now.steps > before.steps {
+            let seconds = f64::from(now.step_s).max(0.0);
+            self.busy_s.inc_by(seconds);
+            self.step_s.observe(seconds);
+            self.batch.observe(f64::from(now.rows));
+        }
+    }
+
+    /// What is now.
+    fn gauges(&self, now: &StepStats) {
+        self.running.set(i64::from(now.running));
+        self.waiting.set(i64::from(now.waiting));
+        self.pages_free.set(signed(now.pages_free));
+        self.pages_cached.set(signed(now.pages_cached));
+        self.pages_owned.set(signed(now.pages_owned));
+        self.pages_capacity.set(signed(now.pages_total));
+        self.pages_evictable.set(signed(now.pages_evictable));
+        let used = now.pages_total.saturating_sub(now.pages_free);
+        let in_use = ratio(used.saturating_sub(now.pages_evictable), now.pages_total);
+        self.pages_in_use.set(in_use);
+        self.page_use.set(ratio(used, now.pages_total));
+        self.hit_rate.set(ratio(now.cached_tokens, now.prompt_tokens));
     }
 }
 
@@ -294,10 +348,11 @@ mod tests {
         let registry = prometheus::Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
         metrics.up("m", true);
-        metrics.step("m", &StepStats::default(), &after(1, 7));
-        metrics.step("m", &after(1, 7), &after(1, 7)); // counters only, no step
+        let steps = metrics.steps_of("m");
+        steps.step(&StepStats::default(), &after(1, 7));
+        steps.step(&after(1, 7), &after(1, 7)); // counters only, no step
         metrics.restarted("m");
-        metrics.step("m", &StepStats::default(), &after(1, 5));
+        metrics.steps_of("m").step(&StepStats::default(), &after(1, 5));
         let lines = text(&registry);
         for line in [
             "minisgl_worker_generated_tokens_total{model=\"m\"} 12",
@@ -314,5 +369,7 @@ mod tests {
         }
         metrics.forget("m");
         assert_eq!(text(&registry), "");
+        steps.gauges(&after(2, 9));
+        assert_eq!(text(&registry), "", "who still has its lines does not bring them back");
     }
 }

@@ -17,6 +17,7 @@ use crate::log_ring::LogRing;
 use crate::placement::Placement;
 use crate::sessions::Sessions;
 use crate::spec::Spec;
+use crate::text::Text;
 
 /// A model the daemon knows of.
 pub(crate) struct Model {
@@ -57,8 +58,8 @@ pub(crate) struct View {
     pub(crate) options: LoadOptions,
     /// When a failed model is tried again.
     pub(crate) retry_at: Option<Instant>,
-    /// What it cannot do.
-    pub(crate) notes: Vec<String>,
+    /// Its text process; `None` until its folder was read.
+    pub(crate) text: Option<Text>,
 }
 
 /// What the instance itself last said.
@@ -115,7 +116,7 @@ impl Model {
                 info: None,
                 options: spec.options.clone(),
                 retry_at: None,
-                notes: Vec::new(),
+                text: None,
             }),
             heartbeat: Mutex::new(Heartbeat::of(None)),
             spec,
@@ -138,6 +139,11 @@ impl Model {
     /// The state alone.
     pub(crate) fn state(&self) -> ModelState {
         self.lock_view().state
+    }
+
+    /// Its text process; `None` for a model that is loaded without one.
+    pub(crate) fn text(&self) -> Option<Text> {
+        self.lock_view().text.clone()
     }
 
     /// State, and what it is, if it was ready before.
@@ -232,7 +238,7 @@ impl Model {
                 _ => self.spec.origin,
             },
             retry_in_s: retry_in,
-            notes: view.notes,
+            notes: view.text.map(|text| text.info().notes.clone()).unwrap_or_default(),
         }
     }
 }

@@ -5,15 +5,16 @@
 
 mod handle;
 mod reconcile;
+mod report;
 mod saving;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use minisgl_proto::admin::{
-    AdminError, AdminErrorCode, HealthReport, LoadEvent, LoadRequest, ModelState, ModelStatus,
-    Origin, RequestStatus, RestartRequest,
+    AdminError, AdminErrorCode, LoadEvent, LoadRequest, ModelState, ModelStatus, Origin,
+    RestartRequest,
 };
 use minisgl_proto::{Generate, Unavailable};
 use tokio::sync::{mpsc, oneshot};
@@ -31,13 +32,12 @@ use crate::supervisor::{Parts, Supervisor};
 
 use self::handle::not_ready;
 pub use self::handle::{Generation, ModelHandle};
+pub use self::report::Listed;
 
 /// Events of a model that may wait for its supervisor.
 const EVENTS_MAX: usize = 64;
 /// Lines of a load's answer that may wait for a slow client; progress beyond it is dropped.
 const LOAD_EVENTS_MAX: usize = 256;
-/// How long a supervisor may stand still, whose ticks are two seconds apart at most.
-const STUCK: Duration = Duration::from_secs(30);
 /// Why a load cannot be saved.
 const NOTHING_SAVED: &str = "this daemon saves no models: it has no state folder; set [state] dir, or have systemd \
                              make one (StateDirectory=)";
@@ -65,25 +65,6 @@ struct Inner {
     next_id: AtomicU64,
     next_generation: AtomicU64,
     closing: AtomicBool,
-}
-
-/// A model in a list, with what costs nothing to tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// Name for clients.
-    pub name: String,
-    /// Its other names.
-    pub aliases: Vec<String>,
-    /// What was asked for: folder or repo id.
-    pub source: String,
-    /// Unix time of its load, in seconds.
-    pub created_s: u64,
-    /// Another number for each load, also of the same name; later loads have higher ones.
-    pub generation: u64,
-    /// Where it is in its life.
-    pub state: ModelState,
-    /// Its context length, once known.
-    pub max_len: Option<u32>,
 }
 
 fn invalid(message: String) -> AdminError {
@@ -344,70 +325,6 @@ impl Registry {
         }
     }
 
-    /// One model.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn status(&self, name: &str) -> Result<ModelStatus, AdminError> {
-        Ok(self.find(name)?.status())
-    }
-
-    /// Every model, in the order they were loaded.
-    pub fn list(&self) -> Vec<ModelStatus> {
-        let models = self.lock().clone();
-        models.iter().map(|model| model.status()).collect()
-    }
-
-    /// Every model in short, in the order they were loaded.
-    pub fn listed(&self) -> Vec<Listed> {
-        let models = self.lock();
-        let listed = models.iter().map(|model| {
-            let (state, info) = model.state_and_info();
-            Listed {
-                name: model.spec.name.clone(),
-                aliases: model.spec.aliases.clone(),
-                source: model.spec.source.clone(),
-                created_s: model.created_s,
-                generation: model.generation,
-                state,
-                max_len: info.map(|info| info.max_len),
-            }
-        });
-        listed.collect()
-    }
-
-    /// As [`Registry::status`], and how much GPU memory its worker holds, which the driver is asked for.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub async fn status_with_gpu_memory(&self, name: &str) -> Result<ModelStatus, AdminError> {
-        let mut status = [self.status(name)?];
-        self.0.meter.fill(&mut status).await;
-        let [status] = status;
-        Ok(status)
-    }
-
-    /// As [`Registry::list`], and how much GPU memory each worker holds, which the driver is asked for.
-    pub async fn list_with_gpu_memory(&self) -> Vec<ModelStatus> {
-        let mut models = self.list();
-        self.0.meter.fill(&mut models).await;
-        models
-    }
-
-    /// The last lines that a model's workers wrote to standard error, `count` at most, oldest first.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn logs(&self, name: &str, count: usize) -> Result<Vec<String>, AdminError> {
-        Ok(self.find(name)?.log.last(count))
-    }
-
-    /// Every request that has not ended, by model and age.
-    pub fn requests(&self) -> Vec<RequestStatus> {
-        let models = self.lock().clone();
-        models.iter().flat_map(|model| model.sessions.list()).collect()
-    }
-
     /// Ends the requests of this number or of this id of the client's. Returns how many.
     pub fn cancel(&self, id: &str) -> usize {
         let models = self.lock().clone();
@@ -429,32 +346,6 @@ impl Registry {
                 "the worker of model \"{name}\" did not answer; see minisglctl ps"
             ))),
         }
-    }
-
-    /// What only a new daemon can repair, if there is such a thing: a model that nobody looks after any more. A
-    /// worker that stalls is not one, nor one that no signal ends.
-    pub fn stuck(&self) -> Option<String> {
-        let models = self.lock().clone();
-        models.iter().find_map(|model| model.stuck(Instant::now(), STUCK))
-    }
-
-    /// Whether the service as a whole should get traffic.
-    pub fn health(&self) -> HealthReport {
-        let models: Vec<(String, ModelState)> =
-            self.lock().iter().map(|m| (m.spec.name.clone(), m.state())).collect();
-        let of = |state| models.iter().filter(|(_, s)| *s == state).count();
-        let ready = of(ModelState::Ready);
-        // A model on its way out is no fault.
-        let ill = models.len() - ready - of(ModelState::Unloading);
-        let summary = if models.is_empty() {
-            "no model is loaded".to_string()
-        } else {
-            let describe = |(name, state): &(String, ModelState)| {
-                format!("{name} is {}", format!("{state:?}").to_lowercase())
-            };
-            models.iter().map(describe).collect::<Vec<_>>().join(", ")
-        };
-        HealthReport { ready: ready > 0 && ill == 0, summary, models }
     }
 
     /// The model of this name, if it takes requests: it is ready, or was and will be again.

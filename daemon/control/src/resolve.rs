@@ -16,6 +16,7 @@ use crate::config::{HubConfig, RegistryConfig};
 use crate::downloads;
 pub use crate::hub::Retry;
 use crate::layout::{RepoId, cached, expand, is_path, missing_files};
+use crate::text::Text;
 
 /// Why there is no folder to load from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,8 +60,8 @@ const PROGRESS_MAX: usize = 64;
 pub(crate) enum Finding {
     /// How far it is.
     Progress(LoadProgress),
-    /// What the model there cannot do.
-    Notes(Vec<String>),
+    /// The process that reads its tokenizer and templates.
+    Text(Option<Text>),
     /// Its folder, or why there is none.
     Done(Result<PathBuf, ResolveError>),
 }
@@ -79,7 +80,7 @@ pub(crate) fn start(
         let find = async {
             let dir = resolve(&hub, &source, dummy_weights, &mut report).await?;
             let inspect = move || match (inspector.0)(&dir) {
-                Ok(notes) => Ok((dir, notes)),
+                Ok(text) => Ok((dir, text)),
                 Err(why) => Err(ResolveError::incomplete(&dir, &[why])),
             };
             on_a_thread("inspect", inspect).await?
@@ -89,8 +90,8 @@ pub(crate) fn start(
             () = findings.closed() => return,
         };
         let found = match found {
-            Ok((dir, notes)) => {
-                let _ = findings.send(Finding::Notes(notes)).await;
+            Ok((dir, text)) => {
+                let _ = findings.send(Finding::Text(text)).await;
                 Ok(dir)
             }
             Err(error) => Err(error),

@@ -33,12 +33,11 @@
 //! Owns: who waits for what. Must never: block.
 
 mod session;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +47,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::session::Blame;
 use self::session::{Place, Session};
+use self::table::{Attached, Table, last_event};
 
 /// Frames that are not a request's: `Load`, `Ping`, `Flush`, `Drain`.
 const OUTBOX_SPARE: usize = 64;
@@ -93,70 +93,25 @@ pub(crate) struct Sessions {
     buffer: usize,
     /// Bytes that all sessions may keep.
     bytes_max: usize,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-struct Inner {
-    /// Whether new requests are welcome.
-    open: bool,
-    /// Sessions at most, as the last instance said.
-    limit: usize,
-    instance: Option<Attached>,
-    sessions: HashMap<RequestId, Session, BuildHasherDefault<IdHasher>>,
-    /// Those that are parked, the next to be sent first.
-    parked: BTreeSet<(Reverse<i32>, RequestId)>,
-    /// Those with the instance, or leaving it.
-    sent: usize,
-    /// The suspect that was sent.
-    on_trial: Option<RequestId>,
-    bytes: usize,
-}
-
-/// The instance that computes.
-struct Attached {
-    epoch: u32,
-    outbox: mpsc::Sender<ToWorker>,
-    /// It takes no more: it is dying.
-    suspended: bool,
-    had_progress: bool,
-}
-
-/// Request ids are counted up: they need no hashing.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        // Spread over the upper bits, by which the table tells entries apart (Fibonacci hashing).
-        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.0 = (self.0 << 8) | u64::from(byte));
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id;
-    }
+    table: Mutex<Table>,
 }
 
 impl Sessions {
     pub(crate) fn new(model: String, buffer: usize, bytes_max: usize) -> Self {
-        Sessions { model, buffer: buffer.max(1), bytes_max, inner: Mutex::default() }
+        Sessions { model, buffer: buffer.max(1), bytes_max, table: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An instance is ready: requests are welcome, `limit` at most, and those that wait are sent to it.
     pub(crate) fn attach(&self, epoch: u32, outbox: mpsc::Sender<ToWorker>, limit: u32) {
-        let mut inner = self.lock();
-        inner.limit = (limit as usize).min(requests_of(&outbox));
-        inner.instance = Some(Attached { epoch, outbox, suspended: false, had_progress: false });
-        inner.open = true;
-        inner.pump(Instant::now());
+        let mut table = self.lock();
+        table.limit = (limit as usize).min(requests_of(&outbox));
+        table.instance = Some(Attached { epoch, outbox, suspended: false, had_progress: false });
+        table.open = true;
+        table.pump(Instant::now());
     }
 
     /// The instance is dying: what it has sent still counts, and nothing more is sent to it.
@@ -168,13 +123,13 @@ impl Sessions {
 
     /// The instance is gone: its requests wait for the next one. `why`, after "the worker", is how it ended.
     pub(crate) fn park(&self, blame: Blame, why: &str) -> Parked {
-        let mut inner = self.lock();
-        let had_progress = inner.instance.take().is_some_and(|instance| instance.had_progress);
+        let mut table = self.lock();
+        let had_progress = table.instance.take().is_some_and(|instance| instance.had_progress);
         let mut parked = Parked { had_progress, ..Parked::default() };
         let now = Instant::now();
         let mut suspects = Vec::new();
         let mut over = Vec::new();
-        for (&id, session) in &mut inner.sessions {
+        for (&id, session) in &mut table.sessions {
             match session.place {
                 Place::Parked => {}
                 Place::Leaving => over.push((id, None)),
@@ -194,7 +149,7 @@ impl Sessions {
                 }
             }
         }
-        let culprit = match (inner.on_trial.take(), &suspects[..]) {
+        let culprit = match (table.on_trial.take(), &suspects[..]) {
             _ if blame == Blame::None => None,
             (Some(on_trial), _) if suspects.contains(&on_trial) => Some(on_trial),
             (_, [sole]) => Some(*sole),
@@ -208,23 +163,23 @@ impl Sessions {
             over.push((id, Some(why)));
         }
         for (id, reason) in over {
-            if let Some(mut session) = inner.sessions.remove(&id)
+            if let Some(mut session) = table.sessions.remove(&id)
                 && let Some(reason) = reason
             {
                 session.end(last_event(id, Finish::Failed(reason)));
             }
         }
-        inner.recount();
-        parked.waiting = inner.parked.len();
+        table.recount();
+        parked.waiting = table.parked.len();
         parked
     }
 
     /// New requests are refused and those without an instance end; those with one go on.
     pub(crate) fn close(&self, reason: &str) {
-        let mut inner = self.lock();
-        inner.open = false;
-        while let Some((_, id)) = inner.parked.pop_first() {
-            inner.end(id, Finish::Failed(reason.to_string()));
+        let mut table = self.lock();
+        table.open = false;
+        while let Some((_, id)) = table.parked.pop_first() {
+            table.end(id, Finish::Failed(reason.to_string()));
         }
     }
 
@@ -239,11 +194,11 @@ impl Sessions {
     }
 
     fn end_all(&self, finish: &Finish) -> usize {
-        let mut inner = self.lock();
-        inner.open = false;
-        inner.instance = None;
-        let sessions = std::mem::take(&mut inner.sessions);
-        inner.recount();
+        let mut table = self.lock();
+        table.open = false;
+        table.instance = None;
+        let sessions = std::mem::take(&mut table.sessions);
+        table.recount();
         let count = sessions.len();
         for (id, mut session) in sessions {
             session.end(last_event(id, finish.clone()));
@@ -254,19 +209,19 @@ impl Sessions {
     /// Ends those that have waited for an instance for longer than `patience`. Returns how many.
     pub(crate) fn expire(&self, patience: Duration) -> usize {
         let now = Instant::now();
-        let mut inner = self.lock();
+        let mut table = self.lock();
         let late = |(_, id): &&(Reverse<i32>, RequestId)| {
-            inner.sessions.get(id).is_some_and(|session| session.waited(now) > patience)
+            table.sessions.get(id).is_some_and(|session| session.waited(now) > patience)
         };
-        let late: Vec<_> = inner.parked.iter().filter(late).copied().collect();
+        let late: Vec<_> = table.parked.iter().filter(late).copied().collect();
         for entry in &late {
-            inner.parked.remove(entry);
+            table.parked.remove(entry);
             let seconds = patience.as_secs_f64();
             let why = format!(
                 "model \"{}\" had no worker for this request for {seconds:.0} s; retry later",
                 self.model
             );
-            inner.end(entry.1, Finish::Failed(why));
+            table.end(entry.1, Finish::Failed(why));
         }
         late.len()
     }
@@ -289,11 +244,11 @@ impl Sessions {
     /// Each of them, by age.
     pub(crate) fn list(&self) -> Vec<RequestStatus> {
         let now = Instant::now();
-        let inner = self.lock();
-        let statuses = inner.sessions.iter();
+        let table = self.lock();
+        let statuses = table.sessions.iter();
         let mut statuses: Vec<RequestStatus> =
             statuses.filter_map(|(&id, session)| session.status(id, &self.model, now)).collect();
-        drop(inner);
+        drop(table);
         statuses.sort_unstable_by_key(|status| status.id);
         statuses
     }
@@ -307,24 +262,24 @@ impl Sessions {
         let now = Instant::now();
         let (sender, receiver) = mpsc::channel(self.buffer + 1); // one for the last event
         let session = Session::new(request, sender, now);
-        let mut inner = self.lock();
-        if !inner.open {
+        let mut table = self.lock();
+        if !table.open {
             return Err(Refused::Closed);
         }
-        if inner.sessions.len() >= inner.limit {
-            return Err(Refused::Full(u32::try_from(inner.limit).unwrap_or(u32::MAX)));
+        if table.sessions.len() >= table.limit {
+            return Err(Refused::Full(u32::try_from(table.limit).unwrap_or(u32::MAX)));
         }
-        let has_room = inner.bytes + session.bytes() <= self.bytes_max;
-        let can_send = inner.parked.is_empty() && inner.can_send();
+        let has_room = table.bytes + session.bytes() <= self.bytes_max;
+        let can_send = table.parked.is_empty() && table.can_send();
         if !has_room && !can_send {
             return Err(Refused::NoRoom);
         }
-        inner.bytes += session.bytes();
-        inner.parked.insert((Reverse(session.priority), id));
-        inner.sessions.insert(id, session);
-        inner.pump(now);
-        if !has_room && inner.parked.is_empty() {
-            inner.drop_journal(id);
+        table.bytes += session.bytes();
+        table.parked.insert((Reverse(session.priority), id));
+        table.sessions.insert(id, session);
+        table.pump(now);
+        if !has_room && table.parked.is_empty() {
+            table.drop_journal(id);
         }
         Ok((receiver, AbortGuard { id, sessions: Arc::clone(self) }))
     }
@@ -332,14 +287,14 @@ impl Sessions {
     /// Hands out what a step of the instance `epoch` brought; a reader that lies too far behind is cut off. What
     /// an instance says that is not the one attached is not heard.
     pub(crate) fn route(&self, epoch: u32, events: Vec<TokenEvent>) {
-        let mut inner = self.lock();
-        if inner.instance.as_ref().is_none_or(|instance| instance.epoch != epoch) {
+        let mut table = self.lock();
+        if table.instance.as_ref().is_none_or(|instance| instance.epoch != epoch) {
             return;
         }
         for event in events {
-            inner.route(event, self.bytes_max);
+            table.route(event, self.bytes_max);
         }
-        inner.pump(Instant::now());
+        table.pump(Instant::now());
     }
 
     /// Ends a request that cannot be sent to the instance `epoch`.
@@ -349,157 +304,21 @@ impl Sessions {
 
     /// Ends the requests of this number or of this id of the client's, in the operator's name. Returns how many.
     pub(crate) fn cancel(&self, id: &str) -> usize {
-        let mut inner = self.lock();
+        let mut table = self.lock();
         let number = id.parse().ok().map(RequestId);
         let matches = |(own, session): &(&RequestId, &Session)| {
             let is_named = number == Some(**own) || session.request_id() == id;
             is_named && session.place != Place::Leaving
         };
         let ids: Vec<RequestId> =
-            inner.sessions.iter().filter(matches).map(|(&id, _)| id).collect();
+            table.sessions.iter().filter(matches).map(|(&id, _)| id).collect();
         for &id in &ids {
-            if let Some(session) = inner.sessions.get_mut(&id) {
+            if let Some(session) = table.sessions.get_mut(&id) {
                 session.end(last_event(id, Finish::Aborted));
             }
-            inner.abort(id);
+            table.abort(id);
         }
         ids.len()
-    }
-}
-
-impl Inner {
-    /// Whether an instance takes one more.
-    fn can_send(&self) -> bool {
-        self.sent < self.limit
-            && self.instance.as_ref().is_some_and(|i| !i.suspended && !i.outbox.is_closed())
-    }
-
-    /// Sends those that are parked while the instance takes them.
-    fn pump(&mut self, now: Instant) {
-        if self.parked.is_empty() || !self.can_send() {
-            return;
-        }
-        let Inner { instance, sessions, parked, sent, on_trial, limit, .. } = self;
-        let Some(instance) = instance else { return };
-        parked.retain(|&(_, id)| {
-            let Some(session) = sessions.get_mut(&id) else { return false };
-            let waits_for_trial = session.is_suspect() && on_trial.is_some();
-            if *sent >= *limit || waits_for_trial {
-                return true;
-            }
-            let Some(submit) = session.submit(id) else { return true };
-            if instance.outbox.try_send(ToWorker::Submit(submit)).is_err() {
-                return true; // the writer is gone: the instance is dying
-            }
-            if session.is_suspect() {
-                *on_trial = Some(id);
-            }
-            session.on_sent(now);
-            *sent += 1;
-            false
-        });
-    }
-
-    fn route(&mut self, event: TokenEvent, bytes_max: usize) {
-        let id = event.id;
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        if event.finish.is_some() {
-            session.end(event); // with a reader that is behind it sees the end
-            return self.remove(id);
-        }
-        if session.place == Place::Leaving {
-            return;
-        }
-        if session.is_behind() {
-            let request_id = session.request_id();
-            tracing::warn!(request = %id, request_id, "a reader fell too far behind and was cut off");
-            return self.abort(id);
-        }
-        let is_token = event.sampled.is_some();
-        let is_progress = is_token || !event.prompt_logprobs.is_empty();
-        if !session.deliver(event) {
-            return self.abort(id);
-        }
-        if is_progress {
-            if let Some(instance) = &mut self.instance {
-                instance.had_progress = true;
-            }
-            if self.on_trial == Some(id) {
-                self.on_trial = None;
-            }
-            if is_token && session.has_journal() {
-                self.bytes += 4;
-                if self.bytes > bytes_max {
-                    self.drop_journal(id);
-                }
-            }
-        }
-    }
-
-    fn drop_journal(&mut self, id: RequestId) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            self.bytes -= session.bytes();
-            session.drop_journal();
-            self.bytes += session.bytes();
-        }
-    }
-
-    /// Nobody reads this request any more.
-    fn abort(&mut self, id: RequestId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.hang_up();
-        match session.place {
-            Place::Leaving => {}
-            Place::Parked => {
-                self.parked.remove(&(Reverse(session.priority), id));
-                self.remove(id);
-            }
-            Place::Sent { .. } => {
-                session.place = Place::Leaving;
-                if let Some(instance) = &self.instance {
-                    let _ = instance.outbox.try_send(ToWorker::Abort(id));
-                }
-            }
-        }
-    }
-
-    /// Ends a request that is no longer among those parked.
-    fn end(&mut self, id: RequestId, finish: Finish) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.end(last_event(id, finish));
-        }
-        self.remove(id);
-    }
-
-    fn remove(&mut self, id: RequestId) {
-        let Some(session) = self.sessions.remove(&id) else { return };
-        self.bytes -= session.bytes();
-        if session.place != Place::Parked {
-            self.sent -= 1;
-        }
-        if self.on_trial == Some(id) {
-            self.on_trial = None;
-        }
-    }
-
-    /// Counts anew when no instance is left.
-    fn recount(&mut self) {
-        self.sent = 0;
-        self.on_trial = None;
-        self.bytes = self.sessions.values().map(Session::bytes).sum();
-        let parked = self.sessions.iter().map(|(&id, session)| (Reverse(session.priority), id));
-        self.parked = parked.collect();
-    }
-}
-
-fn last_event(id: RequestId, finish: Finish) -> TokenEvent {
-    TokenEvent {
-        id,
-        sampled: None,
-        prompt_logprobs: Vec::new(),
-        cached_tokens: None,
-        queue_s: None,
-        finish: Some(finish),
     }
 }
 
@@ -517,8 +336,8 @@ impl std::fmt::Debug for AbortGuard {
 
 impl Drop for AbortGuard {
     fn drop(&mut self) {
-        let mut inner = self.sessions.lock();
-        inner.abort(self.id);
-        inner.pump(Instant::now());
+        let mut table = self.sessions.lock();
+        table.abort(self.id);
+        table.pump(Instant::now());
     }
 }

@@ -283,7 +283,7 @@ mod tests {
         let listener = bind(&path).await.unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let shutdown = async { drop(stopped.await) };
-        let timeout = Duration::from_millis(200);
+        let timeout = Duration::from_secs(3);
         let task = tokio::spawn(serve_within(listener, Router::new(), shutdown, 2, timeout));
         let began = std::time::Instant::now();
         let mut silent = Vec::new();

@@ -251,7 +251,7 @@ impl Supervisor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Found(Finding::Progress(progress)) => self.on_progress(progress),
-            Event::Found(Finding::Notes(notes)) => self.model.update(|view| view.notes = notes),
+            Event::Found(Finding::Text(text)) => self.model.update(|view| view.text = text),
             Event::Found(Finding::Done(found)) => self.on_found(found),
             Event::Frame { epoch, frame } if self.is_current(epoch) => self.on_frame(frame),
             Event::Closed { epoch, error } if self.is_current(epoch) => self.on_closed(error),

@@ -273,7 +273,8 @@ async fn a_pull_whose_caller_leaves_stops_and_nothing_is_removed_meanwhile() {
     let since = Instant::now();
     drop(response);
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    // At once, against an idle time of 60 s.
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
 }
 
 /// A daemon whose children are a shell script that is asked for a fit, and tells what it was asked.

@@ -52,7 +52,8 @@ async fn an_unload_ends_the_download_and_the_next_load_goes_on() {
     let since = Instant::now();
     daemon.registry.unload("m", false).await.unwrap();
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    // At once, against an idle time of 60 s.
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
     *hub.state.hold_after.lock().unwrap() = None;
     let ended = end_of(read_load(daemon.registry.load(request("m")).await.unwrap()).await);
     let dir = ended.unwrap().info.unwrap().dir;
@@ -75,5 +76,6 @@ async fn two_names_of_one_repo_share_a_download_and_the_end_of_the_daemon_ends_i
     let since = Instant::now();
     daemon.registry.shutdown(Duration::ZERO).await;
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    // At once, against an idle time of 60 s.
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
 }

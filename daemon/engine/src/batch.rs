@@ -16,6 +16,9 @@ pub struct Batch {
     logit_rows: Vec<LogitRow>,
 }
 
+/// Plans in flight at most: one running, one queued behind it.
+pub const IN_FLIGHT_MAX: usize = 2;
+
 /// Prompt tokens whose log-probabilities one step can report. What they take beside the rows that are sampled is
 /// a row of hidden states each, and results.
 pub const SCORED_MAX: usize = 256;

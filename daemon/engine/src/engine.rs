@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use minisgl_sched::{Executor, ExecutorError, Plan, Row, StepOutput, StepProfile};
 
-use crate::batch::PlanLimits;
-use crate::rank::{Event, Hashes, IN_FLIGHT_MAX, Ranks};
+use crate::batch::{IN_FLIGHT_MAX, PlanLimits};
+use crate::rank::{Event, Hashes, Ranks};
 
 /// Plans that have run and are kept to be given back, at most: a rank lets go of a plan when it takes
 /// the next.

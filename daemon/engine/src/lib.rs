@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 pub mod batch;
+pub mod collective;
 pub mod config;
 mod device;
 mod engine;
@@ -30,7 +31,9 @@ pub mod model;
 pub mod ops;
 pub mod probe;
 pub mod rank;
+pub mod rope;
 pub mod sampler;
+pub mod shard;
 pub mod weights;
 
 pub use engine::{Engine, EngineInfo};

@@ -22,7 +22,6 @@
 
 mod decoder;
 mod loader;
-pub mod rope;
 
 pub use loader::Loader;
 

@@ -20,9 +20,7 @@
 //!     | <------ Failed, from any r |  then the group is poisoned, and all ranks end
 //! ```
 
-pub mod collective;
 mod inject;
-pub mod shard;
 mod watch;
 
 use std::any::Any;
@@ -35,16 +33,14 @@ use std::time::{Duration, Instant};
 use minisgl_proto::Sampled;
 use minisgl_sched::Plan;
 
+use crate::batch::IN_FLIGHT_MAX;
+use crate::collective::Group;
 use crate::error::EngineError;
 use crate::ops::{OpResult, Pending};
-use collective::Group;
 use inject::Fault;
 use watch::Watcher;
 
 pub(crate) use watch::Hashes;
-
-/// Plans in flight at most: one running, one queued behind it.
-pub const IN_FLIGHT_MAX: usize = 2;
 
 /// How long the end of the engine waits for ranks that hang.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -349,8 +345,8 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::collective::Member;
     use super::*;
+    use crate::collective::Member;
     use crate::error::OpError;
 
     const LOADED: Loaded = Loaded { weight_bytes: 10, read_s: 0.0 };

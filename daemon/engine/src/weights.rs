@@ -14,6 +14,7 @@ mod checkpoint;
 mod dummy;
 mod error;
 mod file;
+mod made;
 mod part;
 mod tensor;
 #[cfg(test)]
@@ -26,8 +27,9 @@ use minisgl_proto::LoadOptions;
 use crate::config::ModelConfig;
 use checkpoint::Checkpoint;
 
-pub use dummy::{DummyTensor, DummyWeights};
+pub use dummy::DummyWeights;
 pub use error::{PROBLEMS_MAX, Problem, WeightError};
+pub use made::DummyTensor;
 pub use part::Part;
 pub use tensor::{DummyPart, HostTensor, TensorPart};
 

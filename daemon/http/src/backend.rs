@@ -5,20 +5,23 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 pub use minisgl_proto::{Generate, Unavailable};
 use minisgl_proto::{ModelInfo, RequestId, TokenEvent};
 use tokio::sync::mpsc;
 
 /// The models being served.
 pub trait Backend: Send + Sync + 'static {
-    /// Every model that could be asked for by name, ready or not, in the order it was loaded.
-    fn models(&self) -> Vec<ModelEntry>;
+    /// Every model that could be asked for by name, ready or not, in the order it was loaded. For lists of models;
+    /// a request asks for its model alone.
+    fn models(&self) -> Arc<[ModelEntry]>;
 
-    /// The ready model of this name.
+    /// The model of this name, or alias; without a name, the only one there is.
     ///
     /// # Errors
     /// There is none, or it is not ready.
-    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable>;
+    fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable>;
 
     /// Whether the service as a whole should get traffic, and one line saying why (not).
     fn health(&self) -> (bool, String);
@@ -41,16 +44,34 @@ pub struct ModelEntry {
     pub max_len: Option<u32>,
 }
 
-/// A ready model. Stays valid when the model goes away; `submit` then refuses.
+/// A model that takes requests. Stays valid when the model goes away; `submit` then refuses.
 pub trait Model: Send + Sync + 'static {
+    /// Its name for clients.
+    fn name(&self) -> &str;
+
+    /// Another number for each load, larger for a later one.
+    fn generation(&self) -> u64;
+
     /// What it is.
     fn info(&self) -> &ModelInfo;
+
+    /// Its tokenizer and chat template.
+    fn text(&self) -> Arc<dyn TextService>;
 
     /// Starts a generation. Never blocks.
     ///
     /// # Errors
     /// Nothing was started.
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable>;
+}
+
+/// A model's tokenizer and chat template, somewhere else.
+pub trait TextService: Send + Sync + 'static {
+    /// What they are.
+    fn info(&self) -> Arc<TextInfo>;
+
+    /// Does a job. Dropping the future gives it up.
+    fn run(&self, job: TextJob) -> BoxFuture<'static, Result<TextAnswer, TextFault>>;
 }
 
 /// A running generation. Dropping it aborts the request, unless its last event was taken.

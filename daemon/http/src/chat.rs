@@ -2,199 +2,377 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::Request;
-use axum::response::{IntoResponse, Response};
-use minisgl_proto::limits::TOP_LOGPROBS_MAX;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use minisgl_proto::Sampled;
 
-use crate::body::{Refusal, parse, refuse};
-use crate::choices::{Choices, Delta, Job};
 use crate::error::ApiError;
-use crate::front::{Front, unix_s};
-use crate::prompt::{self, PromptFields};
-use crate::sampling::{self, Endpoint, SamplingFields, whole};
-use crate::sse;
+use crate::fields::Route;
+use crate::intent::{Intent, Prompts};
+use crate::json::{Inner, Int, fields, put};
+use crate::logprobs;
+use crate::part::{Delta, Part, Scored, Usage, Whole};
+use crate::prompt::PromptFields;
+use crate::sampling::{SamplingFields, top};
+use crate::surface::Surface;
 use crate::tokenizer::TextModel;
 use crate::usage::{self, StreamOptions, Telling};
-use crate::{body, logprobs};
+use crate::wire::{Answer, END, Head, Prompted, Wire};
 
-#[derive(Deserialize)]
-struct ChatFields {
-    model: Option<String>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<i64>,
+fields! {
+    /// The fields of this surface.
+    pub struct ChatFields {
+        model: String,
+        stream: bool,
+        stream_options: Inner<StreamOptions>,
+        max_tokens: Int,
+        max_completion_tokens: Int,
+        logprobs: bool,
+        top_logprobs: Int,
+        prompt_logprobs: Int,
+    }
+    with {
+        prompt: PromptFields,
+        sampling: SamplingFields,
+    }
 }
 
-const REFUSED: &[Refusal] = &[
-    Refusal {
-        field: "modalities",
-        harmless: |value| *value == json!(["text"]),
-        instead: "models here write text only",
-    },
-    Refusal { field: "audio", harmless: body::never, instead: "models here write text only" },
-];
+/// OpenAI's chat completions.
+pub struct Chat;
 
-impl ChatFields {
-    fn endpoint(&self) -> Result<Endpoint, ApiError> {
-        let max_tokens = self
+impl Surface for Chat {
+    type Body = ChatFields;
+    type Wire = ChatWire;
+    const ROUTE: Route = Route::Chat;
+
+    fn intent(f: ChatFields) -> Result<(Intent, Chat), ApiError> {
+        let max_tokens = f
             .max_completion_tokens
             .map(|max| ("max_completion_tokens", max))
-            .or(self.max_tokens.map(|max| ("max_tokens", max)));
-        let top = whole("top_logprobs", self.top_logprobs.unwrap_or(0), 0, TOP_LOGPROBS_MAX.into())?
-            as u32;
-        let wanted = self.logprobs.unwrap_or(false);
-        if top > 0 && !wanted {
+            .or(f.max_tokens.map(|max| ("max_tokens", max)));
+        let tops = top("top_logprobs", f.top_logprobs.unwrap_or(Int(0)))?;
+        let logprobs = f.logprobs.unwrap_or(false);
+        if tops > 0 && !logprobs {
             return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs to be true"));
         }
-        Ok(Endpoint { max_tokens, max_tokens_default: None, logprobs: wanted.then_some(top) })
+        let intent = Intent {
+            model: f.model,
+            prompts: Prompts::Chat(Box::new(f.prompt)),
+            param: "messages",
+            sampling: f.sampling,
+            max_tokens,
+            max_tokens_default: None,
+            logprobs: logprobs.then_some(tops),
+            prompt_logprobs: prompt_logprobs(f.prompt_logprobs, f.stream)?,
+            stream: f.stream.unwrap_or(false),
+            telling: Telling::of(f.stream_options),
+            echo: false,
+            ids: false,
+        };
+        Ok((intent, Chat))
+    }
+
+    fn wire(self, answer: Answer) -> ChatWire {
+        let id = format!("chatcmpl-{}", answer.id);
+        ChatWire {
+            chunk: Head::new(&answer, &id, "chat.completion.chunk"),
+            whole: Head::new(&answer, &id, "chat.completion"),
+            text: Arc::clone(&answer.text),
+            logprobs: answer.logprobs,
+            telling: answer.telling,
+            called: vec![false; answer.choices],
+            prompted: answer.prompts.into_iter().next(),
+        }
     }
 }
 
-/// Handles a request.
-pub async fn completions(
-    State(front): State<Arc<Front>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    let (bytes, record) = front.receive(request).await?;
-    let fields: ChatFields = parse(&bytes)?;
-    let prompt: PromptFields = parse(&bytes)?;
-    let sampling: SamplingFields = parse(&bytes)?;
-    for refused in [REFUSED, prompt::REFUSED, sampling::REFUSED] {
-        refuse(&bytes, refused)?;
+/// vLLM's `prompt_logprobs`, which counts from the first token.
+///
+/// # Errors
+/// 400: out of range, or in a stream, which has no place for them.
+pub fn prompt_logprobs(
+    given: Option<Int>,
+    stream: Option<bool>,
+) -> Result<Option<(u32, u32)>, ApiError> {
+    let Some(given) = given else { return Ok(None) };
+    if stream == Some(true) {
+        let message = "prompt_logprobs are not part of streams; leave out one of both";
+        return Err(ApiError::field("prompt_logprobs", message));
     }
-    drop(bytes);
-    let found = front.find(fields.model.clone(), &record).await?;
-    let vocab_size = found.model.info().vocab_size;
-    let wanted =
-        sampling.validate(fields.endpoint()?, &found.text.defaults, vocab_size, &front.settings)?;
-    let logprobs = wanted.sampling.logprobs.is_some();
-    let tokens = prompt.tokenize(&front, &found).await?;
-    let job = Job {
-        model: found.model,
-        text: Arc::clone(&found.text),
-        prompts: vec![tokens],
-        wanted,
-        at_start: true,
-        param: "messages",
-    };
-    let choices = front.begin(job, Arc::clone(&record)).await?;
-    let answer = Answer {
-        id: format!("chatcmpl-{}", record.id),
-        created_s: unix_s(),
-        model: found.name,
-        text: found.text,
-        logprobs,
-        telling: Telling::of(fields.stream_options),
-    };
-    if fields.stream.unwrap_or(false) {
-        return Ok(sse::respond(choices, answer, record));
-    }
-    Ok(Json(answer.whole(choices).await?).into_response())
+    Ok(Some((top("prompt_logprobs", given)?, 0)))
 }
 
 /// How a chat completion is written.
-struct Answer {
-    id: String,
-    created_s: u64,
-    model: String,
+pub struct ChatWire {
+    chunk: Head,
+    whole: Head,
     text: Arc<TextModel>,
     logprobs: bool,
     telling: Telling,
+    /// Whether a choice has called a tool.
+    called: Vec<bool>,
+    /// The prompt, if its log-probabilities are wanted.
+    prompted: Option<Prompted>,
 }
 
-impl Answer {
-    fn logprobs(&self, delta: &Delta) -> Value {
-        if self.logprobs { logprobs::chat(&delta.tokens, &self.text) } else { Value::Null }
+impl ChatWire {
+    /// A chunk of one choice; `delta` writes its delta's fields.
+    fn chunk(
+        &self,
+        out: &mut Vec<u8>,
+        choice: usize,
+        delta: impl FnOnce(&mut Vec<u8>),
+        (tokens, finish): (Option<&[Scored]>, Option<&str>),
+        total: Usage,
+    ) {
+        self.chunk.event(out);
+        out.extend_from_slice(b"{\"index\":");
+        put(out, &choice);
+        out.extend_from_slice(b",\"delta\":{");
+        delta(out);
+        out.push(b'}');
+        self.rest(out, tokens, finish);
+        out.push(b']');
+        self.telling.write(out, total);
+        out.push(b'}');
+        out.extend_from_slice(END);
     }
 
-    async fn whole(self, mut choices: Choices) -> Result<Value, ApiError> {
-        let gathered = choices.gather().await?;
-        let list: Vec<Value> = gathered
-            .iter()
-            .map(|whole| {
-                json!({
-                    "index": whole.choice,
-                    "message": {"role": "assistant", "content": whole.text, "refusal": null},
-                    "logprobs": self.logprobs(whole),
-                    "finish_reason": whole.ended.as_ref().map(|ended| ended.reason()),
-                })
-            })
-            .collect();
-        Ok(json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created_s,
-            "model": self.model,
-            "choices": list,
-            "usage": usage::to_json(choices.total()),
-        }))
+    /// What a choice ends with, streamed or not.
+    fn rest(&self, out: &mut Vec<u8>, tokens: Option<&[Scored]>, finish: Option<&str>) {
+        out.extend_from_slice(b",\"logprobs\":");
+        match tokens {
+            Some(tokens) if self.logprobs => logprobs::chat(out, tokens, &self.text),
+            _ => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b",\"finish_reason\":");
+        put(out, &finish);
+        out.push(b'}');
     }
 
-    fn chunk(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created_s,
-            "model": self.model,
-            "choices": choices,
+    fn prompt_logprobs(&self, out: &mut Vec<u8>, scores: &[Sampled]) {
+        if let Some(prompted) = &self.prompted {
+            out.extend_from_slice(b",\"prompt_logprobs\":");
+            logprobs::prompt(out, &prompted.ids, scores, &self.text);
+        }
+    }
+}
+
+/// Why a choice ended, if it did; one that called tools says so.
+fn reason(ended: &crate::part::Ended, called: bool) -> &'static str {
+    match ended.reason() {
+        "stop" if called => "tool_calls",
+        reason => reason,
+    }
+}
+
+impl Wire for ChatWire {
+    fn open(&mut self, out: &mut Vec<u8>, total: Usage) {
+        for choice in 0..self.called.len() {
+            let role = |out: &mut Vec<u8>| {
+                out.extend_from_slice(b"\"role\":\"assistant\",\"content\":\"\"");
+            };
+            self.chunk(out, choice, role, (None, None), total);
+        }
+    }
+
+    fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>) {
+        if !delta.part.is_empty() || !delta.tokens.is_empty() {
+            let part = |out: &mut Vec<u8>| match delta.part {
+                Part::Text(text) => {
+                    out.extend_from_slice(b"\"content\":");
+                    put(out, text);
+                }
+                Part::Reasoning(text) => {
+                    out.extend_from_slice(b"\"reasoning_content\":");
+                    put(out, text);
+                }
+                // Id and name come once and are never null: clients join what comes.
+                Part::ToolCall { index, start, arguments } => {
+                    out.extend_from_slice(b"\"tool_calls\":[{\"index\":");
+                    put(out, &index);
+                    if let Some((id, name)) = start {
+                        out.extend_from_slice(b",\"id\":");
+                        put(out, id);
+                        out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+                        put(out, name);
+                        out.push(b',');
+                    } else {
+                        out.extend_from_slice(b",\"function\":{");
+                    }
+                    out.extend_from_slice(b"\"arguments\":");
+                    put(out, arguments);
+                    out.extend_from_slice(b"}}]");
+                }
+            };
+            self.chunk(out, delta.choice, part, (Some(delta.tokens), None), delta.total);
+            self.called[delta.choice] |= matches!(delta.part, Part::ToolCall { .. });
+        }
+        if let Some(ended) = delta.ended {
+            let reason = reason(ended, self.called[delta.choice]);
+            self.chunk(out, delta.choice, |_| {}, (None, Some(reason)), delta.total);
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<u8>, total: Usage) {
+        if self.telling != Telling::Silent {
+            self.chunk.usage_event(out, total);
+        }
+    }
+
+    fn whole(self, out: &mut Vec<u8>, wholes: Vec<Whole>, total: Usage) {
+        self.whole.whole(out);
+        for (choice, whole) in wholes.iter().enumerate() {
+            if choice > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(b"{\"index\":");
+            put(out, &choice);
+            out.extend_from_slice(b",\"message\":{\"role\":\"assistant\",\"content\":");
+            let content =
+                Some(&whole.text).filter(|text| !text.is_empty() || whole.calls.is_empty());
+            put(out, &content);
+            out.extend_from_slice(b",\"refusal\":null");
+            if !whole.reasoning.is_empty() {
+                out.extend_from_slice(b",\"reasoning_content\":");
+                put(out, &whole.reasoning);
+            }
+            for (at, call) in whole.calls.iter().enumerate() {
+                let before: &[u8] = if at == 0 { b",\"tool_calls\":[" } else { b"," };
+                out.extend_from_slice(before);
+                out.extend_from_slice(b"{\"id\":");
+                put(out, &call.id);
+                out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+                put(out, &call.name);
+                out.extend_from_slice(b",\"arguments\":");
+                put(out, &call.arguments);
+                out.extend_from_slice(b"}}");
+            }
+            if !whole.calls.is_empty() {
+                out.push(b']');
+            }
+            out.push(b'}');
+            let called = !whole.calls.is_empty();
+            let finish = whole.ended.as_ref().map(|ended| reason(ended, called));
+            self.rest(out, Some(&whole.tokens), finish);
+        }
+        out.extend_from_slice(b"],\"usage\":");
+        usage::write(out, total);
+        let scores = wholes.first().map_or(&[][..], |whole| &whole.prompt);
+        self.prompt_logprobs(out, scores);
+        out.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::part::Ended;
+    use crate::tokenizer::TextModel;
+
+    /// Reasoning, then text, then two calls, as a model that can all of it says them.
+    const PARTS: [Part<'static>; 7] = [
+        Part::Reasoning("hm \"so\""),
+        Part::Text("I look."),
+        Part::ToolCall { index: 0, start: Some(("call00001", "f")), arguments: "" },
+        Part::ToolCall { index: 0, start: None, arguments: "{\"a\"" },
+        Part::ToolCall { index: 0, start: None, arguments: ": 1}" },
+        Part::ToolCall { index: 1, start: Some(("call00002", "g")), arguments: "{}" },
+        Part::Text(""),
+    ];
+
+    async fn wire() -> ChatWire {
+        let text = TextModel::without_tokenizer();
+        Chat.wire(Answer {
+            id: "1".into(),
+            request_id: "r".into(),
+            created_s: 7,
+            model: "m".into(),
+            text,
+            logprobs: false,
+            telling: Telling::AtEnd,
+            choices: 1,
+            per_prompt: 1,
+            is_batch: false,
+            prompts: Vec::new(),
         })
     }
 
-    fn choice(
-        &self,
-        index: usize,
-        delta: Value,
-        logprobs: Value,
-        finish: Value,
-        all: &Choices,
-    ) -> Value {
-        let mut chunk = self.chunk(json!([{
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish,
-        }]));
-        self.telling.write(&mut chunk, all.total());
-        chunk
-    }
-}
-
-impl sse::Format for Answer {
-    fn open(&mut self, choices: &Choices) -> Vec<Value> {
-        let role = json!({"role": "assistant", "content": ""});
-        (0..choices.len())
-            .map(|index| self.choice(index, role.clone(), Value::Null, Value::Null, choices))
-            .collect()
+    fn deltas(mut take: impl FnMut(&Delta<'_>)) {
+        let (ended, usage) = (Ended::StopToken(Some(2)), Usage::default());
+        for (at, part) in PARTS.into_iter().enumerate() {
+            let ended = Some(&ended).filter(|_| at + 1 == PARTS.len());
+            take(&Delta {
+                choice: 0,
+                part,
+                tokens: &[],
+                ids: &[],
+                prompt: &[],
+                ended,
+                usage,
+                total: usage,
+            });
+        }
     }
 
-    fn delta(&mut self, delta: Delta, choices: &Choices) -> Vec<Value> {
-        let mut chunks = Vec::with_capacity(2);
-        if !delta.text.is_empty() || !delta.tokens.is_empty() {
-            let content = json!({"content": delta.text});
-            let logprobs = self.logprobs(&delta);
-            chunks.push(self.choice(delta.choice, content, logprobs, Value::Null, choices));
-        }
-        if let Some(ended) = delta.ended {
-            let reason = ended.reason().into();
-            chunks.push(self.choice(delta.choice, json!({}), Value::Null, reason, choices));
-        }
-        chunks
+    #[tokio::test]
+    async fn calls_and_reasoning_are_streamed_in_the_form_that_all_clients_join() {
+        let (mut wire, mut out) = (wire().await, Vec::new());
+        deltas(|delta| wire.delta(&mut out, delta));
+        let text = String::from_utf8(out).unwrap();
+        let chunks = text.split("\n\n").filter(|line| !line.is_empty());
+        let chunks: Vec<Value> = chunks
+            .map(|line| serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap())
+            .collect();
+        let deltas: Vec<&Value> =
+            chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
+        let call = |index: u32, arguments: &str| json!({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]});
+        let begun = |index: u32, id: &str, name: &str, arguments: &str| {
+            json!({"tool_calls": [{"index": index, "id": id, "type": "function",
+                                   "function": {"name": name, "arguments": arguments}}]})
+        };
+        assert_eq!(
+            deltas,
+            [
+                &json!({"reasoning_content": "hm \"so\""}),
+                &json!({"content": "I look."}),
+                &begun(0, "call00001", "f", ""),
+                &call(0, "{\"a\""),
+                &call(0, ": 1}"),
+                &begun(1, "call00002", "g", "{}"),
+                &json!({}),
+            ]
+        );
+        assert_eq!(chunks[6]["choices"][0]["finish_reason"], "tool_calls");
+        assert_eq!(chunks[6]["usage"], Value::Null);
     }
 
-    fn close(&mut self, choices: &Choices) -> Vec<Value> {
-        if self.telling == Telling::Silent {
-            return Vec::new();
-        }
-        let mut chunk = self.chunk(json!([]));
-        chunk["usage"] = usage::to_json(choices.total());
-        vec![chunk]
+    #[tokio::test]
+    async fn a_whole_answer_is_the_fold_of_the_same_parts() {
+        let mut whole = Whole::default();
+        deltas(|delta| whole.fold(delta));
+        let mut only_calls = Whole { ended: whole.ended.clone(), ..Whole::default() };
+        only_calls.calls = whole.calls[..1].to_vec();
+        let write = async |whole: Whole| {
+            let mut out = Vec::new();
+            wire().await.whole(&mut out, vec![whole], Usage::default());
+            serde_json::from_slice::<Value>(&out).unwrap()
+        };
+        let choice = |answer: &Value| answer["choices"][0].clone();
+        let first = json!({"id": "call00001", "type": "function",
+                           "function": {"name": "f", "arguments": "{\"a\": 1}"}});
+        let second = json!({"id": "call00002", "type": "function",
+                            "function": {"name": "g", "arguments": "{}"}});
+        let answer = choice(&write(whole).await);
+        assert_eq!(
+            answer["message"],
+            json!({"role": "assistant", "content": "I look.", "refusal": null,
+                   "reasoning_content": "hm \"so\"", "tool_calls": [first, second]})
+        );
+        assert_eq!(answer["finish_reason"], "tool_calls");
+        let answer = choice(&write(only_calls).await);
+        assert_eq!(answer["message"]["content"], Value::Null, "there is no text beside the calls");
+        let answer = choice(&write(Whole::default()).await);
+        assert_eq!(answer["message"], json!({"role": "assistant", "content": "", "refusal": null}));
     }
 }

@@ -1,4 +1,4 @@
-//! The running generations of one HTTP request, as one stream of pieces of text.
+//! The running generations of one HTTP request, as one stream of parts.
 //!
 //! ```text
 //!   events of choice 0 --> detokenize --> stop strings --\
@@ -8,72 +8,23 @@
 //! Owns: the generations, so dropping it aborts them all. Must never: buffer. It takes an event only
 //! when polled, so a slow client fills nothing but the backend's own bounded channel.
 
-use std::collections::VecDeque;
-use std::pin::Pin;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use futures_util::{Stream, StreamExt};
 use minisgl_proto::{Finish, Sampled, TokenEvent};
 
 use crate::backend::{Generate, Generation, Model};
 use crate::detokenize::Detokenizer;
 use crate::error::ApiError;
+use crate::part::{Delta, Ended, Part, Scored, Usage, Whole};
 use crate::random::choice_seed;
-use crate::record::Record;
+use crate::record::{Record, Tally};
 use crate::sampling::Wanted;
 use crate::stop::StopMatcher;
 use crate::tokenizer::TextModel;
-
-/// Why a choice ended well.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Ended {
-    /// A stop token of this id, which is not part of the text; absent if the worker did not say.
-    StopToken(Option<u32>),
-    /// A stop string.
-    StopString(String),
-    /// `max_tokens`, or the end of the context.
-    Length {
-        /// Tokens that were allowed.
-        max_tokens: u32,
-    },
-}
-
-impl Ended {
-    /// OpenAI's `finish_reason`.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Ended::StopToken(_) | Ended::StopString(_) => "stop",
-            Ended::Length { .. } => "length",
-        }
-    }
-}
-
-/// The next piece of one choice.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delta {
-    /// Which choice: prompts in order, `n` choices each.
-    pub choice: usize,
-    /// Whole characters; may be empty when the choice ends.
-    pub text: String,
-    /// The tokens behind the text, if log-probabilities were asked for. A stop token is not there.
-    pub tokens: Vec<Sampled>,
-    /// Set on the choice's last delta.
-    pub ended: Option<Ended>,
-}
-
-/// Token counts of one choice so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of its prompt.
-    pub prompt: usize,
-    /// Those of them that came from the prefix cache.
-    pub cached: usize,
-    /// Tokens generated, a stop token included.
-    pub completion: usize,
-}
 
 /// What to generate.
 pub struct Job {
@@ -87,38 +38,84 @@ pub struct Job {
     pub wanted: Wanted,
     /// The generated text is a text of its own and does not continue the prompt's.
     pub at_start: bool,
+    /// Whether token ids are part of the answer.
+    pub ids: bool,
     /// Name of the field that a prompt comes from.
     pub param: &'static str,
+    /// Name of the API key it came with.
+    pub key: Option<String>,
 }
 
 /// The generations of one request.
 pub struct Choices {
     choices: Vec<Choice>,
-    /// Choices that have not ended, in the order they are asked.
-    live: VecDeque<usize>,
-    peeked: Option<Delta>,
+    /// How many have not ended.
+    running: usize,
+    /// The choice that is asked first.
+    turn: usize,
+    total: Usage,
+    common: Common,
+}
+
+/// What all choices share.
+struct Common {
     text: Arc<TextModel>,
-    record: Arc<Record>,
+    tally: Tally,
+    min_tokens: usize,
+    include_stop: bool,
+    ids: bool,
     retry_after_s: u32,
-    per_prompt: usize,
 }
 
 struct Choice {
     generation: Option<Generation>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
-    min_tokens: usize,
     max_tokens: u32,
-    include_stop: bool,
-    /// Whether `tokens` are wanted, and those not delivered yet.
-    logprobs: bool,
-    pending: Vec<Sampled>,
     usage: Usage,
-    /// Every token so far, a stop token and those of a stop string included.
-    token_ids: Vec<u32>,
     /// Whether it stands for its prompt where a prompt counts once.
     is_first: bool,
+    begun: bool,
     last_token: Option<Instant>,
+    /// Tokens whose text is not delivered yet, if log-probabilities were asked for.
+    scores: Option<Box<Scores>>,
+    /// Ids that are not delivered yet.
+    ids: Vec<u32>,
+    /// The prompt's tokens that are not delivered yet.
+    prompt: Vec<Sampled>,
+}
+
+/// Scored tokens on their way.
+#[derive(Default)]
+struct Scores {
+    /// In order, each with the bytes of text before it.
+    pending: Vec<Scored>,
+    starts: Vec<usize>,
+    /// Bytes and characters of the text so far.
+    bytes: usize,
+    chars: usize,
+    /// Bytes that were delivered.
+    delivered: usize,
+}
+
+/// Space for one piece of text at a time: a thread's, so that no stream holds any.
+#[derive(Default)]
+struct Scratch {
+    new: String,
+    out: String,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Where [`Choices::poll_parts`] stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All choices have ended.
+    Done,
+    /// The sink wants no more for now.
+    Full,
 }
 
 impl Choices {
@@ -132,85 +129,62 @@ impl Choices {
         record: Arc<Record>,
         retry_after_s: u32,
     ) -> Result<Choices, ApiError> {
-        let Job { model, text, prompts, wanted, at_start, param } = job;
+        let Job { model, text, prompts, wanted, at_start, ids, param, key } = job;
         let info = model.info();
-        let mut choices = Vec::with_capacity(prompts.len() * wanted.n as usize);
-        let mut stops = Vec::with_capacity(prompts.len());
         if !wanted.stop_strings.is_empty() {
             text.need_tokenizer("stop")?;
         }
+        let mut stops = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
             if prompt.is_empty() {
                 return Err(ApiError::field(param, format!("{param} has no token")));
             }
             stops.push(wanted.stop_for(prompt.len(), info.max_len, param)?);
         }
-        for (prompt, stop) in prompts.iter().zip(stops) {
-            for choice in 0..wanted.n {
+        let mut choices = Vec::with_capacity(prompts.len() * wanted.n as usize);
+        let mut total = Usage::default();
+        for (prompt, stop) in prompts.into_iter().zip(stops) {
+            let tokens = prompt.len();
+            for (choice, prompt) in
+                (0..wanted.n).zip(std::iter::repeat_n(prompt, wanted.n as usize))
+            {
                 let mut sampling = wanted.sampling.clone();
                 sampling.seed = choice_seed(seed, choice);
                 let request = Generate {
-                    prompt: prompt.clone(),
+                    prompt,
                     sampling,
                     stop: stop.clone(),
                     priority: wanted.priority,
-                    request_id: String::new(),
-                    key: None,
+                    request_id: record.id.clone(),
+                    key: key.clone(),
                 };
                 let generation = model
                     .submit(request)
                     .map_err(|refusal| ApiError::from_unavailable(&refusal, retry_after_s))?;
                 if choice == 0 {
-                    record.prompt(prompt.len());
+                    record.prompt(tokens);
+                    total.prompt += tokens;
                 }
+                let scored = wanted.sampling.logprobs.is_some();
                 choices.push(Choice {
                     generation: Some(generation),
                     detokenizer: text.detokenizer(wanted.skip_special, at_start),
                     stops: StopMatcher::new(wanted.stop_strings.clone(), wanted.include_stop),
-                    min_tokens: wanted.min_tokens() as usize,
                     max_tokens: stop.max_tokens,
-                    include_stop: wanted.include_stop,
-                    logprobs: wanted.sampling.logprobs.is_some(),
-                    pending: Vec::new(),
-                    usage: Usage { prompt: prompt.len(), ..Usage::default() },
-                    token_ids: Vec::new(),
+                    usage: Usage { prompt: tokens, ..Usage::default() },
                     is_first: choice == 0,
+                    begun: false,
                     last_token: None,
+                    scores: scored.then(Box::default),
+                    ids: Vec::new(),
+                    prompt: Vec::new(),
                 });
             }
         }
-        let live = (0..choices.len()).collect();
-        let per_prompt = wanted.n as usize;
-        Ok(Choices { choices, live, peeked: None, text, record, retry_after_s, per_prompt })
-    }
-
-    /// Waits until there is something to deliver, so that a failure before it has its own status.
-    ///
-    /// # Errors
-    /// The generation failed before its first text.
-    pub async fn begin(&mut self) -> Result<(), ApiError> {
-        if let Some(first) = self.next().await {
-            self.peeked = Some(first?);
-        }
-        Ok(())
-    }
-
-    /// Waits for all of them; one delta each, with everything.
-    ///
-    /// # Errors
-    /// One failed, and so they all did.
-    pub async fn gather(&mut self) -> Result<Vec<Delta>, ApiError> {
-        let mut whole: Vec<Delta> = (0..self.choices.len())
-            .map(|choice| Delta { choice, text: String::new(), tokens: Vec::new(), ended: None })
-            .collect();
-        while let Some(delta) = self.next().await {
-            let delta = delta?;
-            let so_far = &mut whole[delta.choice];
-            so_far.text += &delta.text;
-            so_far.tokens.extend(delta.tokens);
-            so_far.ended = delta.ended;
-        }
-        Ok(whole)
+        let (min_tokens, include_stop) = (wanted.min_tokens() as usize, wanted.include_stop);
+        let tally = Tally::new(record);
+        let common = Common { text, tally, min_tokens, include_stop, ids, retry_after_s };
+        Ok(Choices { running: choices.len(), choices, turn: 0, total, common })
     }
 
     /// How many there are.
@@ -218,145 +192,207 @@ impl Choices {
         self.choices.len()
     }
 
-    /// Token counts of one choice.
-    pub fn usage(&self, choice: usize) -> Usage {
-        self.choices[choice].usage
-    }
-
-    /// The tokens that [`Usage::completion`] counts.
-    pub fn token_ids(&self, choice: usize) -> &[u32] {
-        &self.choices[choice].token_ids
-    }
-
     /// Token counts of the whole request: a prompt counts once, however many choices it has.
     pub fn total(&self) -> Usage {
-        let mut total = Usage::default();
-        for (index, choice) in self.choices.iter().enumerate() {
-            total.completion += choice.usage.completion;
-            if index % self.per_prompt == 0 {
-                total.prompt += choice.usage.prompt;
-                total.cached += choice.usage.cached;
+        self.total
+    }
+
+    /// Hands over all that is there, until the sink answers `false`. Pending: there is nothing more yet.
+    ///
+    /// # Errors
+    /// One failed, and so they all did.
+    pub fn poll_parts(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut sink: impl FnMut(&Delta<'_>) -> bool,
+    ) -> Poll<Result<Progress, ApiError>> {
+        let mut scratch = SCRATCH.take();
+        let progress = self.poll_with(cx, &mut scratch, &mut sink);
+        SCRATCH.set(scratch);
+        if matches!(progress, Poll::Ready(Err(_))) {
+            self.abort();
+        }
+        progress
+    }
+
+    fn poll_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        sink: &mut impl FnMut(&Delta<'_>) -> bool,
+    ) -> Poll<Result<Progress, ApiError>> {
+        // One look at the clock for all that is there at once.
+        let mut now = None;
+        let count = self.choices.len();
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let choice = &mut self.choices[index];
+            // Each choice is asked until it has nothing new, so that its waker is in place.
+            while let Some(generation) = &mut choice.generation {
+                let event = match generation.events.poll_recv(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Some(event)) => event,
+                    Poll::Ready(None) => return Poll::Ready(Err(too_slow())),
+                };
+                let now = *now.get_or_insert_with(Instant::now);
+                let taken = choice.take(event, &mut self.common, &mut self.total, now, scratch);
+                let ended = match taken {
+                    Ok(Taken::Nothing) => continue,
+                    Ok(Taken::Text) => None,
+                    Ok(Taken::End(ended)) => Some(ended),
+                    Err(error) => return Poll::Ready(Err(error)),
+                };
+                let scored = choice.scored(scratch.out.len(), ended.as_ref());
+                let more = sink(&Delta {
+                    choice: index,
+                    part: Part::Text(&scratch.out),
+                    tokens: choice.scores.as_ref().map_or(&[], |s| &s.pending[..scored]),
+                    ids: &choice.ids,
+                    prompt: &choice.prompt,
+                    ended: ended.as_ref(),
+                    usage: choice.usage,
+                    total: self.total,
+                });
+                choice.delivered(scored);
+                if ended.is_some() {
+                    choice.generation = None;
+                    self.running -= 1;
+                }
+                if !more {
+                    self.turn = (index + 1) % count;
+                    return Poll::Ready(Ok(Progress::Full));
+                }
             }
         }
-        total
+        if self.running == 0 { Poll::Ready(Ok(Progress::Done)) } else { Poll::Pending }
+    }
+
+    /// Waits for all of them; one whole each.
+    ///
+    /// # Errors
+    /// One failed, and so they all did.
+    pub async fn gather(&mut self) -> Result<Vec<Whole>, ApiError> {
+        let mut wholes = vec![Whole::default(); self.choices.len()];
+        std::future::poll_fn(|cx| {
+            self.poll_parts(cx, |delta| {
+                wholes[delta.choice].fold(delta);
+                true
+            })
+        })
+        .await?;
+        Ok(wholes)
     }
 
     /// Ends everything that still runs.
     fn abort(&mut self) {
-        self.live.clear();
+        self.running = 0;
         for choice in &mut self.choices {
             choice.generation = None;
         }
     }
 }
 
-impl Stream for Choices {
-    type Item = Result<Delta, ApiError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if let Some(delta) = this.peeked.take() {
-            return Poll::Ready(Some(Ok(delta)));
-        }
-        for _ in 0..this.live.len() {
-            let Some(index) = this.live.pop_front() else { break };
-            let choice = &mut this.choices[index];
-            // Each choice is asked until it has nothing new, so that its waker is in place.
-            while let Some(generation) = &mut choice.generation {
-                let event = match generation.events.poll_recv(cx) {
-                    Poll::Pending => {
-                        this.live.push_back(index);
-                        break;
-                    }
-                    Poll::Ready(event) => event,
-                };
-                let taken = match event {
-                    Some(event) => choice.take(event, &this.text, &this.record, this.retry_after_s),
-                    None => Err(too_slow()),
-                };
-                match taken {
-                    Ok(None) => {}
-                    Ok(Some(piece)) => {
-                        if piece.ended.is_some() {
-                            choice.generation = None;
-                        } else {
-                            this.live.push_back(index);
-                        }
-                        return Poll::Ready(Some(Ok(Delta { choice: index, ..piece })));
-                    }
-                    Err(error) => {
-                        this.abort();
-                        return Poll::Ready(Some(Err(error)));
-                    }
-                }
-            }
-        }
-        if this.live.is_empty() { Poll::Ready(None) } else { Poll::Pending }
-    }
+/// What an event came to; the text is in the scratch.
+enum Taken {
+    /// Nothing that can be delivered yet.
+    Nothing,
+    Text,
+    End(Ended),
 }
 
 impl Choice {
-    /// What an event adds to the text, if anything can be delivered.
     fn take(
         &mut self,
         event: TokenEvent,
-        text: &TextModel,
-        record: &Record,
-        retry_after_s: u32,
-    ) -> Result<Option<Delta>, ApiError> {
-        let TokenEvent { sampled, cached_tokens, queue_s, finish, .. } = event;
-        if let Some(error) = finish.as_ref().and_then(|f| ApiError::from_finish(f, retry_after_s)) {
+        common: &mut Common,
+        total: &mut Usage,
+        now: Instant,
+        Scratch { new, out }: &mut Scratch,
+    ) -> Result<Taken, ApiError> {
+        let TokenEvent { sampled, prompt_logprobs, cached_tokens, queue_s, finish, .. } = event;
+        if let Some(finish) = &finish
+            && let Some(error) = ApiError::from_finish(finish, common.retry_after_s)
+        {
             return Err(error);
+        }
+        new.clear();
+        out.clear();
+        self.prompt.extend(prompt_logprobs);
+        if !self.begun && (sampled.is_some() || cached_tokens.is_some()) {
+            self.begun = true;
+            let cached = cached_tokens.unwrap_or(0);
+            self.usage.cached = cached as usize;
+            let counted = if self.is_first { cached } else { 0 };
+            total.cached += counted as usize;
+            common.tally.first_token(counted, queue_s);
         }
         let mut ended = match finish {
             Some(Finish::Length) => Some(Ended::Length { max_tokens: self.max_tokens }),
             Some(_) => Some(Ended::StopToken(sampled.as_ref().map(|sampled| sampled.token))),
             None => None,
         };
-        let mut new = String::new();
         if let Some(sampled) = sampled {
-            self.count(cached_tokens, queue_s, record);
-            self.token_ids.push(sampled.token);
-            let is_stop_token = matches!(ended, Some(Ended::StopToken(_)));
-            if !is_stop_token || self.include_stop {
-                new = text.push(&mut self.detokenizer, sampled.token);
-                if self.logprobs {
-                    self.pending.push(sampled);
+            self.usage.completion += 1;
+            total.completion += 1;
+            common.tally.token(self.last_token.replace(now).map(|last| now - last), now);
+            if common.ids {
+                self.ids.push(sampled.token);
+            }
+            if common.include_stop || !matches!(ended, Some(Ended::StopToken(_))) {
+                common.text.push(&mut self.detokenizer, sampled.token, new);
+                if let Some(scores) = &mut self.scores {
+                    scores.push(sampled);
                 }
             }
         }
         if ended.is_some() {
-            new += &text.finish(&mut self.detokenizer);
+            common.text.finish(&mut self.detokenizer, new);
         }
-        let mut out = if self.usage.completion < self.min_tokens {
-            new
-        } else {
-            let passed = self.stops.push(&new);
-            if let Some(stop) = passed.stopped {
-                ended = Some(Ended::StopString(stop));
-            }
-            passed.text
-        };
-        if ended.is_some() {
-            out += &self.stops.finish();
+        if let Some(scores) = &mut self.scores {
+            scores.bytes += new.len();
+            scores.chars += new.chars().count();
+        }
+        if self.usage.completion < common.min_tokens {
+            out.push_str(new);
+        } else if let Some(stop) = self.stops.push(new, out) {
+            ended = Some(Ended::StopString(stop));
+        }
+        if let Some(ended) = ended {
+            self.stops.finish(out);
+            return Ok(Taken::End(ended));
         }
         // Without a tokenizer there never is a text, and the tokens themselves are what is delivered.
-        if out.is_empty() && ended.is_none() && text.has_tokenizer() {
-            return Ok(None);
-        }
-        let tokens = std::mem::take(&mut self.pending);
-        Ok(Some(Delta { choice: 0, text: out, tokens, ended }))
+        let is_nothing =
+            out.is_empty() && (common.text.has_tokenizer() || self.usage.completion == 0);
+        Ok(if is_nothing { Taken::Nothing } else { Taken::Text })
     }
 
-    fn count(&mut self, cached: Option<u32>, queue_s: Option<f32>, record: &Record) {
-        let now = Instant::now();
-        if self.usage.completion == 0 {
-            self.usage.cached = cached.unwrap_or(0) as usize;
-            let counted = if self.is_first { cached.unwrap_or(0) } else { 0 };
-            record.first_token(counted, queue_s);
+    /// How many scored tokens go with so many bytes of text: those of which at least a part is in it. At the
+    /// end all do, but those behind a stop string.
+    fn scored(&mut self, bytes: usize, ended: Option<&Ended>) -> usize {
+        let Some(scores) = &mut self.scores else { return 0 };
+        scores.delivered += bytes;
+        match ended {
+            Some(Ended::StopToken(_) | Ended::Length { .. }) => scores.pending.len(),
+            _ => scores.starts.partition_point(|&start| start < scores.delivered),
         }
-        self.usage.completion += 1;
-        record.token(self.last_token.replace(now).map(|last| now - last));
+    }
+
+    /// A delta went out, with so many scored tokens.
+    fn delivered(&mut self, scored: usize) {
+        if let Some(scores) = &mut self.scores {
+            scores.pending.drain(..scored);
+            scores.starts.drain(..scored);
+        }
+        self.ids.clear();
+        self.prompt = Vec::new();
+    }
+}
+
+impl Scores {
+    fn push(&mut self, sampled: Sampled) {
+        self.pending.push(Scored { sampled, at: self.chars });
+        self.starts.push(self.bytes);
     }
 }
 

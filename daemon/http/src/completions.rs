@@ -2,210 +2,255 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::Request;
-use axum::response::{IntoResponse, Response};
-use minisgl_proto::limits::TOP_LOGPROBS_MAX;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use minisgl_proto::Sampled;
 
-use crate::body::{Refusal, parse, refuse};
-use crate::choices::{Choices, Delta, Job};
+use crate::chat::prompt_logprobs;
 use crate::error::ApiError;
-use crate::front::{Found, Front, unix_s};
-use crate::input::{Input, Prompt};
-use crate::sampling::{self, Endpoint, SamplingFields, whole};
-use crate::sse;
+use crate::fields::Route;
+use crate::input::Input;
+use crate::intent::{Intent, Prompts};
+use crate::json::{Inner, Int, fields, put};
+use crate::logprobs::{self, Entry};
+use crate::part::{Delta, Part, Scored, Usage, Whole};
+use crate::sampling::{SamplingFields, top};
+use crate::surface::Surface;
 use crate::tokenizer::TextModel;
 use crate::usage::{self, StreamOptions, Telling};
-use crate::{body, logprobs};
+use crate::wire::{Answer, END, Head, Prompted, Wire};
 
-#[derive(Deserialize)]
-struct CompletionFields {
-    model: Option<String>,
-    prompt: Option<Input>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    max_tokens: Option<i64>,
-    logprobs: Option<i64>,
-    echo: Option<bool>,
-    add_special_tokens: Option<bool>,
+fields! {
+    /// The fields of this surface.
+    pub struct CompletionFields {
+        model: String,
+        prompt: Input,
+        stream: bool,
+        stream_options: Inner<StreamOptions>,
+        max_tokens: Int,
+        logprobs: Int,
+        prompt_logprobs: Int,
+        echo: bool,
+        add_special_tokens: bool,
+    }
+    with {
+        sampling: SamplingFields,
+    }
 }
-
-const REFUSED: &[Refusal] = &[Refusal {
-    field: "suffix",
-    harmless: body::never,
-    instead: "write the model's own fill-in-the-middle tokens into the prompt",
-}];
 
 /// Tokens generated when the client does not say: OpenAI's number for this endpoint.
 const MAX_TOKENS_DEFAULT: u32 = 16;
 
-/// Handles a request.
-pub async fn completions(
-    State(front): State<Arc<Front>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    let (bytes, record) = front.receive(request).await?;
-    let fields: CompletionFields = parse(&bytes)?;
-    let sampling: SamplingFields = parse(&bytes)?;
-    for refused in [REFUSED, sampling::REFUSED] {
-        refuse(&bytes, refused)?;
-    }
-    drop(bytes);
-    let found = front.find(fields.model, &record).await?;
-    let echo = fields.echo.unwrap_or(false);
-    let logprobs = match fields.logprobs {
-        Some(_) if echo => {
-            let message = "logprobs of the prompt are not computed; leave out echo or logprobs";
-            return Err(ApiError::unsupported("logprobs", message));
-        }
-        Some(top) => Some(whole("logprobs", top, 0, TOP_LOGPROBS_MAX.into())? as u32),
-        None => None,
-    };
-    let endpoint = Endpoint {
-        max_tokens: fields.max_tokens.map(|max| ("max_tokens", max)),
-        max_tokens_default: Some(MAX_TOKENS_DEFAULT),
-        logprobs,
-    };
-    let vocab_size = found.model.info().vocab_size;
-    let wanted = sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
-    let Some(input) = fields.prompt else {
-        return Err(ApiError::field("prompt", "prompt is missing"));
-    };
-    let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
-    let add_special = fields.add_special_tokens.unwrap_or(true);
-    let (prompts, echoes) = tokenize(&front, &found, inputs, "prompt", add_special, echo).await?;
-    let per_prompt = wanted.n as usize;
-    let job = Job {
-        model: found.model,
-        text: Arc::clone(&found.text),
-        prompts,
-        wanted,
-        at_start: false,
-        param: "prompt",
-    };
-    let choices = front.begin(job, Arc::clone(&record)).await?;
-    let echoes = echoes.into_iter().flat_map(|echo| std::iter::repeat_n(echo, per_prompt));
-    let answer = Answer {
-        id: format!("cmpl-{}", record.id),
-        created_s: unix_s(),
-        model: found.name,
-        text: found.text,
-        logprobs: logprobs.is_some(),
-        telling: Telling::of(fields.stream_options),
-        offsets: vec![0; choices.len()],
-        echoes: echoes.collect(),
-    };
-    if fields.stream.unwrap_or(false) {
-        return Ok(sse::respond(choices, answer, record));
-    }
-    Ok(Json(answer.whole(choices).await?).into_response())
+/// OpenAI's completions.
+pub struct Completions {
+    echo: bool,
+    /// vLLM's `prompt_logprobs`.
+    scores: bool,
 }
 
-/// Tokenizes every prompt, of the field `param`, on the pool; with `echo`, their texts too.
-pub async fn tokenize(
-    front: &Front,
-    found: &Found,
-    inputs: Vec<Prompt>,
-    param: &'static str,
-    add_special: bool,
-    echo: bool,
-) -> Result<(Vec<Vec<u32>>, Vec<String>), ApiError> {
-    let text = Arc::clone(&found.text);
-    let max_len = found.model.info().max_len;
-    let work = move || {
-        let (mut prompts, mut echoes) = (Vec::new(), Vec::new());
-        for input in inputs {
-            let (tokens, own_text) = match input {
-                Prompt::Text(own) => (text.encode(&own, param, add_special, max_len)?, Some(own)),
-                Prompt::Tokens(tokens) => (tokens, None),
-            };
-            if echo {
-                echoes.push(own_text.unwrap_or_else(|| text.decode(&tokens, true)));
-            }
-            prompts.push(tokens);
+impl Surface for Completions {
+    type Body = CompletionFields;
+    type Wire = CompletionWire;
+    const ROUTE: Route = Route::Completions;
+
+    fn intent(f: CompletionFields) -> Result<(Intent, Completions), ApiError> {
+        let echo = f.echo.unwrap_or(false);
+        let logprobs = f.logprobs.map(|value| top("logprobs", value)).transpose()?;
+        let scores = prompt_logprobs(f.prompt_logprobs, f.stream)?;
+        let Some(input) = f.prompt else {
+            return Err(ApiError::field("prompt", "prompt is missing"));
+        };
+        // Both at once: the one that asks for more.
+        let echoed = logprobs.filter(|_| echo).map(|tops| (tops, 0));
+        let intent = Intent {
+            model: f.model,
+            prompts: Prompts::Bare { input, add_special: f.add_special_tokens.unwrap_or(true) },
+            param: "prompt",
+            sampling: f.sampling,
+            max_tokens: f.max_tokens.map(|max| ("max_tokens", max)),
+            max_tokens_default: Some(MAX_TOKENS_DEFAULT),
+            logprobs,
+            prompt_logprobs: echoed.max(scores),
+            stream: f.stream.unwrap_or(false),
+            telling: Telling::of(f.stream_options),
+            echo,
+            ids: false,
+        };
+        Ok((intent, Completions { echo, scores: scores.is_some() }))
+    }
+
+    fn wire(self, answer: Answer) -> CompletionWire {
+        let id = format!("cmpl-{}", answer.id);
+        let head = Head::new(&answer, &id, "text_completion");
+        let text = Arc::clone(&answer.text);
+        let echo = |prompted: Prompted| Echo {
+            chars: prompted.text.chars().count(),
+            offsets: if answer.logprobs { offsets(&text, &prompted.ids) } else { Vec::new() },
+            prompted,
+        };
+        CompletionWire {
+            head,
+            logprobs: answer.logprobs,
+            scores: self.scores,
+            telling: answer.telling,
+            per_prompt: answer.per_prompt,
+            echoed: vec![!self.echo; answer.choices],
+            echo: self.echo,
+            echoes: answer.prompts.into_iter().map(echo).collect(),
+            text: answer.text,
         }
-        Ok((prompts, echoes))
-    };
-    front.texts.run(work).await?
+    }
+}
+
+/// Characters of a prompt's text before each of its tokens.
+fn offsets(text: &TextModel, ids: &[u32]) -> Vec<usize> {
+    let mut detokenizer = text.detokenizer(true, true);
+    let (mut chars, mut piece) = (0, String::new());
+    let before = ids.iter().map(|&id| {
+        let before = chars;
+        piece.clear();
+        text.push(&mut detokenizer, id, &mut piece);
+        chars += piece.chars().count();
+        before
+    });
+    before.collect()
+}
+
+/// A prompt that is repeated.
+struct Echo {
+    prompted: Prompted,
+    chars: usize,
+    offsets: Vec<usize>,
+}
+
+impl Echo {
+    /// Its tokens, each with its score.
+    fn entries<'a>(&'a self, scores: &'a [Sampled]) -> impl Iterator<Item = Entry<'a>> {
+        let scored = logprobs::of_prompt(&self.prompted.ids, scores, 0);
+        scored.zip(&self.offsets).map(|((token, score), &at)| Entry {
+            token,
+            logprob: score.and_then(|score| score.logprob),
+            top: score.map_or(&[], |score| &score.top),
+            at,
+        })
+    }
 }
 
 /// How a completion is written.
-struct Answer {
-    id: String,
-    created_s: u64,
-    model: String,
+pub struct CompletionWire {
+    head: Head,
     text: Arc<TextModel>,
     logprobs: bool,
+    scores: bool,
     telling: Telling,
-    /// Characters of each choice whose log-probabilities are written.
-    offsets: Vec<usize>,
-    /// The prompt of each choice, if it is to be echoed.
-    echoes: Vec<String>,
+    per_prompt: usize,
+    echo: bool,
+    /// Whether a choice's prompt was repeated, or need not be.
+    echoed: Vec<bool>,
+    /// By prompt, where they are repeated in any way.
+    echoes: Vec<Echo>,
 }
 
-impl Answer {
-    fn choice(&mut self, delta: Delta) -> Value {
-        let logprobs = if self.logprobs {
-            logprobs::completion(&delta.tokens, &self.text, &mut self.offsets[delta.choice])
-        } else {
-            Value::Null
-        };
-        json!({
-            "index": delta.choice,
-            "text": delta.text,
-            "logprobs": logprobs,
-            "finish_reason": delta.ended.map(|ended| ended.reason()),
-        })
-    }
+/// What a choice says at once.
+struct Piece<'a> {
+    choice: usize,
+    echo: Option<(&'a Echo, &'a [Sampled])>,
+    text: &'a str,
+    tokens: &'a [Scored],
+    finish: Option<&'static str>,
+}
 
-    fn object(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created_s,
-            "model": self.model,
-            "choices": choices,
-        })
-    }
-
-    async fn whole(mut self, mut choices: Choices) -> Result<Value, ApiError> {
-        let mut list = Vec::with_capacity(choices.len());
-        for mut delta in choices.gather().await? {
-            if let Some(echo) = self.echoes.get(delta.choice) {
-                delta.text.insert_str(0, echo);
+impl CompletionWire {
+    fn choice(&self, out: &mut Vec<u8>, piece: &Piece<'_>) {
+        out.extend_from_slice(b"{\"index\":");
+        put(out, &piece.choice);
+        out.extend_from_slice(b",\"text\":");
+        match piece.echo {
+            Some((echo, _)) if !piece.text.is_empty() => {
+                put(out, &format!("{}{}", echo.prompted.text, piece.text));
             }
-            list.push(self.choice(delta));
+            Some((echo, _)) => put(out, &echo.prompted.text),
+            None => put(out, piece.text),
         }
-        let mut object = self.object(list.into());
-        object["usage"] = usage::to_json(choices.total());
-        Ok(object)
+        out.extend_from_slice(b",\"logprobs\":");
+        if self.logprobs {
+            let echoed = self.echoes.get(piece.choice / self.per_prompt).filter(|_| self.echo);
+            let base = echoed.map_or(0, |echo| echo.chars);
+            let prompt = piece.echo.into_iter().flat_map(|(echo, scores)| echo.entries(scores));
+            let own = piece.tokens.iter().map(|scored| Entry::of(scored, base));
+            let entries: Vec<Entry<'_>> = prompt.chain(own).collect();
+            logprobs::completion(out, &entries, &self.text);
+        } else {
+            out.extend_from_slice(b"null");
+        }
+        out.extend_from_slice(b",\"finish_reason\":");
+        put(out, &piece.finish);
+    }
+
+    fn chunk(&self, out: &mut Vec<u8>, piece: &Piece<'_>, total: Usage) {
+        self.head.event(out);
+        self.choice(out, piece);
+        out.extend_from_slice(b"}]");
+        self.telling.write(out, total);
+        out.push(b'}');
+        out.extend_from_slice(END);
     }
 }
 
-impl sse::Format for Answer {
-    fn open(&mut self, choices: &Choices) -> Vec<Value> {
-        let echoes = std::mem::take(&mut self.echoes).into_iter().enumerate();
-        let echo = |(choice, text)| Delta { choice, text, tokens: Vec::new(), ended: None };
-        echoes.map(echo).flat_map(|delta| self.delta(delta, choices)).collect()
+/// The text of a part; this surface does not tell parts apart.
+fn text_of(part: Part<'_>) -> &str {
+    match part {
+        Part::Text(text) | Part::Reasoning(text) | Part::ToolCall { arguments: text, .. } => text,
     }
+}
 
-    fn delta(&mut self, delta: Delta, choices: &Choices) -> Vec<Value> {
-        let choice = self.choice(delta);
-        let mut chunk = self.object(json!([choice]));
-        self.telling.write(&mut chunk, choices.total());
-        vec![chunk]
-    }
+impl Wire for CompletionWire {
+    fn open(&mut self, _: &mut Vec<u8>, _: Usage) {}
 
-    fn close(&mut self, choices: &Choices) -> Vec<Value> {
-        if self.telling == Telling::Silent {
-            return Vec::new();
+    fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>) {
+        let choice = delta.choice;
+        if !std::mem::replace(&mut self.echoed[choice], true) {
+            let echo = self.echoes.get(choice / self.per_prompt).map(|echo| (echo, delta.prompt));
+            let piece = Piece { choice, echo, text: "", tokens: &[], finish: None };
+            self.chunk(out, &piece, delta.total);
         }
-        let mut chunk = self.object(json!([]));
-        chunk["usage"] = usage::to_json(choices.total());
-        vec![chunk]
+        let piece = Piece {
+            choice,
+            echo: None,
+            text: text_of(delta.part),
+            tokens: delta.tokens,
+            finish: delta.ended.map(|ended| ended.reason()),
+        };
+        self.chunk(out, &piece, delta.total);
+    }
+
+    fn close(&mut self, out: &mut Vec<u8>, total: Usage) {
+        if self.telling != Telling::Silent {
+            self.head.usage_event(out, total);
+        }
+    }
+
+    fn whole(self, out: &mut Vec<u8>, wholes: Vec<Whole>, total: Usage) {
+        self.head.whole(out);
+        for (choice, whole) in wholes.iter().enumerate() {
+            if choice > 0 {
+                out.push(b',');
+            }
+            let repeated = self.echoes.get(choice / self.per_prompt);
+            let piece = Piece {
+                choice,
+                echo: repeated.filter(|_| self.echo).map(|echo| (echo, &whole.prompt[..])),
+                text: &whole.text,
+                tokens: &whole.tokens,
+                finish: whole.ended.as_ref().map(|ended| ended.reason()),
+            };
+            self.choice(out, &piece);
+            if let Some(echo) = repeated.filter(|_| self.scores) {
+                out.extend_from_slice(b",\"prompt_logprobs\":");
+                logprobs::prompt(out, &echo.prompted.ids, &whole.prompt, &self.text);
+            }
+            out.push(b'}');
+        }
+        out.extend_from_slice(b"],\"usage\":");
+        usage::write(out, total);
+        out.push(b'}');
     }
 }

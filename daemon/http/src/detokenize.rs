@@ -1,113 +1,156 @@
-//! Token ids to text, a token at a time.
+//! Token ids to text, a token at a time, from a table of what each stands for.
 //!
-//! Owns: the bytes of a token, and text that is never half a character. Must never: emit a
-//! replacement character for bytes that a later token may complete.
+//! Owns: the table, and text that is never half a character. Must never: emit a replacement character for bytes that
+//! a later token may complete, or allocate for a token of a usual vocabulary.
 //!
-//! Byte-level and byte-fallback vocabularies, which is nearly all of them, map each token to bytes of
-//! its own; the text is the concatenation. Other decoders look at neighbours, so for them the text
-//! grows by the difference between decoding with and without the new token, over a short window.
+//! Byte-level and byte-fallback vocabularies, WordPiece and SentencePiece map each token to bytes of its own, but for
+//! the first; the text is the concatenation. Other decoders look at neighbours, so for them the text grows by the
+//! difference between decoding with and without the new token, over a short window.
 
-use serde_json::Value;
-use tokenizers::Tokenizer;
+mod decoder;
+#[cfg(test)]
+mod tests;
 
-/// How a tokenizer's decoder makes bytes of tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// GPT-2's alphabet of 256 printable characters, one a byte (Llama 3, Qwen, SmolLM2).
-    ByteLevel,
-    /// Words with a space mark, and `<0xNN>` for bytes outside the vocabulary (Llama 2, Mistral).
-    ByteFallback {
-        /// Marks and what they stand for, usually `▁` and a space.
-        replace: Vec<(String, String)>,
+use std::borrow::Cow;
+
+use minisgl_proto::text::{DecodeStep, Token, Vocabulary};
+
+/// How text is made of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Each token is some bytes of UTF-8 text; bytes that are none are replaced as `String::from_utf8_lossy` does.
+    Bytes,
+    /// Each token is a text; or a byte of one, and each byte that is none is replaced.
+    Pieces {
+        /// The first token of a text is another text than in its middle.
+        first_differs: bool,
         /// A character and how many of it are taken off the start of a text.
-        strip_start: Option<(char, usize)>,
+        strip_start: Option<(char, u32)>,
     },
-    /// Anything else: neighbours matter.
+    /// Neighbours matter.
     Window,
 }
 
-impl Scheme {
-    /// Reads the scheme off a tokenizer's decoder.
-    pub fn of(tokenizer: &Tokenizer) -> Scheme {
-        let decoder = tokenizer.get_decoder().and_then(|d| serde_json::to_value(d).ok());
-        decoder.as_ref().map_or(Scheme::Window, Scheme::from_json)
-    }
+/// What each token of a vocabulary stands for.
+pub struct Table {
+    kind: Kind,
+    /// Where each token's bytes end; they begin where those before it end.
+    ends: Vec<u32>,
+    bytes: Vec<u8>,
+    marks: Vec<Mark>,
+}
 
-    fn from_json(decoder: &Value) -> Scheme {
-        match decoder["type"].as_str() {
-            Some("ByteLevel") => Scheme::ByteLevel,
-            Some("Sequence") => {
-                let parts = decoder["decoders"].as_array().map_or(&[][..], Vec::as_slice);
-                if let [only] = parts { Scheme::from_json(only) } else { Scheme::fallback(parts) }
-            }
-            _ => Scheme::Window,
-        }
-    }
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    special: bool,
+    /// Its bytes are a part of a character at most.
+    is_byte: bool,
+    exists: bool,
+}
 
-    fn fallback(parts: &[Value]) -> Scheme {
-        let (mut replace, mut strip_start, mut bytes) = (Vec::new(), None, false);
-        for part in parts {
-            match part["type"].as_str() {
-                Some("Replace") => {
-                    match (part["pattern"]["String"].as_str(), part["content"].as_str()) {
-                        (Some(from), Some(to)) => replace.push((from.into(), to.into())),
-                        _ => return Scheme::Window,
-                    }
-                }
-                Some("ByteFallback") => bytes = true,
-                Some("Fuse") => {}
-                Some("Strip") => {
-                    let mark = part["content"].as_str().and_then(|text| text.chars().next());
-                    match (mark, part["start"].as_u64(), part["stop"].as_u64()) {
-                        (Some(mark), Some(count), Some(0)) => {
-                            strip_start = Some((mark, count as usize));
+impl Table {
+    /// The table of a vocabulary. Takes some milliseconds.
+    pub fn new(vocabulary: &Vocabulary) -> Table {
+        let steps = &vocabulary.decoder[..];
+        let kind = kind(steps);
+        let falls_back = steps.contains(&DecodeStep::ByteFallback);
+        let mut table = Table {
+            kind,
+            ends: Vec::with_capacity(vocabulary.tokens.len()),
+            bytes: Vec::new(),
+            marks: Vec::with_capacity(vocabulary.tokens.len()),
+        };
+        for token in &vocabulary.tokens {
+            let Some(token) = token else {
+                table.push(Mark::default(), &[]);
+                continue;
+            };
+            let piece = piece(token);
+            let mut mark = Mark { special: token.special, is_byte: false, exists: true };
+            match kind {
+                Kind::Bytes => table.push(mark, &decoder::alphabet_bytes(piece)),
+                Kind::Pieces { .. } => {
+                    let text = in_place(steps, false, piece);
+                    match decoder::byte_of(&text) {
+                        Some(byte) if falls_back => {
+                            mark.is_byte = true;
+                            table.push(mark, &[byte]);
                         }
-                        _ => return Scheme::Window,
+                        _ => table.push(mark, text.as_bytes()),
                     }
                 }
-                _ => return Scheme::Window,
+                Kind::Window => {
+                    table.push(mark, decoder::decode(steps, vec![piece.to_owned()]).as_bytes());
+                }
             }
         }
-        if bytes { Scheme::ByteFallback { replace, strip_start } } else { Scheme::Window }
+        table
+    }
+
+    fn push(&mut self, mark: Mark, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        // A vocabulary comes in one frame, so its bytes fit.
+        self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+        self.marks.push(mark);
+    }
+
+    /// The bytes a token stands for on its own; none for an id outside the vocabulary.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        let at = id as usize;
+        let Some(&end) = self.ends.get(at) else { return &[] };
+        let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start as usize..end as usize]
+    }
+
+    fn mark(&self, id: u32) -> Mark {
+        self.marks.get(id as usize).copied().unwrap_or_default()
     }
 }
 
-/// The bytes a token stands for on its own; none for an id outside the vocabulary.
-pub fn token_bytes(tokenizer: &Tokenizer, scheme: &Scheme, id: u32) -> Vec<u8> {
-    let Some(token) = tokenizer.id_to_token(id) else { return Vec::new() };
-    match scheme {
-        // An added token may hold characters that are not of the alphabet: it stands for itself.
-        Scheme::ByteLevel => {
-            token.chars().map(alphabet_byte).collect::<Option<Vec<u8>>>().unwrap_or(token.into())
-        }
-        Scheme::ByteFallback { replace, .. } => {
-            let code = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-            if let Some(byte) = code.filter(|code| code.len() == 2)
-                && let Ok(byte) = u8::from_str_radix(byte, 16)
-            {
-                return vec![byte];
-            }
-            let mut text = token;
-            for (from, to) in replace {
-                text = text.replace(from.as_str(), to);
-            }
-            text.into_bytes()
-        }
-        Scheme::Window => tokenizer.decode(&[id], false).unwrap_or(token).into_bytes(),
-    }
+/// What the decoder begins with.
+fn piece(token: &Token) -> &str {
+    token.piece.as_deref().unwrap_or(&token.spelling)
 }
 
-/// Inverse of GPT-2's byte alphabet: printable Latin-1 characters stand for themselves, the 68 other
-/// bytes for U+0100 onwards in order.
-fn alphabet_byte(c: char) -> Option<u8> {
-    let code = c as u32;
-    match code {
-        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => Some(code as u8),
-        0x100..=0x120 => Some((code - 0x100) as u8),
-        0x121..=0x142 => Some((code - 0x121 + 0x7f) as u8),
-        0x143 => Some(0xad),
-        _ => None,
+/// A token after all steps that look at it alone.
+fn in_place(steps: &[DecodeStep], is_first: bool, piece: &str) -> String {
+    let mut text = Cow::Borrowed(piece);
+    for step in steps.iter().take_while(|step| !matches!(step, DecodeStep::Fuse)) {
+        text = Cow::Owned(decoder::alone(step, is_first, &text));
     }
+    text.into_owned()
+}
+
+/// Which kind the steps are: `Pieces` for those that are known to be, token by token.
+fn kind(steps: &[DecodeStep]) -> Kind {
+    if let [DecodeStep::ByteLevel] = steps {
+        return Kind::Bytes;
+    }
+    let fuse = steps.iter().position(|step| matches!(step, DecodeStep::Fuse));
+    let (before, after) = match fuse {
+        Some(at) => (&steps[..at], &steps[at + 1..]),
+        None => (steps, &[][..]),
+    };
+    let strip_start = match after {
+        [] => None,
+        [DecodeStep::Strip { content, start, stop: 0 }] => Some((*content, *start)),
+        _ => return Kind::Window,
+    };
+    let (mut first_differs, mut fell_back) = (false, false);
+    for step in before {
+        match step {
+            // Bytes are not text yet; later steps would look at what they make together.
+            _ if fell_back => return Kind::Window,
+            DecodeStep::Replace { .. } | DecodeStep::Strip { .. } => {}
+            DecodeStep::Spaces | DecodeStep::Metaspace { .. } | DecodeStep::WordPiece { .. } => {
+                first_differs = true;
+            }
+            // Whether the first is another is told by its place, which bytes would shift.
+            DecodeStep::ByteFallback if !first_differs => fell_back = true,
+            _ => return Kind::Window,
+        }
+    }
+    Kind::Pieces { first_differs, strip_start }
 }
 
 /// Turns one request's tokens into text.
@@ -120,12 +163,18 @@ enum State {
     Bytes {
         /// Bytes that begin a character.
         pending: Vec<u8>,
+    },
+    Pieces {
+        /// Bytes that begin a character.
+        pending: Vec<u8>,
+        /// The next token is the first of its text.
+        is_first: bool,
         /// Characters still to be taken off the start.
-        strip: Option<(char, usize)>,
+        strip: Option<(char, u32)>,
     },
     Window {
         tokens: Vec<u32>,
-        /// Text of the tokens before the last one that completed a character.
+        /// Bytes of text of the tokens before the last one that completed a character.
         known: usize,
     },
 }
@@ -135,222 +184,158 @@ const WINDOW_TOKENS: usize = 8;
 
 impl Detokenizer {
     /// `at_start`: the text begins here, so a decoder that strips the first space does.
-    pub fn new(scheme: &Scheme, skip_special: bool, at_start: bool) -> Detokenizer {
-        let strip = match scheme {
-            Scheme::ByteFallback { strip_start, .. } if at_start => *strip_start,
-            _ => None,
-        };
-        let state = match scheme {
-            Scheme::Window => State::Window { tokens: Vec::new(), known: 0 },
-            _ => State::Bytes { pending: Vec::new(), strip },
+    pub fn new(table: &Table, skip_special: bool, at_start: bool) -> Detokenizer {
+        let state = match table.kind {
+            Kind::Bytes => State::Bytes { pending: Vec::new() },
+            Kind::Pieces { strip_start, .. } => State::Pieces {
+                pending: Vec::new(),
+                is_first: at_start,
+                strip: strip_start.filter(|_| at_start),
+            },
+            Kind::Window => State::Window { tokens: Vec::new(), known: 0 },
         };
         Detokenizer { state, skip_special }
     }
 
-    /// Text that this token completes.
-    pub fn push(&mut self, tokenizer: &Tokenizer, scheme: &Scheme, id: u32) -> String {
-        if self.skip_special && is_special(tokenizer, id) {
-            return String::new();
+    /// Appends the text that this token completes.
+    pub fn push(&mut self, table: &Table, vocabulary: &Vocabulary, id: u32, out: &mut String) {
+        let mark = table.mark(id);
+        if !mark.exists || self.skip_special && mark.special {
+            return;
         }
+        let bytes = table.bytes(id);
         match &mut self.state {
-            State::Bytes { pending, strip } => {
-                pending.extend(token_bytes(tokenizer, scheme, id));
-                let text = take_characters(pending);
-                strip_start(text, strip)
+            State::Bytes { pending } => take_characters(pending, bytes, Replace::Parts, out),
+            State::Pieces { pending, is_first, strip } => {
+                let from = out.len();
+                let was_first = std::mem::take(is_first);
+                if mark.is_byte {
+                    take_characters(pending, bytes, Replace::Each, out);
+                } else {
+                    replace_each(pending, out);
+                    let differs = matches!(table.kind, Kind::Pieces { first_differs: true, .. });
+                    match vocabulary.tokens.get(id as usize) {
+                        Some(Some(token)) if differs && was_first => {
+                            out.push_str(&in_place(&vocabulary.decoder, true, piece(token)));
+                        }
+                        // Pieces are made of text.
+                        _ => out.push_str(&String::from_utf8_lossy(bytes)),
+                    }
+                }
+                strip_start(out, from, strip);
             }
             State::Window { tokens, known } => {
                 tokens.push(id);
-                let whole = tokenizer.decode(tokens, false).unwrap_or_default();
-                if whole.ends_with(char::REPLACEMENT_CHARACTER) || whole.len() < *known {
-                    return String::new();
+                let (whole, stable) = settled(vocabulary, tokens);
+                if whole[..stable].ends_with(char::REPLACEMENT_CHARACTER) || stable <= *known {
+                    return;
                 }
-                let text = whole.get(*known..).unwrap_or_default().to_string();
-                *known = whole.len();
+                out.push_str(whole.get(*known..stable).unwrap_or_default());
+                *known = stable;
                 if tokens.len() >= 2 * WINDOW_TOKENS {
+                    let held = whole.len() - stable;
                     tokens.drain(..tokens.len() - WINDOW_TOKENS);
-                    *known = tokenizer.decode(tokens, false).map_or(0, |text| text.len());
+                    *known = window(vocabulary, tokens).len().saturating_sub(held);
                 }
-                text
             }
         }
     }
 
     /// The tokens ended: what is pending comes out, incomplete characters replaced.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> String {
+    pub fn finish(&mut self, vocabulary: &Vocabulary, out: &mut String) {
         match &mut self.state {
-            State::Bytes { pending, .. } => {
-                String::from_utf8_lossy(&std::mem::take(pending)).into_owned()
+            State::Bytes { pending } => {
+                out.push_str(&String::from_utf8_lossy(&std::mem::take(pending)));
             }
+            State::Pieces { pending, .. } => replace_each(pending, out),
             State::Window { tokens, known } => {
-                let whole = tokenizer.decode(tokens, false).unwrap_or_default();
+                let whole = window(vocabulary, tokens);
                 tokens.clear();
-                whole.get(std::mem::take(known)..).unwrap_or_default().to_string()
+                out.push_str(whole.get(std::mem::take(known)..).unwrap_or_default());
             }
         }
     }
 }
 
-fn is_special(tokenizer: &Tokenizer, id: u32) -> bool {
-    let added = tokenizer.get_added_vocabulary();
-    added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+fn pieces(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<String> {
+    let tokens = ids.iter().filter_map(|&id| vocabulary.tokens.get(id as usize)?.as_ref());
+    tokens.map(|token| piece(token).to_owned()).collect()
 }
 
-/// Takes all but an incomplete last character; bytes that can never be one are replaced.
-fn take_characters(pending: &mut Vec<u8>) -> String {
-    let mut text = String::new();
+fn window(vocabulary: &Vocabulary, ids: &[u32]) -> String {
+    decoder::decode(&vocabulary.decoder, pieces(vocabulary, ids))
+}
+
+/// The text of some tokens, and how many of its bytes stay when others follow: a decoder may write the last one
+/// in another way.
+fn settled(vocabulary: &Vocabulary, ids: &[u32]) -> (String, usize) {
+    let whole = window(vocabulary, ids);
+    let mut followed = pieces(vocabulary, ids);
+    followed.push(String::new());
+    let followed = decoder::decode(&vocabulary.decoder, followed);
+    let same = whole.chars().zip(followed.chars()).take_while(|(a, b)| a == b);
+    let stable = same.map(|(c, _)| c.len_utf8()).sum();
+    (whole, stable)
+}
+
+/// What becomes of bytes that are no text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replace {
+    /// One replacement for each part that could have begun a character.
+    Parts,
+    /// One for each byte.
+    Each,
+}
+
+fn replace_each(pending: &mut Vec<u8>, out: &mut String) {
+    out.extend(pending.drain(..).map(|_| char::REPLACEMENT_CHARACTER));
+}
+
+/// Appends all but an incomplete last character, which is left pending; bytes that can never be one are replaced.
+fn take_characters(pending: &mut Vec<u8>, bytes: &[u8], replace: Replace, out: &mut String) {
+    // The usual case: whole characters, and nothing before them.
+    if pending.is_empty()
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
+        return out.push_str(text);
+    }
+    pending.extend_from_slice(bytes);
     let mut at = 0;
     loop {
         match std::str::from_utf8(&pending[at..]) {
             Ok(rest) => {
-                text.push_str(rest);
+                out.push_str(rest);
                 at = pending.len();
                 break;
             }
             Err(why) => {
                 let valid = at + why.valid_up_to();
-                text.push_str(&String::from_utf8_lossy(&pending[at..valid]));
+                out.push_str(&String::from_utf8_lossy(&pending[at..valid]));
                 at = valid;
                 let Some(bad) = why.error_len() else { break };
-                text.push(char::REPLACEMENT_CHARACTER);
+                let count = if replace == Replace::Each { bad } else { 1 };
+                out.extend((0..count).map(|_| char::REPLACEMENT_CHARACTER));
                 at += bad;
             }
         }
     }
     pending.drain(..at);
-    text
 }
 
-fn strip_start(text: String, strip: &mut Option<(char, usize)>) -> String {
-    let Some((mark, left)) = strip else { return text };
-    if text.is_empty() {
-        return text;
+/// Takes characters off what was appended from `from` on, which is the start of a text.
+fn strip_start(out: &mut String, from: usize, strip: &mut Option<(char, u32)>) {
+    let Some((mark, left)) = strip else { return };
+    if out.len() == from {
+        return;
     }
-    let mut rest = text.as_str();
-    while *left > 0 {
-        let Some(shorter) = rest.strip_prefix(*mark) else { break };
-        rest = shorter;
+    let mut to = from;
+    while *left > 0 && out[to..].starts_with(*mark) {
+        to += mark.len_utf8();
         *left -= 1;
     }
-    let rest = rest.to_string();
     // What does not start with the mark ends the start of the text.
-    if *left == 0 || !rest.is_empty() {
+    if *left == 0 || to < out.len() {
         *strip = None;
     }
-    rest
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::LazyLock;
-
-    use super::*;
-    use crate::stop::StopMatcher;
-    use crate::tiny_tokenizer::{IM_END, byte_fallback, byte_level};
-    use proptest::prelude::*;
-
-    static BYTE_LEVEL: LazyLock<(Tokenizer, Scheme)> = LazyLock::new(|| load(byte_level()));
-    static BYTE_FALLBACK: LazyLock<(Tokenizer, Scheme)> = LazyLock::new(|| load(byte_fallback()));
-
-    fn load(json: Value) -> (Tokenizer, Scheme) {
-        let tokenizer = Tokenizer::from_bytes(json.to_string()).unwrap();
-        let scheme = Scheme::of(&tokenizer);
-        (tokenizer, scheme)
-    }
-
-    /// The pieces that come of some tokens, the flushed rest last.
-    fn pieces(tokenizer: &Tokenizer, scheme: &Scheme, tokens: &[u32], skip: bool) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(scheme, skip, true);
-        let mut pieces: Vec<_> =
-            tokens.iter().map(|&t| detokenizer.push(tokenizer, scheme, t)).collect();
-        pieces.push(detokenizer.finish(tokenizer));
-        pieces
-    }
-
-    #[test]
-    fn half_a_character_waits_for_the_other_half() {
-        let (tokenizer, scheme) = &*BYTE_LEVEL;
-        assert_eq!(*scheme, Scheme::ByteLevel);
-        let crab: Vec<u32> = "é🦀".bytes().map(u32::from).collect();
-        assert_eq!(pieces(tokenizer, scheme, &crab, true), ["", "é", "", "", "", "🦀", ""]);
-        assert_eq!(pieces(tokenizer, scheme, &crab[..4], true), ["", "é", "", "", "\u{fffd}"]);
-    }
-
-    #[test]
-    fn bytes_that_are_no_character_are_replaced_once_that_is_sure() {
-        let (tokenizer, scheme) = &*BYTE_LEVEL;
-        let tokens = [0xf0, 0x9f, u32::from(b'a'), 0x80, u32::from(b'b')];
-        let expected = ["", "", "\u{fffd}a", "\u{fffd}", "b", ""];
-        assert_eq!(pieces(tokenizer, scheme, &tokens, true), expected);
-    }
-
-    #[test]
-    fn special_tokens_are_text_only_when_asked_for() {
-        let (tokenizer, scheme) = &*BYTE_LEVEL;
-        assert_eq!(pieces(tokenizer, scheme, &[IM_END], true).concat(), "");
-        assert_eq!(pieces(tokenizer, scheme, &[IM_END], false).concat(), "<|im_end|>");
-    }
-
-    #[test]
-    fn byte_fallback_strips_the_first_space_of_a_text_alone() {
-        let (tokenizer, scheme) = &*BYTE_FALLBACK;
-        assert!(matches!(scheme, Scheme::ByteFallback { .. }), "{scheme:?}");
-        let tokens = [257, 258, 256, 0xc3, 0xa9, 257];
-        let text = pieces(tokenizer, scheme, &tokens, true).concat();
-        assert_eq!(text, "ab é a");
-        assert_eq!(text, tokenizer.decode(&tokens, true).unwrap());
-        let mut continued = Detokenizer::new(scheme, true, false);
-        assert_eq!(continued.push(tokenizer, scheme, 257), " a");
-    }
-
-    proptest! {
-        /// Tokens of one byte: every split that a tokenizer could make is a union of these.
-        #[test]
-        fn any_text_comes_back_whole(text in "\\PC{0,24}") {
-            for (tokenizer, scheme) in [&*BYTE_LEVEL, &*BYTE_FALLBACK] {
-                let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
-                let pieces = pieces(tokenizer, scheme, &tokens, true);
-                let clean = !text.contains(char::REPLACEMENT_CHARACTER);
-                for piece in &pieces {
-                    prop_assert!(!clean || !piece.contains(char::REPLACEMENT_CHARACTER));
-                }
-                let expected = match scheme {
-                    Scheme::ByteFallback { .. } => text.strip_prefix(' ').unwrap_or(&text),
-                    _ => &text,
-                };
-                prop_assert_eq!(pieces.concat(), expected);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_decoded_as_the_tokenizer_does(bytes in prop::collection::vec(any::<u8>(), 0..24)) {
-            let (tokenizer, scheme) = &*BYTE_LEVEL;
-            let tokens: Vec<u32> = bytes.iter().map(|&byte| byte.into()).collect();
-            let whole = tokenizer.decode(&tokens, true).unwrap();
-            prop_assert_eq!(pieces(tokenizer, scheme, &tokens, true).concat(), &whole[..]);
-            let windowed = pieces(tokenizer, &Scheme::Window, &tokens, true);
-            prop_assert!(String::from_utf8(bytes).is_err() || windowed.concat() == whole);
-        }
-
-        #[test]
-        fn stop_strings_end_the_text_exactly(text in "[aé🦀]{0,12}", stop in "[aé🦀]{1,3}") {
-            let (tokenizer, scheme) = &*BYTE_LEVEL;
-            let mut detokenizer = Detokenizer::new(scheme, true, true);
-            let mut matcher = StopMatcher::new(vec![stop.clone()], false);
-            let (mut out, mut stopped) = (String::new(), false);
-            for byte in text.bytes() {
-                let passed = matcher.push(&detokenizer.push(tokenizer, scheme, byte.into()));
-                out += &passed.text;
-                stopped = passed.stopped.is_some();
-                if stopped {
-                    break;
-                }
-            }
-            if !stopped {
-                out += &matcher.finish();
-            }
-            let expected = text.split_once(&stop);
-            prop_assert_eq!(stopped, expected.is_some());
-            prop_assert_eq!(out, expected.map_or(&text[..], |(before, _)| before));
-        }
-    }
+    out.replace_range(from..to, "");
 }

@@ -25,10 +25,30 @@ pub struct ApiError {
     pub retry_after_s: Option<u32>,
 }
 
+/// Bytes of a message, at most: what a client wrote may be in it.
+const MESSAGE_BYTES_MAX: usize = 1024;
+/// Bytes of the name of a field.
+const PARAM_BYTES_MAX: usize = 200;
+
+/// At most so many bytes of a text.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let mut end = bytes_max - "...".len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("...");
+        text.shrink_to_fit();
+    }
+    text
+}
+
 impl ApiError {
     /// An error of this status, without `param` or `code`.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code: None, retry_after_s: None }
+        let message = cut(message.into(), MESSAGE_BYTES_MAX);
+        ApiError { status, message, param: None, code: None, retry_after_s: None }
     }
 
     /// 400: the request itself is wrong.
@@ -39,7 +59,7 @@ impl ApiError {
     /// 400: this field is wrong.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> ApiError {
         let mut error = ApiError::invalid(message);
-        error.param = Some(param.into());
+        error.param = Some(cut(param.into(), PARAM_BYTES_MAX));
         error.code = Some("invalid_value");
         error
     }
@@ -56,6 +76,18 @@ impl ApiError {
         let mut error = ApiError::field(param, message);
         error.code = Some("context_length_exceeded");
         error
+    }
+
+    /// 400: a prompt of `tokens` is longer than the context. The words are those that clients look for:
+    /// litellm, LangChain, pydantic-ai and Claude Code tell an overflow by them.
+    pub fn prompt_too_long(param: &str, tokens: &str, max_len: u32) -> ApiError {
+        ApiError::context_length(
+            param,
+            format!(
+                "This model's maximum context length is {max_len} tokens, and the prompt is too long: it \
+                 has {tokens} tokens, of which at least one must be left to generate"
+            ),
+        )
     }
 
     /// 500: this is on us.

@@ -4,23 +4,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::Request;
 use prometheus::Registry;
 
-use crate::backend::{Backend, Model};
-use crate::body::{self, BodyBudget};
+use crate::backend::{Backend, Model, Unavailable};
+use crate::body::{self, BodyBudget, Share};
 use crate::choices::{Choices, Job};
 use crate::error::ApiError;
+use crate::fields::Route;
+use crate::json::{self, Fields};
+use crate::keys::KeyName;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::pool::Pool;
 use crate::random::Random;
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::tokenizer::{LoadKey, TextModel, TextModels};
+use crate::tokenizer::{TextModel, TextModels};
 
 /// Characters of a prompt in the log, at most.
 const PROMPT_CHARS_MAX: usize = 8192;
+/// Bytes of the name of a model; none that is loaded has more.
+const NAME_BYTES_MAX: usize = 200;
 
 /// State of the router.
 pub struct Front {
@@ -35,10 +41,22 @@ pub struct Front {
     /// Seeds and ids.
     pub random: Random,
     /// Tokenizers and templates.
-    pub texts: Arc<TextModels>,
+    pub texts: TextModels,
+    /// Where bodies are parsed and conversations put in form.
+    pub pool: Pool,
     budget: BodyBudget,
     /// Of the models that were asked something, the last loaded.
     newest: AtomicU64,
+}
+
+/// A request whose body is there.
+pub struct Incoming {
+    body: Vec<u8>,
+    share: Share,
+    /// Its record.
+    pub record: Arc<Record>,
+    /// Name of the API key it came with.
+    pub key: Option<String>,
 }
 
 /// A model that was asked for.
@@ -52,22 +70,23 @@ pub struct Found {
 }
 
 impl Front {
-    /// A front to this backend, with the text sides of its models, whose metrics go to `registry`.
+    /// A front to this backend, whose metrics go to `registry`.
     ///
     /// # Errors
     /// The registry already has metrics of these names.
     pub fn new(
         backend: Arc<dyn Backend>,
-        texts: Arc<TextModels>,
         settings: Settings,
         registry: &Registry,
     ) -> Result<Arc<Front>, prometheus::Error> {
+        let bytes_max = settings.bodies_bytes_max.max(settings.body_bytes_max);
         Ok(Arc::new(Front {
             backend,
             metrics: Arc::new(Metrics::new(registry)?),
             random: Random::default(),
-            texts,
-            budget: BodyBudget::default(),
+            texts: TextModels::default(),
+            pool: Pool::new(settings.tokenizer_threads),
+            budget: BodyBudget::new(bytes_max, settings.retry_after_s),
             newest: AtomicU64::new(0),
             limits: Limits::new(settings.body_bytes_max, settings.connections_max),
             settings,
@@ -78,69 +97,95 @@ impl Front {
     ///
     /// # Errors
     /// See [`body::receive`].
-    pub async fn receive(&self, request: Request<Body>) -> Result<(Bytes, Arc<Record>), ApiError> {
+    pub async fn receive(&self, request: Request<Body>) -> Result<Incoming, ApiError> {
         let (parts, body) = request.into_parts();
         let record = parts.extensions.get::<Arc<Record>>().cloned();
         let record = record.ok_or_else(|| ApiError::internal("the request has no record"))?;
-        let settings =
-            Settings { body_bytes_max: self.limits.body_bytes_max(), ..self.settings.clone() };
-        let bytes = body::receive(&parts.headers, body, &settings, &self.budget).await?;
-        Ok((bytes, record))
+        let key = parts.extensions.get::<KeyName>().map(|KeyName(name)| name.to_string());
+        let bytes_max = self.limits.body_bytes_max();
+        let received = body::receive(&parts.headers, body, bytes_max, &self.settings, &self.budget);
+        let (body, share) = received.await?;
+        Ok(Incoming { body, share, record, key })
     }
 
-    /// The ready model of this name. Without a name, the only model there is.
+    /// Reads a body, once and on the pool, and makes something of its fields there. The share of the budget is
+    /// held by the work itself, and comes back with what is made.
+    ///
+    /// # Errors
+    /// See [`json::read`]; 429: too much waits; 503: its fields take more than the budget has.
+    pub async fn read<F: Fields, T: Send + 'static>(
+        &self,
+        incoming: Incoming,
+        route: Route,
+        make: impl FnOnce(F) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(T, Share), ApiError> {
+        let Incoming { body, mut share, .. } = incoming;
+        let work = move || {
+            let (fields, bytes) = json::read::<F>(&body, route)?;
+            drop(body);
+            share.grow(bytes)?;
+            Ok((make(fields)?, share))
+        };
+        self.pool.run(0, work).await?
+    }
+
+    /// The model of this name. Without a name, the only model there is.
     ///
     /// # Errors
     /// 404 or 503 from the backend, 400 when a name is needed, 500 when its tokenizer is broken.
-    pub async fn find(&self, name: Option<String>, record: &Record) -> Result<Found, ApiError> {
-        let entries = self.backend.models();
-        let name = match name.filter(|name| !name.is_empty()) {
-            Some(name) => name,
-            None => match &entries[..] {
-                [only] => only.name.clone(),
-                _ => {
-                    let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
-                    return Err(ApiError::field(
-                        "model",
-                        format!("model is missing; loaded are: [{}]", names.join(", ")),
-                    ));
-                }
-            },
-        };
-        let model = self
-            .backend
-            .model(&name)
-            .map_err(|refusal| ApiError::from_unavailable(&refusal, self.settings.retry_after_s))?;
+    pub async fn find(&self, name: Option<&str>, record: &Record) -> Result<Found, ApiError> {
+        let name = name.filter(|name| !name.is_empty());
+        let model = self.model(name)?;
+        let name = model.name().to_string();
         record.model(&name);
-        let generation = entries.iter().find(|e| e.name == name).map_or(0, |e| e.generation);
+        let generation = model.generation();
         // Where nobody scrapes, the models that are gone must not pile up.
         if self.newest.fetch_max(generation, Ordering::Relaxed) < generation {
             self.prune();
         }
-        let key = (name.clone(), model.info().dir.clone(), generation);
-        let text = self.texts.get(key, |key| self.is_current(key)).await?;
+        let text =
+            self.texts.get(generation, model.text(), |other| self.is_current(other)).await?;
         Ok(Found { name, model, text })
     }
 
-    fn is_current(&self, (name, _, generation): &LoadKey) -> bool {
-        let entries = self.backend.models();
-        entries.iter().any(|entry| entry.name == *name && entry.generation == *generation)
+    /// The model of this name, as the backend knows it.
+    ///
+    /// # Errors
+    /// As for `find`.
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, ApiError> {
+        if name.is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+            let message =
+                format!("the name of a model has at most {NAME_BYTES_MAX} bytes; see /v1/models");
+            let mut error = ApiError::field("model", message).with_code("model_not_found");
+            error.status = axum::http::StatusCode::NOT_FOUND;
+            return Err(error);
+        }
+        self.backend.model(name).map_err(|refusal| match (name, &refusal) {
+            (None, Unavailable::NotFound { hint, .. }) => {
+                ApiError::field("model", format!("model is missing; {hint}"))
+            }
+            _ => ApiError::from_unavailable(&refusal, self.settings.retry_after_s),
+        })
+    }
+
+    fn is_current(&self, generation: u64) -> bool {
+        self.backend.models().iter().any(|entry| entry.generation == generation)
     }
 
     /// Lets go of the tokenizers and the metrics of models that are gone.
     pub fn prune(&self) {
         let entries = self.backend.models();
-        self.texts.prune(entries.is_empty(), |key| self.is_current(key));
+        self.texts.prune(|generation| self.is_current(generation));
         self.metrics.prune(|model| entries.iter().any(|entry| entry.name == model));
         for entry in entries.iter().filter(|entry| entry.ready) {
             self.metrics.introduce(&entry.name);
         }
     }
 
-    /// Submits a job and waits for its first text.
+    /// Submits a job.
     ///
     /// # Errors
-    /// It does not fit, is refused, or fails at once.
+    /// It does not fit or is refused.
     pub async fn begin(&self, job: Job, record: Arc<Record>) -> Result<Choices, ApiError> {
         let choices = job.prompts.len() * job.wanted.n as usize;
         if choices > self.settings.choices_max {
@@ -174,18 +219,16 @@ impl Front {
             self.log_prompts(&job, &record).await?;
         }
         let seed = if job.wanted.seeded { job.wanted.sampling.seed } else { self.random.next() };
-        let mut choices = Choices::start(job, seed, record, self.settings.retry_after_s)?;
-        choices.begin().await?;
-        Ok(choices)
+        let wait_s = self.metrics.queue_s(job.model.name());
+        Choices::start(job, seed, record, self.settings.retry_after_s.max(wait_s))
     }
 
     /// Writes what the model is about to read, special tokens and all, to the log.
     async fn log_prompts(&self, job: &Job, record: &Record) -> Result<(), ApiError> {
         for prompt in &job.prompts {
-            let (text, tokens) = (Arc::clone(&job.text), prompt.clone());
-            let prompt = self.texts.run(move || text.decode(&tokens, false)).await?;
+            let prompt = job.text.decode(vec![prompt.clone()], false).await?.concat();
             let shown: String = prompt.chars().take(PROMPT_CHARS_MAX).collect();
-            let model = &job.model.info().name;
+            let model = job.model.name();
             tracing::info!(request_id = %record.id, model, bytes = prompt.len(), prompt = shown, "prompt");
         }
         Ok(())

@@ -1,247 +1,347 @@
 //! `POST /generate`, in SGLang's native form.
 //!
-//! `text` or `input_ids`, one or a list, with `sampling_params`; the text of a stream is cumulative.
+//! `text` or `input_ids`, one or a list, with `sampling_params`; the text of a stream is cumulative unless the
+//! request says `stream_output`.
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::Request;
-use axum::response::{IntoResponse, Response};
 use minisgl_proto::Sampled;
-use minisgl_proto::limits::TOP_LOGPROBS_MAX;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
-use crate::body::{Refusal, never, parse, refuse};
-use crate::choices::{Choices, Delta, Ended, Job};
-use crate::completions::tokenize;
 use crate::error::ApiError;
-use crate::front::Front;
+use crate::fields::Route;
 use crate::input::Input;
-use crate::logprobs::finite;
-use crate::sampling::{self, Endpoint, SamplingFields, whole};
-use crate::sse;
+use crate::intent::{Intent, Prompts};
+use crate::json::{Int, Nested, fields, put};
+use crate::logprobs;
+use crate::middleware::is_id;
+use crate::part::{Delta, Ended, Part, Usage, Whole};
+use crate::sampling::{SamplingFields, top, whole};
+use crate::surface::Surface;
 use crate::tokenizer::TextModel;
+use crate::usage::Telling;
+use crate::wire::{Answer, DATA, END, Prompted, Wire};
 
-#[derive(Deserialize)]
-struct GenerateFields {
-    model: Option<String>,
-    text: Option<Input>,
-    input_ids: Option<Input>,
-    sampling_params: Option<Value>,
-    stream: Option<bool>,
-    return_logprob: Option<bool>,
-    top_logprobs_num: Option<i64>,
-    return_text_in_logprobs: Option<bool>,
-    rid: Option<String>,
-    /// SGLang has it here, the other endpoints among the sampling fields.
-    priority: Option<i32>,
+fields! {
+    /// The fields of this surface.
+    pub struct GenerateFields {
+        model: String,
+        text: Input,
+        input_ids: Input,
+        sampling_params: Nested<ParamsFields>,
+        stream: bool,
+        /// As SGLang's server option: events hold what is new alone.
+        stream_output: bool,
+        return_logprob: bool,
+        logprob_start_len: Int,
+        top_logprobs_num: Int,
+        return_text_in_logprobs: bool,
+        rid: String,
+        /// SGLang has it here, the other surfaces among the sampling fields.
+        priority: Int,
+    }
 }
 
-/// Fields that would change the output, were they built.
-const REFUSED: &[Refusal] = &[
-    Refusal {
-        field: "logprob_start_len",
-        harmless: |value| *value == -1,
-        instead: "only -1 is: log-probabilities of the prompt are not computed",
-    },
-    Refusal { field: "image_data", harmless: never, instead: "models here take text only" },
-    Refusal { field: "audio_data", harmless: never, instead: "models here take text only" },
-    Refusal { field: "video_data", harmless: never, instead: "models here take text only" },
-    Refusal { field: "session_params", harmless: never, instead: "send the whole prompt" },
-];
+fields! {
+    /// The fields of `sampling_params`.
+    pub struct ParamsFields {
+        max_new_tokens: Int,
+    }
+    with {
+        sampling: SamplingFields,
+    }
+}
 
 /// Tokens generated when the client does not say: SGLang's number.
 const MAX_TOKENS_DEFAULT: u32 = 128;
 
-impl GenerateFields {
-    /// The prompt and the field it is in.
-    fn input(&mut self) -> Result<(Input, &'static str), ApiError> {
-        match (self.text.take(), self.input_ids.take()) {
-            (Some(Input::Tokens(_) | Input::TokenLists(_)), None) => {
-                Err(ApiError::field("text", "text: token ids go into input_ids"))
-            }
-            (Some(text), None) => Ok((text, "text")),
-            (None, Some(Input::Text(_) | Input::Texts(_))) => {
-                Err(ApiError::field("input_ids", "input_ids: text goes into text"))
-            }
-            (None, Some(ids)) => Ok((ids, "input_ids")),
-            (Some(_), Some(_)) => {
-                Err(ApiError::field("input_ids", "text and input_ids exclude each other"))
-            }
-            (None, None) => Err(ApiError::field("text", "text or input_ids is needed")),
-        }
-    }
+/// SGLang's generate.
+pub struct Generated {
+    rid: Option<String>,
+    token_texts: bool,
+    incremental: bool,
+    /// The position from which on tokens of the prompt are told.
+    from: usize,
+}
 
-    /// The shared sampling fields and `max_new_tokens`, from `sampling_params`.
-    fn sampling(&mut self) -> Result<(SamplingFields, Option<i64>), ApiError> {
-        #[derive(Default, Deserialize)]
-        struct Own {
-            max_new_tokens: Option<i64>,
+/// The prompt and the field it is in.
+fn input(text: Option<Input>, ids: Option<Input>) -> Result<(Input, &'static str), ApiError> {
+    match (text, ids) {
+        (Some(Input::Tokens(_) | Input::TokenLists(_)), None) => {
+            Err(ApiError::field("text", "text: token ids go into input_ids"))
         }
-        let params = match self.sampling_params.take() {
-            None => return Ok((SamplingFields::default(), None)),
-            Some(params @ Value::Object(_)) => params.to_string().into_bytes(),
-            Some(_) => {
-                let message = "sampling_params: expected an object, which counts for all prompts";
-                return Err(ApiError::field("sampling_params", message));
-            }
-        };
-        let inside = |mut error: ApiError| {
-            error.param = error.param.map(|param| format!("sampling_params.{param}"));
-            error
-        };
-        refuse(&params, sampling::REFUSED).map_err(inside)?;
-        let own: Own = parse(&params).map_err(inside)?;
-        Ok((parse(&params).map_err(inside)?, own.max_new_tokens))
+        (Some(text), None) => Ok((text, "text")),
+        (None, Some(Input::Text(_) | Input::Texts(_))) => {
+            Err(ApiError::field("input_ids", "input_ids: text goes into text"))
+        }
+        (None, Some(ids)) => Ok((ids, "input_ids")),
+        (Some(_), Some(_)) => {
+            Err(ApiError::field("input_ids", "text and input_ids exclude each other"))
+        }
+        (None, None) => Err(ApiError::field("text", "text or input_ids is needed")),
     }
 }
 
-/// Handles a request.
-pub async fn generate(
-    State(front): State<Arc<Front>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    let (bytes, record) = front.receive(request).await?;
-    let mut fields: GenerateFields = parse(&bytes)?;
-    for refused in [REFUSED, sampling::REFUSED] {
-        refuse(&bytes, refused)?;
+impl Surface for Generated {
+    type Body = GenerateFields;
+    type Wire = GenerateWire;
+    const ROUTE: Route = Route::Generate;
+
+    fn intent(f: GenerateFields) -> Result<(Intent, Generated), ApiError> {
+        let mut params = f.sampling_params.unwrap_or_default().checked("sampling_params")?;
+        let tops = top("top_logprobs_num", f.top_logprobs_num.unwrap_or(Int(0)))?;
+        let logprobs = f.return_logprob.unwrap_or(false).then_some(tops);
+        let start = f.logprob_start_len.map_or(-1, |Int(start)| start);
+        let start = whole("logprob_start_len", start, -1, u32::MAX.into())?;
+        // As in SGLang, the first of them is null: its score is that of the token behind it.
+        let from = u32::try_from(start).ok().filter(|_| logprobs.is_some());
+        let prompt_logprobs = logprobs.zip(from).map(|(tops, from)| (tops, from.saturating_add(1)));
+        let (input, param) = input(f.text, f.input_ids)?;
+        if let Some(rid) = f.rid.as_deref().filter(|rid| !is_id(rid)) {
+            let shown: String = rid.chars().take(40).collect();
+            return Err(ApiError::field(
+                "rid",
+                format!("rid: {shown:?} is none; it has 1 to 128 letters, digits and -_.:/+="),
+            ));
+        }
+        params.sampling.set_priority(f.priority);
+        let intent = Intent {
+            model: f.model,
+            prompts: Prompts::Bare { input, add_special: true },
+            param,
+            sampling: params.sampling,
+            max_tokens: params.max_new_tokens.map(|max| ("max_new_tokens", max)),
+            max_tokens_default: Some(MAX_TOKENS_DEFAULT),
+            logprobs,
+            prompt_logprobs,
+            stream: f.stream.unwrap_or(false),
+            telling: Telling::Silent,
+            echo: false,
+            ids: true,
+        };
+        let surface = Generated {
+            rid: f.rid,
+            token_texts: f.return_text_in_logprobs.unwrap_or(false),
+            incremental: f.stream_output.unwrap_or(false),
+            from: from.unwrap_or(0) as usize,
+        };
+        Ok((intent, surface))
     }
-    drop(bytes);
-    let (sampling, max_tokens) = fields.sampling()?;
-    let found = front.find(fields.model.take(), &record).await?;
-    let vocab_size = found.model.info().vocab_size;
-    let logprobs = match fields.return_logprob {
-        Some(true) => Some(whole(
-            "top_logprobs_num",
-            fields.top_logprobs_num.unwrap_or(0),
-            0,
-            TOP_LOGPROBS_MAX.into(),
-        )? as u32),
-        _ => None,
-    };
-    let endpoint = Endpoint {
-        max_tokens: max_tokens.map(|max| ("max_new_tokens", max)),
-        max_tokens_default: Some(MAX_TOKENS_DEFAULT),
-        logprobs,
-    };
-    let mut wanted =
-        sampling.validate(endpoint, &found.text.defaults, vocab_size, &front.settings)?;
-    wanted.priority = fields.priority.unwrap_or(wanted.priority);
-    let (input, param) = fields.input()?;
-    let is_batch = wanted.n > 1 || input.is_batch();
-    let inputs = input.checked(param, vocab_size, front.settings.choices_max)?;
-    let (prompts, _) = tokenize(&front, &found, inputs, param, true, false).await?;
-    let job = Job {
-        model: found.model,
-        text: Arc::clone(&found.text),
-        prompts,
-        wanted,
-        at_start: false,
-        param,
-    };
-    let choices = front.begin(job, Arc::clone(&record)).await?;
-    let answer = Answer {
-        id: fields.rid.take().unwrap_or_else(|| record.id.clone()),
-        text: found.text,
-        logprobs: logprobs.is_some(),
-        token_texts: fields.return_text_in_logprobs.unwrap_or(false),
-        is_batch,
-        so_far: vec![String::new(); choices.len()],
-        so_far_tokens: vec![Vec::new(); choices.len()],
-    };
-    if fields.stream.unwrap_or(false) {
-        return Ok(sse::respond(choices, answer, record));
+
+    fn wire(self, answer: Answer) -> GenerateWire {
+        GenerateWire {
+            id: self.rid.unwrap_or(answer.request_id),
+            logprobs: answer.logprobs,
+            token_texts: self.token_texts.then_some(answer.text),
+            is_batch: answer.is_batch || answer.per_prompt > 1,
+            incremental: self.incremental,
+            from: self.from,
+            per_prompt: answer.per_prompt,
+            prompts: answer.prompts,
+            so_far: vec![SoFar::default(); answer.choices],
+        }
     }
-    Ok(Json(answer.whole(choices).await?).into_response())
 }
 
 /// How an answer is written.
-struct Answer {
+pub struct GenerateWire {
     id: String,
-    text: Arc<TextModel>,
     logprobs: bool,
-    token_texts: bool,
+    /// Set when log-probabilities have texts.
+    token_texts: Option<Arc<TextModel>>,
     is_batch: bool,
-    /// Text of each choice so far; only streams keep it.
-    so_far: Vec<String>,
-    so_far_tokens: Vec<Vec<Sampled>>,
+    incremental: bool,
+    from: usize,
+    per_prompt: usize,
+    /// By prompt, if their log-probabilities are wanted.
+    prompts: Vec<Prompted>,
+    so_far: Vec<SoFar>,
 }
 
-impl Answer {
+/// What a choice has said, as JSON without the outer brackets: each token is written once, and copied into every
+/// event of a cumulative stream.
+#[derive(Clone, Default)]
+struct SoFar {
+    /// With the opening quote.
+    text: Vec<u8>,
+    ids: Vec<u8>,
+    own: Vec<u8>,
+    tops: Vec<u8>,
+    /// Of the prompt: both lists, once they are there.
+    prompt: Vec<u8>,
+    has_prompt: bool,
+    /// What was there at the last event.
+    told: usize,
+}
+
+/// Bytes of an event up to which a cumulative stream tells every token. A longer one is told when it has grown
+/// by a part of itself, so that a stream of n tokens writes O(n log n) bytes, not O(n^2).
+const EVERY_TOKEN_BYTES: usize = 4 << 10;
+/// That part of itself.
+const GROWTH: usize = 64;
+
+impl SoFar {
+    fn len(&self) -> usize {
+        self.text.len() + self.ids.len() + self.own.len() + self.tops.len()
+    }
+
+    /// Whether a cumulative stream tells it now.
+    fn is_due(&self) -> bool {
+        let len = self.len();
+        len <= EVERY_TOKEN_BYTES || len - self.told >= self.told / GROWTH
+    }
+
+    fn clear(&mut self) {
+        for list in [&mut self.text, &mut self.ids, &mut self.own, &mut self.tops] {
+            list.clear();
+        }
+    }
+}
+
+impl GenerateWire {
+    /// Takes what is new.
+    fn add(&mut self, choice: usize, text: &str, ids: &[u32], tokens: &[crate::part::Scored]) {
+        let so_far = &mut self.so_far[choice];
+        if so_far.text.is_empty() {
+            so_far.text.push(b'"');
+        } else {
+            // The closing quote makes way.
+            so_far.text.pop();
+        }
+        let at = so_far.text.len();
+        put(&mut so_far.text, text);
+        so_far.text.remove(at);
+        for &id in ids {
+            comma(&mut so_far.ids);
+            put(&mut so_far.ids, &id);
+        }
+        if !self.logprobs || tokens.is_empty() {
+            return;
+        }
+        let scored = || tokens.iter().map(|scored| (scored.sampled.token, Some(&scored.sampled)));
+        comma(&mut so_far.own);
+        logprobs::triples(&mut so_far.own, scored(), self.token_texts.as_deref());
+        comma(&mut so_far.tops);
+        logprobs::top_triples(&mut so_far.tops, scored(), self.token_texts.as_deref());
+    }
+
+    /// Takes the scores of the prompt.
+    fn add_prompt(&mut self, choice: usize, scores: &[Sampled]) {
+        let Some(Prompted { ids, .. }) = self.prompts.get(choice / self.per_prompt) else { return };
+        let scored = || logprobs::of_prompt(ids, scores, self.from);
+        let out = &mut self.so_far[choice].prompt;
+        out.extend_from_slice(b",\"input_token_logprobs\":[");
+        logprobs::triples(out, scored(), self.token_texts.as_deref());
+        out.extend_from_slice(b"],\"input_top_logprobs\":[");
+        logprobs::top_triples(out, scored(), self.token_texts.as_deref());
+        out.push(b']');
+    }
+
     /// One choice with everything it has so far.
-    fn object(&self, whole: &Delta, choices: &Choices) -> Value {
-        let usage = choices.usage(whole.choice);
-        let id =
-            if self.is_batch { format!("{}-{}", self.id, whole.choice) } else { self.id.clone() };
-        let mut meta = json!({
-            "id": id,
-            "finish_reason": whole.ended.as_ref().map(finish_reason),
-            "prompt_tokens": usage.prompt,
-            "completion_tokens": usage.completion,
-            "cached_tokens": usage.cached,
-        });
-        if self.logprobs {
-            let triple = |token: u32, logprob: f32| {
-                let text = self.token_texts.then(|| self.text.decode(&[token], false));
-                json!([finite(logprob), token, text])
-            };
-            let own = |s: &Sampled| triple(s.token, s.logprob.unwrap_or(f32::NEG_INFINITY));
-            let top = |s: &Sampled| s.top.iter().map(|t| triple(t.token, t.logprob)).collect();
-            meta["output_token_logprobs"] = whole.tokens.iter().map(own).collect();
-            meta["output_top_logprobs"] =
-                whole.tokens.iter().map(top).collect::<Vec<Value>>().into();
+    fn object(&self, out: &mut Vec<u8>, choice: usize, ended: Option<&Ended>, usage: Usage) {
+        let so_far = &self.so_far[choice];
+        out.extend_from_slice(b"{\"text\":");
+        out.extend_from_slice(if so_far.text.is_empty() { b"\"\"" } else { &so_far.text });
+        out.extend_from_slice(b",\"output_ids\":[");
+        out.extend_from_slice(&so_far.ids);
+        out.extend_from_slice(b"],\"meta_info\":{\"id\":");
+        if self.is_batch {
+            put(out, &format!("{}-{choice}", self.id));
+        } else {
+            put(out, &self.id);
         }
-        json!({
-            "text": whole.text,
-            "output_ids": choices.token_ids(whole.choice),
-            "meta_info": meta,
-            "index": whole.choice,
-        })
+        out.extend_from_slice(b",\"finish_reason\":");
+        finish_reason(out, ended);
+        out.extend_from_slice(b",\"prompt_tokens\":");
+        put(out, &usage.prompt);
+        out.extend_from_slice(b",\"completion_tokens\":");
+        put(out, &usage.completion);
+        out.extend_from_slice(b",\"cached_tokens\":");
+        put(out, &usage.cached);
+        out.extend_from_slice(&so_far.prompt);
+        if self.logprobs {
+            out.extend_from_slice(b",\"output_token_logprobs\":[");
+            out.extend_from_slice(&so_far.own);
+            out.extend_from_slice(b"],\"output_top_logprobs\":[");
+            out.extend_from_slice(&so_far.tops);
+            out.push(b']');
+        }
+        out.extend_from_slice(b"},\"index\":");
+        put(out, &choice);
+        out.push(b'}');
+    }
+}
+
+fn comma(list: &mut Vec<u8>) {
+    if !list.is_empty() {
+        list.push(b',');
+    }
+}
+
+impl Wire for GenerateWire {
+    fn open(&mut self, _: &mut Vec<u8>, _: Usage) {}
+
+    fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>) {
+        let choice = delta.choice;
+        let text = match delta.part {
+            Part::Text(text) | Part::Reasoning(text) => text,
+            Part::ToolCall { arguments, .. } => arguments,
+        };
+        if self.incremental {
+            self.so_far[choice].clear();
+        }
+        self.add(choice, text, delta.ids, delta.tokens);
+        if !std::mem::replace(&mut self.so_far[choice].has_prompt, true) {
+            self.add_prompt(choice, delta.prompt);
+        }
+        if !self.incremental && delta.ended.is_none() && !self.so_far[choice].is_due() {
+            return;
+        }
+        self.so_far[choice].told = self.so_far[choice].len();
+        out.extend_from_slice(DATA);
+        self.object(out, choice, delta.ended, delta.usage);
+        out.extend_from_slice(END);
+        if self.incremental {
+            self.so_far[choice].prompt.clear();
+        }
     }
 
-    async fn whole(self, mut choices: Choices) -> Result<Value, ApiError> {
-        let gathered = choices.gather().await?;
-        let mut objects: Vec<Value> =
-            gathered.iter().map(|whole| self.object(whole, &choices)).collect();
-        Ok(match objects.pop() {
-            Some(only) if !self.is_batch => only,
-            last => {
-                objects.extend(last);
-                objects.into()
+    fn close(&mut self, _: &mut Vec<u8>, _: Usage) {}
+
+    fn whole(mut self, out: &mut Vec<u8>, wholes: Vec<Whole>, _: Usage) {
+        if self.is_batch {
+            out.push(b'[');
+        }
+        for (choice, whole) in wholes.iter().enumerate() {
+            if choice > 0 {
+                out.push(b',');
             }
-        })
-    }
-}
-
-impl sse::Format for Answer {
-    fn open(&mut self, _: &Choices) -> Vec<Value> {
-        Vec::new()
-    }
-
-    fn delta(&mut self, mut delta: Delta, choices: &Choices) -> Vec<Value> {
-        let text = &mut self.so_far[delta.choice];
-        text.push_str(&delta.text);
-        delta.text.clone_from(text);
-        if self.logprobs {
-            let tokens = &mut self.so_far_tokens[delta.choice];
-            tokens.append(&mut delta.tokens);
-            delta.tokens.clone_from(tokens);
+            self.add(choice, &whole.text, &whole.ids, &whole.tokens);
+            self.add_prompt(choice, &whole.prompt);
+            self.object(out, choice, whole.ended.as_ref(), whole.usage);
         }
-        vec![self.object(&delta, choices)]
-    }
-
-    fn close(&mut self, _: &Choices) -> Vec<Value> {
-        Vec::new()
+        if self.is_batch {
+            out.push(b']');
+        }
     }
 }
 
-fn finish_reason(ended: &Ended) -> Value {
+fn finish_reason(out: &mut Vec<u8>, ended: Option<&Ended>) {
     match ended {
-        Ended::StopToken(token) => json!({"type": "stop", "matched": token}),
-        Ended::StopString(text) => json!({"type": "stop", "matched": text}),
-        Ended::Length { max_tokens } => json!({"type": "length", "length": max_tokens}),
+        None => out.extend_from_slice(b"null"),
+        Some(Ended::StopToken(token)) => {
+            out.extend_from_slice(b"{\"type\":\"stop\",\"matched\":");
+            put(out, token);
+            out.push(b'}');
+        }
+        Some(Ended::StopString(text)) => {
+            out.extend_from_slice(b"{\"type\":\"stop\",\"matched\":");
+            put(out, text);
+            out.push(b'}');
+        }
+        Some(Ended::Length { max_tokens }) => {
+            out.extend_from_slice(b"{\"type\":\"length\",\"length\":");
+            put(out, max_tokens);
+            out.push(b'}');
+        }
     }
 }

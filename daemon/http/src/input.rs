@@ -1,14 +1,75 @@
 //! Bare prompts: text, token ids, or batches of either.
 //!
 //! Owns: telling the four forms apart without a detour through a JSON tree, which for a body full of
-//! token ids would be many times its size.
+//! token ids would be many times its size. Must never: keep more prompts or token ids than a model could take.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
 
 use crate::error::ApiError;
+use crate::json::{Int, push_below};
 use crate::sampling::bad_token;
+
+/// Prompts that are read before the limit of one request is looked at.
+const PROMPTS_READ_MAX: usize = 4096;
+/// Token ids of one prompt: the longest context there is.
+const TOKENS_MAX: usize = 16 << 20;
+
+/// Token ids as a client wrote them. One that is no id is kept beside, for the error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    ids: Vec<u32>,
+    bad: Option<i64>,
+}
+
+impl Ids {
+    fn push<E: Error>(&mut self, Int(id): Int) -> Result<(), E> {
+        match u32::try_from(id) {
+            Ok(id) => push_below(&mut self.ids, id, TOKENS_MAX),
+            Err(_) => {
+                self.bad = self.bad.or(Some(id));
+                Ok(())
+            }
+        }
+    }
+
+    /// They, if all are in the vocabulary.
+    ///
+    /// # Errors
+    /// 400: one is outside.
+    pub fn checked(self, param: &str, vocab_size: u32) -> Result<Vec<u32>, ApiError> {
+        let outside = || self.ids.iter().find(|&&id| id >= vocab_size).map(|&id| id.into());
+        match self.bad.or_else(outside) {
+            Some(id) => Err(bad_token(param, id, vocab_size)),
+            None => Ok(self.ids),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Ids, D::Error> {
+        deserializer.deserialize_seq(IdsVisitor)
+    }
+}
+
+struct IdsVisitor;
+
+impl<'de> Visitor<'de> for IdsVisitor {
+    type Value = Ids;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of token ids")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ids, A::Error> {
+        let mut ids = Ids::default();
+        while let Some(id) = list.next_element()? {
+            ids.push(id)?;
+        }
+        Ok(ids)
+    }
+}
 
 /// What a client gave as prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,9 +79,9 @@ pub enum Input {
     /// A list of strings, at least one.
     Texts(Vec<String>),
     /// A list of token ids, at least one.
-    Tokens(Vec<i64>),
+    Tokens(Ids),
     /// A list of lists of token ids, at least one.
-    TokenLists(Vec<Vec<i64>>),
+    TokenLists(Vec<Ids>),
 }
 
 /// One prompt, before it is tokenized.
@@ -57,36 +118,25 @@ impl Input {
             let message = format!("{param}: at most {prompts_max} prompts fit into one request");
             return Err(ApiError::field(param, message));
         }
-        let ids = |param: &str, ids: &[i64]| token_ids(param, ids, vocab_size).map(Prompt::Tokens);
         match self {
             Input::Text(text) => Ok(vec![Prompt::Text(text)]),
             Input::Texts(texts) => Ok(texts.into_iter().map(Prompt::Text).collect()),
-            Input::Tokens(tokens) => Ok(vec![ids(param, &tokens)?]),
+            Input::Tokens(ids) => Ok(vec![Prompt::Tokens(ids.checked(param, vocab_size)?)]),
             Input::TokenLists(lists) => {
-                let list = |(at, list): (usize, &Vec<i64>)| ids(&format!("{param}[{at}]"), list);
-                lists.iter().enumerate().map(list).collect()
+                let list = |(at, ids): (usize, Ids)| {
+                    ids.checked(&format!("{param}[{at}]"), vocab_size).map(Prompt::Tokens)
+                };
+                lists.into_iter().enumerate().map(list).collect()
             }
         }
     }
 }
 
-/// Checks token ids against the vocabulary.
-///
-/// # Errors
-/// 400: one is outside.
-pub fn token_ids(param: &str, ids: &[i64], vocab_size: u32) -> Result<Vec<u32>, ApiError> {
-    let checked = |&id: &i64| match u32::try_from(id) {
-        Ok(id) if id < vocab_size => Ok(id),
-        _ => Err(bad_token(param, id, vocab_size)),
-    };
-    ids.iter().map(checked).collect()
-}
-
 /// The first element of a list, which tells what the others are.
 enum First {
     Text(String),
-    Token(i64),
-    Tokens(Vec<i64>),
+    Token(Int),
+    Tokens(Ids),
 }
 
 const EXPECTED: &str = "a string, a list of strings, or one or more lists of token ids";
@@ -105,21 +155,22 @@ impl<'de> Visitor<'de> for FirstVisitor {
     }
 
     fn visit_i64<E: Error>(self, id: i64) -> Result<First, E> {
-        Ok(First::Token(id))
+        Ok(First::Token(Int(id)))
     }
 
     fn visit_u64<E: Error>(self, id: u64) -> Result<First, E> {
         i64::try_from(id)
-            .map(First::Token)
+            .map(|id| First::Token(Int(id)))
             .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<First, A::Error> {
-        let mut tokens = Vec::new();
-        while let Some(token) = list.next_element()? {
-            tokens.push(token);
-        }
-        Ok(First::Tokens(tokens))
+    fn visit_f64<E: Error>(self, id: f64) -> Result<First, E> {
+        use serde::de::IntoDeserializer;
+        Int::deserialize(id.into_deserializer()).map(First::Token)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<First, A::Error> {
+        IdsVisitor.visit_seq(list).map(First::Tokens)
     }
 }
 
@@ -149,7 +200,7 @@ impl<'de> Visitor<'de> for InputVisitor {
         ) -> Result<Vec<T>, A::Error> {
             let mut all = vec![first];
             while let Some(next) = list.next_element()? {
-                all.push(next);
+                push_below(&mut all, next, PROMPTS_READ_MAX)?;
             }
             Ok(all)
         }
@@ -157,7 +208,14 @@ impl<'de> Visitor<'de> for InputVisitor {
         match list.next_element()? {
             None => Err(A::Error::invalid_length(0, &self)),
             Some(First::Text(text)) => rest(text, list).map(Input::Texts),
-            Some(First::Token(token)) => rest(token, list).map(Input::Tokens),
+            Some(First::Token(first)) => {
+                let mut ids = Ids::default();
+                ids.push(first)?;
+                while let Some(id) = list.next_element()? {
+                    ids.push(id)?;
+                }
+                Ok(Input::Tokens(ids))
+            }
             Some(First::Tokens(tokens)) => rest(tokens, list).map(Input::TokenLists),
         }
     }
@@ -174,12 +232,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_more_prompts_are_kept_than_a_request_may_have() {
+        let many = format!("[{}]", vec!["[]"; PROMPTS_READ_MAX + 1].join(","));
+        let error = serde_json::from_str::<Input>(&many).unwrap_err().to_string();
+        assert!(error.contains("at most 4096"), "{error}");
+    }
+
+    #[test]
     fn four_forms() {
         let read = |json: &str| serde_json::from_str::<Input>(json);
         assert_eq!(read("\"a\\n\"").unwrap(), Input::Text("a\n".into()));
         assert_eq!(read("[\"a\", \"b\"]").unwrap(), Input::Texts(vec!["a".into(), "b".into()]));
-        assert_eq!(read("[1, -2]").unwrap(), Input::Tokens(vec![1, -2]));
-        assert_eq!(read("[[1], []]").unwrap(), Input::TokenLists(vec![vec![1], vec![]]));
+        let ids = |ids: &[u32], bad| Ids { ids: ids.to_vec(), bad };
+        assert_eq!(read("[1, -2]").unwrap(), Input::Tokens(ids(&[1], Some(-2))));
+        assert_eq!(read("[1.0, 2.0]").unwrap(), Input::Tokens(ids(&[1, 2], None)));
+        let lists = vec![ids(&[1], None), ids(&[], None)];
+        assert_eq!(read("[[1], []]").unwrap(), Input::TokenLists(lists));
         for wrong in ["[]", "5", "{}", "[1, \"a\"]", "[\"a\", 1]", "[1.5]", "[[1], 2]", "true"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
-use crate::record::Record;
+use crate::record::{KeyName, Record};
 use crate::throttle::Throttle;
 
 /// Keys at most.
@@ -37,10 +37,6 @@ struct Key {
     name: Option<KeyName>,
     digest: [u8; 32],
 }
-
-/// The name of the key that a request came with; handlers find it among the request's extensions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyName(pub Arc<str>);
 
 impl fmt::Debug for KeyList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

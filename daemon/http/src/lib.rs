@@ -1,13 +1,14 @@
 //! The OpenAI-compatible HTTP surface.
 //!
-//! Owns: request parsing, templates, tokenizers, streams. Must never: know what a worker is.
+//! Owns: request parsing, text of tokens, streams. Must never: know what a worker is, or read what a model's author
+//! wrote.
 //!
 //! ```text
-//!   body -> parse -> find model -> prompt (template, tokenizer pool) -> sampling (validate)
-//!        -> Choices (submit; detokenize, stop strings) -> sse or one JSON object
+//!   body -> Surface -> Intent -> prompts (the model's text process), sampling
+//!        -> Choices (submit; detokenize, stop strings) -> Part -> Wire -> events or one JSON object
 //! ```
 //!
-//! A request's answer begins only when its first text is there, so whatever fails before has a
+//! A request's answer begins only when its first text is there, or after a while, so whatever fails before has a
 //! status of its own. Everything a request holds hangs on its handler's future or its response's
 //! body; when the client goes away, hyper drops them and the generations are aborted.
 
@@ -21,9 +22,12 @@ mod completions;
 mod connection;
 mod detokenize;
 mod error;
+pub mod fields;
 mod front;
 mod generate;
 mod input;
+mod intent;
+mod json;
 mod keys;
 mod limits;
 mod logprobs;
@@ -31,6 +35,8 @@ mod metrics;
 mod middleware;
 mod models;
 mod origin;
+pub mod part;
+mod pool;
 mod prompt;
 mod random;
 mod record;
@@ -39,16 +45,13 @@ mod server;
 mod settings;
 mod sse;
 mod stop;
-mod template;
+mod surface;
 mod throttle;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod usage;
-
-#[cfg(test)]
-#[path = "../tests/support/tokenizer.rs"]
-mod tiny_tokenizer;
+mod wire;
 
 use std::sync::Arc;
 
@@ -58,14 +61,13 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use error::ApiError;
 pub use front::Front;
-pub use keys::{BadKeys, KeyList, KeyName, Keys, Rule};
+pub use keys::{BadKeys, KeyList, Keys, Rule};
 pub use limits::Limits;
 pub use origin::{is_host, is_origin};
+pub use record::KeyName;
 pub use server::{Listener, serve};
 pub use settings::{BODIES_BYTES_MAX, Settings};
-pub use template::{ChatTemplate, Conversation, TemplateError};
 pub use tls::{BadCertificate, Certificate, Tls};
-pub use tokenizer::TextModels;
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
 pub fn router(front: Arc<Front>) -> Router {
@@ -81,11 +83,11 @@ pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
 
 fn routes() -> Router<Arc<Front>> {
     Router::new()
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
+        .route("/v1/completions", post(surface::serve::<completions::Completions>))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/generate", post(generate::generate))
+        .route("/generate", post(surface::serve::<generate::Generated>))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/server_info", get(models::server_info))

@@ -8,7 +8,7 @@
 mod sglang;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
@@ -45,6 +45,8 @@ pub struct Metrics {
     pub end_to_end: HistogramVec,
     /// Seconds from submission to the first plan, by model.
     pub queue: HistogramVec,
+    /// The same as it was lately, by model.
+    waits: Mutex<HashMap<String, f32>>,
     keys: Keys,
 }
 
@@ -61,6 +63,10 @@ struct Keys {
 const KEY_NAMES_MAX: usize = 1024;
 /// Whose name it is that have none of their own.
 const OTHER_KEYS: &str = "other";
+/// Share of the last wait in what is known of waits.
+const LAST_WAIT: f32 = 0.25;
+/// Seconds that a refused client is told to wait, at most.
+const WAIT_S_MAX: f32 = 60.0;
 
 impl Metrics {
     /// Registers all of them.
@@ -143,6 +149,7 @@ impl Metrics {
                 names: Mutex::default(),
             },
             registry: registry.clone(),
+            waits: Mutex::default(),
         })
     }
 
@@ -162,6 +169,26 @@ impl Metrics {
         keys.generated_tokens.with_label_values(&[name]).inc_by(generated_tokens);
     }
 
+    fn waits(&self) -> MutexGuard<'_, HashMap<String, f32>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request of this model waited so long in the queue.
+    pub fn waited(&self, model: &str, seconds: f32) {
+        self.queue.with_label_values(&[model]).observe(seconds.into());
+        let mut waits = self.waits();
+        match waits.get_mut(model) {
+            Some(lately) => *lately += LAST_WAIT * (seconds - *lately),
+            None => drop(waits.insert(model.to_string(), seconds)),
+        }
+    }
+
+    /// Whole seconds that requests of this model waited lately: for a client that finds the queue full.
+    pub fn queue_s(&self, model: &str) -> u32 {
+        let lately = self.waits().get(model).copied().unwrap_or(0.0);
+        lately.ceil().clamp(0.0, WAIT_S_MAX) as u32
+    }
+
     /// Gives a model that was not asked anything yet its lines: rates begin at zero.
     pub fn introduce(&self, model: &str) {
         for counter in [&self.prompt_tokens, &self.cached_tokens, &self.generated_tokens] {
@@ -174,6 +201,7 @@ impl Metrics {
 
     /// Removes the lines of models that are not served any more.
     pub fn prune(&self, is_served: impl Fn(&str) -> bool) {
+        self.waits().retain(|model, _| is_served(model));
         retain(&self.requests, &is_served);
         for counter in [&self.prompt_tokens, &self.cached_tokens, &self.generated_tokens] {
             retain(counter, &is_served);
@@ -207,5 +235,26 @@ fn retain<T: MetricVecBuilder>(metrics: &MetricVec<T>, is_served: impl Fn(&str) 
                 let _ = metrics.remove(&labels);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_come_back_follows_the_queue() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        assert_eq!(metrics.queue_s("m"), 0);
+        metrics.waited("m", 0.2);
+        assert_eq!(metrics.queue_s("m"), 1);
+        for _ in 0..20 {
+            metrics.waited("m", 12.0);
+        }
+        assert_eq!((metrics.queue_s("m"), metrics.queue_s("other")), (12, 0));
+        metrics.waited("m", 1e9);
+        assert_eq!(metrics.queue_s("m"), 60);
+        metrics.prune(|_| false);
+        assert_eq!(metrics.queue_s("m"), 0);
     }
 }

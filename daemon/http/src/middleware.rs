@@ -58,7 +58,7 @@ pub async fn account(
     let given = request.headers().get(&X_REQUEST_ID).and_then(|id| id.to_str().ok());
     let id = match given.filter(|id| is_id(id)) {
         Some(id) => id.to_string(),
-        None => format!("{:016x}{:016x}", front.random.next(), front.random.next()),
+        None => front.random.id(),
     };
     let header = HeaderValue::from_str(&id);
     let endpoint = endpoint(request.uri().path());
@@ -79,7 +79,8 @@ pub async fn account(
     response
 }
 
-fn is_id(id: &str) -> bool {
+/// Whether a client's id for its request can be taken.
+pub fn is_id(id: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte);
     !id.is_empty() && id.len() <= ID_BYTES_MAX && id.bytes().all(allowed)
 }

@@ -42,11 +42,13 @@ pub async fn one(
     if let Some(entry) = entries.iter().find(|entry| entry.name == name) {
         return Ok(Json(to_json(entry)));
     }
-    let refusal = front.backend.model(&name).err().unwrap_or_else(|| Unavailable::NotFound {
-        name: name.clone(),
-        hint: "see /v1/models".into(),
-    });
-    Err(ApiError::from_unavailable(&refusal, front.settings.retry_after_s))
+    // By another name, perhaps.
+    let model = front.model(Some(&name))?;
+    let entry = entries.iter().find(|entry| entry.name == model.name());
+    entry.map(|entry| Json(to_json(entry))).ok_or_else(|| {
+        let refusal = Unavailable::NotFound { name, hint: "see /v1/models".into() };
+        ApiError::from_unavailable(&refusal, front.settings.retry_after_s)
+    })
 }
 
 /// `GET /health`: 200, or 503 with the reason.
@@ -78,7 +80,7 @@ pub struct Which {
 pub async fn ready(state: State<Arc<Front>>, Query(which): Query<Which>) -> Response {
     let Some(name) = which.model else { return health(state).await };
     let front = &state.0;
-    match front.backend.model(&name) {
+    match front.backend.model(Some(&name)) {
         Ok(_) => Json(json!({"status": "ok", "model": name})).into_response(),
         Err(refusal) => {
             ApiError::from_unavailable(&refusal, front.settings.retry_after_s).into_response()
@@ -89,20 +91,16 @@ pub async fn ready(state: State<Arc<Front>>, Query(which): Query<Which>) -> Resp
 /// The model that is asked about: the named one, else the first that takes requests.
 fn which(front: &Front, which: Which) -> Result<(ModelEntry, Arc<dyn Model>), ApiError> {
     let entries = front.backend.models();
-    let entry = match &which.model {
-        Some(name) => entries.into_iter().find(|entry| entry.name == *name),
-        None => entries.into_iter().find(|entry| entry.ready),
-    };
-    let name = which.model.or_else(|| entry.as_ref().map(|entry| entry.name.clone()));
-    let name = name.ok_or_else(|| {
+    let first = || entries.iter().find(|entry| entry.ready).map(|entry| entry.name.clone());
+    let name = which.model.or_else(first).ok_or_else(|| {
         ApiError::unavailable("no model is ready")
             .with_code("not_ready")
             .with_retry_after(front.settings.retry_after_s)
     })?;
-    let model = front.backend.model(&name);
-    let model = model
-        .map_err(|refusal| ApiError::from_unavailable(&refusal, front.settings.retry_after_s))?;
-    entry.map(|entry| (entry, model)).ok_or_else(|| ApiError::internal("the model is not listed"))
+    let model = front.model(Some(&name))?;
+    let entry = entries.iter().find(|entry| entry.name == model.name());
+    let entry = entry.ok_or_else(|| ApiError::internal("the model is not listed"))?;
+    Ok((entry.clone(), model))
 }
 
 /// `GET /server_info`, as SGLang's routers read it: name and limits of a model.

@@ -3,46 +3,32 @@
 //! Owns: what OpenAI's message forms mean to a chat template. Must never: drop a part of a message
 //! that it does not understand; it refuses it.
 
-use std::sync::Arc;
-
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::body::{Refusal, never};
+use crate::body::Share;
 use crate::error::ApiError;
-use crate::front::{Found, Front};
-use crate::template::{Conversation, TemplateError};
+use crate::json::{self, List, Node, Object, fields};
+use crate::pool::Pool;
+use crate::tokenizer::{Conversation, TextModel};
 
-/// The fields of a chat request that shape its prompt.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-pub struct PromptFields {
-    messages: Option<Vec<Map<String, Value>>>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
-    add_generation_prompt: Option<bool>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-    /// A hint, which templates of reasoning models know as a variable.
-    reasoning_effort: Option<String>,
+/// Messages of one conversation, at most.
+const MESSAGES_MAX: usize = 16 << 10;
+/// Tools of one request, at most.
+const TOOLS_MAX: usize = 4 << 10;
+
+fields! {
+    /// The fields of a chat request that shape its prompt.
+    pub struct PromptFields {
+        messages: List<Object, MESSAGES_MAX>,
+        tools: List<Node, TOOLS_MAX>,
+        tool_choice: Node,
+        add_generation_prompt: bool,
+        chat_template_kwargs: Object,
+        /// Hints, which templates of reasoning models know as variables.
+        reasoning_effort: String,
+        verbosity: String,
+    }
 }
-
-/// Fields that would shape the prompt, were they built.
-pub const REFUSED: &[Refusal] = &[
-    Refusal {
-        field: "tool_choice",
-        harmless: |value| value == "auto" || value == "none",
-        instead: "only \"auto\" and \"none\" are: the output is not constrained to a call",
-    },
-    Refusal { field: "chat_template", harmless: never, instead: "the model's own is used" },
-    Refusal { field: "continue_final_message", harmless: never, instead: "use /v1/completions" },
-    Refusal { field: "documents", harmless: never, instead: "put them into a message" },
-    Refusal { field: "functions", harmless: never, instead: "use tools" },
-    Refusal {
-        field: "function_call",
-        harmless: |value| value == "auto" || value == "none",
-        instead: "use tools",
-    },
-];
 
 impl PromptFields {
     /// Whether there are messages at all.
@@ -50,93 +36,114 @@ impl PromptFields {
         self.messages.is_some()
     }
 
-    /// Renders and tokenizes, on the pool.
+    /// Renders and tokenizes; of more than `room` tokens it is refused. `bytes` are those of the request, and
+    /// `share` its part of the budget.
     ///
     /// # Errors
     /// 400: no messages, a part that is not text, no tokenizer, no chat template, or one that refuses.
-    pub async fn tokenize(self, front: &Front, found: &Found) -> Result<Vec<u32>, ApiError> {
-        let conversation = self.conversation()?;
-        let text = Arc::clone(&found.text);
-        let (name, max_len) = (found.name.clone(), found.model.info().max_len);
-        let work = move || {
-            text.need_tokenizer("messages")?;
-            let Some(template) = &text.template else {
-                return Err(ApiError::field(
-                    "messages",
-                    format!(
-                        "model \"{name}\" has no chat template, so it is not a chat model; use \
-                         /v1/completions"
-                    ),
-                ));
-            };
-            let prompt = template.render(&conversation).map_err(|why| match why {
-                TemplateError::Refused(_) | TemplateError::Failed(_) => {
-                    ApiError::field("messages", why.to_string()).with_code("chat_template_error")
-                }
-                other => ApiError::internal(other.to_string()),
-            })?;
-            text.encode(&prompt, "messages", false, max_len)
-        };
-        front.texts.run(work).await?
+    pub async fn tokenize(
+        self,
+        pool: &Pool,
+        text: &TextModel,
+        room: Option<u32>,
+        share: &mut Share,
+    ) -> Result<Vec<u32>, ApiError> {
+        let prepare = move || json::counted(|| self.conversation());
+        let (conversation, bytes) = pool.run(share.bytes(), prepare).await?;
+        share.grow(bytes)?;
+        text.encode_chat(conversation?, room).await
     }
 
     fn conversation(self) -> Result<Conversation, ApiError> {
-        let messages = self.messages.unwrap_or_default();
+        let messages = self.messages.map(|List(messages)| messages).unwrap_or_default();
         if messages.is_empty() {
             return Err(ApiError::field("messages", "messages: at least one message is needed"));
         }
-        let messages = messages.into_iter().enumerate().map(|(at, message)| normal(message, at));
-        let mut kwargs = self.chat_template_kwargs.unwrap_or_default();
-        if let Some(effort) = self.reasoning_effort {
-            kwargs.entry("reasoning_effort").or_insert(effort.into());
+        let without_tools = match self.tool_choice.as_ref().map(|Node(choice)| choice) {
+            None => false,
+            Some(choice) if choice == "auto" => false,
+            Some(choice) if choice == "none" => true,
+            Some(_) => {
+                let message = "tool_choice is not supported; only \"auto\" and \"none\" are: the output is not \
+                               constrained to a call";
+                return Err(ApiError::unsupported("tool_choice", message));
+            }
+        };
+        let messages = messages.into_iter().enumerate();
+        let messages = messages.map(|(at, Object(message))| normal(message, at));
+        let messages = messages.collect::<Result<Vec<_>, _>>()?;
+        let Object(mut kwargs) = self.chat_template_kwargs.unwrap_or_default();
+        for (name, hint) in
+            [("reasoning_effort", self.reasoning_effort), ("verbosity", self.verbosity)]
+        {
+            if let Some(hint) = hint {
+                kwargs.entry(name).or_insert(hint.into());
+            }
         }
-        let without_tools = self.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+        let tools = self.tools.map(|List(tools)| tools).unwrap_or_default();
+        let tools: Vec<Value> = tools.into_iter().map(|Node(tool)| tool).collect();
         Ok(Conversation {
-            messages: messages.collect::<Result<_, _>>()?,
-            tools: self.tools.filter(|tools| !tools.is_empty() && !without_tools),
+            messages: messages.into_iter().map(Value::Object).collect(),
+            tools: Some(tools).filter(|tools| !tools.is_empty() && !without_tools),
             add_generation_prompt: self.add_generation_prompt.unwrap_or(true),
             kwargs,
         })
     }
 }
 
-/// A message as templates expect it: `content` a string, arguments of tool calls objects.
-fn normal(mut message: Map<String, Value>, at: usize) -> Result<Value, ApiError> {
+type Message = Map<String, Value>;
+
+/// A message in OpenAI's present form, its content as text. In which form the template takes it is known where it is
+/// rendered.
+fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
     if !message.get("role").is_some_and(Value::is_string) {
         let param = format!("messages[{at}].role");
         let text = format!("{param}: a message needs a role, which is a string");
         return Err(ApiError::field(param, text));
     }
-    let content = text_of(message.get("content"), at)?;
-    message.insert("content".into(), content.into());
-    if message.get("tool_calls").is_some_and(Value::is_null) {
-        message.remove("tool_calls");
+    let content = message.get_mut("content").map(Value::take);
+    let content = text_of(content.unwrap_or_default(), at)?;
+    old_calls(&mut message);
+    match content {
+        Some(text) => drop(message.insert("content".into(), text.into())),
+        None => drop(message.shift_remove("content")),
     }
-    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
-    for call in calls.into_iter().flatten() {
-        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-        // A model's arguments need not be JSON; then the template gets them as they are.
-        match arguments.as_str() {
-            Some("") => *arguments = json!({}),
-            Some(text) => {
-                if let Ok(object) = serde_json::from_str::<Map<String, Value>>(text) {
-                    *arguments = object.into();
-                }
+    match message["role"].as_str() {
+        // OpenAI's old name for the same.
+        Some("function") => {
+            message.insert("role".into(), "tool".into());
+            if let Some(name) = message.get("name").cloned() {
+                message.entry("tool_call_id").or_insert(name);
             }
-            None if arguments.is_null() => *arguments = json!({}),
-            None => {}
         }
+        _ => {}
     }
-    Ok(message.into())
+    Ok(message)
 }
 
-/// Text parts are joined by line breaks; null and absent are empty.
-fn text_of(content: Option<&Value>, at: usize) -> Result<String, ApiError> {
+/// OpenAI's old form of a call, `function_call`, to `tool_calls`.
+fn old_calls(message: &mut Message) {
+    match message.remove("function_call") {
+        None | Some(Value::Null) => {}
+        Some(call) => {
+            let id = call.get("name").cloned().unwrap_or_default();
+            let calls = message.entry("tool_calls").or_insert_with(|| json!([]));
+            if let Some(calls) = calls.as_array_mut().filter(|calls| calls.is_empty()) {
+                calls.push(json!({"id": id, "type": "function", "function": call}));
+            } else if calls.is_null() {
+                *calls = json!([{"id": id, "type": "function", "function": call}]);
+            }
+        }
+    }
+}
+
+/// Text parts are joined by line breaks; null and absent are none.
+fn text_of(content: Value, at: usize) -> Result<Option<String>, ApiError> {
     let param = || format!("messages[{at}].content");
     match content {
-        None | Some(Value::Null) => Ok(String::new()),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(Value::Array(parts)) => {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        Value::Array(parts) => {
             let texts = parts.iter().enumerate().map(|(index, part)| {
                 if let Some(text) = part.as_str() {
                     return Ok(text);
@@ -146,6 +153,7 @@ fn text_of(content: Option<&Value>, at: usize) -> Result<String, ApiError> {
                 match (kind, text) {
                     ("text" | "input_text" | "output_text" | "refusal", Some(text)) => Ok(text),
                     _ => {
+                        let kind: String = kind.chars().take(40).collect();
                         let param = format!("messages[{at}].content[{index}]");
                         let message = format!(
                             "{param}: a part of type \"{kind}\" cannot be read; models here take \
@@ -155,9 +163,9 @@ fn text_of(content: Option<&Value>, at: usize) -> Result<String, ApiError> {
                     }
                 }
             });
-            Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+            Ok(Some(texts.collect::<Result<Vec<_>, _>>()?.join("\n")))
         }
-        Some(_) => Err(ApiError::field(
+        _ => Err(ApiError::field(
             param(),
             format!("{}: content is a string or a list of parts", param()),
         )),

@@ -16,6 +16,11 @@ impl Random {
     pub fn next(&self) -> u64 {
         self.key.hash_one(self.counter.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// An id that nothing else has.
+    pub fn id(&self) -> String {
+        format!("{:016x}{:016x}", self.next(), self.next())
+    }
 }
 
 /// The seed of choice number `choice` of a request with this seed. The first keeps it, so that

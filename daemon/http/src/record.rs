@@ -7,9 +7,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus::local::LocalHistogram;
+
 use crate::error::ApiError;
-use crate::keys::KeyName;
 use crate::metrics::Metrics;
+
+/// The name of the key that a request came with; handlers find it among the request's extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyName(pub Arc<str>);
 
 /// One HTTP request's account.
 pub struct Record {
@@ -78,22 +83,19 @@ impl Record {
         let Some(model) = &facts.model else { return };
         self.metrics.cached_tokens.with_label_values(&[model]).inc_by(cached.into());
         if let Some(seconds) = queue_s {
-            self.metrics.queue.with_label_values(&[model]).observe(seconds.into());
+            self.metrics.waited(model, seconds);
         }
         if is_first {
             self.metrics.first_token.with_label_values(&[model]).observe(elapsed.as_secs_f64());
         }
     }
 
-    /// A choice got a token, so long after its one before.
-    pub fn token(&self, gap: Option<Duration>) {
+    /// Choices got so many tokens.
+    fn tokens(&self, count: u64) {
         let mut facts = self.facts();
-        facts.generated_tokens += 1;
+        facts.generated_tokens += count;
         let Some(model) = &facts.model else { return };
-        self.metrics.generated_tokens.with_label_values(&[model]).inc();
-        if let Some(gap) = gap {
-            self.metrics.inter_token.with_label_values(&[model]).observe(gap.as_secs_f64());
-        }
+        self.metrics.generated_tokens.with_label_values(&[model]).inc_by(count);
     }
 
     /// The answer's status is known. For a stream, that is only its beginning.
@@ -116,6 +118,59 @@ impl Record {
     /// The stream got to its end.
     pub fn complete(&self) {
         self.facts().complete = true;
+    }
+}
+
+/// Counts tokens for a record and tells it of many at once: metrics are shared by all threads.
+pub struct Tally {
+    record: Arc<Record>,
+    tokens: u64,
+    gaps: Option<LocalHistogram>,
+    told: Instant,
+}
+
+/// Tokens after which the record is told.
+const TALLY_TOKENS: u64 = 64;
+/// Time after which the record is told with the next token.
+const TALLY_TIME: Duration = Duration::from_secs(1);
+
+impl Tally {
+    /// For the tokens of this record's request, whose model is known.
+    pub fn new(record: Arc<Record>) -> Tally {
+        let inter_token = &record.metrics.inter_token;
+        let model = record.facts().model.clone();
+        let gaps = model.map(|model| inter_token.with_label_values(&[&model]).local());
+        Tally { record, tokens: 0, gaps, told: Instant::now() }
+    }
+
+    /// See [`Record::first_token`].
+    pub fn first_token(&self, cached: u32, queue_s: Option<f32>) {
+        self.record.first_token(cached, queue_s);
+    }
+
+    /// A choice got a token now, so long after its one before.
+    pub fn token(&mut self, gap: Option<Duration>, now: Instant) {
+        self.tokens += 1;
+        if let (Some(gap), Some(gaps)) = (gap, &self.gaps) {
+            gaps.observe(gap.as_secs_f64());
+        }
+        if self.tokens >= TALLY_TOKENS || now.saturating_duration_since(self.told) > TALLY_TIME {
+            self.tell();
+            self.told = now;
+        }
+    }
+
+    fn tell(&mut self) {
+        self.record.tokens(std::mem::take(&mut self.tokens));
+        if let Some(gaps) = &self.gaps {
+            gaps.flush();
+        }
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 

@@ -2,105 +2,86 @@
 //!
 //! Owns: names, ranges and defaults. A value that is out of range is refused, never bent.
 
+mod forms;
+
 use std::collections::BTreeMap;
 
-use minisgl_proto::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX};
+use minisgl_proto::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use minisgl_proto::{SamplingParams, StopParams};
-use serde::Deserialize;
-use serde_json::Value;
 
-use crate::body::{Refusal, never};
 use crate::error::ApiError;
+use crate::json::{Int, List, fields};
 use crate::settings::Settings;
 use crate::tokenizer::GenerationDefaults;
+use forms::SHORT_LIST_MAX;
+pub use forms::{Biases, OneOrMany};
 
-/// One string or several.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of strings")]
-pub enum OneOrMany {
-    /// One.
-    One(String),
-    /// Several.
-    Many(Vec<String>),
+fields! {
+    /// The fields that all generating endpoints share. Absent and null mean the default.
+    pub struct SamplingFields {
+        temperature: f64,
+        top_p: f64,
+        /// -1 and 0 keep all, as in vLLM and SGLang.
+        top_k: Int,
+        min_p: f64,
+        repetition_penalty: f64,
+        presence_penalty: f64,
+        frequency_penalty: f64,
+        logit_bias: Biases,
+        seed: Int,
+        /// SGLang's name for the same.
+        sampling_seed: Int,
+        stop: OneOrMany,
+        stop_token_ids: List<Int, SHORT_LIST_MAX>,
+        include_stop_str_in_output: bool,
+        /// SGLang's name for the same.
+        no_stop_trim: bool,
+        skip_special_tokens: bool,
+        ignore_eos: bool,
+        min_tokens: Int,
+        /// SGLang's name for the same.
+        min_new_tokens: Int,
+        priority: Int,
+        n: Int,
+    }
 }
 
-/// The fields that all generating endpoints share. Absent and null mean the default.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct SamplingFields {
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    /// -1 and 0 keep all, as in vLLM and SGLang.
-    top_k: Option<i64>,
-    min_p: Option<f64>,
-    repetition_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    logit_bias: Option<BTreeMap<String, f64>>,
-    seed: Option<i64>,
-    stop: Option<OneOrMany>,
-    stop_token_ids: Option<Vec<u32>>,
-    include_stop_str_in_output: Option<bool>,
-    /// SGLang's name for the same.
-    no_stop_trim: Option<bool>,
-    skip_special_tokens: Option<bool>,
-    ignore_eos: Option<bool>,
-    #[serde(alias = "min_new_tokens")]
-    min_tokens: Option<i64>,
-    priority: Option<i32>,
-    n: Option<i64>,
+/// The value of a field that has two names.
+///
+/// # Errors
+/// 400: both are there, and differ.
+pub fn same<T: PartialEq>(
+    (name, value): (&'static str, Option<T>),
+    (other_name, other): (&'static str, Option<T>),
+) -> Result<Option<T>, ApiError> {
+    match (value, other) {
+        (Some(value), Some(other)) if value != other => Err(ApiError::field(
+            other_name,
+            format!("{other_name} and {name} are one field and differ; send one of them"),
+        )),
+        (value, other) => Ok(value.or(other)),
+    }
 }
 
-/// Fields that would constrain or search the output, were they built.
-pub const REFUSED: &[Refusal] = &[
-    Refusal {
-        field: "response_format",
-        harmless: |value| value["type"] == "text",
-        instead: "only {\"type\": \"text\"} is: the output is not constrained",
-    },
-    refused("best_of"),
-    refused("use_beam_search"),
-    refused("guided_json"),
-    refused("guided_regex"),
-    refused("guided_choice"),
-    refused("guided_grammar"),
-    refused("structured_outputs"),
-    refused("json_schema"),
-    refused("regex"),
-    refused("ebnf"),
-    refused("structural_tag"),
-    refused("prompt_logprobs"),
-    refused("bad_words"),
-    refused("lora_path"),
-    refused("input_embeds"),
-    refused("custom_logit_processor"),
-    Refusal { field: "allowed_token_ids", harmless: never, instead: "use logit_bias" },
-    Refusal { field: "stop_regex", harmless: never, instead: "use stop" },
-    Refusal {
-        field: "truncate_prompt_tokens",
-        harmless: never,
-        instead: "a prompt that is too long is refused; cut it before it is sent",
-    },
-];
-
-const fn refused(field: &'static str) -> Refusal {
-    Refusal { field, harmless: is_one, instead: "leave it out" }
-}
-
-/// A count of one is what happens anyway.
-fn is_one(value: &Value) -> bool {
-    value.as_u64() == Some(1)
+/// A number of log-probabilities.
+///
+/// # Errors
+/// 400: it is out of range.
+pub fn top(name: &str, Int(value): Int) -> Result<u32, ApiError> {
+    Ok(whole(name, value, 0, TOP_LOGPROBS_MAX.into())? as u32)
 }
 
 /// What the endpoint decides before the shared fields are read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Endpoint {
-    /// Name of the field that limits the output, and its value.
-    pub max_tokens: Option<(&'static str, i64)>,
+    /// Name of the field that limits the output, and its value. -1 is what the context leaves.
+    pub max_tokens: Option<(&'static str, Int)>,
     /// Generated tokens when the client says nothing; `None` means what the context leaves.
     pub max_tokens_default: Option<u32>,
     /// Log-probabilities wanted.
     pub logprobs: Option<u32>,
+    /// Log-probabilities of the prompt wanted, and the position from which on.
+    pub prompt_logprobs: Option<(u32, u32)>,
 }
 
 /// How one request is to be generated.
@@ -110,8 +91,9 @@ pub struct Wanted {
     pub sampling: SamplingParams,
     /// `max_tokens` is 0 while it depends on the prompt: see [`Wanted::stop_for`].
     stop: StopParams,
-    max_tokens: Option<(&'static str, u32)>,
-    max_tokens_default: Option<u32>,
+    max_tokens: Limit,
+    /// Whether a limit that does not fit gives way.
+    clamp: bool,
     /// Choices a prompt.
     pub n: u32,
     /// Whether the client chose the seed.
@@ -126,7 +108,23 @@ pub struct Wanted {
     pub priority: i32,
 }
 
+/// Tokens that may be generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    /// As many as the client said, in this field.
+    Chosen(&'static str, u32),
+    /// As many as the endpoint allows where the client said nothing.
+    Default(u32),
+    /// As many as the context leaves.
+    Room,
+}
+
 impl SamplingFields {
+    /// A priority that is told elsewhere wins.
+    pub fn set_priority(&mut self, priority: Option<Int>) {
+        self.priority = priority.or(self.priority);
+    }
+
     /// Checks every field against its range.
     ///
     /// # Errors
@@ -139,14 +137,30 @@ impl SamplingFields {
         settings: &Settings,
     ) -> Result<Wanted, ApiError> {
         let f = self;
+        let scores_prompt = endpoint.prompt_logprobs.is_some();
         let max_tokens = match endpoint.max_tokens {
-            Some((name, value)) => Some((name, whole(name, value, 1, u32::MAX.into())? as u32)),
-            None => None,
+            // llama.cpp's and Ollama's clients: as many as there is room for.
+            Some((_, Int(-1))) => Limit::Room,
+            Some((name, Int(0))) if !scores_prompt => {
+                return Err(ApiError::field(
+                    name,
+                    format!(
+                        "{name}: 0 generates nothing, which needs log-probabilities of the prompt to be asked for; \
+                         it must be at least 1"
+                    ),
+                ));
+            }
+            Some((name, Int(value))) => {
+                Limit::Chosen(name, whole(name, value, 0, u32::MAX.into())? as u32)
+            }
+            None => endpoint.max_tokens_default.map_or(Limit::Room, Limit::Default),
         };
-        let top_k = f.top_k.or(defaults.top_k).unwrap_or(0);
+        let top_k = f.top_k.map(|Int(value)| value).or(defaults.top_k).unwrap_or(0);
         let top_k = whole("top_k", top_k, -1, i32::MAX.into())?.max(0) as u32;
         let temperature =
             number("temperature", f.temperature.or(defaults.temperature), 1.0, 0.0, NO_MAX)?;
+        let seed = same(("seed", f.seed), ("sampling_seed", f.sampling_seed))?;
+        let (prompt_logprobs, prompt_logprobs_from) = endpoint.prompt_logprobs.unzip();
         let sampling = SamplingParams {
             temperature: if temperature < GREEDY_BELOW { 0.0 } else { temperature },
             top_k,
@@ -155,23 +169,29 @@ impl SamplingFields {
             repetition_penalty: repetition(f.repetition_penalty.or(defaults.repetition_penalty))?,
             presence_penalty: number("presence_penalty", f.presence_penalty, 0.0, -2.0, 2.0)?,
             frequency_penalty: number("frequency_penalty", f.frequency_penalty, 0.0, -2.0, 2.0)?,
-            logit_bias: logit_bias(f.logit_bias.unwrap_or_default(), vocab_size)?,
+            logit_bias: logit_bias(f.logit_bias.unwrap_or_default().0, vocab_size)?,
             // Any 64 bits will do; negative numbers are as good a seed as others.
-            seed: f.seed.unwrap_or_default() as u64,
+            seed: seed.map_or(0, |Int(seed)| seed as u64),
             logprobs: endpoint.logprobs,
+            prompt_logprobs,
+            prompt_logprobs_from: prompt_logprobs_from.unwrap_or(0),
         };
-        let stop_token_ids = f.stop_token_ids.unwrap_or_default();
+        let stop_token_ids = f.stop_token_ids.map(|List(ids)| ids).unwrap_or_default();
         if stop_token_ids.len() > STOP_TOKENS_MAX {
             return Err(ApiError::field(
                 "stop_token_ids",
                 format!("stop_token_ids: at most {STOP_TOKENS_MAX} are allowed"),
             ));
         }
-        if let Some(&token) = stop_token_ids.iter().find(|&&token| token >= vocab_size) {
-            return Err(bad_token("stop_token_ids", token.into(), vocab_size));
-        }
-        let min_tokens = whole("min_tokens", f.min_tokens.unwrap_or(0), 0, u32::MAX.into())? as u32;
-        if let Some((name, max)) = max_tokens
+        let stop_token_ids = stop_token_ids.into_iter().map(|Int(token)| {
+            let id = u32::try_from(token).ok().filter(|&id| id < vocab_size);
+            id.ok_or_else(|| bad_token("stop_token_ids", token, vocab_size))
+        });
+        let stop_token_ids = stop_token_ids.collect::<Result<_, _>>()?;
+        let min_tokens = same(("min_tokens", f.min_tokens), ("min_new_tokens", f.min_new_tokens))?;
+        let min_tokens = min_tokens.map_or(0, |Int(value)| value);
+        let min_tokens = whole("min_tokens", min_tokens, 0, u32::MAX.into())? as u32;
+        if let Limit::Chosen(name, max) = max_tokens
             && min_tokens > max
         {
             return Err(ApiError::field(
@@ -179,6 +199,12 @@ impl SamplingFields {
                 format!("min_tokens: {min_tokens} is more than {name} = {max}"),
             ));
         }
+        let priority = f.priority.map_or(0, |Int(value)| value);
+        let priority = whole("priority", priority, i32::MIN.into(), i32::MAX.into())? as i32;
+        let include_stop = same(
+            ("include_stop_str_in_output", f.include_stop_str_in_output),
+            ("no_stop_trim", f.no_stop_trim),
+        )?;
         Ok(Wanted {
             sampling,
             stop: StopParams {
@@ -188,13 +214,13 @@ impl SamplingFields {
                 ignore_eos: f.ignore_eos.unwrap_or(false),
             },
             max_tokens,
-            max_tokens_default: endpoint.max_tokens_default,
-            n: whole("n", f.n.unwrap_or(1), 1, settings.choices_max as i64)? as u32,
-            seeded: f.seed.is_some(),
+            clamp: settings.clamp_max_tokens,
+            n: whole("n", f.n.map_or(1, |Int(n)| n), 1, settings.choices_max as i64)? as u32,
+            seeded: seed.is_some(),
             stop_strings: stop_strings(f.stop, settings)?,
-            include_stop: f.include_stop_str_in_output.or(f.no_stop_trim).unwrap_or(false),
+            include_stop: include_stop.unwrap_or(false),
             skip_special: f.skip_special_tokens.unwrap_or(true),
-            priority: f.priority.unwrap_or(0),
+            priority: if settings.client_priority { priority } else { 0 },
         })
     }
 }
@@ -205,8 +231,8 @@ impl Wanted {
         self.stop.min_tokens
     }
 
-    /// Stop parameters for a prompt of this many tokens in a context of `max_len`. A limit that the
-    /// client chose must fit; a default gives way.
+    /// Stop parameters for a prompt of this many tokens in a context of `max_len`. A default gives way to what
+    /// there is room for, and so does a limit that the client chose, unless the operator wants it refused.
     ///
     /// # Errors
     /// 400 `context_length_exceeded`.
@@ -216,31 +242,36 @@ impl Wanted {
         max_len: u32,
         param: &str,
     ) -> Result<StopParams, ApiError> {
-        let room = (max_len as usize).saturating_sub(prompt);
-        if room == 0 {
-            return Err(ApiError::context_length(
-                param,
-                format!(
-                    "the prompt has {prompt} tokens; the model's context has {max_len}, and at least \
-                     one of them must be left to generate"
-                ),
-            ));
-        }
-        let room = room as u32;
+        let room = (max_len as usize).saturating_sub(prompt) as u32;
         let max_tokens = match self.max_tokens {
-            Some((name, max)) if max > room => {
+            // Nothing is generated: a prompt that fills the context can be scored.
+            Limit::Chosen(_, 0) if prompt <= max_len as usize => 0,
+            _ if room == 0 => {
+                return Err(ApiError::prompt_too_long(param, &prompt.to_string(), max_len));
+            }
+            Limit::Chosen(name, max) if max > room && !self.clamp => {
                 return Err(ApiError::context_length(
                     name,
                     format!(
-                        "the prompt has {prompt} tokens and {name} is {max}, together more than the \
-                         model's context of {max_len}; {name} can be at most {room} here"
+                        "This model's maximum context length is {max_len} tokens; the prompt has {prompt} and \
+                         {name} is {max}, together more than that; {name} can be at most {room} here"
                     ),
                 ));
             }
-            Some((_, max)) => max,
-            None => self.max_tokens_default.unwrap_or(room).min(room),
+            Limit::Chosen(_, max) | Limit::Default(max) => max.min(room),
+            Limit::Room => room,
         };
         Ok(StopParams { max_tokens, ..self.stop.clone() })
+    }
+
+    /// The largest `max_tokens` that prompts of at most so many tokens leave room for, if it is less than what
+    /// the client asked for.
+    pub fn clamped(&self, longest: usize, max_len: u32) -> Option<u32> {
+        let room = (max_len as usize).saturating_sub(longest) as u32;
+        match self.max_tokens {
+            Limit::Chosen(_, max) if max > room => Some(room),
+            _ => None,
+        }
     }
 }
 

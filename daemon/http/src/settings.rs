@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 /// Bytes of all request bodies at once, at most.
-pub const BODIES_BYTES_MAX: usize = 512 << 20;
+pub const BODIES_BYTES_MAX: usize = 128 << 20;
 
 /// Limits, with the defaults an operator can live with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Bytes of a request body, at most; more is answered with 413.
     pub body_bytes_max: usize,
-    /// Bytes of all request bodies being received at once, at most; more is answered with 503.
+    /// Bytes of all requests that are not submitted yet, at most; more is answered with 503. Never less than
+    /// one body may have.
     pub bodies_bytes_max: usize,
     /// Time a client has to send its body.
     pub body_timeout: Duration,
@@ -36,7 +37,7 @@ pub struct Settings {
     pub client_priority: bool,
     /// Whether prompts are in the log.
     pub log_prompts: bool,
-    /// Seconds after which a refused client is told to come back.
+    /// Seconds after which a refused client is told to come back, at least.
     pub retry_after_s: u32,
 }
 

@@ -55,15 +55,6 @@ impl Automaton {
     }
 }
 
-/// What became of a piece of text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Passed {
-    /// Text that can be delivered.
-    pub text: String,
-    /// The stop string that is now complete; nothing more may follow.
-    pub stopped: Option<String>,
-}
-
 impl StopMatcher {
     /// Watches for these, none of them empty; `include` delivers the stop string too.
     pub fn new(stops: Vec<String>, include: bool) -> StopMatcher {
@@ -72,9 +63,14 @@ impl StopMatcher {
         StopMatcher { automata, held: String::new(), include }
     }
 
-    /// Takes the next piece of text and passes on what cannot be part of a stop string any more.
-    /// When several stop strings end at the same byte, the longest counts.
-    pub fn push(&mut self, piece: &str) -> Passed {
+    /// Takes the next piece of text and appends to `out` what cannot be part of a stop string any more.
+    /// Returns the stop string that is now complete; nothing more may follow. When several end at the same
+    /// byte, the longest counts.
+    pub fn push(&mut self, piece: &str, out: &mut String) -> Option<String> {
+        if self.automata.is_empty() {
+            out.push_str(piece);
+            return None;
+        }
         let before = self.held.len();
         self.held.push_str(piece);
         for (at, byte) in piece.bytes().enumerate() {
@@ -89,19 +85,23 @@ impl StopMatcher {
             if let Some(automaton) = complete {
                 let end = before + at + 1;
                 let start = end - automaton.pattern.len();
+                out.push_str(&self.held[..if self.include { end } else { start }]);
                 let stopped = automaton.pattern.clone();
-                self.held.truncate(if self.include { end } else { start });
-                return Passed { text: std::mem::take(&mut self.held), stopped: Some(stopped) };
+                self.held.clear();
+                return Some(stopped);
             }
         }
         let hold = self.automata.iter().map(|automaton| automaton.matched).max().unwrap_or(0);
-        let kept = self.held.split_off(self.held.len() - hold);
-        Passed { text: std::mem::replace(&mut self.held, kept), stopped: None }
+        let kept = self.held.len() - hold;
+        out.push_str(&self.held[..kept]);
+        self.held.drain(..kept);
+        None
     }
 
     /// The text ended: what was held back was no stop string after all.
-    pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    pub fn finish(&mut self, out: &mut String) {
+        out.push_str(&self.held);
+        self.held.clear();
     }
 }
 
@@ -121,27 +121,39 @@ mod tests {
         (text.to_string(), None)
     }
 
+    fn push(matcher: &mut StopMatcher, piece: &str) -> (String, Option<String>) {
+        let mut out = String::new();
+        let stopped = matcher.push(piece, &mut out);
+        (out, stopped)
+    }
+
+    fn finish(matcher: &mut StopMatcher) -> String {
+        let mut out = String::new();
+        matcher.finish(&mut out);
+        out
+    }
+
     #[test]
     fn text_before_a_stop_string_is_delivered_exactly() {
         let mut matcher = StopMatcher::new(vec!["</s>".into(), "END".into()], false);
-        assert_eq!(matcher.push("a <"), Passed { text: "a ".into(), stopped: None });
-        assert_eq!(matcher.push("/b E"), Passed { text: "</b ".into(), stopped: None });
-        assert_eq!(matcher.push("NDx"), Passed { text: "".into(), stopped: Some("END".into()) });
+        assert_eq!(push(&mut matcher, "a <"), ("a ".into(), None));
+        assert_eq!(push(&mut matcher, "/b E"), ("</b ".into(), None));
+        assert_eq!(push(&mut matcher, "NDx"), ("".into(), Some("END".into())));
     }
 
     #[test]
     fn held_text_comes_out_at_the_end() {
         let mut matcher = StopMatcher::new(vec!["aab".into()], false);
-        assert_eq!(matcher.push("aaa").text, "a");
-        assert_eq!(matcher.finish(), "aa");
+        assert_eq!(push(&mut matcher, "aaa").0, "a");
+        assert_eq!(finish(&mut matcher), "aa");
     }
 
     #[test]
     fn the_stop_string_can_be_included() {
         let mut matcher = StopMatcher::new(vec!["é!".into()], true);
-        assert_eq!(matcher.push("caf").text, "caf");
-        assert_eq!(matcher.push("é").text, "");
-        assert_eq!(matcher.push("!?").text, "é!");
+        assert_eq!(push(&mut matcher, "caf").0, "caf");
+        assert_eq!(push(&mut matcher, "é").0, "");
+        assert_eq!(push(&mut matcher, "!?").0, "é!");
     }
 
     proptest! {
@@ -156,15 +168,13 @@ mod tests {
             let mut delivered = String::new();
             let mut stopped = None;
             for piece in &pieces {
-                let passed = matcher.push(piece);
-                delivered += &passed.text;
-                stopped = passed.stopped;
+                stopped = matcher.push(piece, &mut delivered);
                 if stopped.is_some() {
                     break;
                 }
             }
             if stopped.is_none() {
-                delivered += &matcher.finish();
+                matcher.finish(&mut delivered);
             }
             prop_assert_eq!(delivered, expected);
             prop_assert_eq!(stopped, expected_stop);

@@ -1,117 +1,43 @@
-//! What a model needs to turn text into tokens and back, read once for each loaded model.
+//! A model's text side, as the handlers see it: text is made here, from a table; tokens are made by the model's text
+//! process, over [`TextService`].
 //!
-//! Owns: tokenizer, chat template and sampling defaults of a model folder, their cache, and the
-//! bounded pool on which prompts are rendered and tokenized. Must never: run a tokenizer on the
-//! threads that serve connections.
+//! Owns: the tables of the models that are loaded, and what a failure over there means to a client. Must never: run a
+//! tokenizer or a template.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Deserialize;
-use tokenizers::Tokenizer;
-use tokenizers::models::ModelWrapper;
-use tokio::sync::{OnceCell, Semaphore};
+use axum::http::StatusCode;
+pub use minisgl_proto::text::{Conversation, GenerationDefaults};
+use minisgl_proto::text::{JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob, Vocabulary};
+use tokio::sync::OnceCell;
 
-use crate::detokenize::{self, Detokenizer, Scheme};
+use crate::backend::TextService;
+use crate::detokenize::{Detokenizer, Table};
 use crate::error::ApiError;
-use crate::template::{ChatTemplate, TemplateError};
 
-/// Sampling values that a model's `generation_config.json` recommends.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct GenerationDefaults {
-    /// See [`minisgl_proto::SamplingParams`], as all of these.
-    pub temperature: Option<f64>,
-    /// `top_k`.
-    pub top_k: Option<i64>,
-    /// `top_p`.
-    pub top_p: Option<f64>,
-    /// `min_p`.
-    pub min_p: Option<f64>,
-    /// `repetition_penalty`.
-    pub repetition_penalty: Option<f64>,
-}
+/// Seconds after which it is worth trying again when too much waits to be tokenized.
+const RETRY_AFTER_S: u32 = 1;
 
 /// The text side of one model.
 pub struct TextModel {
-    /// `None` for a folder without `tokenizer.json`, which a model of dummy weights may be.
-    vocabulary: Option<Vocabulary>,
-    /// Its chat template, if it is a chat model.
-    pub template: Option<ChatTemplate>,
-    /// Its recommended sampling.
-    pub defaults: GenerationDefaults,
-}
-
-struct Vocabulary {
-    tokenizer: Tokenizer,
-    scheme: Scheme,
-    /// Bytes that one token stands for at most; `None` when a token can stand for any number.
-    token_bytes_max: Option<usize>,
-}
-
-/// Why a model folder has no text side.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Unreadable or not a tokenizer.
-    #[error("{path} is not a usable tokenizer: {why}")]
-    Tokenizer {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The chat template is broken.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// Unreadable or of the wrong form.
-    #[error("{path} cannot be used: {why}")]
-    Defaults {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-}
-
-impl Vocabulary {
-    fn load(path: PathBuf) -> Result<Vocabulary, LoadError> {
-        let mut tokenizer = Tokenizer::from_file(&path)
-            .map_err(|why| LoadError::Tokenizer { path: path.clone(), why: why.to_string() })?;
-        // Some folders carry the truncation and padding of their training.
-        tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|why| LoadError::Tokenizer { path, why: why.to_string() })?;
-        let scheme = Scheme::of(&tokenizer);
-        let token_bytes_max = match tokenizer.get_model() {
-            ModelWrapper::BPE(_) if scheme == Scheme::ByteLevel => {
-                tokenizer.get_vocab(true).into_keys().map(|token| token.len()).max()
-            }
-            _ => None,
-        };
-        Ok(Vocabulary { tokenizer, scheme, token_bytes_max })
-    }
+    service: Arc<dyn TextService>,
+    info: Arc<TextInfo>,
+    table: Option<Table>,
 }
 
 impl TextModel {
-    /// Reads `tokenizer.json`, the chat template and `generation_config.json` of a folder, as far as
-    /// they are there. Slow.
-    ///
-    /// # Errors
-    /// A file is broken.
-    pub fn load(dir: &Path) -> Result<TextModel, LoadError> {
-        let path = dir.join("tokenizer.json");
-        Ok(TextModel {
-            vocabulary: if path.exists() { Some(Vocabulary::load(path)?) } else { None },
-            template: ChatTemplate::load(dir)?,
-            defaults: load_defaults(&dir.join("generation_config.json"))?,
-        })
+    /// Makes the table; takes some milliseconds.
+    fn new(service: Arc<dyn TextService>) -> TextModel {
+        let info = service.info();
+        let table = info.vocabulary.as_ref().map(Table::new);
+        TextModel { service, info, table }
     }
 
     /// Whether there is a tokenizer; without one, tokens have no text.
     pub fn has_tokenizer(&self) -> bool {
-        self.vocabulary.is_some()
+        self.info.vocabulary.is_some()
     }
 
     /// For what cannot be done without a tokenizer, and the field that asks for it.
@@ -119,304 +45,238 @@ impl TextModel {
     /// # Errors
     /// 400: there is none.
     pub fn need_tokenizer(&self, param: &str) -> Result<(), ApiError> {
-        self.vocabulary(param).map(drop)
+        if self.has_tokenizer() { Ok(()) } else { Err(no_tokenizer(param)) }
     }
 
-    fn vocabulary(&self, param: &str) -> Result<&Vocabulary, ApiError> {
-        self.vocabulary.as_ref().ok_or_else(|| {
-            ApiError::field(
-                param,
-                format!(
-                    "{param} needs a tokenizer, and the model's folder has no tokenizer.json; send \
-                     token ids, as prompt of /v1/completions or input_ids of /generate"
-                ),
-            )
-        })
+    /// Its recommended sampling.
+    pub fn defaults(&self) -> &GenerationDefaults {
+        &self.info.defaults
     }
 
-    /// Token ids of a text from the field `param`. `add_special_tokens` is for bare prompts; a chat template has already
-    /// written them.
+    /// The tokenizer's own end-of-sequence token, which a model may be trained to end its turn with though its
+    /// configuration names another.
+    pub fn eos(&self) -> Option<u32> {
+        self.info.vocabulary.as_ref()?.eos
+    }
+
+    /// Token ids of each text of the field `param`. `add_special` is for bare prompts; a chat template has
+    /// already written them. Texts of more than `room` tokens are refused, most of them before they are
+    /// tokenized.
     ///
     /// # Errors
-    /// 400: no tokenizer, or too long for `max_len` whatever its tokens are. 500: the tokenizer failed.
-    pub fn encode(
+    /// 400: no tokenizer, or too long. 429: too much waits. 500: the tokenizer failed.
+    pub async fn encode(
         &self,
-        text: &str,
-        param: &str,
-        add_special_tokens: bool,
-        max_len: u32,
-    ) -> Result<Vec<u32>, ApiError> {
-        if let Some(bytes) = self.vocabulary(param)?.token_bytes_max
-            && text.len() / bytes.max(1) > max_len as usize
-        {
-            return Err(ApiError::context_length(
-                param,
-                format!(
-                    "the prompt has {} bytes and so more than {} tokens; the model's context has \
-                     room for {max_len}",
-                    text.len(),
-                    text.len() / bytes.max(1),
-                ),
-            ));
+        texts: Vec<String>,
+        param: &'static str,
+        add_special: bool,
+        room: Option<u32>,
+    ) -> Result<Vec<Vec<u32>>, ApiError> {
+        self.need_tokenizer(param)?;
+        let per_token = self.info.vocabulary.as_ref().and_then(|v| v.token_bytes_max);
+        if let (Some(bytes), Some(room)) = (per_token, room) {
+            let least = |text: &String| text.len() / bytes.max(1) as usize;
+            if let Some(least) = texts.iter().map(least).find(|least| *least > room as usize) {
+                return Err(ApiError::prompt_too_long(param, &format!("at least {least}"), room));
+            }
         }
-        self.encode_any(text, param, add_special_tokens)
+        let tokens_max = room.unwrap_or(JOB_TOKENS_MAX);
+        let job = TextJob::Encode { texts, add_special, tokens_max };
+        match self.run(job, param, room).await? {
+            TextAnswer::Tokens(lists) => Ok(lists),
+            TextAnswer::Texts(_) => Err(wrong_answer()),
+        }
     }
 
-    /// As `encode`, of any length.
+    /// Renders a conversation and tokenizes what comes of it.
     ///
     /// # Errors
-    /// 400: no tokenizer. 500: it failed.
-    pub fn encode_any(
+    /// As for `encode`; 400: no chat template, or one that refuses.
+    pub async fn encode_chat(
         &self,
-        text: &str,
-        param: &str,
-        add_special_tokens: bool,
+        conversation: Conversation,
+        room: Option<u32>,
     ) -> Result<Vec<u32>, ApiError> {
-        let encoding = self
-            .vocabulary(param)?
-            .tokenizer
-            .encode_fast(text, add_special_tokens)
-            .map_err(|why| ApiError::internal(format!("the tokenizer failed: {why}")))?;
-        Ok(encoding.get_ids().to_vec())
+        self.need_tokenizer("messages")?;
+        if !self.info.has_template {
+            return Err(no_template());
+        }
+        let json = serde_json::to_string(&conversation)
+            .map_err(|why| ApiError::internal(format!("a conversation has no JSON form: {why}")))?;
+        drop(conversation);
+        let tokens_max = room.unwrap_or(JOB_TOKENS_MAX);
+        let job = TextJob::EncodeChat { conversation: json, tokens_max };
+        match self.run(job, "messages", room).await? {
+            TextAnswer::Tokens(lists) => lists.into_iter().next().ok_or_else(wrong_answer),
+            TextAnswer::Texts(_) => Err(wrong_answer()),
+        }
     }
 
-    /// Text of some token ids.
-    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
-        let mut detokenizer = self.detokenizer(skip_special, true);
-        let mut text = String::new();
-        for &token in tokens {
-            text += &self.push(&mut detokenizer, token);
+    /// Texts of some lists of token ids.
+    ///
+    /// # Errors
+    /// 429: too much waits. 500: the tokenizer failed.
+    pub async fn decode(
+        &self,
+        lists: Vec<Vec<u32>>,
+        skip_special: bool,
+    ) -> Result<Vec<String>, ApiError> {
+        if !self.has_tokenizer() {
+            return Ok(lists.iter().map(|_| String::new()).collect());
         }
-        text + &self.finish(&mut detokenizer)
+        match self.run(TextJob::Decode { lists, skip_special }, "tokens", None).await? {
+            TextAnswer::Texts(texts) => Ok(texts),
+            TextAnswer::Tokens(_) => Err(wrong_answer()),
+        }
+    }
+
+    async fn run(
+        &self,
+        job: TextJob,
+        param: &'static str,
+        room: Option<u32>,
+    ) -> Result<TextAnswer, ApiError> {
+        self.service.run(job).await.map_err(|fault| refusal(&fault, param, room))
     }
 
     /// A detokenizer for one generation; see [`Detokenizer::new`].
     pub fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
-        let scheme = self.vocabulary.as_ref().map_or(&Scheme::Window, |v| &v.scheme);
-        Detokenizer::new(scheme, skip_special, at_start)
+        static NOTHING: std::sync::LazyLock<Table> =
+            std::sync::LazyLock::new(|| Table::new(&Vocabulary::default()));
+        Detokenizer::new(self.table.as_ref().unwrap_or(&NOTHING), skip_special, at_start)
     }
 
-    /// Text that a token completes.
-    pub fn push(&self, detokenizer: &mut Detokenizer, token: u32) -> String {
-        let text = |v: &Vocabulary| detokenizer.push(&v.tokenizer, &v.scheme, token);
-        self.vocabulary.as_ref().map(text).unwrap_or_default()
+    /// Appends the text that a token completes.
+    pub fn push(&self, detokenizer: &mut Detokenizer, token: u32, out: &mut String) {
+        if let (Some(table), Some(vocabulary)) = (&self.table, &self.info.vocabulary) {
+            detokenizer.push(table, vocabulary, token, out);
+        }
     }
 
-    /// Text that was still incomplete.
-    pub fn finish(&self, detokenizer: &mut Detokenizer) -> String {
-        let text = |v: &Vocabulary| detokenizer.finish(&v.tokenizer);
-        self.vocabulary.as_ref().map(text).unwrap_or_default()
+    /// Appends text that was still incomplete.
+    pub fn finish(&self, detokenizer: &mut Detokenizer, out: &mut String) {
+        if let Some(vocabulary) = &self.info.vocabulary {
+            detokenizer.finish(vocabulary, out);
+        }
     }
 
     /// The bytes a token stands for.
-    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
-        let bytes = |v: &Vocabulary| detokenize::token_bytes(&v.tokenizer, &v.scheme, token);
-        self.vocabulary.as_ref().map(bytes).unwrap_or_default()
+    pub fn token_bytes(&self, token: u32) -> Cow<'_, [u8]> {
+        self.table.as_ref().map(|table| table.bytes(token)).unwrap_or_default().into()
     }
 
     /// The vocabulary's own spelling of a token.
-    pub fn token(&self, token: u32) -> Option<String> {
-        self.vocabulary.as_ref().and_then(|v| v.tokenizer.id_to_token(token))
+    pub fn token(&self, token: u32) -> Option<&str> {
+        let tokens = &self.info.vocabulary.as_ref()?.tokens;
+        Some(&tokens.get(token as usize)?.as_ref()?.spelling)
     }
 }
 
-fn load_defaults(path: &Path) -> Result<GenerationDefaults, LoadError> {
-    let failed = |why: String| LoadError::Defaults { path: path.to_path_buf(), why };
-    match std::fs::read(path) {
-        Ok(json) => serde_json::from_slice(&json).map_err(|why| failed(why.to_string())),
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(GenerationDefaults::default()),
-        Err(why) => Err(failed(why.to_string())),
+fn no_tokenizer(param: &str) -> ApiError {
+    ApiError::field(
+        param,
+        format!(
+            "{param} needs a tokenizer, and the model's folder has no tokenizer.json; send token ids, as prompt of \
+             /v1/completions or input_ids of /generate"
+        ),
+    )
+}
+
+fn no_template() -> ApiError {
+    let message = "the model has no chat template, so it is not a chat model; use /v1/completions";
+    ApiError::field("messages", message)
+}
+
+fn wrong_answer() -> ApiError {
+    ApiError::internal("the model's text process answered another question")
+}
+
+/// What a failure of the text process means to the client whose field `param` it was.
+fn refusal(fault: &TextFault, param: &str, room: Option<u32>) -> ApiError {
+    match fault {
+        TextFault::NoTokenizer => no_tokenizer(param),
+        TextFault::NoTemplate => no_template(),
+        TextFault::TooLong { tokens_max } => match room {
+            Some(room) => {
+                ApiError::prompt_too_long(param, &format!("more than {tokens_max}"), room)
+            }
+            None => {
+                ApiError::context_length(param, format!("{param}: {fault}, which is the limit"))
+            }
+        },
+        TextFault::Unbroken { .. } | TextFault::Killed(_) => {
+            ApiError::field(param, format!("{param}: {fault}"))
+        }
+        TextFault::Refused(_) | TextFault::TemplateFailed(_) => {
+            ApiError::field(param, fault.to_string()).with_code("chat_template_error")
+        }
+        TextFault::TokenizerFailed(_) | TextFault::Abandoned => {
+            ApiError::internal(fault.to_string())
+        }
+        TextFault::Busy(_) => ApiError::new(StatusCode::TOO_MANY_REQUESTS, fault.to_string())
+            .with_code("queue_full")
+            .with_retry_after(RETRY_AFTER_S),
+        TextFault::Gone(_) => {
+            ApiError::unavailable(fault.to_string()).with_retry_after(RETRY_AFTER_S)
+        }
     }
 }
 
-/// One load of a model, by name, folder and generation: the same folder loaded again may have other
-/// files.
-pub type LoadKey = (String, PathBuf, u64);
-
-/// The text sides of the models that are loaded, and the pool that works with them.
+/// The text sides of the models that are loaded, each by the number of its load.
+#[derive(Default)]
 pub struct TextModels {
-    loaded: Mutex<HashMap<LoadKey, Arc<OnceCell<Arc<TextModel>>>>>,
-    /// The folder inspected last and what was read there, until the model's first request takes it:
-    /// reading a large vocabulary takes a second.
-    inspected: Mutex<Option<(PathBuf, Arc<TextModel>)>>,
-    pool: Semaphore,
+    loaded: Mutex<HashMap<u64, Arc<OnceCell<Arc<TextModel>>>>>,
 }
 
 impl TextModels {
-    /// A pool of this many threads; 0 means one a core.
-    pub fn new(threads: usize) -> TextModels {
-        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = if threads == 0 { cores() } else { threads };
-        TextModels {
-            loaded: Mutex::new(HashMap::new()),
-            inspected: Mutex::new(None),
-            pool: Semaphore::new(threads),
-        }
-    }
-
-    /// Whether the text side of a model folder can be read, before its model is loaded. A folder
-    /// without a tokenizer passes: its model takes token ids. Slow, on the caller's thread.
+    /// The text side of the load `generation` of a model; its table is made by whoever asks first. `is_current`
+    /// tells which loads are still served; the others are dropped.
     ///
     /// # Errors
-    /// Which file is broken, and how.
-    pub fn inspect(&self, dir: &Path) -> Result<(), String> {
-        let text = TextModel::load(dir).map_err(|why| why.to_string())?;
-        *self.inspected() = Some((dir.to_path_buf(), Arc::new(text)));
-        Ok(())
-    }
-
-    fn inspected(&self) -> MutexGuard<'_, Option<(PathBuf, Arc<TextModel>)>> {
-        self.inspected.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_inspected(&self, dir: &Path) -> Option<Arc<TextModel>> {
-        self.inspected().take_if(|(inspected, _)| inspected == dir).map(|(_, text)| text)
-    }
-
-    /// The text side of a model, loaded by whoever asks first. `is_current` tells which loads are
-    /// still served; the others are dropped.
-    ///
-    /// # Errors
-    /// 500: it cannot be loaded; the next request tries again.
+    /// 500: the table cannot be made.
     pub async fn get(
         &self,
-        key: LoadKey,
-        is_current: impl Fn(&LoadKey) -> bool,
+        generation: u64,
+        service: Arc<dyn TextService>,
+        is_current: impl Fn(u64) -> bool,
     ) -> Result<Arc<TextModel>, ApiError> {
-        let (name, dir) = (key.0.clone(), key.1.clone());
         let cell = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            if !loaded.contains_key(&key) {
-                loaded.retain(|other, _| is_current(other));
+            if !loaded.contains_key(&generation) {
+                loaded.retain(|other, _| is_current(*other));
             }
-            loaded.entry(key).or_default().clone()
+            loaded.entry(generation).or_default().clone()
         };
-        let load = || async {
-            if let Some(text) = self.take_inspected(&dir) {
-                return Ok(text);
-            }
-            let started = std::time::Instant::now();
-            let loaded = self.run(move || TextModel::load(&dir)).await?;
-            let text = loaded.map_err(|why| ApiError::internal(why.to_string()))?;
-            let seconds = started.elapsed().as_secs_f64();
-            tracing::info!(model = name, seconds, "loaded a tokenizer");
-            Ok(Arc::new(text))
+        let make = || async {
+            let made = tokio::task::spawn_blocking(move || Arc::new(TextModel::new(service))).await;
+            made.map_err(|_| ApiError::internal("making the table of tokens panicked"))
         };
-        cell.get_or_try_init(load).await.cloned()
+        cell.get_or_try_init(make).await.cloned()
     }
 
-    /// Forgets the models that are gone; with `none_listed`, also what was inspected for one that
-    /// never came.
-    pub fn prune(&self, none_listed: bool, is_current: impl Fn(&LoadKey) -> bool) {
-        if none_listed {
-            *self.inspected() = None;
-        }
+    /// Forgets the models that are gone.
+    pub fn prune(&self, is_current: impl Fn(u64) -> bool) {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.retain(|key, _| is_current(key));
-    }
-
-    /// Runs slow work on the pool.
-    ///
-    /// # Errors
-    /// 500: it panicked.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let _permit = self.pool.acquire().await.map_err(|_| ApiError::internal("shutting down"))?;
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| ApiError::internal("the tokenizer panicked"))
+        loaded.retain(|generation, _| is_current(*generation));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::Value;
-
-    fn beside_the_crate(path: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
-    }
-
-    /// Ids and texts that the Python package computed (tests/fixtures/encodings).
-    fn check(fixture: &str, model: &str) {
-        let told = std::env::var_os("MINISGL_MODELS_DIR");
-        let models = told.clone().map_or_else(|| beside_the_crate("target/models"), PathBuf::from);
-        let dir = models.join(model);
-        if !dir.is_dir() {
-            assert!(told.is_none(), "{} is missing", dir.display());
-            eprintln!("skipped: {} is missing; `cargo xtask model` fetches it", dir.display());
-            return;
-        }
-        let text = TextModel::load(&dir).unwrap();
-        let path = beside_the_crate("tests/fixtures/encodings").join(fixture);
-        let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
-        for case in fixture["encode"].as_array().unwrap() {
-            let own = case["text"].as_str().unwrap();
-            assert_eq!(
-                text.encode(own, "prompt", false, 1 << 20).unwrap(),
-                ids(&case["ids"]),
-                "{own:?}"
-            );
-            assert_eq!(
-                text.encode_any(own, "prompt", true).unwrap(),
-                ids(&case["ids_special"]),
-                "{own:?}"
-            );
-        }
-        for case in fixture["decode"].as_array().unwrap() {
-            let mut detokenizer = text.detokenizer(false, true);
-            let mut so_far = String::new();
-            for (token, expected) in
-                ids(&case["ids"]).into_iter().zip(case["texts"].as_array().unwrap())
-            {
-                so_far += &text.push(&mut detokenizer, token);
-                let expected = expected.as_str().unwrap();
-                assert!(expected.starts_with(&so_far), "{}: {so_far:?} {expected:?}", case["name"]);
-                let held = &expected[so_far.len()..];
-                assert!(held.chars().all(|c| c == char::REPLACEMENT_CHARACTER), "{held:?}");
+impl TextModel {
+    /// Of a folder without a tokenizer.
+    pub fn without_tokenizer() -> Arc<TextModel> {
+        struct Nothing;
+        impl TextService for Nothing {
+            fn info(&self) -> Arc<TextInfo> {
+                Arc::default()
             }
-            let skipped = text.decode(&ids(&case["ids"]), true);
-            assert_eq!(skipped, case["skipped"].as_str().unwrap(), "{}", case["name"]);
+            fn run(
+                &self,
+                _: TextJob,
+            ) -> futures_util::future::BoxFuture<'static, Result<TextAnswer, TextFault>> {
+                Box::pin(async { Err(TextFault::NoTokenizer) })
+            }
         }
-    }
-
-    #[tokio::test]
-    async fn what_was_inspected_serves_the_first_request() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("tokenizer.json");
-        std::fs::write(&file, crate::tiny_tokenizer::byte_level().to_string()).unwrap();
-        let key = |generation| ("m".to_string(), dir.path().to_path_buf(), generation);
-        let texts = TextModels::new(1);
-        let inspect_then_break = || {
-            std::fs::write(&file, crate::tiny_tokenizer::byte_level().to_string()).unwrap();
-            texts.inspect(dir.path()).unwrap();
-            std::fs::write(&file, "broken").unwrap();
-        };
-        inspect_then_break();
-        assert!(texts.get(key(1), |_| true).await.unwrap().has_tokenizer());
-        assert!(texts.inspect(dir.path()).is_err());
-        // It was taken: another load reads the folder.
-        assert!(texts.get(key(2), |_| true).await.is_err());
-        inspect_then_break();
-        texts.prune(true, |_| false);
-        assert!(texts.get(key(3), |_| true).await.is_err());
-    }
-
-    #[test]
-    fn smollm2() {
-        check("smollm2.json", "SmolLM2-135M-Instruct");
-    }
-
-    #[test]
-    fn qwen3() {
-        check("qwen3.json", "tokenizers/qwen3");
-    }
-
-    #[test]
-    fn llama3_1() {
-        check("llama3_1.json", "tokenizers/llama3_1");
+        Arc::new(TextModel::new(Arc::new(Nothing)))
     }
 }

@@ -1,16 +1,14 @@
 //! `usage`, and when a stream tells it.
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use crate::json::{Inner, fields, put};
+use crate::part::Usage;
 
-use crate::choices::Usage;
-
-/// `stream_options`.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct StreamOptions {
-    include_usage: Option<bool>,
-    continuous_usage_stats: Option<bool>,
+fields! {
+    /// `stream_options`.
+    pub struct StreamOptions {
+        include_usage: bool,
+        continuous_usage_stats: bool,
+    }
 }
 
 /// When a stream tells its usage.
@@ -26,8 +24,8 @@ pub enum Telling {
 
 impl Telling {
     /// What the client asked for.
-    pub fn of(options: Option<StreamOptions>) -> Telling {
-        let options = options.unwrap_or_default();
+    pub fn of(options: Option<Inner<StreamOptions>>) -> Telling {
+        let Inner(options) = options.unwrap_or_default();
         match (options.include_usage, options.continuous_usage_stats) {
             (Some(true), Some(true)) => Telling::Always,
             (Some(true), _) => Telling::AtEnd,
@@ -35,22 +33,28 @@ impl Telling {
         }
     }
 
-    /// Puts `usage` into a chunk with choices.
-    pub fn write(self, chunk: &mut Value, total: Usage) {
+    /// Puts `usage` behind the other fields of a chunk with choices.
+    pub fn write(self, out: &mut Vec<u8>, total: Usage) {
         match self {
             Telling::Silent => {}
-            Telling::AtEnd => chunk["usage"] = Value::Null,
-            Telling::Always => chunk["usage"] = to_json(total),
+            Telling::AtEnd => out.extend_from_slice(b",\"usage\":null"),
+            Telling::Always => {
+                out.extend_from_slice(b",\"usage\":");
+                write(out, total);
+            }
         }
     }
 }
 
 /// OpenAI's form.
-pub fn to_json(usage: Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-    })
+pub fn write(out: &mut Vec<u8>, usage: Usage) {
+    out.extend_from_slice(b"{\"prompt_tokens\":");
+    put(out, &usage.prompt);
+    out.extend_from_slice(b",\"completion_tokens\":");
+    put(out, &usage.completion);
+    out.extend_from_slice(b",\"total_tokens\":");
+    put(out, &(usage.prompt + usage.completion));
+    out.extend_from_slice(b",\"prompt_tokens_details\":{\"cached_tokens\":");
+    put(out, &usage.cached);
+    out.extend_from_slice(b"}}");
 }

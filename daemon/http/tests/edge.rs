@@ -103,6 +103,7 @@ async fn probes_tell_the_process_from_its_models() {
     }
     assert_eq!(house.get("/readyz?model=nobody").await.status, 404);
     *house.backend.not_ready.lock().unwrap() = Some("loading".into());
+    *house.backend.health.lock().unwrap() = (false, "org/tiny is loading".into());
     assert_eq!(house.get("/livez").await.status, 200);
     for path in ["/readyz", "/ping", "/readyz?model=org/tiny", "/server_info"] {
         assert_eq!(house.get(path).await.status, 503, "{path}");

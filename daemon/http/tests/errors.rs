@@ -43,6 +43,7 @@ async fn fields_out_of_range_are_named() {
         ("stop", json!(["a", ""])),
         ("stop", json!(vec!["a"; 1000])),
         ("stop_token_ids", json!([100_000])),
+        ("stop_token_ids", json!([-1])),
         ("min_tokens", json!(-1)),
         ("messages", json!([])),
     ] {
@@ -68,7 +69,7 @@ async fn wrong_types_are_named() {
         (json!({"stream": "yes"}), "stream"),
         (json!({"stream_options": {"include_usage": 3}}), "stream_options.include_usage"),
         (json!({"model": 7}), "model"),
-        (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]"),
+        (json!({"stop_token_ids": [1.5]}), "stop_token_ids[0]"),
     ] {
         check(&house, more, 400, json!(param), json!("invalid_type")).await;
     }
@@ -129,8 +130,11 @@ async fn the_context_has_an_end() {
     let huge = json!([{"role": "user", "content": "x".repeat(1 << 20)}]);
     let answer = house.chat(json!({"messages": huge})).await;
     assert_eq!(answer.error(), (400, json!("messages"), json!("context_length_exceeded")));
-    let answer = house.chat(json!({"max_tokens": 510})).await;
+    let settings = Settings { clamp_max_tokens: false, ..Settings::default() };
+    let strict = House::with(|_| Ok(say("a")), settings, json!({}));
+    let answer = strict.chat(json!({"max_tokens": 510})).await;
     assert_eq!(answer.error(), (400, json!("max_tokens"), json!("context_length_exceeded")));
+    assert!(answer.body.contains("This model's maximum context length is 512 tokens"));
     // 54 tokens are the template's: the prompt is one short of the context.
     let house = House::saying("a");
     let prompt = vec![97; 511];
@@ -167,23 +171,24 @@ async fn bodies_have_a_limit() {
 
 #[tokio::test]
 async fn all_bodies_together_have_a_limit() {
-    let settings = Settings { bodies_bytes_max: 1000, ..Settings::default() };
+    let (body_bytes_max, bodies_bytes_max) = (90_000, 100_000);
+    let settings = Settings { body_bytes_max, bodies_bytes_max, ..Settings::default() };
     let house = House::with(|_| Ok(say("a")), settings, json!({}));
     // A body that is half there holds its share.
     let (sender, rest) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(1);
-    sender.send(Ok(" ".repeat(600))).await.unwrap();
+    sender.send(Ok(" ".repeat(60_000))).await.unwrap();
     let body = Body::from_stream(futures_util::stream::unfold(rest, |mut rest| async {
         Some((rest.recv().await?, rest))
     }));
     let slow = house.send(Request::post("/v1/completions").body(body).unwrap());
     let mut slow = Box::pin(slow);
     assert!((&mut slow).now_or_never().is_none());
-    let answer = house.chat(json!({"user": "x".repeat(600)})).await;
+    let answer = house.chat(json!({"user": "x".repeat(60_000)})).await;
     assert_eq!(answer.error(), (503, Value::Null, json!("unavailable")));
     assert_eq!(answer.headers["retry-after"], "1");
     assert_eq!(house.chat(json!({})).await.status, 200);
     drop(slow);
-    assert_eq!(house.chat(json!({"user": "x".repeat(600)})).await.status, 200);
+    assert_eq!(house.chat(json!({"user": "x".repeat(60_000)})).await.status, 200);
 }
 
 #[tokio::test]

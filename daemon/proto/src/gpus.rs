@@ -6,8 +6,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Device, LoadOptions};
-
 /// GPUs as they are written on a command line: `2,3`. None is there twice, and there is at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuList(pub Vec<u32>);
@@ -54,7 +52,7 @@ impl FromStr for GpuList {
 }
 
 impl GpuList {
-    fn check(&self) -> Result<(), BadGpus> {
+    pub(crate) fn check(&self) -> Result<(), BadGpus> {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
         let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]);
@@ -69,44 +67,6 @@ impl fmt::Display for GpuList {
     }
 }
 
-impl LoadOptions {
-    /// Whether `gpus`, `tp` and `device` go together.
-    ///
-    /// # Errors
-    /// They do not.
-    pub fn check_gpus(&self) -> Result<(), BadGpus> {
-        if self.gpus.is_empty() {
-            return Ok(());
-        }
-        let gpus = GpuList(self.gpus.clone());
-        gpus.check()?;
-        if self.device == Device::Cpu {
-            return Err(BadGpus::OnCpu(gpus));
-        }
-        if usize::try_from(self.tp) != Ok(self.gpus.len()) {
-            return Err(BadGpus::Ranks { tp: self.tp, gpus });
-        }
-        Ok(())
-    }
-
-    /// The same with `tp` and `gpus` as a command line gives them: ranks that are not given are as many as
-    /// GPUs.
-    ///
-    /// # Errors
-    /// `gpus`, `tp` and `device` do not go together.
-    pub fn with_ranks(mut self, tp: Option<u32>, gpus: Option<&GpuList>) -> Result<Self, BadGpus> {
-        self.gpus = gpus.map(|list| list.0.clone()).unwrap_or_default();
-        self.tp = tp.unwrap_or_else(|| one_a_gpu(&self.gpus));
-        self.check_gpus()?;
-        Ok(self)
-    }
-
-    /// Whether it says itself how much memory it takes, and so may share a GPU with another model.
-    pub fn states_memory(&self) -> bool {
-        self.memory_ratio.is_some() || self.kv_tokens.is_some()
-    }
-}
-
 /// Ranks where nobody says how many.
 pub(crate) fn one_a_gpu(gpus: &[u32]) -> u32 {
     u32::try_from(gpus.len()).unwrap_or(u32::MAX).max(1)
@@ -115,6 +75,7 @@ pub(crate) fn one_a_gpu(gpus: &[u32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Device, LoadOptions};
 
     fn read(text: &str) -> Result<Vec<u32>, String> {
         text.parse::<GpuList>().map(|list| list.0).map_err(|error| error.to_string())

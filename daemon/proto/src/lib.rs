@@ -17,6 +17,7 @@ pub mod ranges;
 pub mod reload;
 pub mod request;
 pub mod socket;
+pub mod text;
 pub mod worker;
 
 pub use gpus::{BadGpus, GpuList};

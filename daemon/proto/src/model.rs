@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::gpus::{BadGpus, GpuList, one_a_gpu};
+
 /// What the engine runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -188,6 +190,44 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// Whether `gpus`, `tp` and `device` go together.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check_gpus(&self) -> Result<(), BadGpus> {
+        if self.gpus.is_empty() {
+            return Ok(());
+        }
+        let gpus = GpuList(self.gpus.clone());
+        gpus.check()?;
+        if self.device == Device::Cpu {
+            return Err(BadGpus::OnCpu(gpus));
+        }
+        if usize::try_from(self.tp) != Ok(self.gpus.len()) {
+            return Err(BadGpus::Ranks { tp: self.tp, gpus });
+        }
+        Ok(())
+    }
+
+    /// The same with `tp` and `gpus` as a command line gives them: ranks that are not given are as many as
+    /// GPUs.
+    ///
+    /// # Errors
+    /// `gpus`, `tp` and `device` do not go together.
+    pub fn with_ranks(mut self, tp: Option<u32>, gpus: Option<&GpuList>) -> Result<Self, BadGpus> {
+        self.gpus = gpus.map(|list| list.0.clone()).unwrap_or_default();
+        self.tp = tp.unwrap_or_else(|| one_a_gpu(&self.gpus));
+        self.check_gpus()?;
+        Ok(self)
+    }
+
+    /// Whether it says itself how much memory it takes, and so may share a GPU with another model.
+    pub fn states_memory(&self) -> bool {
+        self.memory_ratio.is_some() || self.kv_tokens.is_some()
+    }
+}
+
 /// What `tp` is read as where it is not given; no machine has as many GPUs.
 const TP_NOT_GIVEN: u32 = u32::MAX;
 
@@ -201,7 +241,7 @@ impl<'de> Deserialize<'de> for LoadOptions {
         // What `remote` derives goes before this trait's.
         let mut options = LoadOptions::deserialize(deserializer)?;
         if options.tp == TP_NOT_GIVEN {
-            options.tp = crate::gpus::one_a_gpu(&options.gpus);
+            options.tp = one_a_gpu(&options.gpus);
         }
         Ok(options)
     }

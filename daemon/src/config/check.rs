@@ -31,7 +31,7 @@ const STREAM_BUFFER_MAX: usize = 1 << 24;
 const PARK_BYTES_MAX: usize = 64 << 30;
 const FAILURES_MAX: usize = 1 << 16;
 
-/// A value that cannot be; it prints what is wrong and what would be right.
+/// An invalid value; it prints what is wrong and what would be right.
 #[derive(Debug)]
 pub(super) struct Fault {
     table: &'static str,
@@ -93,7 +93,7 @@ fn given_folder(args: &ServeArgs) -> bool {
 }
 
 impl Config {
-    /// Whether every value can be.
+    /// Whether every value is valid.
     pub(super) fn check(&self) -> Result<(), Fault> {
         let listen = self.http.listen;
         let open = self.keys.is_empty() && !self.http.allow_public_without_keys;
@@ -199,7 +199,7 @@ impl Config {
         Ok(())
     }
 
-    /// Whether names of this machine and of web pages can be.
+    /// Whether names of this machine and of web pages are valid.
     fn check_pages(&self) -> Result<(), Fault> {
         let HttpConfig { hosts, cors_origins, .. } = &self.http;
         let lists: [(&'static [&'static str], &Vec<String>); 2] =

@@ -21,19 +21,22 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 /// Which sockets may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sockets {
-    /// None, and no program may be started: what a model needs on the CPU.
+    /// None: what a model needs on the CPU.
     None,
     /// What CUDA's driver makes for itself: `SOCK_SEQPACKET` of this machine. `connect`: it may join an MPS server.
     Driver {
         /// Whether there is a server.
         connect: bool,
     },
-    /// The driver's, and the network, by which the ranks of NCCL find each other.
+    /// The driver's, the network, by which the ranks of NCCL find each other, and a datagram socket for each, which sends
+    /// nothing while all ranks are threads of one process.
     Ranks,
 }
 
-/// Reaches another process, or leaves the group by which the daemon knows its workers.
-const REFUSED: [i64; 19] = [
+/// Reaches another process, starts a program, or leaves the group by which the daemon knows its workers.
+const REFUSED: [i64; 21] = [
+    libc::SYS_execve,
+    libc::SYS_execveat,
     libc::SYS_setsid,
     libc::SYS_setpgid,
     libc::SYS_tkill,
@@ -55,8 +58,8 @@ const REFUSED: [i64; 19] = [
     // Would make sockets behind the filter's back.
     libc::SYS_io_uring_setup,
 ];
-/// Needed by nobody who makes no socket and starts no program.
-const REFUSED_WITHOUT_SOCKETS: [i64; 11] = [
+/// Needed by nobody who makes no socket.
+const REFUSED_WITHOUT_SOCKETS: [i64; 9] = [
     libc::SYS_socket,
     libc::SYS_socketpair,
     libc::SYS_connect,
@@ -66,12 +69,13 @@ const REFUSED_WITHOUT_SOCKETS: [i64; 11] = [
     libc::SYS_accept4,
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
-    libc::SYS_execve,
-    libc::SYS_execveat,
 ];
 /// x86-64's second table of calls (x32), which a kernel may have: the bit that marks them, and the numbers of its own.
 #[cfg(target_arch = "x86_64")]
 const X32: (i64, std::ops::Range<i64>) = (0x4000_0000, 512..548);
+/// Bytes of an address of the network, IPv4's and IPv6's: one of this machine is rarely as long.
+const NETWORK_ADDRESS_BYTES: [usize; 2] =
+    [size_of::<libc::sockaddr_in>(), size_of::<libc::sockaddr_in6>()];
 /// Bits of a socket's type that are the type.
 const TYPE: u64 = 0xf;
 /// A file whose readiness is a signal to somebody: `F_SETOWN`, `F_SETSIG` and `F_SETOWN_EX` of fcntl(2), which libc
@@ -140,6 +144,13 @@ fn rules(sockets: Sockets) -> Result<Rules, Error> {
             // Datagrams stay: NCCL binds one a rank. No stream is connected, and the admin socket is one.
             socket.extend(unix(&[libc::SOCK_STREAM, libc::SOCK_RAW])?);
             rules.insert(libc::SYS_socket, socket);
+            // Where an address is in memory no filter looks, so what may carry one of this machine is refused.
+            rules.extend([(libc::SYS_sendmsg, Vec::new()), (libc::SYS_sendmmsg, Vec::new())]);
+            let (whole, ne) = (SeccompCmpArgLen::Qword, SeccompCmpOp::Ne);
+            let addressed = SeccompCondition::new(4, whole, ne, 0)?;
+            rules.insert(libc::SYS_sendto, vec![all([addressed])?]);
+            let [v4, v6] = NETWORK_ADDRESS_BYTES.map(|bytes| is_not(2, bytes as u64));
+            rules.insert(libc::SYS_connect, vec![all([v4?, v6?])?]);
         }
     }
     if sockets != Sockets::None {

@@ -131,7 +131,7 @@ fn timings() -> Option<PathBuf> {
     let folder = minisgl_engine::ops::cuda::tuned_folder();
     #[cfg(not(feature = "cuda"))]
     let folder: Option<PathBuf> = None;
-    // What cannot be made cannot be written to later, and the log says so then.
+    // If it cannot be made, writing to it fails later, and the log says so then.
     folder.inspect(|folder| drop(std::fs::create_dir_all(folder)))
 }
 

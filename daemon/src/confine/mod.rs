@@ -4,12 +4,12 @@
 //!
 //! | | Landlock: read | Landlock: write | seccomp: sockets | both: other processes |
 //! |---|---|---|---|---|
-//! | text | its model | `/dev/null` and its like | none, no programs | none |
-//! | worker on the CPU | its model, libraries | the same | none, no programs | none |
+//! | text | its model | `/dev/null` and its like | none | none |
+//! | worker on the CPU | its model, libraries | the same | none | none |
 //! | worker on a GPU | the same, `/proc`, `/sys` | GPUs, caches of the driver | the driver's own (`SOCK_SEQPACKET`) | none |
-//! | worker on several GPUs | the same | the same | the same, datagrams, the network: NCCL | none |
+//! | worker on several GPUs | the same | the same | the same, the network: NCCL | none |
 //!
-//! No process gets out of its process group, by which the daemon refuses it at the admin socket, too
+//! None starts a program. No process gets out of its process group, by which the daemon refuses it at the admin socket, too
 //! (`minisgl_control::children`). A kernel without Landlock leaves it to seccomp, and the log says so.
 //!
 //! Owns: the rules of each kind. Must never: be undone, or be called when there are other threads already.

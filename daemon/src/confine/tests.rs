@@ -100,15 +100,20 @@ fn a_driver_has_its_own_sockets_and_reaches_none() {
             assert!(refused(UnixDatagram::pair()), "each end may send to anybody");
             assert!(refused(UnixStream::connect(&path)));
             assert!(UnixStream::pair().is_ok());
+            assert!(refused(std::process::Command::new("/bin/true").status()));
             assert!(is_refused(kill(getppid(), None)));
         });
     }
     confined(
         || calls::restrict(Sockets::Ranks).unwrap(),
         || {
-            assert!(TcpStream::connect(address).is_ok());
-            assert!(UnixDatagram::unbound().is_ok());
+            let mut stream = TcpStream::connect(address).unwrap();
+            assert!(io::Write::write_all(&mut stream, b"x").is_ok());
+            let datagrams = UnixDatagram::unbound().unwrap();
+            assert!(refused(datagrams.send_to(b"MESSAGE=x", &path)));
+            assert!(refused(datagrams.connect(&path)));
             assert!(refused(UnixStream::connect(&path)), "no stream, as the admin socket is");
+            assert!(refused(std::process::Command::new("/bin/true").status()));
             assert!(is_refused(kill(getppid(), None)));
             assert!(is_refused(setsid()));
         },

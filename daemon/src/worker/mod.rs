@@ -13,6 +13,7 @@
 pub(crate) mod link;
 mod run;
 
+pub(crate) use link::connect;
 pub(crate) use run::{apply_environment, sched_config};
 
 use std::process::ExitCode;

@@ -17,9 +17,10 @@ use super::decode_plan::DecodeTuning;
 use super::{AttentionError, DecodePlanner, Heads, KvArray, KvArrayMut, KvType};
 use crate::abi;
 use crate::array::DeviceArray;
-use crate::device::Grid;
+use crate::check::Check;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
-use crate::ops::{Check, HEAD_DIMS, QkNorm};
+use crate::ops::{HEAD_DIMS, QkNorm};
 use crate::{Array, ArrayMut, Device};
 
 /// Query heads that may share a key head.

@@ -15,7 +15,7 @@ use super::work::{Group, LISTS, Tiles, Work, pieces_max};
 use super::{AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttentionArgs};
 use crate::abi::FaArgs;
 use crate::array::DeviceArray;
-use crate::ops::Check;
+use crate::check::Check;
 use crate::{Array, Device};
 
 type Run = unsafe extern "C" fn(*const FaArgs, *mut c_void) -> i32;

@@ -12,7 +12,7 @@ use super::wide::Wide;
 use super::{AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttentionArgs};
 use crate::abi::{FI_PLAN_WORDS, FiArgs, FiPlanArgs};
 use crate::array::DeviceArray;
-use crate::ops::Check;
+use crate::check::Check;
 use crate::{Array, Device};
 
 type Run = unsafe extern "C" fn(*const FiArgs, *const i64, *mut c_void) -> i32;

@@ -21,7 +21,6 @@ mod decode;
 mod decode_plan;
 mod fa;
 mod fi;
-mod kv;
 mod wide;
 mod work;
 
@@ -32,10 +31,10 @@ pub use decode::{DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput};
 pub use decode_plan::{DecodePlanner, DecodeTuning};
 pub use fa::PagedPrefill;
 pub use fi::PagedAttention;
-pub use kv::{KvArray, KvArrayMut, KvType};
 
 use crate::array::DeviceArray;
-use crate::ops::Check;
+use crate::check::Check;
+pub use crate::kv::{KvArray, KvArrayMut, KvType};
 use crate::{Array, ArrayMut, LaunchError};
 use cudarc::driver::DriverError;
 

@@ -14,9 +14,9 @@ use super::{AttentionError, AttentionLimits, Heads};
 use crate::Device;
 use crate::abi::{Address, WidenHeadsArgs};
 use crate::array::DeviceArray;
-use crate::device::Grid;
+use crate::check::Check;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
-use crate::ops::Check;
 
 /// Elements of 2 bytes that a thread copies.
 const VECTOR: usize = 8;

@@ -24,8 +24,8 @@ use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{CudaSlice, DriverError};
 
 use crate::array::DeviceArray;
+use crate::check::Check;
 use crate::library::{self, LibraryError};
-use crate::ops::Check;
 use crate::{Array, Device, LaunchError};
 pub use args::{GemmArgs, GemmKind, GemmOut, GemmShape};
 use plan::{Algorithm, Plan};

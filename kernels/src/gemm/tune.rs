@@ -9,7 +9,8 @@ use half::bf16;
 use super::plan::Plan;
 use super::tuned::{self, Tuned};
 use super::{Call, Gemm, GemmArgs, GemmError, GemmShape, time};
-use crate::ops::{Check, SkinnyGemm};
+use crate::check::Check;
+use crate::ops::SkinnyGemm;
 use crate::{Array, Device};
 
 /// Algorithms timed for a shape.

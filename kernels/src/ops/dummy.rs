@@ -2,11 +2,12 @@
 
 use half::bf16;
 
-use super::check::Check;
 use crate::ArrayMut;
 use crate::abi::DummyArgs;
-use crate::device::{Device, Grid};
+use crate::check::Check;
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
 
 /// Threads of a block.

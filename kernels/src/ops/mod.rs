@@ -3,8 +3,6 @@
 //! Every array is dense and row-major; shapes are in the docs of the fields. What the arrays hold need
 //! not be trusted: the kernels treat an index outside its table as padding.
 
-mod check;
-pub(crate) use check::Check;
 mod dummy;
 mod embedding;
 mod qk_rope_page;
@@ -20,4 +18,4 @@ pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
 pub(crate) use sample::Cut;
 pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 pub use silu_mul::SiluMul;
-pub use skinny::{SkinnyGemm, SkinnyInput, SkinnyOut};
+pub use skinny::{Inboxes, SkinnyGemm, SkinnyInput, SkinnyOut};

@@ -2,14 +2,15 @@
 
 use half::bf16;
 
-use super::check::Check;
 use crate::Array;
 use crate::abi::QkRopePageArgs;
 use crate::array::DeviceArray;
-use crate::attention::{KvArrayMut, KvType};
-use crate::device::{Device, Grid};
+use crate::check::Check;
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
+use crate::kv::{KvArrayMut, KvType};
 
 /// Head dimensions there are kernels for.
 pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];

@@ -1,10 +1,11 @@
 //! The sampler; the kernels are in `cu/sampler/`.
 
-use super::check::Check;
 use crate::abi::{Address, HistoryResetArgs, SampleArgs, SampleRow};
 use crate::array::DeviceArray;
-use crate::device::{Device, Grid};
+use crate::check::Check;
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 

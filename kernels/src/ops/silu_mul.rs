@@ -2,10 +2,11 @@
 
 use half::bf16;
 
-use super::check::Check;
 use crate::abi::SiluMulArgs;
-use crate::device::{Device, Grid};
+use crate::check::Check;
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 

@@ -8,10 +8,12 @@ use half::bf16;
 
 use super::{BLOCKS_MAX, EMBEDDING, INBOX_ROWS, Layout, PeerError, Peers, Way, driver};
 use crate::abi::{Address, AllReduceArgs, GatherColumnsArgs, MeetArgs, PushArgs, RANKS_MAX};
-use crate::device::{Device, Grid};
+use crate::check::Check;
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
-use crate::ops::{Check, HIDDEN_MAX};
+use crate::ops::{HIDDEN_MAX, Inboxes};
 use crate::{Array, ArrayMut};
 
 /// Rows for which the ways of a sum are timed.
@@ -31,15 +33,6 @@ pub struct NextNorm<'a> {
     pub out: ArrayMut<'a, bf16>,
     /// Added to the mean square.
     pub eps: f32,
-}
-
-/// Where a rank's part of one sum is to be written, besides its own [`Peers::delta`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inboxes {
-    pub(crate) inbox: [Address; RANKS_MAX - 1],
-    pub(crate) peers: u32,
-    /// Elements.
-    pub(crate) room: usize,
 }
 
 /// Rows of a sum, and the seconds that each way of it took.

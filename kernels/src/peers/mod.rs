@@ -15,7 +15,8 @@ mod nccl;
 mod sample;
 mod window;
 
-pub use collective::{Inboxes, NextNorm, Sum, Timed};
+pub use crate::ops::Inboxes;
+pub use collective::{NextNorm, Sum, Timed};
 pub use fault::{FaultRecord, Missing};
 
 use std::mem::ManuallyDrop;

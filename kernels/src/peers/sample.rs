@@ -7,10 +7,11 @@ use super::{Layout, PeerError, PeerShape, Peers};
 use crate::ArrayMut;
 use crate::abi::{Address, MAIL_CLUSTERS, Mail, RANKS_MAX, SampleRanksArgs};
 use crate::array::DeviceArray;
+use crate::check::Check;
 use crate::device::Device;
 use crate::error::LaunchError;
 use crate::kernel::Kernel;
-use crate::ops::{Check, Cut, Sample};
+use crate::ops::{Cut, Sample};
 
 /// Threads of the sampler's blocks that a multiprocessor has registers for.
 const THREADS_AT_ONCE: u32 = 1024;

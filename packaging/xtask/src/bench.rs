@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::{paths, sh, test};
+use crate::{needs, paths, sh};
 
 /// The benchmarks that have thresholds: package and name.
 const BENCHES: [(&str, &str); 2] = [("minisgl-sched", "step"), ("minisgl-cache", "radix")];
@@ -52,7 +52,7 @@ pub fn run() -> Result<()> {
     let mut throughput = sh::cargo();
     throughput.args(["test", "--locked", "-p", "minisgl-tests", "--test", "throughput", "--"]);
     throughput.args(["--ignored", "--nocapture"]);
-    sh::run(test::with_environment(&mut throughput)?, "SmolLM2 is slower than it has to be")
+    sh::run(needs::with_environment(&mut throughput)?, "SmolLM2 is slower than it has to be")
 }
 
 /// Runs the benchmarks; those whose mean is over the threshold.

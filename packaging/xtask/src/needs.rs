@@ -83,7 +83,7 @@ fn provide_with(needs: &[Need], may_install: bool) -> Result<()> {
     }
     for need in &missing {
         let Some(fetch) = need.fetch else { continue };
-        println!("fetching {} into {}", need.name, tools().display());
+        println!("fetching {} into {}", need.name, paths::tools().display());
         if let Err(error) = fetch() {
             eprintln!("{} cannot be fetched: {error:#}", need.name);
         }
@@ -113,9 +113,14 @@ fn install(packages: &[&str]) -> Result<()> {
     sh::run(apt().args(["install", "-y", "--no-install-recommends"]).args(packages), remedy)
 }
 
-/// Where programs of others are, each in a folder of its own.
-pub fn tools() -> PathBuf {
-    paths::target().join("tools")
+/// Tells the end-to-end tests where the release binaries, the models and the Python client are.
+pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
+    Ok(command
+        .env("MINISGL_BIN_DIR", paths::target().join("release"))
+        .env("MINISGL_MODELS_DIR", paths::models())
+        .env("PATH", path())
+        .env("MINISGL_PYTHON", python::CLIENT.python().context("the Python client")?)
+        .env("MINISGL_LM_EVAL_PYTHON", python::LM_EVAL.python().context("lm-eval")?))
 }
 
 fn has_lints() -> bool {
@@ -128,7 +133,7 @@ fn fetch_lints() -> Result<()> {
 }
 
 fn prometheus() -> PathBuf {
-    tools().join("prometheus")
+    paths::tools().join("prometheus")
 }
 
 /// What children find programs by: those that were fetched, then the machine's.

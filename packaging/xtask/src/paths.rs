@@ -17,6 +17,11 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// Programs of others, each in a folder of its own.
+pub fn tools() -> PathBuf {
+    target().join("tools")
+}
+
 /// Fetched models, one folder each.
 pub fn models() -> PathBuf {
     target().join("models")

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{needs, paths, sh};
+use crate::{paths, sh};
 
 /// A virtual environment. Pinned: a new release is looked at, not stumbled over.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +87,7 @@ fn has_ensurepip() -> bool {
 }
 
 fn virtualenv() -> PathBuf {
-    needs::tools().join("virtualenv")
+    paths::tools().join("virtualenv")
 }
 
 /// Whether virtual environments can be made.

@@ -6,7 +6,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{bench, build, model, needs, paths, python, sh};
 
@@ -142,17 +142,10 @@ fn end_to_end() -> Result<()> {
     } else {
         command.args(["test", "--no-fail-fast", "-p", "minisgl-tests", "--locked"]);
     }
-    sh::run(with_environment(&mut command)?, "the daemon's log is in the failing test's output")
-}
-
-/// Tells the end-to-end tests where the release binaries, the models and the Python client are.
-pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
-    Ok(command
-        .env("MINISGL_BIN_DIR", paths::target().join("release"))
-        .env("MINISGL_MODELS_DIR", paths::models())
-        .env("PATH", needs::path())
-        .env("MINISGL_PYTHON", python::CLIENT.python().context("the Python client")?)
-        .env("MINISGL_LM_EVAL_PYTHON", python::LM_EVAL.python().context("lm-eval")?))
+    sh::run(
+        needs::with_environment(&mut command)?,
+        "the daemon's log is in the failing test's output",
+    )
 }
 
 fn cargo(args: &[&str], remedy: &str) -> Result<()> {

@@ -33,7 +33,7 @@ impl Tool {
     /// It cannot be fetched or built.
     pub fn fetch(self) -> Result<PathBuf> {
         let Tool { name, version, flags } = self;
-        let dir = paths::target().join("tools").join(format!("{name}-{version}"));
+        let dir = paths::tools().join(format!("{name}-{version}"));
         // `cargo install` puts the program there when all is done.
         let program = dir.join("bin").join(name);
         if program.exists() {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::Inner;
 use crate::model::Model;
 use crate::sessions::{AbortGuard, Refused};
+use crate::text::Text;
 
 /// A running generation.
 #[derive(Debug)]
@@ -41,6 +42,11 @@ impl ModelHandle {
     /// Another number for each load, also of the same name; later loads have higher ones.
     pub fn generation(&self) -> u64 {
         self.model.generation
+    }
+
+    /// Its text process; `None` for a model that is loaded without one.
+    pub fn text(&self) -> Option<Text> {
+        self.model.text()
     }
 
     /// What it is.

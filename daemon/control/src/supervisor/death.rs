@@ -6,7 +6,6 @@
 use std::process::ExitStatus;
 use std::time::Instant;
 
-use minisgl_proto::StepStats;
 use minisgl_proto::admin::{AdminErrorCode, ModelState};
 
 use super::{LINGER, Phase, Supervisor, failed};
@@ -55,7 +54,7 @@ impl Supervisor {
         let name = self.model.spec.name.clone();
         self.model.listen_to(None);
         self.metrics.up(&name, false);
-        self.metrics.gauges(&name, &StepStats::default());
+        self.metrics.nothing_runs(&name);
         if let Some(reservation) = &self.reservation {
             reservation.pause();
         }

@@ -14,7 +14,7 @@ use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
 use crate::memory::{Budget, KvSize, available_bytes};
-use crate::rank::shard::Shard;
+use crate::shard::Shard;
 use crate::weights;
 
 /// Bytes of an element of weights on a GPU, and of those of a model that is not here.

@@ -26,8 +26,8 @@ use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
 use crate::memory::Budget;
-use crate::rank::shard::Shard;
 use crate::rank::{Event, Loaded, Ranks};
+use crate::shard::Shard;
 use crate::weights::{self, WeightSource};
 
 impl Engine {

@@ -16,6 +16,7 @@ use super::options::Settings;
 #[cfg(feature = "cuda")]
 use super::options::dtype_bytes;
 use crate::batch::Batch;
+use crate::collective::Group;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
 use crate::memory::available_bytes;
@@ -24,9 +25,8 @@ use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
-use crate::rank::collective::Group;
-use crate::rank::shard::Shard;
 use crate::rank::{Loaded, Ranks, Runner};
+use crate::shard::Shard;
 use crate::weights::WeightSource;
 
 /// Bytes of a GPU's memory that stay free: the driver loads the code of a kernel that first runs after

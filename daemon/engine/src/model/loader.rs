@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::error::EngineError;
 use crate::ops::{OpResult, Ops};
-use crate::rank::shard::Shard;
+use crate::shard::Shard;
 use crate::weights::{Part, TensorPart, WeightSource};
 
 /// A named tensor, its full number of rows, and the rows wanted of it.

@@ -28,12 +28,12 @@ use self::kv::KvPages;
 use self::linear::widen;
 use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 use crate::batch::Batch;
+use crate::collective::Member;
 use crate::config::ModelConfig;
 use crate::error::OpError;
-use crate::model::rope;
-use crate::rank::collective::Member;
-use crate::rank::shard::{Shard, vocab_share};
+use crate::rope;
 use crate::sampler::Sampler;
+use crate::shard::{Shard, vocab_share};
 use crate::weights::TensorPart;
 
 /// Rows whose logits are held at once: whole vocabularies are long.

@@ -60,18 +60,17 @@ use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::Into;
-use self::memory::ROW_UNIT;
+use self::memory::{LOGIT_ROWS, ROW_UNIT};
 use self::prepare::{check, cos_sin};
 use self::requests::Requests;
 use self::results::{Outgoing, Outputs};
-use self::sample::LOGIT_ROWS;
 use self::tuned::TunedFile;
 use self::upload::Uploader;
 use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
-use crate::rank::shard::Shard;
+use crate::shard::Shard;
 use crate::weights::TensorPart;
 
 /// What a GPU rank is made for.

@@ -11,7 +11,8 @@ use std::time::Instant;
 use minisgl_proto::Sampled;
 use minisgl_sched::Plan;
 
-use super::{Event, IN_FLIGHT_MAX};
+use super::Event;
+use crate::batch::IN_FLIGHT_MAX;
 use crate::error::OpError;
 use crate::ops::{OpResult, Pending};
 

@@ -4,15 +4,11 @@
 
 use std::collections::HashMap;
 
-use half::bf16;
-
+use super::made::DummyTensor;
 use super::part::Window;
 use super::tensor::TensorPart;
 use super::{Part, WeightError, WeightSource};
 use crate::config::ModelConfig;
-
-/// Standard deviation of everything but norms, the usual initialisation.
-const STANDARD_DEVIATION: f32 = 0.02;
 
 /// Weights drawn from a seed, in bf16: norms are 1, all else is about N(0, 0.02).
 pub struct DummyWeights {
@@ -56,50 +52,4 @@ impl WeightSource for DummyWeights {
     fn dtype(&self) -> &'static str {
         "bf16"
     }
-}
-
-/// One tensor's distribution. A GPU makes the same bits from the same numbers
-/// (`kernels/cu/dummy/dummy.cu`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DummyTensor {
-    /// With an element's index, all that it depends on.
-    pub key: u64,
-    /// Of all elements.
-    pub mean: f32,
-    /// From the sum of four 16-bit uniforms, less its mean, to a deviation from `mean`.
-    pub scale: f32,
-}
-
-impl DummyTensor {
-    fn named(name: &str, seed: u64) -> DummyTensor {
-        // The standard deviation of a 16-bit uniform is sqrt((65536^2 - 1) / 12), of four added twice that.
-        let scale = STANDARD_DEVIATION * 1.732_050_8 / 65536.0;
-        let (mean, scale) = if name.ends_with("norm.weight") { (1.0, 0.0) } else { (0.0, scale) };
-        DummyTensor { key: mix(seed ^ fnv1a(name.as_bytes())), mean, scale }
-    }
-
-    /// Element `index`: the sum of four 16-bit uniforms (Irwin-Hall), scaled and shifted to the mean and
-    /// deviation wanted. Its tails end at 3.5 standard deviations.
-    pub fn element(&self, index: usize) -> bf16 {
-        let bits = mix(self.key.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
-        let value = (sum as i32 - 2 * 65535) as f32 * self.scale + self.mean;
-        // The upper half of an f32 is a bf16, rounded towards zero: good enough here, and cheap.
-        bf16::from_bits((value.to_bits() >> 16) as u16)
-    }
-}
-
-/// The output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-/// generators", 2014, figure 16, with the constants of the reference implementation).
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// FNV-1a, 64 bits.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }

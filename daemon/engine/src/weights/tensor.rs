@@ -8,8 +8,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::dummy::DummyTensor;
 use super::file::MappedFile;
+use super::made::DummyTensor;
 use super::part::Window;
 
 /// Elements that one task reads of a whole part.

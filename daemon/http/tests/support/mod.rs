@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-pub mod tokenizer;
+mod text;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,15 +15,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use minisgl_http::backend::{Backend, Generate, Generation, Model, ModelEntry, Unavailable};
-use minisgl_http::{Front, Keys, Settings, TextModels, keyed_router, router};
+use minisgl_http::backend::{
+    Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
+};
+use minisgl_http::{Front, Keys, Settings, keyed_router, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
-pub use tokenizer::{BOS, IM_END, IM_START};
+pub use minisgl_text::tiny::{BOS, IM_END, IM_START};
 
 pub const VOCAB: u32 = 259;
 pub const MAX_LEN: u32 = 512;
@@ -76,23 +78,42 @@ impl Drop for Guard {
     }
 }
 
-impl Model for Scripted {
+/// The scripted model, as it is loaded now.
+struct Loaded {
+    name: String,
+    generation: u64,
+    model: Arc<Scripted>,
+}
+
+impl Model for Loaded {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
     fn info(&self) -> &ModelInfo {
-        &self.info
+        &self.model.info
+    }
+
+    fn text(&self) -> Arc<dyn TextService> {
+        text::read(&self.info.dir)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
-        let steps = (self.script)(&request);
-        let top = request.sampling.logprobs;
+        let model = &self.model;
+        let steps = (model.script)(&request)?;
         let id = {
-            let mut submitted = self.submitted.lock().unwrap();
-            submitted.push(request);
+            let mut submitted = model.submitted.lock().unwrap();
+            submitted.push(request.clone());
             RequestId(submitted.len() as u64)
         };
         let (sender, events) = mpsc::channel(64);
-        let task = tokio::spawn(play(id, steps?, top, sender, Arc::clone(&self.sent)));
-        self.alive.fetch_add(1, Ordering::SeqCst);
-        let guard = Box::new(Guard(Arc::clone(&self.alive), task.abort_handle()));
+        let task = tokio::spawn(play(id, request, steps, sender, Arc::clone(&model.sent)));
+        model.alive.fetch_add(1, Ordering::SeqCst);
+        let guard = Box::new(Guard(Arc::clone(&model.alive), task.abort_handle()));
         Ok(Generation { id, events, guard })
     }
 }
@@ -110,11 +131,37 @@ fn sampled(token: u32, top: Option<u32>) -> Sampled {
 
 async fn play(
     id: RequestId,
+    request: Generate,
     steps: Vec<Step>,
-    top: Option<u32>,
     sender: mpsc::Sender<TokenEvent>,
     sent: Arc<AtomicUsize>,
 ) {
+    let top = request.sampling.logprobs;
+    if let Some(top) = request.sampling.prompt_logprobs {
+        // As the engine does, in two chunks; position 0 has none.
+        let from = request.sampling.prompt_logprobs_from.max(1) as usize;
+        let scored = request.prompt.iter().skip(from).map(|&token| sampled(token, Some(top)));
+        let scored: Vec<Sampled> = scored.collect();
+        let ends = request.stop.max_tokens == 0;
+        let (one, two) = scored.split_at(scored.len() / 2);
+        for (at, chunk) in [one, two].into_iter().enumerate() {
+            let last = at == 1 && ends;
+            let event = TokenEvent {
+                id,
+                sampled: None,
+                prompt_logprobs: chunk.to_vec(),
+                cached_tokens: last.then_some(0),
+                queue_s: last.then_some(0.001),
+                finish: last.then_some(Finish::Length),
+            };
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+        if ends {
+            return;
+        }
+    }
     let mut first = true;
     for step in steps {
         let (token, finish) = match step {
@@ -156,22 +203,23 @@ pub struct OneModel {
 }
 
 impl Backend for OneModel {
-    fn models(&self) -> Vec<ModelEntry> {
+    fn models(&self) -> Arc<[ModelEntry]> {
         if self.gone.load(Ordering::SeqCst) {
-            return Vec::new();
+            return Arc::new([]);
         }
-        vec![ModelEntry {
+        Arc::new([ModelEntry {
             name: self.name.lock().unwrap().clone(),
             source: "/models/tiny".into(),
             created_s: 1_700_000_000,
             generation: self.generation.load(Ordering::SeqCst),
             ready: self.not_ready.lock().unwrap().is_none(),
             max_len: Some(MAX_LEN),
-        }]
+        }])
     }
 
-    fn model(&self, name: &str) -> Result<Arc<dyn Model>, Unavailable> {
+    fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, Unavailable> {
         let loaded = self.name.lock().unwrap().clone();
+        let name = name.unwrap_or(&loaded);
         if name != loaded {
             let hint = format!("loaded is \"{loaded}\"");
             return Err(Unavailable::NotFound { name: name.into(), hint });
@@ -179,7 +227,11 @@ impl Backend for OneModel {
         if let Some(reason) = self.not_ready.lock().unwrap().clone() {
             return Err(Unavailable::NotReady { name: name.into(), reason });
         }
-        Ok(Arc::clone(&self.model) as Arc<dyn Model>)
+        Ok(Arc::new(Loaded {
+            generation: self.generation.load(Ordering::SeqCst),
+            model: Arc::clone(&self.model),
+            name: loaded,
+        }))
     }
 
     fn health(&self) -> (bool, String) {
@@ -258,7 +310,7 @@ impl House {
         let write = |name: &str, value: Value| {
             std::fs::write(folder.path().join(name), value.to_string()).unwrap();
         };
-        write("tokenizer.json", tokenizer::byte_level());
+        write("tokenizer.json", minisgl_text::tiny::byte_level());
         write("generation_config.json", generation_config);
         write(
             "tokenizer_config.json",
@@ -302,9 +354,8 @@ impl House {
             generation: AtomicU64::new(1),
             gone: AtomicBool::new(false),
         });
-        let texts = Arc::new(TextModels::new(settings.tokenizer_threads));
         let metrics = prometheus::Registry::new();
-        let front = Front::new(Arc::clone(&backend) as _, texts, settings, &metrics).unwrap();
+        let front = Front::new(Arc::clone(&backend) as _, settings, &metrics).unwrap();
         House { router: router(front), backend, model, folder, metrics }
     }
 
@@ -314,9 +365,8 @@ impl House {
 
     /// The same models behind keys.
     pub fn keyed(&self, keys: Keys) -> Router {
-        let texts = Arc::new(TextModels::new(1));
         let (backend, registry) = (Arc::clone(&self.backend), prometheus::Registry::new());
-        let front = Front::new(backend as _, texts, Settings::default(), &registry).unwrap();
+        let front = Front::new(backend as _, Settings::default(), &registry).unwrap();
         keyed_router(front, keys)
     }
 

@@ -7,14 +7,23 @@ mod cut;
 
 use half::bf16;
 
-use super::check::Check;
 use crate::abi::{Address, RANKS_MAX, SkinnyArgs};
-use crate::device::{Device, Grid};
+use crate::check::Check;
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
-use crate::peers::Inboxes;
 use crate::{Array, ArrayMut};
 use cut::{Cut, Limits, Shape, Way};
+
+/// Where a rank's part of one sum is to be written, besides its own [`Peers::delta`](crate::peers::Peers::delta).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inboxes {
+    pub(crate) inbox: [Address; RANKS_MAX - 1],
+    pub(crate) peers: u32,
+    /// Elements.
+    pub(crate) room: usize,
+}
 
 /// `out = x * weight^T` for few rows, fused with what comes before and after it in a layer.
 ///

@@ -12,7 +12,7 @@ use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::attention::DecodePlanner;
 
 use crate::batch::Batch;
-use crate::rank::IN_FLIGHT_MAX;
+use crate::batch::IN_FLIGHT_MAX;
 
 /// Every array starts at a multiple of 16 bytes.
 const ALIGNED_WORDS: usize = 4;

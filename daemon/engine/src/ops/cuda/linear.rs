@@ -11,7 +11,7 @@ use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
 use minisgl_kernels::peers::Inboxes;
 
-use super::sample::LOGIT_ROWS;
+use super::memory::LOGIT_ROWS;
 use super::{Buffer, CudaOps, failed};
 use crate::ops::{Linear, OpResult, Scratch};
 

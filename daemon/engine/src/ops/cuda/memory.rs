@@ -5,6 +5,9 @@
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use half::bf16;
 
+/// Rows whose logits are held at once: whole vocabularies are long.
+pub(super) const LOGIT_ROWS: usize = 256;
+
 /// cuBLASLt wants rows that start at multiples of 16 bytes.
 pub(super) const ROW_UNIT: usize = 8;
 

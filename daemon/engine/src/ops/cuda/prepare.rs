@@ -19,9 +19,9 @@ use super::memory::ROW_UNIT;
 use super::{CudaOps, failed};
 use crate::config::ModelConfig;
 use crate::error::OpError;
-use crate::model::rope;
 use crate::ops::OpResult;
-use crate::rank::shard::Shard;
+use crate::rope;
+use crate::shard::Shard;
 
 /// What there are kernels for.
 pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {

@@ -12,8 +12,8 @@ use minisgl_proto::{Sampled, TokenLogprob};
 
 use super::failed;
 use super::team::{FaultWords, STEP_PATIENCE};
+use crate::batch::IN_FLIGHT_MAX;
 use crate::ops::{OpResult, Pending};
-use crate::rank::IN_FLIGHT_MAX;
 
 /// Most likely tokens that a row can be reported. The front asks for [`TOP_LOGPROBS_MAX`] at most; comparing whole
 /// models takes more.

@@ -16,9 +16,6 @@ use super::{Buffer, CudaOps, Matrix, failed};
 use crate::batch::Batch;
 use crate::ops::{OpResult, Pending};
 
-/// Rows whose logits are held at once: whole vocabularies are long.
-pub(super) const LOGIT_ROWS: usize = 256;
-
 impl CudaOps {
     /// Samples or scores every row of logits that is wanted, as many at a time as there is room for.
     pub(super) fn sample_all(

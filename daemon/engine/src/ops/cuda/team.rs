@@ -15,13 +15,13 @@ use minisgl_kernels::peers::{
 };
 
 use super::linear::{Into, Target};
-use super::sample::LOGIT_ROWS;
+use super::memory::LOGIT_ROWS;
 use super::{Buffer, CudaOps, Gpu, failed};
+use crate::collective::Member;
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::ops::{Linear, OpResult, Scratch};
-use crate::rank::collective::Member;
-use crate::rank::shard::Shard;
+use crate::shard::Shard;
 
 /// Anything but `0` in this variable and sums over ranks are NCCL's, to tell what our own change.
 const DISABLE_CUSTOM: &str = "MINISGL_DISABLE_CUSTOM_ALLREDUCE";

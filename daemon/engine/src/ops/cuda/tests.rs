@@ -6,9 +6,9 @@ use minisgl_sched::{Install, Plan, Row, Want};
 
 use super::linear::gemm_rows;
 use super::*;
+use crate::collective::Group;
 use crate::config::{Architecture, RopeConfig, RopeScaling};
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
-use crate::rank::collective::Group;
 
 const SLOTS: usize = 300;
 const CHUNK: usize = 700;

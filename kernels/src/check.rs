@@ -1,8 +1,9 @@
 //! Checks of a launcher's arguments.
 
 use crate::array::DeviceArray;
-use crate::device::{Device, Grid};
+use crate::device::Device;
 use crate::error::LaunchError;
+use crate::grid::Grid;
 use crate::kernel::Kernel;
 
 /// Elements a kernel counts in 32 bits at most.

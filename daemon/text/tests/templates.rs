@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use minisgl_http::{ChatTemplate, Conversation, TemplateError};
+use std::sync::atomic::AtomicBool;
+
+use minisgl_proto::text::Conversation;
+use minisgl_text::{ChatTemplate, TemplateError};
 use serde_json::{Map, Value, json};
 
 fn fixture(name: &str) -> Value {
@@ -46,7 +49,11 @@ fn conversation(given: &Value) -> Conversation {
 #[track_caller]
 fn check(case: &Value, template: &ChatTemplate) {
     let (name, given) = (&case["name"], conversation(&case["given"]));
-    match (template.render(&given), case["rendered"].as_str(), case["error"].as_str()) {
+    match (
+        template.render(&given, &AtomicBool::new(false)),
+        case["rendered"].as_str(),
+        case["error"].as_str(),
+    ) {
         (Ok(rendered), Some(expected), _) => assert_eq!(rendered, expected, "case {name}"),
         (Err(TemplateError::Refused(why)), None, Some(expected)) => {
             assert!(expected.contains(&why), "case {name}: {why:?} is not {expected:?}");
@@ -111,9 +118,9 @@ fn a_template_file_wins_and_tools_have_their_own() {
     std::fs::write(dir.path().join("chat_template.jinja"), "new\n").unwrap();
     let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
     let mut conversation = Conversation::default();
-    assert_eq!(template.render(&conversation).unwrap(), "new");
+    assert_eq!(template.render(&conversation, &AtomicBool::new(false)).unwrap(), "new");
     conversation.tools = Some(vec![json!({}), json!({})]);
-    assert_eq!(template.render(&conversation).unwrap(), "tools: 2");
+    assert_eq!(template.render(&conversation, &AtomicBool::new(false)).unwrap(), "tools: 2");
 }
 
 #[test]

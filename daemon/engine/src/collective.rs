@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn uneven_columns_are_joined() {
         let group = Group::new(3);
-        let share = |rank: usize| crate::rank::shard::share(7, 3, rank);
+        let share = |rank: usize| crate::shard::share(7, 3, rank);
         let results = on_ranks(&group, |mut member| {
             let part: Vec<f32> = (0..2)
                 .flat_map(|row| share(member.rank).map(move |c| (row * 7 + c) as f32))

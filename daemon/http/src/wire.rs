@@ -1,0 +1,106 @@
+//! How a surface writes an answer: each shape once, for streams and for whole answers.
+//!
+//! Owns: the trait, and the framing of events. A stream's bytes are written straight into one buffer: no tree, no
+//! copies, no memory that an idle stream holds. Must never: wait.
+
+use std::sync::Arc;
+
+use crate::json::put;
+use crate::part::{Delta, Usage, Whole};
+use crate::tokenizer::TextModel;
+use crate::usage::Telling;
+
+/// A surface's JSON. What is written to a stream are whole `data:` events.
+pub trait Wire: Send + Unpin + 'static {
+    /// Before the first delta.
+    fn open(&mut self, out: &mut Vec<u8>, total: Usage);
+
+    /// For one delta.
+    fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>);
+
+    /// After the last delta.
+    fn close(&mut self, out: &mut Vec<u8>, total: Usage);
+
+    /// The whole answer: one JSON value. The wholes are folds of the deltas that a stream would have got.
+    fn whole(self, out: &mut Vec<u8>, wholes: Vec<Whole>, total: Usage);
+}
+
+/// What a wire needs to know of the answer it writes.
+pub struct Answer {
+    /// Its id, which no other answer has.
+    pub id: String,
+    /// The request's id.
+    pub request_id: String,
+    /// Unix time.
+    pub created_s: u64,
+    /// Name of the model.
+    pub model: String,
+    /// The model's text side.
+    pub text: Arc<TextModel>,
+    /// Whether log-probabilities of generated tokens are wanted.
+    pub logprobs: bool,
+    /// When `usage` is told.
+    pub telling: Telling,
+    /// Choices of all prompts.
+    pub choices: usize,
+    /// Choices of one prompt.
+    pub per_prompt: usize,
+    /// Whether there is a list of prompts.
+    pub is_batch: bool,
+    /// The prompts, where the answer repeats them: to be echoed, or with their log-probabilities.
+    pub prompts: Vec<Prompted>,
+}
+
+/// A prompt that the answer repeats.
+#[derive(Clone, Debug, Default)]
+pub struct Prompted {
+    /// Its token ids.
+    pub ids: Vec<u32>,
+    /// Its text.
+    pub text: String,
+}
+
+/// What every event of an answer in OpenAI's form begins with.
+pub struct Head(Vec<u8>);
+
+impl Head {
+    /// `{"id": ..., "object": ..., "created": ..., "model": ...,"choices":[`, for a stream behind `data: `.
+    pub fn new(answer: &Answer, id: &str, object: &str) -> Head {
+        let mut head = Vec::with_capacity(192);
+        head.extend_from_slice(b"data: {\"id\":");
+        put(&mut head, id);
+        head.extend_from_slice(b",\"object\":");
+        put(&mut head, object);
+        head.extend_from_slice(b",\"created\":");
+        put(&mut head, &answer.created_s);
+        head.extend_from_slice(b",\"model\":");
+        put(&mut head, &answer.model);
+        head.extend_from_slice(b",\"choices\":[");
+        head.shrink_to_fit();
+        Head(head)
+    }
+
+    /// Begins an event.
+    pub fn event(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0);
+    }
+
+    /// Begins a whole answer.
+    pub fn whole(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0[DATA.len()..]);
+    }
+
+    /// The event that tells the usage.
+    pub fn usage_event(&self, out: &mut Vec<u8>, total: Usage) {
+        self.event(out);
+        out.extend_from_slice(b"],\"usage\":");
+        crate::usage::write(out, total);
+        out.push(b'}');
+        out.extend_from_slice(END);
+    }
+}
+
+/// What an event begins with.
+pub const DATA: &[u8] = b"data: ";
+/// What an event ends with.
+pub const END: &[u8] = b"\n\n";

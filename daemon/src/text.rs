@@ -1,0 +1,42 @@
+//! The text process: one model's tokenizer and chat template, confined.
+//!
+//! Owns: its limits of memory. Must never: outlive the daemon; it ends with its standard input.
+
+use std::process::ExitCode;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::{confine, logging, worker};
+
+/// Bytes of memory of its own at most. Reading the largest vocabularies takes 1 GiB for a moment, and four texts at
+/// once that cannot be divided half a GiB each.
+const MEMORY_BYTES_MAX: u64 = 3 << 30;
+
+/// Serves jobs until the daemon is gone.
+pub fn run(log: &str) -> ExitCode {
+    let serve = || -> anyhow::Result<()> {
+        logging::init_worker(log)?;
+        limit_memory();
+        let stream = worker::connect()?;
+        Ok(minisgl_text::serve(stream, |spec| confine::text(&spec.dir))?)
+    };
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The kernel refuses more than this; whatever asked for it ends the process.
+fn limit_memory() {
+    let limit = || {
+        let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+        let max = MEMORY_BYTES_MAX.min(hard);
+        setrlimit(Resource::RLIMIT_DATA, max, max)
+    };
+    if let Err(error) = limit() {
+        tracing::warn!("the memory of a text process is not limited: {error}");
+    }
+}

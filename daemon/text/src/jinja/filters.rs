@@ -1,0 +1,281 @@
+//! Jinja2's filters: which there are, and those of single values. Those of lists are in `lists`, of texts in `prose`.
+
+use super::args::{Args, count_or, int_or, is_set};
+use super::run::Run;
+use super::value::{Dict, Key, Str, Value};
+use super::{Error, Result, format, json, lists, methods, prose, text};
+
+const NAMES: [&str; 54] = [
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "random",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "urlize",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
+];
+
+/// Filters that Jinja2 has.
+pub fn is_filter(name: &str) -> bool {
+    NAMES.contains(&name)
+}
+
+/// `value | name(args)`
+pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<Value> {
+    run.pay(1)?;
+    match name {
+        "abs" => match &value {
+            Value::Float(number) => Ok(Value::Float(number.abs())),
+            other => {
+                let number = other.as_int().and_then(i128::checked_abs);
+                number.map(Value::Int).ok_or_else(|| wrong("abs", other))
+            }
+        },
+        "attr" => {
+            let [name] = args.bind("attr", ["name"])?;
+            let name = text::str(&name.unwrap_or(Value::None));
+            let missing = || {
+                Value::undefined(&format!(
+                    "'{} object' has no attribute '{name}'; it",
+                    value.type_name()
+                ))
+            };
+            Ok(methods::attribute(&value, &name).unwrap_or_else(missing))
+        }
+        "d" | "default" => {
+            let [default, boolean] = args.bind("default", ["default_value", "boolean"])?;
+            let replaces = value.is_undefined() || is_set(boolean, false) && !value.is_true();
+            Ok(if replaces { default.unwrap_or_else(|| Value::str("")) } else { value })
+        }
+        "e" | "escape" => Ok(match &value {
+            Value::Str(text) if text.safe => value,
+            other => Value::safe(text::escape(&text::str(other))),
+        }),
+        "forceescape" => Ok(Value::safe(text::escape(&text::str(&value)))),
+        "safe" => Ok(Value::safe(text::str(&value))),
+        "string" => Ok(match &value {
+            Value::Str(_) => value,
+            other => Value::str(text::str(other)),
+        }),
+        "float" => {
+            let [default] = args.bind("float", ["default"])?;
+            let default = default.unwrap_or(Value::Float(0.0));
+            if value.is_undefined() {
+                return Err(value.undefined_error());
+            }
+            Ok(match &value {
+                Value::Str(text) => parse_float(&text.text).map_or(default, Value::Float),
+                other => other.as_float().map_or(default, Value::Float),
+            })
+        }
+        "int" => {
+            let [default, base] = args.bind("int", ["default", "base"])?;
+            let default = default.unwrap_or(Value::Int(0));
+            if value.is_undefined() {
+                return Err(value.undefined_error());
+            }
+            let base = int_or(base, 10)?;
+            Ok(match &value {
+                Value::Str(text) => parse_int(&text.text, base)
+                    .or_else(|| {
+                        parse_float(&text.text).filter(|n| n.is_finite()).map(|n| n as i128)
+                    })
+                    .map_or(default, Value::Int),
+                Value::Float(number) if number.is_finite() => Value::Int(*number as i128),
+                other => other.as_int().map_or(default, Value::Int),
+            })
+        }
+        "round" => round(&value, args),
+        "filesizeformat" => {
+            let [binary] = args.bind("filesizeformat", ["binary"])?;
+            let number = match &value {
+                Value::Str(text) => parse_float(&text.text),
+                other => other.as_float(),
+            };
+            Ok(Value::str(file_size(
+                number.ok_or_else(|| wrong("filesizeformat", &value))?,
+                is_set(binary, false),
+            )))
+        }
+        "format" => {
+            let Args { positional, keyword } = args;
+            let by_name = || {
+                let field = |(name, value): &(std::sync::Arc<str>, Value)| {
+                    (Key(Value::str(&**name)), value.clone())
+                };
+                Value::dict(keyword.iter().map(field).collect::<Dict>())
+            };
+            let given = if keyword.is_empty() { Value::tuple(positional) } else { by_name() };
+            let own = match &value {
+                Value::Str(text) => Value::Str(text.clone()),
+                other => Value::str(text::str(other)),
+            };
+            format::percent(&own, &given)
+        }
+        "items" => {
+            let [] = args.bind("items", [])?;
+            match &value {
+                Value::Undefined(_) => Ok(Value::generator(Vec::new())),
+                Value::Dict(dict) => {
+                    let pair = |(key, value): (&Key, &Value)| {
+                        Value::tuple(vec![key.0.clone(), value.clone()])
+                    };
+                    Ok(Value::generator(dict.iter().map(pair).collect()))
+                }
+                _ => Err(Error::failed("Can only get item pairs from a mapping.")),
+            }
+        }
+        "count" | "length" => Ok(Value::Int(value.length()? as i128)),
+        "pprint" => Ok(Value::str(text::repr(&value))),
+        "tojson" => json::dumps(&value, args),
+        _ if lists::has(name) => lists::apply(run, name, value, args),
+        _ if NAMES.contains(&name) => {
+            let own = match &value {
+                Value::Str(text) => text.clone(),
+                other => Str { text: text::str(other), safe: false },
+            };
+            run.pay(own.text.len())?;
+            prose::apply(name, &own, &value, args)
+        }
+        other => Err(Error::failed(format!("No filter named '{other}'."))),
+    }
+}
+
+pub fn wrong(filter: &str, value: &Value) -> Error {
+    if value.is_undefined() {
+        return value.undefined_error();
+    }
+    Error::failed(format!(
+        "the filter {filter} cannot take a value of type '{}'",
+        value.type_name()
+    ))
+}
+
+fn parse_float(text: &str) -> Option<f64> {
+    let text = text.trim().replace('_', "");
+    let plain = text.trim_start_matches(['+', '-']).to_ascii_lowercase();
+    let fits = plain.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        || matches!(plain.as_str(), "inf" | "infinity" | "nan");
+    if fits { text.parse().ok() } else { None }
+}
+
+fn parse_int(text: &str, base: i128) -> Option<i128> {
+    let text = text.trim().replace('_', "").to_ascii_lowercase();
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(&text)),
+    };
+    let prefixed = |prefix: &str, own: i128| {
+        (base == own || base == 0).then(|| digits.strip_prefix(prefix)).flatten()
+    };
+    let (digits, base) = if let Some(digits) = prefixed("0x", 16) {
+        (digits, 16)
+    } else if let Some(digits) = prefixed("0o", 8) {
+        (digits, 8)
+    } else if let Some(digits) = prefixed("0b", 2) {
+        (digits, 2)
+    } else {
+        (digits, if base == 0 { 10 } else { base })
+    };
+    let base = u32::try_from(base).ok().filter(|base| (2..=36).contains(base))?;
+    if digits.starts_with(['+', '-']) {
+        return None;
+    }
+    let number = i128::from_str_radix(digits, base).ok()?;
+    Some(if negative { -number } else { number })
+}
+
+fn round(value: &Value, args: Args) -> Result<Value> {
+    let [precision, method] = args.bind("round", ["precision", "method"])?;
+    let precision = int_or(precision, 0)?.clamp(-300, 300) as i32;
+    let number = value.as_float().ok_or_else(|| wrong("round", value))?;
+    let method = method.map_or_else(|| "common".into(), |method| text::str(&method));
+    let scale = 10f64.powi(precision);
+    let rounded = match &*method {
+        // Python's round(): the nearest decimal, from the exact value.
+        "common" if (0..=300).contains(&precision) => {
+            format!("{number:.*}", precision as usize).parse().unwrap_or(number)
+        }
+        "common" => (number * scale).round_ties_even() / scale,
+        "ceil" => (number * scale).ceil() / scale,
+        "floor" => (number * scale).floor() / scale,
+        _ => return Err(Error::failed("method must be common, ceil or floor")),
+    };
+    // A whole number stays one where Python's round() keeps it.
+    Ok(match (value.as_int(), &*method) {
+        (Some(number), "common") if precision >= 0 => Value::Int(number),
+        (Some(_), "common") => Value::Int(rounded as i128),
+        _ => Value::Float(rounded),
+    })
+}
+
+fn file_size(bytes: f64, binary: bool) -> String {
+    let base: f64 = if binary { 1024.0 } else { 1000.0 };
+    let units = match binary {
+        true => ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"],
+        false => ["kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"],
+    };
+    if bytes == 1.0 {
+        return "1 Byte".to_owned();
+    }
+    if bytes < base {
+        return format!("{} Bytes", bytes as i128);
+    }
+    let mut at = 0;
+    while at + 1 < units.len() && bytes >= base.powi(at as i32 + 2) {
+        at += 1;
+    }
+    format!("{:.1} {}", bytes / base.powi(at as i32 + 1), units[at])
+}
+
+/// A count as a filter takes it, with its default.
+pub fn count(value: Option<Value>, default: usize) -> Result<usize> {
+    count_or(value, default)
+}

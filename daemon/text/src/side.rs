@@ -1,0 +1,100 @@
+//! The text side of a folder: what it says of itself, and its jobs.
+//!
+//! Owns: tokenizer and template of one model. Must never: answer a job with more than fits into a frame.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use minisgl_proto::text::{Conversation, JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob};
+
+use crate::encode::Encoder;
+use crate::files::{Files, LoadError};
+use crate::template::{ChatTemplate, TemplateError};
+use crate::vocabulary;
+
+/// Tokenizer and template of one model.
+pub struct TextSide {
+    encoder: Option<Encoder>,
+    template: Option<ChatTemplate>,
+}
+
+impl TextSide {
+    /// Reads a folder, as far as its files are there, and tries its template. Slow.
+    ///
+    /// # Errors
+    /// A file is broken.
+    pub fn load(dir: &Path) -> Result<(TextSide, TextInfo), LoadError> {
+        let files = Files::read(dir)?;
+        let path = dir.join("tokenizer.json");
+        let mut info = TextInfo { defaults: files.defaults.clone(), ..TextInfo::default() };
+        let encoder = match vocabulary::load(&path, &files)? {
+            None => None,
+            Some(tokenizer) => {
+                let eos = files.special.iter().find(|(name, _)| name == "eos_token");
+                let eos = eos.map(|(_, content)| content.as_str());
+                let (table, notes) = vocabulary::table(&tokenizer, eos, &path)?;
+                let token_bytes_max = table.token_bytes_max;
+                info.vocabulary = Some(table);
+                info.notes.extend(notes);
+                Some(Encoder::new(tokenizer, token_bytes_max))
+            }
+        };
+        let template = ChatTemplate::new(dir, files)?;
+        if let Some(template) = &template {
+            let (traits, notes) = template.traits();
+            info.has_template = true;
+            info.template = traits;
+            info.notes.extend(notes);
+        }
+        Ok((TextSide { encoder, template }, info))
+    }
+
+    /// Does a job.
+    ///
+    /// # Errors
+    /// See [`TextFault`].
+    pub fn run(&self, job: TextJob, abandoned: &AtomicBool) -> Result<TextAnswer, TextFault> {
+        match job {
+            TextJob::Encode { texts, add_special, tokens_max } => {
+                let encoder = self.encoder()?;
+                let mut left = JOB_TOKENS_MAX;
+                let mut lists = Vec::with_capacity(texts.len());
+                for text in texts {
+                    let ids =
+                        encoder.encode(&text, add_special, tokens_max.min(left), abandoned)?;
+                    left = left.saturating_sub(ids.len() as u32);
+                    lists.push(ids);
+                }
+                Ok(TextAnswer::Tokens(lists))
+            }
+            TextJob::EncodeChat { conversation, tokens_max } => {
+                let encoder = self.encoder()?;
+                let template = self.template.as_ref().ok_or(TextFault::NoTemplate)?;
+                let conversation: Conversation = serde_json::from_str(&conversation)
+                    .map_err(|why| TextFault::TemplateFailed(why.to_string()))?;
+                let prompt = template.render(&conversation, abandoned).map_err(fault)?;
+                drop(conversation);
+                let tokens_max = tokens_max.min(JOB_TOKENS_MAX);
+                let ids = encoder.encode(&prompt, false, tokens_max, abandoned)?;
+                Ok(TextAnswer::Tokens(vec![ids]))
+            }
+            TextJob::Decode { lists, skip_special } => {
+                let encoder = self.encoder()?;
+                let texts = lists.iter().map(|ids| encoder.decode(ids, skip_special));
+                texts.collect::<Result<_, _>>().map(TextAnswer::Texts)
+            }
+        }
+    }
+
+    fn encoder(&self) -> Result<&Encoder, TextFault> {
+        self.encoder.as_ref().ok_or(TextFault::NoTokenizer)
+    }
+}
+
+fn fault(error: TemplateError) -> TextFault {
+    match error {
+        TemplateError::Refused(why) => TextFault::Refused(why),
+        TemplateError::Failed(why) => TextFault::TemplateFailed(why),
+        TemplateError::Abandoned => TextFault::Abandoned,
+    }
+}
