@@ -9,7 +9,6 @@
 
 mod client;
 
-
 use anyhow::bail;
 use minisgl_control::Registry;
 use minisgl_control::access::{self, Access};

@@ -328,10 +328,14 @@ async fn a_cache_that_leads_elsewhere_gets_no_link_to_it() {
     let (cache, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let repo = cache.path().join("models--org--name");
     std::fs::create_dir_all(repo.join("snapshots")).unwrap();
-    // Relative links of a snapshot that lies elsewhere lead nowhere, or to somebody else's files.
-    std::os::unix::fs::symlink(elsewhere.path(), repo.join("snapshots").join(SHA)).unwrap();
+    // The snapshot is a link to a folder elsewhere, from where its links lead to somebody else's files.
+    let (snapshot, blobs) = (elsewhere.path().join("x/y"), elsewhere.path().join("blobs"));
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join(hub::etag(b"{}")), "evil").unwrap();
+    std::os::unix::fs::symlink(&snapshot, repo.join("snapshots").join(SHA)).unwrap();
     let error = find(&hub, cache.path()).await.unwrap_err();
-    assert!(error.message.contains("config.json"), "{error}");
+    assert!(error.message.contains("config.json is not where it is"), "{error}");
     assert_eq!(error.code, AdminErrorCode::Failed);
 }
 

@@ -143,8 +143,7 @@ impl Front {
         if self.newest.fetch_max(generation, Ordering::Relaxed) < generation {
             self.prune();
         }
-        let text =
-            self.texts.get(generation, model.text(), |other| self.is_current(other)).await?;
+        let text = self.texts.get(generation, model.text(), |other| self.is_current(other)).await?;
         Ok(Found { name, model, text })
     }
 

@@ -273,7 +273,8 @@ impl TextModel {
             fn run(
                 &self,
                 _: TextJob,
-            ) -> futures_util::future::BoxFuture<'static, Result<TextAnswer, TextFault>> {
+            ) -> futures_util::future::BoxFuture<'static, Result<TextAnswer, TextFault>>
+            {
                 Box::pin(async { Err(TextFault::NoTokenizer) })
             }
         }

@@ -118,7 +118,7 @@ pub fn weights() -> Vec<u8> {
 }
 
 /// As the hub names it: big files are in LFS, small ones in Git.
-fn etag(bytes: &[u8]) -> String {
+pub fn etag(bytes: &[u8]) -> String {
     match bytes.len() {
         0..1000 => format!(
             "{:x}",

@@ -42,7 +42,9 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
         Value::None => out.push_str("None"),
         Value::Bool(true) => out.push_str("True"),
         Value::Bool(false) => out.push_str("False"),
-        Value::Int(value) => { let _ = write!(out, "{value}"); }
+        Value::Int(value) => {
+            let _ = write!(out, "{value}");
+        }
         Value::Float(value) => out.push_str(&float(*value)),
         Value::Str(text) if text.safe => {
             out.push_str("Markup(");
@@ -115,7 +117,9 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
             Object::Joiner { .. } => out.push_str("<Joiner>"),
         },
         Value::Function(function) => match &**function {
-            Function::Global(name) => { let _ = write!(out, "<function {name}>"); }
+            Function::Global(name) => {
+                let _ = write!(out, "<function {name}>");
+            }
             Function::Method(..) => out.push_str("<built-in method>"),
             Function::Macro(..) => out.push_str("<Macro>"),
         },
