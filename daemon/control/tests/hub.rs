@@ -139,6 +139,8 @@ async fn a_hub_that_ignores_ranges_never_leaves_a_wrong_file() {
     let cache = tempfile::tempdir().unwrap();
     assert!(is_right(&find(&hub, cache.path()).await.unwrap()));
     assert_eq!(hub.asked("model.safetensors bytes=20000-").len(), 1);
+    let asked = hub.asked(&format!("GET /org/name/resolve/{SHA}/model.safetensors"));
+    assert_eq!(asked.len(), 2, "what came from the start was taken: {asked:?}");
 }
 
 #[tokio::test]
