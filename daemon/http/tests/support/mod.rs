@@ -99,7 +99,7 @@ impl Model for Loaded {
     }
 
     fn text(&self) -> Arc<dyn TextService> {
-        text::read(&self.info.dir)
+        text::read(&self.info().dir)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
