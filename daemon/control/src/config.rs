@@ -1,11 +1,11 @@
 //! What the daemon chooses for its registry.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
 

@@ -188,9 +188,9 @@ impl Encoder {
         let mut bytes = self.piece;
         if let Some(cut) = self.cut {
             while bytes < text.len() && bytes <= UNBROKEN_BYTES_MAX {
-                let end = text.floor_char_boundary(bytes);
+                let end = boundary(text, bytes);
                 // In the later half of what was not looked at yet.
-                let from = text.floor_char_boundary(bytes / 2);
+                let from = boundary(text, bytes / 2);
                 if let Some(at) = self.find_cut(text, from, end, cut) {
                     let dropped = if cut == Cut::Drop { 1 } else { 0 };
                     return Ok((&text[..at], &text[at + dropped..]));
@@ -221,8 +221,8 @@ impl Encoder {
 
     /// Whether the text around this place has the same ids in two pieces as in one.
     fn may_cut(&self, text: &str, at: usize, cut: Cut) -> bool {
-        let from = text.floor_char_boundary(at.saturating_sub(self.window));
-        let end = text.ceil_char_boundary((at + self.window).min(text.len()));
+        let from = boundary(text, at.saturating_sub(self.window));
+        let end = boundary(text, at + self.window);
         let after = if cut == Cut::Drop { at + 1 } else { at };
         let ids = |from: usize, to: usize| self.once(&text[from..to], false);
         match (ids(from, end), ids(from, at), ids(after, end)) {
@@ -259,6 +259,11 @@ impl Encoder {
 /// Letters that no rule of a pre-tokenizer joins to a space or a comma: ASCII, and the scripts that have no spaces.
 fn is_letter(c: char) -> bool {
     matches!(c, 'a'..='z' | 'A'..='Z' | 'ぁ'..='ん' | 'ァ'..='ヺ' | '一'..='鿿' | '가'..='힣')
+}
+
+/// The last place up to `at` where a character begins, or the end of the text.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
 #[cfg(test)]

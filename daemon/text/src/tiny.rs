@@ -40,7 +40,10 @@ pub fn byte_level() -> Value {
             next += 1;
             next - 1
         };
-        vocab.insert(char::from_u32(code).unwrap().to_string(), byte.into());
+        vocab.insert(
+            char::from_u32(code).expect("the alphabet of bytes ends below U+0144").to_string(),
+            byte.into(),
+        );
     }
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
                             "use_regex": false});

@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use minisgl_proto::text::{DecodeStep, Token, VOCABULARY_MAX, Vocabulary};
-use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Decoder, DecoderWrapper, Tokenizer};
 
@@ -99,7 +98,7 @@ fn steps(decoder: &DecoderWrapper) -> (Vec<&DecoderWrapper>, Vec<DecodeStep>, Ve
     };
     let leading = flat.iter().take_while(|step| is_local(step)).count();
     // Only up to the last one that data cannot say.
-    let local = flat[..leading].iter().rposition(|step| is_regex(&step)).map_or(0, |at| at + 1);
+    let local = flat[..leading].iter().rposition(is_regex).map_or(0, |at| at + 1);
     let mut notes = Vec::new();
     let mut data = Vec::new();
     for step in &flat[local..] {
@@ -145,7 +144,7 @@ fn described(decoder: &DecoderWrapper) -> Option<DecodeStep> {
         },
         DecoderWrapper::Metaspace(_) => DecodeStep::Metaspace {
             mark: first("replacement", '▁'),
-            keep_first: json["prepend_scheme"] == Value::from("never"),
+            keep_first: json["prepend_scheme"] == "never",
         },
         DecoderWrapper::WordPiece(_) => {
             DecodeStep::WordPiece { prefix: text("prefix"), cleanup: flag("cleanup") }
@@ -186,6 +185,7 @@ fn token_bytes_max(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use serde_json::json;
 
     use super::*;

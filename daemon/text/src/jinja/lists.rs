@@ -134,6 +134,8 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             let [case_sensitive, attribute] =
                 args.bind("unique", ["case_sensitive", "attribute"])?;
             let fold = !is_set(case_sensitive, false);
+            // A key is a value that nothing changes: lists and dicts are none.
+            #[expect(clippy::mutable_key_type)]
             let mut seen = std::collections::HashSet::new();
             let mut items = Vec::new();
             for item in value.items()? {
@@ -170,10 +172,12 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
                 let size = each + usize::from(number < more);
                 let mut row = items[at..at + size].to_vec();
                 at += size;
-                if let (Some(fill), true) = (&fill, number >= more && more > 0) {
-                    if !matches!(fill, Value::None) {
-                        row.push(fill.clone());
-                    }
+                if let Some(fill) = &fill
+                    && number >= more
+                    && more > 0
+                    && !matches!(fill, Value::None)
+                {
+                    row.push(fill.clone());
                 }
                 rows.push(Value::list(row));
             }
