@@ -163,12 +163,14 @@ impl Modules {
     }
 }
 
-/// Without comments and what is behind `#[cfg(test)] mod`, which ends a file.
+/// Without comments and without the module of tests that ends a file. One that is a file of its own ends nothing.
 fn code_of(text: &str) -> String {
-    let end =
-        text.find("#[cfg(test)]\nmod ").or_else(|| text.find("#[cfg(test)]\npub(crate) mod "));
-    let text = &text[..end.unwrap_or(text.len())];
-    text.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect()
+    let marks = text.match_indices("#[cfg(test)]\n");
+    let inline = marks.map(|(at, mark)| (at, text[at + mark.len()..].lines().next().unwrap_or("")));
+    let mut tests = inline.filter(|(_, line)| line.contains("mod ") && line.ends_with('{'));
+    let end = tests.next().map_or(text.len(), |(at, _)| at);
+    let lines = text[..end].lines();
+    lines.map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect()
 }
 
 /// Every path of the crate's own in `text`, groups taken apart.
@@ -253,11 +255,14 @@ mod tests {
     fn a_circle_is_found_with_its_reasons() {
         let found = circles(&[
             ("lib.rs", "mod a; mod b; mod c; mod d; pub use c::Thing;"),
-            ("a.rs", "use crate::b::{self, deep::{X, Y as Z}}; use crate::d::D;"),
+            (
+                "a.rs",
+                "#[cfg(test)]\nmod tests;\nuse crate::b::{self, deep::{X, Y as Z}}; use crate::d::D;",
+            ),
             ("b.rs", "mod deep;"),
             ("b/deep.rs", "// use crate::a::No;\nfn f() -> crate::Thing { todo!() }"),
             ("c/mod.rs", "use super::a;"),
-            ("d.rs", "use std::io; use other::a::B;\n#[cfg(test)]\nmod tests { use crate::a; }"),
+            ("d.rs", "use std::io; use other::a::B;\n#[cfg(test)]\nmod tests {\nuse crate::a;\n}"),
         ]);
         let [circle] = &found[..] else { panic!("{found:?}") };
         assert_eq!(

@@ -7,14 +7,16 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use minisgl_tests::modules::Modules;
 
 /// Crate, and the workspace crates it may use.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("minisgl-proto", &[]),
     ("minisgl-kernels", &[]),
     ("minisgl-cache", &[]),
     ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
     ("minisgl-engine", &["minisgl-sched", "minisgl-kernels", "minisgl-proto"]),
+    ("minisgl-text", &["minisgl-proto"]),
     ("minisgl-http", &["minisgl-proto"]),
     ("minisgl-control", &["minisgl-proto"]),
+    ("minisgl-text", &["minisgl-proto"]),
     (
         "minisgld",
         &[
@@ -23,7 +25,9 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "minisgl-sched",
             "minisgl-engine",
             "minisgl-http",
+            "minisgl-text",
             "minisgl-control",
+            "minisgl-text",
             "minisgl-kernels",
         ],
     ),
@@ -33,7 +37,10 @@ const ARROWS: [(&str, &[&str]); 11] = [
 ];
 
 /// Crates that a room must not see, however far down.
-const FORBIDDEN: [(&str, &[&str]); 3] = [
+const FORBIDDEN: [(&str, &[&str]); 5] = [
+    // What a model's author wrote is read in a process of its own.
+    ("minisgl-http", &["tokenizers", "minisgl-text"]),
+    ("minisgl-control", &["tokenizers", "minisgl-text"]),
     ("minisgl-cache", &["tokio", "hyper", "axum", "cudarc"]),
     ("minisgl-sched", &["tokio", "hyper", "axum", "cudarc"]),
     ("minisgl-proto", &["tokio", "hyper", "axum", "cudarc"]),
@@ -80,17 +87,24 @@ fn rooms_do_not_see_what_they_must_not() {
     }
 }
 
+/// Crate and parent of modules that may know each other: the parts of a language that is its own library.
+const ONE_THING: [(&str, &str); 1] = [("minisgl-text", "crate::jinja")];
+
 #[test]
 fn modules_use_each_other_in_no_circle() {
     let metadata = MetadataCommand::new().exec().unwrap();
-    let circles = metadata.workspace_packages().into_iter().flat_map(|package| {
+    let mut circles = Vec::new();
+    let mut known = BTreeSet::new();
+    for package in metadata.workspace_packages() {
         let source = package.manifest_path.parent().unwrap().join("src");
-        let circles = Modules::of(source.as_std_path()).circles();
-        let name = package.name.clone();
-        circles
-            .into_iter()
-            .map(move |circle| format!("{name}, {}: {:#?}", circle.parent, circle.edges))
-    });
-    let circles: Vec<String> = circles.collect();
+        for circle in Modules::of(source.as_std_path()).circles() {
+            let place = (package.name.as_str(), circle.parent.as_str());
+            match ONE_THING.iter().find(|&&known| known == place) {
+                Some(place) => drop(known.insert(*place)),
+                None => circles.push(format!("{place:?}: {:#?}", circle.edges)),
+            }
+        }
+    }
     assert!(circles.is_empty(), "{}", circles.join("\n"));
+    assert_eq!(known, BTreeSet::from(ONE_THING), "what has no circle any more leaves the list");
 }

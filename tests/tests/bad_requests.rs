@@ -105,10 +105,12 @@ fn bodies_that_are_no_requests() {
     let mut answer = Vec::new();
     let _ = connection.read_to_end(&mut answer);
     let answer = String::from_utf8_lossy(&answer);
-    // Whoever goes on sending may lose the answer to the reset of the connection; but it ends, at the limit and what
-    // the kernel holds.
-    assert!(answer.is_empty() || answer.contains(" 413 "), "after {sent} chunks: {answer}");
-    assert!(sent * 0x10000 < 64 << 20, "{sent} chunks of 64 KiB were taken");
+    // What comes beyond the limit is read and thrown away for a while, so that the answer is not lost to a reset.
+    let all = sent == huge / 0x10000;
+    assert!(
+        answer.contains(" 413 ") || (answer.is_empty() && !all),
+        "after {sent} chunks: {answer}"
+    );
     let after = resident_mib(daemon.pid());
     assert!(after < before + 64, "from {before} to {after} MiB for a body that was refused");
 

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use minisgl_proto::LoadOptions;
+use minisgl_proto::admin::ModelState;
 use minisgl_tests::prometheus::{Prometheus, promtool};
 use minisgl_tests::{Daemon, dummy_folder, model_options, paths};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn dashboard() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/grafana/minisgld.json");
@@ -104,7 +105,8 @@ fn the_dashboard_is_sound() {
     assert_eq!(names, ["datasource", "instance", "model"]);
 }
 
-/// A daemon that believes to see two GPUs, with a small model and one that is going to be killed.
+/// A daemon that believes to see two GPUs, with a small model, one whose worker is going to be killed and one that
+/// is going to leave.
 fn daemon(folder: &Path) -> Daemon {
     let library = folder.join("libnvidia-ml.so.1");
     let source = paths::fixture("nvml.c");
@@ -115,6 +117,7 @@ fn daemon(folder: &Path) -> Daemon {
     let dummy = LoadOptions { dummy_weights: true, ..model_options() };
     let narrow = LoadOptions { max_running: 1, max_waiting: 1, ..dummy.clone() };
     daemon.load("narrow", &dummy_folder("qwen3", folder), narrow);
+    daemon.load("leaving", &dummy_folder("qwen2", folder), dummy.clone());
     daemon.load("mortal", &dummy_folder("qwen2", folder), dummy);
     daemon
 }
@@ -123,12 +126,18 @@ fn completion(model: &str, tokens: u32) -> Value {
     json!({"model": model, "prompt": [500, 501, 502, 503], "max_tokens": tokens, "ignore_eos": true})
 }
 
-/// One request too many, and one to a model whose worker has just died.
-fn misfortune(daemon: &Daemon) {
-    let mut endless = completion("narrow", 3000);
-    endless["stream"] = json!(true);
-    let mut running = daemon.events("/v1/completions", &endless);
-    assert!(running.next_event().unwrap().is_some());
+/// A stream that goes on until it is dropped.
+fn endless(daemon: &Daemon, model: &str) -> minisgl_tests::Events {
+    let mut body = completion(model, 3000);
+    body["stream"] = json!(true);
+    let mut stream = daemon.events("/v1/completions", &body);
+    assert!(stream.next_event().unwrap().is_some());
+    stream
+}
+
+/// One request too many, a worker that dies, and a request to a model that is leaving.
+fn misfortune(daemon: &Daemon, prometheus: &Prometheus) {
+    let running = endless(daemon, "narrow");
     std::thread::scope(|scope| {
         scope.spawn(|| daemon.post("/v1/completions", &completion("narrow", 1)).ok());
         daemon.wait_for("narrow", "full", |status| status.in_flight == 2);
@@ -138,11 +147,22 @@ fn misfortune(daemon: &Daemon) {
     });
     let pid = daemon.status("mortal").pid.unwrap();
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
-    let began = Instant::now();
-    while daemon.post("/v1/completions", &completion("mortal", 1)).status < 500 {
-        assert!(began.elapsed() < PATIENCE, "the dead worker answers");
-    }
     daemon.wait_for("mortal", "replaced", |status| status.restarts == 1 && status.pid.is_some());
+    let running = endless(daemon, "leaving");
+    std::thread::scope(|scope| {
+        scope.spawn(|| daemon.unload("leaving", false));
+        daemon.wait_for("leaving", "leaving", |model| model.state == ModelState::Unloading);
+        let refused = daemon.post("/v1/completions", &completion("leaving", 1));
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        // Its lines go with it; a rate needs two of them.
+        let seen = "count_over_time(minisgl_requests_total{outcome=\"unavailable\"}[5m]) >= 2";
+        let began = Instant::now();
+        while prometheus.query(seen).is_empty() {
+            assert!(began.elapsed() < PATIENCE, "nobody hears of the refusal");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        drop(running);
+    });
 }
 
 #[test]
@@ -150,7 +170,7 @@ fn every_panel_and_every_alert_has_data_in_a_real_prometheus() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = daemon(folder.path());
     let prometheus = Prometheus::start(daemon.listen);
-    misfortune(&daemon);
+    misfortune(&daemon, &prometheus);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Latencies are of the last half minute, so somebody has to ask all the time.

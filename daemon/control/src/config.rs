@@ -1,13 +1,15 @@
 //! What the daemon chooses for its registry.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
+
+pub use crate::command::WorkerCommand;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
@@ -81,30 +83,6 @@ impl Default for Inspector {
 impl fmt::Debug for Inspector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Inspector")
-    }
-}
-
-/// How a worker is started, or another child of the daemon. A worker gets its end of the socket as
-/// standard input.
-#[derive(Clone, Debug)]
-pub struct WorkerCommand {
-    /// Program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<OsString>,
-    /// Variables it gets on top of the daemon's.
-    pub env: Vec<(OsString, OsString)>,
-}
-
-impl WorkerCommand {
-    /// This very program with the argument `worker`. `/proc/self/exe` stays the same program when
-    /// a package upgrade replaces the file, so daemon and worker never differ in version.
-    pub fn current_exe() -> Self {
-        WorkerCommand {
-            program: "/proc/self/exe".into(),
-            args: vec!["worker".into()],
-            env: Vec::new(),
-        }
     }
 }
 

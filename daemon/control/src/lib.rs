@@ -32,6 +32,7 @@ pub mod access;
 pub mod admin;
 mod checks;
 pub mod children;
+mod command;
 pub mod config;
 mod disk;
 mod doctor;

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::Level;
 
 use crate::children::Group;
-use crate::config::WorkerCommand;
+use crate::command::WorkerCommand;
 use crate::log_level::Lines;
 
 /// How long a dead worker's standard error is read on.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::WorkerCommand;
+use crate::command::WorkerCommand;
 use driver::{Driver, Message, Pending};
 use process::Process;
 

@@ -19,6 +19,7 @@ mod part;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::path::Path;
 

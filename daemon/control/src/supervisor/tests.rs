@@ -4,7 +4,7 @@ use minisgl_proto::admin::{LoadRequest, ModelState, Origin};
 use nix::sys::signal::Signal;
 
 use super::*;
-use crate::config::WorkerCommand;
+use crate::command::WorkerCommand;
 use crate::model::SessionLimits;
 use crate::spec::Spec;
 

@@ -10,8 +10,8 @@ use safetensors::tensor::TensorInfo;
 
 use super::error::{PROBLEMS_MAX, Problem};
 use super::file::MappedFile;
-use super::part::Window;
 use super::tensor::{self, TensorPart};
+use super::window::Window;
 use super::{Part, WeightError, WeightSource};
 use crate::config::ModelConfig;
 

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use super::made::DummyTensor;
-use super::part::Window;
 use super::tensor::TensorPart;
+use super::window::Window;
 use super::{Part, WeightError, WeightSource};
 use crate::config::ModelConfig;
 

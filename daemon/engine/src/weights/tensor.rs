@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::file::MappedFile;
 use super::made::DummyTensor;
-use super::part::Window;
+use super::window::Window;
 
 /// Elements that one task reads of a whole part.
 const CHUNK: usize = 1 << 18;
