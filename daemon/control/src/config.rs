@@ -9,8 +9,6 @@ use std::time::Duration;
 use crate::gpus::Gpus;
 use crate::text::Text;
 
-pub use crate::command::WorkerCommand;
-
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
 pub struct RegistryConfig {

@@ -185,6 +185,7 @@ impl Supervisor {
         self.finding = None;
         self.model.listen_to(None);
         let status = self.model.status();
+        self.end_text();
         let why = || status.reason.clone().unwrap_or_else(|| "the model was unloaded".to_string());
         self.model.sessions.fail_all(&why());
         self.metrics.forget(&self.model.spec.name);
@@ -264,6 +265,14 @@ impl Supervisor {
             Event::Deadline => self.on_deadline(),
             Event::Tick => self.on_tick(),
         }
+    }
+
+    /// Ends the text process, whoever still holds a handle to it.
+    fn end_text(&self) {
+        if let Some(text) = self.model.text() {
+            text.end();
+        }
+        self.model.update(|view| view.text = None);
     }
 
     fn is_current(&self, epoch: u32) -> bool {

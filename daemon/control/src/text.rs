@@ -57,7 +57,7 @@ impl Default for TextConfig {
     }
 }
 
-/// A model's text process. Clones are the same; the process ends with the last of them.
+/// A model's text process. Clones are the same; the process ends with the last of them, or with the model.
 #[derive(Clone)]
 pub struct Text(Arc<Handle>);
 
@@ -151,6 +151,13 @@ impl Text {
             .map_err(|why| TextFault::TokenizerFailed(why.to_string()))?;
         self.0.jobs.send(Message::Job(Box::new(pending))).map_err(|_| gone())?;
         Ok(Answer { id, answer, jobs: self.0.jobs.clone(), done: false })
+    }
+}
+
+impl Text {
+    /// The model is gone: so is its process from now on, and jobs are refused.
+    pub(crate) fn end(&self) {
+        let _ = self.0.jobs.send(Message::End);
     }
 }
 

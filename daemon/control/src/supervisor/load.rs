@@ -66,6 +66,7 @@ impl Supervisor {
         let retry_in_s = pause.as_ref().map(Duration::as_secs_f64);
         tracing::error!(model = name, reason, retry_in_s, "not loaded");
         self.model.sessions.fail_all(&format!("model \"{name}\" failed: {reason}"));
+        self.end_text();
         self.reservation = None;
         self.fallback = None;
         self.finding = None;

@@ -26,6 +26,8 @@ pub(super) enum Message {
     Job(Box<Pending>),
     /// Nobody waits for this job any more.
     Abandon(u64),
+    /// The model is gone, whoever still holds its text.
+    End,
 }
 
 /// A job that was not answered yet.
@@ -107,7 +109,7 @@ impl Driver {
             match self.next().await {
                 Event::Message(Some(Message::Job(job))) => self.on_job(*job),
                 Event::Message(Some(Message::Abandon(id))) => self.on_abandon(id),
-                Event::Message(None) => break,
+                Event::Message(None | Some(Message::End)) => break,
                 Event::Said(Some(FromText::Done { id, answer })) => self.on_done(id, answer),
                 Event::Said(Some(_)) => self.on_death("it said what it may not").await,
                 Event::Said(None) => self.on_death("").await,
