@@ -416,7 +416,7 @@ mod tests {
             ("[workers]\nfailures_max = 4294967295\n", "65536"),
             ("[http]\nping_s = 1e300\n", "86400"),
             ("[http]\nconnections_max = 9223372036854775807\n", "1048576"),
-            ("[http]\nbody_bytes_max = 9223372036854775807\n", "536870912"),
+            ("[http]\nbody_bytes_max = 9223372036854775807\n", "134217728"),
         ] {
             let text = error(line);
             assert!(text.contains("at most") && text.contains(max), "{line}: {text}");

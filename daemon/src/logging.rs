@@ -45,8 +45,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// The target of the lines that workers write.
-const WORKER_TARGET: &str = "worker";
+/// The targets of the lines that children write.
+const CHILDREN: [&str; 2] = ["worker", "text"];
 
 /// Reads a level or directives.
 ///
@@ -108,9 +108,10 @@ impl LevelHandle {
     }
 }
 
-/// The daemon's filter. Workers leave out by themselves what is not wanted; what they write passes.
+/// The daemon's filter. Children leave out by themselves what is not wanted; what they write passes.
 fn own_filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
-    filter(&format!("{WORKER_TARGET}=trace,{}", config.level))
+    let [worker, text] = CHILDREN;
+    filter(&format!("{worker}=trace,{text}=trace,{}", config.level))
 }
 
 /// Installs the daemon's log subscriber.

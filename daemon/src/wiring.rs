@@ -55,10 +55,7 @@ pub fn registry_config(config: &Config) -> RegistryConfig {
             worker.env.push((variable.into(), value.into()));
         }
     }
-    worker.env.push({
-        let (name, value) = confine::ENVIRONMENT;
-        (name.into(), value.into())
-    });
+    worker.env.push(without_threads());
     worker.args.push(format!("--log={}", config.log.level).into());
     if config.workers.confine_gpu {
         worker.args.push("--confine-gpu".into());
@@ -81,9 +78,16 @@ pub fn registry_config(config: &Config) -> RegistryConfig {
     }
 }
 
+/// Has a child start without a thread that its rules would not hold for.
+fn without_threads() -> (OsString, OsString) {
+    let (name, value) = confine::ENVIRONMENT;
+    (name.into(), value.into())
+}
+
 /// Starts a model's text process, which reads its tokenizer and templates. Must be called in the runtime.
 fn text_reader(config: &Config) -> Inspector {
     let mut text = TextConfig::default();
+    text.command.env.push(without_threads());
     text.command.args.push(format!("--log={}", config.log.level).into());
     let runtime = tokio::runtime::Handle::current();
     Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)))

@@ -13,6 +13,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("minisgl-cache", &[]),
     ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
     ("minisgl-engine", &["minisgl-sched", "minisgl-kernels", "minisgl-proto"]),
+    ("minisgl-text", &["minisgl-proto"]),
     ("minisgl-http", &["minisgl-proto"]),
     ("minisgl-control", &["minisgl-proto"]),
     ("minisgl-text", &["minisgl-proto"]),
@@ -24,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "minisgl-sched",
             "minisgl-engine",
             "minisgl-http",
+            "minisgl-text",
             "minisgl-control",
             "minisgl-text",
             "minisgl-kernels",
@@ -35,7 +37,10 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that a room must not see, however far down.
-const FORBIDDEN: [(&str, &[&str]); 3] = [
+const FORBIDDEN: [(&str, &[&str]); 5] = [
+    // What a model's author wrote is read in a process of its own.
+    ("minisgl-http", &["tokenizers", "minisgl-text"]),
+    ("minisgl-control", &["tokenizers", "minisgl-text"]),
     ("minisgl-cache", &["tokio", "hyper", "axum", "cudarc"]),
     ("minisgl-sched", &["tokio", "hyper", "axum", "cudarc"]),
     ("minisgl-proto", &["tokio", "hyper", "axum", "cudarc"]),

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use minisgl_proto::{Device, LoadOptions};
 use minisgl_tests::http::Server;
-use minisgl_tests::{Daemon, model_options, paths};
+use minisgl_tests::{Daemon, dummy_folder, model_options, paths};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
@@ -40,20 +40,43 @@ fn badness(pid: u32) -> i32 {
     text.trim().parse().unwrap()
 }
 
-#[test]
-fn a_worker_on_the_cpu_is_confined_and_the_daemon_is_not() {
-    let (daemon, pid) = with_worker();
+/// Whether every thread has a filter, and none of root's powers but one at most.
+fn assert_confined(pid: u32) {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let thread = thread.unwrap().file_name().into_string().unwrap().parse().unwrap();
         let held = (status(thread, "Seccomp:"), status(thread, "NoNewPrivs:"));
         // 2 is a filter, see proc_pid_status(5).
         assert_eq!(held, ("2".into(), "1".into()), "thread {thread}");
+        // CAP_DAC_READ_SEARCH is bit 2.
+        let held = u64::from_str_radix(&status(thread, "CapEff:"), 16).unwrap();
+        assert_eq!(held & !0b100, 0, "thread {thread}");
     }
+}
+
+#[test]
+fn the_process_that_reads_tokenizer_and_templates_is_confined() {
+    let daemon = Daemon::start_configured("[log]\nlevel = \"debug\"\n");
+    let device = Device::Cpu;
+    let options = LoadOptions { dummy_weights: true, device, tp: 1, ..model_options() };
+    daemon.load("m", &dummy_folder("qwen3", &daemon.dir()), options);
+    let parent = format!("PPid:\t{}\n", daemon.pid());
+    let is_it = |pid: &u32| {
+        let of = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        of("cmdline").split('\0').nth(1) == Some("text") && of("status").contains(&parent)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pid = processes.find(is_it).expect("a text process");
+    assert_confined(pid);
+    assert!(badness(pid) > badness(daemon.pid()));
+}
+
+#[test]
+fn a_worker_on_the_cpu_is_confined_and_the_daemon_is_not() {
+    let (daemon, pid) = with_worker();
+    assert_confined(pid);
     assert_eq!(status(daemon.pid(), "Seccomp:"), status(std::process::id(), "Seccomp:"));
     assert!(badness(pid) > badness(daemon.pid()), "the kernel takes it first");
-    // Of root's powers it keeps one at most, CAP_DAC_READ_SEARCH: bit 2.
-    let held = u64::from_str_radix(&status(pid, "CapEff:"), 16).unwrap();
-    assert_eq!(held & !0b100, 0);
     // The file system's part is not in /proc; the worker says whether the kernel took it.
     let log = daemon.log();
     assert!(log.contains("confined: sockets, signals (seccomp)"), "{log}");

@@ -1,4 +1,6 @@
-//! How the daemon's children are started.
+//! How a child of the daemon is started.
+//!
+//! Owns: program, arguments, variables. Must never: start anything.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
-
-pub use crate::command::WorkerCommand;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::fake::{COUNT, CRASH, ENDLESS, GARBAGE, LOAD_WAITS, RESTART_DIES};
 use common::{Daemon, config, end_of, generate, is_alive, read, read_load, signal, token};
-use minisgl_control::{
-    Backoff, Inspector, RegistryConfig, RestartPolicy, SavedModels, Unavailable,
-};
+use minisgl_control::{Backoff, RegistryConfig, RestartPolicy, SavedModels, Unavailable};
 use minisgl_proto::admin::{
     AdminErrorCode, LoadRequest, ModelState, Origin, RequestState, RestartRequest,
 };
@@ -307,13 +305,6 @@ async fn a_changed_configuration_changes_its_models_and_no_others() {
     let names: Vec<String> = daemon.registry.listed().into_iter().map(|m| m.name).collect();
     assert_eq!(names, ["by-hand", "stays"]);
     daemon.until_state("other", ModelState::Ready).await;
-}
-
-#[tokio::test]
-async fn what_the_inspector_notes_is_in_the_status() {
-    let inspector = Inspector(Arc::new(|_| Ok(vec!["it knows no tools".to_string()])));
-    let daemon = Daemon::with(RegistryConfig { inspector, ..config() });
-    assert_eq!(daemon.load("m").await.unwrap().notes, ["it knows no tools"]);
 }
 
 #[tokio::test]

@@ -121,6 +121,8 @@ impl<'de, F: Fields> Visitor<'de> for ObjectVisitor<F> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read<F>, A::Error> {
         let mut read = Read { fields: F::default(), refused: None, unknown: Vec::new() };
         while let Some(name) = map.next_key::<String>()? {
+            // Looking for a name takes a while; so many are no request's.
+            spend_node()?;
             if read.fields.take(&name, &mut map)? {
                 continue;
             }
@@ -323,9 +325,11 @@ mod tests {
         assert!(error.message.contains("100000 JSON values"), "{error}");
         assert_eq!(of(r#"{"list": [1, 2, 3]}"#).unwrap_err().param.unwrap(), "list");
         let (_, bytes) = read::<Outer>(b"{\"any\": [1, {\"a\": 2}]}", Route::Chat).unwrap();
-        assert_eq!(bytes, 4 * NODE_BYTES);
+        assert_eq!(bytes, 5 * NODE_BYTES, "the name, the list and what is in it");
         let unread = format!(r#"{{"nobody_reads_this": [{empty_lists}]}}"#);
-        assert_eq!(read::<Outer>(unread.as_bytes(), Route::Chat).unwrap().1, 0);
+        assert_eq!(read::<Outer>(unread.as_bytes(), Route::Chat).unwrap().1, NODE_BYTES);
+        let names = vec![r#""x":1"#; NODES_MAX + 1].join(",");
+        assert!(of(&format!("{{{names}}}")).is_err());
     }
 
     #[test]

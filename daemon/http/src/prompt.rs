@@ -108,15 +108,12 @@ fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
         Some(text) => drop(message.insert("content".into(), text.into())),
         None => drop(message.shift_remove("content")),
     }
-    match message["role"].as_str() {
-        // OpenAI's old name for the same.
-        Some("function") => {
-            message.insert("role".into(), "tool".into());
-            if let Some(name) = message.get("name").cloned() {
-                message.entry("tool_call_id").or_insert(name);
-            }
+    // OpenAI's old name for the same.
+    if message["role"] == "function" {
+        message.insert("role".into(), "tool".into());
+        if let Some(name) = message.get("name").cloned() {
+            message.entry("tool_call_id").or_insert(name);
         }
-        _ => {}
     }
     Ok(message)
 }

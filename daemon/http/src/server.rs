@@ -2,6 +2,7 @@
 //!
 //! Owns: sockets. Must never: look into a request.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -11,20 +12,19 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
-use crate::connection::{self, Busy, Guarded, Io, Open};
+use crate::connection::{Busy, Guarded, Io, Open, State};
 use crate::limits::Limits;
 use crate::settings::Settings;
 use crate::throttle::Throttle;
@@ -40,9 +40,9 @@ pub enum Listener {
 }
 
 /// A connection, and what it begins with.
-struct Accepted {
-    stream: Box<dyn Io>,
-    acceptor: Option<TlsAcceptor>,
+enum Accepted {
+    Tcp(TcpStream, Option<TlsAcceptor>),
+    Unix(UnixStream),
 }
 
 /// Time between two looks for a connection that may give way.
@@ -64,21 +64,22 @@ impl Listener {
                 if let Err(why) = stream.set_nodelay(true) {
                     tracing::debug!(%why, "a connection may be slow");
                 }
-                Accepted { stream: Box::new(stream), acceptor: tls.acceptor() }
+                Accepted::Tcp(stream, tls.acceptor())
             }
-            Listener::Unix(listener) => {
-                Accepted { stream: Box::new(listener.accept().await?.0), acceptor: None }
-            }
+            Listener::Unix(listener) => Accepted::Unix(listener.accept().await?.0),
         })
     }
 }
 
 impl Accepted {
     /// The stream to speak HTTP on, within the time that headers have.
-    async fn open(self, settings: &Times) -> io::Result<Box<dyn Io>> {
-        let stream = Guarded::new(self.stream, settings.write);
-        let Some(acceptor) = self.acceptor else { return Ok(Box::new(stream)) };
-        let stream = tokio::time::timeout(settings.header, acceptor.accept(stream)).await;
+    async fn open(self, times: &Times) -> io::Result<Box<dyn Io>> {
+        let (stream, acceptor) = match self {
+            Accepted::Unix(stream) => return Ok(Box::new(Guarded::new(stream, times.write))),
+            Accepted::Tcp(stream, acceptor) => (Guarded::new(stream, times.write), acceptor),
+        };
+        let Some(acceptor) = acceptor else { return Ok(Box::new(stream)) };
+        let stream = tokio::time::timeout(times.header, acceptor.accept(stream)).await;
         Ok(Box::new(stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??))
     }
 }
@@ -158,11 +159,11 @@ async fn accept_all(
                     Err(why) => return tracing::debug!(%why, "a TLS connection did not begin"),
                 };
                 let state = Arc::clone(&entry.state);
-                let router = router.layer(from_fn_with_state(state, attend));
+                let service = Attending { router: TowerToHyperService::new(router), state };
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(times.header)
-                    .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+                    .serve_connection(TokioIo::new(stream), service);
                 if let Err(why) = watcher.watch(connection).await {
                     tracing::debug!(%why, "a connection ended early");
                 }
@@ -203,14 +204,22 @@ async fn place(limits: &Limits, open: &Open) -> Option<OwnedSemaphorePermit> {
     }
 }
 
-/// Marks the connection busy until the answer is written, or broken off.
-async fn attend(
-    State(state): State<Arc<connection::State>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let busy = state.busy();
-    next.run(request).await.map(|body| Body::new(Attended { body, _busy: busy }))
+/// A router that marks its connection busy until the answer is written, or broken off.
+struct Attending {
+    router: TowerToHyperService<Router>,
+    state: Arc<State>,
+}
+
+impl Service<Request<Incoming>> for Attending {
+    type Response = Response<Attended>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let busy = self.state.busy();
+        let answer = self.router.call(request);
+        Box::pin(async move { Ok(answer.await?.map(|body| Attended { body, _busy: busy })) })
+    }
 }
 
 /// A body that keeps its connection busy.

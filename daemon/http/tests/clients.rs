@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use minisgl_http::Settings;
 use minisgl_proto::{Finish, Unavailable};
 use serde_json::{Value, json};
-use support::{House, MAX_LEN, Step, chat_body, text_of};
+use support::{House, MAX_LEN, Step, chat_body, say, text_of};
 use tower::ServiceExt;
 
 /// A house whose model has this chat template.
@@ -377,4 +377,28 @@ async fn lists_that_no_request_needs_are_refused_before_they_are_kept() {
     let messages = json!([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]);
     let answer = house.chat(json!({"messages": messages})).await;
     assert_eq!(answer.status, 200, "they stay text: {}", answer.body);
+}
+
+#[tokio::test]
+async fn a_request_holds_its_bytes_until_its_prompt_is_tokens() {
+    let settings =
+        Settings { body_bytes_max: 90_000, bodies_bytes_max: 100_000, ..Settings::default() };
+    let house = std::sync::Arc::new(House::with(|_| Ok(say("a")), settings, json!({})));
+    let count = || {
+        let house = std::sync::Arc::clone(&house);
+        let body = json!({"prompt": "x".repeat(60_000)});
+        tokio::spawn(async move { house.post("/tokenize", body).await })
+    };
+    let gate = std::sync::Arc::clone(&house.model.text_gate);
+    let closed = gate.acquire_many(8).await.unwrap();
+    let first = count();
+    // It has a place in the budget once the tokenizer is what it waits for.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let refused = tokio::time::timeout(Duration::from_secs(20), count());
+    let refused = refused.await.expect("it does not wait for the tokenizer").unwrap();
+    assert_eq!(refused.error(), (503, Value::Null, json!("unavailable")));
+    first.abort();
+    assert!(first.await.is_err());
+    drop(closed);
+    assert_eq!(count().await.unwrap().json()["count"], 60_001, "the first gave its bytes back");
 }

@@ -275,8 +275,8 @@ mod tests {
             ),
             ("[http]\nping_s = -1\n", "in minisgld.toml, line 2: [http] ping_s = -1: must be"),
             (
-                "[http]\nbody_bytes_max = 536870913\n",
-                "in minisgld.toml, line 2: [http] body_bytes_max = 536870913: must be",
+                "[http]\nbody_bytes_max = 134217729\n",
+                "in minisgld.toml, line 2: [http] body_bytes_max = 134217729: must be",
             ),
             ("[workers]\nstall_kill_s = 5\n", "in minisgld.toml, line 2: [workers] stall_kill_s"),
             (

@@ -43,6 +43,7 @@ pub struct Encoder {
     /// What comes before and after a bare prompt.
     around: Option<(Vec<u32>, Vec<u32>)>,
     window: usize,
+    piece: usize,
     token_bytes_max: Option<u32>,
 }
 
@@ -56,6 +57,7 @@ impl Encoder {
             cut: None,
             around: None,
             window: WINDOW_BYTES_MIN.max(2 * longest),
+            piece: PIECE_BYTES,
             token_bytes_max,
         };
         encoder.around = encoder.probe_around();
@@ -137,7 +139,7 @@ impl Encoder {
             return Err(TextFault::Abandoned);
         }
         let (before, after) = match (&self.around, add_special) {
-            _ if text.len() <= PIECE_BYTES => {
+            _ if text.len() <= self.piece => {
                 let ids = self.once(text, add_special)?;
                 return if ids.len() > tokens_max as usize { Err(too_long()) } else { Ok(ids) };
             }
@@ -183,7 +185,7 @@ impl Encoder {
 
     /// The next piece of a text, and what follows it.
     fn take<'a>(&self, text: &'a str) -> Result<(&'a str, &'a str), TextFault> {
-        let mut bytes = PIECE_BYTES;
+        let mut bytes = self.piece;
         if let Some(cut) = self.cut {
             while bytes < text.len() && bytes <= UNBROKEN_BYTES_MAX {
                 let end = text.floor_char_boundary(bytes);
@@ -237,7 +239,15 @@ impl Encoder {
     /// # Errors
     /// It fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextFault> {
-        if ids.is_empty() {
+        let added = self.tokenizer.get_added_vocabulary();
+        let is_special = |id: &u32| {
+            added.simple_id_to_token(*id).is_some_and(|token| added.is_special_token(&token))
+        };
+        // A decoder of the library panics on no tokens.
+        if ids
+            .iter()
+            .all(|id| self.tokenizer.id_to_token(*id).is_none() || skip_special && is_special(id))
+        {
             return Ok(String::new());
         }
         self.tokenizer
@@ -250,3 +260,6 @@ impl Encoder {
 fn is_letter(c: char) -> bool {
     matches!(c, 'a'..='z' | 'A'..='Z' | 'ぁ'..='ん' | 'ァ'..='ヺ' | '一'..='鿿' | '가'..='힣')
 }
+
+#[cfg(test)]
+mod tests;

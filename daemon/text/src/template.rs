@@ -135,6 +135,15 @@ impl ChatTemplate {
         first
     }
 
+    /// Renders messages as they are, for tests against Jinja2.
+    ///
+    /// # Errors
+    /// As for `render`.
+    #[doc(hidden)]
+    pub fn render_plain(&self, conversation: &Conversation) -> Result<String, TemplateError> {
+        self.render_as(conversation, &conversation.messages, LIMITS, &AtomicBool::new(false))
+    }
+
     /// Renders messages as they are.
     fn render_as(
         &self,

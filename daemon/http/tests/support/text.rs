@@ -8,9 +8,11 @@ use futures_util::future::BoxFuture;
 use minisgl_http::backend::TextService;
 use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 use minisgl_text::TextSide;
+use tokio::sync::Semaphore;
 
 struct Local {
     side: Arc<TextSide>,
+    gate: Arc<Semaphore>,
     info: Arc<TextInfo>,
 }
 
@@ -20,13 +22,16 @@ impl TextService for Local {
     }
 
     fn run(&self, job: TextJob) -> BoxFuture<'static, Result<TextAnswer, TextFault>> {
-        let side = Arc::clone(&self.side);
-        Box::pin(async move { side.run(job, &AtomicBool::new(false)) })
+        let (side, gate) = (Arc::clone(&self.side), Arc::clone(&self.gate));
+        Box::pin(async move {
+            let _place = gate.acquire().await;
+            side.run(job, &AtomicBool::new(false))
+        })
     }
 }
 
-/// What the folder has now.
-pub fn read(dir: &Path) -> Arc<dyn TextService> {
+/// What the folder has now. Each job needs a place behind the gate.
+pub fn read(dir: &Path, gate: &Arc<Semaphore>) -> Arc<dyn TextService> {
     let (side, info) = TextSide::load(dir).unwrap();
-    Arc::new(Local { side: Arc::new(side), info: Arc::new(info) })
+    Arc::new(Local { side: Arc::new(side), info: Arc::new(info), gate: Arc::clone(gate) })
 }

@@ -76,6 +76,22 @@ pub fn text_of(value: Option<Value>, function: &str) -> Result<std::rc::Rc<str>>
         Some(other) => {
             Err(Error::failed(format!("{function}() needs a str, not '{}'", other.type_name())))
         }
-        None => Err(super::methods::args_missing(function)),
+        None => Err(args_missing(function)),
     }
+}
+
+/// The error of a call without an argument that it needs.
+pub fn args_missing(name: &str) -> Error {
+    Error::failed(format!("{name}() misses an argument"))
+}
+
+/// The error of a filter whose value is of the wrong type.
+pub fn wrong(filter: &str, value: &Value) -> Error {
+    if value.is_undefined() {
+        return value.undefined_error();
+    }
+    Error::failed(format!(
+        "the filter {filter} cannot take a value of type '{}'",
+        value.type_name()
+    ))
 }

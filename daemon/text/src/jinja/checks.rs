@@ -1,56 +1,10 @@
 //! Jinja2's tests: `x is ...`.
 
-use super::args::Args;
+use super::args::{Args, args_missing};
 use super::ast::Compare;
 use super::run::Run;
 use super::value::{SeqKind, Value};
-use super::{Error, Result, ops};
-
-const NAMES: [&str; 39] = [
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "boolean",
-    "callable",
-    "defined",
-    "divisibleby",
-    "eq",
-    "equalto",
-    "escaped",
-    "even",
-    "false",
-    "filter",
-    "float",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "integer",
-    "iterable",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "mapping",
-    "ne",
-    "none",
-    "number",
-    "odd",
-    "sameas",
-    "sequence",
-    "string",
-    "test",
-    "true",
-    "undefined",
-    "upper",
-];
-
-pub fn is_test(name: &str) -> bool {
-    NAMES.contains(&name)
-}
+use super::{Error, Result, names, ops};
 
 /// `value is name(args)`
 pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result<bool> {
@@ -58,7 +12,7 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
     let alone = |args: Args| args.bind(name, []).map(|[]: [Option<Value>; 0]| ());
     let compare = |op: Compare, args: Args| {
         let [other] = args.bind(name, ["other"])?;
-        ops::compare(op, value, &other.ok_or_else(|| super::methods::args_missing(name))?)
+        ops::compare(op, value, &other.ok_or_else(|| args_missing(name))?)
     };
     let whole = || {
         let number = value.as_int().or(value.as_float().map(|number| number as i128));
@@ -126,8 +80,8 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
             let text = super::text::str(value);
             text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase)
         }
-        "filter" => value.as_str().is_some_and(super::filters::is_filter),
-        "test" => value.as_str().is_some_and(is_test),
+        "filter" => value.as_str().is_some_and(names::is_filter),
+        "test" => value.as_str().is_some_and(names::is_test),
         other => return Err(Error::failed(format!("No test named '{other}'."))),
     })
 }

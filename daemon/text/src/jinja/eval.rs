@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::args::Args;
 use super::ast::{CallArgs, Expr};
 use super::run::Run;
-use super::value::{Dict, Frame, Function, Object, Value};
+use super::value::{Dict, Frame, Function, Object, Value, check_text};
 use super::{Error, Result, checks, filters, globals, methods, ops, text};
 
 impl<'t> Run<'t> {
@@ -41,7 +41,7 @@ impl<'t> Run<'t> {
                 let mut out = String::new();
                 for part in parts {
                     text::write(&self.eval(part, frame)?, &mut out);
-                    ops::check_text(out.len())?;
+                    check_text(out.len())?;
                 }
                 self.pay(out.len())?;
                 Value::str(out)

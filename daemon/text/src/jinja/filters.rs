@@ -1,71 +1,9 @@
-//! Jinja2's filters: which there are, and those of single values. Those of lists are in `lists`, of texts in `prose`.
+//! Jinja2's filters: those of single values. Those of lists are in `lists`, of texts in `prose`.
 
-use super::args::{Args, count_or, int_or, is_set};
+use super::args::{Args, int_or, is_set, wrong};
 use super::run::Run;
 use super::value::{Dict, Key, Str, Value};
-use super::{Error, Result, format, json, lists, methods, prose, text};
-
-const NAMES: [&str; 54] = [
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "filesizeformat",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "pprint",
-    "random",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "striptags",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "urlize",
-    "wordcount",
-    "wordwrap",
-    "xmlattr",
-];
-
-/// Filters that Jinja2 has.
-pub fn is_filter(name: &str) -> bool {
-    NAMES.contains(&name)
-}
+use super::{Error, Result, attributes, format, json, lists, names, prose, text};
 
 /// `value | name(args)`
 pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<Value> {
@@ -87,7 +25,7 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
                     value.type_name()
                 ))
             };
-            Ok(methods::attribute(&value, &name).unwrap_or_else(missing))
+            Ok(attributes::attribute(&value, &name).unwrap_or_else(missing))
         }
         "d" | "default" => {
             let [default, boolean] = args.bind("default", ["default_value", "boolean"])?;
@@ -175,8 +113,9 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
         "count" | "length" => Ok(Value::Int(value.length()? as i128)),
         "pprint" => Ok(Value::str(text::repr(&value))),
         "tojson" => json::dumps(&value, args),
+        "map" => map(run, &value, args),
         _ if lists::has(name) => lists::apply(run, name, value, args),
-        _ if NAMES.contains(&name) => {
+        _ if names::is_filter(name) => {
             let own = match &value {
                 Value::Str(text) => text.clone(),
                 other => Str { text: text::str(other), safe: false },
@@ -186,16 +125,6 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
         }
         other => Err(Error::failed(format!("No filter named '{other}'."))),
     }
-}
-
-pub fn wrong(filter: &str, value: &Value) -> Error {
-    if value.is_undefined() {
-        return value.undefined_error();
-    }
-    Error::failed(format!(
-        "the filter {filter} cannot take a value of type '{}'",
-        value.type_name()
-    ))
 }
 
 fn parse_float(text: &str) -> Option<f64> {
@@ -275,7 +204,22 @@ fn file_size(bytes: f64, binary: bool) -> String {
     format!("{:.1} {}", bytes / base.powi(at as i32 + 1), units[at])
 }
 
-/// A count as a filter takes it, with its default.
-pub fn count(value: Option<Value>, default: usize) -> Result<usize> {
-    count_or(value, default)
+fn map(run: &mut Run<'_>, value: &Value, mut args: Args) -> Result<Value> {
+    // As Jinja2: what is false has no items, `none` among it.
+    let items = if value.is_true() { value.items()? } else { Vec::new() };
+    if args.positional.is_empty() {
+        let [attribute, default] = args.bind("map", ["attribute", "default"])?;
+        let Some(attribute) = attribute else {
+            return Err(Error::failed("map requires a filter argument"));
+        };
+        let found = items.iter().map(|item| lists::by(item, Some(&attribute), default.as_ref()));
+        return Ok(Value::generator(found.collect::<Result<_>>()?));
+    }
+    let name = text::str(&args.positional.remove(0));
+    let mut out = Vec::with_capacity(items.len());
+    for item in items {
+        let own = Args { positional: args.positional.clone(), keyword: args.keyword.clone() };
+        out.push(apply(run, &name, item, own)?);
+    }
+    Ok(Value::generator(out))
 }

@@ -1,10 +1,7 @@
-//! Python's two ways to format: `'%s' % x` and `'{}'.format(x)`.
+//! `'%s' % x`, and how one value is written by a format.
 
-use std::sync::Arc;
-
-use super::strings::pad;
-use super::value::{Str, Value, field};
-use super::{Error, Result, ops, text};
+use super::value::{Str, Value, check_text, field};
+use super::{Error, Result, text};
 
 /// How one value is written.
 #[derive(Debug, Default)]
@@ -85,7 +82,7 @@ pub fn percent(format: &Value, value: &Value) -> Result<Value> {
         let written = percent_one(kind, &value, spec)?;
         let escape = format.safe && !matches!(&value, Value::Str(text) if text.safe);
         out.push_str(&if escape { text::escape(&written) } else { written });
-        ops::check_text(out.len())?;
+        check_text(out.len())?;
     }
     out.push_str(rest);
     let leaves = matches!(value, Value::Dict(_) | Value::Seq(_)) && values.len() == 1;
@@ -163,112 +160,8 @@ fn cut(text: &str, precision: Option<usize>) -> String {
     precision.map_or_else(|| text.to_owned(), |most| text.chars().take(most).collect())
 }
 
-/// `text.format(*args, **kwargs)`
-pub fn brace(format: &Str, positional: &[Value], keyword: &[(Arc<str>, Value)]) -> Result<Value> {
-    let mut auto = 0;
-    let out = brace_text(&format.text, positional, keyword, &mut auto, format.safe, 0)?;
-    Ok(Value::Str(Str { text: out.into(), safe: format.safe }))
-}
-
-fn brace_text(
-    format: &str,
-    positional: &[Value],
-    keyword: &[(Arc<str>, Value)],
-    auto: &mut usize,
-    safe: bool,
-    depth: u32,
-) -> Result<String> {
-    if depth > 2 {
-        return Err(Error::failed("Max string recursion exceeded"));
-    }
-    let mut out = String::new();
-    let mut rest = format;
-    while let Some(at) = rest.find(['{', '}']) {
-        out.push_str(&rest[..at]);
-        let brace = &rest[at..=at];
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix(brace) {
-            out.push_str(brace);
-            rest = after;
-            continue;
-        }
-        if brace == "}" {
-            return Err(Error::failed("Single '}' encountered in format string"));
-        }
-        let mut open = 1;
-        let end = rest.find(|c| {
-            open += match c {
-                '{' => 1,
-                '}' => -1,
-                _ => 0,
-            };
-            open == 0
-        });
-        let Some(end) = end else {
-            return Err(Error::failed("Single '{' encountered in format string"));
-        };
-        let field = &rest[..end];
-        rest = &rest[end + 1..];
-        let (name, spec) = field.split_once(':').unwrap_or((field, ""));
-        let (name, conversion) = match name.split_once('!') {
-            Some((name, conversion)) => (name, conversion),
-            None => (name, ""),
-        };
-        let value = lookup(name, positional, keyword, auto)?;
-        let spec = brace_text(spec, positional, keyword, auto, false, depth + 1)?;
-        let value = match conversion {
-            "" => value,
-            "s" => Value::str(text::str(&value)),
-            _ => Value::str(text::repr(&value)),
-        };
-        let written = one(&value, &spec)?;
-        let escape = safe && !matches!(&value, Value::Str(text) if text.safe);
-        out.push_str(&if escape { text::escape(&written) } else { written });
-        ops::check_text(out.len())?;
-    }
-    out.push_str(rest);
-    Ok(out)
-}
-
-fn lookup(
-    name: &str,
-    positional: &[Value],
-    keyword: &[(Arc<str>, Value)],
-    auto: &mut usize,
-) -> Result<Value> {
-    let end = name.find(['.', '[']).unwrap_or(name.len());
-    let (first, mut path) = name.split_at(end);
-    let missing = || Error::failed(format!("there is no '{first}' to format"));
-    let mut value = if first.is_empty() {
-        *auto += 1;
-        positional.get(*auto - 1).cloned().ok_or_else(missing)?
-    } else if let Ok(index) = first.parse::<usize>() {
-        positional.get(index).cloned().ok_or_else(missing)?
-    } else {
-        keyword
-            .iter()
-            .find(|(known, _)| **known == *first)
-            .map(|(_, v)| v.clone())
-            .ok_or_else(missing)?
-    };
-    while !path.is_empty() {
-        if let Some(rest) = path.strip_prefix('.') {
-            let end = rest.find(['.', '[']).unwrap_or(rest.len());
-            value = ops::attribute(&value, &rest[..end])?;
-            path = &rest[end..];
-        } else if let Some((index, rest)) = path[1..].split_once(']') {
-            let index = index.parse().map_or_else(|_| Value::str(index), Value::Int);
-            value = ops::item(&value, &index)?;
-            path = rest;
-        } else {
-            return Err(Error::failed("Missing ']' in format string"));
-        }
-    }
-    Ok(value)
-}
-
 /// `format(value, spec)`
-fn one(value: &Value, text: &str) -> Result<String> {
+pub fn one(value: &Value, text: &str) -> Result<String> {
     if text.is_empty() {
         return Ok(text::str(value).to_string());
     }
@@ -353,7 +246,7 @@ fn aligned(written: String, spec: &Spec, default: char) -> Result<String> {
             fill.repeat(missing - missing / 2)
         ));
     }
-    pad(&written, spec.width, spec.fill.unwrap_or(' '), align)
+    text::pad(&written, spec.width, spec.fill.unwrap_or(' '), align)
 }
 
 /// Sign, prefix and digits, filled between sign and digits if asked to.

@@ -3,10 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::args::{Args, int_or};
+use super::args::{Args, args_missing, int_or};
 use super::run::Run;
 use super::value::{Dict, Function, Key, Object, Seq, SeqKind, Value};
-use super::{Error, Result, methods, text, time};
+use super::{Error, Result, text, time};
 
 const NAMES: [&str; 8] =
     ["cycler", "dict", "joiner", "lipsum", "namespace", "raise_exception", "range", "strftime_now"];
@@ -24,7 +24,7 @@ pub fn call(run: &mut Run<'_>, name: &str, args: Args) -> Result<Value> {
     match name {
         "range" => {
             let [first, second, step] = args.bind("range", ["start", "stop", "step"])?;
-            let Some(first) = first else { return Err(methods::args_missing("range")) };
+            let Some(first) = first else { return Err(args_missing("range")) };
             let first = int_or(Some(first), 0)?;
             let (start, stop) = match second {
                 Some(stop) => (first, int_or(Some(stop), 0)?),

@@ -1,6 +1,6 @@
 //! `json.dumps`, as transformers' `tojson` calls it: what is not ASCII stays, keys keep their order.
 
-use super::args::{Args, is_set};
+use super::args::{Args, count_or, is_set};
 use super::value::{Key, TEXT_BYTES_MAX, Value};
 use super::{Error, Result, text};
 
@@ -24,7 +24,7 @@ pub fn dumps(value: &Value, args: Args) -> Result<Value> {
         None | Some(Value::None) => None,
         Some(Value::Str(text)) => Some(text.text.to_string()),
         Some(count) => {
-            let count = super::args::count_or(Some(count), 0)?;
+            let count = count_or(Some(count), 0)?;
             Some(" ".repeat(count.min(64)))
         }
     };

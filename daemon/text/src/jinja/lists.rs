@@ -3,13 +3,12 @@
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-use super::args::{Args, is_set};
-use super::filters::{count, wrong};
+use super::args::{Args, args_missing, count_or, is_set, wrong};
 use super::run::Run;
-use super::value::{Key, Seq, SeqKind, Value};
-use super::{Error, Result, checks, filters, methods, ops, text};
+use super::value::{Key, Seq, SeqKind, Value, check_items, check_text, field};
+use super::{Error, Result, checks, ops, text};
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 20] = [
     "batch",
     "dictsort",
     "first",
@@ -17,7 +16,6 @@ const NAMES: [&str; 21] = [
     "join",
     "last",
     "list",
-    "map",
     "max",
     "min",
     "random",
@@ -149,13 +147,13 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
         "groupby" => groupby(&value, args),
         "batch" => {
             let [size, fill] = args.bind("batch", ["linecount", "fill_with"])?;
-            let size = count(size, 1)?.max(1);
+            let size = count_or(size, 1)?.max(1);
             let fill = fill.filter(|fill| !matches!(fill, Value::None));
             let mut rows = Vec::new();
             for row in value.items()?.chunks(size) {
                 let mut row = row.to_vec();
                 if let Some(fill) = &fill {
-                    ops::check_items(size)?;
+                    check_items(size)?;
                     row.resize(size, fill.clone());
                 }
                 rows.push(Value::list(row));
@@ -164,8 +162,8 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
         }
         "slice" => {
             let [slices, fill] = args.bind("slice", ["slices", "fill_with"])?;
-            let (items, slices) = (value.items()?, count(slices, 1)?.max(1));
-            ops::check_items(slices)?;
+            let (items, slices) = (value.items()?, count_or(slices, 1)?.max(1));
+            check_items(slices)?;
             let (each, more) = (items.len() / slices, items.len() % slices);
             let (mut rows, mut at) = (Vec::new(), 0);
             for number in 0..slices {
@@ -181,7 +179,6 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             }
             Ok(Value::generator(rows))
         }
-        "map" => map(run, &value, args),
         "select" | "reject" | "selectattr" | "rejectattr" => choose(run, name, &value, args),
         "xmlattr" => {
             let [space] = args.bind("xmlattr", ["autospace"])?;
@@ -207,10 +204,10 @@ fn empty() -> Value {
     Value::undefined("No first item, sequence was empty; it")
 }
 
-fn by(item: &Value, attribute: Option<&Value>, default: Option<&Value>) -> Result<Value> {
+pub fn by(item: &Value, attribute: Option<&Value>, default: Option<&Value>) -> Result<Value> {
     match attribute {
         None | Some(Value::None) => Ok(item.clone()),
-        Some(path) => methods::by_path(item, path, default),
+        Some(path) => by_path(item, path, default),
     }
 }
 
@@ -265,7 +262,7 @@ fn join(value: &Value, args: Args) -> Result<Value> {
             out.push_str(&separator);
         }
         text::write(&by(item, attribute.as_ref(), None)?, &mut out);
-        ops::check_text(out.len())?;
+        check_text(out.len())?;
     }
     Ok(Value::str(out))
 }
@@ -292,36 +289,19 @@ fn groupby(value: &Value, args: Args) -> Result<Value> {
     Ok(Value::list(groups.into_iter().map(group).collect()))
 }
 
-fn map(run: &mut Run<'_>, value: &Value, mut args: Args) -> Result<Value> {
-    let items = value.items()?;
-    if args.positional.is_empty() {
-        let [attribute, default] = args.bind("map", ["attribute", "default"])?;
-        let Some(attribute) = attribute else {
-            return Err(Error::failed("map requires a filter argument"));
-        };
-        let found = items.iter().map(|item| by(item, Some(&attribute), default.as_ref()));
-        return Ok(Value::generator(found.collect::<Result<_>>()?));
-    }
-    let name = text::str(&args.positional.remove(0));
-    let mut out = Vec::with_capacity(items.len());
-    for item in items {
-        let own = Args { positional: args.positional.clone(), keyword: args.keyword.clone() };
-        out.push(filters::apply(run, &name, item, own)?);
-    }
-    Ok(Value::generator(out))
-}
-
 fn choose(run: &mut Run<'_>, name: &str, value: &Value, mut args: Args) -> Result<Value> {
     let by_attribute = name.ends_with("attr");
     let wanted = name.starts_with("select");
     let attribute = match by_attribute {
-        true if args.positional.is_empty() => return Err(methods::args_missing(name)),
+        true if args.positional.is_empty() => return Err(args_missing(name)),
         true => Some(args.positional.remove(0)),
         false => None,
     };
     let test = (!args.positional.is_empty()).then(|| text::str(&args.positional.remove(0)));
     let mut out = Vec::new();
-    for item in value.items()? {
+    // As Jinja2: what is false has no items, `none` among it.
+    let items = if value.is_true() { value.items()? } else { Vec::new() };
+    for item in items {
         let found = by(&item, attribute.as_ref(), None)?;
         let own = Args { positional: args.positional.clone(), keyword: args.keyword.clone() };
         let fits = match &test {
@@ -333,4 +313,26 @@ fn choose(run: &mut Run<'_>, name: &str, value: &Value, mut args: Args) -> Resul
         }
     }
     Ok(Value::generator(out))
+}
+
+/// A part of a value by a path such as `a.b.0`, as filters take it.
+fn by_path(value: &Value, path: &Value, default: Option<&Value>) -> Result<Value> {
+    let Some(text) = path.as_str() else { return ops::item(value, path) };
+    let mut found = value.clone();
+    for part in text.split('.') {
+        let is_index = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let index =
+            part.parse().ok().filter(|_| is_index).map_or_else(|| Value::str(part), Value::Int);
+        // As Jinja2 looks it up here: items before attributes.
+        found = match (&found, &index) {
+            (Value::Dict(dict), Value::Str(name)) if field(dict, &name.text).is_some() => {
+                field(dict, &name.text).cloned().unwrap_or(Value::None)
+            }
+            _ => ops::item(&found, &index)?,
+        };
+        if let (true, Some(default)) = (found.is_undefined(), default) {
+            found = default.clone();
+        }
+    }
+    Ok(found)
 }

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `lexer`, `parser`, `statements`, `ast` | from source to tree |
 //! | `value`, `text` | Python's values, and how they print |
-//! | `ops`, `methods`, `strings`, `format` | Python's operators and methods |
-//! | `filters`, `lists`, `prose`, `json`, `checks`, `globals`, `time` | Jinja2's filters, tests and functions |
+//! | `ops`, `attributes`, `methods`, `strings`, `format`, `brace` | Python's operators and methods |
+//! | `filters`, `lists`, `prose`, `json`, `checks`, `names`, `globals`, `time` | Jinja2's filters, tests and functions |
 //! | `run`, `eval` | statements and expressions at work |
 //!
 //! Rendering pays for every step and every byte out of a budget, so that no template runs or grows without an end.
@@ -14,6 +14,8 @@
 
 mod args;
 mod ast;
+mod attributes;
+mod brace;
 mod checks;
 mod eval;
 mod filters;
@@ -23,6 +25,7 @@ mod json;
 mod lexer;
 mod lists;
 mod methods;
+mod names;
 mod ops;
 mod parser;
 mod prose;

@@ -4,24 +4,8 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 use super::ast::{Binary, Compare};
-use super::value::{ITEMS_MAX, Key, Seq, SeqKind, Str, TEXT_BYTES_MAX, Value, field};
-use super::{Error, Result, format, methods, text};
-
-/// Says that a text is too long, if it is.
-pub fn check_text(bytes: usize) -> Result<()> {
-    if bytes > TEXT_BYTES_MAX {
-        return Err(Error::failed(format!("a text of more than {TEXT_BYTES_MAX} bytes")));
-    }
-    Ok(())
-}
-
-/// Says that a list is too long, if it is.
-pub fn check_items(items: usize) -> Result<()> {
-    if items > ITEMS_MAX {
-        return Err(Error::failed(format!("a list of more than {ITEMS_MAX} items")));
-    }
-    Ok(())
-}
+use super::value::{Seq, SeqKind, Str, Value, check_items, check_text, field};
+use super::{Error, Result, attributes, format, text};
 
 fn unsupported(op: &str, a: &Value, b: &Value) -> Error {
     if a.is_undefined() {
@@ -242,7 +226,7 @@ pub fn attribute(value: &Value, name: &str) -> Result<Value> {
     if value.is_undefined() {
         return Err(value.undefined_error());
     }
-    if let Some(found) = methods::attribute(value, name) {
+    if let Some(found) = attributes::attribute(value, name) {
         return Ok(found);
     }
     let found = match value {
@@ -281,7 +265,9 @@ pub fn item(value: &Value, index: &Value) -> Result<Value> {
         return Ok(found);
     }
     match index.as_str() {
-        Some(name) => Ok(methods::attribute(value, name).unwrap_or_else(|| missing(value, name))),
+        Some(name) => {
+            Ok(attributes::attribute(value, name).unwrap_or_else(|| missing(value, name)))
+        }
         None => Ok(Value::undefined(&format!(
             "{} object has no element {}; it",
             value.type_name(),
@@ -352,9 +338,4 @@ fn places(
         at = at.saturating_add(step);
         found
     })
-}
-
-/// The value of a key of a dict, for `dict.get`.
-pub fn get(dict: &super::value::Dict, key: &Value) -> Result<Option<Value>> {
-    Ok(dict.get(&Key(key.key()?.0)).cloned())
 }

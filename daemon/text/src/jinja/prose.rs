@@ -1,17 +1,16 @@
 //! Jinja2's filters of texts.
 
-use super::args::{Args, int_or, is_set, text_of};
-use super::filters::count;
-use super::strings::{capitalize, lines, pad, replace, stripped};
-use super::value::{Str, Value};
-use super::{Error, Result, ops, text};
+use super::args::{Args, count_or, int_or, is_set, text_of};
+use super::strings::{capitalize, lines, replace, stripped};
+use super::value::{Str, Value, check_text};
+use super::{Error, Result, text};
 
 /// `own` is the text of `value`.
 pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> {
     let s: &str = &own.text;
     let plain = |args: Args| args.bind(name, []).map(|[]: [Option<Value>; 0]| ());
     let made = |text: String| {
-        ops::check_text(text.len())?;
+        check_text(text.len())?;
         Ok(Value::Str(Str { text: text.into(), safe: own.safe }))
     };
     match name {
@@ -26,7 +25,7 @@ pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> 
         }
         "center" => {
             let [width] = args.bind("center", ["width"])?;
-            made(pad(s, count(width, 80)?, ' ', "center")?)
+            made(text::pad(s, count_or(width, 80)?, ' ', "center")?)
         }
         "replace" => {
             let [old, new, most] = args.bind("replace", ["old", "new", "count"])?;
@@ -38,7 +37,7 @@ pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> 
         "truncate" => {
             let [length, kill, end, leeway] =
                 args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
-            let (length, leeway) = (count(length, 255)?, count(leeway, 5)?);
+            let (length, leeway) = (count_or(length, 255)?, count_or(leeway, 5)?);
             let end = end.map_or_else(|| "...".into(), |end| text::str(&end));
             let size = end.chars().count();
             if length < size {
@@ -66,7 +65,7 @@ pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> 
                 None | Some(Value::None) => "\n".into(),
                 Some(wrap) => text::str(&wrap),
             };
-            let width = count(width, 79)?.max(1);
+            let width = count_or(width, 79)?.max(1);
             let (long, hyphens) = (is_set(long, true), is_set(hyphens, true));
             let wrapped = lines(s, false)
                 .into_iter()
@@ -106,12 +105,10 @@ fn indent(s: &str, args: Args) -> Result<String> {
     let [width, first, blank] = args.bind("indent", ["width", "first", "blank"])?;
     let indention = match width {
         Some(Value::Str(text)) => text.text.to_string(),
-        width => " ".repeat(count(width, 4)?.min(1 << 16)),
+        width => " ".repeat(count_or(width, 4)?.min(1 << 16)),
     };
     let s = format!("{s}\n");
-    ops::check_text(
-        s.len().saturating_add(s.matches('\n').count().saturating_mul(indention.len())),
-    )?;
+    check_text(s.len().saturating_add(s.matches('\n').count().saturating_mul(indention.len())))?;
     let lines = lines(&s, false);
     let out = if is_set(blank, false) {
         lines.join(&format!("\n{indention}"))

@@ -2,17 +2,17 @@
 
 use std::rc::Rc;
 
-use super::args::{Args, count_or, int_or, is_set, text_of};
+use super::args::{Args, args_missing, count_or, int_or, is_set, text_of};
 use super::run::Run;
-use super::value::{Str, Value};
-use super::{Error, Result, format, ops, text};
+use super::value::{Str, Value, check_items, check_text};
+use super::{Error, Result, brace, text};
 
 pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Value> {
     let s: &str = &own.text;
     run.pay(s.len())?;
     // Methods of Markup give Markup.
     let made = |text: String| {
-        ops::check_text(text.len())?;
+        check_text(text.len())?;
         Ok(Value::Str(Str { text: text.into(), safe: own.safe }))
     };
     let plain = |args: Args| args.bind(name, []).map(|[]: [Option<Value>; 0]| ());
@@ -31,12 +31,12 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
             let [width, fill] = args.bind(name, ["width", "fillchar"])?;
             let width = count_or(width, 0)?;
             let fill = fill.and_then(|fill| fill.as_str().and_then(|fill| fill.chars().next()));
-            made(pad(s, width, fill.unwrap_or(' '), name)?)
+            made(text::pad(s, width, fill.unwrap_or(' '), name)?)
         }
         "zfill" => {
             let [width] = args.bind(name, ["width"])?;
             let width = count_or(width, 0)?;
-            ops::check_text(width)?;
+            check_text(width)?;
             let missing = width.saturating_sub(s.chars().count());
             let (sign, digits) = match s.chars().next() {
                 Some('+' | '-') => s.split_at(1),
@@ -47,7 +47,7 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
         "expandtabs" => {
             let [size] = args.bind(name, ["tabsize"])?;
             let size = count_or(size, 8)?;
-            ops::check_text(s.matches('\t').count().saturating_mul(size))?;
+            check_text(s.matches('\t').count().saturating_mul(size))?;
             made(expand_tabs(s, size))
         }
         "replace" => {
@@ -90,7 +90,7 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
         }
         "join" => {
             let [items] = args.bind(name, ["iterable"])?;
-            let items = items.ok_or_else(|| super::methods::args_missing(name))?.items()?;
+            let items = items.ok_or_else(|| args_missing(name))?.items()?;
             let mut out = String::new();
             for (at, item) in items.iter().enumerate() {
                 let Some(part) = item.as_str() else {
@@ -99,7 +99,7 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
                         item.type_name()
                     )));
                 };
-                ops::check_text(out.len() + s.len() + part.len())?;
+                check_text(out.len() + s.len() + part.len())?;
                 if at > 0 {
                     out.push_str(s);
                 }
@@ -107,7 +107,7 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
             }
             made(out)
         }
-        "format" => format::brace(own, &args.positional, &args.keyword),
+        "format" => brace::brace(own, &args.positional, &args.keyword),
         "format_map" => {
             let [map] = args.bind(name, ["mapping"])?;
             let Some(Value::Dict(dict)) = map else {
@@ -117,7 +117,7 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
                 .iter()
                 .filter_map(|(key, value)| Some((key.0.as_str()?.into(), value.clone())))
                 .collect();
-            format::brace(own, &[], &keyword)
+            brace::brace(own, &[], &keyword)
         }
         "isalnum" => Ok(all(char::is_alphanumeric)),
         "isalpha" => Ok(all(char::is_alphabetic)),
@@ -205,19 +205,6 @@ pub fn stripped(s: &str, chars: Option<Value>, start: bool, end: bool) -> Result
     Ok(if end { s.trim_end_matches(goes) } else { s })
 }
 
-pub fn pad(s: &str, width: usize, fill: char, how: &str) -> Result<String> {
-    ops::check_text(width)?;
-    let missing = width.saturating_sub(s.chars().count());
-    let left = match how {
-        "ljust" => 0,
-        "rjust" => missing,
-        // As CPython: the odd one goes to the left where the width is odd.
-        _ => missing / 2 + (missing & width & 1),
-    };
-    let fill_with = |count: usize| std::iter::repeat_n(fill, count);
-    Ok(fill_with(left).chain(s.chars()).chain(fill_with(missing - left)).collect())
-}
-
 fn expand_tabs(s: &str, size: usize) -> String {
     let (mut out, mut column) = (String::new(), 0);
     for c in s.chars() {
@@ -244,7 +231,7 @@ fn expand_tabs(s: &str, size: usize) -> String {
 pub fn replace(s: &str, old: &str, new: &str, count: i128) -> Result<String> {
     let most = usize::try_from(count).unwrap_or(usize::MAX);
     let found = if old.is_empty() { s.chars().count() + 1 } else { s.matches(old).count() };
-    ops::check_text(s.len().saturating_add(found.min(most).saturating_mul(new.len())))?;
+    check_text(s.len().saturating_add(found.min(most).saturating_mul(new.len())))?;
     Ok(if count < 0 { s.replace(old, new) } else { s.replacen(old, new, most) })
 }
 
@@ -321,7 +308,7 @@ fn split(s: &str, name: &str, args: Args, safe: bool) -> Result<Value> {
             }
         }
     };
-    ops::check_items(parts.len())?;
+    check_items(parts.len())?;
     let value = |part: &str| Value::Str(Str { text: Rc::from(part), safe });
     Ok(Value::list(parts.into_iter().map(value).collect()))
 }

@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use super::value::{Function, Object, SeqKind, Value};
+use super::Result;
+use super::value::{Function, Object, SeqKind, Value, check_text};
 
 /// Containers inside each other that are written out.
 const DEPTH_MAX: u32 = 100;
@@ -208,4 +209,18 @@ pub fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+/// A text filled up to a width: `ljust`, `rjust` or `center`.
+pub fn pad(s: &str, width: usize, fill: char, how: &str) -> Result<String> {
+    check_text(width)?;
+    let missing = width.saturating_sub(s.chars().count());
+    let left = match how {
+        "ljust" => 0,
+        "rjust" => missing,
+        // As CPython: the odd one goes to the left where the width is odd.
+        _ => missing / 2 + (missing & width & 1),
+    };
+    let fill_with = |count: usize| std::iter::repeat_n(fill, count);
+    Ok(fill_with(left).chain(s.chars()).chain(fill_with(missing - left)).collect())
 }

@@ -396,3 +396,19 @@ impl Hash for Key {
 pub fn field<'d>(dict: &'d Dict, name: &str) -> Option<&'d Value> {
     dict.get(&Key(Value::str(name)))
 }
+
+/// Says that a text is too long, if it is.
+pub fn check_text(bytes: usize) -> Result<()> {
+    if bytes > TEXT_BYTES_MAX {
+        return Err(Error::failed(format!("a text of more than {TEXT_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+/// Says that a list is too long, if it is.
+pub fn check_items(items: usize) -> Result<()> {
+    if items > ITEMS_MAX {
+        return Err(Error::failed(format!("a list of more than {ITEMS_MAX} items")));
+    }
+    Ok(())
+}

@@ -93,7 +93,8 @@ pub fn probe(template: &mut ChatTemplate) {
     template.notes = notes;
 }
 
-/// The first form in which a tool call reaches the prompt, and nothing that is not text does.
+/// The first form in which a tool call reaches the prompt with its arguments, else by its name, and nothing that is
+/// not text does.
 fn form_of_calls(template: &ChatTemplate, form: Form) -> (Form, Result<(), String>) {
     let forms = [false, true].into_iter().flat_map(|arguments_as_text| {
         [Content::Absent, Content::Null, Content::Empty].map(|content| Form {
@@ -110,21 +111,33 @@ fn form_of_calls(template: &ChatTemplate, form: Form) -> (Form, Result<(), Strin
         json!({"role": "tool", "tool_call_id": "zyxcall01", "name": CALL, "content": ANSWER}),
     ];
     let mut failure = String::new();
+    // Else the one that says most often what was called.
+    let mut named: Option<(usize, Form)> = None;
     for form in forms {
         match try_with(template, &super::adapt::messages(&messages, form), true) {
             Ok(prompt) => {
                 // Text inside of JSON text has its quotes escaped.
                 let spoiled = prompt.contains("None") || prompt.contains("\\\"x\\\"");
-                if prompt.contains(CALL) && prompt.contains(ARGUMENT) && !spoiled {
+                if spoiled || !prompt.contains(CALL) {
+                    continue;
+                }
+                if prompt.contains(ARGUMENT) {
                     return (form, Ok(()));
+                }
+                let names = prompt.matches(CALL).count();
+                if names > named.map_or(0, |(most, _)| most) {
+                    named = Some((names, form));
                 }
             }
             Err(why) if failure.is_empty() => failure = format!(": {why}"),
             Err(_) => {}
         }
     }
-    // As transformers gives it, with content that is text in any case.
-    (Form { content: Content::Empty, ..form }, Err(failure))
+    match named {
+        Some((_, form)) => (form, Ok(())),
+        // As most clients send it: content that is text in any case.
+        None => (Form { content: Content::Empty, ..form }, Err(failure)),
+    }
 }
 
 #[cfg(test)]
@@ -170,6 +183,12 @@ mod tests {
     }
 
     #[test]
+    fn a_call_of_which_only_the_name_is_written_is_not_lost() {
+        let source = "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}<call {{ m.tool_calls[0].function.name }}>{% elif m.content is not none %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}";
+        assert_eq!(render(source, calls(Value::Null)), "[user]Hi<call f>[tool]ok");
+    }
+
+    #[test]
     fn developers_speak_as_system_where_the_template_knows_only_that() {
         let source = "{% for m in messages %}{% if m.role in ['system','user','assistant'] %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}";
         let messages =
@@ -206,7 +225,7 @@ mod tests {
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}";
         let large = "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}";
         let deep = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
-        for (source, why) in [(endless, "steps"), (large, "bytes"), (deep, "inside each other")] {
+        for (source, why) in [(endless, "steps"), (large, "steps"), (deep, "inside each other")] {
             let given_up = try_with(&template(source), &[user()], false).unwrap_err().to_string();
             assert!(given_up.contains(why), "{given_up}");
         }
