@@ -103,6 +103,9 @@ impl Cli {
     /// The same, once somebody listens there or patience has ended. Where it is can change as long as no daemon
     /// has made one.
     pub async fn find_socket(&self) -> PathBuf {
+        if self.patience().is_zero() {
+            return self.socket();
+        }
         let since = Instant::now();
         let mut told = false;
         loop {

@@ -201,7 +201,7 @@ pub fn ps(models: &[ModelStatus]) -> String {
     if with_gpus {
         head.extend(["GPUS", "GPU MEM"]);
     }
-    head.extend(["RUN/WAIT", "KV", "CACHED", "HITS", "RESTARTS"]);
+    head.extend(["RUN/WAIT", "KV", "CACHE", "HITS", "RESTARTS"]);
     head.extend(with_persisted.then_some("PERSIST"));
     head.push("REASON");
     table(&head, &rows.collect::<Vec<_>>())

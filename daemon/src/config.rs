@@ -196,7 +196,7 @@ impl Default for WorkersConfig {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StateConfig {
-    /// Folder of the models that `load --persist` remembers; default: `$STATE_DIRECTORY`.
+    /// Folder of the models that `load --persist` saved; default: `$STATE_DIRECTORY`.
     pub dir: Option<PathBuf>,
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use minisgl_control::HubConfig;
 use minisgl_proto::doctor::{DoctorReport, HubReport};
+use url::{Host, Url};
 
 use crate::cli::ServeArgs;
 use crate::config::{CONFIG_PATH, Config};
@@ -103,19 +104,13 @@ fn reach(endpoint: &str) -> Result<(), String> {
         .map_err(|why| format!("{name}:{port} cannot be reached ({why})"))
 }
 
-fn host_and_port(url: &str) -> Option<(String, u16)> {
-    let (scheme, rest) = url.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    let default = if scheme == "https" { 443 } else { 80 };
-    let address = authority.rsplit('@').next()?;
-    let (host, port) = match address.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-            (host, port.parse().ok()?)
-        }
-        _ => (address, default),
+fn host_and_port(address: &str) -> Option<(String, u16)> {
+    let url = Url::parse(address).ok()?;
+    let host = match url.host()? {
+        Host::Ipv6(host) => host.to_string(), // without its brackets
+        host => host.to_string(),
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    (!host.is_empty()).then(|| (host.to_owned(), port))
+    Some((host, url.port_or_known_default()?))
 }
 
 #[cfg(test)]

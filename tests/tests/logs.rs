@@ -56,7 +56,7 @@ fn line(daemon: &Daemon, words: &[&str]) -> String {
 fn a_request_is_one_line_with_its_id_and_without_its_prompt() {
     let daemon = start("[log]\nlevel = \"trace\"\n");
     assert_eq!(ask(&daemon, "job-7.b"), "job-7.b");
-    let line = line(&daemon, &["request_id=job-7.b"]);
+    let line = line(&daemon, &["job-7.b", "outcome="]);
     for part in [
         "request_id=job-7.b",
         "model=\"m\"",

@@ -104,10 +104,10 @@ fn processes() {
     check(
         &ps(&[ready(), loading(), dead]),
         expect![[r#"
-            NAME       STATE       FOR    DEVICE  TP  RUN/WAIT  KV   CACHED  HITS  RESTARTS  REASON
-            org/small  ready       1h02m  cpu     3   2/1       38%  38%     25%   1
-            big        loading     2.5s   -       1   -         -    -       -     0         read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
-            org/small  restarting  1h02m  cpu     3   -         -    -       -     1         the worker was killed by signal 9 (SIGKILL)
+            NAME       STATE       FOR    DEVICE  TP  RUN/WAIT  KV   CACHE  HITS  RESTARTS  REASON
+            org/small  ready       1h02m  cpu     3   2/1       38%  38%    25%   1
+            big        loading     2.5s   -       1   -         -    -      -     0         read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
+            org/small  restarting  1h02m  cpu     3   -         -    -      -     1         the worker was killed by signal 9 (SIGKILL)
         "#]],
     );
 }
@@ -118,9 +118,9 @@ fn processes_that_are_loaded_at_start() {
     check(
         &ps(&[persisted.clone(), loading()]),
         expect![[r#"
-            NAME       STATE    FOR    DEVICE  TP  RUN/WAIT  KV   CACHED  HITS  RESTARTS  PERSIST  REASON
-            org/small  ready    1h02m  cpu     3   2/1       38%  38%     25%   1         yes
-            big        loading  2.5s   -       1   -         -    -       -     0         -        read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
+            NAME       STATE    FOR    DEVICE  TP  RUN/WAIT  KV   CACHE  HITS  RESTARTS  PERSIST  REASON
+            org/small  ready    1h02m  cpu     3   2/1       38%  38%    25%   1         yes
+            big        loading  2.5s   -       1   -         -    -      -     0         -        read weights 3.0 GiB of 61.0 GiB (model-00002.safetensors)
         "#]],
     );
     let line =
@@ -141,10 +141,10 @@ fn processes_on_gpus() {
     check(
         &ps(&models),
         expect![[r#"
-            NAME       STATE  FOR    DEVICE  TP  GPUS  GPU MEM    RUN/WAIT  KV   CACHED  HITS  RESTARTS  REASON
-            a          ready  1h02m  cpu     3   0,1   140.0 GiB  2/1       38%  38%     25%   1
-            b          ready  1h02m  cpu     3   3     -          2/1       38%  38%     25%   1
-            org/small  ready  1h02m  cpu     3   -     -          2/1       38%  38%     25%   1
+            NAME       STATE  FOR    DEVICE  TP  GPUS  GPU MEM    RUN/WAIT  KV   CACHE  HITS  RESTARTS  REASON
+            a          ready  1h02m  cpu     3   0,1   140.0 GiB  2/1       38%  38%    25%   1
+            b          ready  1h02m  cpu     3   3     -          2/1       38%  38%    25%   1
+            org/small  ready  1h02m  cpu     3   -     -          2/1       38%  38%    25%   1
         "#]],
     );
     let line = |model: &ModelStatus| {

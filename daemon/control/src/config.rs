@@ -9,6 +9,8 @@ pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
 
+pub use crate::command::WorkerCommand;
+
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
 pub struct RegistryConfig {

@@ -67,11 +67,12 @@ pub(crate) async fn download(
     let mut watcher = join(config, key)?;
     loop {
         let State { progress, end } = watcher.borrow_and_update().clone();
-        if let Some(end) = end {
-            return end;
-        }
+        // The last point of the way may be no older than the end.
         if let Some(progress) = progress {
             report(progress);
+        }
+        if let Some(end) = end {
+            return end;
         }
         watcher.changed().await.map_err(|_| Arc::new(HubError::Lost))?;
     }

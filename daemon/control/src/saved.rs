@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_there_in_the_next_life_until_it_is_forgotten() {
+    fn what_is_saved_is_there_in_the_next_life_until_it_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let saved = SavedModels::open(dir.path()).unwrap();
         assert_eq!(saved.models(), []);

@@ -139,6 +139,8 @@ async fn a_hub_that_ignores_ranges_never_leaves_a_wrong_file() {
     let cache = tempfile::tempdir().unwrap();
     assert!(is_right(&find(&hub, cache.path()).await.unwrap()));
     assert_eq!(hub.asked("model.safetensors bytes=20000-").len(), 1);
+    let asked = hub.asked(&format!("GET /org/name/resolve/{SHA}/model.safetensors"));
+    assert_eq!(asked.len(), 2, "what came from the start was taken: {asked:?}");
 }
 
 #[tokio::test]
@@ -315,6 +317,37 @@ async fn wrong_content_twice_is_an_error_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn files_come_from_where_the_hub_points_and_its_token_stays_behind() {
+    let elsewhere = Hub::model(|_| ());
+    let hub = Hub::model(|state| {
+        state.bytes_at = Some(elsewhere.endpoint.clone());
+        state.token = Some("secret".into());
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let mut config = hub.config(cache.path());
+    let token = cache.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    config.token_file = Some(token);
+    let dir = resolve(&config, "org/name", false, &mut |_| ()).await.unwrap();
+    assert!(is_right(&dir));
+    assert_eq!(elsewhere.asked("").len(), 1, "the bytes of the weights: {:?}", elsewhere.asked(""));
+    assert_eq!(
+        elsewhere.state.with_token.load(Ordering::SeqCst),
+        0,
+        "the token was sent elsewhere"
+    );
+    assert!(hub.state.with_token.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn a_repo_that_was_renamed_is_found() {
+    let hub = Hub::model(|_| ());
+    let cache = tempfile::tempdir().unwrap();
+    let found = resolve(&hub.config(cache.path()), "org/old", false, &mut |_| ()).await.unwrap();
+    assert!(is_right(&found) && found.to_string_lossy().contains("models--org--old"));
+}
+
+#[tokio::test]
 async fn files_of_another_commit_are_refused() {
     let hub = Hub::model(|state| state.other_commit = true.into());
     let cache = tempfile::tempdir().unwrap();
@@ -328,71 +361,13 @@ async fn a_cache_that_leads_elsewhere_gets_no_link_to_it() {
     let (cache, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let repo = cache.path().join("models--org--name");
     std::fs::create_dir_all(repo.join("snapshots")).unwrap();
-    // Relative links of a snapshot that lies elsewhere lead nowhere, or to somebody else's files.
-    std::os::unix::fs::symlink(elsewhere.path(), repo.join("snapshots").join(SHA)).unwrap();
+    // The snapshot is a link to a folder elsewhere, from where its links lead to somebody else's files.
+    let (snapshot, blobs) = (elsewhere.path().join("x/y"), elsewhere.path().join("blobs"));
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join(hub::etag(b"{}")), "evil").unwrap();
+    std::os::unix::fs::symlink(&snapshot, repo.join("snapshots").join(SHA)).unwrap();
     let error = find(&hub, cache.path()).await.unwrap_err();
-    assert!(error.message.contains("config.json"), "{error}");
+    assert!(error.message.contains("config.json is not where it is"), "{error}");
     assert_eq!(error.code, AdminErrorCode::Failed);
-}
-
-#[tokio::test]
-async fn a_download_that_is_dropped_stops_at_once_and_goes_on_later() {
-    let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
-    let cache = tempfile::tempdir().unwrap();
-    let mut config = hub.config(cache.path());
-    config.limits.idle = Duration::from_secs(60);
-    let task = {
-        let config = config.clone();
-        tokio::spawn(async move { resolve(&config, "org/name", false, &mut |_| ()).await })
-    };
-    hub.until(|_| blobs_len(cache.path(), "incomplete") == Some(20_000)).await;
-    let since = Instant::now();
-    task.abort();
-    hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    // At once, against an idle time of 60 s.
-    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
-    *hub.state.hold_after.lock().unwrap() = None;
-    let dir = resolve(&config, "org/name", false, &mut |_| ()).await.unwrap();
-    assert!(is_right(&dir));
-    assert_eq!(hub.asked("model.safetensors bytes=20000-").len(), 1);
-}
-
-/// Bytes of the one blob that ends so.
-fn blobs_len(cache: &Path, ending: &str) -> Option<u64> {
-    let folder = cache.join("models--org--name/blobs");
-    let mut entries = std::fs::read_dir(folder).ok()?.flatten();
-    let entry = entries.find(|entry| entry.file_name().to_string_lossy().ends_with(ending))?;
-    Some(entry.metadata().ok()?.len())
-}
-
-#[tokio::test]
-async fn all_who_wait_for_a_repo_share_one_download() {
-    let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
-    let cache = tempfile::tempdir().unwrap();
-    let mut config = hub.config(cache.path());
-    config.limits.idle = Duration::from_secs(60);
-    let told: std::sync::Arc<[AtomicUsize; 3]> = std::sync::Arc::default();
-    let mut tasks: Vec<_> = (0..3)
-        .map(|index| {
-            let (config, told) = (config.clone(), std::sync::Arc::clone(&told));
-            tokio::spawn(async move {
-                let mut report = |at: LoadProgress| {
-                    told[index].fetch_max(at.total as usize, Ordering::SeqCst);
-                };
-                resolve(&config, "org/name", false, &mut report).await
-            })
-        })
-        .collect();
-    hub.until(|_| told.iter().all(|total| total.load(Ordering::SeqCst) == 50_000)).await;
-    hub.until(|_| blobs_len(cache.path(), "incomplete") == Some(20_000)).await;
-    // One who leaves does not end it for the others.
-    tasks.remove(0).abort();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(hub.state.left.load(Ordering::SeqCst), 0);
-    *hub.state.hold_after.lock().unwrap() = None;
-    for task in tasks {
-        assert!(is_right(&task.await.unwrap().unwrap()));
-    }
-    assert_eq!(hub.asked("GET /org/name").len(), 3, "a request a file: {:?}", hub.asked(""));
-    assert_eq!(hub.asked("GET /api").len(), 1);
 }

@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::fake::{COUNT, CRASH, ENDLESS, GARBAGE, LOAD_WAITS, RESTART_DIES};
 use common::{Daemon, config, end_of, generate, is_alive, read, read_load, signal, token};
-use minisgl_control::{Backoff, RegistryConfig, RestartPolicy, SavedModels, Unavailable};
-use minisgl_proto::admin::{
-    AdminErrorCode, LoadRequest, ModelState, Origin, RequestState, RestartRequest,
-};
+use minisgl_control::{RegistryConfig, RestartPolicy, SavedModels, Unavailable};
+use minisgl_proto::admin::{AdminErrorCode, LoadRequest, ModelState, RequestState, RestartRequest};
 use minisgl_proto::{Finish, LoadOptions};
 use nix::sys::signal::Signal;
 
@@ -130,6 +128,7 @@ async fn those_that_wait_too_long_or_for_a_model_that_is_given_up_fail_with_a_wo
     let reason = failure(read(&mut waits).await.1);
     assert!(reason.contains("no worker") && reason.contains("retry later"), "{reason}");
 
+    let daemon = Daemon::new();
     let pid = daemon.load(RESTART_DIES).await.unwrap().pid.unwrap();
     let mut lost = daemon.submit(RESTART_DIES, &[ENDLESS]);
     token(&mut lost).await;
@@ -214,118 +213,6 @@ async fn options_that_do_not_load_are_taken_back() {
 }
 
 #[tokio::test]
-async fn a_model_that_the_daemon_keeps_stays_listed_and_is_tried_again() {
-    let retry = Backoff { initial: Duration::from_millis(50), max: Duration::from_millis(100) };
-    let daemon = Daemon::with(RegistryConfig { retry, ..config() });
-    let mut request = daemon.request("m");
-    let dir = std::path::PathBuf::from(&request.model);
-    std::fs::remove_dir_all(&dir).unwrap();
-    request.aliases = vec!["nick".into()];
-    daemon.registry.keep(request, Origin::Configured).unwrap();
-    let status = daemon.until_state("m", ModelState::Failed).await;
-    assert!(status.reason.unwrap().contains("no folder"));
-    assert_eq!(status.origin, Origin::Configured);
-    assert!(status.retry_in_s.is_some_and(|seconds| seconds <= 0.1));
-    let health = daemon.registry.health();
-    assert!(!health.ready && health.summary.contains("m is failed"), "{health:?}");
-    assert!(daemon.metrics_text().contains("minisgl_worker_up{model=\"m\"} 0"));
-    let refused = daemon.registry.submit("m", generate(&[COUNT, 1])).unwrap_err();
-    assert!(matches!(refused, Unavailable::NotReady { .. }), "{refused}");
-
-    daemon.model_dir("m");
-    let status = daemon.until_state("m", ModelState::Ready).await;
-    assert_eq!((status.retry_in_s, status.restarts), (None, 0));
-    assert!(daemon.registry.health().ready);
-    // By any of its names.
-    assert_eq!(read(&mut daemon.submit("nick", &[COUNT, 2])).await.0, [0, 1]);
-    assert_eq!(daemon.registry.model("nick").unwrap().name(), "m");
-    let taken = LoadRequest { name: Some("nick".into()), ..daemon.request("other") };
-    let taken = daemon.registry.load(taken).await.unwrap_err();
-    assert!(taken.message.contains("alias") && taken.message.contains("\"m\""), "{taken}");
-    daemon.registry.unload("nick", true).await.unwrap();
-    assert!(daemon.registry.list().is_empty());
-}
-
-#[tokio::test]
-async fn what_cannot_pass_is_not_tried_again_until_somebody_asks() {
-    let daemon = Daemon::new();
-    let mut request = daemon.request("m");
-    request.options.dummy_weights = false; // its folder has no weights
-    daemon.registry.keep(request.clone(), Origin::Persisted).unwrap();
-    let status = daemon.until_state("m", ModelState::Failed).await;
-    assert_eq!((status.retry_in_s, status.persisted), (None, true));
-    request.options.dummy_weights = true;
-    let loaded = end_of(read_load(daemon.registry.load(request).await.unwrap()).await).unwrap();
-    assert_eq!((loaded.state, loaded.origin), (ModelState::Ready, Origin::Persisted));
-}
-
-#[tokio::test]
-async fn models_are_found_side_by_side_and_all_are_listed_at_once() {
-    let daemon = Daemon::new();
-    for name in [LOAD_WAITS, "a", "b"] {
-        daemon.registry.keep(daemon.request(name), Origin::Configured).unwrap();
-    }
-    let names: Vec<String> = daemon.registry.listed().into_iter().map(|m| m.name).collect();
-    assert_eq!(names, [LOAD_WAITS, "a", "b"]);
-    daemon.until_state("a", ModelState::Ready).await;
-    daemon.until_state("b", ModelState::Ready).await;
-    assert!(!daemon.registry.health().ready, "one is still loading");
-    assert_eq!(daemon.registry.status(LOAD_WAITS).unwrap().state, ModelState::Loading);
-    let_go(&daemon, true);
-    daemon.until_state(LOAD_WAITS, ModelState::Ready).await;
-    assert!(daemon.registry.health().ready);
-    let generations: Vec<u64> = daemon.registry.listed().iter().map(|m| m.generation).collect();
-    assert!(generations.is_sorted_by(|a, b| a < b), "{generations:?}");
-}
-
-#[tokio::test]
-async fn a_changed_configuration_changes_its_models_and_no_others() {
-    let daemon = Daemon::new();
-    let request = |name: &str| daemon.request(name);
-    for name in ["stays", "changes", "leaves"] {
-        daemon.registry.keep(request(name), Origin::Configured).unwrap();
-        daemon.until_state(name, ModelState::Ready).await;
-    }
-    let by_hand = daemon.load("by-hand").await.unwrap();
-    let stays = daemon.registry.status("stays").unwrap();
-    let mut stream = daemon.submit("changes", &[COUNT, 200]);
-    token(&mut stream).await;
-    let mut changes = request("changes");
-    changes.options.max_running = 5;
-    let mut named = request("stays");
-    let wanted = vec![named.clone(), changes.clone(), request("comes"), request("by-hand")];
-    daemon.registry.reconcile(wanted).await;
-    daemon.until_state("comes", ModelState::Ready).await;
-    assert_eq!(daemon.registry.status("changes").unwrap().options, changes.options);
-    assert_eq!(daemon.registry.status("stays").unwrap().pid, stays.pid);
-    assert_eq!(daemon.registry.status("by-hand").unwrap().pid, by_hand.pid);
-    assert_eq!(read(&mut stream).await.0, (1..200).collect::<Vec<u32>>());
-    named.aliases = vec!["other".into()];
-    daemon.registry.reconcile(vec![named]).await;
-    let names: Vec<String> = daemon.registry.listed().into_iter().map(|m| m.name).collect();
-    assert_eq!(names, ["by-hand", "stays"]);
-    daemon.until_state("other", ModelState::Ready).await;
-}
-
-#[tokio::test]
-async fn an_unload_right_after_ready_leaves_nothing_saved() {
-    let folder = tempfile::tempdir().unwrap();
-    let saved = Arc::new(SavedModels::open(folder.path()).unwrap());
-    let daemon = Daemon::saving(config(), Some(saved.clone()));
-    for _ in 0..20 {
-        let request = LoadRequest { persist: true, ..daemon.request("m") };
-        let events = daemon.registry.load(request).await.unwrap();
-        // Ready, and on its way to be saved.
-        while daemon.registry.status("m").unwrap().state != ModelState::Ready {
-            tokio::task::yield_now().await;
-        }
-        daemon.registry.unload("m", true).await.unwrap();
-        read_load(events).await;
-        assert!(!saved.has("m"));
-    }
-}
-
-#[tokio::test]
 async fn what_workers_write_is_kept_across_them() {
     let daemon = Daemon::new();
     daemon.load("m").await.unwrap();
@@ -351,4 +238,18 @@ async fn give_up_counts_only_deaths_without_progress() {
     let status = daemon.until("m", |s| s.state == ModelState::Ready && s.restarts == 2).await;
     signal(status.pid.unwrap(), Signal::SIGKILL);
     daemon.until_state("m", ModelState::Failed).await;
+}
+
+#[tokio::test]
+async fn a_device_that_breaks_every_request_fails_the_model_and_not_one_request_after_another() {
+    let daemon = Daemon::new(); // gives up with the fourth failure
+    daemon.load("m").await.unwrap();
+    // The worker dies before any of them gets a token.
+    let mut all: Vec<_> = (0..4).map(|_| daemon.submit("m", &[GARBAGE])).collect();
+    daemon.until_state("m", ModelState::Failed).await;
+    let mut failed = 0;
+    for generation in &mut all {
+        failed += usize::from(failure(read(generation).await.1).contains("4 failures in a row"));
+    }
+    assert!(failed >= 2, "{failed}");
 }

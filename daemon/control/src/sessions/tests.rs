@@ -256,11 +256,14 @@ fn of_several_suspects_one_at_a_time_is_tried_until_the_cause_is_found() {
     assert_eq!(sent(&mut third), [(5, vec![]), (2, vec![])], "who is no suspect does not wait");
     sessions.route(3, vec![last_event(RequestId(2), Finish::Stop)]);
     assert_eq!(sent(&mut third), [(3, vec![])]);
+    assert_eq!(sessions.park(Blame::None, "made room").given_up, 0, "a restart proves nothing");
+    let mut fourth = attach(&sessions, 4, 8);
+    assert_eq!(sent(&mut fourth), [(1, vec![10]), (3, vec![]), (5, vec![])]);
     let parked = sessions.park(Blame::Much, "died");
     assert_eq!(parked.given_up, 1);
     assert!(failure(&mut readers[2]).contains("given up"));
-    let mut fourth = attach(&sessions, 4, 8);
-    assert_eq!(sent(&mut fourth), [(1, vec![10]), (4, vec![]), (5, vec![])]);
+    let mut fifth = attach(&sessions, 5, 8);
+    assert_eq!(sent(&mut fifth), [(1, vec![10]), (4, vec![]), (5, vec![])]);
 }
 
 #[test]

@@ -92,9 +92,9 @@ impl Supervisor {
             return self.go_back(&why);
         }
         let was_serving = self.phase == Phase::Serving;
-        let (had_progress, found_cause) = self.park(blame, how);
+        let had_progress = self.park(blame, how);
         let was_stable = self.serving_since.elapsed() >= self.config.restart.stable;
-        if had_progress || found_cause || (was_serving && was_stable) {
+        if had_progress || (was_serving && was_stable) {
             self.deaths = 0;
         }
         self.deaths += 1;
@@ -113,9 +113,8 @@ impl Supervisor {
         });
     }
 
-    /// Lets the sessions wait. Returns whether the instance had brought any forward, and whether one is taken for
-    /// the cause of its death.
-    fn park(&self, blame: Blame, how: &str) -> (bool, bool) {
+    /// Lets the sessions wait. Returns whether the instance had brought any forward.
+    fn park(&self, blame: Blame, how: &str) -> bool {
         let name = &self.model.spec.name;
         let parked = self.model.sessions.park(blame, how);
         self.metrics.parked(name, parked.waiting);
@@ -127,6 +126,6 @@ impl Supervisor {
             given_up = parked.given_up,
             "requests wait for the next worker"
         );
-        (parked.had_progress, parked.given_up > 0)
+        parked.had_progress
     }
 }

@@ -1,6 +1,8 @@
 //! A hub on this machine that serves one repo, `org/name`, over HTTP/1.1, a connection a request, and that can
 //! be slow, rude and wrong.
 
+#![allow(dead_code)] // each test binary uses its part of this
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -43,6 +45,10 @@ pub struct State {
     pub wrong: Mutex<Option<(&'static str, usize)>>,
     /// Names another commit with each file.
     pub other_commit: AtomicBool,
+    /// Where the bytes of big files are: another hub's address.
+    pub bytes_at: Option<String>,
+    /// Requests that came with a token.
+    pub with_token: AtomicUsize,
     /// `METHOD path range` of each request.
     pub log: Mutex<Vec<String>>,
     /// Connections that a client closed while they were held.
@@ -118,7 +124,7 @@ pub fn weights() -> Vec<u8> {
 }
 
 /// As the hub names it: big files are in LFS, small ones in Git.
-fn etag(bytes: &[u8]) -> String {
+pub fn etag(bytes: &[u8]) -> String {
     match bytes.len() {
         0..1000 => format!(
             "{:x}",
@@ -129,6 +135,10 @@ fn etag(bytes: &[u8]) -> String {
         ),
         _ => format!("{:x}", Sha256::digest(bytes)),
     }
+}
+
+fn redirect(mut stream: &TcpStream, head: &str) {
+    let _ = write!(stream, "HTTP/1.1 {head}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
 }
 
 impl State {
@@ -161,13 +171,31 @@ impl State {
             );
             return;
         }
+        self.with_token
+            .fetch_add(usize::from(headers.contains_key("authorization")), Ordering::SeqCst);
+        if path.contains("/org/old/") {
+            let to = path.replace("/org/old/", "/org/name/");
+            redirect(&stream, &format!("307 Temporary Redirect\r\nLocation: {to}"));
+            return;
+        }
         let token = self.token.as_ref().map(|token| format!("Bearer {token}"));
         let (status, body) = if token.is_some() && headers.get("authorization") != token.as_ref() {
             ("401 Unauthorized", b"{}".to_vec())
         } else {
             self.find(&path)
         };
-        self.send(&stream, method, &path, status, &body, &range);
+        match &self.bytes_at {
+            Some(elsewhere) if body.len() > 1000 && path.contains("/resolve/") => redirect(
+                &stream,
+                &format!(
+                    "302 Found\r\nLocation: {elsewhere}{path}\r\nETag: \"of the redirect\"\r\n\
+                     X-Linked-ETag: \"{}\"\r\nX-Linked-Size: {}\r\nX-Repo-Commit: {SHA}",
+                    etag(&body),
+                    body.len()
+                ),
+            ),
+            _ => self.send(&stream, method, &path, status, &body, &range),
+        }
     }
 
     fn find(&self, path: &str) -> (&'static str, Vec<u8>) {
