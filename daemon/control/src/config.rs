@@ -1,5 +1,6 @@
 //! What the daemon chooses for its registry.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,8 +9,6 @@ use std::time::Duration;
 pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
-
-pub use crate::command::WorkerCommand;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
