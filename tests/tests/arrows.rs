@@ -16,7 +16,6 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("minisgl-text", &["minisgl-proto"]),
     ("minisgl-http", &["minisgl-proto"]),
     ("minisgl-control", &["minisgl-proto"]),
-    ("minisgl-text", &["minisgl-proto"]),
     (
         "minisgld",
         &[
@@ -27,7 +26,6 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "minisgl-http",
             "minisgl-text",
             "minisgl-control",
-            "minisgl-text",
             "minisgl-kernels",
         ],
     ),
