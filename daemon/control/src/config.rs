@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
 
