@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used)] // a test's way to fail
 
 mod common;
-#[allow(dead_code)] // this test binary uses its part of it
 #[path = "common/hub.rs"]
 mod hub;
 
