@@ -1,5 +1,6 @@
 //! What the daemon chooses for its registry.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,6 @@ pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
 
-pub use crate::command::WorkerCommand;
 
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
