@@ -10,7 +10,6 @@ pub use crate::command::WorkerCommand;
 use crate::gpus::Gpus;
 use crate::text::Text;
 
-
 /// Settings of a [`crate::Registry`].
 #[derive(Clone, Debug)]
 pub struct RegistryConfig {

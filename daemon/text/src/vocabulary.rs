@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use minisgl_proto::text::{DecodeStep, Token, VOCABULARY_MAX, Vocabulary};
-use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Decoder, DecoderWrapper, Tokenizer};
 
@@ -91,7 +90,7 @@ fn piece(local: &[&DecoderWrapper], spelling: &str) -> Option<String> {
 fn steps(decoder: &DecoderWrapper) -> (Vec<&DecoderWrapper>, Vec<DecodeStep>, Vec<String>) {
     let mut flat = Vec::new();
     flatten(decoder, &mut flat);
-    let is_regex = |step: &&DecoderWrapper| {
+    let is_regex = |step: &DecoderWrapper| {
         matches!(step, DecoderWrapper::Replace(_)) && described(step).is_none()
     };
     let is_local = |step: &&DecoderWrapper| {
@@ -99,7 +98,7 @@ fn steps(decoder: &DecoderWrapper) -> (Vec<&DecoderWrapper>, Vec<DecodeStep>, Ve
     };
     let leading = flat.iter().take_while(|step| is_local(step)).count();
     // Only up to the last one that data cannot say.
-    let local = flat[..leading].iter().rposition(|step| is_regex(&step)).map_or(0, |at| at + 1);
+    let local = flat[..leading].iter().rposition(|step| is_regex(step)).map_or(0, |at| at + 1);
     let mut notes = Vec::new();
     let mut data = Vec::new();
     for step in &flat[local..] {
@@ -145,7 +144,7 @@ fn described(decoder: &DecoderWrapper) -> Option<DecodeStep> {
         },
         DecoderWrapper::Metaspace(_) => DecodeStep::Metaspace {
             mark: first("replacement", '▁'),
-            keep_first: json["prepend_scheme"] == Value::from("never"),
+            keep_first: json["prepend_scheme"] == "never",
         },
         DecoderWrapper::WordPiece(_) => {
             DecodeStep::WordPiece { prefix: text("prefix"), cleanup: flag("cleanup") }
@@ -186,7 +185,7 @@ fn token_bytes_max(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::tiny;

@@ -450,7 +450,7 @@ impl Parser {
         let mut name = self.expect_name()?.to_string();
         while self.skip_op(".") {
             name.push('.');
-            name.push_str(&*self.expect_name()?);
+            name.push_str(&self.expect_name()?);
         }
         Ok(name.into())
     }

@@ -60,7 +60,7 @@ fn write(format: &str, time: DateTime) -> String {
                     'U' => time.weekday().to_sunday_zero_offset(),
                     _ => time.weekday().to_monday_zero_offset(),
                 };
-                let week = (i16::from(time.day_of_year()) + 6 - i16::from(weekday)) / 7;
+                let week = (time.day_of_year() + 6 - i16::from(weekday)) / 7;
                 out.push_str(&format!("{week:02}"));
             }
             _ => match strtime::format(directive, time) {
