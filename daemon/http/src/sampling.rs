@@ -226,6 +226,13 @@ impl SamplingFields {
 }
 
 impl Wanted {
+    /// Ends a generation with this token, too, unless the client wants no such end.
+    pub fn end_with(&mut self, token: u32) {
+        if !self.stop.ignore_eos && !self.stop.stop_token_ids.contains(&token) {
+            self.stop.stop_token_ids.push(token);
+        }
+    }
+
     /// Output tokens that must come before a stop string counts.
     pub fn min_tokens(&self) -> u32 {
         self.stop.min_tokens

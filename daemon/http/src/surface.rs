@@ -127,7 +127,14 @@ fn wanted(intent: &mut Intent, front: &Front, found: &Found) -> Result<Wanted, A
     };
     let vocab_size = found.model.info().vocab_size;
     let sampling = std::mem::take(&mut intent.sampling);
-    sampling.validate(endpoint, found.text.defaults(), vocab_size, &front.settings)
+    let mut wanted =
+        sampling.validate(endpoint, found.text.defaults(), vocab_size, &front.settings)?;
+    let known = &found.model.info().eos_token_ids;
+    // A model trained further often ends its turn with a token that its configuration does not name.
+    if let Some(eos) = found.text.eos().filter(|eos| *eos < vocab_size && !known.contains(eos)) {
+        wanted.end_with(eos);
+    }
+    Ok(wanted)
 }
 
 /// The token ids of all prompts, and the prompts that the answer repeats.

@@ -402,3 +402,19 @@ async fn a_request_holds_its_bytes_until_its_prompt_is_tokens() {
     drop(closed);
     assert_eq!(count().await.unwrap().json()["count"], 60_001, "the first gave its bytes back");
 }
+
+/// A model that was trained further: its tokenizer ends a turn with a token that its configuration does not name.
+#[tokio::test]
+async fn the_tokenizers_end_token_ends_a_generation() {
+    let house = House::saying("a");
+    house.chat(json!({})).await;
+    assert_eq!(house.last().stop.stop_token_ids, [0; 0], "the model's own needs no word");
+    let house = House::saying("a");
+    let path = house.folder.path().join("tokenizer_config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, config.replace("\"<|im_end|>\"}", "\"<s>\"}")).unwrap();
+    house.chat(json!({})).await;
+    assert_eq!(house.last().stop.stop_token_ids, [support::BOS]);
+    house.chat(json!({"ignore_eos": true})).await;
+    assert_eq!(house.last().stop.stop_token_ids, [0; 0]);
+}

@@ -188,9 +188,9 @@ impl Encoder {
         let mut bytes = self.piece;
         if let Some(cut) = self.cut {
             while bytes < text.len() && bytes <= UNBROKEN_BYTES_MAX {
-                let end = boundary(text, bytes);
+                let end = floor(text, bytes);
                 // In the later half of what was not looked at yet.
-                let from = boundary(text, bytes / 2);
+                let from = floor(text, bytes / 2);
                 if let Some(at) = self.find_cut(text, from, end, cut) {
                     let dropped = if cut == Cut::Drop { 1 } else { 0 };
                     return Ok((&text[..at], &text[at + dropped..]));
@@ -221,8 +221,8 @@ impl Encoder {
 
     /// Whether the text around this place has the same ids in two pieces as in one.
     fn may_cut(&self, text: &str, at: usize, cut: Cut) -> bool {
-        let from = boundary(text, at.saturating_sub(self.window));
-        let end = boundary(text, at + self.window);
+        let from = floor(text, at.saturating_sub(self.window));
+        let end = floor(text, at + self.window);
         let after = if cut == Cut::Drop { at + 1 } else { at };
         let ids = |from: usize, to: usize| self.once(&text[from..to], false);
         match (ids(from, end), ids(from, at), ids(after, end)) {
@@ -254,6 +254,12 @@ impl Encoder {
             .decode(ids, skip_special)
             .map_err(|why| TextFault::TokenizerFailed(why.to_string()))
     }
+}
+
+/// The last place at or before this byte where no character is cut.
+fn floor(text: &str, at: usize) -> usize {
+    let at = at.min(text.len());
+    (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 /// Letters that no rule of a pre-tokenizer joins to a space or a comma: ASCII, and the scripts that have no spaces.

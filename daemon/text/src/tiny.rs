@@ -1,5 +1,7 @@
 //! Tokenizers with one token a byte: every character outside ASCII is split over tokens.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "for tests")]
+
 use serde_json::{Map, Value, json};
 
 pub const BOS: u32 = 256;
@@ -63,7 +65,6 @@ pub fn byte_level() -> Value {
 }
 
 /// Bytes as `<0xNN>`, then `▁` (256), `▁a` (257) and `b` (258), decoded as Llama 2 does.
-#[allow(dead_code, reason = "only the detokenizer's own tests use it")]
 pub fn byte_fallback() -> Value {
     let mut vocab: Map<String, Value> =
         (0..=255u32).map(|byte| (format!("<0x{byte:02X}>"), byte.into())).collect();

@@ -90,7 +90,7 @@ fn piece(local: &[&DecoderWrapper], spelling: &str) -> Option<String> {
 fn steps(decoder: &DecoderWrapper) -> (Vec<&DecoderWrapper>, Vec<DecodeStep>, Vec<String>) {
     let mut flat = Vec::new();
     flatten(decoder, &mut flat);
-    let is_regex = |step: &&DecoderWrapper| {
+    let is_regex = |step: &DecoderWrapper| {
         matches!(step, DecoderWrapper::Replace(_)) && described(step).is_none()
     };
     let is_local = |step: &&DecoderWrapper| {
@@ -98,7 +98,7 @@ fn steps(decoder: &DecoderWrapper) -> (Vec<&DecoderWrapper>, Vec<DecodeStep>, Ve
     };
     let leading = flat.iter().take_while(|step| is_local(step)).count();
     // Only up to the last one that data cannot say.
-    let local = flat[..leading].iter().rposition(is_regex).map_or(0, |at| at + 1);
+    let local = flat[..leading].iter().rposition(|step| is_regex(step)).map_or(0, |at| at + 1);
     let mut notes = Vec::new();
     let mut data = Vec::new();
     for step in &flat[local..] {
@@ -185,8 +185,7 @@ fn token_bytes_max(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::tiny;

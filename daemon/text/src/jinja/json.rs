@@ -103,7 +103,7 @@ impl Dumps {
                 }
                 let mut fields: Vec<(&Key, &Value)> = dict.iter().collect();
                 if self.sort {
-                    fields.sort_by_cached_key(|(key, _)| text::str(&key.0));
+                    fields.sort_by_key(|(key, _)| text::str(&key.0));
                 }
                 self.out.push('{');
                 for (at, (key, value)) in fields.into_iter().enumerate() {

@@ -35,6 +35,7 @@ pub fn has(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
+#[allow(clippy::mutable_key_type, reason = "`Value::key` lets no value be a key that can change")]
 pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<Value> {
     if let Value::Seq(seq) = &value {
         run.pay(seq.items.len())?;
@@ -172,13 +173,8 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
                 let size = each + usize::from(number < more);
                 let mut row = items[at..at + size].to_vec();
                 at += size;
-                if let Some(fill) = &fill
-                    && number >= more
-                    && more > 0
-                    && !matches!(fill, Value::None)
-                {
-                    row.push(fill.clone());
-                }
+                let fill = fill.as_ref().filter(|fill| !matches!(fill, Value::None));
+                row.extend(fill.filter(|_| number >= more && more > 0).cloned());
                 rows.push(Value::list(row));
             }
             Ok(Value::generator(rows))
