@@ -9,7 +9,6 @@ use minisgl_proto::admin::{AdminErrorCode, ModelState};
 use minisgl_proto::{Device, LoadOptions};
 use minisgl_tests::daemon::assert_refused;
 use minisgl_tests::{Daemon, dummy_folder, fixture, greedy, model_options, paths};
-use serde_json::json;
 
 fn ranks(tp: u32) -> LoadOptions {
     LoadOptions { tp, device: Device::Cpu, ..model_options() }
