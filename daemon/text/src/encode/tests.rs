@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::tiny;
 
-const NOBODY_LEFT: AtomicBool = AtomicBool::new(false);
+static NOBODY_LEFT: AtomicBool = AtomicBool::new(false);
 
 fn tokenizer(json: &Value) -> Tokenizer {
     Tokenizer::from_bytes(json.to_string()).unwrap()
