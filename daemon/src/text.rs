@@ -12,11 +12,15 @@ use crate::{confine, logging, worker};
 /// once that cannot be divided half a GiB each.
 const MEMORY_BYTES_MAX: u64 = 3 << 30;
 
+/// How much it gives way to the daemon and the workers, in steps of `nice`: it gets a third of a core that others want.
+const NICE: i32 = 5;
+
 /// Serves jobs until the daemon is gone.
 pub fn run(log: &str) -> ExitCode {
     let serve = || -> anyhow::Result<()> {
         logging::init_worker(log)?;
         limit_memory();
+        give_way();
         let stream = worker::connect()?;
         Ok(minisgl_text::serve(stream, |spec| confine::text(&spec.dir))?)
     };
@@ -26,6 +30,13 @@ pub fn run(log: &str) -> ExitCode {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Streams and requests that are short go before texts that are long, on whatever cores there are.
+fn give_way() {
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!("a text process does not give way: {error}");
     }
 }
 

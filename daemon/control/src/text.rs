@@ -51,7 +51,7 @@ impl Default for TextConfig {
             command: WorkerCommand { args: vec!["text".into()], ..WorkerCommand::current_exe() },
             load: Duration::from_secs(120),
             job: Duration::from_secs(60),
-            jobs_max: 1024,
+            jobs_max: 16 << 10,
             bytes_max: 128 << 20,
         }
     }

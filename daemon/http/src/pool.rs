@@ -19,10 +19,12 @@ use tokio::sync::oneshot;
 
 use crate::error::ApiError;
 
-/// Jobs that wait or run, at most.
-const JOBS_MAX: usize = 512;
+/// Jobs that wait or run, at most: more than there are connections by default, so that a burst of small requests waits.
+const JOBS_MAX: usize = 16 << 10;
 /// Bytes of what they work on, at most. A single job may have more: it then waits to be alone.
 const BYTES_MAX: usize = 256 << 20;
+/// How much the threads give way to the runtime's, in steps of `nice`.
+const NICE: i32 = 5;
 /// Seconds after which a refused client is told to come back, at most.
 const RETRY_AFTER_S_MAX: u64 = 30;
 
@@ -134,7 +136,7 @@ impl Pool {
         if state.idle < state.queue.len() && state.threads < shared.threads_max {
             let own = Arc::clone(&self.0);
             let started =
-                std::thread::Builder::new().name("text-pool".into()).spawn(move || serve(&own));
+                std::thread::Builder::new().name("parse".into()).spawn(move || serve(&own));
             match started {
                 Ok(_) => state.threads += 1,
                 // The others take it; only without any of them it would wait for ever.
@@ -171,6 +173,8 @@ impl Drop for Pool {
 
 /// What a thread of the pool does.
 fn serve(shared: &Shared) {
+    // Of this thread alone (Linux): long bodies give way to streams. Where it is not allowed, they share.
+    let _ = rustix::process::nice(NICE);
     let mut state = shared.lock();
     while !state.closed {
         let Some(Job { bytes, work, .. }) = state.queue.pop_front() else {
