@@ -14,6 +14,7 @@
 //! | `error` | what can go wrong, and the exit codes |
 
 #![forbid(unsafe_code)]
+#![allow(rustdoc::broken_intra_doc_links)] // help texts, which clap takes from the comments, are not Markdown
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
