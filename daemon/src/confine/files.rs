@@ -137,7 +137,9 @@ fn timings() -> Option<PathBuf> {
 
 /// A model's folder, and what the links in it lead to: the hub's cache keeps files elsewhere.
 fn model_files(model: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(model).into_iter().flatten().flatten();
-    let links = entries.take(MODEL_FILES_MAX).filter_map(|entry| entry.path().canonicalize().ok());
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let templates = model.join("additional_chat_templates");
+    let entries = entries(model).chain(entries(&templates)).take(MODEL_FILES_MAX);
+    let links = entries.filter_map(|entry| entry.path().canonicalize().ok());
     std::iter::once(model.to_path_buf()).chain(links).collect()
 }

@@ -39,10 +39,20 @@ fn a_confined_thread_reads_its_model_and_finds_no_secrets() {
     let (model, blobs) = (dir.path().join("model"), dir.path().join("blobs"));
     std::fs::create_dir(&model).unwrap();
     std::fs::create_dir(&blobs).unwrap();
-    for file in [model.join("config.json"), blobs.join("weights"), blobs.join("other")] {
+    let files = [
+        model.join("config.json"),
+        blobs.join("weights"),
+        blobs.join("template"),
+        blobs.join("other"),
+    ];
+    for file in files {
         std::fs::write(file, "x").unwrap();
     }
     std::os::unix::fs::symlink("../blobs/weights", model.join("model.safetensors")).unwrap();
+    let templates = model.join("additional_chat_templates");
+    std::fs::create_dir(&templates).unwrap();
+    let template = templates.join("tool_use.jinja");
+    std::os::unix::fs::symlink("../../blobs/template", &template).unwrap();
     assert!(File::open("/etc/passwd").is_ok());
     for kind in [cpu, text, |dir: &Path| gpus(dir, 1)] {
         confined(
@@ -50,6 +60,7 @@ fn a_confined_thread_reads_its_model_and_finds_no_secrets() {
             || {
                 assert!(File::open(model.join("config.json")).is_ok());
                 assert!(File::open(model.join("model.safetensors")).is_ok(), "where a link leads");
+                assert!(File::open(&template).is_ok(), "in a folder, too");
                 assert!(std::fs::read_to_string("/proc/meminfo").is_ok());
                 assert!(std::fs::write("/dev/null", "x").is_ok());
                 assert!(refused(File::open("/etc/passwd")));
