@@ -58,19 +58,17 @@ def status(pid):
     return int(fields["VmRSS"].split()[0]) * 1024, int(fields["Threads"])
 
 
-class Watch(threading.Thread):
-    """Asks the admin socket and looks at the processes until told to stop."""
+class Watch:
+    """Asks the admin socket and looks at the processes, in a process of its own, until told to stop."""
 
     def __init__(self, path):
-        super().__init__(daemon=True)
         self.path, self.pid = path, daemon_pid(path)
-        self.daemon_peak = self.all_peak = self.threads = 0
-        self.slowest = 0.0
-        self.failures = 0
-        self.over = False
+        self.daemon_peak, self.all_peak, self.slowest = (multiprocessing.Value("d", 0.0) for _ in range(3))
+        self.threads, self.failures, self.over = (multiprocessing.Value("i", 0) for _ in range(3))
+        self.process = multiprocessing.Process(target=self.run, daemon=True)
 
     def run(self):
-        while not self.over:
+        while not self.over.value:
             began = time.monotonic()
             try:
                 ask = Unix(self.path, 30)
@@ -78,8 +76,8 @@ class Watch(threading.Thread):
                 ask.getresponse().read()
                 ask.close()
             except OSError:
-                self.failures += 1
-            self.slowest = max(self.slowest, time.monotonic() - began)
+                self.failures.value += 1
+            self.slowest.value = max(self.slowest.value, time.monotonic() - began)
             total = 0
             for pid in family(self.pid):
                 try:
@@ -88,8 +86,9 @@ class Watch(threading.Thread):
                     continue
                 total += rss
                 if pid == self.pid:
-                    self.daemon_peak, self.threads = max(self.daemon_peak, rss), max(self.threads, threads)
-            self.all_peak = max(self.all_peak, total)
+                    self.daemon_peak.value = max(self.daemon_peak.value, rss)
+                    self.threads.value = max(self.threads.value, threads)
+            self.all_peak.value = max(self.all_peak.value, total)
             time.sleep(0.02)
 
 
@@ -179,33 +178,34 @@ def main():
     port = int(port)
     readers = [Reader(host, port, args.model, args.stream_tokens) for _ in range(2)]
     watch = Watch(args.socket)
-    for thread in [*readers, watch]:
-        thread.start()
+    watch.process.start()
+    for reader in readers:
+        reader.start()
     time.sleep(4)
     quiet = max(reader.longest for reader in readers)
     for reader in readers:
         reader.longest = 0.0
-    watch.slowest = 0.0
+    watch.slowest.value = 0.0
     outcomes = multiprocessing.Queue()
     clients = multiprocessing.Process(target=flood, args=(args, host, port, outcomes))
     clients.start()
     counts = [outcomes.get() for _ in range(args.clients * args.rounds)]
     clients.join()
     time.sleep(args.watch)
-    watch.over = True
+    watch.over.value = 1
     for reader in readers:
         reader.over = True
-    watch.join(40)
+    watch.process.join(40)
     pause = max(reader.longest for reader in readers)
     faults = [reader.fault for reader in readers if reader.fault]
     print(f"{len(counts)} bodies of {args.mib} MiB, {counts.count('sent')} sent whole")
-    print(f"daemon {watch.daemon_peak / 1e6:.0f} MB at most, with its helpers {watch.all_peak / 1e6:.0f} MB; {watch.threads} threads")
-    print(f"admin socket: slowest answer {watch.slowest * 1e3:.0f} ms, {watch.failures} failures")
+    print(f"daemon {watch.daemon_peak.value / 1e6:.0f} MB at most, with its helpers {watch.all_peak.value / 1e6:.0f} MB; {watch.threads.value} threads")
+    print(f"admin socket: slowest answer {watch.slowest.value * 1e3:.0f} ms, {watch.failures.value} failures")
     print(f"streams: longest pause {pause * 1e3:.0f} ms (before {quiet * 1e3:.0f}), {sum(r.count for r in readers)} chunks")
     wrong = [*faults]
-    if watch.daemon_peak > args.rss_mb * 1e6:
+    if watch.daemon_peak.value > args.rss_mb * 1e6:
         wrong.append(f"more than {args.rss_mb} MB")
-    if watch.slowest * 1e3 > args.admin_ms or watch.failures:
+    if watch.slowest.value * 1e3 > args.admin_ms or watch.failures.value:
         wrong.append(f"the admin socket took more than {args.admin_ms} ms")
     if pause * 1e3 > args.pause_ms:
         wrong.append(f"a stream paused for more than {args.pause_ms} ms")
