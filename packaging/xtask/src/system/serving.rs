@@ -184,10 +184,13 @@ fn worker(world: &World) -> Result<String> {
     if main == "0" {
         bail!("the service does not run");
     }
-    // The daemon's threads start its children.
-    let script = format!("cat /proc/{main}/task/*/children");
-    let children = world.machine.run(&["sh", "-c", &script])?;
-    Ok(children.split_whitespace().next().unwrap_or_default().to_owned())
+    // The daemon's threads start its children, of which the text process is another.
+    let script = format!(
+        "for child in $(cat /proc/{main}/task/*/children); do \
+         tr '\\0' ' ' < /proc/$child/cmdline | grep -q ' worker ' && echo $child; done; true"
+    );
+    let workers = world.machine.run(&["sh", "-c", &script])?;
+    Ok(workers.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 /// Sends a signal to a process of the machine.
