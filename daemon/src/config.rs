@@ -45,7 +45,7 @@ pub struct Config {
     pub log: LogConfig,
     /// `[state]`
     pub state: StateConfig,
-    /// `[[model]]`: loaded at start, in order.
+    /// `[[model]]`: listed in this order, loaded side by side.
     pub model: Vec<ModelConfig>,
     /// Keys of the OpenAI API, from their own file.
     #[serde(skip)]

@@ -185,10 +185,7 @@ impl Session {
         let Some(reader) = &self.reader else { return false };
         let token = event.sampled.as_ref().map(|sampled| sampled.token);
         let scored = event.prompt_logprobs.len() as u32;
-        if let Some(seconds) = &mut event.queue_s {
-            // The worker counts from when it heard of the request.
-            *seconds += self.sent.saturating_duration_since(self.submitted).as_secs_f32();
-        }
+        self.add_wait(&mut event);
         if reader.try_send(event).is_err() {
             return false;
         }
@@ -207,8 +204,16 @@ impl Session {
         true
     }
 
+    /// The worker counts the wait from when it heard of the request.
+    fn add_wait(&self, event: &mut TokenEvent) {
+        if let Some(seconds) = &mut event.queue_s {
+            *seconds += self.sent.saturating_duration_since(self.submitted).as_secs_f32();
+        }
+    }
+
     /// Its last event, for which the reader has room; nothing is delivered after it.
-    pub(super) fn end(&mut self, event: TokenEvent) {
+    pub(super) fn end(&mut self, mut event: TokenEvent) {
+        self.add_wait(&mut event);
         if let Some(reader) = self.reader.take() {
             let _ = reader.try_send(event);
         }
