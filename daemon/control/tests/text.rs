@@ -41,7 +41,10 @@ fn fake_text() {
     while let Some(frame) = receive(&mut socket) {
         match frame {
             ToText::Load(spec) => {
-                std::fs::write(spec.dir.join("pid"), std::process::id().to_string()).unwrap();
+                // Whole at once: the test reads it while another process takes the first one's place.
+                let (part, pid) = (spec.dir.join("pid.part"), spec.dir.join("pid"));
+                std::fs::write(&part, std::process::id().to_string()).unwrap();
+                std::fs::rename(part, pid).unwrap();
                 match std::fs::read_to_string(spec.dir.join("how")).as_deref() {
                     Ok("fail") => {
                         say(&out, FromText::LoadFailed("tokenizer.json is broken".into()))
