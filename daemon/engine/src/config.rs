@@ -1,18 +1,22 @@
 //! What a model is: the numbers of `config.json` that its arithmetic depends on.
 //!
-//! Owns: reading and checking `config.json` and `generation_config.json`, and the list of tensors
-//! that follows from them. Must never: look at weights, or let a number through that later code
-//! would have to check again. A setting that changes the arithmetic and is not implemented is
+//! Owns: reading and checking `config.json` and `generation_config.json`, and what a layer is as data
+//! (`spec.rs`). Must never: look at weights, or let a number through that later code would have to check again. A setting that changes the arithmetic and is not implemented is
 //! refused by name; nothing is ignored silently that could make tokens wrong.
 
 mod fields;
 mod parse;
+mod spec;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 
 pub use fields::ConfigError;
+pub use spec::{
+    Activation, AttentionBias, AttentionSpec, ExpertsSpec, Ffn, LayerSpec, NormSpec, Router,
+    SharedExpert,
+};
 
 /// The model families served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +29,31 @@ pub enum Architecture {
     Qwen2,
     /// Qwen 3: Llama's shape with RMSNorm on each head of q and k.
     Qwen3,
+    /// Qwen 1.5 and 2 with experts, and one that all tokens share.
+    Qwen2Moe,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// Mistral's shape with experts.
+    Mixtral,
+    /// gpt-oss: experts with biases, windows in every other layer, sinks.
+    GptOss,
+    /// Gemma 3, its text half: windows in most layers, norms around each block.
+    Gemma3,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Architecture; 4] =
-        [Architecture::Llama, Architecture::Mistral, Architecture::Qwen2, Architecture::Qwen3];
+    pub const ALL: [Architecture; 9] = [
+        Architecture::Llama,
+        Architecture::Mistral,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Qwen2Moe,
+        Architecture::Qwen3Moe,
+        Architecture::Mixtral,
+        Architecture::GptOss,
+        Architecture::Gemma3,
+    ];
 
     /// The name in `architectures` of `config.json`.
     pub fn name(self) -> &'static str {
@@ -39,6 +62,11 @@ impl Architecture {
             Architecture::Mistral => "MistralForCausalLM",
             Architecture::Qwen2 => "Qwen2ForCausalLM",
             Architecture::Qwen3 => "Qwen3ForCausalLM",
+            Architecture::Qwen2Moe => "Qwen2MoeForCausalLM",
+            Architecture::Qwen3Moe => "Qwen3MoeForCausalLM",
+            Architecture::Mixtral => "MixtralForCausalLM",
+            Architecture::GptOss => "GptOssForCausalLM",
+            Architecture::Gemma3 => "Gemma3ForCausalLM",
         }
     }
 }
@@ -64,6 +92,21 @@ pub enum RopeScaling {
         /// Context length before stretching.
         original_max_position: usize,
     },
+    /// YaRN (Peng et al., 2023): low frequencies are divided by `factor`, high ones kept, with a ramp between.
+    Yarn {
+        /// At least 1.
+        factor: f64,
+        /// Turns in the original context from which a frequency is kept.
+        beta_fast: f64,
+        /// Turns in the original context up to which a frequency is divided whole.
+        beta_slow: f64,
+        /// Context length before stretching.
+        original_max_position: usize,
+        /// The ramp's ends are whole dimensions.
+        truncated: bool,
+        /// What rotated vectors are multiplied by.
+        magnitude: f64,
+    },
 }
 
 /// Rotary position embedding.
@@ -75,10 +118,11 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
-/// A decoder-only transformer: pre-norm (RMSNorm), rotary attention with grouped KV heads, SwiGLU.
+/// A decoder-only transformer: RMSNorm, rotary attention with grouped KV heads, gated feed-forward blocks,
+/// in layers that each say what they are.
 ///
-/// All dimensions are positive and within sane bounds, `heads` is a multiple of `kv_heads`, and
-/// `head_dim` is even.
+/// All dimensions are positive and within sane bounds, `heads` is a multiple of `kv_heads`, `head_dim` is
+/// even, there is a layer at least, and each names a rotation that is there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Family.
@@ -87,28 +131,36 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Decoder layers.
-    pub layers: usize,
-    /// Query heads.
+    /// The layers, in order.
+    pub layers: Vec<LayerSpec>,
+    /// Query heads of every layer.
     pub heads: usize,
-    /// Key and value heads.
+    /// Key and value heads of every layer.
     pub kv_heads: usize,
     /// Width of a head; `heads * head_dim` need not be `hidden_size`.
     pub head_dim: usize,
-    /// Epsilon of every RMSNorm.
-    pub rms_norm_eps: f32,
-    /// Positions that give exact results: the context length, capped by a sliding window.
-    pub max_position: usize,
-    /// Rotary position embedding.
-    pub rope: RopeConfig,
-    /// The head is the embedding; there is no `lm_head.weight`.
-    pub tie_word_embeddings: bool,
-    /// q, k and v projections have biases.
-    pub qkv_bias: bool,
+    /// What products of queries and keys are multiplied by.
+    pub attention_scale: f32,
+    /// Where the attention's projections have biases.
+    pub attention_bias: AttentionBias,
     /// RMSNorm on each head of q and k before rotation.
     pub qk_norm: bool,
+    /// Each query head has one more logit in its softmax, which no value belongs to (gpt-oss).
+    pub sinks: bool,
+    /// Between the projections of every feed-forward block.
+    pub activation: Activation,
+    /// RMSNorm's places and form.
+    pub norms: NormSpec,
+    /// Epsilon of every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Embeddings are multiplied by this on their way into the residual stream.
+    pub embedding_scale: f32,
+    /// The context length.
+    pub max_position: usize,
+    /// Rotary position embeddings that layers name.
+    pub ropes: Vec<RopeConfig>,
+    /// The head is the embedding; there is no `lm_head.weight`.
+    pub tie_word_embeddings: bool,
     /// Tokens that end a text, ascending, each in the vocabulary; may be empty.
     pub eos_token_ids: Vec<u32>,
 }
@@ -123,46 +175,19 @@ impl ModelConfig {
         parse::from_dir(dir)
     }
 
-    /// Every tensor the model needs, by its Hugging Face name, with its full shape: `[out, in]` for
-    /// a projection, `[n]` for a norm or bias. In the order of the forward pass.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (hidden, mlp) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut all = Vec::with_capacity(self.layers * 14 + 3);
-        all.push(("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]));
-        for layer in 0..self.layers {
-            let mut add = |name: &str, shape: &[usize]| {
-                all.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-            };
-            add("input_layernorm.weight", &[hidden]);
-            for (name, rows) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
-                add(&format!("self_attn.{name}.weight"), &[rows, hidden]);
-                if self.qkv_bias {
-                    add(&format!("self_attn.{name}.bias"), &[rows]);
-                }
-            }
-            if self.qk_norm {
-                add("self_attn.q_norm.weight", &[self.head_dim]);
-                add("self_attn.k_norm.weight", &[self.head_dim]);
-            }
-            add("self_attn.o_proj.weight", &[hidden, q]);
-            add("post_attention_layernorm.weight", &[hidden]);
-            add("mlp.gate_proj.weight", &[mlp, hidden]);
-            add("mlp.up_proj.weight", &[mlp, hidden]);
-            add("mlp.down_proj.weight", &[hidden, mlp]);
-        }
-        all.push(("model.norm.weight".to_owned(), vec![hidden]));
-        if !self.tie_word_embeddings {
-            all.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
-        }
-        all
+    /// The widest feed-forward block that a token goes through, all chosen experts side by side.
+    pub fn ffn_width(&self) -> usize {
+        self.layers.iter().map(|layer| layer.ffn.width()).max().unwrap_or(0)
     }
 
-    /// Number of parameters; a tied head counts once.
-    pub fn parameters(&self) -> u64 {
-        self.tensors()
-            .iter()
-            .map(|(_, shape)| shape.iter().map(|&size| size as u64).product::<u64>())
-            .sum()
+    /// The same model for a device that has no window attention: full attention is exact as far as the
+    /// shortest window reaches, so the context ends there.
+    pub fn without_windows(mut self) -> ModelConfig {
+        for layer in &mut self.layers {
+            if let Some(window) = layer.attention.window.take() {
+                self.max_position = self.max_position.min(window);
+            }
+        }
+        self
     }
 }

@@ -3,56 +3,134 @@
 //! Owns: the order of operations of a forward pass, and which tensors it needs. Must never: know a
 //! device, or touch memory itself.
 //!
-//! Llama, Mistral, Qwen 2 and Qwen 3 are one decoder: they differ in a bias on q, k and v and in a norm on
-//! the heads of q and k, which [`ModelConfig`] states. What is not that decoder gets a file of its own.
+//! Every architecture served is one decoder whose layers say what they are ([`crate::config::LayerSpec`]).
 //!
 //! # Adding a model
-//! 1. `config`: a variant of [`Architecture`] with its name in `config.json`, and the tensors it has.
-//! 2. Here: `mod yours;`, with a struct of `O::Matrix` and `O::Vector` and a `load` that asks the
-//!    [`Loader`] for them by name, a few lines a layer:
-//!
-//!    ```text
-//!    o: loader.row_parallel(&format!("{at}.self_attn.o_proj.weight"), hidden, inputs, columns)?,
-//!    ```
-//!
-//! 3. `impl Model<O> for Yours<O>`: the forward pass in ops. An op that is missing is added to [`Ops`],
-//!    with a default made of smaller ones where it is a fusion.
-//! 4. An arm in [`load`], and a line in the test of the room that holds every architecture against a
-//!    naive forward pass.
+//! 1. `config`: a variant of [`crate::config::Architecture`] with its name in `config.json`, and what its keys mean
+//!    for the layers (`config/parse/layers.rs`). A kind of layer that is not there yet is a new word in
+//!    `config/spec.rs`.
+//! 2. `model/layout.rs`: the names of its tensors, where they are not the usual ones.
+//! 3. An op that is missing is added to [`Ops`], to `ops/cpu` first: it is the reference of the others.
+//! 4. `daemon/engine/tests/models.rs` holds every architecture against a naive forward pass, and
+//!    `tests/hf.rs` against transformers.
 
 mod decoder;
+pub mod layout;
 mod loader;
+pub mod reader;
 
+pub use decoder::Decoder;
 pub use loader::Loader;
 
-use crate::batch::Batch;
-use crate::config::{Architecture, ModelConfig};
-use crate::error::EngineError;
-use crate::ops::{OpResult, Ops, Pending};
+use crate::config::ModelConfig;
+use crate::shard::Shard;
+use crate::weights::TensorSpec;
+use reader::Listing;
 
-/// A model's shard on one rank.
-pub trait Model<O: Ops>: Send {
-    /// Runs one step and samples.
-    ///
-    /// # Errors
-    /// An op failed.
-    fn forward(&mut self, ops: &mut O, batch: &Batch) -> OpResult<Box<dyn Pending>>;
+/// Every tensor the model needs, with its full shape, in the order of the forward pass.
+pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    let mut listing = Listing::whole(config);
+    let Ok(_) = layout::layout(config, &mut listing);
+    listing.into_tensors()
 }
 
-/// Loads this rank's shard of the model that `config` describes, with activations for
-/// `chunk_tokens` tokens, and logits after `logit_rows` of them.
-///
-/// # Errors
-/// A tensor is missing or misshapen, or the device has no room.
-pub fn load<O: Ops + 'static>(
-    config: &ModelConfig,
-    loader: &mut Loader<'_, O>,
-    chunk_tokens: usize,
-    logit_rows: usize,
-) -> Result<Box<dyn Model<O>>, EngineError> {
-    match config.architecture {
-        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Qwen3 => {
-            Ok(Box::new(decoder::Decoder::load(config, loader, chunk_tokens, logit_rows)?))
+/// Number of parameters; a tied head counts once.
+pub fn parameters(config: &ModelConfig) -> u64 {
+    parameters_of(config, &Shard::whole(config))
+}
+
+/// Number of parameters that one rank holds.
+pub fn parameters_of(config: &ModelConfig, shard: &Shard) -> u64 {
+    let mut listing = Listing::new(shard.clone());
+    let Ok(_) = layout::layout(config, &mut listing);
+    listing.elements()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: &str) -> ModelConfig {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), json).unwrap();
+        ModelConfig::from_dir(dir.path()).unwrap()
+    }
+
+    fn shape(tensors: &[TensorSpec], name: &str) -> Option<Vec<usize>> {
+        tensors.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.shape.clone())
+    }
+
+    const QWEN2_5_0_5B: &str = r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 896,
+        "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "num_hidden_layers": 24, "vocab_size": 151936, "max_position_embeddings": 32768,
+        "tie_word_embeddings": true}"#;
+    const MIXTRAL: &str = r#"{"architectures": ["MixtralForCausalLM"], "hidden_size": 4096,
+        "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "num_hidden_layers": 32, "vocab_size": 32000, "max_position_embeddings": 32768,
+        "num_local_experts": 8, "num_experts_per_tok": 2}"#;
+    const QWEN3_30B_A3B: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936,
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "max_position_embeddings": 40960, "moe_intermediate_size": 768, "num_experts": 128,
+        "num_experts_per_tok": 8}"#;
+    const QWEN1_5_MOE: &str = r#"{"architectures": ["Qwen2MoeForCausalLM"], "vocab_size": 151936,
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 8192,
+        "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "num_experts": 60,
+        "num_experts_per_tok": 4}"#;
+    const GPT_OSS_20B: &str = r#"{"architectures": ["GptOssForCausalLM"], "vocab_size": 201088,
+        "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24, "head_dim": 64,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+        "num_local_experts": 32, "num_experts_per_tok": 4}"#;
+    const GEMMA_3_1B: &str = r#"{"architectures": ["Gemma3ForCausalLM"], "vocab_size": 262144,
+        "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "head_dim": 256,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 32768}"#;
+
+    /// The counts on the model cards, or of their files.
+    #[test]
+    fn models_have_as_many_parameters_as_their_cards_say() {
+        for (json, parameters) in [
+            (QWEN2_5_0_5B, 494_032_768),
+            (MIXTRAL, 46_702_792_704),
+            (QWEN3_30B_A3B, 30_532_122_624),
+            (QWEN1_5_MOE, 14_315_784_192),
+            (GPT_OSS_20B, 20_914_757_184),
+            (GEMMA_3_1B, 999_885_952),
+        ] {
+            let config = config(json);
+            assert_eq!(super::parameters(&config), parameters, "{:?}", config.architecture);
+            let listed: u64 = tensors(&config).iter().map(TensorSpec::elements).sum();
+            assert_eq!(listed, parameters);
         }
+    }
+
+    #[test]
+    fn tensors_have_the_names_that_checkpoints_give_them() {
+        let qwen = tensors(&config(QWEN2_5_0_5B));
+        assert_eq!(shape(&qwen, "model.layers.0.self_attn.k_proj.bias"), Some(vec![128]));
+        assert_eq!(shape(&qwen, "model.layers.23.mlp.down_proj.weight"), Some(vec![896, 4864]));
+        assert_eq!(shape(&qwen, "lm_head.weight"), None);
+        assert_eq!(shape(&qwen, "model.layers.0.self_attn.o_proj.bias"), None);
+        let mixtral = tensors(&config(MIXTRAL));
+        let name = "model.layers.31.block_sparse_moe.experts.7.w2.weight";
+        assert_eq!(shape(&mixtral, name), Some(vec![4096, 14336]));
+        let gpt_oss = tensors(&config(GPT_OSS_20B));
+        let name = "model.layers.0.mlp.experts.gate_up_proj";
+        assert_eq!(shape(&gpt_oss, name), Some(vec![32, 2880, 5760]));
+        assert_eq!(shape(&gpt_oss, "model.layers.0.mlp.router.bias"), Some(vec![32]));
+        let gemma = tensors(&config(GEMMA_3_1B));
+        let name = "model.layers.0.pre_feedforward_layernorm.weight";
+        assert_eq!(shape(&gemma, name), Some(vec![1152]));
+    }
+
+    /// All ranks together hold every element once, but for what each of them needs whole.
+    #[test]
+    fn ranks_divide_experts_as_they_divide_all_else() {
+        let config = config(MIXTRAL);
+        let ranks = (0..4).map(|rank| Shard::new(&config, 4, rank).unwrap());
+        let held: u64 = ranks.map(|shard| parameters_of(&config, &shard)).sum();
+        // Norms, and routers of 8 experts, in 32 layers.
+        let whole = 65 * 4096 + 32 * 8 * 4096;
+        assert_eq!(held, super::parameters(&config) + 3 * whole);
     }
 }

@@ -1,8 +1,8 @@
 //! The operations that models are written in.
 //!
 //! Owns: the [`Ops`] trait, the seam between models and devices. A device is one implementation.
-//! Must never: know a model. An op is as large as the fusion that a GPU wants; where that is more than
-//! one step, the default is composed of smaller ops, and a device overrides what it does better.
+//! Must never: know a model. An op is as large as the fusion that a GPU wants: blocks begin with a norm and end in
+//! a sum.
 //!
 //! Shapes: `tokens` is the number of tokens of the batch; activations are `[tokens, width]`, row-major,
 //! in buffers that were allocated at load for the largest batch. Widths are those of this rank's shard.
@@ -16,6 +16,7 @@ use minisgl_proto::Sampled;
 use minisgl_sched::Install;
 
 use crate::batch::Batch;
+use crate::config::{AttentionSpec, ExpertsSpec};
 use crate::error::OpError;
 use crate::weights::TensorPart;
 
@@ -46,36 +47,117 @@ pub trait Pending: Send {
     fn wait(self: Box<Self>) -> OpResult<Vec<Sampled>>;
 }
 
-/// RMSNorm weights for each head of queries and keys (Qwen 3).
-pub struct HeadNorms<O: Ops> {
-    /// `[head_dim]`
-    pub query: O::Vector,
-    /// `[head_dim]`
-    pub key: O::Vector,
-}
-
-/// A projection.
-pub struct Linear<O: Ops> {
-    /// `[outputs, inputs]`
-    pub weight: O::Matrix,
-    /// `[outputs]`
-    pub bias: Option<O::Vector>,
-}
-
-/// Where a device that does not fuse a block's operations puts what lies between them.
-pub struct Scratch<O: Ops> {
-    /// `[tokens, hidden]`
-    pub normed: O::Buffer,
-    /// `[tokens, 2 * intermediate]`
-    pub gate_up: O::Buffer,
-}
-
-/// One rank of a device.
-pub trait Ops: Sized + Send {
+/// How a device keeps a model's weights.
+pub trait Storage: Sized {
     /// A weight matrix `[outputs, inputs]`.
     type Matrix: Send + Sync;
     /// A norm's or bias's weights.
     type Vector: Send + Sync;
+}
+
+/// RMSNorm weights for each head of queries and keys.
+pub struct HeadNorms<S: Storage> {
+    /// `[head_dim]`
+    pub query: S::Vector,
+    /// `[head_dim]`
+    pub key: S::Vector,
+}
+
+/// An RMSNorm over the residual stream.
+pub struct Norm<S: Storage> {
+    /// Which of the model's norms it is.
+    pub id: NormId,
+    /// `[hidden]`, what values are multiplied by.
+    pub weight: S::Vector,
+}
+
+/// A model's norms, counted in the order of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormId(pub u32);
+
+/// A projection.
+pub struct Linear<S: Storage> {
+    /// `[outputs, inputs]`
+    pub weight: S::Matrix,
+    /// `[outputs]`. Of a row-parallel projection, whose outputs are summed over ranks, rank 0 alone has it.
+    pub bias: Option<S::Vector>,
+}
+
+/// A layer's attention.
+pub struct Attention<S: Storage> {
+    /// Which layer, as KV pages count them.
+    pub layer: usize,
+    /// How its tokens see each other.
+    pub spec: AttentionSpec,
+    /// RMSNorm on each head before rotation.
+    pub norms: Option<HeadNorms<S>>,
+    /// `[heads]`: one more logit for each query head's softmax.
+    pub sinks: Option<S::Vector>,
+}
+
+/// A rank's share of a block of experts: all experts, each as wide as the rank's part of its width.
+pub struct Experts<S: Storage> {
+    /// What the block is; widths are those of the whole model.
+    pub spec: ExpertsSpec,
+    /// Columns of each expert that this rank has.
+    pub width: usize,
+    /// `[count, hidden]`, the same on every rank.
+    pub router: Linear<S>,
+    /// `[count * 2 * width, hidden]`: of each expert the gate's rows, then the up projection's.
+    pub gate_up: Linear<S>,
+    /// `[count * hidden, width]`
+    pub down: Linear<S>,
+    /// The block that every token goes through as well.
+    pub shared: Option<Shared<S>>,
+}
+
+/// A rank's share of the block beside the experts.
+pub struct Shared<S: Storage> {
+    /// Columns that this rank has.
+    pub width: usize,
+    /// `[2 * width, hidden]`
+    pub gate_up: Linear<S>,
+    /// `[hidden, width]`
+    pub down: Linear<S>,
+    /// `[1, hidden]`, the same on every rank: the sigmoid of its product multiplies what the block gives.
+    pub gate: Option<Linear<S>>,
+}
+
+/// The residual stream, and the norm of it where an op left one behind.
+pub struct Stream<O: Ops> {
+    /// `[tokens, hidden]`
+    pub residual: O::Buffer,
+    /// `[tokens, hidden]`
+    pub normed: O::Buffer,
+    /// Whose norm of `residual` is in `normed`.
+    ready: Option<NormId>,
+}
+
+impl<O: Ops> Stream<O> {
+    /// A stream of what two buffers of the same shape hold.
+    pub fn new(residual: O::Buffer, normed: O::Buffer) -> Stream<O> {
+        Stream { residual, normed, ready: None }
+    }
+
+    /// `residual` has changed. `normed` holds its norm by `norm`, if that was made along with the change.
+    pub fn changed(&mut self, norm: Option<&Norm<O>>) {
+        self.ready = norm.map(|norm| norm.id);
+    }
+
+    /// Whether `normed` holds the norm of `residual` by `norm`.
+    pub fn has(&self, norm: &Norm<O>) -> bool {
+        self.ready == Some(norm.id)
+    }
+}
+
+/// Where a device that does not fuse a block's operations puts what lies between them.
+pub struct Scratch<O: Ops> {
+    /// `[tokens, 2 * width]`, of the widest block of one piece.
+    pub gate_up: O::Buffer,
+}
+
+/// One rank of a device.
+pub trait Ops: Storage + Send {
     /// Activations `[rows, width]`, room for the largest batch.
     type Buffer: Send;
 
@@ -92,6 +174,12 @@ pub trait Ops: Sized + Send {
     /// # Errors
     /// No memory on the device.
     fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Self::Vector>;
+
+    /// Uploads a norm's weights, each 1 more than it is stored.
+    ///
+    /// # Errors
+    /// As [`Ops::vector`]; or the device has no such norms.
+    fn vector_plus_one(&self, part: TensorPart<'_>) -> OpResult<Self::Vector>;
 
     /// Activations of `width` for `rows` rows.
     ///
@@ -136,108 +224,76 @@ pub trait Ops: Sized + Send {
 
     // A step.
 
-    /// Starts a step: replaces the state of (re)started requests and takes what the batch needs to the
-    /// device, then issues `forward`. A device may record what `forward` issues and replay it.
+    /// Runs a step: replaces the state of (re)started requests and takes what the batch needs to the device, then
+    /// issues `forward`, whose last op is [`Ops::sample`], and returns the tokens to come. A device may record what
+    /// `forward` issues, and replay it another time instead of calling `forward`.
     ///
     /// # Errors
     /// Those of `forward` and of the device.
-    fn step<T: Send>(
+    fn step(
         &mut self,
         batch: &Batch,
         installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult<T> + Send,
-    ) -> OpResult<T>;
+        forward: impl FnOnce(&mut Self) -> OpResult + Send,
+    ) -> OpResult<Box<dyn Pending>>;
 
-    /// `out[t] = table[tokens[t]]` for all tokens, those sampled in the step before included. `table` is
-    /// this rank's part of the vocabulary; `out` is complete on every rank.
+    /// `residual[t] = scale * table[tokens[t]]` for all tokens, those sampled in the step before included. `table`
+    /// is this rank's part of the vocabulary; the result is complete on every rank.
     ///
     /// # Errors
     /// A peer is gone.
-    fn embed(&mut self, batch: &Batch, table: &Self::Matrix, out: &mut Self::Buffer) -> OpResult;
-
-    /// `out = rms_norm(x) * weight` on the first `rows` rows.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn rms_norm(
+    fn embed(
         &mut self,
-        rows: usize,
-        x: &Self::Buffer,
-        weight: &Self::Vector,
-        out: &mut Self::Buffer,
+        batch: &Batch,
+        table: &Self::Matrix,
+        scale: f32,
+        stream: &mut Stream<Self>,
     ) -> OpResult;
 
-    /// The norm after each token whose logits are wanted: `out[i] = rms_norm(x[logit_rows[i].token]) * weight`.
+    /// The norm after each token whose logits are wanted: `out[i] = norm(residual[logit_rows[i].token])`.
     ///
     /// # Errors
     /// The device failed.
     fn norm_wanted(
         &mut self,
         batch: &Batch,
-        x: &Self::Buffer,
-        weight: &Self::Vector,
+        stream: &Stream<Self>,
+        norm: &Norm<Self>,
         out: &mut Self::Buffer,
     ) -> OpResult;
 
-    /// `out = x weight^T (+ bias)`.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn linear(
-        &mut self,
-        rows: usize,
-        linear: &Linear<Self>,
-        x: &Self::Buffer,
-        out: &mut Self::Buffer,
-    ) -> OpResult;
-
-    /// `out = silu(gate) * up`, with `gate_up` of `[rows, 2 * width]` and `out` of `[rows, width]`.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn silu_mul(&mut self, rows: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer)
-    -> OpResult;
-
-    /// How a block begins: [`Ops::linear`] of [`Ops::rms_norm`] of `x`.
+    /// How a block begins: `out = norm(residual) weight^T (+ bias)`.
     ///
     /// # Errors
     /// The device failed.
     fn norm_linear(
         &mut self,
         rows: usize,
-        x: &Self::Buffer,
-        norm: &Self::Vector,
+        stream: &mut Stream<Self>,
+        norm: &Norm<Self>,
         linear: &Linear<Self>,
-        scratch: &mut Scratch<Self>,
         out: &mut Self::Buffer,
-    ) -> OpResult {
-        self.rms_norm(rows, x, norm, &mut scratch.normed)?;
-        self.linear(rows, linear, &scratch.normed, out)
-    }
+    ) -> OpResult;
 
-    /// The first half of a gated MLP: [`Ops::silu_mul`] of [`Ops::norm_linear`], where `linear` is the gate's
-    /// rows, then the up projection's.
+    /// The first half of a gated block: the model's activation of [`Ops::norm_linear`], where `linear` is the gate's
+    /// rows, then the up projection's. `out` is `[rows, width]`.
     ///
     /// # Errors
     /// The device failed.
     fn norm_gated(
         &mut self,
         rows: usize,
-        x: &Self::Buffer,
-        norm: &Self::Vector,
+        stream: &mut Stream<Self>,
+        norm: &Norm<Self>,
         linear: &Linear<Self>,
         scratch: &mut Scratch<Self>,
         out: &mut Self::Buffer,
-    ) -> OpResult {
-        self.rms_norm(rows, x, norm, &mut scratch.normed)?;
-        self.linear(rows, linear, &scratch.normed, &mut scratch.gate_up)?;
-        self.silu_mul(rows, &scratch.gate_up, out)
-    }
+    ) -> OpResult;
 
-    /// How a block ends, a row-parallel projection: `residual += x weight^T`, summed over all ranks, in the
-    /// order of ranks, so that all hold the same bits. `next` is the norm that the block after this one begins
-    /// with, if it begins with [`Ops::norm_linear`] or [`Ops::norm_gated`]: a device may have it done with the
-    /// sum, in `scratch`, where that op finds it.
+    /// How a block ends, a row-parallel projection: `residual += after(x weight^T (+ bias))`, summed over all ranks,
+    /// in the order of ranks, so that all hold the same bits. `after` is a norm of the sum, where the model has one.
+    /// `next` is the norm that the block after this one begins with: a device may make it along with the sum, and
+    /// leave it in the stream.
     ///
     /// # Errors
     /// A peer is gone.
@@ -246,15 +302,28 @@ pub trait Ops: Sized + Send {
         rows: usize,
         linear: &Linear<Self>,
         x: &Self::Buffer,
-        next: Option<&Self::Vector>,
-        scratch: &mut Scratch<Self>,
-        residual: &mut Self::Buffer,
+        norms: Around<'_, Self>,
+        stream: &mut Stream<Self>,
+    ) -> OpResult;
+
+    /// A whole block of experts: `residual += after(sum over chosen experts e of weight_e expert_e(norm(residual)))`,
+    /// and what all tokens share, summed over all ranks. Of ties, the router chooses the expert that comes first.
+    ///
+    /// # Errors
+    /// A peer is gone, or the device has no experts.
+    fn experts_add(
+        &mut self,
+        rows: usize,
+        norm: &Norm<Self>,
+        experts: &Experts<Self>,
+        norms: Around<'_, Self>,
+        stream: &mut Stream<Self>,
     ) -> OpResult;
 
     /// All that happens between the qkv projection and the output projection: norm of each query and key head
     /// of `qkv` (`[tokens, (heads + 2 kv_heads) * head_dim]`), where the model has one, rotation by the
     /// tokens' positions, the write of keys and values into their pages, and causal attention of every
-    /// token over its request's pages. `out` is `[tokens, heads * head_dim]`; `qkv` is garbage
+    /// token over its request's pages, or its window. `out` is `[tokens, heads * head_dim]`; `qkv` is garbage
     /// afterwards.
     ///
     /// # Errors
@@ -262,8 +331,7 @@ pub trait Ops: Sized + Send {
     fn attention(
         &mut self,
         batch: &Batch,
-        layer: usize,
-        norms: Option<&HeadNorms<Self>>,
+        attention: &Attention<Self>,
         qkv: &mut Self::Buffer,
         out: &mut Self::Buffer,
     ) -> OpResult;
@@ -274,10 +342,13 @@ pub trait Ops: Sized + Send {
     ///
     /// # Errors
     /// A peer is gone.
-    fn sample(
-        &mut self,
-        batch: &Batch,
-        head: &Self::Matrix,
-        hidden: &Self::Buffer,
-    ) -> OpResult<Box<dyn Pending>>;
+    fn sample(&mut self, batch: &Batch, head: &Self::Matrix, hidden: &Self::Buffer) -> OpResult;
+}
+
+/// The norms around the end of a block.
+pub struct Around<'a, S: Storage> {
+    /// Of what the block gives.
+    pub after: Option<&'a Norm<S>>,
+    /// Of the residual stream, with which the next block begins.
+    pub next: Option<&'a Norm<S>>,
 }

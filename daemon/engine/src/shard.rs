@@ -1,12 +1,13 @@
 //! Which part of a model a rank holds.
 //!
-//! Owns: the division (Shoeybi et al., Megatron-LM, 2019): heads and MLP columns are divided, the
+//! Owns: the division (Shoeybi et al., Megatron-LM, 2019): heads and columns of feed-forward blocks, of each
+//! expert too, are divided, the
 //! projections behind them are divided along their inputs and summed; the vocabulary is divided as evenly
 //! as whole units of eight go. With more ranks than KV heads, each KV head is held by several ranks.
 
 use std::ops::Range;
 
-use crate::config::ModelConfig;
+use crate::config::{Ffn, LayerSpec, ModelConfig};
 use crate::error::EngineError;
 
 /// One rank's share.
@@ -20,13 +21,36 @@ pub struct Shard {
     pub heads: Range<usize>,
     /// KV heads; `heads` divides evenly among them.
     pub kv_heads: Range<usize>,
-    /// Columns of the MLP.
-    pub intermediate: Range<usize>,
     /// Rows of embedding and head.
     pub vocab: Range<usize>,
 }
 
 impl Shard {
+    /// All of the model.
+    pub fn whole(config: &ModelConfig) -> Shard {
+        Shard {
+            rank: 0,
+            tp: 1,
+            heads: 0..config.heads,
+            kv_heads: 0..config.kv_heads,
+            vocab: 0..config.vocab_size,
+        }
+    }
+
+    /// This rank's columns of a feed-forward block of `width`.
+    pub fn columns(&self, width: usize) -> Range<usize> {
+        share(width, self.tp, self.rank)
+    }
+
+    /// The widest of this rank's shares of dense feed-forward blocks.
+    pub fn dense_width(&self, config: &ModelConfig) -> usize {
+        let width = |layer: &LayerSpec| match layer.ffn {
+            Ffn::Dense { width } => self.columns(width).len(),
+            Ffn::Experts(_) => 0,
+        };
+        config.layers.iter().map(width).max().unwrap_or(0)
+    }
+
     /// The share of `rank` of `tp`.
     ///
     /// # Errors
@@ -48,7 +72,6 @@ impl Shard {
             tp,
             heads: share(heads, tp, rank),
             kv_heads: kv,
-            intermediate: share(config.intermediate_size, tp, rank),
             vocab: vocab_share(config.vocab_size, tp, rank),
         })
     }
@@ -78,7 +101,7 @@ fn divides(config: &ModelConfig, tp: usize) -> bool {
     tp > 0
         && heads.is_multiple_of(tp)
         && (kv_heads.is_multiple_of(tp) || tp.is_multiple_of(kv_heads))
-        && tp <= config.intermediate_size
+        && config.layers.iter().all(|layer| tp <= layer.ffn.narrowest())
         && tp <= config.vocab_size
 }
 

@@ -5,7 +5,7 @@
 //! part of it that it wants, and is lent exactly that.
 //!
 //! ```text
-//!   open(dir, config) --- every tensor checked against config.json, then ---> WeightSource
+//!   open(dir, tensors) --- every tensor checked against what the model wants, then ---> WeightSource
 //!   rank r: part("model.layers.0.mlp.up_proj.weight", [mlp, hidden], Rows(r * n .. (r + 1) * n))
 //!           -> TensorPart: any range of it, read by any thread straight to where it is needed
 //! ```
@@ -16,6 +16,7 @@ mod error;
 mod file;
 mod made;
 mod part;
+mod spec;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -25,19 +26,19 @@ use std::path::Path;
 
 use minisgl_proto::LoadOptions;
 
-use crate::config::ModelConfig;
 use checkpoint::Checkpoint;
 
 pub use dummy::DummyWeights;
 pub use error::{PROBLEMS_MAX, Problem, WeightError};
 pub use made::DummyTensor;
 pub use part::Part;
+pub use spec::TensorSpec;
 pub use tensor::{DummyPart, HostTensor, TensorPart};
 
 /// Where ranks get their weights from; they share one and load at the same time.
 pub trait WeightSource: Send + Sync {
     /// Lends one part of one tensor, which is read when its methods are called. `shape` is the full
-    /// tensor's, as in [`ModelConfig::tensors`].
+    /// tensor's.
     ///
     /// # Errors
     /// `UnknownTensor`, `WrongShape` and `BadPart`: the caller asks for what the model has not.
@@ -56,19 +57,18 @@ pub fn are_in(dir: &Path) -> bool {
     Checkpoint::is_in(dir)
 }
 
-/// Opens a model folder's weights, or dummy ones if `options` say so, and verifies every tensor
-/// against `config`.
+/// Opens a model folder's weights, or dummy ones if `options` say so, and verifies that they are `tensors`.
 ///
 /// # Errors
 /// Files that are missing, truncated or not safetensors; tensors that are missing, unexpected,
 /// misshapen or of an unsupported type: all of them are listed, up to [`PROBLEMS_MAX`].
 pub fn open(
     dir: &Path,
-    config: &ModelConfig,
+    tensors: &[TensorSpec],
     options: &LoadOptions,
 ) -> Result<Box<dyn WeightSource>, WeightError> {
     if options.dummy_weights {
-        return Ok(Box::new(DummyWeights::new(config, 0)));
+        return Ok(Box::new(DummyWeights::new(tensors, 0)));
     }
-    Ok(Box::new(Checkpoint::open(dir, config)?))
+    Ok(Box::new(Checkpoint::open(dir, tensors)?))
 }

@@ -18,6 +18,7 @@ use common::driver::{Drive, generate, tokens};
 use common::{Random, config, write_model};
 use cudarc::driver::CudaContext;
 use minisgl_engine::config::ModelConfig;
+use minisgl_engine::weights::TensorSpec;
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::worker::{LoadProgress, LoadStage};
 use minisgl_proto::{Device, LoadOptions};
@@ -189,13 +190,13 @@ fn what_does_not_fit_is_refused() {
 
 /// Writes `config`'s tensors as four files with an index; the values are of no interest.
 fn write_shards(dir: &Path, config: &ModelConfig) -> u64 {
-    let tensors = config.tensors();
+    let tensors = minisgl_engine::model::tensors(config);
     let pattern: Vec<u8> = (0..1_u32 << 20).flat_map(|i| [(i * 37) as u8, 0x3c]).collect();
     let (mut map, mut total) = (serde_json::Map::new(), 0);
     for (shard, tensors) in tensors.chunks(tensors.len().div_ceil(4)).enumerate() {
         let name = format!("model-{shard}.safetensors");
         let (mut header, mut at) = (serde_json::Map::new(), 0);
-        for (tensor, shape) in tensors {
+        for TensorSpec { name: tensor, shape } in tensors {
             let bytes = 2 * shape.iter().product::<usize>();
             let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, at + bytes]});
             header.insert(tensor.clone(), entry);

@@ -10,8 +10,17 @@ use minisgl_proto::{KvDtype, LoadOptions, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-const ARCHITECTURES: [&str; 4] =
-    ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+const ARCHITECTURES: [&str; 9] = [
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "GptOssForCausalLM",
+    "Gemma3ForCausalLM",
+];
 
 fn prompts(seed: u64) -> Vec<Vec<u32>> {
     let mut random = Random(seed);

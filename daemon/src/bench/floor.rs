@@ -16,6 +16,7 @@
 
 use anyhow::bail;
 use minisgl_engine::config::ModelConfig;
+use minisgl_engine::model;
 use serde::Serialize;
 
 use super::args::FloorArgs;
@@ -94,7 +95,7 @@ pub struct Costs {
 impl Costs {
     /// From the shape of a model, the bytes of its weights and those of a token's keys and values.
     pub fn of(config: &ModelConfig, weight_bytes: u64, kv_token_bytes: f64) -> Costs {
-        let parameters = config.parameters() as f64;
+        let parameters = model::parameters(config) as f64;
         let table = (config.vocab_size * config.hidden_size) as f64;
         let (embedding, head) =
             if config.tie_word_embeddings { (0.0, table) } else { (table, table) };
@@ -106,7 +107,7 @@ impl Costs {
             layer_flop: 2.0 * (parameters - embedding - head),
             head_flop: 2.0 * head,
             // A product with the keys and one with the values.
-            attention_flop: (4 * config.heads * config.head_dim * config.layers) as f64,
+            attention_flop: (4 * config.heads * config.head_dim * config.layers.len()) as f64,
         }
     }
 }

@@ -202,7 +202,7 @@ fn floors_add_up() {
         "tie_word_embeddings": true, "hidden_act": "silu"}"#;
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let config = ModelConfig::from_dir(dir.path()).unwrap();
-    let parameters = config.parameters();
+    let parameters = minisgl_engine::model::parameters(&config);
     let costs = Costs::of(&config, 2 * parameters, 114_688.0);
     let table = 151_936 * 1_024;
     // The table is the head: read once a step.

@@ -8,8 +8,13 @@ use std::path::Path;
 use minisgl_proto::limits::END_TOKENS_MAX;
 use serde_json::Value;
 
+mod layers;
+mod rope;
+
+use half::{bf16, f16};
+
 use super::fields::{ConfigError, Fields};
-use super::{Architecture, ModelConfig, RopeConfig, RopeScaling};
+use super::{Activation, Architecture, AttentionBias, ModelConfig, NormSpec};
 
 const VOCAB_MAX: usize = 1 << 22;
 const HIDDEN_MAX: usize = 1 << 17;
@@ -18,6 +23,9 @@ const LAYERS_MAX: usize = 1 << 10;
 const HEADS_MAX: usize = 1 << 10;
 const HEAD_DIM_MAX: usize = 1 << 10;
 const POSITION_MAX: usize = 1 << 24;
+
+/// Bounds of a window, and of the context that it is a part of.
+const EXPERTS_MAX: usize = 1 << 12;
 
 pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let fields = Fields::read(dir.join("config.json"))?;
@@ -31,24 +39,98 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let hidden_size = size("hidden_size", HIDDEN_MAX)?;
     let heads = size("num_attention_heads", HEADS_MAX)?;
     let max_position = size("max_position_embeddings", POSITION_MAX)?;
+    let head_dim = head_dim(&fields, architecture, hidden_size, heads)?;
+    let is_gemma = architecture == Architecture::Gemma3;
+    let is_gpt_oss = architecture == Architecture::GptOss;
+    let types = layers::types(&fields, architecture, size("num_hidden_layers", LAYERS_MAX)?)?;
 
     Ok(ModelConfig {
         architecture,
         vocab_size,
         hidden_size,
-        intermediate_size: size("intermediate_size", INTERMEDIATE_MAX)?,
-        layers: size("num_hidden_layers", LAYERS_MAX)?,
+        layers: layers::layers(&fields, architecture, &types)?,
         heads,
         kv_heads: kv_heads(&fields, heads)?,
-        head_dim: head_dim(&fields, architecture, hidden_size, heads)?,
-        rms_norm_eps: fields.number("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(1e-6) as f32,
-        max_position: max_position
-            .min(sliding_window(&fields, architecture)?.unwrap_or(usize::MAX)),
-        rope: rope(&fields)?,
-        tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
-        qkv_bias: architecture == Architecture::Qwen2,
-        qk_norm: architecture == Architecture::Qwen3,
+        head_dim,
+        attention_scale: attention_scale(&fields, architecture, head_dim)?,
+        attention_bias: attention_bias(&fields, architecture)?,
+        qk_norm: matches!(
+            architecture,
+            Architecture::Qwen3 | Architecture::Qwen3Moe | Architecture::Gemma3
+        ),
+        sinks: is_gpt_oss,
+        activation: match architecture {
+            Architecture::Gemma3 => Activation::GeluTanh,
+            Architecture::GptOss => Activation::ClampedSwish,
+            _ => Activation::Silu,
+        },
+        norms: NormSpec { plus_one: is_gemma, after_blocks: is_gemma },
+        rms_norm_eps: rms_norm_eps(&fields, architecture)?,
+        embedding_scale: match is_gemma {
+            true => rounded_as_stored(&fields, (hidden_size as f32).sqrt())?,
+            false => 1.0,
+        },
+        max_position,
+        ropes: rope::ropes(&fields, architecture)?,
+        tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(is_gemma),
         eos_token_ids: eos_token_ids(&fields, generation.as_ref(), vocab_size)?,
+    })
+}
+
+fn rms_norm_eps(fields: &Fields, architecture: Architecture) -> Result<f32, ConfigError> {
+    let default = match architecture {
+        Architecture::Mixtral | Architecture::GptOss => 1e-5,
+        _ => 1e-6,
+    };
+    Ok(fields.number("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(default) as f32)
+}
+
+/// The product of queries and keys is multiplied by this.
+fn attention_scale(
+    fields: &Fields,
+    architecture: Architecture,
+    head_dim: usize,
+) -> Result<f32, ConfigError> {
+    let width = match architecture {
+        Architecture::Gemma3 => {
+            fields.number("query_pre_attn_scalar", 1e-3..=1e6)?.unwrap_or(256.0)
+        }
+        _ => head_dim as f64,
+    };
+    Ok((1.0 / width.sqrt()) as f32)
+}
+
+fn attention_bias(
+    fields: &Fields,
+    architecture: Architecture,
+) -> Result<AttentionBias, ConfigError> {
+    let said = |default: bool| fields.bool("attention_bias").map(|said| said.unwrap_or(default));
+    let both = |has: bool| AttentionBias { qkv: has, output: has };
+    Ok(match architecture {
+        Architecture::Qwen2 => AttentionBias { qkv: true, output: false },
+        Architecture::Qwen2Moe => {
+            AttentionBias { qkv: fields.bool("qkv_bias")?.unwrap_or(true), output: false }
+        }
+        Architecture::GptOss => both(said(true)?),
+        Architecture::Llama
+        | Architecture::Qwen3
+        | Architecture::Qwen3Moe
+        | Architecture::Gemma3 => both(said(false)?),
+        // These classes do not look at the key.
+        Architecture::Mistral | Architecture::Mixtral => AttentionBias::default(),
+    })
+}
+
+/// A constant that transformers casts to the type of the weights before it multiplies by it.
+fn rounded_as_stored(fields: &Fields, value: f32) -> Result<f32, ConfigError> {
+    let dtype = match fields.string("dtype")? {
+        Some(dtype) => Some(dtype),
+        None => fields.string("torch_dtype")?,
+    };
+    Ok(match dtype {
+        Some("float32") => value,
+        Some("float16") => f16::from_f32(value).to_f32(),
+        _ => bf16::from_f32(value).to_f32(),
     })
 }
 
@@ -72,18 +154,23 @@ fn refuse_what_changes_the_arithmetic(
             fields.unsupported("quantization_config", "unquantized bf16, fp16 and fp32 weights")
         );
     }
-    if fields.string("hidden_act")?.unwrap_or("silu") != "silu" {
-        return Err(fields.unsupported("hidden_act", "\"silu\""));
-    }
-    // Llama and Qwen3 put these biases on the output projection too. Mistral and Qwen2 classes do
-    // not look at the keys.
-    if matches!(architecture, Architecture::Llama | Architecture::Qwen3)
-        && fields.bool("attention_bias")?.unwrap_or(false)
-    {
-        return Err(fields.unsupported("attention_bias", "false"));
+    let (key, act) = match architecture {
+        Architecture::Gemma3 => ("hidden_activation", "gelu_pytorch_tanh"),
+        _ => ("hidden_act", "silu"),
+    };
+    if fields.string(key)?.unwrap_or(act) != act {
+        return Err(fields.unsupported(key, format_args!("{act:?}")));
     }
     if architecture == Architecture::Llama && fields.bool("mlp_bias")?.unwrap_or(false) {
         return Err(fields.unsupported("mlp_bias", "false"));
+    }
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if architecture == Architecture::Gemma3 && fields.get(key).is_some() {
+            return Err(fields.unsupported(key, "null"));
+        }
+    }
+    if fields.bool("use_bidirectional_attention")?.unwrap_or(false) {
+        return Err(fields.unsupported("use_bidirectional_attention", "false"));
     }
     if fields.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(1.0) != 1.0 {
         return Err(fields.unsupported("partial_rotary_factor", "1.0"));
@@ -112,9 +199,12 @@ fn head_dim(
     match fields.integer("head_dim", 1..=HEAD_DIM_MAX)? {
         Some(head_dim) if head_dim.is_multiple_of(2) => return Ok(head_dim),
         Some(_) => return Err(fields.invalid("head_dim", even)),
-        None if architecture == Architecture::Qwen3 && !fields.is_null("head_dim") => {
-            return Ok(128);
-        }
+        None if !fields.is_null("head_dim") => match architecture {
+            Architecture::Qwen3 => return Ok(128),
+            Architecture::Gemma3 => return Ok(256),
+            Architecture::GptOss => return Ok(64),
+            _ => {}
+        },
         None => {}
     }
     if !hidden_size.is_multiple_of(heads) {
@@ -133,75 +223,6 @@ fn head_dim(
         ));
     }
     Ok(head_dim)
-}
-
-/// The window beyond which a token no longer sees the first one. Attention here is always full, so
-/// results are exact only up to it.
-fn sliding_window(
-    fields: &Fields,
-    architecture: Architecture,
-) -> Result<Option<usize>, ConfigError> {
-    let window = fields.integer("sliding_window", 1..=POSITION_MAX)?;
-    let default = if fields.is_null("sliding_window") { None } else { Some(4096) };
-    Ok(match architecture {
-        Architecture::Llama => None,
-        Architecture::Mistral => window.or(default),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            if fields.bool("use_sliding_window")?.unwrap_or(false) {
-                window.or(default)
-            } else {
-                None
-            }
-        }
-    })
-}
-
-/// `rope_theta` beside `rope_scaling`, or both in `rope_parameters` as transformers 5 writes them.
-fn rope(fields: &Fields) -> Result<RopeConfig, ConfigError> {
-    let theta = 1.0..=1e15;
-    let (inner, key) = match fields.object("rope_parameters")? {
-        Some(inner) => (Some(inner), "rope_parameters"),
-        None => (fields.object("rope_scaling")?, "rope_scaling"),
-    };
-    let outer_theta = fields.number("rope_theta", theta.clone())?;
-    let Some(inner) = inner else {
-        let theta = outer_theta.unwrap_or(10_000.0);
-        return Ok(RopeConfig { theta, scaling: RopeScaling::None });
-    };
-    let theta = inner.number("rope_theta", theta)?.or(outer_theta).unwrap_or(10_000.0);
-    if inner.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(1.0) != 1.0 {
-        return Err(inner.unsupported("partial_rotary_factor", "1.0"));
-    }
-
-    let type_key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let supported = "\"default\", \"linear\", \"llama3\"";
-    let number = |key: &str, min: f64, max: f64| inner.required(key, inner.number(key, min..=max)?);
-    let scaling = match inner.string(type_key)? {
-        None if key == "rope_parameters" && inner.get("rope_theta").is_some() => RopeScaling::None,
-        None => return Err(fields.unsupported(key, format_args!("a \"rope_type\" of {supported}"))),
-        Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: number("factor", 1.0, 1e6)? },
-        Some("llama3") => {
-            let low_freq_factor = number("low_freq_factor", 1e-3, 1e6)?;
-            let high_freq_factor = number("high_freq_factor", 1e-3, 1e6)?;
-            if high_freq_factor <= low_freq_factor {
-                return Err(inner.invalid(
-                    "high_freq_factor",
-                    format_args!("above \"low_freq_factor\", which is {low_freq_factor:?}"),
-                ));
-            }
-            let original = "original_max_position_embeddings";
-            RopeScaling::Llama3 {
-                factor: number("factor", 1.0, 1e6)?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position: inner
-                    .required(original, inner.integer(original, 1..=POSITION_MAX)?)?,
-            }
-        }
-        Some(_) => return Err(inner.unsupported(type_key, supported)),
-    };
-    Ok(RopeConfig { theta, scaling })
 }
 
 /// `generation_config.json` wins, because it is what generation with transformers obeys; without

@@ -61,20 +61,28 @@ fn refused(base: &str, changes: Value, message: &str) {
 #[test]
 fn llama_3_1_8b() {
     let config = parse(&object(LLAMA_3_1_8B), None).unwrap();
+    let attention = AttentionSpec { window: None, rope: 0 };
+    let layer = LayerSpec { attention, ffn: Ffn::Dense { width: 14_336 } };
     assert_eq!(
         config,
         ModelConfig {
             architecture: Architecture::Llama,
             vocab_size: 128_256,
             hidden_size: 4096,
-            intermediate_size: 14_336,
-            layers: 32,
+            layers: vec![layer; 32],
             heads: 32,
             kv_heads: 8,
             head_dim: 128,
+            attention_scale: 1.0 / 128.0f32.sqrt(),
+            attention_bias: AttentionBias::default(),
+            qk_norm: false,
+            sinks: false,
+            activation: Activation::Silu,
+            norms: NormSpec::default(),
             rms_norm_eps: 1e-5,
+            embedding_scale: 1.0,
             max_position: 131_072,
-            rope: RopeConfig {
+            ropes: vec![RopeConfig {
                 theta: 500_000.0,
                 scaling: RopeScaling::Llama3 {
                     factor: 8.0,
@@ -82,28 +90,21 @@ fn llama_3_1_8b() {
                     high_freq_factor: 4.0,
                     original_max_position: 8192,
                 },
-            },
+            }],
             tie_word_embeddings: false,
-            qkv_bias: false,
-            qk_norm: false,
             eos_token_ids: vec![128_001],
         }
     );
-    // The count on the model card.
-    assert_eq!(config.parameters(), 8_030_261_248);
 }
 
 #[test]
 fn qwen3_0_6b() {
     let config = parse(&object(QWEN3_0_6B), None).unwrap();
-    assert_eq!(config.parameters(), 596_049_920);
-    assert_eq!((config.qk_norm, config.qkv_bias), (true, false));
-    assert_eq!(config.rope, RopeConfig { theta: 1e6, scaling: RopeScaling::None });
+    assert_eq!((config.qk_norm, config.attention_bias.qkv), (true, false));
+    assert_eq!(config.ropes, [RopeConfig { theta: 1e6, scaling: RopeScaling::None }]);
     // Heads times their width is more than the hidden size.
-    let tensors: std::collections::HashMap<_, _> = config.tensors().into_iter().collect();
-    assert_eq!(tensors["model.layers.27.self_attn.q_proj.weight"], [2048, 1024]);
-    assert_eq!(tensors["model.layers.0.self_attn.k_norm.weight"], [128]);
-    assert!(!tensors.contains_key("lm_head.weight"));
+    assert_eq!((config.heads * config.head_dim, config.hidden_size), (2048, 1024));
+    assert!(config.tie_word_embeddings);
 }
 
 #[test]
@@ -115,16 +116,9 @@ fn qwen2_has_biases_on_q_k_and_v_only() {
                "num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 24,
                "head_dim": "-", "sliding_window": 32768, "attention_bias": "-"}),
     );
-    assert_eq!((config.qkv_bias, config.qk_norm, config.head_dim), (true, false, 64));
-    assert_eq!(config.max_position, 40_960, "a window that is not used caps nothing");
-    let biases: Vec<_> =
-        config.tensors().into_iter().filter(|(name, _)| name.ends_with("bias")).take(3).collect();
-    assert_eq!(
-        biases,
-        [("q", 896), ("k", 128), ("v", 128)]
-            .map(|(name, rows)| (format!("model.layers.0.self_attn.{name}_proj.bias"), vec![rows]))
-    );
-    assert_eq!(config.parameters(), 494_032_768);
+    assert_eq!(config.attention_bias, AttentionBias { qkv: true, output: false });
+    assert_eq!((config.qk_norm, config.head_dim), (false, 64));
+    assert_eq!(windows(&config), [None; 24], "a window that is not used is none");
 }
 
 #[test]
@@ -133,30 +127,48 @@ fn defaults_are_those_of_transformers() {
         "rope_theta": "-", "rope_scaling": "-", "tie_word_embeddings": "-", "hidden_act": "-"});
     let config = parsed(LLAMA_3_1_8B, absent);
     assert_eq!((config.head_dim, config.kv_heads), (128, 32));
-    assert_eq!((config.rms_norm_eps, config.rope.theta), (1e-6, 10_000.0));
+    assert_eq!((config.rms_norm_eps, config.ropes[0].theta), (1e-6, 10_000.0));
     assert!(!config.tie_word_embeddings);
     // Qwen3's class has its own default.
     assert_eq!(parsed(QWEN3_0_6B, json!({"head_dim": "-"})).head_dim, 128);
     assert_eq!(parsed(QWEN3_0_6B, json!({"head_dim": null})).head_dim, 64);
 }
 
+fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
+    config.layers.iter().map(|layer| layer.attention.window).collect()
+}
+
 #[test]
-fn a_sliding_window_caps_the_context() {
+fn windows_are_where_transformers_puts_them() {
     let mistral = |changes: Value| {
         let mut changes = changes;
         changes["architectures"] = json!(["MistralForCausalLM"]);
-        parsed(LLAMA_3_1_8B, changes).max_position
+        parsed(LLAMA_3_1_8B, changes)
     };
-    assert_eq!(mistral(json!({"sliding_window": 1000})), 1000);
-    assert_eq!(mistral(json!({"sliding_window": null})), 131_072);
-    assert_eq!(mistral(json!({})), 4096);
-    let used = json!({"use_sliding_window": true, "sliding_window": 2048});
-    assert_eq!(parsed(QWEN3_0_6B, used).max_position, 2048);
+    assert_eq!(windows(&mistral(json!({"sliding_window": 1000}))), [Some(1000); 32]);
+    assert_eq!(windows(&mistral(json!({"sliding_window": null}))), [None; 32]);
+    assert_eq!(windows(&mistral(json!({}))), [Some(4096); 32]);
+    let used = json!({"use_sliding_window": true, "sliding_window": 2048, "max_window_layers": 20});
+    let config = parsed(QWEN3_0_6B, used);
+    assert_eq!(windows(&config), [vec![None; 20], vec![Some(2048); 8]].concat());
+    // What has no windows ends where the shortest one does.
+    let capped = config.without_windows();
+    assert_eq!((windows(&capped), capped.max_position), (vec![None; 28], 2048));
+    let listed = json!({"num_hidden_layers": 2, "sliding_window": 77, "use_sliding_window": true,
+        "layer_types": ["sliding_attention", "full_attention"]});
+    assert_eq!(windows(&parsed(QWEN3_0_6B, listed)), [Some(77), None]);
+    let short = json!({"layer_types": ["full_attention"]});
+    refused(
+        QWEN3_0_6B,
+        short,
+        "\"layer_types\" is [\"full_attention\"]: it must be a list of \"full_attention\" and \
+         \"sliding_attention\", one for each layer",
+    );
 }
 
 #[test]
 fn rope_in_all_its_spellings() {
-    let rope = |changes| parsed(LLAMA_3_1_8B, changes).rope;
+    let rope = |changes| parsed(LLAMA_3_1_8B, changes).ropes.remove(0);
     let old = json!({"rope_scaling": {"type": "linear", "factor": 2}});
     let linear = RopeConfig { theta: 500_000.0, scaling: RopeScaling::Linear { factor: 2.0 } };
     assert_eq!(rope(old), linear);
@@ -193,9 +205,11 @@ fn eos_from_generation_config_first() {
 fn arithmetic_that_is_not_implemented_is_refused() {
     refused(
         LLAMA_3_1_8B,
-        json!({"architectures": ["MixtralForCausalLM"]}),
-        "\"architectures\" is [\"MixtralForCausalLM\"], which is not supported; supported: \
-         LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+        json!({"architectures": ["FalconForCausalLM"]}),
+        "\"architectures\" is [\"FalconForCausalLM\"], which is not supported; supported: \
+         LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
+         Qwen2MoeForCausalLM, Qwen3MoeForCausalLM, MixtralForCausalLM, GptOssForCausalLM, \
+         Gemma3ForCausalLM",
     );
     refused(
         LLAMA_3_1_8B,
@@ -208,31 +222,141 @@ fn arithmetic_that_is_not_implemented_is_refused() {
         json!({"hidden_act": "gelu"}),
         "\"hidden_act\" is \"gelu\", which is not supported; supported: \"silu\"",
     );
-    for (base, key) in [
-        (LLAMA_3_1_8B, "attention_bias"),
-        (QWEN3_0_6B, "attention_bias"),
-        (LLAMA_3_1_8B, "mlp_bias"),
-    ] {
-        let message = format!("\"{key}\" is true, which is not supported; supported: false");
-        refused(base, json!({key: true}), &message);
-    }
+    let biased = json!({"mlp_bias": true});
+    refused(LLAMA_3_1_8B, biased, "\"mlp_bias\" is true, which is not supported; supported: false");
     refused(
         LLAMA_3_1_8B,
-        json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
-        "\"rope_scaling.rope_type\" is \"yarn\", which is not supported; \
-         supported: \"default\", \"linear\", \"llama3\"",
+        json!({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}),
+        "\"rope_scaling.rope_type\" is \"longrope\", which is not supported; \
+         supported: \"default\", \"linear\", \"llama3\", \"yarn\"",
     );
     refused(
         LLAMA_3_1_8B,
         json!({"rope_scaling": {"factor": 4.0}}),
         "\"rope_scaling\" is {\"factor\":4.0}, which is not supported; \
-         supported: a \"rope_type\" of \"default\", \"linear\", \"llama3\"",
+         supported: a \"rope_type\" of \"default\", \"linear\", \"llama3\", \"yarn\"",
     );
     refused(
         LLAMA_3_1_8B,
         json!({"partial_rotary_factor": 0.5}),
         "\"partial_rotary_factor\" is 0.5, which is not supported; supported: 1.0",
     );
+}
+
+const QWEN3_30B_A3B: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936,
+    "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "decoder_sparse_step": 1, "moe_intermediate_size": 768, "num_experts_per_tok": 8,
+    "num_experts": 128, "norm_topk_prob": true, "mlp_only_layers": []}"#;
+
+#[test]
+fn experts_are_where_transformers_puts_them() {
+    let experts = ExpertsSpec {
+        count: 128,
+        chosen: 8,
+        width: 768,
+        router: Router::Softmax { renormalised: true },
+        bias: false,
+        shared: None,
+    };
+    let all = |config: &ModelConfig| -> Vec<Ffn> {
+        config.layers.iter().map(|layer| layer.ffn.clone()).collect()
+    };
+    let config = parsed(QWEN3_30B_A3B, json!({}));
+    assert_eq!(all(&config), vec![Ffn::Experts(experts.clone()); 48]);
+    assert!(config.qk_norm);
+    let dense = Ffn::Dense { width: 6144 };
+    let changes = json!({"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3],
+        "num_experts": "-", "num_local_experts": 128, "norm_topk_prob": "-"});
+    let unnormed =
+        ExpertsSpec { router: Router::Softmax { renormalised: false }, ..experts.clone() };
+    let expected = [dense.clone(), Ffn::Experts(unnormed.clone()), dense.clone(), dense];
+    assert_eq!(all(&parsed(QWEN3_30B_A3B, changes)), expected);
+    let shared = parsed(
+        QWEN3_30B_A3B,
+        json!({"architectures": ["Qwen2MoeForCausalLM"], "shared_expert_intermediate_size": 5632,
+               "norm_topk_prob": false}),
+    );
+    let expected =
+        ExpertsSpec { shared: Some(SharedExpert { width: 5632, gated: true }), ..unnormed };
+    assert_eq!(shared.layers[0].ffn, Ffn::Experts(expected));
+    assert_eq!(shared.attention_bias, AttentionBias { qkv: true, output: false });
+    let mixtral = parsed(
+        QWEN3_30B_A3B,
+        json!({"architectures": ["MixtralForCausalLM"], "num_experts": 8, "rope_theta": "-",
+               "num_experts_per_tok": 2}),
+    );
+    let expected = ExpertsSpec { count: 8, chosen: 2, width: 6144, ..experts };
+    assert_eq!(mixtral.layers[0].ffn, Ffn::Experts(expected));
+    assert_eq!((windows(&mixtral)[0], mixtral.ropes[0].theta), (None, 1e6));
+    refused(
+        QWEN3_30B_A3B,
+        json!({"num_experts_per_tok": 129}),
+        "\"num_experts_per_tok\" is 129: it must be at most the number of experts, which is 128",
+    );
+    refused(
+        QWEN3_30B_A3B,
+        json!({"mlp_only_layers": [48]}),
+        "\"mlp_only_layers\" is [48]: it must be a list of layers below 48",
+    );
+}
+
+#[test]
+fn gpt_oss_has_sinks_windows_and_a_stretched_rotation() {
+    let gpt_oss = json!({"architectures": ["GptOssForCausalLM"], "num_hidden_layers": 3,
+        "num_local_experts": 32, "num_experts": "-", "num_experts_per_tok": 4, "head_dim": 64,
+        "sliding_window": 128, "rope_theta": 150000,
+        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "truncate": false, "original_max_position_embeddings": 4096}});
+    let config = parsed(QWEN3_30B_A3B, gpt_oss.clone());
+    assert_eq!(windows(&config), [Some(128), None, Some(128)]);
+    assert_eq!(config.attention_bias, AttentionBias { qkv: true, output: true });
+    assert!(config.sinks && !config.qk_norm);
+    assert_eq!(config.activation, Activation::ClampedSwish);
+    let Ffn::Experts(experts) = &config.layers[0].ffn else { panic!() };
+    assert!(experts.bias && experts.router == Router::SoftmaxOfChosen);
+    assert_eq!(config.ropes.len(), 1);
+    let RopeScaling::Yarn { magnitude, truncated, .. } = config.ropes[0].scaling else { panic!() };
+    assert!((magnitude - 1.346_573_6).abs() < 1e-7 && !truncated);
+    // The same without a word.
+    let mut silent = gpt_oss;
+    for key in ["rope_scaling", "rope_theta"] {
+        silent[key] = json!("-");
+    }
+    assert_eq!(parsed(QWEN3_30B_A3B, silent).ropes, config.ropes);
+}
+
+#[test]
+fn gemma_3_has_two_rotations_and_norms_all_around() {
+    let gemma = |more: Value| {
+        let mut changes = json!({"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 7,
+            "head_dim": 256, "hidden_size": 1152, "query_pre_attn_scalar": 256,
+            "sliding_window": 512, "rope_theta": 1_000_000, "rope_local_base_freq": 10_000});
+        for (key, value) in more.as_object().unwrap() {
+            changes[key] = value.clone();
+        }
+        parsed(QWEN3_30B_A3B, changes)
+    };
+    let config = gemma(json!({}));
+    let window = Some(512);
+    let expected = [window, window, window, window, window, None, window];
+    assert_eq!(windows(&config), expected);
+    let ropes: Vec<usize> = config.layers.iter().map(|layer| layer.attention.rope).collect();
+    assert_eq!(ropes, [1, 1, 1, 1, 1, 0, 1]);
+    let plain = |theta| RopeConfig { theta, scaling: RopeScaling::None };
+    assert_eq!(config.ropes, [plain(1e6), plain(1e4)]);
+    assert_eq!(config.norms, NormSpec { plus_one: true, after_blocks: true });
+    assert_eq!((config.attention_scale, config.embedding_scale), (1.0 / 16.0, 34.0));
+    assert!(config.tie_word_embeddings && config.qk_norm);
+    assert_eq!(config.activation, Activation::GeluTanh);
+    // As transformers 5 writes it, with one of the two stretched.
+    let new = gemma(json!({"rope_theta": "-", "rope_local_base_freq": "-", "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}));
+    let linear = RopeConfig { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } };
+    assert_eq!(new.ropes, [linear, plain(1e4)]);
+    assert_eq!(gemma(json!({"dtype": "float32"})).embedding_scale, 1152.0f32.sqrt());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
 use crate::memory::{Budget, KvSize, available_bytes};
+use crate::model;
 use crate::shard::Shard;
 use crate::weights;
 
@@ -46,16 +47,17 @@ impl Engine {
     ) -> Result<(Fit, Option<EngineError>), EngineError> {
         options::check(options)?;
         let config = ModelConfig::from_dir(dir)?;
+        let device = device::choose(options)?;
+        let config = load::for_device(config, &device);
         load::check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = shards.collect::<Result<Vec<_>, _>>()?;
         let is_here = weights::are_in(dir);
         let stored_bytes = match is_here || options.dummy_weights {
-            true => weights::open(dir, &config, options)?.bytes_total(),
-            false => config.parameters() * WEIGHT_BYTES,
+            true => weights::open(dir, &model::tensors(&config), options)?.bytes_total(),
+            false => model::parameters(&config) * WEIGHT_BYTES,
         };
-        let device = device::choose(options)?;
         let settings = Settings::new(options, &device)?;
         let memory = match device {
             Chosen::Cpu => Memory {
@@ -91,7 +93,7 @@ fn reckon(
         available_bytes: memory.available_bytes,
         used_bytes: memory.weight_bytes + memory.other_bytes,
         spare_bytes: memory.spare_bytes,
-        arrays: 2 * config.layers as u64,
+        arrays: 2 * config.layers.len() as u64,
         token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
         slack_bytes: memory.slack_bytes,
         unit_bytes: memory.unit_bytes,
@@ -104,7 +106,7 @@ fn reckon(
     let kv_tokens = size.pages * settings.page_size as u64;
     let fit = Fit {
         architecture: config.architecture.name().to_owned(),
-        parameters: config.parameters(),
+        parameters: model::parameters(config),
         device: memory.device,
         gpus: memory.gpus,
         tp: settings.tp as u32,
@@ -139,7 +141,7 @@ fn on_gpus(
         super::spawn::even(&ordinals, &free)?;
     }
     let name = gpus.first().map_or("", crate::ops::cuda::Gpu::name);
-    let weights = shards.iter().map(|shard| parameters_of(config, shard)).max();
+    let weights = shards.iter().map(|shard| model::parameters_of(config, shard)).max();
     let shard = &shards[0];
     let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
     let page_size = settings.page_size;
@@ -157,39 +159,14 @@ fn on_gpus(
     })
 }
 
-/// Parameters that a rank holds, by what is divided and what every rank has; see [`Shard`].
-#[cfg_attr(
-    not(feature = "cuda"),
-    allow(dead_code, reason = "one memory holds all ranks' on the CPU")
-)]
-fn parameters_of(config: &ModelConfig, shard: &Shard) -> u64 {
-    let share = |part: usize, whole: usize| (part as u64, whole.max(1) as u64);
-    let of = |name: &str, shape: &[usize]| {
-        let all: u64 = shape.iter().map(|&size| size as u64).product();
-        let has = |word: &str| name.contains(word);
-        let (part, whole) = if has("embed_tokens") || has("lm_head") {
-            share(shard.vocab.len(), config.vocab_size)
-        } else if has("q_proj") || has("o_proj") {
-            share(shard.heads.len(), config.heads)
-        } else if has("k_proj") || has("v_proj") {
-            share(shard.kv_heads.len(), config.kv_heads)
-        } else if has("mlp.") {
-            share(shard.intermediate.len(), config.intermediate_size)
-        } else {
-            (1, 1)
-        };
-        all / whole * part
-    };
-    config.tensors().iter().map(|(name, shape)| of(name, shape)).sum()
-}
-
 /// About what a GPU's workspaces, graphs and libraries take: activations of a step at its largest, logits of
 /// its rows in f32 and their copy for sampling, and half a GiB for graphs, cuBLASLt and code.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU's workspaces are small"))]
 fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> u64 {
     const FIXED_BYTES: u64 = 512 << 20;
     let heads = shard.heads.len() + 2 * shard.kv_heads.len();
-    let width = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.intermediate.len();
+    let width =
+        4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
     let activations = settings.chunk_tokens as u64 * width as u64 * WEIGHT_BYTES;
     let logits = settings.rows() as u64 * shard.vocab.len() as u64 * 8;
     activations + logits + FIXED_BYTES
@@ -265,11 +242,13 @@ mod tests {
     fn ranks_hold_together_what_the_model_has_and_norms_each() {
         let config = ModelConfig::from_dir(folder().path()).unwrap();
         let one = Shard::new(&config, 1, 0).unwrap();
-        assert_eq!(parameters_of(&config, &one), config.parameters());
-        let two: u64 =
-            (0..2).map(|rank| parameters_of(&config, &Shard::new(&config, 2, rank).unwrap())).sum();
+        assert_eq!(model::parameters_of(&config, &one), model::parameters(&config));
+        let two: u64 = (0..2)
+            .map(|rank| Shard::new(&config, 2, rank).unwrap())
+            .map(|shard| model::parameters_of(&config, &shard))
+            .sum();
         // Five norms of 64: two a layer, and the last.
-        assert_eq!(two, config.parameters() + 5 * 64);
+        assert_eq!(two, model::parameters(&config) + 5 * 64);
         let settings = Settings::new(&options(), &Chosen::Cpu).unwrap();
         let mut larger = settings.clone();
         larger.chunk_tokens *= 2;

@@ -26,6 +26,7 @@ use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
 use crate::memory::Budget;
+use crate::model;
 use crate::rank::{Event, Loaded, Ranks};
 use crate::shard::Shard;
 use crate::weights::{self, WeightSource};
@@ -41,13 +42,15 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<(Engine, EngineInfo), EngineError> {
         options::check(options)?;
-        let config = Arc::new(ModelConfig::from_dir(dir)?);
+        let config = ModelConfig::from_dir(dir)?;
+        let device = device::choose(options)?;
+        let config = Arc::new(for_device(config, &device));
         check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
-        let source: Arc<dyn WeightSource> = weights::open(dir, &config, options)?.into();
-        let device = device::choose(options)?;
+        let tensors = model::tensors(&config);
+        let source: Arc<dyn WeightSource> = weights::open(dir, &tensors, options)?.into();
         let settings = &Settings::new(options, &device)?;
 
         let mut load = Load { progress, read_bytes: 0, total_bytes: source.bytes_total() };
@@ -71,7 +74,7 @@ impl Engine {
             available_bytes: spawned.available_bytes,
             used_bytes: used_bytes(weight_bytes)?,
             spare_bytes: spawned.spare_bytes,
-            arrays: 2 * config.layers as u64,
+            arrays: 2 * config.layers.len() as u64,
             token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
             slack_bytes: spawned.kv_slack_bytes,
             unit_bytes: spawned.kv_unit_bytes,
@@ -107,7 +110,7 @@ impl Engine {
             architecture: config.architecture.name().to_owned(),
             device,
             dtype,
-            parameters: config.parameters(),
+            parameters: model::parameters(&config),
             weight_bytes,
             kv_dtype: options::dtype_name(settings.kv_dtype).to_owned(),
             kv_bytes,
@@ -173,6 +176,15 @@ impl Engine {
             tokens: vec![0; rows * tokens],
             pages: vec![0; rows * pages],
         }
+    }
+}
+
+/// The model as a device runs it: GPUs have no window attention yet.
+pub(super) fn for_device(config: ModelConfig, device: &Chosen) -> ModelConfig {
+    match device {
+        Chosen::Cpu => config,
+        #[cfg(feature = "cuda")]
+        Chosen::Cuda(_) => config.without_windows(),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::collective::Group;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
 use crate::memory::available_bytes;
-use crate::model::{self, Loader, Model};
+use crate::model::{Decoder, Loader};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
@@ -80,7 +80,7 @@ pub(super) struct FirstSteps {
 /// A model on one rank of a device.
 struct ModelRunner<O: Ops> {
     ops: O,
-    model: Box<dyn Model<O>>,
+    model: Decoder<O>,
     batch: Batch,
     page_size: usize,
 }
@@ -269,7 +269,7 @@ fn spawn<O: Ops + 'static>(
         let start = Instant::now();
         let mut progress = |bytes, name: &str| reporter.read(bytes, name);
         let mut loader = Loader::new(&ops, &*source, &shards[rank], &mut progress);
-        let model = model::load(&config, &mut loader, chunk_tokens, logit_rows)?;
+        let model = Decoder::load(&config, &mut loader, chunk_tokens, logit_rows)?;
         ops.finish_loading().map_err(on_rank)?;
         let read_s = start.elapsed().as_secs_f64();
         let loaded = Loaded { weight_bytes: ops.weight_bytes(), read_s };

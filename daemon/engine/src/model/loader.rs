@@ -1,16 +1,13 @@
 //! From named tensors to a rank's weights.
 //!
-//! Owns: slicing by shard, and the count of bytes read. Must never: read a tensor itself, or guess a name.
+//! Owns: the way of a piece from its source onto a device, and the count of bytes read. Must never: read a tensor
+//! itself, or guess a name.
 
-use std::ops::Range;
-
-use crate::error::EngineError;
+use super::reader::{Piece, Reader};
+use crate::error::{EngineError, OpError};
 use crate::ops::{OpResult, Ops};
 use crate::shard::Shard;
-use crate::weights::{Part, TensorPart, WeightSource};
-
-/// A named tensor, its full number of rows, and the rows wanted of it.
-pub type Slice = (String, usize, Range<usize>);
+use crate::weights::{TensorPart, WeightSource};
 
 /// Reads one rank's shard.
 pub struct Loader<'a, O: Ops> {
@@ -32,7 +29,7 @@ impl<'a, O: Ops> Loader<'a, O> {
     }
 
     /// The rank's share.
-    pub fn shard(&self) -> &'a Shard {
+    pub fn rank(&self) -> &'a Shard {
         self.shard
     }
 
@@ -41,61 +38,53 @@ impl<'a, O: Ops> Loader<'a, O> {
         self.ops.buffer(rows, width).map_err(|error| self.on_rank(error))
     }
 
-    /// A whole vector of `len`.
-    pub fn vector(&mut self, name: &str, len: usize) -> Result<O::Vector, EngineError> {
-        self.stacked_vector(&[(name.to_owned(), len, 0..len)])
-    }
-
-    /// Parts of vectors, one after the other.
-    pub fn stacked_vector(&mut self, slices: &[Slice]) -> Result<O::Vector, EngineError> {
-        let shape = |slice: &Slice| vec![slice.1];
-        self.upload(slices, shape, |ops, parts| ops.vector(parts))
-    }
-
-    /// A column-parallel projection: rows of one or more matrices of `inputs` columns, stacked.
-    pub fn stacked(&mut self, slices: &[Slice], inputs: usize) -> Result<O::Matrix, EngineError> {
-        let shape = |slice: &Slice| vec![slice.1, inputs];
-        self.upload(slices, shape, |ops, parts| ops.matrix(parts, inputs))
-    }
-
-    /// A row-parallel projection: `columns` of a matrix of `shape`.
-    pub fn row_parallel(
-        &mut self,
-        name: &str,
-        shape: [usize; 2],
-        columns: Range<usize>,
-    ) -> Result<O::Matrix, EngineError> {
-        let inputs = columns.len();
-        let part = self.source.part(name, &shape, &Part::Cols(columns))?;
-        let matrix = self.ops.matrix(std::slice::from_ref(&part), inputs);
-        (self.progress)(part.stored_bytes() as u64, name);
-        matrix.map_err(|error| self.on_rank(error))
-    }
-
-    /// Rows of tensors of the shape that `shape` tells, onto the device.
+    /// Pieces onto the device, by `upload`.
     fn upload<T>(
         &mut self,
-        slices: &[Slice],
-        shape: impl Fn(&Slice) -> Vec<usize>,
-        upload: impl FnOnce(&O, &[TensorPart<'_>]) -> OpResult<T>,
+        pieces: &[Piece],
+        upload: impl FnOnce(&O, Vec<TensorPart<'a>>) -> OpResult<T>,
     ) -> Result<T, EngineError> {
-        let part = |slice: &Slice| {
-            let rows = Part::Rows(slice.2.clone());
-            self.source.part(&slice.0, &shape(slice), &rows)
-        };
-        let parts = slices.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        let uploaded = upload(self.ops, &parts).map_err(|error| self.on_rank(error))?;
-        for ((name, ..), part) in slices.iter().zip(&parts) {
-            (self.progress)(part.stored_bytes() as u64, name);
+        let source = self.source;
+        let part =
+            |piece: &Piece| source.part(&piece.tensor.name, &piece.tensor.shape, &piece.part);
+        let parts = pieces.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        let bytes: Vec<usize> = parts.iter().map(TensorPart::stored_bytes).collect();
+        let uploaded = upload(self.ops, parts).map_err(|error| self.on_rank(error))?;
+        for (piece, bytes) in pieces.iter().zip(bytes) {
+            (self.progress)(bytes as u64, &piece.tensor.name);
         }
         Ok(uploaded)
     }
 
-    fn on_rank(&self, error: crate::error::OpError) -> EngineError {
+    fn on_rank(&self, error: OpError) -> EngineError {
         EngineError::Rank {
             rank: self.shard.rank,
             operation: error.operation.to_owned(),
             reason: error.reason,
         }
+    }
+}
+
+impl<O: Ops> Reader for Loader<'_, O> {
+    type Store = O;
+    type Error = EngineError;
+
+    fn shard(&self) -> &Shard {
+        self.shard
+    }
+
+    fn matrix(&mut self, pieces: &[Piece], inputs: usize) -> Result<O::Matrix, EngineError> {
+        self.upload(pieces, |ops, parts| ops.matrix(&parts, inputs))
+    }
+
+    fn vector(&mut self, pieces: &[Piece]) -> Result<O::Vector, EngineError> {
+        self.upload(pieces, |ops, parts| ops.vector(&parts))
+    }
+
+    fn vector_plus_one(&mut self, piece: &Piece) -> Result<O::Vector, EngineError> {
+        self.upload(std::slice::from_ref(piece), |ops, mut parts| match parts.pop() {
+            Some(part) => ops.vector_plus_one(part),
+            None => ops.vector(&[]),
+        })
     }
 }

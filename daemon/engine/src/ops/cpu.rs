@@ -6,6 +6,7 @@
 
 mod attention;
 mod elementwise;
+mod experts;
 mod kv;
 mod linear;
 mod simd;
@@ -26,10 +27,13 @@ use pulp::Arch;
 use self::attention::Heads;
 use self::kv::KvPages;
 use self::linear::widen;
-use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
+use super::{
+    Around, Attention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pending, Scratch, Storage,
+    Stream,
+};
 use crate::batch::Batch;
 use crate::collective::Member;
-use crate::config::ModelConfig;
+use crate::config::{Activation, ModelConfig, RopeConfig};
 use crate::error::OpError;
 use crate::rope;
 use crate::sampler::Sampler;
@@ -69,15 +73,17 @@ pub struct CpuOps {
     page_size: usize,
     kv_element: KvElement,
     kv: Option<KvPages>,
-    frequencies: Vec<f32>,
-    /// Of the current batch: `[tokens, head_dim / 2]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    /// One for each rotation that layers name.
+    ropes: Vec<Rotation>,
+    attention_scale: f32,
+    activation: Activation,
     vocab_size: usize,
     vocab: Range<usize>,
     sampler: Sampler,
     /// What each row of the last step sampled; 0 where it did not.
     last_sampled: Vec<u32>,
+    /// What the step in hand sampled and scored.
+    sampled: Vec<Sampled>,
     /// Products on their way from columns to rows.
     scratch: Vec<f32>,
     /// What a block adds to the residual stream; as long as the longest step so far.
@@ -85,6 +91,35 @@ pub struct CpuOps {
     /// `[LOGIT_ROWS, vocab]`, and this rank's columns of it.
     logits: Vec<f32>,
     logits_part: Vec<f32>,
+}
+
+/// A rotation, and its angles for the current batch.
+struct Rotation {
+    frequencies: Vec<f32>,
+    magnitude: f32,
+    /// `[tokens, head_dim / 2]`
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rotation {
+    fn new(rope: &RopeConfig, head_dim: usize) -> Rotation {
+        let (frequencies, magnitude) = (rope::frequencies(rope, head_dim), rope::magnitude(rope));
+        Rotation { frequencies, magnitude, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    fn prepare(&mut self, positions: &[u32]) {
+        self.cos.clear();
+        self.sin.clear();
+        for &position in positions {
+            for frequency in &self.frequencies {
+                // The product is rounded to f32, as in the code the checkpoints were trained with.
+                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                self.cos.push(cos as f32 * self.magnitude);
+                self.sin.push(sin as f32 * self.magnitude);
+            }
+        }
+    }
 }
 
 /// Activations `[rows, width]`.
@@ -125,19 +160,20 @@ impl CpuOps {
             pool: Arc::new(pool),
             member,
             weight_bytes: 0.into(),
-            layers: config.layers,
+            layers: config.layers.len(),
             heads: Heads { heads, kv_heads, head_dim: config.head_dim },
             eps: config.rms_norm_eps,
             page_size,
             kv_element,
             kv: None,
-            frequencies: rope::frequencies(config),
-            cos: Vec::new(),
-            sin: Vec::new(),
+            ropes: config.ropes.iter().map(|rope| Rotation::new(rope, config.head_dim)).collect(),
+            attention_scale: config.attention_scale,
+            activation: config.activation,
             vocab_size: config.vocab_size,
             vocab: shard.vocab.clone(),
             sampler: Sampler::new(slots, config.vocab_size),
             last_sampled: Vec::new(),
+            sampled: Vec::new(),
             scratch: Vec::new(),
             delta: Vec::new(),
             logits: Vec::new(),
@@ -171,11 +207,63 @@ impl CpuOps {
     }
 
     /// Rotates query and key heads by their tokens' positions.
-    fn rope(&mut self, rows: usize, qkv: &mut Buffer) {
+    fn rope(&mut self, rows: usize, rope: usize, qkv: &mut Buffer) {
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let stride = qkv.width;
-        let x = qkv.rows_mut(rows);
-        elementwise::rope(x, stride, heads + kv_heads, head_dim, &self.cos, &self.sin);
+        let (x, rotation) = (qkv.rows_mut(rows), &self.ropes[rope]);
+        elementwise::rope(x, stride, heads + kv_heads, head_dim, &rotation.cos, &rotation.sin);
+    }
+
+    /// `out = x weight^T (+ bias)`.
+    fn linear(&mut self, rows: usize, linear: &Linear<Self>, x: &Buffer, out: &mut Buffer) {
+        let bias = linear.bias.as_deref();
+        let (x, out) = (x.rows(rows), out.rows_mut(rows));
+        linear::linear(self.arch, &linear.weight, bias, x, out, &mut self.scratch);
+    }
+
+    /// Leaves the norm of the stream in it.
+    fn normalise(&mut self, rows: usize, stream: &mut Stream<Self>, norm: &Norm<Self>) {
+        let Stream { residual, normed, .. } = stream;
+        elementwise::rms_norm(
+            self.arch,
+            residual.rows(rows),
+            &norm.weight,
+            self.eps,
+            normed.rows_mut(rows),
+        );
+        stream.changed(Some(norm));
+    }
+
+    /// The end of a block whose share of this rank is `delta`: summed over ranks, normalised if the model says so,
+    /// and added to the residual stream.
+    fn add(
+        &mut self,
+        rows: usize,
+        delta: &mut Buffer,
+        after: Option<&Norm<Self>>,
+        stream: &mut Stream<Self>,
+    ) -> OpResult {
+        self.all_reduce(rows, delta)?;
+        let delta = match after {
+            None => delta.rows(rows),
+            Some(norm) => {
+                let out = stream.normed.rows_mut(rows);
+                elementwise::rms_norm(self.arch, delta.rows(rows), &norm.weight, self.eps, out);
+                stream.normed.rows(rows)
+            }
+        };
+        elementwise::add(delta, stream.residual.rows_mut(rows));
+        stream.changed(None);
+        Ok(())
+    }
+
+    /// A buffer for what a block adds to the residual stream, which [`CpuOps::add`] takes.
+    fn delta(&mut self, rows: usize, width: usize) -> Buffer {
+        let mut delta = Buffer { data: std::mem::take(&mut self.delta), width };
+        if delta.data.len() < rows * width {
+            delta.data.resize(rows * width, 0.0);
+        }
+        delta
     }
 
     /// Copies keys and values into their pages.
@@ -201,9 +289,12 @@ impl Pending for Done {
     }
 }
 
-impl Ops for CpuOps {
+impl Storage for CpuOps {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
+}
+
+impl Ops for CpuOps {
     type Buffer = Buffer;
 
     fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
@@ -216,6 +307,12 @@ impl Ops for CpuOps {
     fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Vec<f32>> {
         let vector = widen(parts.iter().map(TensorPart::load).collect());
         self.count(size_of_val(vector.as_slice()));
+        Ok(vector)
+    }
+
+    fn vector_plus_one(&self, part: TensorPart<'_>) -> OpResult<Vec<f32>> {
+        let mut vector = self.vector(&[part])?;
+        vector.iter_mut().for_each(|value| *value += 1.0);
         Ok(vector)
     }
 
@@ -234,29 +331,28 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn step<T: Send>(
+    fn step(
         &mut self,
         batch: &Batch,
         installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult<T> + Send,
-    ) -> OpResult<T> {
+        forward: impl FnOnce(&mut Self) -> OpResult + Send,
+    ) -> OpResult<Box<dyn Pending>> {
         installs.iter().for_each(|install| self.sampler.install(install));
-        self.cos.clear();
-        self.sin.clear();
-        for &position in batch.positions() {
-            for frequency in &self.frequencies {
-                // The product is rounded to f32, as in the code the checkpoints were trained with.
-                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                self.cos.push(cos as f32);
-                self.sin.push(sin as f32);
-            }
-        }
+        self.ropes.iter_mut().for_each(|rope| rope.prepare(batch.positions()));
         let pool = self.pool.clone();
-        pool.install(|| forward(self))
+        pool.install(|| forward(self))?;
+        Ok(Box::new(Done(std::mem::take(&mut self.sampled))))
     }
 
-    fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Buffer) -> OpResult {
+    fn embed(
+        &mut self,
+        batch: &Batch,
+        table: &Matrix,
+        scale: f32,
+        stream: &mut Stream<Self>,
+    ) -> OpResult {
         let tokens = batch.tokens();
+        let out = &mut stream.residual;
         let width = out.width;
         for (token, out) in tokens.iter().zip(out.data.chunks_exact_mut(width)) {
             let id = match usize::try_from(*token) {
@@ -268,46 +364,67 @@ impl Ops for CpuOps {
             } else {
                 out.fill(0.0);
             }
+            if scale != 1.0 {
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
         }
-        self.all_reduce(tokens.len(), out)
-    }
-
-    fn rms_norm(
-        &mut self,
-        rows: usize,
-        x: &Buffer,
-        weight: &Vec<f32>,
-        out: &mut Buffer,
-    ) -> OpResult {
-        elementwise::rms_norm(self.arch, x.rows(rows), weight, self.eps, out.rows_mut(rows));
+        self.all_reduce(tokens.len(), out)?;
+        stream.changed(None);
         Ok(())
     }
 
     fn norm_wanted(
         &mut self,
         batch: &Batch,
-        x: &Buffer,
-        weight: &Vec<f32>,
+        stream: &Stream<Self>,
+        norm: &Norm<Self>,
         out: &mut Buffer,
     ) -> OpResult {
         let width = out.width;
         for (row, out) in batch.logit_rows().iter().zip(out.data.chunks_exact_mut(width)) {
-            let x = &x.data[row.token as usize * width..][..width];
-            elementwise::rms_norm(self.arch, x, weight, self.eps, out);
+            let x = &stream.residual.data[row.token as usize * width..][..width];
+            elementwise::rms_norm(self.arch, x, &norm.weight, self.eps, out);
         }
         Ok(())
     }
 
-    fn linear(
+    fn norm_linear(
         &mut self,
         rows: usize,
+        stream: &mut Stream<Self>,
+        norm: &Norm<Self>,
         linear: &Linear<Self>,
-        x: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
-        let bias = linear.bias.as_deref();
-        let (x, out) = (x.rows(rows), out.rows_mut(rows));
-        linear::linear(self.arch, &linear.weight, bias, x, out, &mut self.scratch);
+        self.normalise(rows, stream, norm);
+        self.linear(rows, linear, &stream.normed, out);
+        Ok(())
+    }
+
+    fn norm_gated(
+        &mut self,
+        rows: usize,
+        stream: &mut Stream<Self>,
+        norm: &Norm<Self>,
+        linear: &Linear<Self>,
+        scratch: &mut Scratch<Self>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        // The scratch is as wide as the widest block, rows are as wide as this one.
+        let width = linear.weight.outputs() / 2;
+        self.normalise(rows, stream, norm);
+        let mut gate_up =
+            Buffer { data: std::mem::take(&mut scratch.gate_up.data), width: 2 * width };
+        self.linear(rows, linear, &stream.normed, &mut gate_up);
+        out.width = width;
+        elementwise::activate(
+            self.arch,
+            self.activation,
+            gate_up.rows(rows),
+            out.rows_mut(rows),
+            width,
+        );
+        scratch.gate_up.data = gate_up.data;
         Ok(())
     }
 
@@ -316,54 +433,58 @@ impl Ops for CpuOps {
         rows: usize,
         linear: &Linear<Self>,
         x: &Buffer,
-        _next: Option<&Vec<f32>>,
-        _scratch: &mut Scratch<Self>,
-        residual: &mut Buffer,
+        norms: Around<'_, Self>,
+        stream: &mut Stream<Self>,
     ) -> OpResult {
-        let width = residual.width;
-        let mut delta = Buffer { data: std::mem::take(&mut self.delta), width };
-        if delta.data.len() < rows * width {
-            delta.data.resize(rows * width, 0.0);
-        }
-        let summed = self
-            .linear(rows, linear, x, &mut delta)
-            .and_then(|()| self.all_reduce(rows, &mut delta))
-            .map(|()| elementwise::add(delta.rows(rows), residual.rows_mut(rows)));
+        let mut delta = self.delta(rows, stream.residual.width);
+        self.linear(rows, linear, x, &mut delta);
+        let added = self.add(rows, &mut delta, norms.after, stream);
         self.delta = delta.data;
-        summed
+        added
+    }
+
+    fn experts_add(
+        &mut self,
+        rows: usize,
+        norm: &Norm<Self>,
+        experts: &Experts<Self>,
+        norms: Around<'_, Self>,
+        stream: &mut Stream<Self>,
+    ) -> OpResult {
+        self.normalise(rows, stream, norm);
+        let mut delta = self.delta(rows, stream.residual.width);
+        let (x, out) = (stream.normed.rows(rows), delta.rows_mut(rows));
+        experts::experts(self.arch, self.activation, experts, x, out, &mut self.scratch);
+        let added = self.add(rows, &mut delta, norms.after, stream);
+        self.delta = delta.data;
+        added
     }
 
     fn attention(
         &mut self,
         batch: &Batch,
-        layer: usize,
-        norms: Option<&HeadNorms<Self>>,
+        attention: &Attention<Self>,
         qkv: &mut Buffer,
         out: &mut Buffer,
     ) -> OpResult {
         let tokens = batch.tokens().len();
-        if let Some(norms) = norms {
+        if let Some(norms) = &attention.norms {
             self.head_norm(tokens, norms, qkv);
         }
-        self.rope(tokens, qkv);
-        self.write_kv(batch, layer, qkv)?;
+        self.rope(tokens, attention.spec.rope, qkv);
+        self.write_kv(batch, attention.layer, qkv)?;
+        let view = attention::View {
+            scale: self.attention_scale,
+            window: attention.spec.window,
+            sinks: attention.sinks.as_deref(),
+        };
         let (qkv, out) = (qkv.rows(tokens), out.rows_mut(tokens));
-        attention::attention(self.arch, self.heads, self.kv()?, layer, batch, qkv, out);
+        let layer = attention.layer;
+        attention::attention(self.arch, self.heads, view, (self.kv()?, layer), batch, qkv, out);
         Ok(())
     }
 
-    fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
-        let width = out.width;
-        elementwise::silu_mul(self.arch, gate_up.rows(rows), out.rows_mut(rows), width);
-        Ok(())
-    }
-
-    fn sample(
-        &mut self,
-        batch: &Batch,
-        head: &Matrix,
-        hidden: &Buffer,
-    ) -> OpResult<Box<dyn Pending>> {
+    fn sample(&mut self, batch: &Batch, head: &Matrix, hidden: &Buffer) -> OpResult {
         self.last_sampled.clear();
         self.last_sampled.resize(batch.rows().len(), 0);
         let mut all = Vec::with_capacity(batch.logit_rows().len());
@@ -393,6 +514,7 @@ impl Ops for CpuOps {
                 });
             }
         }
-        Ok(Box::new(Done(all)))
+        self.sampled = all;
+        Ok(())
     }
 }

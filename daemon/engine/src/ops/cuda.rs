@@ -63,10 +63,13 @@ use self::linear::Into;
 use self::memory::{LOGIT_ROWS, ROW_UNIT};
 use self::prepare::{check, cos_sin};
 use self::requests::Requests;
-use self::results::{Outgoing, Outputs};
+use self::results::Outputs;
 use self::tuned::TunedFile;
 use self::upload::Uploader;
-use super::{HeadNorms, Linear, OpResult, Ops, Pending, Scratch};
+use super::{
+    Around, Attention as LayerAttention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pending,
+    Scratch, Storage, Stream,
+};
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
@@ -122,13 +125,9 @@ pub struct CudaOps {
     /// The part of the vocabulary that this rank's embedding and head have.
     vocab_part: Range<usize>,
     team: Option<Team>,
-    /// The norm that the next block begins with is done: it is in the scratch.
-    normed: bool,
     inputs: Inputs,
     requests: Requests,
     outputs: Outputs,
-    /// What the step in hand sends back.
-    outgoing: Option<Outgoing>,
     graphs: Graphs,
     mode: Mode,
     /// Keys and values of each layer, `[pages, page_size, kv_heads, head_dim]`.
@@ -186,7 +185,7 @@ impl CudaOps {
         let stream = device.stream().clone();
         let rows = slots.min(chunk_tokens);
         let kv_type = kv_type(spec.kv_dtype)?;
-        let shape = (heads, kv_type, config.rms_norm_eps);
+        let shape = (heads, kv_type, config.rms_norm_eps, config.attention_scale);
         let limits = AttentionLimits { rows: chunk_tokens, requests: rows };
         let table = cos_sin(config, max_len);
         let attention = Attention::new(&device, shape, limits, backends(spec.attn), &table)
@@ -216,22 +215,20 @@ impl CudaOps {
             uploader: RefCell::new(Some(Uploader::new(&stream))),
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
-            qkv_bias: config.qkv_bias,
+            qkv_bias: config.attention_bias.qkv,
             chunk_tokens,
             hidden: config.hidden_size,
-            layers: config.layers,
+            layers: config.layers.len(),
             heads,
             kv_type,
             eps: config.rms_norm_eps,
             vocab: config.vocab_size,
             vocab_part: shard.vocab.clone(),
-            normed: false,
             inputs: Inputs::new(&stream, room).map_err(memory)?,
             requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
             outputs: Outputs::new(&stream, (rows, spec.logit_rows), team.as_ref().map(Team::words))
                 .map_err(memory)?,
             team,
-            outgoing: None,
             graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
             mode: Mode::Eager,
             kv: None,
@@ -246,18 +243,12 @@ impl CudaOps {
         })
     }
 
-    /// As many rows as an op issues of `rows`: those of the graph, and none while one is replayed.
+    /// As many rows as an op issues of `rows`: those of the graph, if the step becomes one.
     fn issued(&self, rows: usize) -> usize {
         match self.mode {
             Mode::Eager => rows,
-            Mode::Padded(padded) => padded,
-            Mode::Replay(_) => 0,
+            Mode::Padded(padded) | Mode::Replay(padded) => padded,
         }
-    }
-
-    /// Whether the norm that an op begins with was done by the one before; asked once.
-    fn normed_already(&mut self) -> bool {
-        std::mem::take(&mut self.normed)
     }
 
     /// Settles how sums over ranks are made.
@@ -283,15 +274,28 @@ impl CudaOps {
 }
 
 impl CudaOps {
-    /// The norm of the first `rows` rows.
-    fn normalise(
-        &mut self,
-        rows: usize,
-        x: &Buffer,
-        weight: &CudaSlice<bf16>,
-        out: &mut Buffer,
-    ) -> OpResult {
-        self.launch_norm((rows, rows), None, x, weight, out)
+    /// Leaves the norm of the first `rows` rows in the stream, unless it is there.
+    fn normalise(&mut self, rows: usize, stream: &mut Stream<Self>, norm: &Norm<Self>) -> OpResult {
+        if stream.has(norm) {
+            return Ok(());
+        }
+        let Stream { residual, normed, .. } = stream;
+        self.launch_norm((rows, rows), None, residual, &norm.weight, normed)?;
+        stream.changed(Some(norm));
+        Ok(())
+    }
+
+    /// `out = silu(gate) * up`.
+    fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
+        let width = out.width;
+        SiluMul {
+            gate_up: (&gate_up.rows(rows)).into(),
+            out: (&mut out.rows_mut(rows)).into(),
+            rows,
+            width,
+        }
+        .launch(&self.device)
+        .map_err(failed("silu_mul"))
     }
 
     /// The norm of `rows` of `x_rows` rows: of those that `index` names, or of the first.
@@ -327,9 +331,12 @@ impl Drop for CudaOps {
     }
 }
 
-impl Ops for CudaOps {
+impl Storage for CudaOps {
     type Matrix = Matrix;
     type Vector = CudaSlice<bf16>;
+}
+
+impl Ops for CudaOps {
     type Buffer = Buffer;
 
     fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
@@ -343,6 +350,10 @@ impl Ops for CudaOps {
     fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<CudaSlice<bf16>> {
         let len = parts.iter().map(TensorPart::len).sum();
         self.upload(parts, len)
+    }
+
+    fn vector_plus_one(&self, _part: TensorPart<'_>) -> OpResult<CudaSlice<bf16>> {
+        Err(failed("choose kernels")("there are none for norms whose weights are stored less 1"))
     }
 
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
@@ -391,23 +402,31 @@ impl Ops for CudaOps {
         self.device.synchronize().map_err(failed("allocate KV pages"))
     }
 
-    fn step<T: Send>(
+    fn step(
         &mut self,
         batch: &Batch,
         installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult<T> + Send,
-    ) -> OpResult<T> {
+        forward: impl FnOnce(&mut Self) -> OpResult + Send,
+    ) -> OpResult<Box<dyn Pending>> {
         let words = self.team.as_ref().map(Team::words);
         let done = self.issue(batch, installs, forward);
         // A GPU that waited in vain refuses whatever comes next.
         done.map_err(|error| words.map_or(error.clone(), |words| words.explain(error)))
     }
 
-    fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Buffer) -> OpResult {
-        let (rows, hidden) = (self.issued(batch.tokens().len()), out.width);
-        if rows == 0 {
-            return Ok(());
+    fn embed(
+        &mut self,
+        batch: &Batch,
+        table: &Matrix,
+        scale: f32,
+        stream: &mut Stream<Self>,
+    ) -> OpResult {
+        if scale != 1.0 {
+            return Err(failed("embed")("there is no kernel for embeddings that are scaled"));
         }
+        stream.changed(None);
+        let out = &mut stream.residual;
+        let (rows, hidden) = (self.issued(batch.tokens().len()), out.width);
         let CudaOps { inputs, outputs, team, device, .. } = self;
         let embedding = |mut out: CudaViewMut<'_, bf16>| {
             Embedding {
@@ -432,24 +451,11 @@ impl Ops for CudaOps {
             .map_err(failed("all-reduce"))
     }
 
-    fn rms_norm(
-        &mut self,
-        rows: usize,
-        x: &Buffer,
-        weight: &CudaSlice<bf16>,
-        out: &mut Buffer,
-    ) -> OpResult {
-        match self.issued(rows) {
-            0 => Ok(()),
-            rows => self.normalise(rows, x, weight, out),
-        }
-    }
-
     fn norm_wanted(
         &mut self,
         batch: &Batch,
-        x: &Buffer,
-        weight: &CudaSlice<bf16>,
+        stream: &Stream<Self>,
+        norm: &Norm<Self>,
         out: &mut Buffer,
     ) -> OpResult {
         let x_rows = self.issued(batch.tokens().len());
@@ -457,86 +463,45 @@ impl Ops for CudaOps {
             0 => Ok(()),
             rows => {
                 let sampled = self.inputs.sampled();
-                self.launch_norm((rows, x_rows), Some(&sampled), x, weight, out)
+                let x = &stream.residual;
+                self.launch_norm((rows, x_rows), Some(&sampled), x, &norm.weight, out)
             }
         }
-    }
-
-    fn linear(
-        &mut self,
-        rows: usize,
-        linear: &Linear<Self>,
-        x: &Buffer,
-        out: &mut Buffer,
-    ) -> OpResult {
-        match self.issued(rows) {
-            0 => Ok(()),
-            rows => self.product(rows, linear, x, out, Into::Output),
-        }
-    }
-
-    fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
-        let (rows, width) = (self.issued(rows), out.width);
-        if rows == 0 {
-            return Ok(());
-        }
-        SiluMul {
-            gate_up: (&gate_up.rows(rows)).into(),
-            out: (&mut out.rows_mut(rows)).into(),
-            rows,
-            width,
-        }
-        .launch(&self.device)
-        .map_err(failed("silu_mul"))
     }
 
     fn norm_linear(
         &mut self,
         rows: usize,
-        x: &Buffer,
-        norm: &CudaSlice<bf16>,
+        stream: &mut Stream<Self>,
+        norm: &Norm<Self>,
         linear: &Linear<Self>,
-        scratch: &mut Scratch<Self>,
         out: &mut Buffer,
     ) -> OpResult {
-        match self.issued(rows) {
-            0 => Ok(()),
-            rows if self.few(rows) => {
-                self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Output))
-            }
-            padded => {
-                if !self.normed_already() {
-                    self.normalise(padded, x, norm, &mut scratch.normed)?;
-                }
-                self.linear(rows, linear, &scratch.normed, out)
-            }
+        let rows = self.issued(rows);
+        if self.few(rows) {
+            return self.norm_skinny(rows, linear, (stream, norm), (out, Into::Output));
         }
+        self.normalise(rows, stream, norm)?;
+        self.product(rows, linear, &stream.normed, out, Into::Output)
     }
 
     fn norm_gated(
         &mut self,
         rows: usize,
-        x: &Buffer,
-        norm: &CudaSlice<bf16>,
+        stream: &mut Stream<Self>,
+        norm: &Norm<Self>,
         linear: &Linear<Self>,
         scratch: &mut Scratch<Self>,
         out: &mut Buffer,
     ) -> OpResult {
+        let rows = self.issued(rows);
         // The kernel takes gate and up eight rows at a time.
-        let gates = linear.weight.rows.is_multiple_of(2 * ROW_UNIT);
-        match self.issued(rows) {
-            0 => Ok(()),
-            rows if gates && self.few(rows) => {
-                self.norm_skinny(rows, linear, (x, norm), scratch, (out, Into::Gated))
-            }
-            padded => {
-                if !self.normed_already() {
-                    self.normalise(padded, x, norm, &mut scratch.normed)?;
-                }
-                self.linear(rows, linear, &scratch.normed, &mut scratch.gate_up)?;
-                self.silu_mul(rows, &scratch.gate_up, out)
-            }
+        if linear.weight.rows.is_multiple_of(2 * ROW_UNIT) && self.few(rows) {
+            return self.norm_skinny(rows, linear, (stream, norm), (out, Into::Gated));
         }
+        self.normalise(rows, stream, norm)?;
+        self.product(rows, linear, &stream.normed, &mut scratch.gate_up, Into::Output)?;
+        self.silu_mul(rows, &scratch.gate_up, out)
     }
 
     /// One rank has nothing to sum over, and leaves the norm to the next block's product.
@@ -545,39 +510,43 @@ impl Ops for CudaOps {
         rows: usize,
         linear: &Linear<Self>,
         x: &Buffer,
-        next: Option<&CudaSlice<bf16>>,
-        scratch: &mut Scratch<Self>,
-        residual: &mut Buffer,
+        norms: Around<'_, Self>,
+        stream: &mut Stream<Self>,
     ) -> OpResult {
-        match self.issued(rows) {
-            0 => Ok(()),
-            rows if self.team.is_some() => {
-                self.linear_sum(rows, linear, x, next, scratch, residual)
-            }
-            rows => self.product(rows, linear, x, residual, Into::Sum),
+        if norms.after.is_some() {
+            return Err(failed("linear")("there is no kernel for a norm after a block"));
         }
+        let rows = self.issued(rows);
+        if self.team.is_some() {
+            return self.linear_sum(rows, linear, x, norms.next, stream);
+        }
+        stream.changed(None);
+        self.product(rows, linear, x, &mut stream.residual, Into::Sum)
+    }
+
+    fn experts_add(
+        &mut self,
+        _rows: usize,
+        _norm: &Norm<Self>,
+        _experts: &Experts<Self>,
+        _norms: Around<'_, Self>,
+        _stream: &mut Stream<Self>,
+    ) -> OpResult {
+        Err(failed("experts")("there are no kernels for mixtures of experts"))
     }
 
     fn attention(
         &mut self,
         batch: &Batch,
-        layer: usize,
-        norms: Option<&HeadNorms<Self>>,
+        attention: &LayerAttention<Self>,
         qkv: &mut Buffer,
         out: &mut Buffer,
     ) -> OpResult {
-        match self.issued(batch.tokens().len()) {
-            0 => Ok(()),
-            rows => self.attend(rows, layer, norms, qkv, out),
-        }
+        let rows = self.issued(batch.tokens().len());
+        self.attend(rows, attention.layer, attention.norms.as_ref(), qkv, out)
     }
 
-    fn sample(
-        &mut self,
-        batch: &Batch,
-        head: &Matrix,
-        hidden: &Buffer,
-    ) -> OpResult<Box<dyn Pending>> {
+    fn sample(&mut self, batch: &Batch, head: &Matrix, hidden: &Buffer) -> OpResult {
         self.sample_all(batch, head, hidden)
     }
 }

@@ -12,8 +12,7 @@ use super::error::{PROBLEMS_MAX, Problem};
 use super::file::MappedFile;
 use super::tensor::{self, TensorPart};
 use super::window::Window;
-use super::{Part, WeightError, WeightSource};
-use crate::config::ModelConfig;
+use super::{Part, TensorSpec, WeightError, WeightSource};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -43,8 +42,8 @@ impl Checkpoint {
         dir.join(SINGLE).exists() || dir.join(INDEX).exists()
     }
 
-    /// Maps the files and checks every tensor against `config`.
-    pub(super) fn open(dir: &Path, config: &ModelConfig) -> Result<Checkpoint, WeightError> {
+    /// Maps the files and checks that `wanted` is there, and nothing else.
+    pub(super) fn open(dir: &Path, wanted: &[TensorSpec]) -> Result<Checkpoint, WeightError> {
         let mut found = BTreeMap::new();
         let mut misplaced = BTreeMap::new();
         let mut files = Vec::new();
@@ -77,7 +76,7 @@ impl Checkpoint {
             return Err(WeightError::NoWeights { dir: dir.to_owned(), hint: hint(dir) });
         }
 
-        let (tensors, mut problems) = verify(config, found, misplaced);
+        let (tensors, mut problems) = verify(wanted, found, misplaced);
         if problems.is_empty() {
             return Ok(Checkpoint { files, tensors });
         }
@@ -90,13 +89,13 @@ impl Checkpoint {
 /// Keeps what the model needs, and says what is missing, misshapen or unexpected. `misplaced` are
 /// the tensors that an index places in a file that does not have them.
 fn verify(
-    config: &ModelConfig,
+    wanted: &[TensorSpec],
     mut found: BTreeMap<String, Stored>,
     mut misplaced: BTreeMap<String, String>,
 ) -> (HashMap<String, Stored>, Vec<Problem>) {
     let mut tensors = HashMap::new();
     let mut problems = Vec::new();
-    for (name, expected) in config.tensors() {
+    for TensorSpec { name, shape: expected } in wanted.iter().cloned() {
         match (found.remove(&name), misplaced.remove(&name)) {
             (None, None) => problems.push(Problem::Missing { name, shape: expected }),
             (None, Some(shard)) => problems.push(Problem::NotInShard { name, shard }),

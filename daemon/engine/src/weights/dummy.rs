@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use super::made::DummyTensor;
 use super::tensor::TensorPart;
 use super::window::Window;
-use super::{Part, WeightError, WeightSource};
-use crate::config::ModelConfig;
+use super::{Part, TensorSpec, WeightError, WeightSource};
 
 /// Weights drawn from a seed, in bf16: norms are 1, all else is about N(0, 0.02).
 pub struct DummyWeights {
@@ -18,8 +17,9 @@ pub struct DummyWeights {
 
 impl DummyWeights {
     /// The dummy weights of a model; another seed gives other weights.
-    pub fn new(config: &ModelConfig, seed: u64) -> DummyWeights {
-        DummyWeights { seed, shapes: config.tensors().into_iter().collect() }
+    pub fn new(tensors: &[TensorSpec], seed: u64) -> DummyWeights {
+        let shape = |tensor: &TensorSpec| (tensor.name.clone(), tensor.shape.clone());
+        DummyWeights { seed, shapes: tensors.iter().map(shape).collect() }
     }
 }
 

@@ -94,7 +94,7 @@ pub struct DummyPart {
 impl<'a> TensorPart<'a> {
     /// A vector in memory.
     pub fn of(values: &'a [bf16]) -> TensorPart<'a> {
-        let window = Window { width: 1, rows: 0..values.len(), cols: 0..1 };
+        let window = Window::vector(values.len());
         TensorPart { window, elements: Elements::Memory(values) }
     }
 
@@ -129,12 +129,11 @@ impl<'a> TensorPart<'a> {
         self.len() * if wide { 4 } else { 2 }
     }
 
-    /// How to make it, if it is a part of a dummy tensor.
+    /// How to make it, if it is a part of a dummy tensor whose rows are neighbours.
     pub fn dummy(&self) -> Option<DummyPart> {
         let Elements::Dummy(tensor) = self.elements else { return None };
-        let Window { width, rows, cols } = &self.window;
-        let first = rows.start * width + cols.start;
-        Some(DummyPart { tensor, first, rows: rows.len(), cols: cols.len(), width: *width })
+        let Window { first, rows, row_stride: width, cols, .. } = self.window;
+        self.window.has_runs().then_some(DummyPart { tensor, first, rows, cols, width })
     }
 
     /// Reads elements from `start` on as bfloat16, rounded to nearest, ties to even.
@@ -206,6 +205,14 @@ impl<'a> TensorPart<'a> {
     ) {
         let Elements::Mapped { file, bytes, .. } = self.elements else { return };
         let (elements, _) = bytes.as_chunks::<SIZE>();
+        if !self.window.has_runs() {
+            // Every page is needed again for the next row.
+            let out_len = out.len();
+            for (value, at) in out.iter_mut().zip(self.stretches(start, out_len)) {
+                *value = decode(elements[at.start]);
+            }
+            return;
+        }
         let ends = |stretch: Range<usize>| (stretch.start, stretch.end);
         let first = self.stretches(start, out.len()).next().map(ends);
         let last = self.stretches(start, out.len()).last().map(ends);

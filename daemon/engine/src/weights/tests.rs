@@ -9,26 +9,40 @@ use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{Architecture, RopeConfig, RopeScaling};
 
-fn tiny(tie_word_embeddings: bool) -> ModelConfig {
-    ModelConfig {
-        architecture: Architecture::Llama,
-        vocab_size: 6,
-        hidden_size: 4,
-        intermediate_size: 10,
-        layers: 2,
-        heads: 2,
-        kv_heads: 1,
-        head_dim: 2,
-        rms_norm_eps: 1e-6,
-        max_position: 64,
-        rope: RopeConfig { theta: 1e4, scaling: RopeScaling::None },
-        tie_word_embeddings,
-        qkv_bias: true,
-        qk_norm: false,
-        eos_token_ids: vec![],
+/// The tensors of a model of two layers, with a vocabulary of 6 and a residual stream 4 wide.
+fn tiny(tie_word_embeddings: bool) -> Vec<TensorSpec> {
+    sized(tie_word_embeddings, 6, 4)
+}
+
+fn sized(tie_word_embeddings: bool, vocab: usize, hidden: usize) -> Vec<TensorSpec> {
+    let mut all = Vec::new();
+    let mut add = |name: String, shape: &[usize]| {
+        all.push(TensorSpec { name, shape: shape.to_vec() });
+    };
+    add("model.embed_tokens.weight".into(), &[vocab, hidden]);
+    for layer in 0..2 {
+        let name = |name: &str| format!("model.layers.{layer}.{name}");
+        add(name("input_layernorm.weight"), &[hidden]);
+        for (which, rows) in [("q", 4), ("k", 2), ("v", 2)] {
+            add(name(&format!("self_attn.{which}_proj.weight")), &[rows, hidden]);
+            add(name(&format!("self_attn.{which}_proj.bias")), &[rows]);
+        }
+        add(name("self_attn.o_proj.weight"), &[hidden, 4]);
+        add(name("post_attention_layernorm.weight"), &[hidden]);
+        add(name("mlp.gate_proj.weight"), &[10, hidden]);
+        add(name("mlp.up_proj.weight"), &[10, hidden]);
+        add(name("mlp.down_proj.weight"), &[hidden, 10]);
     }
+    add("model.norm.weight".into(), &[hidden]);
+    if !tie_word_embeddings {
+        add("lm_head.weight".into(), &[vocab, hidden]);
+    }
+    all
+}
+
+fn parameters(tensors: &[TensorSpec]) -> u64 {
+    tensors.iter().map(TensorSpec::elements).sum()
 }
 
 /// One tensor to be written: type, shape, bytes.
@@ -52,9 +66,12 @@ fn tensor(dtype: Dtype, shape: &[usize], value: impl Fn(usize) -> f32) -> Tensor
     (dtype, shape.to_vec(), bytes)
 }
 
-fn model(config: &ModelConfig, dtype: Dtype) -> Tensors {
-    let ranked = config.tensors().into_iter().enumerate();
-    ranked.map(|(rank, (name, shape))| (name, tensor(dtype, &shape, |i| value(rank, i)))).collect()
+fn model(config: &[TensorSpec], dtype: Dtype) -> Tensors {
+    let ranked = config.iter().cloned().enumerate();
+    let one = |(rank, TensorSpec { name, shape }): (usize, TensorSpec)| {
+        (name, tensor(dtype, &shape, |i| value(rank, i)))
+    };
+    ranked.map(one).collect()
 }
 
 fn bytes_of(tensors: &Tensors) -> Vec<u8> {
@@ -91,14 +108,14 @@ fn sharded(shards: &[(&str, Tensors)]) -> TempDir {
     folder(&files)
 }
 
-fn opened(dir: &TempDir, config: &ModelConfig) -> Result<Box<dyn WeightSource>, String> {
+fn opened(dir: &TempDir, config: &[TensorSpec]) -> Result<Box<dyn WeightSource>, String> {
     open(dir.path(), config, &LoadOptions::default())
         .map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), "DIR"))
 }
 
 /// Every tensor and every kind of part, against values computed here.
-fn reads_back(source: &dyn WeightSource, config: &ModelConfig) {
-    for (rank, (name, shape)) in config.tensors().into_iter().enumerate() {
+fn reads_back(source: &dyn WeightSource, config: &[TensorSpec]) {
+    for (rank, TensorSpec { name, shape }) in config.iter().cloned().enumerate() {
         let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
         let load = |part: Part| source.part(&name, &shape, &part).unwrap().load().into_f32();
         let expect = |rows: std::ops::Range<usize>, cols_kept: std::ops::Range<usize>| {
@@ -128,7 +145,7 @@ fn every_part_in_every_type() {
     {
         let config = tiny(false);
         let source = opened(&single(&model(&config, dtype)), &config).unwrap();
-        assert_eq!((source.dtype(), source.bytes_total()), (name, bytes * config.parameters()));
+        assert_eq!((source.dtype(), source.bytes_total()), (name, bytes * parameters(&config)));
         reads_back(source.as_ref(), &config);
     }
 }
@@ -138,11 +155,11 @@ fn shards_and_mixed_types() {
     let config = tiny(true);
     let mut first = model(&config, Dtype::BF16);
     let mut second = first.split_off("model.layers.1.mlp.gate_proj.weight");
-    let rank = config.tensors().iter().position(|(name, _)| name == "model.norm.weight").unwrap();
+    let rank = config.iter().position(|tensor| tensor.name == "model.norm.weight").unwrap();
     second.insert("model.norm.weight".into(), tensor(Dtype::F32, &[4], |i| value(rank, i)));
     let dir = sharded(&[("a-1.safetensors", first), ("a-2.safetensors", second)]);
     let source = opened(&dir, &config).unwrap();
-    assert_eq!((source.dtype(), source.bytes_total()), ("mixed", 2 * config.parameters() + 8));
+    assert_eq!((source.dtype(), source.bytes_total()), ("mixed", 2 * parameters(&config) + 8));
     reads_back(source.as_ref(), &config);
 }
 
@@ -171,13 +188,13 @@ fn harmless_extras_are_tolerated() {
     tensors.insert(name.into(), tensor(Dtype::F32, &[1], |_| 1.0));
     tensors.insert("lm_head.weight".into(), tensor(Dtype::BF16, &[6, 4], |_| 1.0));
     let source = opened(&single(&tensors), &config).unwrap();
-    assert_eq!(source.bytes_total(), 2 * config.parameters());
+    assert_eq!(source.bytes_total(), 2 * parameters(&config));
 }
 
 #[test]
 fn dummy_weights_are_the_same_however_they_are_cut() {
     // Larger than a chunk, and no multiple of one.
-    let config = ModelConfig { vocab_size: 333, hidden_size: 614, ..tiny(true) };
+    let config = sized(true, 333, 614);
     let dir = folder(&[]);
     let options = LoadOptions { dummy_weights: true, ..LoadOptions::default() };
     let source = open(dir.path(), &config, &options).unwrap();
@@ -266,10 +283,51 @@ fn a_dummy_part_says_how_to_make_it() {
     }
 }
 
+/// Parts that are scattered over a tensor of three dimensions: one matrix of a stack, transposed, every other column.
+#[test]
+fn a_scattered_part_is_gathered() {
+    let shape = [2, 3, 8];
+    let spec = TensorSpec { name: "stack".into(), shape: shape.to_vec() };
+    let tensors = Tensors::from([("stack".to_string(), tensor(Dtype::BF16, &shape, |i| i as f32))]);
+    let dir = single(&tensors);
+    let stored = opened(&dir, std::slice::from_ref(&spec)).unwrap();
+    let part = |first, rows, row_stride, cols, col_stride| Part::Strided {
+        first,
+        rows,
+        row_stride,
+        cols,
+        col_stride,
+    };
+    let odd_columns = part(24 + 1, 4, 2, 3, 8);
+    let found = stored.part("stack", &shape, &odd_columns).unwrap();
+    assert_eq!((found.len(), found.stored_bytes(), odd_columns.elements(&shape)), (12, 24, 12));
+    let expected: Vec<f32> =
+        (0..4).flat_map(|row| (0..3).map(move |col| (25 + 2 * row + 8 * col) as f32)).collect();
+    assert_eq!(found.load().into_f32(), expected);
+    let mut some = [bf16::ZERO; 5];
+    found.read_bf16(4, &mut some);
+    assert_eq!(some.map(bf16::to_f32), expected[4..9]);
+
+    let made = DummyWeights::new(std::slice::from_ref(&spec), 1);
+    let whole = made.part("stack", &shape, &Part::All).unwrap().load().into_f32();
+    let of = |part: &Part| made.part("stack", &shape, part).unwrap();
+    assert_eq!(of(&odd_columns).dummy(), None);
+    let expected: Vec<f32> = expected.into_iter().map(|at| whole[at as usize]).collect();
+    assert_eq!(of(&odd_columns).load().into_f32(), expected);
+    let rows = part(24 + 8 + 2, 2, 8, 5, 1);
+    assert!(of(&rows).dummy().is_some());
+    assert_eq!(of(&rows).load().into_f32(), [&whole[34..39], &whole[42..47]].concat());
+
+    for bad in [part(47, 2, 1, 1, 1), part(0, 2, usize::MAX, 2, 1), part(48, 1, 1, 1, 1)] {
+        assert!(stored.part("stack", &shape, &bad).is_err(), "{bad}");
+    }
+    assert!(stored.part("stack", &shape, &Part::Rows(0..1)).is_err(), "three dimensions");
+}
+
 /// Weights that were read are the page cache's alone: a worker does not grow with its model.
 #[test]
 fn read_pages_are_let_go() {
-    let config = ModelConfig { vocab_size: 1 << 15, hidden_size: 128, ..tiny(true) };
+    let config = sized(true, 1 << 15, 128);
     let dir = single(&model(&config, Dtype::BF16));
     let source = opened(&dir, &config).unwrap();
     let resident_kib = || {

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use minisgl_engine::config::ModelConfig;
+use minisgl_engine::weights::TensorSpec;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -42,7 +43,7 @@ impl Random {
 
 /// Odd sizes on purpose: no dimension is a multiple of a vector or a tile.
 pub fn config(architecture: &str, heads: usize, kv_heads: usize, head_dim: usize) -> Value {
-    json!({
+    let mut config = json!({
         "architectures": [architecture],
         "vocab_size": 67,
         "hidden_size": 44,
@@ -57,7 +58,35 @@ pub fn config(architecture: &str, heads: usize, kv_heads: usize, head_dim: usize
         "sliding_window": null,
         "tie_word_embeddings": architecture == "Qwen3ForCausalLM",
         "eos_token_id": 2,
-    })
+    });
+    let more = match architecture {
+        "Qwen2MoeForCausalLM" => json!({
+            "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 22,
+            "shared_expert_intermediate_size": 38, "mlp_only_layers": [1],
+        }),
+        "Qwen3MoeForCausalLM" => json!({
+            "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 22,
+            "norm_topk_prob": true,
+        }),
+        "MixtralForCausalLM" => json!({
+            "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 19,
+        }),
+        // A sliding window that is shorter than some prompts, and longer than others.
+        "GptOssForCausalLM" => json!({
+            "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 13,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        }),
+        "Gemma3ForCausalLM" => json!({
+            "sliding_window": 17, "sliding_window_pattern": 2, "query_pre_attn_scalar": 11,
+            "rope_local_base_freq": 300.0,
+        }),
+        "MistralForCausalLM" => json!({"sliding_window": 21}),
+        _ => json!({}),
+    };
+    for (key, value) in more.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    config
 }
 
 /// Writes `config.json` and random weights, rounded to `dtype`; returns the weights as f32.
@@ -72,12 +101,13 @@ pub fn write_model(
     let mut random = Random(seed);
     let mut weights = HashMap::new();
     let mut raw = Vec::new();
-    for (name, shape) in config.tensors() {
+    for TensorSpec { name, shape } in minisgl_engine::model::tensors(&config) {
         let len: usize = shape.iter().product();
         let norm = name.ends_with("norm.weight");
         // Large enough that attention and activation are far from linear.
         let scale = if norm { 0.5 } else { 2.0 / (*shape.last().unwrap() as f32).sqrt() };
-        let draw = |_| random.float() * scale + if norm { 1.0 } else { 0.0 };
+        let mean = if norm && !config.norms.plus_one { 1.0 } else { 0.0 };
+        let draw = |_| random.float() * scale + mean;
         let values: Vec<f32> = (0..len).map(draw).collect();
         let (bytes, values): (Vec<u8>, Vec<f32>) = match dtype {
             Dtype::BF16 => {

@@ -6,6 +6,7 @@
 //! Must never: read a position that its query must not see.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -33,14 +34,25 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// `out[t, h] = softmax(q[t, h] . K / sqrt(head_dim)) V` for every token of the batch, over the
-/// positions up to its own. `qkv` is `[tokens, (heads + 2 kv_heads) * head_dim]` with rotated queries
+/// What a layer's queries see.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// What products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// As many positions, the token's own the last; `None`: all up to it.
+    pub window: Option<usize>,
+    /// `[heads]`: a logit more in each head's softmax, without a value.
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// `out[t, h] = softmax(scale q[t, h] . K) V` for every token of the batch, over the positions up to its own, or
+/// those of its window. `qkv` is `[tokens, (heads + 2 kv_heads) * head_dim]` with rotated queries
 /// in front; `out` is `[tokens, heads * head_dim]`. The tokens' own keys and values are in the pages.
 pub fn attention(
     arch: Arch,
     heads: Heads,
-    kv: &KvPages,
-    layer: usize,
+    view: View<'_>,
+    (kv, layer): (&KvPages, usize),
     batch: &Batch,
     qkv: &[f32],
     out: &mut [f32],
@@ -64,6 +76,7 @@ pub fn attention(
                 rest = tail;
                 tasks.push(Task {
                     heads,
+                    view,
                     kv,
                     layer,
                     pages,
@@ -86,6 +99,7 @@ pub fn attention(
 /// Some query tokens of one row, for some KV heads.
 struct Task<'a> {
     heads: Heads,
+    view: View<'a>,
     kv: &'a KvPages,
     layer: usize,
     pages: &'a [u32],
@@ -94,7 +108,7 @@ struct Task<'a> {
     token: usize,
     position: usize,
     tokens: usize,
-    kv_head: std::ops::Range<usize>,
+    kv_head: Range<usize>,
     /// `[tokens, heads of kv_head, head_dim]`.
     out: &'a mut [f32],
 }
@@ -144,27 +158,38 @@ impl Task<'_> {
         let stride = (heads + 2 * kv_heads) * head_dim;
         let out_stride = group * self.kv_head.len() * head_dim;
         let first_head = (kv_head - self.kv_head.start) * group;
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let View { scale, window, sinks } = self.view;
 
         let kv = self.kv.head(self.layer, kv_head, self.pages);
         let Scratch { running, keys, values } = scratch;
         keys.resize(BLOCK * head_dim, 0.0);
         values.resize(BLOCK * head_dim, 0.0);
         running.clear();
-        running.resize(self.tokens * group, Running { max: f32::NEG_INFINITY, sum: 0.0 });
+        for _ in 0..self.tokens {
+            running.extend((0..group).map(|head| match sinks {
+                None => Running { max: f32::NEG_INFINITY, sum: 0.0 },
+                Some(sinks) => Running { max: sinks[kv_head * group + head], sum: 1.0 },
+            }));
+        }
         for token in self.out.chunks_exact_mut(out_stride) {
             token[first_head * head_dim..][..group * head_dim].fill(0.0);
         }
 
         let end = self.position + self.tokens;
-        for first in (0..end).step_by(BLOCK) {
+        // Blocks before the first token's window are of no use to any of the others.
+        let skipped = window.map_or(0, |window| (self.position + 1).saturating_sub(window));
+        for first in (skipped / BLOCK * BLOCK..end).step_by(BLOCK) {
             let count = BLOCK.min(end - first);
             kv.keys(first..first + count, BLOCK, keys);
             kv.values(first..first + count, values);
             for token in 0..self.tokens {
-                // Positions of this block that the token sees.
-                let seen = (self.position + token + 1).saturating_sub(first).min(count);
-                if seen == 0 {
+                // Positions of this block that the token sees: those before `seen`, but for the first `hidden`.
+                let position = self.position + token;
+                let seen = (position + 1).saturating_sub(first).min(count);
+                let hidden = window
+                    .map_or(0, |window| (position + 1).saturating_sub(window + first))
+                    .min(BLOCK);
+                if seen <= hidden {
                     continue;
                 }
                 let queries_at = (self.token + token) * stride + kv_head * group * head_dim;
@@ -173,6 +198,7 @@ impl Task<'_> {
                     queries: &self.qkv[queries_at..][..group * head_dim],
                     keys,
                     values: &values[..seen * head_dim],
+                    hidden,
                     scale,
                     running: &mut running[token * group..][..group],
                     out: &mut self.out[out_at..][..group * head_dim],
@@ -204,6 +230,8 @@ struct Tile<'a> {
     keys: &'a [f32],
     /// `[seen, head_dim]`
     values: &'a [f32],
+    /// As many of the first positions are before the window.
+    hidden: usize,
     scale: f32,
     running: &'a mut [Running],
     /// `[group, head_dim]`
@@ -222,19 +250,28 @@ impl Tile<'_> {
         let out = &mut self.out[head * head_dim..][..R * head_dim];
         for r in 0..R {
             let running = &mut self.running[head + r];
-            let shrink = softmax_step(&mut scores[r], seen, self.scale, running);
+            let shrink = softmax_step(&mut scores[r], self.hidden..seen, self.scale, running);
             out[r * head_dim..][..head_dim].iter_mut().for_each(|out| *out *= shrink);
         }
-        weighted_sums::<S, R>(simd, scores.as_flattened(), BLOCK, self.values, out);
+        // Nothing before the window is read: those pages may be somebody else's.
+        let weights = &scores.as_flattened()[self.hidden..];
+        let values = &self.values[self.hidden * head_dim..];
+        weighted_sums::<S, R>(simd, weights, BLOCK, values, out);
         R
     }
 }
 
-/// Turns the first `seen` scores into weights under the new maximum, the others into 0. Returns by
+/// Turns the scores that are `seen` into weights under the new maximum, the others into 0. Returns by
 /// what sums under the old maximum are to be multiplied.
 #[inline(always)]
-fn softmax_step(scores: &mut [f32; BLOCK], seen: usize, scale: f32, running: &mut Running) -> f32 {
-    scores[seen..].fill(f32::NEG_INFINITY);
+fn softmax_step(
+    scores: &mut [f32; BLOCK],
+    seen: Range<usize>,
+    scale: f32,
+    running: &mut Running,
+) -> f32 {
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
     // Lanes are part of the definition, not of the machine: they fix the order of the sum.
     let mut highest = [running.max; LANES];
     for lanes in scores.as_chunks_mut::<LANES>().0 {

@@ -6,6 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::simd::dots;
+use crate::config::Activation;
 
 /// Rows a task takes, so that decode steps stay on one thread and prefill chunks do not.
 const ROWS_A_TASK: usize = 16;
@@ -95,19 +96,55 @@ pub fn rope(x: &mut [f32], stride: usize, heads: usize, head_dim: usize, cos: &[
         });
 }
 
-/// `out = silu(gate) * up`, with `gate_up` of `[rows, 2 * width]` and `out` of `[rows, width]`
-/// (SwiGLU: Shazeer, 2020).
-pub fn silu_mul(arch: Arch, gate_up: &[f32], out: &mut [f32], width: usize) {
+/// The activation of a gated block, with `gate_up` of `[rows, 2 * width]` and `out` of `[rows, width]`.
+pub fn activate(
+    arch: Arch,
+    activation: Activation,
+    gate_up: &[f32],
+    out: &mut [f32],
+    width: usize,
+) {
     out.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(4).for_each(
         |(out, gate_up)| {
-            arch.dispatch(|| {
-                let (gate, up) = gate_up.split_at(width);
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + exp(-gate)) * up;
+            let (gate, up) = gate_up.split_at(width);
+            match activation {
+                Activation::Silu => gated(arch, gate, up, out, |gate, up| silu(gate) * up),
+                Activation::GeluTanh => {
+                    gated(arch, gate, up, out, |gate, up| gelu_tanh(gate) * up);
                 }
-            });
+                Activation::ClampedSwish => gated(arch, gate, up, out, |gate, up| {
+                    let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
+                    gate / (1.0 + exp(-1.702 * gate)) * (up + 1.0)
+                }),
+            }
         },
     );
+}
+
+#[inline(always)]
+fn gated(arch: Arch, gate: &[f32], up: &[f32], out: &mut [f32], of: impl Fn(f32, f32) -> f32) {
+    arch.dispatch(|| {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = of(*gate, *up);
+        }
+    });
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, with tanh by way of [`exp`].
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    let inner = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    x / (1.0 + exp(-2.0 * inner))
+}
+
+/// 1 / (1 + e^-x).
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
 }
 
 /// e^x to within 2 units in the last place, without a branch, so that loops over it vectorise:

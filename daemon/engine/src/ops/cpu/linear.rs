@@ -8,6 +8,7 @@
 //! scratch that stays in the second-level cache, and tiles of rows are run against it.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
@@ -125,33 +126,50 @@ pub fn linear(
     out: &mut [f32],
     scratch: &mut Vec<f32>,
 ) {
+    linear_rows(arch, weight, 0..weight.outputs, bias, x, out, scratch);
+}
+
+/// [`linear`] with the rows `outputs` of `weight` alone, which `bias` and `out` belong to.
+pub fn linear_rows(
+    arch: Arch,
+    weight: &Matrix,
+    outputs: Range<usize>,
+    bias: Option<&[f32]>,
+    x: &[f32],
+    out: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
     let rows = x.len() / weight.inputs;
+    let count = outputs.len();
+    assert!(outputs.end <= weight.outputs, "linear: the weight has {} rows", weight.outputs);
     assert_eq!(x.len(), rows * weight.inputs, "linear: x is [rows, inputs]");
-    assert_eq!(out.len(), rows * weight.outputs, "linear: out is [rows, outputs]");
+    assert_eq!(out.len(), rows * count, "linear: out is [rows, outputs]");
     if rows == 1 {
         // One row: [outputs, rows] and [rows, outputs] are the same thing.
-        panels(arch, weight, x, rows, out);
+        panels(arch, weight, outputs.start, x, rows, out);
         if let Some(bias) = bias {
             out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
         }
     } else if rows > 1 {
         scratch.resize(scratch.len().max(out.len()), 0.0);
-        let transposed = &mut scratch[..rows * weight.outputs];
-        panels(arch, weight, x, rows, transposed);
-        transpose(transposed, bias, rows, weight.outputs, out);
+        let transposed = &mut scratch[..rows * count];
+        panels(arch, weight, outputs.start, x, rows, transposed);
+        transpose(transposed, bias, rows, count, out);
     }
 }
 
-/// Computes `[outputs, rows]` in panels of whole outputs, which threads take in any order.
-fn panels(arch: Arch, weight: &Matrix, x: &[f32], rows: usize, out: &mut [f32]) {
+/// Computes `[outputs, rows]` from row `start` of the weight on, in panels of whole outputs, which threads take in
+/// any order.
+fn panels(arch: Arch, weight: &Matrix, start: usize, x: &[f32], rows: usize, out: &mut [f32]) {
     let threads = rayon::current_num_threads();
     let widened = rows > DIRECT_ROWS;
     let fits = PANEL_BYTES / (weight.inputs * size_of::<f32>());
+    let all = out.len() / rows;
     // Few rows: a panel is as large as keeps all threads busy to the end, for each costs a hand-over.
-    let outputs = if widened { fits.clamp(4, 64) } else { weight.outputs.div_ceil(4 * threads) };
+    let outputs = if widened { fits.clamp(4, 64) } else { all.div_ceil(4 * threads) };
     let outputs = outputs.next_multiple_of(TILE_OUTPUTS);
     let panel = |(index, out): (usize, &mut [f32])| {
-        let first = index * outputs;
+        let first = start + index * outputs;
         WIDENED.with_borrow_mut(|scratch| {
             let widened = if widened { Some(scratch) } else { None };
             arch.dispatch(Panel { weight, first, x, rows, widened, out });

@@ -6,11 +6,12 @@ use half::{bf16, f16};
 use minisgl_sched::{Plan, Row, Want};
 use pulp::Arch;
 
-use super::attention::{Heads, attention};
-use super::elementwise::{add, head_norm, rms_norm, rope, silu_mul};
+use super::attention::{Heads, View, attention};
+use super::elementwise::{activate, add, head_norm, rms_norm, rope};
 use super::kv::{KvElement, KvPages};
 use super::linear::{Matrix, linear};
 use crate::batch::Batch;
+use crate::config::Activation;
 use crate::weights::HostTensor;
 
 /// A 64-bit linear congruential generator (Knuth), good enough for numbers to compute with.
@@ -180,16 +181,27 @@ fn activation() {
     let mut random = Random(4);
     for (rows, width) in [(1, 1), (5, 37), (33, 16)] {
         let gate_up: Vec<f32> = random.floats(rows * 2 * width).iter().map(|x| x * 20.0).collect();
-        let mut out = vec![f32::NAN; rows * width];
-        silu_mul(Arch::new(), &gate_up, &mut out, width);
-        let expected = gate_up.chunks_exact(2 * width).flat_map(|row| {
-            let (gate, up) = row.split_at(width);
-            gate.iter().zip(up).map(|(gate, up)| {
-                let gate = f64::from(*gate);
-                gate / (1.0 + (-gate).exp()) * f64::from(*up)
-            })
-        });
-        close(&out, expected, 1e-5, "silu_mul");
+        type Exact = fn(f64, f64) -> f64;
+        let all: [(Activation, Exact); 3] = [
+            (Activation::Silu, |gate, up| gate / (1.0 + (-gate).exp()) * up),
+            (Activation::GeluTanh, |gate, up| {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                0.5 * gate * (1.0 + inner.tanh()) * up
+            }),
+            (Activation::ClampedSwish, |gate, up| {
+                let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
+                gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
+            }),
+        ];
+        for (activation, exact) in all {
+            let mut out = vec![f32::NAN; rows * width];
+            activate(Arch::new(), activation, &gate_up, &mut out, width);
+            let expected = gate_up.chunks_exact(2 * width).flat_map(|row| {
+                let (gate, up) = row.split_at(width);
+                gate.iter().zip(up).map(|(gate, up)| exact(f64::from(*gate), f64::from(*up)))
+            });
+            close(&out, expected, 1e-5, &format!("{activation:?}"));
+        }
     }
 }
 
@@ -202,13 +214,24 @@ fn attention_sees_its_own_past_and_nothing_else() {
         {
             for page_size in [1, 4, 16] {
                 let heads = Heads { heads: kv_heads * group, kv_heads, head_dim };
-                attention_case(heads, element, page_size);
+                attention_case(heads, element, page_size, None, false);
             }
         }
     }
+    let heads = Heads { heads: 6, kv_heads: 2, head_dim: 24 };
+    for (window, with_sinks) in [(1, false), (5, true), (64, false), (70, true), (1000, true)] {
+        attention_case(heads, KvElement::F32, 4, Some(window), with_sinks);
+    }
+    attention_case(heads, KvElement::Bf16, 16, None, true);
 }
 
-fn attention_case(heads: Heads, element: KvElement, page_size: usize) {
+fn attention_case(
+    heads: Heads,
+    element: KvElement,
+    page_size: usize,
+    window: Option<usize>,
+    with_sinks: bool,
+) {
     let Heads { heads: query_heads, kv_heads, head_dim } = heads;
     let stride = (query_heads + 2 * kv_heads) * head_dim;
     let mut random = Random(5);
@@ -235,6 +258,12 @@ fn attention_case(heads: Heads, element: KvElement, page_size: usize) {
     // The past goes in first, in another batch; then the present.
     let mut history: Vec<Vec<f32>> =
         shapes.iter().map(|(start, _)| random.floats(start * stride)).collect();
+    // What is before every window that is left is not read, whatever is there.
+    for (history, (start, _)) in history.iter_mut().zip(&shapes) {
+        let unseen = window.map_or(0, |window| (start + 1).saturating_sub(window));
+        history[..unseen * stride].fill(f32::NAN);
+    }
+    let sinks = with_sinks.then(|| random.floats(query_heads));
     let past: Vec<(usize, usize)> = shapes.iter().map(|(start, _)| (0, *start)).collect();
     kv.write(
         &batch(&past, &tables, page_size),
@@ -249,7 +278,9 @@ fn attention_case(heads: Heads, element: KvElement, page_size: usize) {
     kv.write(&now, 1, &present.concat(), stride, query_heads * head_dim);
     let tokens: usize = shapes.iter().map(|(_, len)| len).sum();
     let mut out = vec![f32::NAN; tokens * query_heads * head_dim];
-    attention(Arch::new(), heads, &kv, 1, &now, &present.concat(), &mut out);
+    let scale = 0.7 / (head_dim as f32).sqrt();
+    let view = View { scale, window, sinks: sinks.as_deref() };
+    attention(Arch::new(), heads, view, (&kv, 1), &now, &present.concat(), &mut out);
 
     let tolerance = if element == KvElement::F32 { 1e-5 } else { 1e-2 };
     let mut results = out.chunks_exact(head_dim);
@@ -262,12 +293,13 @@ fn attention_case(heads: Heads, element: KvElement, page_size: usize) {
                     &sequence[position * stride + head * head_dim..][..head_dim]
                 };
                 let kv_head = query_heads + head / (query_heads / kv_heads);
-                let scale = (head_dim as f64).sqrt();
-                let weights: Vec<f64> =
-                    (0..=t).map(|p| (dot(part(t, head), part(p, kv_head)) / scale).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let first = window.map_or(0, |window| (t + 1).saturating_sub(window));
+                let weight = |p| (dot(part(t, head), part(p, kv_head)) * f64::from(scale)).exp();
+                let weights: Vec<f64> = (first..=t).map(weight).collect();
+                let sink = sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[head]).exp());
+                let sum: f64 = weights.iter().sum::<f64>() + sink;
                 let expected = (0..head_dim).map(|i| {
-                    let values = (0..=t).map(|p| f64::from(part(p, kv_head + kv_heads)[i]));
+                    let values = (first..=t).map(|p| f64::from(part(p, kv_head + kv_heads)[i]));
                     values.zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / sum
                 });
                 let what = format!("row {row} of {start} + {len}, token {t}, head {head}");

@@ -30,6 +30,8 @@ pub(super) struct Attention {
     heads: Heads,
     kv: KvType,
     eps: f32,
+    /// What products of queries and keys are multiplied by.
+    scale: f32,
     decode: Decode,
     prefill: Prefill,
     /// For each position `head_dim / 2` cosines, then as many sines.
@@ -55,7 +57,7 @@ impl Attention {
     /// A backend that was asked for cannot serve this model or cache; or no memory.
     pub(super) fn new(
         device: &Device,
-        (heads, kv, eps): (Heads, KvType, f32),
+        (heads, kv, eps, scale): (Heads, KvType, f32, f32),
         limits: AttentionLimits,
         wanted: Backends,
         cos_sin: &[f32],
@@ -77,6 +79,7 @@ impl Attention {
             heads,
             kv,
             eps,
+            scale,
             decode,
             prefill: Prefill::new(device, heads, kv, limits, wanted.prefill)?,
             cos_sin: stream.clone_htod(cos_sin).map_err(memory)?,
@@ -142,7 +145,7 @@ impl Attention {
             })
         };
         let decoding = self.decoding;
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let scale = self.scale;
         let rotated_from = match &self.decode {
             Decode::Fi(_) => 0,
             Decode::Fa(_) if decoding == 0 => 0,
@@ -240,7 +243,6 @@ impl Attention {
         q: impl Fn() -> KvArray<'q>,
         out: &mut Buffer,
     ) -> OpResult {
-        let head_dim = self.heads.head_dim;
         let (q_starts, page_starts) = (inputs.q_starts(), inputs.page_starts());
         let (pages, last_page_len) = (inputs.pages(), inputs.last_page_len());
         let mut launch = |from: usize, to: usize, of: Rows<'_>| {
@@ -258,7 +260,7 @@ impl Attention {
                     page_starts: (&page_starts).into(),
                     pages: (&pages).into(),
                     last_page_len: (&last_page_len).into(),
-                    scale: 1.0 / (head_dim as f32).sqrt(),
+                    scale: self.scale,
                 };
                 // `plan` was given the same starts that were uploaded, and packing checked that pages are
                 // below their number, that last pages have 1 to `page_size` tokens, and that a request

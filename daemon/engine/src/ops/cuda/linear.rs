@@ -13,7 +13,7 @@ use minisgl_kernels::peers::Inboxes;
 
 use super::memory::LOGIT_ROWS;
 use super::{Buffer, CudaOps, failed};
-use crate::ops::{Linear, OpResult, Scratch};
+use crate::ops::{Linear, Norm, OpResult, Stream};
 
 /// As many rows as a product is run for: few enough different numbers that each is prepared at load.
 /// Rows past the batch hold what earlier steps left there, and nothing reads what comes of them.
@@ -172,17 +172,14 @@ impl CudaOps {
         &mut self,
         rows: usize,
         linear: &Linear<CudaOps>,
-        (x, norm): (&Buffer, &CudaSlice<bf16>),
-        scratch: &mut Scratch<CudaOps>,
+        (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
         (out, into): (&mut Buffer, Into),
     ) -> OpResult {
-        if self.normed_already() {
-            return self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out.into(), into);
+        if !stream.has(norm) && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
+            let of = Rows::Normed(&norm.weight);
+            return self.skinny(rows, linear, (&stream.residual, &of), out.into(), into);
         }
-        if SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
-            return self.skinny(rows, linear, (x, &Rows::Normed(norm)), out.into(), into);
-        }
-        self.normalise(rows, x, norm, &mut scratch.normed)?;
-        self.skinny(rows, linear, (&scratch.normed, &Rows::Plain), out.into(), into)
+        self.normalise(rows, stream, norm)?;
+        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out.into(), into)
     }
 }

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::linear::gemm_rows;
 use super::memory::ROW_UNIT;
 use super::{CudaOps, failed};
-use crate::config::ModelConfig;
+use crate::config::{Activation, Ffn, ModelConfig, NormSpec};
 use crate::error::OpError;
 use crate::ops::OpResult;
 use crate::rope;
@@ -29,6 +29,20 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
         let reason = format!("{what}; load with --device cpu");
         Err(OpError { operation: "choose kernels", reason })
     };
+    for (is_there, what) in [
+        (config.layers.iter().all(|layer| matches!(layer.ffn, Ffn::Dense { .. })), "experts"),
+        (config.layers.iter().all(|layer| layer.attention.window.is_none()), "windows"),
+        (config.ropes.len() == 1, "rotations that differ between layers"),
+        (!config.sinks, "attention with sinks"),
+        (!config.attention_bias.output, "a bias on the attention's output"),
+        (config.norms == NormSpec::default(), "norms after blocks, or with weights less 1"),
+        (config.embedding_scale == 1.0, "embeddings that are scaled"),
+        (config.activation == Activation::Silu, "this activation"),
+    ] {
+        if !is_there {
+            return refuse(format!("the GPU has no kernels for {what} yet"));
+        }
+    }
     if !ATTENTION_HEAD_DIMS.contains(&config.head_dim) {
         return refuse(format!(
             "head_dim is {}, the GPU has kernels for {ATTENTION_HEAD_DIMS:?}",
@@ -36,7 +50,7 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
         ));
     }
     for (name, width) in
-        [("hidden_size", config.hidden_size), ("intermediate_size", shard.intermediate.len())]
+        [("hidden_size", config.hidden_size), ("intermediate_size", shard.dense_width(config))]
     {
         if !width.is_multiple_of(ROW_UNIT) {
             return refuse(format!("{name} is {width}, the GPU wants a multiple of {ROW_UNIT}"));
@@ -55,13 +69,15 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
 
 /// Cosines and sines of every position, rounded as on the CPU.
 pub(super) fn cos_sin(config: &ModelConfig, positions: usize) -> Vec<f32> {
-    let frequencies = rope::frequencies(config);
+    let rope = &config.ropes[0];
+    let (frequencies, magnitude) =
+        (rope::frequencies(rope, config.head_dim), rope::magnitude(rope));
     let mut table = vec![0.0; positions * config.head_dim];
     table.par_chunks_mut(config.head_dim).enumerate().for_each(|(position, row)| {
         let (cos, sin) = row.split_at_mut(frequencies.len());
         for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
             let angle = f64::from(position as f32 * frequency).sin_cos();
-            (*sin, *cos) = (angle.0 as f32, angle.1 as f32);
+            (*sin, *cos) = (angle.0 as f32 * magnitude, angle.1 as f32 * magnitude);
         }
     });
     table

@@ -10,7 +10,7 @@ use minisgl_kernels::ops::{Sample, SkinnyGemm, SkinnyInput, SkinnyOut, sample_sc
 use minisgl_kernels::peers::PeerError;
 
 use super::linear::gemm_rows;
-use super::results::{TOP_MAX, Wanted};
+use super::results::{Outgoing, TOP_MAX, Wanted};
 use super::team::Team;
 use super::{Buffer, CudaOps, Matrix, failed};
 use crate::batch::Batch;
@@ -18,16 +18,16 @@ use crate::ops::{OpResult, Pending};
 
 impl CudaOps {
     /// Samples or scores every row of logits that is wanted, as many at a time as there is room for.
-    pub(super) fn sample_all(
-        &mut self,
-        batch: &Batch,
-        head: &Matrix,
-        hidden: &Buffer,
-    ) -> OpResult<Box<dyn Pending>> {
+    pub(super) fn sample_all(&mut self, batch: &Batch, head: &Matrix, hidden: &Buffer) -> OpResult {
         let rows = self.issued(batch.logit_rows().len());
         for start in (0..rows).step_by(self.logit_rows) {
             self.sample_rows(start..rows.min(start + self.logit_rows), head, hidden)?;
         }
+        Ok(())
+    }
+
+    /// The results of the step in hand, and what sends them.
+    pub(super) fn expect(&mut self, batch: &Batch) -> OpResult<(Box<dyn Pending>, Outgoing)> {
         let wanted = batch.logit_rows().iter().map(|wanted| {
             let (row, given) = (wanted.row as usize, wanted.given);
             let slot = batch.rows()[row].slot;
@@ -37,9 +37,7 @@ impl CudaOps {
             };
             Wanted { row, logprobs, given }
         });
-        let (pending, outgoing) = self.outputs.expect(batch.rows().len(), wanted.collect())?;
-        self.outgoing = Some(outgoing);
-        Ok(pending)
+        self.outputs.expect(batch.rows().len(), wanted.collect())
     }
 
     /// Samples or scores `rows` of the rows of logits: first the logits, then what becomes of them.

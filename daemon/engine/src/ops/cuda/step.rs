@@ -8,16 +8,16 @@ use super::graphs::{self, Mode};
 use super::inputs::Packing;
 use super::{CudaOps, failed};
 use crate::batch::Batch;
-use crate::ops::OpResult;
+use crate::ops::{OpResult, Pending};
 
 impl CudaOps {
     /// Everything of a step, onto the stream.
-    pub(super) fn issue<T>(
+    pub(super) fn issue(
         &mut self,
         batch: &Batch,
         installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult<T>,
-    ) -> OpResult<T> {
+        forward: impl FnOnce(&mut Self) -> OpResult,
+    ) -> OpResult<Box<dyn Pending>> {
         for install in installs {
             self.requests.install(&self.device, install)?;
         }
@@ -51,25 +51,26 @@ impl CudaOps {
 
         let stream = self.stream().clone();
         self.outputs.begin(&stream)?;
-        if record {
-            graphs::begin(&stream).map_err(failed("record a step"))?;
-        }
-        let done = forward(self);
-        let recorded = if record { Some(graphs::end(&stream)) } else { None };
-        let done = done?;
-        if let Some(rows) = padded {
-            if let Some(recorded) = recorded {
-                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
-            }
-            if record || matches!(mode, Mode::Replay(_)) {
-                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
-            } else {
+        match (mode, record) {
+            (Mode::Eager, _) => forward(self)?,
+            (Mode::Padded(rows), false) => {
+                forward(self)?;
                 self.graphs.ran(rows);
             }
+            (Mode::Padded(rows), true) => {
+                graphs::begin(&stream).map_err(failed("record a step"))?;
+                let done = forward(self);
+                let recorded = graphs::end(&stream);
+                done?;
+                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
+                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
+            }
+            (Mode::Replay(rows), _) => {
+                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
+            }
         }
-        if let Some(outgoing) = self.outgoing.take() {
-            self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
-        }
-        Ok(done)
+        let (pending, outgoing) = self.expect(batch)?;
+        self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
+        Ok(pending)
     }
 }

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cudarc::driver::CudaSlice;
-use half::bf16;
 use minisgl_kernels::Device;
 use minisgl_kernels::peers::{
     Allowed, FaultRecord, NextNorm, PATIENCE, PeerShape, Peers, Sum, Way,
@@ -20,7 +18,7 @@ use super::{Buffer, CudaOps, Gpu, failed};
 use crate::collective::Member;
 use crate::config::ModelConfig;
 use crate::error::OpError;
-use crate::ops::{Linear, OpResult, Scratch};
+use crate::ops::{Linear, Norm, OpResult, Stream};
 use crate::shard::Shard;
 
 /// Anything but `0` in this variable and sums over ranks are NCCL's, to tell what our own change.
@@ -173,11 +171,11 @@ impl CudaOps {
         rows: usize,
         linear: &Linear<CudaOps>,
         x: &Buffer,
-        next: Option<&CudaSlice<bf16>>,
-        scratch: &mut Scratch<CudaOps>,
-        residual: &mut Buffer,
+        next: Option<&Norm<CudaOps>>,
+        stream: &mut Stream<CudaOps>,
     ) -> OpResult {
         let Some(mut team) = self.team.take() else { return Err(failed("linear")("one rank")) };
+        let Stream { residual, normed, .. } = stream;
         let (room, width) = (residual.rows, residual.width);
         // A product of few rows writes to the peers itself.
         let inboxes = if self.few(rows) { team.peers.inboxes(rows) } else { None };
@@ -185,9 +183,9 @@ impl CudaOps {
         let target = Target { data: team.peers.delta(Sum::Addition), rows: room, width };
         let product = self.product_into(rows, linear, x, target, into);
         let summed = product.and_then(|()| {
-            let mut normed = scratch.normed.rows_mut(rows);
-            let norm = next.map(|weight| NextNorm {
-                weight: weight.into(),
+            let mut normed = normed.rows_mut(rows);
+            let norm = next.map(|norm| NextNorm {
+                weight: (&norm.weight).into(),
                 out: (&mut normed).into(),
                 eps: self.eps,
             });
@@ -203,7 +201,7 @@ impl CudaOps {
                 .map_err(failed("all-reduce"))
         });
         self.team = Some(team);
-        self.normed = next.is_some();
+        stream.changed(next);
         summed
     }
 }

@@ -7,7 +7,11 @@ use minisgl_sched::{Install, Plan, Row, Want};
 use super::linear::gemm_rows;
 use super::*;
 use crate::collective::Group;
-use crate::config::{Architecture, RopeConfig, RopeScaling};
+use crate::config::{
+    Activation, Architecture, AttentionBias, AttentionSpec, Ffn, LayerSpec, NormSpec, RopeConfig,
+    RopeScaling,
+};
+use crate::ops::NormId;
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 
 const SLOTS: usize = 300;
@@ -82,21 +86,27 @@ impl Visible for CudaOps {
 }
 
 fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
+    let attention = AttentionSpec { window: None, rope: 0 };
+    let layer = LayerSpec { attention, ffn: Ffn::Dense { width: 328 } };
     ModelConfig {
         architecture: Architecture::Qwen3,
         vocab_size: VOCAB,
         hidden_size: 200,
-        intermediate_size: 328,
-        layers: 2,
+        layers: vec![layer.clone(), layer],
         heads,
         kv_heads,
         head_dim,
-        rms_norm_eps: 1e-5,
-        max_position: 4096,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        tie_word_embeddings: false,
-        qkv_bias: true,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attention_bias: AttentionBias { qkv: true, output: false },
         qk_norm: true,
+        sinks: false,
+        activation: Activation::Silu,
+        norms: NormSpec::default(),
+        rms_norm_eps: 1e-5,
+        embedding_scale: 1.0,
+        max_position: 4096,
+        ropes: vec![RopeConfig { theta: 10_000.0, scaling: RopeScaling::None }],
+        tie_word_embeddings: false,
         eos_token_ids: Vec::new(),
     }
 }
@@ -210,38 +220,14 @@ fn a_model_without_kernels_is_refused_by_what_it_lacks() {
     assert_eq!(refusal(|_| ()), "");
     assert!(refusal(|config| config.head_dim = 80).starts_with("head_dim is 80"));
     assert!(refusal(|config| config.hidden_size = 204).starts_with("hidden_size is 204"));
-    assert!(refusal(|config| config.intermediate_size = 7).contains("a multiple of 8"));
+    let narrow = |config: &mut ModelConfig| config.layers[1].ffn = Ffn::Dense { width: 333 };
+    assert!(refusal(narrow).contains("a multiple of 8"));
+    let window = |config: &mut ModelConfig| config.layers[1].attention.window = Some(5);
+    assert_eq!(refusal(window), "the GPU has no kernels for windows yet; load with --device cpu");
     assert!(refusal(|config| config.vocab_size = 1 << 20).starts_with("vocab_size is 1048576"));
 }
 
-#[test]
-fn elementwise_ops_are_the_cpus() {
-    let Some((mut cpu, mut cuda)) = pair(&config(4, 2, 64), 16) else { return };
-    let mut random = Random(1);
-    for (rows, width) in [(1, 8), (3, 200), (17, 4096), (CHUNK, 328)] {
-        let x = random.floats(rows * width);
-        let (weight, gate_up) = (random.floats(width), random.floats(2 * rows * width));
-        fn all<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 3]) -> [Vec<f32>; 2] {
-            let [x, weight, gate_up] = given;
-            let width = weight.len();
-            let weight = ops.weight(weight);
-            let x = ops.fill(width, x);
-            let mut norm = ops.poisoned(rows, width);
-            ops.rms_norm(rows, &x, &weight, &mut norm).unwrap();
-            let mut gated = ops.poisoned(rows, width);
-            ops.silu_mul(rows, &ops.fill(2 * width, gate_up), &mut gated).unwrap();
-            [norm, gated].map(|buffer| ops.values(&buffer, rows))
-        }
-        let given = [&x[..], &weight, &gate_up];
-        let (expected, got) = (all(&mut cpu, rows, given), all(&mut cuda, rows, given));
-        let names = ["norm", "silu_mul"];
-        for ((name, got), expected) in names.iter().zip(&got).zip(&expected) {
-            assert_close(&format!("{name} of {rows} x {width}"), got, expected, 2.5);
-        }
-    }
-}
-
-/// Alone, with a bias, and with what is fused around it.
+/// With a bias and without, and with what is fused around it.
 #[test]
 fn products_are_the_cpus() {
     let Some((mut cpu, mut cuda)) = pair(&config(4, 2, 64), 16) else { return };
@@ -260,34 +246,34 @@ fn products_are_the_cpus() {
     ] {
         let (x, residual) = (random.floats(rows * k), random.floats(rows * n));
         let (weight, bias, norm) = (random.floats(n * k), random.floats(n), random.floats(k));
-        fn run<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 5]) -> [Vec<f32>; 5] {
+        fn run<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 5]) -> [Vec<f32>; 4] {
             let [x, weight, bias, norm, residual] = given;
             let (n, k) = (bias.len(), weight.len() / bias.len());
             let matrix = || ops.weights(weight, k);
             let plain = Linear { weight: matrix(), bias: None };
             let bias = Some(ops.weight(bias));
             let biased = Linear { weight: matrix(), bias };
-            let (norm, x) = (ops.weight(norm), ops.fill(k, x));
-            let mut scratch =
-                Scratch { normed: ops.poisoned(rows, k), gate_up: ops.poisoned(rows, n) };
-            let mut out = [(); 4].map(|()| ops.poisoned(rows, n));
-            let [product, with_bias, normed, with_norm] = &mut out;
-            ops.linear(rows, &plain, &x, product).unwrap();
-            ops.linear(rows, &biased, &x, with_bias).unwrap();
-            ops.norm_linear(rows, &x, &norm, &plain, &mut scratch, normed).unwrap();
-            ops.norm_linear(rows, &x, &norm, &biased, &mut scratch, with_norm).unwrap();
+            let norm = Norm { id: NormId(0), weight: ops.weight(norm) };
+            let stream = |ops: &O| Stream::new(ops.fill(k, x), ops.poisoned(rows, k));
+            let mut scratch = Scratch { gate_up: ops.poisoned(rows, n) };
+            let mut out = [(); 2].map(|()| ops.poisoned(rows, n));
+            let [normed, with_norm] = &mut out;
+            let mut fresh = stream(ops);
+            ops.norm_linear(rows, &mut fresh, &norm, &plain, normed).unwrap();
+            // The norm may be there already, or not.
+            ops.norm_linear(rows, &mut fresh, &norm, &biased, with_norm).unwrap();
             let mut gated = ops.poisoned(rows, n / 2);
-            ops.norm_gated(rows, &x, &norm, &plain, &mut scratch, &mut gated).unwrap();
-            let mut sum = ops.fill(n, residual);
-            ops.linear_add(rows, &plain, &x, None, &mut scratch, &mut sum).unwrap();
-            let [product, with_bias, normed, with_norm] = out;
-            assert_eq!(ops.values(&normed, rows).len(), rows * n);
-            let products = [product, with_bias, with_norm, sum, gated];
-            products.map(|buffer| ops.values(&buffer, rows))
+            let mut fresh = stream(ops);
+            ops.norm_gated(rows, &mut fresh, &norm, &plain, &mut scratch, &mut gated).unwrap();
+            let mut sum = Stream::new(ops.fill(n, residual), ops.poisoned(rows, n));
+            let norms = Around { after: None, next: None };
+            ops.linear_add(rows, &plain, &ops.fill(k, x), norms, &mut sum).unwrap();
+            let [normed, with_norm] = out;
+            [normed, with_norm, sum.residual, gated].map(|buffer| ops.values(&buffer, rows))
         }
         let given = [&x[..], &weight, &bias, &norm, &residual];
         let (expected, got) = (run(&mut cpu, rows, given), run(&mut cuda, rows, given));
-        let names = ["product", "with bias", "of a norm, with bias", "sum", "gated"];
+        let names = ["of a norm", "of a norm, with bias", "sum", "gated"];
         for ((name, got), expected) in names.iter().zip(&got).zip(&expected) {
             // What is gated was rounded twice on its way.
             let ulps = if *name == "gated" { 8.0 } else { 3.5 };
@@ -364,8 +350,10 @@ fn attend<O: Visible>(ops: &mut O, case: &Case<'_>, out_width: usize) -> Vec<f32
     let norms = HeadNorms { query, key };
     let mut qkv = ops.fill(case.qkv.len() / tokens, case.qkv);
     let mut out = ops.poisoned(tokens, out_width);
-    let (layer, norms) = (case.layer, case.with_norms.then_some(&norms));
-    ops.step(batch, &[], |ops| ops.attention(batch, layer, norms, &mut qkv, &mut out)).unwrap();
+    let norms = case.with_norms.then_some(norms);
+    let spec = AttentionSpec { window: None, rope: 0 };
+    let attention = LayerAttention { layer: case.layer, spec, norms, sinks: None };
+    ops.step(batch, &[], |ops| ops.attention(batch, &attention, &mut qkv, &mut out)).unwrap();
     ops.values(&out, tokens)
 }
 
@@ -494,18 +482,19 @@ fn draw<O: Visible>(ops: &mut O, given: &Given<'_>) -> Drawn {
     let hidden = given.head.len() / VOCAB;
     let head = ops.weights(given.head, hidden);
     let table = ops.weights(given.table, hidden);
-    let norm = ops.weight(&given.table[..hidden]);
+    let norm = Norm { id: NormId(0), weight: ops.weight(&given.table[..hidden]) };
     let mut picks = ops.fill(hidden, given.picks);
-    let (mut out, mut last) = (ops.poisoned(tokens, hidden), ops.poisoned(tokens, hidden));
+    let mut stream = Stream::new(ops.poisoned(tokens, hidden), ops.poisoned(tokens, hidden));
+    let mut last = ops.poisoned(tokens, hidden);
     let pending = ops.step(batch, given.installs, |ops| {
         // Buffers are Send, and need not be Sync.
         let picks = &mut picks;
-        ops.embed(batch, &table, &mut out)?;
-        ops.norm_wanted(batch, &out, &norm, &mut last)?;
+        ops.embed(batch, &table, 1.0, &mut stream)?;
+        ops.norm_wanted(batch, &stream, &norm, &mut last)?;
         ops.sample(batch, &head, picks)
     });
     Drawn {
-        embedded: ops.values(&out, tokens),
+        embedded: ops.values(&stream.residual, tokens),
         normed: ops.values(&last, batch.logit_rows().len()),
         sampled: pending.unwrap().wait().unwrap(),
     }

@@ -173,28 +173,20 @@ mod tests {
     use minisgl_proto::LoadOptions;
 
     use super::*;
-    use crate::config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
-    use crate::weights::{self, HostTensor, Part, WeightSource};
+    use crate::weights::{self, HostTensor, Part, TensorSpec, WeightSource};
 
-    fn config() -> ModelConfig {
-        ModelConfig {
-            architecture: Architecture::Llama,
+    fn tensors() -> Vec<TensorSpec> {
+        let tensor = |name: &str, shape: &[usize]| TensorSpec {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+        };
+        vec![
             // Several stagings, the last of them not full.
-            vocab_size: 10_007,
-            hidden_size: 520,
-            intermediate_size: 1032,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 64,
-            rms_norm_eps: 1e-6,
-            max_position: 64,
-            rope: RopeConfig { theta: 1e4, scaling: RopeScaling::None },
-            tie_word_embeddings: true,
-            qkv_bias: true,
-            qk_norm: false,
-            eos_token_ids: vec![],
-        }
+            tensor("model.embed_tokens.weight", &[10_007, 520]),
+            tensor("model.norm.weight", &[520]),
+            tensor("model.layers.0.self_attn.k_proj.bias", &[64]),
+            tensor("model.layers.0.self_attn.v_proj.bias", &[64]),
+        ]
     }
 
     fn bits(values: &[bf16]) -> Vec<u16> {
@@ -225,10 +217,10 @@ mod tests {
             return;
         }
         let device = Device::open(0).unwrap();
-        let config = config();
+        let tensors = tensors();
         let dummies = LoadOptions { dummy_weights: true, ..LoadOptions::default() };
         let dir = tempfile::tempdir().unwrap();
-        let source = weights::open(dir.path(), &config, &dummies).unwrap();
+        let source = weights::open(dir.path(), &tensors, &dummies).unwrap();
         let uploader = &mut Uploader::new(device.stream());
         every_window(&device, uploader, &*source);
         assert!(uploader.readers.is_empty(), "dummies take no pinned memory");
@@ -241,10 +233,10 @@ mod tests {
 
         use safetensors::Dtype;
         for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
-            let raw: Vec<(String, Vec<usize>, Vec<u8>)> = config
-                .tensors()
-                .into_iter()
-                .map(|(name, shape)| {
+            let raw: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+                .iter()
+                .cloned()
+                .map(|TensorSpec { name, shape }| {
                     let values =
                         (0..shape.iter().product::<usize>()).map(|i| (i % 8191) as f32 / 64.0);
                     let bytes = match dtype {
@@ -264,7 +256,7 @@ mod tests {
             });
             let path = dir.path().join("model.safetensors");
             safetensors::serialize_to_file(views, None, &path).unwrap();
-            let source = weights::open(dir.path(), &config, &LoadOptions::default()).unwrap();
+            let source = weights::open(dir.path(), &tensors, &LoadOptions::default()).unwrap();
             every_window(&device, uploader, &*source);
         }
     }

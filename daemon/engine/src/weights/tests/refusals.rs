@@ -3,7 +3,7 @@
 use super::*;
 
 #[track_caller]
-fn refused(dir: &TempDir, config: &ModelConfig, message: &str) {
+fn refused(dir: &TempDir, config: &[TensorSpec], message: &str) {
     match opened(dir, config) {
         Ok(_) => panic!("opened, expected: {message}"),
         Err(found) => assert_eq!(found, message),
@@ -11,7 +11,7 @@ fn refused(dir: &TempDir, config: &ModelConfig, message: &str) {
 }
 
 #[track_caller]
-fn misfit(dir: &TempDir, config: &ModelConfig, problems: &str) {
+fn misfit(dir: &TempDir, config: &[TensorSpec], problems: &str) {
     refused(dir, config, &format!("the weights in DIR do not fit its config.json, {problems}"));
 }
 

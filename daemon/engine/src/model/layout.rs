@@ -1,0 +1,336 @@
+//! Which tensors make up each layer, and which part of each a rank has.
+//!
+//! Owns: the names of a checkpoint's tensors, for every architecture. Must never: read a weight, or know a device:
+//! whoever reads is a [`Reader`].
+
+use std::ops::Range;
+
+use super::reader::{Piece, Reader, Vector};
+use crate::config::{Architecture, ExpertsSpec, Ffn, LayerSpec, ModelConfig};
+use crate::ops::{Attention, Experts, HeadNorms, Linear, Norm, NormId, Shared, Storage};
+use crate::weights::{Part, TensorSpec};
+
+/// A rank's weights.
+pub struct Weights<S: Storage> {
+    /// `[vocab, hidden]`, this rank's rows.
+    pub embedding: S::Matrix,
+    /// In order.
+    pub layers: Vec<Layer<S>>,
+    /// Before the head.
+    pub norm: Norm<S>,
+    /// `None` where the embedding is the head too.
+    pub head: Option<S::Matrix>,
+}
+
+/// A layer's weights.
+pub struct Layer<S: Storage> {
+    /// Before the attention.
+    pub attention_norm: Norm<S>,
+    /// Queries, keys, values.
+    pub qkv: Linear<S>,
+    /// Between the projections.
+    pub attention: Attention<S>,
+    /// The output projection.
+    pub o: Linear<S>,
+    /// After the attention.
+    pub after_attention: Option<Norm<S>>,
+    /// Before the feed-forward block.
+    pub ffn_norm: Norm<S>,
+    /// The feed-forward block.
+    pub ffn: FfnWeights<S>,
+    /// After the feed-forward block.
+    pub after_ffn: Option<Norm<S>>,
+}
+
+/// A feed-forward block's weights.
+pub enum FfnWeights<S: Storage> {
+    /// One block.
+    Dense {
+        /// Gate, then up projection.
+        gate_up: Linear<S>,
+        /// Back to the residual stream.
+        down: Linear<S>,
+    },
+    /// Many blocks, of which tokens take some.
+    Experts(Box<Experts<S>>),
+}
+
+/// Asks `reader` for everything that the model has, in the order of the forward pass.
+///
+/// # Errors
+/// Those of `reader`.
+pub fn layout<R: Reader>(
+    config: &ModelConfig,
+    reader: &mut R,
+) -> Result<Weights<R::Store>, R::Error> {
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let rows = reader.shard().vocab.clone();
+    let table = |name: &str| [Piece::rows(name, &[vocab, hidden], rows.clone())];
+    let mut layout = Layout { config, reader, norms: 0 };
+    let embedding = layout.reader.matrix(&table("model.embed_tokens.weight"), hidden)?;
+    let layers = config.layers.iter().enumerate();
+    Ok(Weights {
+        embedding,
+        layers: layers.map(|(index, spec)| layout.layer(index, spec)).collect::<Result<_, _>>()?,
+        norm: layout.norm("model.norm.weight")?,
+        head: match config.tie_word_embeddings {
+            true => None,
+            false => Some(layout.reader.matrix(&table("lm_head.weight"), hidden)?),
+        },
+    })
+}
+
+/// A block's projection into the middle, and the one back.
+type Halves<R> = (Linear<<R as Reader>::Store>, Linear<<R as Reader>::Store>);
+
+/// What attention is made of: its projections, and what stands between them.
+type Parts<R> =
+    (Linear<<R as Reader>::Store>, Attention<<R as Reader>::Store>, Linear<<R as Reader>::Store>);
+
+struct Layout<'a, R: Reader> {
+    config: &'a ModelConfig,
+    reader: &'a mut R,
+    /// Asked for so far.
+    norms: u32,
+}
+
+impl<R: Reader> Layout<'_, R> {
+    fn layer(&mut self, index: usize, spec: &LayerSpec) -> Result<Layer<R::Store>, R::Error> {
+        let at = format!("model.layers.{index}");
+        let after = self.config.norms.after_blocks;
+        // Gemma's names say where a norm stands, the others' what it stands before.
+        let (after_attention, ffn_norm) = match after {
+            true => (Some("post_attention_layernorm"), "pre_feedforward_layernorm"),
+            false => (None, "post_attention_layernorm"),
+        };
+        let after_ffn = after.then_some("post_feedforward_layernorm");
+        let attention_norm = self.norm(&format!("{at}.input_layernorm.weight"))?;
+        let (qkv, attention, o) = self.attention(&at, index, spec)?;
+        let mut optional = |name: Option<&str>| {
+            name.map(|name| self.norm(&format!("{at}.{name}.weight"))).transpose()
+        };
+        let after_attention = optional(after_attention)?;
+        let ffn_norm = self.norm(&format!("{at}.{ffn_norm}.weight"))?;
+        let ffn = match &spec.ffn {
+            Ffn::Dense { width } => {
+                let (gate_up, down) = self.dense(&format!("{at}.mlp"), *width)?;
+                FfnWeights::Dense { gate_up, down }
+            }
+            Ffn::Experts(experts) => FfnWeights::Experts(Box::new(self.experts(&at, experts)?)),
+        };
+        let after_ffn =
+            after_ffn.map(|name| self.norm(&format!("{at}.{name}.weight"))).transpose()?;
+        Ok(Layer { attention_norm, qkv, attention, o, after_attention, ffn_norm, ffn, after_ffn })
+    }
+
+    fn norm(&mut self, name: &str) -> Result<Norm<R::Store>, R::Error> {
+        let id = NormId(self.norms);
+        self.norms += 1;
+        Ok(Norm { id, weight: self.norm_weight(name, self.config.hidden_size)? })
+    }
+
+    fn norm_weight(&mut self, name: &str, len: usize) -> Result<Vector<R>, R::Error> {
+        let piece = Piece::vector(name, len);
+        match self.config.norms.plus_one {
+            true => self.reader.vector_plus_one(&piece),
+            false => self.reader.vector(&[piece]),
+        }
+    }
+
+    fn attention(
+        &mut self,
+        at: &str,
+        layer: usize,
+        spec: &LayerSpec,
+    ) -> Result<Parts<R>, R::Error> {
+        let ModelConfig { hidden_size: hidden, heads, kv_heads, head_dim, .. } = *self.config;
+        let config = self.config;
+        let shard = self.reader.shard().clone();
+        let rows = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
+        let (q_rows, kv_rows) = (rows(&shard.heads), rows(&shard.kv_heads));
+        let pieces = |what: &str, tail: &[usize]| {
+            let one = |which: &str, heads: usize, rows: &Range<usize>| {
+                let shape = [&[heads * head_dim], tail].concat();
+                Piece::rows(format!("{at}.self_attn.{which}_proj.{what}"), &shape, rows.clone())
+            };
+            vec![
+                one("q", heads, &q_rows),
+                one("k", kv_heads, &kv_rows),
+                one("v", kv_heads, &kv_rows),
+            ]
+        };
+        let bias = if config.attention_bias.qkv { pieces("bias", &[]) } else { Vec::new() };
+        let qkv = self.reader.linear(&pieces("weight", &[hidden]), &bias, hidden)?;
+        let norms = match config.qk_norm {
+            true => Some(HeadNorms {
+                query: self.norm_weight(&format!("{at}.self_attn.q_norm.weight"), head_dim)?,
+                key: self.norm_weight(&format!("{at}.self_attn.k_norm.weight"), head_dim)?,
+            }),
+            false => None,
+        };
+        let sinks = match config.sinks {
+            true => {
+                let name = format!("{at}.self_attn.sinks");
+                Some(self.reader.vector(&[Piece::rows(name, &[heads], shard.heads.clone())])?)
+            }
+            false => None,
+        };
+        let inputs = q_rows.len();
+        let name = |what: &str| format!("{at}.self_attn.o_proj.{what}");
+        let o = Piece::cols(name("weight"), &[hidden, heads * head_dim], q_rows);
+        let bias = match config.attention_bias.output {
+            true => vec![Piece::vector(name("bias"), hidden)],
+            false => Vec::new(),
+        };
+        let o = self.summed(&[o], &bias, inputs)?;
+        let spec = spec.attention.clone();
+        Ok((qkv, Attention { layer, spec, norms, sinks }, o))
+    }
+
+    /// A projection whose outputs are summed over ranks: rank 0 adds the bias.
+    fn summed(
+        &mut self,
+        weight: &[Piece],
+        bias: &[Piece],
+        inputs: usize,
+    ) -> Result<Linear<R::Store>, R::Error> {
+        let bias = if self.reader.shard().rank == 0 { bias } else { &[] };
+        self.reader.linear(weight, bias, inputs)
+    }
+
+    /// Gate and up projection, and the one back, of a dense block of `width`.
+    fn dense(&mut self, at: &str, width: usize) -> Result<Halves<R>, R::Error> {
+        let hidden = self.config.hidden_size;
+        let columns = self.columns(width);
+        let name = |which: &str| format!("{at}.{which}_proj.weight");
+        let rows = |which: &str| Piece::rows(name(which), &[width, hidden], columns.clone());
+        let gate_up = self.reader.linear(&[rows("gate"), rows("up")], &[], hidden)?;
+        let down = Piece::cols(name("down"), &[hidden, width], columns.clone());
+        Ok((gate_up, self.summed(&[down], &[], columns.len())?))
+    }
+
+    /// This rank's columns of a block of `width`.
+    fn columns(&self, width: usize) -> Range<usize> {
+        self.reader.shard().columns(width)
+    }
+
+    fn experts(&mut self, at: &str, spec: &ExpertsSpec) -> Result<Experts<R::Store>, R::Error> {
+        let hidden = self.config.hidden_size;
+        let columns = self.columns(spec.width);
+        let (router, block) = match self.config.architecture {
+            Architecture::Mixtral => ("block_sparse_moe.gate", "block_sparse_moe"),
+            Architecture::GptOss => ("mlp.router", "mlp"),
+            _ => ("mlp.gate", "mlp"),
+        };
+        let router_piece = |what: &str, tail: &[usize]| {
+            let shape = [&[spec.count], tail].concat();
+            Piece::rows(format!("{at}.{router}.{what}"), &shape, 0..spec.count)
+        };
+        let bias = if spec.bias { vec![router_piece("bias", &[])] } else { Vec::new() };
+        let router = self.reader.linear(&[router_piece("weight", &[hidden])], &bias, hidden)?;
+        let at = format!("{at}.{block}");
+        let (gate_up, down) = match self.config.architecture {
+            Architecture::GptOss => self.stacked_experts(&at, spec, &columns)?,
+            _ => self.single_experts(&at, spec, &columns)?,
+        };
+        let shared = match spec.shared {
+            None => None,
+            Some(shared) => {
+                let gate = match shared.gated {
+                    true => {
+                        let name = format!("{at}.shared_expert_gate.weight");
+                        Some(self.reader.linear(
+                            &[Piece::rows(name, &[1, hidden], 0..1)],
+                            &[],
+                            hidden,
+                        )?)
+                    }
+                    false => None,
+                };
+                let (gate_up, down) = self.dense(&format!("{at}.shared_expert"), shared.width)?;
+                Some(Shared { width: self.columns(shared.width).len(), gate_up, down, gate })
+            }
+        };
+        let width = columns.len();
+        Ok(Experts { spec: spec.clone(), width, router, gate_up, down, shared })
+    }
+
+    /// Experts of which each has its own tensors.
+    fn single_experts(
+        &mut self,
+        at: &str,
+        spec: &ExpertsSpec,
+        columns: &Range<usize>,
+    ) -> Result<Halves<R>, R::Error> {
+        let hidden = self.config.hidden_size;
+        let [gate, up, down] = match self.config.architecture {
+            Architecture::Mixtral => ["w1", "w3", "w2"],
+            _ => ["gate_proj", "up_proj", "down_proj"],
+        };
+        let name = |expert: usize, which: &str| format!("{at}.experts.{expert}.{which}.weight");
+        let rows = |expert, which| {
+            Piece::rows(name(expert, which), &[spec.width, hidden], columns.clone())
+        };
+        let gate_up: Vec<Piece> =
+            (0..spec.count).flat_map(|expert| [rows(expert, gate), rows(expert, up)]).collect();
+        let cols = |expert| Piece::cols(name(expert, down), &[hidden, spec.width], columns.clone());
+        let downs: Vec<Piece> = (0..spec.count).map(cols).collect();
+        let gate_up = self.reader.linear(&gate_up, &[], hidden)?;
+        Ok((gate_up, self.summed(&downs, &[], columns.len())?))
+    }
+
+    /// gpt-oss: all experts in one tensor, inputs before outputs, gate and up in turn.
+    fn stacked_experts(
+        &mut self,
+        at: &str,
+        spec: &ExpertsSpec,
+        columns: &Range<usize>,
+    ) -> Result<Halves<R>, R::Error> {
+        let hidden = self.config.hidden_size;
+        let (count, width) = (spec.count, spec.width);
+        let piece = |name: &str, shape: &[usize], part: Part| Piece {
+            tensor: TensorSpec { name: format!("{at}.experts.{name}"), shape: shape.to_vec() },
+            part,
+        };
+        let halves = || (0..count).flat_map(|expert| [(expert, 0), (expert, 1)]);
+        // Output `n` of gate or up is column `2 n` or `2 n + 1` of the expert's `[hidden, 2 * width]`.
+        let gate_up = |(expert, half): (usize, usize)| Part::Strided {
+            first: expert * hidden * 2 * width + 2 * columns.start + half,
+            rows: columns.len(),
+            row_stride: 2,
+            cols: hidden,
+            col_stride: 2 * width,
+        };
+        let gate_up_bias = |(expert, half): (usize, usize)| Part::Strided {
+            first: expert * 2 * width + 2 * columns.start + half,
+            rows: columns.len(),
+            row_stride: 2,
+            cols: 1,
+            col_stride: 1,
+        };
+        let down = |expert: usize| Part::Strided {
+            first: (expert * width + columns.start) * hidden,
+            rows: hidden,
+            row_stride: 1,
+            cols: columns.len(),
+            col_stride: hidden,
+        };
+        let gate_ups: Vec<Piece> = halves()
+            .map(|half| piece("gate_up_proj", &[count, hidden, 2 * width], gate_up(half)))
+            .collect();
+        let downs: Vec<Piece> = (0..count)
+            .map(|expert| piece("down_proj", &[count, width, hidden], down(expert)))
+            .collect();
+        let (gate_up_biases, down_biases): (Vec<Piece>, Vec<Piece>) = match spec.bias {
+            true => (
+                halves()
+                    .map(|half| piece("gate_up_proj_bias", &[count, 2 * width], gate_up_bias(half)))
+                    .collect(),
+                vec![piece("down_proj_bias", &[count, hidden], Part::All)],
+            ),
+            false => (Vec::new(), Vec::new()),
+        };
+        let gate_up = self.reader.linear(&gate_ups, &gate_up_biases, hidden)?;
+        Ok((gate_up, self.summed(&downs, &down_biases, columns.len())?))
+    }
+}

@@ -1,0 +1,159 @@
+//! How a model's weights are asked for: once, for a rank that loads them and for whoever wants a list of them.
+//!
+//! Owns: the seam between a model's layout and where weights come from. Must never: know an architecture.
+
+use std::convert::Infallible;
+use std::ops::Range;
+
+use crate::config::ModelConfig;
+use crate::ops::{Linear, Storage};
+use crate::shard::Shard;
+use crate::weights::{Part, TensorSpec};
+
+/// A part of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// The whole tensor.
+    pub tensor: TensorSpec,
+    /// What is wanted of it.
+    pub part: Part,
+}
+
+impl Piece {
+    /// All of a vector.
+    pub fn vector(name: impl Into<String>, len: usize) -> Piece {
+        Piece::rows(name, &[len], 0..len)
+    }
+
+    /// Rows of a matrix, or of a vector.
+    pub fn rows(name: impl Into<String>, shape: &[usize], rows: Range<usize>) -> Piece {
+        let tensor = TensorSpec { name: name.into(), shape: shape.to_vec() };
+        Piece { tensor, part: Part::Rows(rows) }
+    }
+
+    /// Columns of a matrix.
+    pub fn cols(name: impl Into<String>, shape: &[usize], cols: Range<usize>) -> Piece {
+        let tensor = TensorSpec { name: name.into(), shape: shape.to_vec() };
+        Piece { tensor, part: Part::Cols(cols) }
+    }
+}
+
+/// Where weights come from while a model is laid out.
+pub trait Reader {
+    /// How weights are kept.
+    type Store: Storage;
+    /// Why a weight cannot be had.
+    type Error;
+
+    /// The rank's share.
+    fn shard(&self) -> &Shard;
+
+    /// Pieces of matrices, each of `inputs` columns, stacked.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn matrix(&mut self, pieces: &[Piece], inputs: usize) -> Result<Matrix<Self>, Self::Error>;
+
+    /// Pieces of vectors, one after the other.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn vector(&mut self, pieces: &[Piece]) -> Result<Vector<Self>, Self::Error>;
+
+    /// A norm's weights, each 1 more than it is stored.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn vector_plus_one(&mut self, piece: &Piece) -> Result<Vector<Self>, Self::Error>;
+
+    /// A projection, with a bias if there are pieces of one.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn linear(
+        &mut self,
+        weight: &[Piece],
+        bias: &[Piece],
+        inputs: usize,
+    ) -> Result<Linear<Self::Store>, Self::Error> {
+        let weight = self.matrix(weight, inputs)?;
+        let bias = if bias.is_empty() { None } else { Some(self.vector(bias)?) };
+        Ok(Linear { weight, bias })
+    }
+}
+
+/// A reader's matrices.
+pub type Matrix<R> = <<R as Reader>::Store as Storage>::Matrix;
+/// A reader's vectors.
+pub type Vector<R> = <<R as Reader>::Store as Storage>::Vector;
+
+/// Weights of which only the names are known.
+pub struct Names;
+
+impl Storage for Names {
+    type Matrix = ();
+    type Vector = ();
+}
+
+/// Lists what a layout asks for, in its order.
+pub struct Listing {
+    shard: Shard,
+    tensors: Vec<TensorSpec>,
+    elements: u64,
+}
+
+impl Listing {
+    /// An empty list for a rank.
+    pub fn new(shard: Shard) -> Listing {
+        Listing { shard, tensors: Vec::new(), elements: 0 }
+    }
+
+    /// For a rank that has all of `config`.
+    pub fn whole(config: &ModelConfig) -> Listing {
+        Listing::new(Shard::whole(config))
+    }
+
+    /// Every tensor, once.
+    pub fn into_tensors(self) -> Vec<TensorSpec> {
+        self.tensors
+    }
+
+    /// Elements of all pieces that were asked for.
+    pub fn elements(&self) -> u64 {
+        self.elements
+    }
+
+    fn add(&mut self, pieces: &[Piece]) {
+        for Piece { tensor, part } in pieces {
+            self.elements += part.elements(&tensor.shape);
+            // Pieces of one tensor are asked for one after the other.
+            if self.tensors.last() != Some(tensor) {
+                self.tensors.push(tensor.clone());
+            }
+        }
+    }
+}
+
+impl Reader for Listing {
+    type Store = Names;
+    type Error = Infallible;
+
+    fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    fn matrix(&mut self, pieces: &[Piece], _inputs: usize) -> Result<(), Infallible> {
+        self.add(pieces);
+        Ok(())
+    }
+
+    fn vector(&mut self, pieces: &[Piece]) -> Result<(), Infallible> {
+        self.add(pieces);
+        Ok(())
+    }
+
+    fn vector_plus_one(&mut self, piece: &Piece) -> Result<(), Infallible> {
+        self.add(std::slice::from_ref(piece));
+        Ok(())
+    }
+}
