@@ -6,7 +6,7 @@
 //
 // Shapes: q, out bf16 [rows, q_heads, D], pages bf16 [pages, page_size, kv_heads, D] or with heads less than D
 // apart; f32 inside. One warpgroup copies K and V page by page, the others multiply (wgmma). A block
-// walks its share of (tile of rows, head) pairs, which the host has dealt out: src/attention/fa_plan.rs.
+// walks its share of (tile of rows, head) pairs, which the host has dealt out: src/attention/work.rs.
 // Bound: matrix units.
 #pragma once
 
@@ -19,13 +19,34 @@
 
 namespace minisgl {
 
+// The template copies K and V into shared memory by cp.async, which writes through the generic proxy, and
+// multiplies from there by wgmma, which reads through the async proxy. PTX asks for a fence between the two
+// (PTX ISA 9.0, "Proxies"); the template has none (flashinfer-python 0.7.2.post1, hopper/mainloop_mma.cuh).
+// Here it stands where a consumer has seen that a stage is full.
+template <int STAGES>
+struct FencedPipeline : cutlass::PipelineAsync<STAGES> {
+  using Base = cutlass::PipelineAsync<STAGES>;
+  using Base::Base;
+
+  template <typename... Args>
+  CUTLASS_DEVICE void consumer_wait(Args... args) {
+    Base::consumer_wait(args...);
+    cutlass::arch::fence_view_async_shared();
+  }
+};
+
+template <typename Base>
+struct FencedTraits : Base {
+  using MainloopPipeline = FencedPipeline<Base::NUM_STAGES>;
+};
+
 template <int D, int TILE_Q, int TILE_KV>
 int fa_run(const minisgl_fa_args* a, void* stream) try {
   using namespace flashinfer;
   using bf16 = cutlass::bfloat16_t;
   using Params = BatchPrefillPagedParams<bf16, bf16, bf16, int32_t>;
-  using Traits = AttentionKernelTraits</*tma_for_kv=*/false, D, D, TILE_Q, TILE_KV, /*stages=*/2, bf16, bf16,
-                                       bf16, int32_t, StandardAttention>;
+  using Traits = FencedTraits<AttentionKernelTraits</*tma_for_kv=*/false, D, D, TILE_Q, TILE_KV, /*stages=*/2,
+                                                    bf16, bf16, bf16, int32_t, StandardAttention>>;
 
   if (a->tile != TILE_Q) return -1;
   const auto elements = [](const void* p) { return static_cast<bf16*>(const_cast<void*>(p)); };
