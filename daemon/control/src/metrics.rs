@@ -89,8 +89,8 @@ impl Metrics {
             generated_tokens: add.counter("generated_tokens_total", "Tokens sampled.")?,
             preemptions: add.counter("preemptions_total", "Requests preempted for pages.")?,
             steps: add.counter("steps_total", "Steps run.")?,
-            busy_s: add.counter_s("busy_seconds_total", "Seconds spent in steps.")?,
-            step_s: add.histogram("step_seconds", "Seconds of a step.", &STEP_BUCKETS_S)?,
+            busy_s: add.counter_s("busy_seconds_total", "Seconds that the device spent on steps, at most those that have passed.")?,
+            step_s: add.histogram("step_seconds", "Seconds of a step on the device.", &STEP_BUCKETS_S)?,
             batch: add.histogram("batch_size", "Rows (requests) of a step.", &BATCH_BUCKETS)?,
         })
     }

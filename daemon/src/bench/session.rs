@@ -117,7 +117,8 @@ impl Session {
     /// # Errors
     /// A request was refused or ended early, or the engine broke.
     pub fn run(&mut self, workload: &Workload, temperature: f32) -> anyhow::Result<Run> {
-        self.driver.begin([Event::Flush], 0.0)?;
+        let now_s = self.driver.executor().now_s();
+        self.driver.begin([Event::Flush], now_s)?;
         let preemptions = self.driver.scheduler_mut().stats().preemptions;
         let from = self.driver.executor().steps().len();
         let lens = workload.prompt_lens.iter().zip(&workload.output_lens);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, PROTOCOL, ToWorker, WorkerSpec};
-use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
+use minisgl_sched::{BeginError, Driver, Event, SchedConfig, Scheduler};
 
 use super::link::{self, Incoming, Link};
 
@@ -78,6 +78,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
         pages: engine.kv_pages,
         page_size: engine.page_size,
         max_running: options.max_running,
+        penalised_max: engine.penalised_max,
         max_waiting: options.max_waiting,
         chunk_tokens: engine.chunk_tokens,
         scored_max: engine.scored_max,
@@ -189,7 +190,11 @@ impl Worker {
     fn turn(&mut self, events: Vec<Event>) -> anyhow::Result<()> {
         let now_s = self.started.elapsed().as_secs_f64();
         let changed = !events.is_empty();
-        let step = self.driver.begin(events, now_s)?;
+        let (step, broken) = match self.driver.begin(events, now_s) {
+            Ok(step) => (step, None),
+            // What the step before brought is told first: its requests may have ended with it.
+            Err(BeginError { step, error }) => (*step, Some(error)),
+        };
         for pages in step.flushed {
             self.link.send(FromWorker::Flushed { pages });
         }
@@ -202,7 +207,10 @@ impl Worker {
             self.reported = stats.steps;
             self.link.send(FromWorker::Step { events: step.token_events, stats });
         }
-        self.driver.finish()?;
+        match broken {
+            Some(error) => return Err(error.into()),
+            None => self.driver.finish()?,
+        }
         Ok(())
     }
 }

@@ -88,7 +88,7 @@ impl Engine {
             page_size: settings.page_size,
             vocab_size: config.vocab_size,
         };
-        let mut engine = Engine::new(ranks, limits);
+        let mut engine = Engine::new(ranks, limits, spawned.costs);
         engine.warm_up(&mut load, &first_steps)?;
 
         let first_page_bytes = budget.kv_bytes(settings.page_size as u64);

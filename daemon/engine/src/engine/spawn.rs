@@ -25,6 +25,7 @@ use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
+use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
 use crate::shard::Shard;
 use crate::weights::WeightSource;
@@ -65,6 +66,8 @@ pub(super) struct Spawned {
     pub(super) used_bytes: UsedBytes,
     /// The steps that warm it up.
     pub(super) first_steps: FirstSteps,
+    /// By what it is known how long a step may take, where one may never end.
+    pub(super) costs: Option<StepCosts>,
 }
 
 pub(super) type UsedBytes = Box<dyn Fn(u64) -> Result<u64, EngineError>>;
@@ -139,6 +142,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         kv_unit_bytes: 1,
         used_bytes: Box::new(Ok),
         first_steps: FirstSteps { prefill: vec![page_size], decode: vec![1] },
+        costs: None,
     })
 }
 
@@ -221,6 +225,11 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             prefill: [page_size, 48, 1024].map(|tokens| tokens.min(chunk_tokens)).into(),
             decode: decode_rows(model.settings.rows()),
         },
+        costs: Some(StepCosts::of(
+            model.config,
+            model.shards.len(),
+            dtype_bytes(model.settings.kv_dtype),
+        )),
     })
 }
 
