@@ -47,6 +47,8 @@ pub struct EngineInfo {
     pub chunk_tokens: u32,
     /// Prompt tokens whose log-probabilities a step can report.
     pub scored_max: u32,
+    /// Requests with penalties that can run at once.
+    pub penalised_max: u32,
     pub eos_token_ids: Vec<u32>,
     pub tp: u32,
     pub gpus: Vec<u32>,

@@ -16,6 +16,7 @@ use crate::config::ModelConfig;
 
 /// The limit of a step without work: what a host that swaps, a driver that loads a kernel and a peer that is late may
 /// take. A collective of our own that waits on the GPU gives up earlier.
+#[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a limit"))]
 pub(crate) const STEP_PATIENCE: Duration = Duration::from_millis(7500);
 
 /// FLOPs in a second of the slowest GPU, in products and attention: a sixth of an L4's peak in bf16.
@@ -44,6 +45,7 @@ pub(crate) struct StepCosts {
 
 impl StepCosts {
     /// Of `config` on `tp` ranks, with KV pages of elements of `kv_element_bytes`.
+    #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a limit"))]
     pub(crate) fn of(config: &ModelConfig, tp: usize, kv_element_bytes: usize) -> StepCosts {
         let layers = config.layers as f64;
         let heads = config.heads.div_ceil(tp) * config.head_dim;
@@ -86,17 +88,28 @@ mod tests {
     use minisgl_sched::{Row, Want};
 
     use super::*;
+    use crate::config::{Architecture, RopeConfig, RopeScaling};
 
-    /// Llama 3 70B, in numbers that matter.
-    fn costs(tp: f64) -> StepCosts {
-        StepCosts {
-            base: STEP_PATIENCE,
-            token_flops: 140e9 / tp,
-            pair_flops: 4.0 * 80.0 * 8192.0 / tp,
-            kv_token_bytes: 2.0 * 80.0 * 2.0 * 1024.0 / tp,
-            token_sum_bytes: if tp > 1.0 { 4.0 * 161.0 * 8192.0 } else { 0.0 },
-            logit_sum_bytes: if tp > 1.0 { 4.0 * 128_256.0 } else { 0.0 },
-        }
+    /// Llama 3 70B.
+    fn costs(tp: usize) -> StepCosts {
+        let config = ModelConfig {
+            architecture: Architecture::Llama,
+            vocab_size: 128_256,
+            hidden_size: 8192,
+            intermediate_size: 28_672,
+            layers: 80,
+            heads: 64,
+            kv_heads: 8,
+            head_dim: 128,
+            rms_norm_eps: 1e-5,
+            max_position: 131_072,
+            rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
+            tie_word_embeddings: false,
+            qkv_bias: false,
+            qk_norm: false,
+            eos_token_ids: Vec::new(),
+        };
+        StepCosts::of(&config, tp, 2)
     }
 
     fn plan(rows: u32, start: u32, len: u32) -> Plan {
@@ -104,15 +117,15 @@ mod tests {
         Plan { rows: vec![row; rows as usize], ..Plan::default() }
     }
 
-    fn patience(tp: f64, rows: u32, start: u32, len: u32) -> f64 {
+    fn patience(tp: usize, rows: u32, start: u32, len: u32) -> f64 {
         costs(tp).patience(&plan(rows, start, len)).as_secs_f64()
     }
 
     #[test]
     fn a_step_without_work_has_the_base() {
-        assert_eq!(costs(4.0).patience(&Plan::default()), STEP_PATIENCE);
+        assert_eq!(costs(4).patience(&Plan::default()), STEP_PATIENCE);
         let base_s = STEP_PATIENCE.as_secs_f64();
-        assert!(patience(4.0, 1, 100, 1) < base_s + 0.1, "nor has a decode step much");
+        assert!(patience(4, 1, 100, 1) < base_s + 0.1, "nor has a decode step much");
     }
 
     #[test]
@@ -123,21 +136,21 @@ mod tests {
             ((16, 30_000, 1), (256, 30_000, 1)),
             ((1, 30_000, 1), (1, 60_000, 1)),
         ] {
-            let of = |(rows, start, len)| patience(4.0, rows, start, len);
+            let of = |(rows, start, len)| patience(4, rows, start, len);
             assert!(of(less) < of(more), "{less:?} {more:?}");
         }
-        assert!(patience(4.0, 1, 0, 8192) < patience(2.0, 1, 0, 8192), "ranks share the work");
+        assert!(patience(4, 1, 0, 8192) < patience(2, 1, 0, 8192), "ranks share the work");
         let most_s = STEP_PATIENCE_MAX_S as f64;
-        assert_eq!(patience(1.0, 4096, u32::MAX - 65_536, 65_536), most_s);
+        assert_eq!(patience(1, 4096, u32::MAX - 65_536, 65_536), most_s);
     }
 
     #[test]
     fn what_is_slow_and_legal_is_waited_for() {
         // 6 to 9 s on four L40S: 8,192 tokens over a context of 100,000.
-        assert!(patience(4.0, 1, 100_000, 8192) > 30.0);
+        assert!(patience(4, 1, 100_000, 8192) > 30.0);
         // 32,768 tokens at once on the same cards, some 10 s of products and 5 of sums.
-        assert!(patience(4.0, 1, 0, 32_768) > 60.0);
+        assert!(patience(4, 1, 0, 32_768) > 60.0);
         // 2,048 rows that share a long prefix: 20 TB of keys and values of a rank, 23 s on an L40S.
-        assert!(patience(4.0, 2048, 120_000, 1) > 100.0);
+        assert!(patience(4, 2048, 120_000, 1) > 100.0);
     }
 }

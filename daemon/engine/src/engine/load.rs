@@ -83,6 +83,7 @@ impl Engine {
         let limits = PlanLimits {
             chunk_tokens: settings.chunk_tokens,
             slots: settings.slots,
+            penalised: settings.penalised_max(config.vocab_size),
             max_len: most.max_len as usize,
             pages: 1,
             page_size: settings.page_size,
@@ -118,6 +119,7 @@ impl Engine {
             max_len: size.max_len as u32,
             chunk_tokens: settings.chunk_tokens as u32,
             scored_max: SCORED_MAX as u32,
+            penalised_max: settings.penalised_max(config.vocab_size) as u32,
             eos_token_ids: config.eos_token_ids.clone(),
             tp: settings.tp as u32,
             gpus: spawned.gpus,
@@ -150,6 +152,7 @@ impl Engine {
     fn first_step(&self, step: u64, rows: usize, tokens: usize) -> Plan {
         let install = Install {
             slot: 0,
+            counts: None,
             sampling: SamplingParams::default(),
             history: Vec::new(),
             prompt_len: 1,

@@ -110,7 +110,9 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
 /// Starts CPU ranks. Another device is another function like this one, with its own [`Ops`].
 pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
-    let Settings { tp, threads, slots, page_size, .. } = *model.settings;
+    let Settings { tp, threads, slots, page_size, chunk_tokens, .. } = *model.settings;
+    let logit_rows = model.settings.logit_rows();
+    let penalised = model.settings.penalised_max(model.config.vocab_size);
     let kv_element = match model.settings.kv_dtype {
         KvDtype::Bf16 => KvElement::Bf16,
         _ => KvElement::F32,
@@ -126,6 +128,9 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
             member: seats.member(shard.rank),
             threads: (threads / tp).max(1),
             slots,
+            penalised,
+            chunk_tokens,
+            logit_rows,
             page_size,
             kv_element,
         })
@@ -192,6 +197,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             gpu,
             team,
             slots: settings.slots,
+            penalised: settings.penalised_max(config.vocab_size),
             chunk_tokens: settings.chunk_tokens,
             logit_rows: settings.logit_rows(),
             page_size: settings.page_size,

@@ -84,6 +84,7 @@ const SLEEPS_AT: u64 = 100;
 const LIMITS: PlanLimits = PlanLimits {
     chunk_tokens: 8,
     slots: 1,
+    penalised: 1,
     max_len: 8,
     pages: 1,
     page_size: 8,

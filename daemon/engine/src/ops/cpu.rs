@@ -51,6 +51,12 @@ pub struct CpuSpec<'a> {
     pub threads: usize,
     /// Requests running at once.
     pub slots: usize,
+    /// Of those, requests with penalties.
+    pub penalised: usize,
+    /// Tokens of a step.
+    pub chunk_tokens: usize,
+    /// Tokens of a step after which logits can be wanted.
+    pub logit_rows: usize,
     /// Tokens a KV page.
     pub page_size: usize,
     /// Element type of the KV pages.
@@ -78,9 +84,10 @@ pub struct CpuOps {
     sampler: Sampler,
     /// What each row of the last step sampled; 0 where it did not.
     last_sampled: Vec<u32>,
-    /// Products on their way from columns to rows.
+    /// Products on their way from columns to rows. This and what follows is as long as the largest step needs it from
+    /// the start: the system gives the memory when it is first written.
     scratch: Vec<f32>,
-    /// What a block adds to the residual stream; as long as the longest step so far.
+    /// What a block adds to the residual stream, `[chunk_tokens, hidden]`.
     delta: Vec<f32>,
     /// `[LOGIT_ROWS, vocab]`, and this rank's columns of it.
     logits: Vec<f32>,
@@ -109,7 +116,8 @@ impl CpuOps {
     /// # Errors
     /// The system gives no threads.
     pub fn new(spec: CpuSpec<'_>) -> OpResult<CpuOps> {
-        let CpuSpec { config, shard, member, threads, slots, page_size, kv_element } = spec;
+        let CpuSpec { config, shard, mut member, threads, slots, chunk_tokens, .. } = spec;
+        let CpuSpec { penalised, logit_rows, page_size, kv_element, .. } = spec;
         let rank = shard.rank;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -120,6 +128,17 @@ impl CpuOps {
                 reason: format!("{threads} threads: {error}"),
             })?;
         let (heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
+        let logits = LOGIT_ROWS.min(logit_rows);
+        let delta = chunk_tokens * config.hidden_size;
+        // Outputs of the widest product of all tokens, and those of the head.
+        let qkv = (heads + 2 * kv_heads) * config.head_dim;
+        let widest = qkv.max(2 * shard.intermediate.len()).max(config.hidden_size);
+        let scratch = (chunk_tokens * widest).max(logits * shard.vocab.len());
+        let is_alone = member.ranks() == 1;
+        if !is_alone {
+            member.reserve(delta.max(logits * shard.vocab.len()));
+        }
+        let angles = chunk_tokens * config.head_dim / 2;
         Ok(CpuOps {
             arch: Arch::new(),
             pool: Arc::new(pool),
@@ -132,16 +151,16 @@ impl CpuOps {
             kv_element,
             kv: None,
             frequencies: rope::frequencies(config),
-            cos: Vec::new(),
-            sin: Vec::new(),
+            cos: Vec::with_capacity(angles),
+            sin: Vec::with_capacity(angles),
             vocab_size: config.vocab_size,
             vocab: shard.vocab.clone(),
-            sampler: Sampler::new(slots, config.vocab_size),
-            last_sampled: Vec::new(),
-            scratch: Vec::new(),
-            delta: Vec::new(),
-            logits: Vec::new(),
-            logits_part: Vec::new(),
+            sampler: Sampler::new(slots, penalised, config.vocab_size),
+            last_sampled: Vec::with_capacity(slots.min(chunk_tokens)),
+            scratch: vec![0.0; scratch],
+            delta: vec![0.0; delta],
+            logits: vec![0.0; logits * config.vocab_size],
+            logits_part: if is_alone { Vec::new() } else { vec![0.0; logits * shard.vocab.len()] },
         })
     }
 
@@ -322,9 +341,6 @@ impl Ops for CpuOps {
     ) -> OpResult {
         let width = residual.width;
         let mut delta = Buffer { data: std::mem::take(&mut self.delta), width };
-        if delta.data.len() < rows * width {
-            delta.data.resize(rows * width, 0.0);
-        }
         let summed = self
             .linear(rows, linear, x, &mut delta)
             .and_then(|()| self.all_reduce(rows, &mut delta))
@@ -370,16 +386,14 @@ impl Ops for CpuOps {
         let (ranks, vocab, part) = (self.member.ranks(), self.vocab_size, self.vocab.len());
         for (block, rows) in batch.logit_rows().chunks(LOGIT_ROWS).enumerate() {
             let x = &hidden.data[block * LOGIT_ROWS * hidden.width..][..rows.len() * hidden.width];
-            self.logits.resize(rows.len() * vocab, 0.0);
+            let logits = &mut self.logits[..rows.len() * vocab];
             if ranks == 1 {
-                let logits = &mut self.logits;
                 linear(self.arch, head, None, x, logits, &mut self.scratch);
             } else {
-                self.logits_part.resize(rows.len() * part, 0.0);
-                let logits = &mut self.logits_part;
-                linear(self.arch, head, None, x, logits, &mut self.scratch);
+                let own = &mut self.logits_part[..rows.len() * part];
+                linear(self.arch, head, None, x, own, &mut self.scratch);
                 let columns = |rank| vocab_share(vocab, ranks, rank);
-                self.member.all_gather(logits, vocab, columns, &mut self.logits)?;
+                self.member.all_gather(own, vocab, columns, logits)?;
             }
             for (wanted, logits) in rows.iter().zip(self.logits.chunks_exact(vocab)) {
                 let row = &batch.rows()[wanted.row as usize];

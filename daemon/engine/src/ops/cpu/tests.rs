@@ -10,7 +10,12 @@ use super::attention::{Heads, attention};
 use super::elementwise::{add, head_norm, rms_norm, rope, silu_mul};
 use super::kv::{KvElement, KvPages};
 use super::linear::{Matrix, linear};
+use super::{CpuOps, CpuSpec};
 use crate::batch::Batch;
+use crate::collective::Group;
+use crate::config::{Architecture, ModelConfig, RopeConfig, RopeScaling};
+use crate::ops::{Linear, Ops, Scratch};
+use crate::shard::Shard;
 use crate::weights::HostTensor;
 
 /// A 64-bit linear congruential generator (Knuth), good enough for numbers to compute with.
@@ -298,4 +303,96 @@ fn batch(shapes: &[(usize, usize)], tables: &[Vec<u32>], page_size: usize) -> Ba
     let mut batch = Batch::default();
     batch.prepare(Arc::new(plan), page_size);
     batch
+}
+
+#[test]
+fn the_largest_step_finds_its_buffers() {
+    let config = ModelConfig {
+        architecture: Architecture::Llama,
+        vocab_size: 61,
+        hidden_size: 12,
+        intermediate_size: 20,
+        layers: 1,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 8,
+        rms_norm_eps: 1e-5,
+        max_position: 256,
+        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+        tie_word_embeddings: true,
+        qkv_bias: false,
+        qk_norm: false,
+        eos_token_ids: Vec::new(),
+    };
+    const CHUNK: usize = 50;
+    for ranks in [1, 2] {
+        let group = Group::new(ranks);
+        std::thread::scope(|scope| {
+            for rank in 0..ranks {
+                let (member, config) = (group.member(rank), &config);
+                scope.spawn(move || {
+                    let shard = Shard::new(config, ranks, rank).unwrap();
+                    let spec = CpuSpec {
+                        config,
+                        shard: &shard,
+                        member,
+                        threads: 1,
+                        slots: 40,
+                        penalised: 40,
+                        chunk_tokens: CHUNK,
+                        logit_rows: 40,
+                        page_size: 16,
+                        kv_element: KvElement::F32,
+                    };
+                    let mut ops = CpuOps::new(spec).unwrap();
+                    let before = rooms(&ops);
+                    largest_step(&mut ops, config, &shard);
+                    assert_eq!(rooms(&ops), before, "rank {rank} of {ranks}");
+                });
+            }
+        });
+    }
+}
+
+/// Elements that there is room for: buffers', and mailboxes'.
+fn rooms(ops: &CpuOps) -> Vec<usize> {
+    let CpuOps { cos, sin, scratch, delta, logits, logits_part, last_sampled, member, .. } = ops;
+    let buffers = [cos, sin, scratch, delta, logits, logits_part].map(Vec::capacity);
+    [&buffers[..], &[last_sampled.capacity()], &member.rooms()].concat()
+}
+
+/// All tokens of a step through every op that has a buffer: 40 rows, the last of 11 tokens, all of them sampled.
+fn largest_step(ops: &mut CpuOps, config: &ModelConfig, shard: &Shard) {
+    let mut random = Random(9);
+    let shapes: Vec<(usize, usize)> = (0..40).map(|row| (0, if row == 39 { 11 } else { 1 })).collect();
+    let tables: Vec<Vec<u32>> = (0..40).map(|page| vec![page]).collect();
+    let batch = batch(&shapes, &tables, 16);
+    let (tokens, hidden) = (batch.tokens().len(), config.hidden_size);
+    assert_eq!(tokens, 50);
+    let mut product = |ops: &CpuOps, outputs: usize, inputs: usize| Linear::<CpuOps> {
+        weight: Matrix::new(
+            vec![HostTensor::F32(random.floats(outputs * inputs))],
+            inputs,
+            ops.arch,
+        ),
+        bias: None,
+    };
+    let heads = shard.heads.len() * config.head_dim;
+    let qkv_width = heads + 2 * shard.kv_heads.len() * config.head_dim;
+    let gate_up_width = 2 * shard.intermediate.len();
+    let table = product(ops, shard.vocab.len(), hidden);
+    let [qkv, gate_up] = [qkv_width, gate_up_width].map(|outputs| product(ops, outputs, hidden));
+    let down = product(ops, hidden, shard.intermediate.len());
+    let buffer = |ops: &CpuOps, width: usize| ops.buffer(tokens, width).unwrap();
+    let (mut x, mut out) = (buffer(ops, hidden), buffer(ops, qkv_width));
+    let (mut wide, gated) = (buffer(ops, gate_up_width), buffer(ops, gate_up_width / 2));
+    let mut scratch = Scratch { normed: buffer(ops, hidden), gate_up: buffer(ops, gate_up_width) };
+    let sampled = ops.step(&batch, &[], |ops| {
+        ops.embed(&batch, &table.weight, &mut x)?;
+        ops.linear(tokens, &qkv, &x, &mut out)?;
+        ops.linear(tokens, &gate_up, &x, &mut wide)?;
+        ops.linear_add(tokens, &down, &gated, None, &mut scratch, &mut x)?;
+        ops.sample(&batch, &table.weight, &x)
+    });
+    assert_eq!(sampled.unwrap().wait().unwrap().len(), 40);
 }

@@ -134,6 +134,8 @@ impl Team {
             }
         }
         let Team { peers, member, .. } = self;
+        // What came before took each rank another time, and the first sum on the GPU waits for no more than seconds.
+        member.meet(PREPARING)?;
         let agree = |seconds: &mut [f32]| member.all_reduce(seconds).map_err(Failed);
         let table = peers.measure(device, (&mut *residual).into(), agree).map_err(|f| f.0)?;
         let ranks = peers.ranks() as f32;
@@ -149,6 +151,9 @@ impl Team {
         Ok(())
     }
 }
+
+/// How long a rank waits for its peers to have measured their products; any of them that fails tells it at once.
+const PREPARING: Duration = Duration::from_secs(900);
 
 const _: () = assert!(STEP_PATIENCE.as_millis() > PATIENCE.as_millis());
 

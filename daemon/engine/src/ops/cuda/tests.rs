@@ -114,6 +114,9 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         member: Group::new(1).member(0),
         threads: 4,
         slots: SLOTS,
+        penalised: SLOTS,
+        chunk_tokens: CHUNK,
+        logit_rows: SLOTS,
         page_size,
         kv_element: KvElement::Bf16,
     };
@@ -123,6 +126,7 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         gpu: Gpu::open(0).unwrap(),
         team: None,
         slots: SLOTS,
+        penalised: SLOTS,
         chunk_tokens: CHUNK,
         logit_rows: SLOTS,
         page_size,
@@ -463,6 +467,7 @@ fn install(slot: u32, random: &mut Random) -> Install {
     };
     Install {
         slot,
+        counts: sampling.needs_history().then_some(slot),
         prompt_len: history.len() as u32 / 2,
         history,
         banned_until_min: tokens(slot as usize % 4, random),
