@@ -106,10 +106,8 @@ impl Group {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let missing = self.ranks - state.arrived;
-                let reason = format!(
-                    "{missing} of {} ranks did not come in {patience:?}",
-                    self.ranks
-                );
+                let reason =
+                    format!("{missing} of {} ranks did not come in {patience:?}", self.ranks);
                 state.poison = Some(reason.clone());
                 self.changed.notify_all();
                 return Err(reason);
@@ -196,8 +194,7 @@ impl Member {
     /// Makes room for parts of up to `len` numbers in this rank's mailboxes.
     pub fn reserve(&mut self, len: usize) {
         for mailboxes in &self.group.mailboxes {
-            let mut mailbox =
-                mailboxes[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+            let mut mailbox = mailboxes[self.rank].write().unwrap_or_else(PoisonError::into_inner);
             let more = len.saturating_sub(mailbox.len());
             mailbox.reserve_exact(more);
         }

@@ -16,7 +16,6 @@ use crate::config::ModelConfig;
 
 /// The limit of a step without work: what a host that swaps, a driver that loads a kernel and a peer that is late may
 /// take. A collective of our own that waits on the GPU gives up earlier.
-#[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a limit"))]
 pub(crate) const STEP_PATIENCE: Duration = Duration::from_millis(7500);
 
 /// FLOPs in a second of the slowest GPU, in products and attention: a sixth of an L4's peak in bf16.
@@ -45,7 +44,10 @@ pub(crate) struct StepCosts {
 
 impl StepCosts {
     /// Of `config` on `tp` ranks, with KV pages of elements of `kv_element_bytes`.
-    #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "only a GPU has a limit"))]
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "only a GPU has a limit")
+    )]
     pub(crate) fn of(config: &ModelConfig, tp: usize, kv_element_bytes: usize) -> StepCosts {
         let layers = config.layers as f64;
         let heads = config.heads.div_ceil(tp) * config.head_dim;
@@ -139,7 +141,11 @@ mod tests {
             let of = |(rows, start, len)| patience(4, rows, start, len);
             assert!(of(less) < of(more), "{less:?} {more:?}");
         }
-        assert!(patience(4, 1, 0, 8192) < patience(2, 1, 0, 8192), "ranks share the work");
+        // Of a long context it is attention that takes the time, on ranks also the sums.
+        assert!(patience(1, 1, 100_000, 8192) - patience(1, 1, 0, 8192) > 50.0);
+        let work = |tp| patience(tp, 1, 0, 8192) - STEP_PATIENCE.as_secs_f64();
+        assert!(work(4) < work(2), "ranks share the work");
+        assert!(work(2) > work(1) / 2.0 + 10.0, "and add it up");
         let most_s = STEP_PATIENCE_MAX_S as f64;
         assert_eq!(patience(1, 4096, u32::MAX - 65_536, 65_536), most_s);
     }

@@ -492,10 +492,11 @@ mod tests {
             ranks.run(&Arc::new(Plan { step, ..Plan::default() }), patience);
         }
         // The others wait for rank 1 in a sum, and learn of it when the group is given up.
-        let told = std::iter::from_fn(|| ranks.next_within(LONG).ok()).find_map(|event| match event {
-            Event::Failed { rank, operation, reason } => Some((rank, operation, reason)),
-            _ => None,
-        });
+        let told =
+            std::iter::from_fn(|| ranks.next_within(LONG).ok()).find_map(|event| match event {
+                Event::Failed { rank, operation, reason } => Some((rank, operation, reason)),
+                _ => None,
+            });
         let (rank, operation, reason) = told.expect("the step is given up");
         assert_eq!((rank, operation.as_str()), (1, "step 1"));
         assert!(reason.contains("not end within 0.1 s"), "{reason}");

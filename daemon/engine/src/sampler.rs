@@ -112,8 +112,7 @@ impl Sampler {
         self.logits.extend(logits.iter().map(|&logit| clean(logit)));
 
         let slot = &mut self.slots[slot as usize];
-        let mut history =
-            slot.counts.and_then(|counts| self.histories[counts as usize].as_mut());
+        let mut history = slot.counts.and_then(|counts| self.histories[counts as usize].as_mut());
         let raw = slot.sampling.logprobs.map(|count| {
             let normalizer = logprobs::normalizer(&self.logits);
             (normalizer, logprobs::top(&self.logits, normalizer, count, &mut self.candidates))

@@ -24,8 +24,8 @@ pub use gpus::{BadGpus, GpuList};
 pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
 pub use ranges::OutOfRange;
 pub use request::{
-    Finish, Generate, NO_TOKEN, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
-    TokenLogprob, Unavailable,
+    Finish, Generate, NO_TOKEN, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit,
+    TokenEvent, TokenLogprob, Unavailable,
 };
 pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 

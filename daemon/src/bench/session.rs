@@ -148,10 +148,12 @@ impl Session {
         let began_s = self.driver.executor().now_s();
         let seconds = loop {
             let turn = Instant::now();
+            let launched_s = self.driver.executor().launched_s();
             let now_s = self.driver.executor().now_s();
             let step = self.driver.begin(events.drain(..), now_s)?;
-            let launched = self.driver.executor().last_launch_s();
-            schedule_s += (turn.elapsed().as_secs_f64() - launched).max(0.0);
+            // None, in a turn that launches nothing.
+            let launched_s = self.driver.executor().launched_s() - launched_s;
+            schedule_s += (turn.elapsed().as_secs_f64() - launched_s).max(0.0);
             let since_s = self.driver.executor().now_s() - began_s;
             for event in step.token_events {
                 generated += u64::from(event.sampled.is_some());

@@ -201,11 +201,8 @@ mod tests {
     #[test]
     fn tables_of_token_counts_are_bounded_in_bytes() {
         let tables = |max_running, vocab_size| {
-            let options = LoadOptions {
-                max_running,
-                chunk_tokens: Some(65_536),
-                ..LoadOptions::default()
-            };
+            let options =
+                LoadOptions { max_running, chunk_tokens: Some(65_536), ..LoadOptions::default() };
             on_cpu(&options).unwrap().penalised_max(vocab_size)
         };
         assert_eq!(tables(256, 151_936), 256, "what is usual has one for each");

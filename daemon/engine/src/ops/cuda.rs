@@ -207,7 +207,7 @@ impl CudaOps {
         let (logits, scratch) = match drawn_together {
             Some(peers) => (
                 Peers::whole_rows_len(logit_rows, logit_stride),
-                peers.sample_scratch_len(&device, logit_rows),
+                peers.sample_scratch_len(logit_rows),
             ),
             None => (
                 logit_rows * logit_stride,
@@ -230,7 +230,8 @@ impl CudaOps {
             vocab_part: shard.vocab.clone(),
             normed: false,
             inputs: Inputs::new(&stream, room).map_err(memory)?,
-            requests: Requests::new(&stream, requests, config.vocab_size, max_len).map_err(memory)?,
+            requests: Requests::new(&stream, requests, config.vocab_size, max_len)
+                .map_err(memory)?,
             outputs: Outputs::new(&stream, (rows, spec.logit_rows), team.as_ref().map(Team::words))
                 .map_err(memory)?,
             team,

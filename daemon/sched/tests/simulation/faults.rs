@@ -31,7 +31,9 @@ fn a_request_whose_logits_are_no_numbers_fails_in_words_and_leaves_no_page() {
         worker.run_until_idle();
         for id in [1, 2] {
             assert_eq!(worker.tokens(id).len(), 1, "only what was sampled before");
-            let Some(Finish::Failed(why)) = worker.finish(id) else { panic!("{:?}", worker.events) };
+            let Some(Finish::Failed(why)) = worker.finish(id) else {
+                panic!("{:?}", worker.events)
+            };
             assert!(why.contains("no numbers"), "{why}");
         }
         let stats = worker.driver.scheduler_mut().stats();
@@ -89,8 +91,7 @@ fn an_abort_takes_no_end_from_an_earlier_request_of_the_same_id() {
     };
     // It ends, and its id is used anew and aborted, all in one step.
     let again = Event::Submit(request(1, prompt(0, 4), 5));
-    let step =
-        scheduler.step([Event::Finished(output), again, Event::Abort(RequestId(1))], 1.0);
+    let step = scheduler.step([Event::Finished(output), again, Event::Abort(RequestId(1))], 1.0);
     let ends: Vec<_> = step.token_events.iter().map(|event| event.finish.clone()).collect();
     assert_eq!(ends, [Some(Finish::Length), Some(Finish::Aborted)]);
 }

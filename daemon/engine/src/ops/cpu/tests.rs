@@ -364,7 +364,8 @@ fn rooms(ops: &CpuOps) -> Vec<usize> {
 /// All tokens of a step through every op that has a buffer: 40 rows, the last of 11 tokens, all of them sampled.
 fn largest_step(ops: &mut CpuOps, config: &ModelConfig, shard: &Shard) {
     let mut random = Random(9);
-    let shapes: Vec<(usize, usize)> = (0..40).map(|row| (0, if row == 39 { 11 } else { 1 })).collect();
+    let shapes: Vec<(usize, usize)> =
+        (0..40).map(|row| (0, if row == 39 { 11 } else { 1 })).collect();
     let tables: Vec<Vec<u32>> = (0..40).map(|page| vec![page]).collect();
     let batch = batch(&shapes, &tables, 16);
     let (tokens, hidden) = (batch.tokens().len(), config.hidden_size);

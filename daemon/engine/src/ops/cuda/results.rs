@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{self, CUevent_flags};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
 use minisgl_proto::limits::TOP_LOGPROBS_MAX;
-use minisgl_proto::{Sampled, TokenLogprob};
+use minisgl_proto::{NO_TOKEN, Sampled, TokenLogprob};
 
 use super::failed;
 use super::team::FaultWords;
@@ -206,11 +206,15 @@ impl InFlight {
         let (top_tokens, top_logprobs) =
             (landing.top_tokens.as_slice()?, landing.top_logprobs.as_slice()?);
         let sampled = self.wanted.iter().enumerate().map(|(at, wanted)| {
+            let token = wanted.given.unwrap_or(tokens[wanted.row] as u32);
+            if is_broken(wanted, tokens[wanted.row], logprob[at]) {
+                return Sampled { token: NO_TOKEN, logprob: None, top: Vec::new() };
+            }
             let count = wanted.logprobs.map_or(0, |count| count as usize);
             let from = at * TOP_MAX..at * TOP_MAX + count;
             let top = top_tokens[from.clone()].iter().zip(&top_logprobs[from]);
             Sampled {
-                token: wanted.given.unwrap_or(tokens[wanted.row] as u32),
+                token,
                 logprob: wanted.logprobs.map(|_| logprob[at]),
                 // Past the end of the vocabulary there is -1.
                 top: top
@@ -221,6 +225,12 @@ impl InFlight {
         });
         Ok(sampled.collect())
     }
+}
+
+/// Whether the sampler found nothing to sample from: it writes -1 for a token that it should draw, and NaN as the
+/// log-probability of one that is given, which is always asked for.
+fn is_broken(wanted: &Wanted, token: i32, logprob: f32) -> bool {
+    if wanted.given.is_some() { logprob.is_nan() } else { token < 0 }
 }
 
 impl Pending for InFlight {
