@@ -77,7 +77,7 @@ typedef struct {
   uint32_t width;
 } minisgl_silu_mul_args;
 
-/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G: G groups of 8 rows of x, T tiles of 16 rows of the weight a
+/* minisgl_skinny_stream_G_T, _held_T_S: G groups of 8 rows of x, T tiles of 16 rows of the weight a
  * block, S steps of 32 columns a warp */
 #define MINISGL_SKINNY_BF16 0
 #define MINISGL_SKINNY_F32 1
@@ -146,7 +146,7 @@ typedef struct {
   const uint32_t *banned;          /* [banned_len] */
   uint32_t *marks;                 /* [tables, vocab]: 2 * times in output + (in prompt) */
   float *scratch;                  /* [rows, stride], or null for _shared */
-  int32_t *tokens;                 /* [tokens_len] */
+  int32_t *tokens;                 /* [tokens_len]; -1 for a row that has nothing to sample from */
   float *logprob;                  /* [rows]: of the sampled token, where asked for */
   int32_t *top_tokens;             /* [rows, top_max]: most likely first */
   float *top_logprobs;             /* [rows, top_max] */

@@ -243,9 +243,19 @@ impl Device {
         self.settle()
     }
 
-    /// How many clusters of such a launch are on the GPU at once.
+    /// How many clusters of such a launch are on the GPU at once; of blocks alone, how many blocks.
     pub(crate) fn clusters_at_once(&self, kernel: Kernel, grid: Grid) -> Result<u32, DriverError> {
         self.stream.context().bind_to_thread()?;
+        if grid.cluster == 1 {
+            let (threads, shared_bytes) = (grid.threads, grid.shared_bytes as usize);
+            let function = self.kernels.get(kernel);
+            let each = function.occupancy_max_active_blocks_per_multiprocessor(
+                threads,
+                shared_bytes,
+                None,
+            )?;
+            return Ok(each * self.multiprocessors);
+        }
         self.kernels.clusters_at_once(kernel, grid)
     }
 

@@ -10,7 +10,7 @@
 //! it, the driver is loaded when a device is opened, so a binary starts on a machine without one.
 //!
 //! Machine code is built for sm_80, sm_89, sm_90a and sm_100a, and PTX for other GPUs since Ampere. Run
-//! and measured: sm_90a (H100, and two H200). The others have been compiled, not run.
+//! and measured: sm_90a (H100, and up to four H200). The others have been compiled, not run.
 
 pub mod abi;
 #[cfg(feature = "cuda")]
@@ -39,6 +39,7 @@ pub mod ops;
 pub mod peers;
 #[cfg(feature = "cuda")]
 pub mod probe;
+pub mod testing;
 #[cfg(feature = "cuda")]
 pub mod vmm;
 

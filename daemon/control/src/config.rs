@@ -269,6 +269,14 @@ mod tests {
     }
 
     #[test]
+    fn no_step_is_longer_than_a_silent_worker_is_waited_for() {
+        let config = RegistryConfig::default();
+        let step = Duration::from_secs(minisgl_proto::limits::STEP_PATIENCE_MAX_S);
+        // The worker says why it ends before it is killed, and has some seconds for it.
+        assert!(config.stall_kill >= step + Duration::from_secs(30), "{config:?}");
+    }
+
+    #[test]
     fn pauses_double_up_to_the_longest() {
         let policy = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) };
         let pauses: Vec<u128> = (1..=6).map(|n| policy.pause(n).as_millis()).collect();

@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     cached_tokens: IntCounterVec,
     generated_tokens: IntCounterVec,
     preemptions: IntCounterVec,
+    broken_logits: IntCounterVec,
     steps: IntCounterVec,
     busy_s: CounterVec,
     step_s: HistogramVec,
@@ -88,9 +89,20 @@ impl Metrics {
                 .counter("cached_tokens_total", "Prompt tokens found in the prefix cache.")?,
             generated_tokens: add.counter("generated_tokens_total", "Tokens sampled.")?,
             preemptions: add.counter("preemptions_total", "Requests preempted for pages.")?,
+            broken_logits: add.counter(
+                "broken_logits_total",
+                "Requests that ended because the model's logits for them were no numbers.",
+            )?,
             steps: add.counter("steps_total", "Steps run.")?,
-            busy_s: add.counter_s("busy_seconds_total", "Seconds spent in steps.")?,
-            step_s: add.histogram("step_seconds", "Seconds of a step.", &STEP_BUCKETS_S)?,
+            busy_s: add.counter_s(
+                "busy_seconds_total",
+                "Seconds that the device spent on steps, at most those that have passed.",
+            )?,
+            step_s: add.histogram(
+                "step_seconds",
+                "Seconds of a step on the device.",
+                &STEP_BUCKETS_S,
+            )?,
             batch: add.histogram("batch_size", "Rows (requests) of a step.", &BATCH_BUCKETS)?,
         })
     }
@@ -144,6 +156,7 @@ impl Metrics {
             cached_tokens: self.cached_tokens.with_label_values(&label),
             generated_tokens: self.generated_tokens.with_label_values(&label),
             preemptions: self.preemptions.with_label_values(&label),
+            broken_logits: self.broken_logits.with_label_values(&label),
             steps: self.steps.with_label_values(&label),
             busy_s: self.busy_s.with_label_values(&label),
             step_s: self.step_s.with_label_values(&label),
@@ -185,6 +198,7 @@ impl Metrics {
             &self.cached_tokens,
             &self.generated_tokens,
             &self.preemptions,
+            &self.broken_logits,
             &self.steps,
         ];
         for counter in counters {
@@ -215,6 +229,7 @@ pub(crate) struct StepMetrics {
     cached_tokens: IntCounter,
     generated_tokens: IntCounter,
     preemptions: IntCounter,
+    broken_logits: IntCounter,
     steps: IntCounter,
     busy_s: Counter,
     step_s: Histogram,
@@ -234,6 +249,7 @@ impl StepMetrics {
         let generated = now.generated_tokens.saturating_sub(before.generated_tokens);
         self.throughput.add(&self.model, generated);
         count(&self.preemptions, before.preemptions, now.preemptions);
+        count(&self.broken_logits, before.broken_logits, now.broken_logits);
         count(&self.steps, before.steps, now.steps);
         if now.steps > before.steps {
             let seconds = f64::from(now.step_s).max(0.0);
@@ -339,6 +355,7 @@ mod tests {
             prompt_tokens: 100,
             cached_tokens: 25,
             generated_tokens: generated,
+            broken_logits: generated / 5,
             ..StepStats::default()
         }
     }
@@ -356,6 +373,7 @@ mod tests {
         let lines = text(&registry);
         for line in [
             "minisgl_worker_generated_tokens_total{model=\"m\"} 12",
+            "minisgl_worker_broken_logits_total{model=\"m\"} 2",
             "minisgl_worker_restarts_total{model=\"m\"} 1",
             "minisgl_worker_step_seconds_count{model=\"m\"} 2",
             "minisgl_worker_batch_size_bucket{model=\"m\",le=\"4\"} 2",

@@ -94,6 +94,7 @@ fn cpu_seconds() -> Result<f64, Failure> {
 fn install(slot: u32) -> Install {
     Install {
         slot,
+        counts: None,
         sampling: SamplingParams::default(),
         history: Vec::new(),
         prompt_len: 1,

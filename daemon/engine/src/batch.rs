@@ -108,6 +108,8 @@ pub struct PlanLimits {
     pub chunk_tokens: usize,
     /// Requests running at once.
     pub slots: usize,
+    /// Tables of token counts.
+    pub penalised: usize,
     /// Positions of a request.
     pub max_len: usize,
     /// KV pages.
@@ -131,6 +133,14 @@ impl PlanLimits {
         within("number of tokens", plan.tokens.len(), self.chunk_tokens)?;
         for install in &plan.installs {
             within("installed slot", install.slot as usize + 1, self.slots)?;
+            if install.counts.is_some() != install.sampling.needs_history() {
+                return Err(format!(
+                    "slot {}: its table of token counts is {:?}",
+                    install.slot, install.counts
+                ));
+            }
+            let table = install.counts.map_or(0, |counts| counts as usize + 1);
+            within("table of token counts", table, self.penalised)?;
         }
         let (mut tokens, mut scored) = (0, 0);
         for (index, row) in plan.rows.iter().enumerate() {
@@ -176,11 +186,15 @@ impl PlanLimits {
 
 #[cfg(test)]
 mod tests {
+    use minisgl_proto::SamplingParams;
+    use minisgl_sched::Install;
+
     use super::*;
 
     const LIMITS: PlanLimits = PlanLimits {
         chunk_tokens: 8,
         slots: 2,
+        penalised: 1,
         max_len: 10,
         pages: 4,
         page_size: 4,
@@ -220,6 +234,19 @@ mod tests {
         assert_eq!(logits(goes_on), [(0, 1, Some(5)), (0, 2, Some(7))]);
     }
 
+    fn install(counts: Option<u32>, presence_penalty: f32) -> Install {
+        Install {
+            slot: 1,
+            sampling: SamplingParams { presence_penalty, ..SamplingParams::default() },
+            counts,
+            history: vec![],
+            prompt_len: 0,
+            banned_until_min: vec![],
+            min_tokens: 0,
+            generated: 0,
+        }
+    }
+
     #[test]
     fn a_broken_plan_is_refused() {
         let check = |change: fn(&mut Plan)| {
@@ -228,13 +255,20 @@ mod tests {
             LIMITS.check(&plan, &[true])
         };
         assert_eq!(check(|_| ()), Ok(()));
+        assert_eq!(check(|plan| plan.installs.push(install(Some(0), 0.5))), Ok(()));
         type Change = fn(&mut Plan);
-        let broken: [(&str, Change); 11] = [
+        let broken: [(&str, Change); 13] = [
             ("token id 10 exceeds 9", |plan| plan.tokens[0] = 9),
             ("row 1 of the plan before", |plan| plan.tokens[3] = -2),
             ("page 5 exceeds 4", |plan| plan.pages[2] = 4),
             ("end of a row 11", |plan| plan.rows[1].start = 10),
             ("slot of a row 3", |plan| plan.rows[0].slot = 2),
+            ("slot 1: its table of token counts is Some(0)", |plan| {
+                plan.installs.push(install(Some(0), 0.0));
+            }),
+            ("table of token counts 2 exceeds 1", |plan| {
+                plan.installs.push(install(Some(1), 0.5));
+            }),
             ("page table of a row", |plan| plan.pages.truncate(2)),
             ("0 tokens at 3", |plan| plan.rows[1].len = 0),
             ("the plan has 5", |plan| plan.tokens.push(1)),

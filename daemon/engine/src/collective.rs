@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::OpError;
 
-/// How long a rank waits for its peers: far longer than any step differs between ranks.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// How long a rank waits for its peers: far longer than a step differs between ranks, also on a machine that swaps. One
+/// that fails is known of at once, so that only one that hangs is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Turns of the busy wait before a rank sleeps.
 const SPINS: u32 = 2_000;
 
@@ -71,8 +72,8 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when all ranks have called it.
-    fn meet(&self) -> Result<(), String> {
+    /// Returns when all ranks have called it, or after `patience`.
+    fn meet(&self, patience: Duration) -> Result<(), String> {
         let meeting = self.meetings.load(Ordering::Acquire);
         {
             let mut state = self.lock();
@@ -93,7 +94,7 @@ impl Group {
             }
             std::hint::spin_loop();
         }
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + patience;
         let mut state = self.lock();
         loop {
             if self.meetings.load(Ordering::Acquire) != meeting {
@@ -105,10 +106,8 @@ impl Group {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let missing = self.ranks - state.arrived;
-                let reason = format!(
-                    "{missing} of {} ranks did not come in {:?}",
-                    self.ranks, self.patience
-                );
+                let reason =
+                    format!("{missing} of {} ranks did not come in {patience:?}", self.ranks);
                 state.poison = Some(reason.clone());
                 self.changed.notify_all();
                 return Err(reason);
@@ -183,6 +182,32 @@ impl Member {
         Ok(())
     }
 
+    /// Waits for up to `patience` until all ranks have come here, after work that takes each another time.
+    ///
+    /// # Errors
+    /// A peer has failed or did not come.
+    pub fn meet(&mut self, patience: Duration) -> Result<(), OpError> {
+        let on_error = |reason| OpError { operation: "meet", reason };
+        self.group.meet(patience).map_err(on_error)
+    }
+
+    /// Makes room for parts of up to `len` numbers in this rank's mailboxes.
+    pub fn reserve(&mut self, len: usize) {
+        for mailboxes in &self.group.mailboxes {
+            let mut mailbox = mailboxes[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+            let more = len.saturating_sub(mailbox.len());
+            mailbox.reserve_exact(more);
+        }
+    }
+
+    /// Numbers that this rank's mailboxes have room for.
+    #[cfg(test)]
+    pub(crate) fn rooms(&self) -> [usize; 2] {
+        self.group.mailboxes.each_ref().map(|mailboxes| {
+            mailboxes[self.rank].read().unwrap_or_else(PoisonError::into_inner).capacity()
+        })
+    }
+
     /// Leaves `part` in this rank's mailbox and waits until all have left theirs.
     fn publish(&self, operation: &'static str, part: &[f32]) -> Result<(), OpError> {
         {
@@ -191,7 +216,7 @@ impl Member {
             mailbox.clear();
             mailbox.extend_from_slice(part);
         }
-        self.group.meet().map_err(|reason| OpError { operation, reason })
+        self.group.meet(self.group.patience).map_err(|reason| OpError { operation, reason })
     }
 
     fn read(
@@ -303,5 +328,25 @@ mod tests {
             member.all_reduce(&mut x).is_err()
         });
         assert_eq!(errors, [true, true]);
+    }
+
+    #[test]
+    fn ranks_meet_after_work_of_any_length() {
+        // A collective gives up after 30 ms, a meeting when it is told to.
+        let group = Group::with_patience(2, Duration::from_millis(30));
+        let sums = on_ranks(&group, |mut member| {
+            if member.rank == 1 {
+                std::thread::sleep(Duration::from_millis(120));
+            }
+            member.meet(Duration::from_secs(60))?;
+            let mut x = [1.0];
+            member.meet(Duration::from_secs(60))?;
+            member.all_reduce(&mut x)?;
+            Ok::<f32, OpError>(x[0])
+        });
+        assert_eq!(sums, [Ok(2.0), Ok(2.0)]);
+        let group = Group::new(2);
+        let error = group.member(0).meet(Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.reason, "1 of 2 ranks did not come in 20ms");
     }
 }

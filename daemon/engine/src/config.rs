@@ -191,3 +191,32 @@ impl ModelConfig {
         self
     }
 }
+
+#[cfg(test)]
+impl ModelConfig {
+    /// A small model of Llama's shape, for tests to change what they are about.
+    pub(crate) fn small(layers: usize, width: usize) -> ModelConfig {
+        let attention = AttentionSpec { window: None, rope: 0 };
+        ModelConfig {
+            architecture: Architecture::Llama,
+            vocab_size: 61,
+            hidden_size: 12,
+            layers: vec![LayerSpec { attention, ffn: Ffn::Dense { width } }; layers],
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 8,
+            attention_scale: 1.0 / 8.0f32.sqrt(),
+            attention_bias: AttentionBias::default(),
+            qk_norm: false,
+            sinks: false,
+            activation: Activation::Silu,
+            norms: NormSpec::default(),
+            rms_norm_eps: 1e-5,
+            embedding_scale: 1.0,
+            max_position: 256,
+            ropes: vec![RopeConfig { theta: 10_000.0, scaling: RopeScaling::None }],
+            tie_word_embeddings: true,
+            eos_token_ids: Vec::new(),
+        }
+    }
+}

@@ -10,15 +10,22 @@ mod spawn;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use minisgl_sched::{Executor, ExecutorError, Plan, Row, StepOutput, StepProfile};
 
 use crate::batch::{IN_FLIGHT_MAX, PlanLimits};
-use crate::rank::{Event, Hashes, Ranks};
+use crate::patience::StepCosts;
+use crate::rank::{Event, Hashes, Outcome, Ranks, redeem};
 
 /// Plans that have run and are kept to be given back, at most: a rank lets go of a plan when it takes
 /// the next.
 const DONE_MAX: usize = IN_FLIGHT_MAX + 1;
+
+/// A rank that has told nothing of a step for so many times the step's patience hangs on the host: it enqueues the step,
+/// waits for the device, and reports it, and none of that takes as long.
+const SILENCE: u32 = 4;
 
 /// What is known of a model once it is loaded; see `minisgl_proto::ModelInfo` for the meanings.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +47,8 @@ pub struct EngineInfo {
     pub chunk_tokens: u32,
     /// Prompt tokens whose log-probabilities a step can report.
     pub scored_max: u32,
+    /// Requests with penalties that can run at once.
+    pub penalised_max: u32,
     pub eos_token_ids: Vec<u32>,
     pub tp: u32,
     pub gpus: Vec<u32>,
@@ -51,14 +60,18 @@ pub struct EngineInfo {
 pub struct Engine {
     ranks: Ranks,
     limits: PlanLimits,
-    /// Plans launched and not waited for.
-    in_flight: VecDeque<Arc<Plan>>,
+    /// By what it is known how long a step may take; `None` on the CPU, where it takes as long as it takes.
+    costs: Option<StepCosts>,
+    /// Plans launched and not waited for, and how long each may take.
+    in_flight: VecDeque<(Arc<Plan>, Option<Duration>)>,
     /// Plans that have run, the oldest first.
     done: VecDeque<Arc<Plan>>,
     /// Which rows of the last launched plan are sampled.
     last_rows: Vec<bool>,
     next_step: u64,
     failed: Option<ExecutorError>,
+    /// When the step last waited for ended.
+    last_ended: Option<Instant>,
     /// Of the step last waited for.
     profile: StepProfile,
     /// What ranks told of steps, where they are compared.
@@ -66,15 +79,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    fn new(ranks: Ranks, limits: PlanLimits) -> Engine {
+    fn new(ranks: Ranks, limits: PlanLimits, costs: Option<StepCosts>) -> Engine {
         Engine {
             ranks,
             limits,
+            costs,
             in_flight: VecDeque::new(),
             done: VecDeque::new(),
             last_rows: Vec::new(),
             next_step: 0,
             failed: None,
+            last_ended: None,
             profile: StepProfile::default(),
             hashes: Hashes::default(),
         }
@@ -111,13 +126,50 @@ impl Engine {
 
     /// The oldest plan in flight has run.
     fn ran(&mut self, step: u64) {
-        if let Some(plan) = self.in_flight.pop_front() {
+        if let Some((plan, _)) = self.in_flight.pop_front() {
             debug_assert_eq!(step, plan.step);
             if self.done.len() == DONE_MAX {
                 self.done.pop_front();
             }
             self.done.push_back(plan);
         }
+    }
+
+    /// The next event, while the oldest plan in flight may still be running.
+    fn next(&mut self) -> Result<Event, ExecutorError> {
+        let told = match self.in_flight.front() {
+            Some((plan, Some(patience))) => {
+                let silence = *patience * SILENCE;
+                self.ranks.next_within(silence).map_err(|error| match error {
+                    RecvTimeoutError::Timeout => format!(
+                        "no rank told of step {} within {:.1} s: a driver hangs; see dmesg",
+                        plan.step,
+                        silence.as_secs_f64()
+                    ),
+                    RecvTimeoutError::Disconnected => "all ranks are gone".to_owned(),
+                })
+            }
+            _ => self.ranks.next().ok_or_else(|| "all ranks are gone".to_owned()),
+        };
+        told.map_err(|reason| self.fail(reason))
+    }
+
+    /// What the scheduler gets of a step that rank 0 took up at `started`.
+    fn output(
+        &mut self,
+        step: u64,
+        started: Instant,
+        enqueue_s: f32,
+        outcome: Outcome,
+    ) -> StepOutput {
+        let Outcome { ended, device_s, sampled } = outcome;
+        self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
+        // With overlap the rank took it up while the one before ran: that time is not this step's.
+        let began = self.last_ended.map_or(started, |last| last.max(started));
+        self.last_ended = Some(ended);
+        let host_s = ended.saturating_duration_since(began).as_secs_f32();
+        let step_s = device_s.map_or(host_s, |device_s| device_s.min(host_s));
+        StepOutput { step, sampled, step_s }
     }
 
     fn fail(&mut self, message: String) -> ExecutorError {
@@ -142,9 +194,10 @@ impl Executor for Engine {
         }
         self.last_rows.clear();
         self.last_rows.extend(plan.rows.iter().map(Row::is_sampled));
+        let patience = self.costs.map(|costs| costs.patience(&plan));
         let plan = Arc::new(plan);
-        self.ranks.run(&plan);
-        self.in_flight.push_back(plan);
+        self.ranks.run(&plan, patience.unwrap_or(Duration::MAX));
+        self.in_flight.push_back((plan, patience));
         self.next_step += 1;
         Ok(())
     }
@@ -157,29 +210,21 @@ impl Executor for Engine {
             return Err(ExecutorError("nothing is in flight to wait for".to_owned()));
         }
         loop {
-            match self.ranks.next() {
-                Some(Event::Step { step, started, enqueue_s, pending }) => {
-                    let device_s = pending.device_s();
-                    self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
+            match self.next()? {
+                Event::Step { step, started, enqueue_s, patience, pending } => {
                     self.ran(step);
-                    return match pending.wait() {
-                        Ok(sampled) => {
-                            let seconds = started.elapsed().as_secs_f32();
-                            Ok(StepOutput { step, sampled, seconds })
-                        }
+                    return match redeem(pending, patience) {
+                        Ok(outcome) => Ok(self.output(step, started, enqueue_s, outcome)),
                         Err(error) => {
                             Err(self.fail(format!("rank 0 failed in step {step}: {error}")))
                         }
                     };
                 }
-                Some(Event::Done { step, started, enqueue_s, device_s, sampled }) => {
-                    self.profile = StepProfile { enqueue_s: Some(enqueue_s), device_s };
+                Event::Done { step, started, enqueue_s, outcome } => {
                     self.ran(step);
-                    let seconds = started.elapsed().as_secs_f32();
-                    return Ok(StepOutput { step, sampled, seconds });
+                    return Ok(self.output(step, started, enqueue_s, outcome));
                 }
-                Some(event) => self.aside(event)?,
-                None => return Err(self.fail("all ranks are gone".to_owned())),
+                event => self.aside(event)?,
             }
         }
     }
@@ -199,3 +244,6 @@ impl Executor for Engine {
         self.profile
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@ mod error;
 mod memory;
 pub mod model;
 pub mod ops;
+mod patience;
 pub mod probe;
 pub mod rank;
 pub mod rope;

@@ -6,6 +6,10 @@ use std::path::Path;
 
 use crate::error::EngineError;
 
+/// Tokens of a prefix cache whose size is left to the memory. No more than toys reach it: the smallest model of use has
+/// 3 million in 192 GB. The scheduler has some 40 bytes for a page, and walks over all pages when it checks itself.
+pub const CACHED_TOKENS_MAX: u64 = 1 << 22;
+
 /// What the number of KV pages depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -38,6 +42,8 @@ pub struct Wishes {
     pub page_size: u64,
     /// Requests running at once.
     pub max_running: u64,
+    /// Whether pages that no running request uses are of use.
+    pub prefix_cache: bool,
     /// Positions of a request.
     pub max_len: Option<u64>,
 }
@@ -52,8 +58,8 @@ pub struct KvSize {
 }
 
 impl Budget {
-    /// `kv_tokens` if given; else what `memory_ratio` leaves, but no more than all running
-    /// requests together can fill.
+    /// `kv_tokens` if given; else what `memory_ratio` leaves, but no more than is of use: what all running
+    /// requests together can fill, or, to a prefix cache, [`CACHED_TOKENS_MAX`] if that is more.
     ///
     /// # Errors
     /// No room for the tokens asked for, or, by ratio, for a single page or `max_len`.
@@ -71,7 +77,9 @@ impl Budget {
             None => {
                 let share = self.available_bytes as f64 * f64::from(wishes.memory_ratio);
                 let left = room.min(share as u64).saturating_sub(self.used_bytes);
-                let useful = wishes.max_running.saturating_mul(wanted_len.div_ceil(page_size));
+                let running = wishes.max_running.saturating_mul(wanted_len.div_ceil(page_size));
+                let cached = if wishes.prefix_cache { CACHED_TOKENS_MAX / page_size } else { 0 };
+                let useful = running.max(cached);
                 let array_bytes = left / self.arrays / self.unit_bytes * self.unit_bytes;
                 let paged_bytes = array_bytes.saturating_sub(self.slack_bytes);
                 let pages = (paged_bytes / (self.token_bytes * page_size)).min(useful);
@@ -190,6 +198,7 @@ mod tests {
         memory_ratio: 0.5,
         page_size: 16,
         max_running: 256,
+        prefix_cache: true,
         max_len: None,
     };
 
@@ -229,9 +238,17 @@ mod tests {
     }
 
     #[test]
-    fn no_more_pages_than_requests_can_fill() {
-        let size = BUDGET.kv_size(&Wishes { max_running: 2, ..WISHES }).unwrap();
+    fn no_more_pages_than_are_of_use() {
+        // Two requests of 100 tokens without a prefix cache; with one, all that the share holds.
+        let few = Wishes { max_running: 2, ..WISHES };
+        let size = BUDGET.kv_size(&Wishes { prefix_cache: false, ..few }).unwrap();
         assert_eq!(size, KvSize { pages: 14, max_len: 100 });
+        assert_eq!(BUDGET.kv_size(&few).unwrap(), KvSize { pages: 25, max_len: 100 });
+        // Far more memory than a toy model has a use for.
+        let vast = Budget { available_bytes: 1 << 40, ..BUDGET };
+        assert_eq!(vast.kv_size(&few).unwrap().pages, CACHED_TOKENS_MAX / 16);
+        let many = Wishes { max_running: 65_536, ..WISHES };
+        assert_eq!(vast.kv_size(&many).unwrap().pages, 65_536 * 7, "what runs comes first");
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
+use std::time::Duration;
+
 use minisgl_proto::Sampled;
 use minisgl_sched::Install;
 
@@ -26,21 +28,24 @@ pub type OpResult<T = ()> = Result<T, OpError>;
 /// Tokens on their way to the host. Redeemed by whoever waits for the step, on any thread, while the
 /// rank already runs the next one.
 pub trait Pending: Send {
-    /// Seconds from the step's first kernel to the end of its last, where the device measures them; waits
-    /// for it as `wait` does.
+    /// Whether the step has ended, or its device has failed, which `wait` then says. Does not wait.
+    fn is_over(&self) -> bool {
+        true
+    }
+
+    /// Why the step has not ended within `patience`, as far as that is known.
+    fn overdue(&self, patience: Duration) -> OpError {
+        let reason = format!("the step did not end within {:.1} s", patience.as_secs_f64());
+        OpError { operation: "run the step", reason }
+    }
+
+    /// Seconds from the step's first kernel to the end of its last, where the device measures them. Of a step that is
+    /// over.
     fn device_s(&self) -> Option<f32> {
         None
     }
 
-    /// Waits until the step has ended where that may never be, because a peer has not come: gives it up in time.
-    ///
-    /// # Errors
-    /// It takes far too long.
-    fn ended(&self) -> OpResult {
-        Ok(())
-    }
-
-    /// Waits for the step's tokens, one for each of [`Batch::logit_rows`].
+    /// The step's tokens, once it is over, one for each of [`Batch::logit_rows`].
     ///
     /// # Errors
     /// The device failed.

@@ -21,16 +21,18 @@
 //! ```
 
 mod inject;
+mod redeem;
 mod watch;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
+};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use minisgl_proto::Sampled;
 use minisgl_sched::Plan;
 
 use crate::batch::IN_FLIGHT_MAX;
@@ -38,8 +40,10 @@ use crate::collective::Group;
 use crate::error::EngineError;
 use crate::ops::{OpResult, Pending};
 use inject::Fault;
-use watch::Watcher;
+use watch::{Enqueued, Watcher};
 
+pub use redeem::Outcome;
+pub(crate) use redeem::redeem;
 pub(crate) use watch::Hashes;
 
 /// How long the end of the engine waits for ranks that hang.
@@ -102,10 +106,12 @@ pub enum Event {
     Step {
         /// [`Plan::step`].
         step: u64,
-        /// When it started.
+        /// When the rank took it up.
         started: Instant,
         /// Seconds until all of it was enqueued; on the CPU, had run.
         enqueue_s: f32,
+        /// How long to wait for it at most.
+        patience: Duration,
         /// Its tokens.
         pending: Box<dyn Pending>,
     },
@@ -113,14 +119,12 @@ pub enum Event {
     Done {
         /// [`Plan::step`].
         step: u64,
-        /// When it started.
+        /// As of [`Event::Step`].
         started: Instant,
         /// As of [`Event::Step`].
         enqueue_s: f32,
-        /// Seconds on the device, where it measures them.
-        device_s: Option<f32>,
-        /// Its tokens.
-        sampled: Vec<Sampled>,
+        /// Its tokens, and when they were there.
+        outcome: Outcome,
     },
     /// What a rank ran and drew, as one number, with `MINISGL_CHECK_RANKS` set: the same on all ranks.
     Ran {
@@ -146,7 +150,7 @@ enum Command {
     Prepare,
     ReserveKv(usize),
     CommitKv(usize),
-    Run(Arc<Plan>),
+    Run(Arc<Plan>, Duration),
 }
 
 /// All ranks of one worker.
@@ -220,9 +224,9 @@ impl Ranks {
         self.send(|| Command::CommitKv(pages));
     }
 
-    /// Queues a plan on every rank.
-    pub fn run(&self, plan: &Arc<Plan>) {
-        self.send(|| Command::Run(plan.clone()));
+    /// Queues a plan on every rank; from the end of the plan before, none waits longer than `patience` for it.
+    pub fn run(&self, plan: &Arc<Plan>, patience: Duration) {
+        self.send(|| Command::Run(plan.clone(), patience));
     }
 
     /// The queue never fills: no more than [`IN_FLIGHT_MAX`] commands are unanswered. A rank that is gone
@@ -238,6 +242,14 @@ impl Ranks {
     /// The next event, from any rank. `None` when all ranks are gone.
     pub fn next(&self) -> Option<Event> {
         self.events.recv().ok()
+    }
+
+    /// The next event, if one comes within `patience`.
+    ///
+    /// # Errors
+    /// None came, or all ranks are gone.
+    pub fn next_within(&self, patience: Duration) -> Result<Event, RecvTimeoutError> {
+        self.events.recv_timeout(patience)
     }
 }
 
@@ -303,7 +315,7 @@ fn run<R: Runner>(
                     runner.commit_kv(pages)?;
                     let _ = events.send(Event::KvReady);
                 }
-                Command::Run(plan) => {
+                Command::Run(plan, patience) => {
                     let (step, tokens) = (plan.step, plan.tokens.len());
                     doing = format!("step {step} ({} rows, {tokens} tokens)", plan.rows.len());
                     let started = Instant::now();
@@ -314,9 +326,22 @@ fn run<R: Runner>(
                     let pending = runner.run(plan)?;
                     let enqueue_s = started.elapsed().as_secs_f32();
                     match watcher {
-                        Some(watcher) => watcher.watch(step, started, enqueue_s, pending, hash),
+                        Some(watcher) => watcher.watch(Enqueued {
+                            step,
+                            started,
+                            enqueue_s,
+                            patience,
+                            pending,
+                            hash,
+                        }),
                         None => {
-                            let _ = events.send(Event::Step { step, started, enqueue_s, pending });
+                            let _ = events.send(Event::Step {
+                                step,
+                                started,
+                                enqueue_s,
+                                patience,
+                                pending,
+                            });
                         }
                     }
                 }
@@ -350,6 +375,7 @@ mod tests {
     use crate::error::OpError;
 
     const LOADED: Loaded = Loaded { weight_bytes: 10, read_s: 0.0 };
+    const LONG: Duration = Duration::from_secs(60);
 
     /// Sums a number over ranks each step; one rank misbehaves in step 1.
     struct Fragile {
@@ -363,9 +389,23 @@ mod tests {
         Fine,
         Errs,
         Panics,
+        NeverEnds,
     }
 
     struct Nothing;
+
+    /// A kernel that runs for good.
+    struct Endless;
+
+    impl Pending for Endless {
+        fn is_over(&self) -> bool {
+            false
+        }
+
+        fn wait(self: Box<Self>) -> OpResult<Vec<minisgl_proto::Sampled>> {
+            panic!("waits for good")
+        }
+    }
 
     impl Pending for Nothing {
         fn wait(self: Box<Self>) -> OpResult<Vec<minisgl_proto::Sampled>> {
@@ -395,6 +435,7 @@ mod tests {
                         return Err(OpError { operation: "add", reason });
                     }
                     Fate::Panics => panic!("index out of bounds"),
+                    Fate::NeverEnds => return Ok(Box::new(Endless)),
                 }
             }
             self.member.all_reduce(&mut [1.0; 8])?;
@@ -414,7 +455,7 @@ mod tests {
     /// Runs steps 0 and 1; returns the last event's words.
     fn second_step(ranks: &Ranks) -> String {
         for step in 0..2 {
-            ranks.run(&Arc::new(Plan { step, ..Plan::default() }));
+            ranks.run(&Arc::new(Plan { step, ..Plan::default() }), LONG);
         }
         let mut steps = 0;
         loop {
@@ -442,6 +483,23 @@ mod tests {
             // All threads end: dropping would hang otherwise.
             drop(ranks);
         }
+    }
+
+    #[test]
+    fn a_rank_whose_step_does_not_end_is_told_of_by_its_watcher() {
+        let ranks = ranks(Fate::NeverEnds);
+        for (step, patience) in [(0, LONG), (1, Duration::from_millis(100))] {
+            ranks.run(&Arc::new(Plan { step, ..Plan::default() }), patience);
+        }
+        // The others wait for rank 1 in a sum, and learn of it when the group is given up.
+        let told =
+            std::iter::from_fn(|| ranks.next_within(LONG).ok()).find_map(|event| match event {
+                Event::Failed { rank, operation, reason } => Some((rank, operation, reason)),
+                _ => None,
+            });
+        let (rank, operation, reason) = told.expect("the step is given up");
+        assert_eq!((rank, operation.as_str()), (1, "step 1"));
+        assert!(reason.contains("not end within 0.1 s"), "{reason}");
     }
 
     #[test]
@@ -473,7 +531,7 @@ mod tests {
             Ok((Fragile { rank, member: seats.member(rank), fate: Fate::Fine }, LOADED))
         })
         .unwrap();
-        ranks.commands[0].try_send(Command::Run(Arc::default())).unwrap();
+        ranks.commands[0].try_send(Command::Run(Arc::default(), LONG)).unwrap();
         let start = Instant::now();
         drop(ranks);
         assert!(start.elapsed() < Duration::from_secs(5));

@@ -8,8 +8,10 @@
 //! meet to the bit, given the same logits: f32 additions, multiplications and divisions in the order
 //! written, never fused, and sums of integers, which no parallel reduction can change.
 //!
-//! 1. **Clean.** NaN becomes -inf, +inf the largest finite f32, -0 becomes +0. So after each change
-//!    to a logit below. If no logit is above -inf, the token is 0.
+//! 0. **Refuse.** If a logit is NaN, or none is above -inf, there is nothing to sample from: the outcome is
+//!    [`NO_TOKEN`], and the request's state stays as it is.
+//! 1. **Clean.** +inf becomes the largest finite f32, -0 becomes +0. So after each change to a logit below, where NaN
+//!    becomes -inf. If bans then leave no logit above -inf, the token is 0.
 //! 2. **Log-probabilities**, if asked for, are taken here; see `sampler/logprobs.rs`. Those of a prompt's own
 //!    token are all that is wanted of its logits.
 //! 3. **Adjust.** `logit_bias` is added. Every token in prompt or output: `z / r` if `z > 0`, else
@@ -34,8 +36,8 @@ mod philox;
 mod tests;
 mod weight;
 
-use minisgl_proto::{Sampled, SamplingParams};
-use minisgl_sched::Install;
+use minisgl_proto::{NO_TOKEN, Sampled, SamplingParams};
+use minisgl_sched::{CountsId, Install};
 
 use filter::{Candidate, draw, keep_count, keep_mass, key};
 use history::History;
@@ -45,6 +47,8 @@ use weight::{ONE, scaled_exp, whole};
 pub struct Sampler {
     vocab_size: usize,
     slots: Vec<Slot>,
+    /// Tables of token counts; each is made when a request first needs it, and kept for the next.
+    histories: Vec<Option<History>>,
     /// Logits being worked on, `[vocab]`.
     logits: Vec<f32>,
     /// Weights before their floor, `[vocab]`.
@@ -60,16 +64,17 @@ struct Slot {
     banned_until_min: Vec<u32>,
     min_tokens: u32,
     generated: u32,
-    /// Made when a request first needs one here, and kept for the next.
-    history: Option<History>,
+    /// Its table, if it has penalties.
+    counts: Option<CountsId>,
 }
 
 impl Sampler {
-    /// A sampler of `slots` requests at once over a vocabulary of `vocab_size`.
-    pub fn new(slots: usize, vocab_size: usize) -> Sampler {
+    /// A sampler of `slots` requests at once, `penalised` of them with penalties, over a vocabulary of `vocab_size`.
+    pub fn new(slots: usize, penalised: usize, vocab_size: usize) -> Sampler {
         Sampler {
             vocab_size,
             slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
+            histories: std::iter::repeat_with(|| None).take(penalised).collect(),
             logits: Vec::with_capacity(vocab_size),
             scaled: Vec::with_capacity(vocab_size),
             candidates: Vec::with_capacity(vocab_size),
@@ -79,15 +84,17 @@ impl Sampler {
     /// Replaces a slot's state. Token ids outside the vocabulary are ignored.
     ///
     /// # Panics
-    /// If there is no such slot.
+    /// If there is no such slot, or no such table of token counts.
     pub fn install(&mut self, install: &Install) {
         let slot = &mut self.slots[install.slot as usize];
         slot.sampling.clone_from(&install.sampling);
         slot.banned_until_min.clone_from(&install.banned_until_min);
         slot.min_tokens = install.min_tokens;
         slot.generated = install.generated;
-        if install.sampling.needs_history() {
-            let history = slot.history.get_or_insert_with(|| History::new(self.vocab_size));
+        slot.counts = install.counts;
+        if let Some(counts) = install.counts {
+            let history = &mut self.histories[counts as usize];
+            let history = history.get_or_insert_with(|| History::new(self.vocab_size));
             history.reset(&install.history, install.prompt_len as usize);
         }
     }
@@ -98,19 +105,23 @@ impl Sampler {
     /// If there is no such slot, or `logits` is not as long as the vocabulary.
     pub fn sample(&mut self, slot: u32, logits: &[f32], position: u32) -> Sampled {
         assert_eq!(logits.len(), self.vocab_size, "one logit for each token of the vocabulary");
+        if is_broken(logits) {
+            return nothing();
+        }
         self.logits.clear();
         self.logits.extend(logits.iter().map(|&logit| clean(logit)));
 
         let slot = &mut self.slots[slot as usize];
+        let mut history = slot.counts.and_then(|counts| self.histories[counts as usize].as_mut());
         let raw = slot.sampling.logprobs.map(|count| {
             let normalizer = logprobs::normalizer(&self.logits);
             (normalizer, logprobs::top(&self.logits, normalizer, count, &mut self.candidates))
         });
-        slot.adjust(&mut self.logits);
+        slot.adjust(&mut self.logits, history.as_deref());
         let (scaled, candidates) = (&mut self.scaled, &mut self.candidates);
         let token = choose(&self.logits, &slot.sampling, position, scaled, candidates);
         slot.generated = slot.generated.saturating_add(1);
-        if let (true, Some(history)) = (slot.sampling.needs_history(), &mut slot.history) {
+        if let Some(history) = &mut history {
             history.push(token);
         }
         let (logprob, top) = match raw {
@@ -131,6 +142,9 @@ impl Sampler {
     /// If there is no such slot, or `logits` is not as long as the vocabulary.
     pub fn score(&mut self, slot: u32, logits: &[f32], token: u32) -> Sampled {
         assert_eq!(logits.len(), self.vocab_size, "one logit for each token of the vocabulary");
+        if is_broken(logits) {
+            return nothing();
+        }
         self.logits.clear();
         self.logits.extend(logits.iter().map(|&logit| clean(logit)));
         let count = self.slots[slot as usize].sampling.prompt_logprobs.unwrap_or(0);
@@ -143,14 +157,14 @@ impl Sampler {
 
 impl Slot {
     /// Step 3 of the module's definition.
-    fn adjust(&self, logits: &mut [f32]) {
+    fn adjust(&self, logits: &mut [f32], history: Option<&History>) {
         let sampling = &self.sampling;
         for &(token, bias) in &sampling.logit_bias {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = clean(*logit + bias);
             }
         }
-        if let (true, Some(history)) = (sampling.needs_history(), &self.history) {
+        if let Some(history) = history {
             for (token, count) in history.seen() {
                 let logit = &mut logits[token as usize];
                 let penalty = sampling.repetition_penalty;
@@ -206,6 +220,21 @@ fn choose(
     }
 
     draw(candidates, philox::uniform(sampling.seed, position)).unwrap_or(first)
+}
+
+/// Step 0 of the module's definition.
+fn is_broken(logits: &[f32]) -> bool {
+    let (mut is_nan, mut highest) = (false, f32::NEG_INFINITY);
+    for &logit in logits {
+        is_nan |= logit.is_nan();
+        highest = highest.max(logit);
+    }
+    is_nan || highest == f32::NEG_INFINITY
+}
+
+/// What broken logits give.
+fn nothing() -> Sampled {
+    Sampled { token: NO_TOKEN, logprob: None, top: Vec::new() }
 }
 
 /// Step 1 of the module's definition.

@@ -42,6 +42,19 @@ impl Shard {
         share(width, self.tp, self.rank)
     }
 
+    /// Outputs of the widest product in a feed-forward block of this rank.
+    pub fn ffn_outputs(&self, config: &ModelConfig) -> usize {
+        let outputs = |layer: &LayerSpec| match &layer.ffn {
+            Ffn::Dense { width } => 2 * self.columns(*width).len(),
+            Ffn::Experts(experts) => {
+                let shared = experts.shared.map_or(0, |shared| shared.width);
+                let width = self.columns(experts.width).len().max(self.columns(shared).len());
+                (2 * width).max(experts.count)
+            }
+        };
+        config.layers.iter().map(outputs).max().unwrap_or(0)
+    }
+
     /// The widest of this rank's shares of dense feed-forward blocks.
     pub fn dense_width(&self, config: &ModelConfig) -> usize {
         let width = |layer: &LayerSpec| match layer.ffn {

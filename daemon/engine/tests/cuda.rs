@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use common::driver::{Drive, generate, load, score, tokens};
-use common::{Random, config, write_model};
+use common::{Random, assert_broken, break_model, config, write_model};
 use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -28,8 +28,7 @@ const VOCAB: usize = 515;
 /// The GPU to oneself, until dropped; `None` without one.
 fn gpu() -> Option<MutexGuard<'static, ()>> {
     static GPU: Mutex<()> = Mutex::new(());
-    if minisgl_kernels::Device::count() == 0 {
-        eprintln!("no CUDA device: not run");
+    if !minisgl_kernels::testing::has_gpu() {
         return None;
     }
     // A test that failed leaves nothing behind.
@@ -209,6 +208,37 @@ fn sampled_requests_repeat_with_their_seed() {
     let other = SamplingParams { seed: 12, ..drive.sampling.clone() };
     let other = run(dir.path(), on(Device::Cuda), &Drive { sampling: other, ..drive }, &prompts(9));
     assert_ne!(tokens(&other), tokens(&first));
+}
+
+/// A checkpoint with a NaN gives no token: with one request and with more than a product of few rows takes, alone and over
+/// ranks, eagerly and in a graph.
+#[test]
+fn a_model_whose_logits_are_nan_gives_no_token() {
+    let Some(_gpu) = gpu() else { return };
+    let (dir, _) = models().remove(3);
+    break_model(dir.path());
+    let ranks = if minisgl_kernels::Device::count() > 1 { vec![1, 2] } else { vec![1] };
+    for tp in ranks {
+        let options = LoadOptions { tp, kv_tokens: Some(1 << 14), ..on(Device::Cuda) };
+        let (mut engine, info) = load(dir.path(), options);
+        let mut step = 0;
+        for count in [1, 40] {
+            let mut random = Random(count);
+            let prompts: Vec<_> = (0..count).map(|_| random.tokens(9, VOCAB)).collect();
+            for sampling in [
+                SamplingParams::default(),
+                SamplingParams { temperature: 0.8, top_p: 0.9, ..SamplingParams::default() },
+                SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() },
+            ] {
+                let drive = Drive { chunk: 512, new_tokens: 2, sampling, ..Drive::default() };
+                assert_broken(&generate(&mut engine, &info, &mut step, &prompts, &drive), 2);
+                let asks = SamplingParams { prompt_logprobs: Some(3), ..drive.sampling.clone() };
+                let scored = Drive { new_tokens: 1, sampling: asks, ..drive };
+                let all = score(&mut engine, &info, &mut step, &prompts[..1], &scored);
+                assert_broken(&all, 8);
+            }
+        }
+    }
 }
 
 #[test]

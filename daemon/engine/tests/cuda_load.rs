@@ -29,11 +29,7 @@ use serde_json::{Value, json};
 const HOST_BYTES_MAX: u64 = 600 << 20;
 
 fn no_gpu() -> bool {
-    let none = minisgl_kernels::Device::count() == 0;
-    if none {
-        eprintln!("no CUDA device: not run");
-    }
-    none
+    !minisgl_kernels::testing::has_gpu()
 }
 
 fn on_gpu() -> LoadOptions {

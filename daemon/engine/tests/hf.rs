@@ -125,7 +125,7 @@ fn cases() -> Vec<Case> {
 
 #[cfg(feature = "cuda")]
 fn device() -> Device {
-    if minisgl_kernels::Device::count() > 0 { Device::Cuda } else { Device::Cpu }
+    if minisgl_kernels::testing::has_gpu() { Device::Cuda } else { Device::Cpu }
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -5,7 +5,7 @@
 mod common;
 
 use common::driver::{Drive, generate, load, score, tokens};
-use common::{Random, config, oracle, write_model};
+use common::{Random, assert_broken, break_model, config, oracle, write_model};
 use minisgl_proto::{KvDtype, LoadOptions, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -215,5 +215,25 @@ fn ranks_agree() {
                 assert!(difference < 1e-3, "{architecture}, tp {tp}: {difference} apart");
             }
         }
+    }
+}
+
+/// A checkpoint with a NaN gives no token, alone and over ranks, and the step after it, which was launched already, does
+/// no harm.
+#[test]
+fn a_model_whose_logits_are_nan_gives_no_token() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("LlamaForCausalLM", 6, 2, 10), Dtype::BF16, 7);
+    break_model(dir.path());
+    for tp in [1, 2] {
+        let options = LoadOptions { tp, ..LoadOptions::default() };
+        let (mut engine, info) = load(dir.path(), options);
+        let drive = Drive { new_tokens: 2, ..Drive::default() };
+        let mut step = 0;
+        assert_broken(&generate(&mut engine, &info, &mut step, &prompts(3), &drive), 2);
+        let sampling = SamplingParams { prompt_logprobs: Some(3), ..SamplingParams::default() };
+        let scored = Drive { sampling, new_tokens: 1, ..drive };
+        let prompts = [vec![1, 2, 3, 4, 5, 6, 7]];
+        assert_broken(&score(&mut engine, &info, &mut step, &prompts, &scored), 6);
     }
 }

@@ -49,8 +49,7 @@ fn top_50_log_probabilities_are_those_of_transformers() {
 #[cfg(feature = "cuda")]
 #[test]
 fn so_they_are_on_a_gpu() {
-    if minisgl_kernels::Device::count() == 0 {
-        eprintln!("no CUDA device: not run");
+    if !minisgl_kernels::testing::has_gpu() {
         return;
     }
     compare(Device::Cuda, MEAN_ERROR_BF16_MAX);
@@ -64,8 +63,7 @@ fn log_probabilities_of_prompts_are_those_of_transformers() {
 #[cfg(feature = "cuda")]
 #[test]
 fn those_of_prompts_are_on_a_gpu() {
-    if minisgl_kernels::Device::count() == 0 {
-        eprintln!("no CUDA device: not run");
+    if !minisgl_kernels::testing::has_gpu() {
         return;
     }
     compare_prompts(Device::Cuda, MEAN_ERROR_BF16_MAX);

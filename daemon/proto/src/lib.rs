@@ -24,8 +24,8 @@ pub use gpus::{BadGpus, GpuList};
 pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
 pub use ranges::OutOfRange;
 pub use request::{
-    Finish, Generate, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
-    TokenLogprob, Unavailable,
+    Finish, Generate, NO_TOKEN, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit,
+    TokenEvent, TokenLogprob, Unavailable,
 };
 pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 
@@ -33,4 +33,4 @@ pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Number of the frames between daemon and worker; it goes up with every change of one. Each refuses another's.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;

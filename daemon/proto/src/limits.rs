@@ -17,3 +17,7 @@ pub const END_TOKENS_MAX: usize = 64;
 
 /// Tokens that may be banned until `min_tokens` are generated: all of those above.
 pub const BANNED_MAX: usize = STOP_TOKENS_MAX + END_TOKENS_MAX;
+
+/// Seconds that a step on a GPU may take, at most, however much it is to do: then its worker gives it up and ends. The
+/// daemon kills a worker that is silent for longer.
+pub const STEP_PATIENCE_MAX_S: u64 = 240;

@@ -171,10 +171,13 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
+/// In place of a token whose logits are broken: one of them is NaN, or none is above -inf. Beyond every vocabulary.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// One sampled token, or a prompt's own with its log-probability.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampled {
-    /// Token id.
+    /// Token id, or [`NO_TOKEN`], which comes with nothing else that means anything.
     pub token: u32,
     /// Its log-probability, if asked for.
     pub logprob: Option<f32>,

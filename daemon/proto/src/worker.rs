@@ -109,7 +109,8 @@ pub struct LoadProgress {
 pub struct StepStats {
     /// Steps run so far.
     pub steps: u64,
-    /// Seconds that the last step took, from launch to results; 0 when none ran.
+    /// Seconds that the device spent on the last step alone, not counting what it spent on the one before while this
+    /// one was launched already; 0 when none ran.
     pub step_s: f32,
     /// Rows (requests) in the last step.
     pub rows: u32,
@@ -138,4 +139,7 @@ pub struct StepStats {
     pub generated_tokens: u64,
     /// Times a request was preempted, total.
     pub preemptions: u64,
+    /// Requests that ended because the model's logits for them were no numbers, total.
+    #[serde(default)]
+    pub broken_logits: u64,
 }

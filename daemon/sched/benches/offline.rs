@@ -76,7 +76,7 @@ fn output(plan: &Plan) -> Event {
         logprob: None,
         top: Vec::new(),
     });
-    Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), seconds: 0.0 })
+    Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), step_s: 0.0 })
 }
 
 fn run(cost: &Cost, kv_tokens: u32, chunk_tokens: u32) -> Outcome {
@@ -86,6 +86,7 @@ fn run(cost: &Cost, kv_tokens: u32, chunk_tokens: u32) -> Outcome {
         pages: kv_tokens / page_size,
         page_size,
         max_running: 256,
+        penalised_max: 256,
         max_waiting: 256,
         chunk_tokens,
         scored_max: 256,

@@ -19,7 +19,7 @@ const STEPS: u64 = 100;
 fn output(plan: &Plan) -> Event {
     let sampled = plan.rows.iter().filter(|row| row.is_sampled());
     let sampled = sampled.map(|row| Sampled { token: row.slot, logprob: None, top: Vec::new() });
-    Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), seconds: 0.01 })
+    Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), step_s: 0.01 })
 }
 
 /// All requests decode, and two plans are in flight, the older one first.
@@ -28,6 +28,7 @@ fn decoding(page_size: u32) -> (Scheduler, Plan, Plan) {
         pages: (2 * REQUESTS * CONTEXT) / page_size,
         page_size,
         max_running: REQUESTS,
+        penalised_max: REQUESTS,
         max_waiting: REQUESTS,
         chunk_tokens: 2_048,
         scored_max: 256,

@@ -21,7 +21,7 @@ const HEADROOM_TOKENS: usize = 32;
 const HEADROOM_PART: usize = 16;
 
 impl Scheduler {
-    /// Lets requests in while slots, pages and the budget last, and plans their first chunks.
+    /// Lets requests in while slots, tables of token counts, pages and the budget last, and plans their first chunks.
     pub(crate) fn admit(&mut self, draft: &mut Draft, now_s: f64) {
         if self.waiting.is_empty() || self.admission_blocked {
             return;
@@ -32,6 +32,9 @@ impl Scheduler {
             let Some((_, &key)) = self.waiting.first_key_value() else { return };
             let request = &self.requests[key];
             if request.pending > 0 {
+                return;
+            }
+            if request.sampling.needs_history() && self.free_counts.is_empty() {
                 return;
             }
             // Matched anew each time: others may have computed its prefix while it waited.
@@ -66,6 +69,9 @@ impl Scheduler {
     fn start(&mut self, key: Key, table: PageTable, matched: usize, now_s: f64, draft: &mut Draft) {
         let slot = self.free_slots.pop().expect("admission looked for a free slot");
         let request = &mut self.requests[key];
+        let counts = request.sampling.needs_history().then(|| {
+            self.free_counts.pop().expect("admission looked for a free table of token counts")
+        });
         self.waiting.remove(&request.rank);
         let in_prompt = matched.min(request.prompt_len);
         if request.queue_s.is_none() {
@@ -78,8 +84,8 @@ impl Scheduler {
         request.cached = request.cached.min(in_prompt);
         request.computed = matched;
         request.prefix_len = request.tokens.len();
-        request.running = Some(Running { slot, table });
-        draft.plan.installs.push(request.install(slot));
+        request.running = Some(Running { slot, counts, table });
+        draft.plan.installs.push(request.install(slot, counts));
         let rank = request.rank;
         let at = self.running.partition_point(|&other| self.requests[other].rank < rank);
         self.running.insert(at, key);

@@ -14,6 +14,9 @@ pub struct SchedConfig {
     /// Requests running at once, at most: the executor's slots. No more run than `chunk_tokens`, so
     /// that a step always has room for every decode row.
     pub max_running: u32,
+    /// Of those, requests with penalties, at most: the executor's tables of token counts. One more waits, and with it
+    /// all that come after it.
+    pub penalised_max: u32,
     /// Requests waiting for a slot, at most; one more is refused.
     pub max_waiting: u32,
     /// Tokens a step feeds at most, decode rows included.
@@ -63,6 +66,7 @@ impl SchedConfig {
             ("pages", self.pages),
             ("page_size", self.page_size),
             ("max_running", self.max_running),
+            ("penalised_max", self.penalised_max),
             ("max_waiting", self.max_waiting),
             ("chunk_tokens", self.chunk_tokens),
             ("scored_max", self.scored_max),
@@ -84,6 +88,11 @@ impl SchedConfig {
     /// Requests that may run at once.
     pub(crate) fn slots(&self) -> usize {
         self.max_running.min(self.chunk_tokens) as usize
+    }
+
+    /// Tables of token counts: more than slots are never needed.
+    pub(crate) fn penalised(&self) -> usize {
+        self.slots().min(self.penalised_max as usize)
     }
 
     /// Prompt plus generated tokens that one request may have. The last token is never fed, so it

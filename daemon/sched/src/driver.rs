@@ -4,16 +4,23 @@
 //! caller does both.
 //!
 //! ```no_run
-//! # use minisgl_sched::{Driver, Event, Executor, ExecutorError, Scheduler};
+//! # use minisgl_sched::{BeginError, Driver, Event, Executor, ExecutorError, Scheduler};
 //! # fn drain_or_block(idle: bool) -> Vec<Event> { unimplemented!() }
 //! # fn send<T>(_: T) {}
 //! # fn now_s() -> f64 { 0.0 }
-//! # fn work<E: Executor>(scheduler: Scheduler, executor: E) -> Result<(), ExecutorError> {
+//! # fn work<E: Executor>(scheduler: Scheduler, executor: E) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut driver = Driver::new(scheduler, executor);
 //! while !driver.scheduler().is_drained() {
 //!     let inbox = drain_or_block(driver.is_idle()); // blocks only when idle
-//!     let step = driver.begin(inbox, now_s())?;
-//!     send(step.token_events); // before waiting: clients read while the device computes
+//!     let begun = driver.begin(inbox, now_s());
+//!     // Before waiting: clients read while the device computes. And also if the executor is broken: what the
+//!     // step before brought is true.
+//!     let (step, broken) = match begun {
+//!         Ok(step) => (step, None),
+//!         Err(BeginError { step, error }) => (*step, Some(error)),
+//!     };
+//!     send(step.token_events);
+//!     broken.map_or(Ok(()), Err)?;
 //!     driver.finish()?;
 //! }
 //! # Ok(()) }
@@ -22,6 +29,18 @@
 use crate::executor::{Executor, ExecutorError};
 use crate::plan::StepOutput;
 use crate::scheduler::{Event, Scheduler, Step};
+
+/// A turn whose plan could not be launched.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct BeginError {
+    /// What the turn brought nevertheless, to be told as of any other: tokens of the step before, requests that ended
+    /// with it, refusals. Its plan is gone.
+    pub step: Box<Step>,
+    /// The executor is broken for good.
+    #[source]
+    pub error: ExecutorError,
+}
 
 /// Drives one executor with the plans of one scheduler.
 #[derive(Debug)]
@@ -44,18 +63,20 @@ impl<E: Executor> Driver<E> {
     /// The plan itself is gone from the answer.
     ///
     /// # Errors
-    /// The executor is broken for good.
+    /// The executor is broken for good; with it comes what is to be told all the same.
     pub fn begin(
         &mut self,
         events: impl IntoIterator<Item = Event>,
         now_s: f64,
-    ) -> Result<Step, ExecutorError> {
+    ) -> Result<Step, BeginError> {
         let finished = self.output.take().map(Event::Finished);
         let mut step = self.scheduler.step(finished.into_iter().chain(events), now_s);
         let plan = step.plan.take();
         self.launched = plan.is_some();
-        plan.map_or(Ok(()), |plan| self.executor.launch(plan))?;
-        Ok(step)
+        match plan.map_or(Ok(()), |plan| self.executor.launch(plan)) {
+            Ok(()) => Ok(step),
+            Err(error) => Err(BeginError { step: Box::new(step), error }),
+        }
     }
 
     /// Second half: waits for the oldest plan in flight, unless it is the only one and was launched

@@ -41,18 +41,25 @@ impl Scheduler {
         ensure(all == self.config.pages as usize, "free + cached + owned pages are not all pages")?;
 
         let mut slots: HashSet<_> = self.free_slots.iter().copied().collect();
+        let mut counts_of: HashSet<_> = self.free_counts.iter().copied().collect();
         let mut owned = HashSet::new();
         for &key in &self.running {
             let request = self.requests.get(key).ok_or(IntegrityError::Sum("an ended one runs"))?;
             self.check_request(key, request, true)?;
             let Some(running) = &request.running else { continue };
             ensure(slots.insert(running.slot), "two requests have the same slot")?;
+            let counted = running.counts.is_some() == request.sampling.needs_history();
+            ensure(counted, "a request counts tokens for nothing, or does not and should")?;
+            let own = running.counts.is_none_or(|counts| counts_of.insert(counts));
+            ensure(own, "two requests count tokens in the same table")?;
             let table = &running.table;
             for &page in &table.pages()[table.shared_pages()..] {
                 ensure(owned.insert(page), "two requests write the same page")?;
             }
         }
         ensure(slots.len() == self.config.slots(), "a slot is lost")?;
+        let tables = self.config.penalised();
+        ensure(counts_of.len() == tables, "a table of token counts is lost")?;
         ensure(owned.len() == counts.owned, "a page is owned by no request")?;
         let ranks = self.running.windows(2);
         let in_order = |w: &[Key]| self.requests[w[0]].rank < self.requests[w[1]].rank;

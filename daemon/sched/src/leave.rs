@@ -11,10 +11,11 @@ impl Scheduler {
     pub(crate) fn abort(&mut self, id: RequestId, events: &mut Vec<TokenEvent>) {
         let Some(&key) = self.keys.get(&id) else { return };
         self.end(key);
-        // A token that came in this very step takes the news along.
+        // A token that came in this very step takes the news along. An event that is the last of its request is
+        // another's, which had the same id before.
         match events.iter_mut().rev().find(|event| event.id == id) {
-            Some(event) => event.finish = Some(Finish::Aborted),
-            None => events.push(finish_event(id, Finish::Aborted)),
+            Some(event) if event.finish.is_none() => event.finish = Some(Finish::Aborted),
+            _ => events.push(finish_event(id, Finish::Aborted)),
         }
     }
 
@@ -44,9 +45,10 @@ impl Scheduler {
 
     fn release(&mut self, key: Key) {
         let request = &mut self.requests[key];
-        let Some(Running { slot, mut table }) = request.running.take() else { return };
+        let Some(Running { slot, counts, mut table }) = request.running.take() else { return };
         self.cache.publish(&mut table, request.publishable());
         self.free_slots.push(slot);
+        self.free_counts.extend(counts);
     }
 }
 

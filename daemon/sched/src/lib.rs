@@ -20,8 +20,8 @@ mod scheduler;
 mod submit;
 
 pub use config::{ConfigError, SchedConfig};
-pub use driver::Driver;
+pub use driver::{BeginError, Driver};
 pub use executor::{Executor, ExecutorError, StepProfile};
 pub use integrity::IntegrityError;
-pub use plan::{Install, PageId, Plan, Row, SlotId, StepOutput, Want};
+pub use plan::{CountsId, Install, PageId, Plan, Row, SlotId, StepOutput, Want};
 pub use scheduler::{Event, Scheduler, Step};

@@ -1,10 +1,15 @@
 //! The way home: what a plan sampled and reports, and what ends because of it.
 
-use minisgl_proto::{Finish, Sampled, TokenEvent};
+use minisgl_proto::{Finish, NO_TOKEN, Sampled, TokenEvent};
 
+use crate::leave::finish_event;
 use crate::plan::StepOutput;
 use crate::requests::Key;
 use crate::scheduler::{Scheduler, Wanted};
+
+/// What is said to a request for which the model gave nothing to sample from.
+const BROKEN_LOGITS: &str = "the model's logits for this request are no numbers (NaN, or all -inf): its weights are broken, \
+                             its KV pages are of too narrow a type (see --kv-dtype), or the device is faulty";
 
 impl Scheduler {
     /// Takes the output of the oldest plan in flight.
@@ -19,7 +24,7 @@ impl Scheduler {
             "one for each position whose logits were wanted"
         );
         self.totals.steps += 1;
-        self.totals.step_s = output.seconds;
+        self.totals.step_s = output.step_s;
         self.totals.rows = plan.rows;
         self.totals.prefill_tokens = plan.prefill_tokens;
         events.reserve(plan.wanted.len());
@@ -42,6 +47,9 @@ impl Scheduler {
         // The row of a request that has ended since; its result means nothing.
         let Some(request) = self.requests.get_mut(key) else { return };
         request.pending_scores -= scores.len();
+        if scores.iter().chain(&sampled).any(|sampled| sampled.token == NO_TOKEN) {
+            return self.fail_broken(key, events);
+        }
         let mut event = TokenEvent {
             id: request.id,
             sampled: None,
@@ -68,6 +76,15 @@ impl Scheduler {
         if ends {
             self.end(key);
         }
+    }
+
+    /// Ends a request whose logits are broken. What was computed for it must not reach another: nobody can tell from
+    /// which token on it is wrong, so that all that no running request uses is forgotten.
+    fn fail_broken(&mut self, key: Key, events: &mut Vec<TokenEvent>) {
+        events.push(finish_event(self.requests[key].id, Finish::Failed(BROKEN_LOGITS.to_owned())));
+        self.end(key);
+        self.cache.flush();
+        self.totals.broken_logits += 1;
     }
 
     /// Adds a sampled token; says whether and why the request ends with it.

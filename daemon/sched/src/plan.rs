@@ -21,6 +21,10 @@ pub type PageId = u32;
 /// same while the request runs, and is given anew after a preemption.
 pub type SlotId = u32;
 
+/// Index of a table of token counts, in `0..penalised_max`: what a running request with penalties has of the executor's
+/// memory, for as long as it has its slot.
+pub type CountsId = u32;
+
 /// One step. Rows of one token that are sampled, decode steps above all, come first; after them come
 /// the chunks of prompts, among which a single token may be, too. Each running request has at most one
 /// row.
@@ -46,6 +50,8 @@ pub struct Install {
     pub slot: SlotId,
     /// How its tokens are sampled.
     pub sampling: SamplingParams,
+    /// Where its tokens are counted; there if, and only if, `sampling.needs_history()`.
+    pub counts: Option<CountsId>,
     /// Prompt and output so far, which penalties look at. Empty unless
     /// `sampling.needs_history()`. Tokens sampled later are added by the executor itself.
     pub history: Vec<u32>,
@@ -129,6 +135,7 @@ pub struct StepOutput {
     /// One for each position whose logits the plan wants, in the order of rows and positions: the token that is
     /// sampled there, or the prompt's own.
     pub sampled: Vec<minisgl_proto::Sampled>,
-    /// Seconds from the start of the step to its end, as the executor measured it.
-    pub seconds: f32,
+    /// Seconds that the device spent on this step alone: none of them counts for two steps, so that all of them
+    /// together are no more than have passed. What a step spent behind the one before it is not in here.
+    pub step_s: f32,
 }

@@ -15,7 +15,7 @@
 use minisgl_cache::PageTable;
 use minisgl_proto::{RequestId, SamplingParams};
 
-use crate::plan::{Install, SlotId};
+use crate::plan::{CountsId, Install, SlotId};
 
 /// Higher priority first, then the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +35,8 @@ impl Rank {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) slot: SlotId,
+    /// There if it has penalties.
+    pub(crate) counts: Option<CountsId>,
     pub(crate) table: PageTable,
 }
 
@@ -144,10 +146,11 @@ impl Request {
     }
 
     /// How the executor is to set up `slot`.
-    pub(crate) fn install(&self, slot: SlotId) -> Install {
+    pub(crate) fn install(&self, slot: SlotId, counts: Option<CountsId>) -> Install {
         let history = if self.sampling.needs_history() { &self.tokens[..] } else { &[] };
         Install {
             slot,
+            counts,
             sampling: self.sampling.clone(),
             prompt_len: self.prompt_len.min(history.len()) as u32,
             history: history.to_vec(),

@@ -47,7 +47,7 @@ use minisgl_cache::{Mode, PrefixCache};
 use minisgl_proto::{CacheMode, RequestId, StepStats, Submit, TokenEvent};
 
 use crate::config::{ConfigError, SchedConfig};
-use crate::plan::{Plan, SlotId, StepOutput};
+use crate::plan::{CountsId, Plan, SlotId, StepOutput};
 use crate::request::Rank;
 use crate::requests::{Key, Requests};
 
@@ -109,6 +109,8 @@ pub struct Scheduler {
     /// By rank: the last one is preempted first.
     pub(crate) running: Vec<Key>,
     pub(crate) free_slots: Vec<SlotId>,
+    /// Tables of token counts that no running request has.
+    pub(crate) free_counts: Vec<CountsId>,
     /// Oldest first.
     pub(crate) in_flight: VecDeque<InFlight>,
     /// The first in the queue did not fit, and nothing has changed for the better since.
@@ -140,6 +142,7 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             running: Vec::new(),
             free_slots: (0..config.slots() as SlotId).rev().collect(),
+            free_counts: (0..config.penalised() as CountsId).rev().collect(),
             in_flight: VecDeque::new(),
             admission_blocked: false,
             draining: false,

@@ -133,7 +133,8 @@ impl Echo {
             };
             match incoming {
                 Ok(Incoming::Frame(frame)) => self.accept(frame),
-                Ok(Incoming::Closed(_)) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Incoming::Closed(_) | Incoming::Unsendable(_))
+                | Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => return true,
             }
         }

@@ -22,7 +22,7 @@ use serde::Serialize;
 use super::args::FloorArgs;
 use super::timed::StepRecord;
 
-/// Part of a GPU's name, its read bandwidth in GB/s and its bf16 matmul rate in TFLOP/s, both as
+/// What a GPU's name has after the maker's, its read bandwidth in GB/s and its bf16 matmul rate in TFLOP/s, both as
 /// measured (a read-only kernel over cold buffers; the best of large cuBLASLt products), 2026-11-21.
 const MEASURED: [(&str, f64, f64); 2] =
     [("H100 80GB HBM3", 3_140.0, 800.0), ("H200", 4_600.0, 822.0)];
@@ -50,7 +50,7 @@ impl Hardware {
                 bail!("{flag} is {value}: it must be above 0");
             }
         }
-        let known = MEASURED.into_iter().find(|(name, _, _)| device.contains(name));
+        let known = MEASURED.into_iter().find(|(name, _, _)| is_of(device, name));
         let read = args.read_bandwidth.or(known.map(|(_, read, _)| read));
         let matmul = args.matmul.or(known.map(|(_, _, matmul)| matmul));
         match (read, matmul) {
@@ -65,6 +65,16 @@ impl Hardware {
             }
         }
     }
+}
+
+/// Whether `device`, one GPU or several (`2 x NVIDIA H200`), is a `name`, as a word: a GH200 is no H200, though an
+/// `H200 NVL` is one.
+fn is_of(device: &str, name: &str) -> bool {
+    device.match_indices(name).any(|(at, _)| {
+        let before = device[..at].chars().next_back();
+        let after = device[at + name.len()..].chars().next();
+        [before, after].into_iter().flatten().all(|next| !next.is_alphanumeric())
+    })
 }
 
 impl Hardware {

@@ -117,7 +117,8 @@ impl Session {
     /// # Errors
     /// A request was refused or ended early, or the engine broke.
     pub fn run(&mut self, workload: &Workload, temperature: f32) -> anyhow::Result<Run> {
-        self.driver.begin([Event::Flush], 0.0)?;
+        let now_s = self.driver.executor().now_s();
+        self.driver.begin([Event::Flush], now_s)?;
         let preemptions = self.driver.scheduler_mut().stats().preemptions;
         let from = self.driver.executor().steps().len();
         let lens = workload.prompt_lens.iter().zip(&workload.output_lens);
@@ -147,10 +148,12 @@ impl Session {
         let began_s = self.driver.executor().now_s();
         let seconds = loop {
             let turn = Instant::now();
+            let launched_s = self.driver.executor().launched_s();
             let now_s = self.driver.executor().now_s();
             let step = self.driver.begin(events.drain(..), now_s)?;
-            let launched = self.driver.executor().last_launch_s();
-            schedule_s += (turn.elapsed().as_secs_f64() - launched).max(0.0);
+            // None, in a turn that launches nothing.
+            let launched_s = self.driver.executor().launched_s() - launched_s;
+            schedule_s += (turn.elapsed().as_secs_f64() - launched_s).max(0.0);
             let since_s = self.driver.executor().now_s() - began_s;
             for event in step.token_events {
                 generated += u64::from(event.sampled.is_some());

@@ -136,7 +136,12 @@ fn rates_are_known_for_some_gpus() {
     let none = FloorArgs::default();
     let h100 = Hardware::choose(&none, "NVIDIA H100 80GB HBM3").unwrap().unwrap();
     assert_eq!((h100.read_bytes_per_s, h100.matmul_flop_per_s), (3.14e12, 800e12));
-    assert!(Hardware::choose(&none, "NVIDIA H200").unwrap().is_some());
+    for h200 in ["NVIDIA H200", "2 x NVIDIA H200", "NVIDIA H200 NVL"] {
+        assert!(Hardware::choose(&none, h200).unwrap().is_some(), "{h200}");
+    }
+    for other in ["NVIDIA GH200 480GB", "NVIDIA H200X", "2 x NVIDIA GH200 144G HBM3e"] {
+        assert_eq!(Hardware::choose(&none, other).unwrap(), None, "{other}");
+    }
     // Its memory is another.
     assert_eq!(Hardware::choose(&none, "NVIDIA H100 PCIe").unwrap(), None);
     let given = FloorArgs { read_bandwidth: Some(2_000.0), matmul: None };
@@ -212,7 +217,7 @@ fn floors_add_up() {
     assert_eq!(costs.head_flop, 2.0 * table as f64);
     assert_eq!(costs.attention_flop, (4 * 16 * 128 * 28) as f64);
     let untied = ModelConfig { tie_word_embeddings: false, ..config };
-    let apart = Costs::of(&untied, 2 * untied.parameters(), 114_688.0);
+    let apart = Costs::of(&untied, 2 * minisgl_engine::model::parameters(&untied), 114_688.0);
     assert_eq!(apart.weight_bytes, costs.weight_bytes);
     assert_eq!(apart.layer_flop, costs.layer_flop);
 

@@ -67,6 +67,8 @@ pub struct Timed<E> {
     began: Instant,
     in_flight: VecDeque<StepRecord>,
     done: Vec<StepRecord>,
+    /// Seconds of all launches so far.
+    launched_s: f64,
     decoding: HashSet<SlotId>,
 }
 
@@ -78,6 +80,7 @@ impl<E> Timed<E> {
             began: Instant::now(),
             in_flight: VecDeque::new(),
             done: Vec::new(),
+            launched_s: 0.0,
             decoding: HashSet::new(),
         }
     }
@@ -87,9 +90,9 @@ impl<E> Timed<E> {
         &self.done
     }
 
-    /// Seconds spent launching the step launched last.
-    pub fn last_launch_s(&self) -> f64 {
-        self.in_flight.back().map_or(0.0, |record| record.launch_s)
+    /// Seconds spent launching so far.
+    pub fn launched_s(&self) -> f64 {
+        self.launched_s
     }
 
     /// Seconds since it was made: the clock of [`StepRecord::done_s`].
@@ -104,6 +107,7 @@ impl<E: Executor> Executor for Timed<E> {
         let start = Instant::now();
         self.inner.launch(plan)?;
         record.launch_s = start.elapsed().as_secs_f64();
+        self.launched_s += record.launch_s;
         self.in_flight.push_back(record);
         Ok(())
     }
@@ -126,5 +130,38 @@ impl<E: Executor> Executor for Timed<E> {
 
     fn profile(&self) -> StepProfile {
         self.inner.profile()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes its time to launch.
+    struct Slow;
+
+    impl Executor for Slow {
+        fn launch(&mut self, _plan: Plan) -> Result<(), ExecutorError> {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Ok(())
+        }
+
+        fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+            Ok(StepOutput::default())
+        }
+    }
+
+    #[test]
+    fn a_turn_that_launches_nothing_has_no_launch_to_leave_out() {
+        let mut timed = Timed::new(Slow);
+        timed.launch(Plan::default()).unwrap();
+        let once = timed.launched_s();
+        assert!(once >= 0.02);
+        // While the plan is in flight nothing more is launched.
+        assert_eq!(timed.launched_s() - once, 0.0);
+        timed.launch(Plan::default()).unwrap();
+        assert!(timed.launched_s() - once >= 0.02);
+        timed.wait().unwrap();
+        assert!(timed.launched_s() >= 0.04);
     }
 }

@@ -87,7 +87,9 @@ impl Files {
         let folders = LIBRARIES.iter().filter_map(std::env::var_os);
         self.read.extend(folders.flat_map(|list| std::env::split_paths(&list).collect::<Vec<_>>()));
         let home = std::env::var_os("HOME").map(PathBuf::from);
-        self.read.extend(home.iter().map(|home| home.join(".local")));
+        // Packages of Python, among them NVIDIA's libraries; beside that folder programs keep what is private.
+        let packages = |home: &PathBuf| [".local/lib", ".local/lib64"].map(|at| home.join(at));
+        self.read.extend(home.iter().flat_map(packages));
         self.list.push("/dev".into());
         self.write.extend(DEVICES_OF_GPU.iter().map(PathBuf::from));
         let nodes = std::fs::read_dir("/dev").into_iter().flatten().flatten().take(NODES_MAX);
@@ -142,4 +144,28 @@ fn model_files(model: &Path) -> Vec<PathBuf> {
     let entries = entries(model).chain(entries(&templates)).take(MODEL_FILES_MAX);
     let links = entries.filter_map(|entry| entry.path().canonicalize().ok());
     std::iter::once(model.to_path_buf()).chain(links).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_opens_no_folder_in_which_others_keep_what_is_private() {
+        let files = Files::of_model(Path::new("/model")).with_libraries().with_gpus();
+        let home = PathBuf::from(std::env::var_os("HOME").expect("tests have a home"));
+        let opened: Vec<&PathBuf> = files.read.iter().chain(&files.write).collect();
+        // Keyrings, cookies, shells' histories; and all devices.
+        for private in [".local/share/keyrings", ".config", ".ssh", ".cache", ".bash_history"] {
+            let path = home.join(private);
+            // A home below a folder of the system, as a service's may be, is the operator's choice.
+            let own = opened.iter().filter(|folder| folder.starts_with(&home));
+            assert!(own.clone().all(|folder| !path.starts_with(folder)), "{private}: {opened:?}");
+        }
+        assert!(opened.contains(&&home.join(".local/lib")), "{opened:?}");
+        for device in ["/dev/sda", "/dev/mem", "/dev/kmsg", "/dev/tty"] {
+            assert!(opened.iter().all(|folder| !Path::new(device).starts_with(folder)), "{device}");
+        }
+        assert_eq!(files.list, [PathBuf::from("/dev")], "its names alone");
+    }
 }

@@ -2,6 +2,10 @@
 //!
 //! Both queues are bounded. A full inbox stops the reader, and so the daemon's writer; a full outbox
 //! stops the scheduler until the daemon reads again.
+//!
+//! Owns: that frames go out whole and in order, or not at all. Must never: leave one out and go on: a stream without one
+//! of its tokens is wrong, and one without its end never ends. The worker ends instead, and another goes on from what was
+//! delivered.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -22,6 +26,8 @@ pub enum Incoming {
     Frame(ToWorker),
     /// The daemon is gone, or sent something that is not a frame; nothing follows.
     Closed(String),
+    /// A frame for the daemon cannot be sent; those before it are, and none after it.
+    Unsendable(String),
 }
 
 /// Both directions of the socket.
@@ -57,16 +63,18 @@ impl Link {
         let (inbox_sender, inbox) = sync_channel(QUEUE_FRAMES_MAX);
         let (outbox, outgoing) = sync_channel(QUEUE_FRAMES_MAX);
         let reader = stream.try_clone()?;
+        let faults = inbox_sender.clone();
         std::thread::Builder::new()
             .name("link-read".to_owned())
             .spawn(move || read(reader, &inbox_sender))?;
         let writer = std::thread::Builder::new()
             .name("link-write".to_owned())
-            .spawn(move || write(stream, &outgoing))?;
+            .spawn(move || write(stream, outgoing, &faults))?;
         Ok(Link { inbox, outbox: Some(outbox), writer: Some(writer) })
     }
 
-    /// Queues a frame. When the daemon is gone the reader says so; a frame for nobody is dropped.
+    /// Queues a frame. When the daemon is gone, or an earlier frame could not be sent, the inbox says so; a frame for
+    /// nobody is dropped.
     pub fn send(&self, message: FromWorker) {
         if let Some(outbox) = &self.outbox {
             let _ = outbox.send(message);
@@ -114,18 +122,74 @@ pub fn read_frame(stream: &mut UnixStream) -> io::Result<Option<ToWorker>> {
     frame::decode(&payload).map(Some).map_err(io::Error::other)
 }
 
-fn write(mut stream: UnixStream, outgoing: &Receiver<FromWorker>) {
+/// Writes frames until the worker lets go of the queue, the daemon is gone, or one cannot be sent.
+fn write(mut stream: UnixStream, outgoing: Receiver<FromWorker>, inbox: &SyncSender<Incoming>) {
     let mut buffer = Vec::new();
     while let Ok(message) = outgoing.recv() {
         buffer.clear();
+        let mut unsendable = None;
         // Whatever else is queued goes out with the same system call.
         for message in std::iter::once(message).chain(outgoing.try_iter()) {
             if let Err(error) = frame::encode(&message, &mut buffer) {
-                tracing::error!("a frame for the daemon was lost: {error}");
+                unsendable = Some(format!("a frame for the daemon cannot be sent: {error}"));
+                break;
             }
         }
         if stream.write_all(&buffer).is_err() {
             return;
         }
+        if let Some(why) = unsendable {
+            // First the queue: a scheduler that waits for room in it would not look into its inbox.
+            drop(outgoing);
+            let _ = inbox.send(Incoming::Unsendable(why));
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use minisgl_proto::StepStats;
+    use minisgl_proto::frame::FRAME_BYTES_MAX;
+
+    use super::*;
+
+    fn step(event_bytes: usize) -> FromWorker {
+        let event = minisgl_proto::TokenEvent {
+            id: minisgl_proto::RequestId(1),
+            sampled: None,
+            prompt_logprobs: Vec::new(),
+            cached_tokens: None,
+            queue_s: None,
+            finish: Some(minisgl_proto::Finish::Failed("x".repeat(event_bytes))),
+        };
+        FromWorker::Step { events: vec![event], stats: StepStats::default() }
+    }
+
+    #[test]
+    fn a_frame_that_cannot_be_sent_is_the_last_and_is_told_of() {
+        let (mut daemon, worker) = UnixStream::pair().unwrap();
+        let link = Link::over(worker).unwrap();
+        link.send(step(1));
+        link.send(step(FRAME_BYTES_MAX));
+        // More than the queue holds: nobody takes them, and nobody waits for room.
+        for _ in 0..2 * QUEUE_FRAMES_MAX {
+            link.send(FromWorker::Pong(7));
+        }
+        let told = link.inbox.recv_timeout(Duration::from_secs(60)).unwrap();
+        let Incoming::Unsendable(why) = told else { panic!("{told:?}") };
+        assert!(why.contains("cannot be sent") && why.contains("over the limit"), "{why}");
+        // What came before has arrived; nothing has that came after.
+        daemon.shutdown(std::net::Shutdown::Write).unwrap();
+        let closed = link.inbox.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(closed, Incoming::Closed(_)), "{closed:?}");
+        drop(link);
+        let mut bytes = Vec::new();
+        daemon.read_to_end(&mut bytes).unwrap();
+        let mut expected = Vec::new();
+        frame::encode(&step(1), &mut expected).unwrap();
+        assert_eq!(bytes, expected);
     }
 }

@@ -1,13 +1,13 @@
 //! Loads the model, then turns the loop: gather frames, step, launch, report, wait.
 
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::TryRecvError;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, PROTOCOL, ToWorker, WorkerSpec};
-use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
+use minisgl_sched::{BeginError, Driver, Event, Executor, SchedConfig, Scheduler};
 
 use super::link::{self, Incoming, Link};
 
@@ -16,6 +16,14 @@ const DISABLE_OVERLAP: &str = "MINISGL_DISABLE_OVERLAP_SCHEDULING";
 
 /// Frames taken in before a step, at most: a flood of submissions must not hold up running rows.
 const FRAMES_PER_STEP_MAX: usize = 256;
+
+/// A worker checks its accounting when it has been idle for this long, once until it has worked again: not when it falls
+/// idle, which is just before the only user's next request.
+const CHECK_AFTER: Duration = Duration::from_secs(10);
+
+/// Pages beyond which it does not: the check takes some 20 ns a page, in which no request is taken, and so 20 ms at
+/// most.
+const CHECKED_PAGES_MAX: u32 = 1 << 20;
 
 /// Serves one model over `stream` until it is drained or the daemon is gone.
 ///
@@ -35,7 +43,7 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&WorkerSpec)) -> anyho
         Ok((driver, info)) => {
             link.send(FromWorker::Ready(Box::new(info)));
             let started = Instant::now();
-            let mut worker = Worker { link, driver, started, reported: 0, closed: false };
+            let mut worker = Worker::new(link, driver, started);
             let ended = worker.run();
             if ended.is_err() {
                 // Giving up what a broken GPU holds may take for ever; it ends with the process.
@@ -78,6 +86,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
         pages: engine.kv_pages,
         page_size: engine.page_size,
         max_running: options.max_running,
+        penalised_max: engine.penalised_max,
         max_waiting: options.max_waiting,
         chunk_tokens: engine.chunk_tokens,
         scored_max: engine.scored_max,
@@ -117,17 +126,39 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
 }
 
 /// The scheduler thread.
-struct Worker {
+struct Worker<E> {
     link: Link,
-    driver: Driver<Engine>,
+    driver: Driver<E>,
     started: Instant,
     /// Steps that the daemon was told of.
     reported: u64,
     /// The daemon hung up.
     closed: bool,
+    /// Since when there has been nothing to do; pings do not count.
+    idle_since: Option<Instant>,
+    /// Something has happened since the accounting was last checked.
+    unchecked: bool,
+    /// See [`CHECK_AFTER`].
+    check_after: Duration,
+    /// How often the accounting was checked.
+    checks: u64,
 }
 
-impl Worker {
+impl<E: Executor> Worker<E> {
+    fn new(link: Link, driver: Driver<E>, started: Instant) -> Worker<E> {
+        Worker {
+            link,
+            driver,
+            started,
+            reported: 0,
+            closed: false,
+            idle_since: None,
+            unchecked: false,
+            check_after: CHECK_AFTER,
+            checks: 0,
+        }
+    }
+
     fn run(&mut self) -> anyhow::Result<()> {
         while !self.driver.scheduler().is_drained() {
             let events = self.gather()?;
@@ -144,14 +175,12 @@ impl Worker {
     fn gather(&mut self) -> anyhow::Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.driver.is_idle() {
-            // Idle is when wrong accounting would show.
-            self.driver.scheduler_mut().check_integrity().context("a bug in minisgld")?;
-            let first = self.link.inbox.recv()?;
-            events.extend(self.accept(first));
+            let first = self.next_when_idle()?;
+            events.extend(self.accept(first)?);
         }
         for _ in 0..FRAMES_PER_STEP_MAX {
             match self.link.inbox.try_recv() {
-                Ok(incoming) => events.extend(self.accept(incoming)),
+                Ok(incoming) => events.extend(self.accept(incoming)?),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.closed = true;
@@ -159,12 +188,37 @@ impl Worker {
                 }
             }
         }
+        if !events.is_empty() {
+            self.idle_since = None;
+            self.unchecked = true;
+        }
         Ok(events)
     }
 
+    /// Waits for a frame. While none comes is when wrong accounting would show.
+    fn next_when_idle(&mut self) -> anyhow::Result<Incoming> {
+        let since = *self.idle_since.get_or_insert_with(Instant::now);
+        let few = self.driver.scheduler().config().pages <= CHECKED_PAGES_MAX;
+        if self.unchecked && few {
+            let left = self.check_after.saturating_sub(since.elapsed());
+            match self.link.inbox.recv_timeout(left) {
+                Err(RecvTimeoutError::Timeout) => {
+                    self.driver.scheduler_mut().check_integrity().context("a bug in minisgld")?;
+                    self.unchecked = false;
+                    self.checks += 1;
+                }
+                told => return Ok(told?),
+            }
+        }
+        Ok(self.link.inbox.recv()?)
+    }
+
     /// What a frame means to the scheduler, if anything.
-    fn accept(&mut self, incoming: Incoming) -> Option<Event> {
-        match incoming {
+    ///
+    /// # Errors
+    /// The worker cannot go on.
+    fn accept(&mut self, incoming: Incoming) -> anyhow::Result<Option<Event>> {
+        Ok(match incoming {
             Incoming::Frame(ToWorker::Submit(submit)) => Some(Event::Submit(submit)),
             Incoming::Frame(ToWorker::Abort(id)) => Some(Event::Abort(id)),
             Incoming::Frame(ToWorker::Flush) => Some(Event::Flush),
@@ -182,14 +236,19 @@ impl Worker {
                 self.closed = true;
                 None
             }
-        }
+            Incoming::Unsendable(why) => bail!(why),
+        })
     }
 
     /// One turn: step n + 1 is planned while n runs, then the results of n are waited for.
     fn turn(&mut self, events: Vec<Event>) -> anyhow::Result<()> {
         let now_s = self.started.elapsed().as_secs_f64();
         let changed = !events.is_empty();
-        let step = self.driver.begin(events, now_s)?;
+        let (step, broken) = match self.driver.begin(events, now_s) {
+            Ok(step) => (step, None),
+            // What the step before brought is told first: its requests may have ended with it.
+            Err(BeginError { step, error }) => (*step, Some(error)),
+        };
         for pages in step.flushed {
             self.link.send(FromWorker::Flushed { pages });
         }
@@ -202,7 +261,10 @@ impl Worker {
             self.reported = stats.steps;
             self.link.send(FromWorker::Step { events: step.token_events, stats });
         }
-        self.driver.finish()?;
+        match broken {
+            Some(error) => return Err(error.into()),
+            None => self.driver.finish()?,
+        }
         Ok(())
     }
 }
@@ -212,7 +274,8 @@ mod tests {
     use std::io::{Read, Write};
 
     use minisgl_proto::frame::{self, HEADER_BYTES};
-    use minisgl_proto::{RequestId, SamplingParams, StopParams, Submit};
+    use minisgl_proto::{RequestId, Sampled, SamplingParams, StopParams, Submit};
+    use minisgl_sched::{ExecutorError, Plan, StepOutput};
 
     use super::*;
 
@@ -283,5 +346,110 @@ mod tests {
         assert_eq!(counts[counts.len() - 12..], (0..12).collect::<Vec<u64>>()[..]);
         send(&mut daemon, &ToWorker::Drain);
         thread.join().unwrap().unwrap();
+    }
+
+    /// Samples token 5 for every row.
+    struct Fives(std::collections::VecDeque<Plan>);
+
+    impl Executor for Fives {
+        fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
+            self.0.push_back(plan);
+            Ok(())
+        }
+
+        fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+            let plan = self.0.pop_front().unwrap();
+            let sampled = plan.rows.iter().filter(|row| row.is_sampled());
+            let sampled = sampled.map(|_| Sampled { token: 5, logprob: None, top: Vec::new() });
+            Ok(StepOutput { step: plan.step, sampled: sampled.collect(), step_s: 0.0 })
+        }
+    }
+
+    /// How often a worker checks that serves a request, then nothing but pings for a while, then is drained.
+    fn checks(pages: u32, check_after: Duration, idle: Duration) -> u64 {
+        let (mut daemon, stream) = UnixStream::pair().unwrap();
+        let scheduler = Scheduler::new(SchedConfig {
+            pages,
+            page_size: 4,
+            max_running: 4,
+            penalised_max: 4,
+            max_waiting: 4,
+            chunk_tokens: 16,
+            scored_max: 8,
+            max_len: 128,
+            vocab_size: 100,
+            eos_token_ids: vec![],
+            cache: minisgl_proto::CacheMode::Radix,
+            overlap: true,
+        });
+        let driver = Driver::new(scheduler.unwrap(), Fives(std::collections::VecDeque::new()));
+        let link = Link::over(stream).unwrap();
+        let mut worker = Worker { check_after, ..Worker::new(link, driver, Instant::now()) };
+        let thread = std::thread::spawn(move || {
+            worker.run().unwrap();
+            worker.checks
+        });
+        send(
+            &mut daemon,
+            &ToWorker::Submit(Submit {
+                id: RequestId(1),
+                prompt: vec![5; 4],
+                generated: Vec::new(),
+                sampling: SamplingParams::default(),
+                stop: StopParams { max_tokens: 2, ..StopParams::default() },
+                priority: 0,
+            }),
+        );
+        let ended = |frame: FromWorker| match frame {
+            FromWorker::Step { events, .. } => events.iter().any(|event| event.finish.is_some()),
+            other => panic!("{other:?}"),
+        };
+        while !ended(receive(&mut daemon)) {}
+        let began = Instant::now();
+        for nonce in 0.. {
+            send(&mut daemon, &ToWorker::Ping(nonce));
+            while !matches!(receive(&mut daemon), FromWorker::Pong(_)) {}
+            if began.elapsed() > idle {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        send(&mut daemon, &ToWorker::Drain);
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn accounting_is_checked_once_after_a_while_and_pings_are_no_work() {
+        let (soon, hour) = (Duration::from_millis(50), Duration::from_secs(3600));
+        assert_eq!(checks(64, soon, 10 * soon), 1);
+        assert_eq!(checks(64, hour, soon), 0, "not as it falls idle");
+        assert_eq!(checks(CHECKED_PAGES_MAX + 1, soon, 4 * soon), 0, "too long a walk");
+    }
+
+    #[test]
+    fn a_frame_that_cannot_be_sent_ends_the_worker() {
+        let (sender, inbox) = std::sync::mpsc::sync_channel(1);
+        sender.send(Incoming::Unsendable("a frame is too large".to_owned())).unwrap();
+        let (_daemon, stream) = UnixStream::pair().unwrap();
+        let mut link = Link::over(stream).unwrap();
+        link.inbox = inbox;
+        let config = SchedConfig {
+            pages: 4,
+            page_size: 4,
+            max_running: 1,
+            penalised_max: 1,
+            max_waiting: 1,
+            chunk_tokens: 4,
+            scored_max: 1,
+            max_len: 8,
+            vocab_size: 9,
+            eos_token_ids: vec![],
+            cache: minisgl_proto::CacheMode::Radix,
+            overlap: true,
+        };
+        let fives = Fives(std::collections::VecDeque::new());
+        let driver = Driver::new(Scheduler::new(config).unwrap(), fives);
+        let ended = Worker::new(link, driver, Instant::now()).run();
+        assert_eq!(ended.unwrap_err().to_string(), "a frame is too large");
     }
 }

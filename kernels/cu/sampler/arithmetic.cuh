@@ -7,7 +7,9 @@
 namespace minisgl {
 
 constexpr uint64_t ONE = 1ull << 40;  // The weight of the most likely token.
-constexpr uint32_t TOKEN_BITS = 18, TOKEN_MASK = (1u << TOKEN_BITS) - 1, RANK_BITS = 32 + TOKEN_BITS;
+constexpr uint32_t TOKEN_BITS = 19, TOKEN_MASK = (1u << TOKEN_BITS) - 1, RANK_BITS = 32 + TOKEN_BITS;
+// Beside the best rank of a row whose logits are not all numbers: above every rank, so that it is the highest of all.
+constexpr uint64_t NOT_A_NUMBER = 1ull << RANK_BITS;
 
 // A weight before its floor, over 2^40: exp(x) for x <= 0; under 2^-40 below -27.5 and for NaN. The scheme
 // of `expf` in Moshier's Cephes library: x = n ln 2 + r, exp(r) by a polynomial.
@@ -81,7 +83,7 @@ struct Divisor {
   }
 };
 
-// A logit and its token as one integer of 50 bits: the larger logit is larger, then the lower token.
+// A logit and its token as one integer of RANK_BITS: the larger logit is larger, then the lower token.
 __device__ __forceinline__ uint64_t rank_of_token(float logit, uint32_t token) {
   return static_cast<uint64_t>(order_key(logit)) << TOKEN_BITS | (TOKEN_MASK - token);
 }

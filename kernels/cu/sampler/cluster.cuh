@@ -47,7 +47,7 @@ struct Cluster {
 #endif
 };
 
-// Sum over a warp of numbers that add up to less than 2^58; every lane gets it.
+// Sum over a warp of numbers that add up to less than 2^59; every lane gets it.
 __device__ __forceinline__ uint64_t sum_warp(uint64_t x) {
   const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(x) & 0x7ffffffu);
   const uint32_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(x >> 27));

@@ -2,7 +2,7 @@
 //
 // A histogram over the distance from the highest logit finds the bin in which the wanted sum is reached;
 // the few tokens in that bin are ranked one against the other. Where they are many (equal logits), or
-// the temperature is out of the ordinary, a radix descent over the 50 bits of a rank does it all.
+// the temperature is out of the ordinary, a radix descent over the bits of a rank does it all.
 #pragma once
 
 #include "list.cuh"
@@ -10,7 +10,8 @@
 namespace minisgl {
 
 constexpr uint32_t DIGIT_BITS = 10, BINS = 1u << DIGIT_BITS, NO_BIN = BINS, PICK_MAX = 256;
-static_assert(BINS % THREADS_MAX == 0 && RANK_BITS % DIGIT_BITS == 0);
+constexpr uint32_t DESCENT_BITS = (RANK_BITS + DIGIT_BITS - 1) / DIGIT_BITS * DIGIT_BITS;
+static_assert(BINS % THREADS_MAX == 0 && DESCENT_BITS < 64);
 
 struct Filter {
   uint32_t low[BINS], high[BINS];  // A histogram of 64-bit sums; 32-bit atomics are the fast ones.
@@ -117,8 +118,8 @@ struct Filter {
   __device__ __forceinline__ uint64_t descend(const Part& part, Exchange& exchange, uint32_t& round, Measure measure,
                                            Want want) {
     uint64_t prefix = 0;
-    for (int shift = RANK_BITS - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
-      const bool top = shift == RANK_BITS - DIGIT_BITS;
+    for (int shift = DESCENT_BITS - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
+      const bool top = shift == DESCENT_BITS - DIGIT_BITS;
       const uint64_t still = need;
       const auto digit = [&](uint32_t i) -> uint32_t {
         const uint64_t rank = part.rank(i);

@@ -24,6 +24,13 @@ struct Part {
   __device__ uint32_t begin() const { return min(threadIdx.x * each_thread, padded); }
   __device__ uint32_t end() const { return min(begin() + each_thread, padded); }
 
+  // The larger one; NaN if either is, of which fmaxf() says nothing.
+  __device__ static __forceinline__ float max_or_nan(float a, float b) {
+    float highest;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(highest) : "f"(a), "f"(b));
+    return highest;
+  }
+
   // Calls f(i) for each token of this thread.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
@@ -66,16 +73,21 @@ struct Part {
     __syncthreads();
   }
 
-  // The highest logit of this warp and the lowest token that has it, as a rank. If that logit is +inf,
-  // it passes for the largest finite one, and the token is too high if that too is in the row.
+  // The highest logit of this warp and the lowest token that has it, as a rank, with NOT_A_NUMBER if a logit is NaN. If
+  // that logit is +inf, it passes for the largest finite one, and the token is too high if that too is in the row.
   __device__ __forceinline__ uint64_t best_of_warp() const {
     float highest = -INFINITY;
     uint32_t at = 0;
+    bool numbers = true;
     each_four([&](uint32_t i, const float4& four) {
-      const float of_four = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));  // fmaxf ignores NaN.
-      if (of_four > highest) {
-        highest = of_four;
-        at = i;
+      const float of_four = max_or_nan(max_or_nan(four.x, four.y), max_or_nan(four.z, four.w));
+      if (!(of_four <= highest)) {
+        if (of_four > highest) {
+          highest = of_four;
+          at = i;
+        } else {
+          numbers = false;
+        }
       }
     });
     const uint32_t key = order_key(clean(highest)), highest_key = __reduce_max_sync(~0u, key);
@@ -85,7 +97,8 @@ struct Part {
       token = first + at;
     }
     const uint32_t lowest = __reduce_min_sync(~0u, token);
-    return uint64_t(highest_key) << TOKEN_BITS | (TOKEN_MASK - min(lowest, TOKEN_MASK));
+    const uint64_t flag = __all_sync(~0u, numbers) ? 0 : NOT_A_NUMBER;
+    return flag | uint64_t(highest_key) << TOKEN_BITS | (TOKEN_MASK - min(lowest, TOKEN_MASK));
   }
 
   // Sum of this thread's weights, exp((z - highest) / by). Shared memory only: there each thread has the

@@ -1,5 +1,6 @@
 // From logits to one token, as the CPU sampler defines it, and with the same result to the bit.
 //
+//   0 a NaN, or nothing above -inf: the token is -1, the log-probability NaN
 //   1 clean the logits         2 log-probabilities, where a token that is given ends
 //   3 bias, penalties, bans
 //   4 the first of the ranking (larger logit, then lower token): greedy ends here
@@ -185,6 +186,14 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
     return team.max(Exchange::max_of(best_of_warp));
   };
   uint64_t best = rank_all();
+  // 0. Nothing to sample from: no token, and none is counted.
+  if (best >= NOT_A_NUMBER || logit_of(best) == -INFINITY) {
+    if (Cluster::rank() == 0 && threadIdx.x == 0) {
+      if (!(static_cast<uint32_t>(row.given) < a.vocab)) a.tokens[row.out] = -1;
+      if (row.logprobs >= 0) a.logprob[row_at] = NAN;
+    }
+    return;
+  }
   if (logit_of(best) == FLOAT_MAX) {
     part.tidy();
     best = rank_all();

@@ -119,7 +119,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   }
 }
 
-#else  // Older GPUs use skinny_direct.
+#else  // No older GPU is given this.
 
 template <int TILES, int STEPS>
 __device__ __forceinline__ void skinny(const minisgl_skinny_args&) {

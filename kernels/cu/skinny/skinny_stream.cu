@@ -3,7 +3,7 @@
 //   out[m, n] = x[m, k] * weight[n, k]^T                  x = rms_norm(residual) * norm_weight, if asked for
 //   then: + bias, or as f32, or out += , or silu(gate) * up
 //
-// Shapes: bf16, f32 sums; m up to 64. Bytes moved: 2 n k (and 2 k + 2 n for each row of x); FLOPs 2 m n k.
+// Shapes: bf16, f32 sums; m up to 16. Bytes moved: 2 n k (and 2 k + 2 n for each row of x); FLOPs 2 m n k.
 // Bound: read bandwidth.
 //
 // A block owns TILES * 16 rows of the weight at a time. One producer warp copies them into a ring in shared
@@ -28,7 +28,7 @@ __device__ __forceinline__ void consumers_meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
 }
 
-// How shared memory is laid out; `skinny.rs` counts the same bytes.
+// How shared memory is laid out; src/ops/skinny/cut.rs counts the same bytes.
 //   ring     [stages][16 * TILES (+ m)] rows of `pitch` bytes
 //   x        [m] rows of `x_pitch` bytes, if resident
 //   norm     [k] bf16, if there is a norm
@@ -232,7 +232,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   }
 }
 
-#else  // Older GPUs use skinny_direct.
+#else  // No older GPU is given this.
 
 template <int GROUPS, int TILES>
 __device__ __forceinline__ void skinny(const minisgl_skinny_args&) {
@@ -250,7 +250,3 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args&) {
 SKINNY(1, 1)
 SKINNY(2, 1)
 SKINNY(2, 2)
-SKINNY(4, 1)
-SKINNY(4, 2)
-SKINNY(8, 1)
-SKINNY(8, 2)

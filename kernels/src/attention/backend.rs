@@ -1,7 +1,4 @@
-//! Which backend serves which rows: `--attn PREFILL,DECODE`.
-
-use std::fmt;
-use std::str::FromStr;
+//! Which backend serves which rows. How a choice is written (`--attn PREFILL,DECODE`) is `proto`'s.
 
 use super::{
     AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttention,
@@ -25,15 +22,6 @@ impl Backend {
     }
 }
 
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Backend::Fi => "fi",
-            Backend::Fa => "fa",
-        })
-    }
-}
-
 /// What was asked for; `None` leaves the choice to what is faster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
@@ -41,28 +29,6 @@ pub struct Backends {
     pub prefill: Option<Backend>,
     /// For decode rows.
     pub decode: Option<Backend>,
-}
-
-/// A choice that is none.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{0:?} names no attention backends: \"auto\", \"fi\" or \"fa\", or two of them as \"prefill,decode\""
-)]
-pub struct BackendsError(String);
-
-impl FromStr for Backends {
-    type Err = BackendsError;
-
-    fn from_str(text: &str) -> Result<Backends, BackendsError> {
-        let one = |name: &str| match name.trim() {
-            "auto" => Ok(None),
-            "fi" => Ok(Some(Backend::Fi)),
-            "fa" => Ok(Some(Backend::Fa)),
-            _ => Err(BackendsError(text.into())),
-        };
-        let (prefill, decode) = text.split_once(',').unwrap_or((text, text));
-        Ok(Backends { prefill: one(prefill)?, decode: one(decode)? })
-    }
 }
 
 /// Prefill rows, by the backend that was asked for or the one that is faster for a step.
@@ -147,24 +113,5 @@ impl Prefill {
             (Backend::Fa, _, Some(fa)) => unsafe { fa.launch(device, args) },
             _ => Ok(()), // `new` makes what `plan` chooses.
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_choice_is_one_name_or_two() {
-        let parsed =
-            |text: &str| text.parse::<Backends>().ok().map(|both| (both.prefill, both.decode));
-        assert_eq!(parsed("fa,fi"), Some((Some(Backend::Fa), Some(Backend::Fi))));
-        assert_eq!(parsed("fi"), Some((Some(Backend::Fi), Some(Backend::Fi))));
-        assert_eq!(parsed("auto, fa"), Some((None, Some(Backend::Fa))));
-        assert_eq!(parsed("auto"), Some((None, None)));
-        assert_eq!(parsed("fa3"), None);
-        assert_eq!(parsed("fa,"), None);
-        let said = "fa,trtllm".parse::<Backends>().unwrap_err().to_string();
-        assert!(said.contains("\"fa,trtllm\""), "{said}");
     }
 }

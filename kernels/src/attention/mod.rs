@@ -26,7 +26,7 @@ mod work;
 
 use half::bf16;
 
-pub use backend::{Backend, Backends, BackendsError, Prefill};
+pub use backend::{Backend, Backends, Prefill};
 pub use decode::{DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput};
 pub use decode_plan::{DecodePlanner, DecodeTuning};
 pub use fa::PagedPrefill;

@@ -2,7 +2,6 @@
 
 use half::bf16;
 
-use crate::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
 use crate::{Array, ArrayMut};
 
 /// What a product is prepared for.
@@ -81,16 +80,5 @@ impl GemmArgs<'_> {
             GemmOut::AddTo(_) => GemmKind::AddTo,
         };
         GemmShape { m: self.m, n: self.n, k: self.k, bias: self.bias.is_some(), kind }
-    }
-
-    /// The same product with another weight, for few rows.
-    pub(super) fn skinny<'b>(&'b mut self, weight: Array<'b, bf16>) -> SkinnyGemm<'b> {
-        let out = match &mut self.out {
-            GemmOut::Bf16(out) => SkinnyOut::Bf16 { out: out.reborrow(), bias: self.bias },
-            GemmOut::F32(out) => SkinnyOut::F32(out.reborrow()),
-            GemmOut::AddTo(out) => SkinnyOut::AddTo(out.reborrow()),
-        };
-        let input = SkinnyInput::Plain(self.x);
-        SkinnyGemm { input, weight, out, m: self.m, n: self.n, k: self.k }
     }
 }

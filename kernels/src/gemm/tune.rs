@@ -10,14 +10,13 @@ use super::plan::Plan;
 use super::tuned::{self, Tuned};
 use super::{Call, Gemm, GemmArgs, GemmError, GemmShape, time};
 use crate::check::Check;
-use crate::ops::SkinnyGemm;
 use crate::{Array, Device};
 
 /// Algorithms timed for a shape.
 const CANDIDATES_MAX: usize = 16;
 
 /// First line of what [`Gemm::save`] writes, before library version and GPU.
-const SAVE_HEADER: &str = "minisgl-gemm 2";
+const SAVE_HEADER: &str = "minisgl-gemm 3";
 
 /// What tuning a shape found.
 #[derive(Clone, Copy, Debug)]
@@ -26,16 +25,14 @@ pub struct Tuning {
     pub first_s: f64,
     /// Seconds of the fastest of its algorithms.
     pub best_s: f64,
-    /// Seconds of [`SkinnyGemm`], for few rows.
-    pub skinny_s: Option<f64>,
     /// Algorithms timed.
     pub tried: usize,
 }
 
 impl Gemm {
-    /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape; for up to
-    /// [`SkinnyGemm::ROWS_MAX`] rows [`SkinnyGemm`] too. `args` writes its output many times; `weights`, all like
-    /// `args.weight`, are read in turn, so that the cache is as cold as in a model with many layers.
+    /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape. `args` writes its output many
+    /// times; `weights`, all like `args.weight`, are read in turn, so that the cache is as cold as in a model with many
+    /// layers.
     ///
     /// The likely best come first; after `budget` no other algorithm is tried. One shape takes some
     /// milliseconds.
@@ -45,7 +42,7 @@ impl Gemm {
     pub fn tune(
         &mut self,
         device: &Device,
-        mut args: GemmArgs<'_>,
+        args: GemmArgs<'_>,
         weights: &[Array<'_, bf16>],
         budget: Duration,
     ) -> Result<Tuning, GemmError> {
@@ -85,37 +82,16 @@ impl Gemm {
             status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
         };
         let first_s = first_s.ok_or_else(none)?;
-        let skinny_s = (1..=SkinnyGemm::ROWS_MAX)
-            .contains(&args.m)
-            .then(|| {
-                time::time(device, calls.len(), f64::INFINITY, |i| {
-                    let weight = if i == 0 { args.weight } else { weights[i - 1] };
-                    Ok(args.skinny(weight).launch(device)?)
-                })
-            })
-            .transpose()?;
         let nanos = |seconds: f64| (seconds * 1e9).min(f64::from(u32::MAX)) as u32;
-        self.tuned.insert(
-            shape,
-            Tuned { algorithm: best.1, nanos: nanos(best.0), skinny_nanos: skinny_s.map(nanos) },
-        );
+        self.tuned.insert(shape, Tuned { algorithm: best.1, nanos: nanos(best.0) });
         self.plans.remove(&shape);
         self.prepare(device, shape)?;
-        Ok(Tuning { first_s, best_s: best.0, skinny_s, tried })
+        Ok(Tuning { first_s, best_s: best.0, tried })
     }
 
     /// Whether [`Gemm::tune`] or [`Gemm::restore`] has an answer for `shape`.
     pub fn is_tuned(&self, shape: GemmShape) -> bool {
         self.tuned.contains_key(&shape)
-    }
-
-    /// Whether [`SkinnyGemm`] computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
-    /// that it would make superfluous. False where it was not timed.
-    pub fn prefers_skinny(&self, shape: GemmShape, saved: Duration) -> bool {
-        self.tuned.get(&shape).is_some_and(|tuned| {
-            let saved = saved.as_nanos().min(u128::from(u32::MAX)) as u32;
-            tuned.skinny_nanos.is_some_and(|skinny| skinny < tuned.nanos.saturating_add(saved))
-        })
     }
 
     /// What was tuned, for [`Gemm::restore`] on the same GPU with the same library.

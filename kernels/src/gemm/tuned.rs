@@ -10,25 +10,21 @@ pub(super) struct Tuned {
     pub(super) algorithm: Algorithm,
     /// What it takes, in nanoseconds.
     pub(super) nanos: u32,
-    /// What [`SkinnyGemm`](crate::ops::SkinnyGemm) takes, where it was timed.
-    pub(super) skinny_nanos: Option<u32>,
 }
 
-/// A tuned shape as a line: m n k bias kind, nanoseconds (`-` where not timed), and the algorithm's words in
-/// hexadecimal.
+/// A tuned shape as a line: m n k bias kind, nanoseconds, and the algorithm's words in hexadecimal.
 pub(super) fn line((shape, tuned): (&GemmShape, &Tuned)) -> String {
     let &GemmShape { m, n, k, bias, kind } = shape;
-    let Tuned { algorithm, nanos, skinny_nanos } = tuned;
-    let skinny = skinny_nanos.map_or_else(|| "-".into(), |nanos| nanos.to_string());
+    let Tuned { algorithm, nanos } = tuned;
     let words: Vec<String> = algorithm.data.iter().map(|word| format!("{word:016x}")).collect();
     let (bias, kind) = (u8::from(bias), kind.name());
-    format!("{m} {n} {k} {bias} {kind} {nanos} {skinny} {}\n", words.join(" "))
+    format!("{m} {n} {k} {bias} {kind} {nanos} {}\n", words.join(" "))
 }
 
 /// The reverse of [`line`].
 pub(super) fn parse(line: &str) -> Option<(GemmShape, Tuned)> {
     let words: Vec<&str> = line.split(' ').collect();
-    let [m, n, k, bias, kind, nanos, skinny, rest @ ..] = &words[..] else { return None };
+    let [m, n, k, bias, kind, nanos, rest @ ..] = &words[..] else { return None };
     let bias = match *bias {
         "0" => false,
         "1" => true,
@@ -36,14 +32,10 @@ pub(super) fn parse(line: &str) -> Option<(GemmShape, Tuned)> {
     };
     let kind = GemmKind::ALL.into_iter().find(|of| of.name() == *kind)?;
     let (m, n, k) = (m.parse().ok()?, n.parse().ok()?, k.parse().ok()?);
-    let skinny_nanos = match *skinny {
-        "-" => None,
-        nanos => Some(nanos.parse().ok()?),
-    };
     let data: Vec<u64> =
         rest.iter().map(|word| u64::from_str_radix(word, 16)).collect::<Result<_, _>>().ok()?;
     let algorithm = Algorithm { data: data.try_into().ok()? };
-    let tuned = Tuned { algorithm, nanos: nanos.parse().ok()?, skinny_nanos };
+    let tuned = Tuned { algorithm, nanos: nanos.parse().ok()? };
     Some((GemmShape { m, n, k, bias, kind }, tuned))
 }
 
@@ -54,9 +46,9 @@ mod tests {
     #[test]
     fn a_line_reads_back_and_a_damaged_one_does_not() {
         let algorithm = Algorithm { data: [1, 2, 3, u64::MAX, 5, 6, 7, 0] };
-        for (kind, skinny_nanos) in [(GemmKind::AddTo, Some(4_321)), (GemmKind::F32, None)] {
+        for kind in GemmKind::ALL {
             let shape = GemmShape { m: 5, n: 4096, k: 1024, bias: true, kind };
-            let tuned = Tuned { algorithm, nanos: 5_678, skinny_nanos };
+            let tuned = Tuned { algorithm, nanos: 5_678 };
             let text = line((&shape, &tuned));
             assert_eq!(parse(text.trim_end()), Some((shape, tuned)));
             let word_lost = text.trim_end().rsplit_once(' ').unwrap().0;

@@ -15,7 +15,7 @@ pub use dummy::DummyFill;
 pub use embedding::Embedding;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
-pub(crate) use sample::Cut;
+pub(crate) use sample::{Cut, CutLimits, FEW_ROWS};
 pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 pub use silu_mul::SiluMul;
 pub use skinny::{Inboxes, SkinnyGemm, SkinnyInput, SkinnyOut};

@@ -9,8 +9,8 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// The kernel ranks a token by 18 bits of its id.
-pub const VOCAB_MAX: usize = 1 << 18;
+/// The kernel ranks a token by 19 bits of its id, and adds up weights of at most 2^40 in 59 bits.
+pub const VOCAB_MAX: usize = (1 << 19) - 1;
 
 /// Logits for which another block is worth its cost.
 const PART_WORTH: usize = 4096;
@@ -19,12 +19,37 @@ const PART_WORTH: usize = 4096;
 /// multiprocessors over, and then more are quicker.
 const THREADS: usize = 256;
 const THREADS_FOR_FEW: usize = 512;
-const FEW_ROWS: usize = 8;
+pub(crate) const FEW_ROWS: usize = 8;
 
 /// Bytes of logits a GPU reads in a clock, roughly: the first copies of many rows follow each other so.
 const BYTES_PER_CLOCK: usize = 2048;
 
+/// What a GPU offers to the sampler; of several that draw together, what all of them offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CutLimits {
+    /// Blocks of the largest cluster; 1 where there are none.
+    pub(crate) cluster_max: u32,
+    /// Dynamic shared memory of a block.
+    pub(crate) shared_bytes_max: u32,
+}
+
+impl CutLimits {
+    pub(crate) fn of(device: &Device) -> CutLimits {
+        let (cluster_max, shared_bytes_max) = (device.cluster_max(), device.shared_bytes_max());
+        CutLimits { cluster_max, shared_bytes_max }
+    }
+
+    /// What each of `all` offers: a GPU with multiprocessors switched off may have smaller clusters than its like.
+    pub(crate) fn least(all: impl IntoIterator<Item = CutLimits>) -> Option<CutLimits> {
+        all.into_iter().reduce(|a, b| CutLimits {
+            cluster_max: a.cluster_max.min(b.cluster_max),
+            shared_bytes_max: a.shared_bytes_max.min(b.shared_bytes_max),
+        })
+    }
+}
+
 /// How a row is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
     /// Blocks of a row.
     pub(crate) cluster: u32,
@@ -40,8 +65,8 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Of `rows` rows of which a GPU has `columns`, beside those that the other `ranks` have.
-    pub(crate) fn new(device: &Device, rows: usize, columns: usize, ranks: usize) -> Cut {
-        let most = device.cluster_max() as usize;
+    pub(crate) fn new(limits: CutLimits, rows: usize, columns: usize, ranks: usize) -> Cut {
+        let most = limits.cluster_max as usize;
         let cluster_of = |rows: usize| {
             // What waits for other GPUs is quicker with more rows at once.
             let fewer = (most / ranks.next_power_of_two()).max(1);
@@ -64,7 +89,7 @@ impl Cut {
             threads: threads as u32,
             part: part_of(rows) as u32,
             stagger,
-            in_shared: longest * size_of::<f32>() <= device.shared_bytes_max() as usize,
+            in_shared: longest * size_of::<f32>() <= limits.shared_bytes_max as usize,
         }
     }
 
@@ -81,12 +106,15 @@ impl Cut {
 
 /// Length of [`Sample::scratch`] for `rows` rows: 0 where a row fits in shared memory.
 pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: usize) -> usize {
-    if Cut::new(device, rows, vocab, 1).in_shared { 0 } else { rows * stride }
+    if Cut::new(CutLimits::of(device), rows, vocab, 1).in_shared { 0 } else { rows * stride }
 }
 
 /// Draws one token a row as [`SampleRow`] says, writes it to `tokens[row.out]`, and counts it in the row's
-/// table of `marks`; a row whose token is given gets its log-probability alone. Given the same logits, the same token as the CPU sampler, to the bit: whole
-/// numbers and unfused f32 operations in a fixed order.
+/// table of `marks`; a row whose token is given gets its log-probability alone. Given the same logits, the same token as
+/// the CPU sampler, to the bit: whole numbers and unfused f32 operations in a fixed order.
+///
+/// Of a row with a NaN, or without a logit above -inf, the token is -1 and the log-probability, where asked for, NaN;
+/// nothing else is written or counted.
 ///
 /// Moves `4 * rows * vocab` bytes; bound by read bandwidth and the arithmetic of the exponentials.
 pub struct Sample<'a> {
@@ -102,12 +130,12 @@ pub struct Sample<'a> {
     pub marks: ArrayMut<'a, u32>,
     /// See [`sample_scratch_len`].
     pub scratch: ArrayMut<'a, f32>,
-    /// What is sampled.
+    /// What is sampled; -1 where there is nothing to sample from.
     pub tokens: ArrayMut<'a, i32>,
     /// Log-probability of the sampled or given token under the raw logits, where asked for, `[rows]`.
     pub logprob: ArrayMut<'a, f32>,
     /// Most likely tokens under the raw logits, where asked for, most likely first, `[rows, top_max]`; -1
-    /// past the end of the vocabulary.
+    /// past the end of the vocabulary. Not written where there is nothing to sample from.
     pub top_tokens: ArrayMut<'a, i32>,
     /// Parallel to `top_tokens`.
     pub top_logprobs: ArrayMut<'a, f32>,
@@ -135,7 +163,7 @@ impl Sample<'_> {
         let (rows, vocab) = (self.rows, self.vocab);
         check
             .that(vocab <= stride, || format!("vocab is {vocab}, at most the stride, {stride}"))?;
-        let cut = Cut::new(device, rows, vocab, 1);
+        let cut = Cut::new(CutLimits::of(device), rows, vocab, 1);
         let logits = check.array("logits", &logits, &[rows, stride])?;
         let args = self.args(&check, logits, stride, &cut)?;
         let kernel = if cut.in_shared { Kernel::SampleShared } else { Kernel::SampleScratch };
@@ -222,5 +250,40 @@ impl HistoryReset<'_> {
         let grid = Grid::of_threads(self.tokens.len());
         // SAFETY: the struct is the kernel's, and its arrays were checked above.
         unsafe { check.launch(Kernel::HistoryReset, grid, &args) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_whose_gpus_differ_cut_rows_alike() {
+        let whole = CutLimits { cluster_max: 16, shared_bytes_max: 227 << 10 };
+        let less = CutLimits { cluster_max: 8, shared_bytes_max: 200 << 10 };
+        let agreed = CutLimits::least([whole, less, whole]).unwrap();
+        assert_eq!(agreed, less);
+        for rows in [1, FEW_ROWS + 1] {
+            let alone = [whole, less].map(|limits| Cut::new(limits, rows, 70_000, 2));
+            let together = Cut::new(agreed, rows, 70_000, 2);
+            assert!(together.cluster <= alone[0].cluster.min(alone[1].cluster));
+            assert!(together.cluster <= 8 && together.part * together.cluster >= 70_000);
+        }
+        // Blocks of a rank that cut its rows by itself would wait for ones that its peer does not have.
+        assert_ne!(Cut::new(whole, 1, 70_000, 2), Cut::new(less, 1, 70_000, 2));
+        assert_eq!(CutLimits::least([]), None);
+    }
+
+    #[test]
+    fn the_largest_vocabulary_is_cut_up_on_every_gpu() {
+        for cluster_max in [1, 8, 16] {
+            let limits = CutLimits { cluster_max, shared_bytes_max: 227 << 10 };
+            for rows in [1, 9, 300] {
+                let cut = Cut::new(limits, rows, VOCAB_MAX, 1);
+                assert!(cut.part as usize * cut.cluster as usize >= VOCAB_MAX);
+                // A thread adds up no more weights than a 32-bit sum of 20 bits holds.
+                assert!(!cut.in_shared || cut.part / cut.threads <= 4095);
+            }
+        }
     }
 }

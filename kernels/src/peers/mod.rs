@@ -28,6 +28,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DriverError, sys};
 use half::bf16;
 
 use self::nccl::Nccl;
+use self::sample::Drawing;
 use self::window::Window;
 use crate::Device;
 use crate::abi::{Address, MAIL_CLUSTERS, Mail, PeersArgs, RANKS_MAX as RANKS};
@@ -151,6 +152,8 @@ pub struct Peers {
     next: usize,
     /// Multiprocessors of the GPU that has the fewest: all launch the same.
     multiprocessors: u32,
+    /// How rows are drawn together.
+    drawing: Drawing,
     windows: Arc<Vec<Window>>,
 }
 
@@ -236,6 +239,14 @@ impl Peers {
             );
             return Err(LaunchError::Argument { op: "peers", what }.into());
         }
+        let seats = devices.iter().map(|device| Seat {
+            gpu: device.stream().context().ordinal(),
+            name: device.name(),
+            capability: device.capability(),
+            has_clusters: device.has_clusters(),
+        });
+        alike(&seats.collect::<Vec<_>>())
+            .map_err(|what| LaunchError::Argument { op: "peers", what })?;
         let streams: Vec<Arc<CudaStream>> = devices.iter().map(|d| d.stream().clone()).collect();
         let ordinals: Vec<usize> = streams.iter().map(|s| s.context().ordinal()).collect();
         let reach = reach_each_other(&ordinals).map_err(driver("look at its peers"))?;
@@ -265,6 +276,9 @@ impl Peers {
             Err(error) if !direct => return Err(error),
             Ok(None) | Err(_) => devices.iter().map(|_| None).collect(),
         };
+        let sharing = ordinals.len().div_ceil(distinct.len().max(1)) as u32;
+        let drawing = Drawing::agreed(devices, &shape, sharing)
+            .map_err(driver("look at how many blocks run at once"))?;
         let shape = Arc::new(shape);
         let multiprocessors = devices.iter().map(|d| d.multiprocessors()).min().unwrap_or(1);
         let mut arrivals = [0; RANKS];
@@ -319,6 +333,7 @@ impl Peers {
                 ways,
                 next: 0,
                 multiprocessors,
+                drawing,
                 windows: windows.clone(),
                 shape: shape.clone(),
             })
@@ -361,8 +376,57 @@ impl Peers {
     }
 }
 
+/// A rank's GPU, as far as its peers must know it.
+struct Seat<'a> {
+    gpu: usize,
+    name: &'a str,
+    capability: (i32, i32),
+    has_clusters: bool,
+}
+
+/// Whether the GPUs run the same kernels: a rank that takes another way through a step than its peers waits for what does
+/// not come.
+fn alike(seats: &[Seat<'_>]) -> Result<(), String> {
+    let kind = |seat: &Seat<'_>| (seat.capability, seat.has_clusters);
+    let Some(first) = seats.first() else { return Ok(()) };
+    match seats.iter().find(|seat| kind(seat) != kind(first)) {
+        None => Ok(()),
+        Some(other) => {
+            let words = |seat: &Seat<'_>| {
+                let (major, minor) = seat.capability;
+                format!("GPU {} is {} (sm_{major}{minor})", seat.gpu, seat.name)
+            };
+            Err(format!(
+                "{} and {}: the ranks of one model run the same kernels; choose GPUs of one kind with --gpus",
+                words(first),
+                words(other)
+            ))
+        }
+    }
+}
+
 /// Up to so many rows are pushed where nothing was measured.
 const PUSH_ROWS: usize = 32;
 
 /// Up to so many bytes of a rank, more than two ranks sum in one shot.
 const ONE_SHOT_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unequal_gpus_are_refused_by_name() {
+        let h200 = |gpu| Seat { gpu, name: "NVIDIA H200", capability: (9, 0), has_clusters: true };
+        assert_eq!(alike(&[]), Ok(()));
+        assert_eq!(alike(&[h200(0), h200(3)]), Ok(()));
+        // A board of another size is another name, and the same kernels.
+        assert_eq!(alike(&[h200(0), Seat { name: "NVIDIA H100", ..h200(1) }]), Ok(()));
+        let a100 = Seat { gpu: 5, name: "NVIDIA A100", capability: (8, 0), has_clusters: false };
+        let told = alike(&[h200(2), h200(3), a100]).unwrap_err();
+        for part in ["GPU 2 is NVIDIA H200 (sm_90)", "GPU 5 is NVIDIA A100 (sm_80)", "--gpus"] {
+            assert!(told.contains(part), "{told}");
+        }
+        assert!(alike(&[h200(0), Seat { has_clusters: false, ..h200(1) }]).is_err());
+    }
+}

@@ -286,20 +286,12 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     show("layer: 4 small ops, 0.6B, warm", rows, bytes, seconds);
 }
 
-/// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt, the best of its algorithms, and the product for
-/// few rows.
+/// Layers of Qwen3-0.6B and 8B: the first guess of cuBLASLt and the best of its algorithms.
 fn gemm(gpu: &mut Gpu) {
     let mut gemm = Gemm::open(&gpu.device, None).unwrap();
     println!(
-        "{:<26} {:>5} {:>9} {:>9} {:>9} {:>8} {:>6} {:>8}",
-        "gemm (N, K), cold weights",
-        "rows",
-        "first/us",
-        "best/us",
-        "skinny",
-        "TB/s",
-        "tried",
-        "tune/ms"
+        "{:<26} {:>5} {:>9} {:>9} {:>8} {:>6} {:>8}",
+        "gemm (N, K), cold weights", "rows", "first/us", "best/us", "TB/s", "tried", "tune/ms"
     );
     let shapes = [
         ("0.6B qkv", 4096, 1024),
@@ -344,9 +336,8 @@ fn gemm(gpu: &mut Gpu) {
             let (millis, tried) = (began.elapsed().as_secs_f64() * 1e3, found.tried);
             let rate = (2 * (m * k + n * k + m * n)) as f64 / found.best_s / 1e12;
             let (first, best) = (found.first_s * 1e6, found.best_s * 1e6);
-            let skinny = found.skinny_s.map_or(String::new(), |s| format!("{:.2}", s * 1e6));
             println!(
-                "{name:<26} {m:>5} {first:>9.2} {best:>9.2} {skinny:>9} {rate:>8.3} {tried:>6} {millis:>8.1}"
+                "{name:<26} {m:>5} {first:>9.2} {best:>9.2} {rate:>8.3} {tried:>6} {millis:>8.1}"
             );
         }
     }

@@ -5,6 +5,9 @@ use minisgl_kernels::abi::SampleRow;
 /// 1 in the fixed point of weights.
 const ONE: u64 = 1 << 40;
 
+/// The token of a row that has nothing to sample from; -1 as the kernel writes it.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// Everything about a row that is not in its parameters.
 pub struct Extras<'a> {
     pub bias: &'a [(u32, f32)],
@@ -62,6 +65,9 @@ fn uniform(seed: u64, position: u32) -> u64 {
 }
 
 pub fn sample(logits: &[f32], row: &SampleRow, extras: &Extras<'_>) -> Sampled {
+    if logits.iter().any(|z| z.is_nan()) || logits.iter().all(|&z| z == f32::NEG_INFINITY) {
+        return Sampled { token: NO_TOKEN, logprob: f32::NAN, top: Vec::new() };
+    }
     let raw = cleaned(logits);
     let by_rank = |z: &[f32]| {
         let mut order: Vec<u32> = (0..z.len() as u32).collect();

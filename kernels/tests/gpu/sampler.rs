@@ -3,11 +3,11 @@
 use cudarc::driver::CudaSlice;
 use minisgl_kernels::Device;
 use minisgl_kernels::abi::SampleRow;
-use minisgl_kernels::ops::{HistoryReset, Sample, sample_scratch_len};
+use minisgl_kernels::ops::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 use minisgl_kernels::peers::{PeerShape, Peers, RANKS_MAX};
 
 use crate::peers::Group;
-use crate::reference::{self, Extras};
+use crate::reference::{self, Extras, NO_TOKEN};
 use crate::support::{Gpu, Random};
 
 /// Most likely tokens that a row of these tests can ask for.
@@ -25,7 +25,7 @@ pub fn vocabularies(gpu: &mut Gpu) {
     let vocabs: &[usize] = if gpu.small {
         &[1, 2, 513, 4097]
     } else {
-        &[1, 2, 7, 511, 512, 513, 4097, 8193, 32_000, 49_152, 128_256, 151_936, 262_144]
+        &[1, 2, 7, 511, 512, 513, 4097, 8193, 32_000, 49_152, 128_256, 151_936, 262_208, VOCAB_MAX]
     };
     for &vocab in vocabs {
         check(gpu, vocab, if vocab > 100_000 { 24 } else { 48 }, true);
@@ -69,21 +69,25 @@ pub fn history(gpu: &mut Gpu) {
     }
 }
 
-/// Logits in the shapes that matter: peaked, flat, tied, and with values no model should give.
+/// Logits in the shapes that matter: peaked, flat, tied, with values no model should give, and with those that leave
+/// nothing to sample from: one NaN somewhere, or -inf alone.
 fn logits(random: &mut Random, vocab: usize) -> Vec<f32> {
-    let kind = random.below(6);
+    let kind = random.below(8);
+    let broken_at = random.below(vocab);
     let scale = random.of(&[0.5, 3.0, 10.0]);
     let constant = random.normal();
     (0..vocab)
-        .map(|_| match kind {
+        .map(|at| match kind {
             0 => constant,
             1 => (random.normal() * 2.0).round() / 2.0,
             2 => match random.below(8) {
-                0 => random.of(&[f32::NAN, f32::NEG_INFINITY, -0.0, f32::MIN, 1e-40]),
+                0 => random.of(&[f32::NEG_INFINITY, -0.0, f32::MIN, 1e-40]),
                 1 if random.below(20) == 0 => random.of(&[f32::INFINITY, f32::MAX]),
                 _ => random.normal() * scale,
             },
             3 if random.below(200) > 0 => f32::NEG_INFINITY,
+            6 if at == broken_at => f32::NAN,
+            7 => f32::NEG_INFINITY,
             _ => random.normal() * scale,
         })
         .collect()
@@ -244,7 +248,8 @@ impl Case {
         let logprob = stream.clone_dtoh(&on_gpu.logprob).unwrap();
         let top_tokens = stream.clone_dtoh(&on_gpu.top_tokens).unwrap();
         let top_logprobs = stream.clone_dtoh(&on_gpu.top_logprobs).unwrap();
-        let close = |a: f32, b: f32| a == b || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
+        let close = |a: f32, b: f32| same(a, b) || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
         let mut expected_tokens = vec![-7; rows + 1];
         for (at, row) in self.params.iter().enumerate() {
             let what = format!("{what}, row {at}: {row:?}");
@@ -264,13 +269,16 @@ impl Case {
                 if row.given < 0 {
                     expected_tokens[row.out as usize] = sampled.token as i32;
                     assert_eq!(tokens[row.out as usize], sampled.token as i32, "{what}");
-                    if let Some(table) = table {
+                    if let Some(table) = table.filter(|_| sampled.token != NO_TOKEN) {
                         marks[table][sampled.token as usize] += 2;
                     }
                 }
+                // Where there is nothing to sample from, the log-probability says so and the rest is left as it was.
                 if row.logprobs >= 0 {
                     expected_logprob = sampled.logprob;
-                    expected_top[..row.logprobs as usize].fill((-1, f32::NEG_INFINITY));
+                    if sampled.token != NO_TOKEN {
+                        expected_top[..row.logprobs as usize].fill((-1, f32::NEG_INFINITY));
+                    }
                     for (to, (token, logprob)) in expected_top.iter_mut().zip(sampled.top) {
                         *to = (token as i32, logprob);
                     }
@@ -379,7 +387,7 @@ fn draw_together(gpu: &mut Gpu, group: &Group, vocab: usize, rows: usize) {
         let mut all = Vec::new();
         for (peers, device) in peers.iter_mut().zip(&group.devices) {
             let whole = vec![f32::NAN; Peers::whole_rows_len(rows, stride)];
-            let scratch_len = peers.sample_scratch_len(device, rows);
+            let scratch_len = peers.sample_scratch_len(rows);
             all.push((
                 case.upload(device, scratch_len),
                 device.stream().clone_htod(&whole).unwrap(),
@@ -460,7 +468,7 @@ fn time(group: &Group, peers: &mut [Peers], case: &Case) -> f64 {
             .map(|(peers, device)| {
                 scope.spawn(move || {
                     let stream = device.stream();
-                    let mut on_gpu = case.upload(device, peers.sample_scratch_len(device, rows));
+                    let mut on_gpu = case.upload(device, peers.sample_scratch_len(rows));
                     let whole = vec![0.0; Peers::whole_rows_len(rows, stride)];
                     let mut whole = stream.clone_htod(&whole).unwrap();
                     let flags = cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;

@@ -86,12 +86,13 @@ impl Engine {
         let limits = PlanLimits {
             chunk_tokens: settings.chunk_tokens,
             slots: settings.slots,
+            penalised: settings.penalised_max(config.vocab_size),
             max_len: most.max_len as usize,
             pages: 1,
             page_size: settings.page_size,
             vocab_size: config.vocab_size,
         };
-        let mut engine = Engine::new(ranks, limits);
+        let mut engine = Engine::new(ranks, limits, spawned.costs);
         engine.warm_up(&mut load, &first_steps)?;
 
         let first_page_bytes = budget.kv_bytes(settings.page_size as u64);
@@ -121,6 +122,7 @@ impl Engine {
             max_len: size.max_len as u32,
             chunk_tokens: settings.chunk_tokens as u32,
             scored_max: SCORED_MAX as u32,
+            penalised_max: settings.penalised_max(config.vocab_size) as u32,
             eos_token_ids: config.eos_token_ids.clone(),
             tp: settings.tp as u32,
             gpus: spawned.gpus,
@@ -153,6 +155,7 @@ impl Engine {
     fn first_step(&self, step: u64, rows: usize, tokens: usize) -> Plan {
         let install = Install {
             slot: 0,
+            counts: None,
             sampling: SamplingParams::default(),
             history: Vec::new(),
             prompt_len: 1,

@@ -2,7 +2,7 @@
 //!
 //! Owns: what a device does with options, and its defaults; their ranges are in `proto`. Must never: look at a model.
 
-use minisgl_proto::{Attn, KvDtype, LoadOptions, OutOfRange};
+use minisgl_proto::{Attn, CacheMode, KvDtype, LoadOptions, OutOfRange};
 
 use crate::batch::SCORED_MAX;
 use crate::device::Chosen;
@@ -21,6 +21,10 @@ const CPU: Defaults = Defaults { chunk_tokens: 512, memory_ratio: 0.5 };
 #[cfg(feature = "cuda")]
 const GPU: Defaults = Defaults { chunk_tokens: 8192, memory_ratio: 0.9 };
 
+/// Bytes that tables of token counts take at most, on each rank; requests with penalties for which none is left wait. Of a
+/// vocabulary of 150,000 that is 890 tables.
+const COUNTS_BYTES_MAX: usize = 512 << 20;
+
 /// What is loaded with: sizes that are certain, and options that the device knows.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -38,6 +42,7 @@ pub(super) struct Settings {
     pub(super) kv_tokens: Option<u64>,
     pub(super) memory_ratio: f32,
     pub(super) kv_dtype: KvDtype,
+    pub(super) cache: CacheMode,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has a choice"))]
     pub(super) attn: Attn,
 }
@@ -67,6 +72,7 @@ impl Settings {
             kv_tokens: options.kv_tokens,
             memory_ratio: options.memory_ratio.unwrap_or(defaults.memory_ratio),
             kv_dtype,
+            cache: options.cache,
             attn: options.attn,
         })
     }
@@ -74,6 +80,12 @@ impl Settings {
     /// Rows of a step, at most.
     pub(super) fn rows(&self) -> usize {
         self.slots.min(self.chunk_tokens)
+    }
+
+    /// Requests with penalties running at once, at most: of each, a table of a `u32` for each token of the vocabulary.
+    pub(super) fn penalised_max(&self, vocab_size: usize) -> usize {
+        let tables = COUNTS_BYTES_MAX / (vocab_size * size_of::<u32>());
+        self.rows().min(tables.max(1))
     }
 
     /// Tokens of a step after which logits can be wanted, at most.
@@ -88,6 +100,7 @@ impl Settings {
             memory_ratio: self.memory_ratio,
             page_size: self.page_size as u64,
             max_running: self.slots as u64,
+            prefix_cache: self.cache == CacheMode::Radix,
             max_len: self.max_len.map(|len| len as u64),
         }
     }
@@ -174,6 +187,32 @@ mod tests {
         assert_eq!((settings.chunk_tokens, settings.memory_ratio), (7, 0.25));
         assert_eq!((settings.kv_dtype, settings.rows(), settings.threads), (KvDtype::Bf16, 7, 3));
         assert_eq!(settings.wishes().max_len, Some(99));
+    }
+
+    #[test]
+    fn the_whole_share_is_of_use_to_a_prefix_cache() {
+        let useful = |cache| {
+            let options = LoadOptions { cache, ..LoadOptions::default() };
+            on_cpu(&options).unwrap().wishes().prefix_cache
+        };
+        assert_eq!((useful(CacheMode::Radix), useful(CacheMode::Naive)), (true, false));
+    }
+
+    #[test]
+    fn tables_of_token_counts_are_bounded_in_bytes() {
+        let tables = |max_running, vocab_size| {
+            let options =
+                LoadOptions { max_running, chunk_tokens: Some(65_536), ..LoadOptions::default() };
+            on_cpu(&options).unwrap().penalised_max(vocab_size)
+        };
+        assert_eq!(tables(256, 151_936), 256, "what is usual has one for each");
+        assert_eq!(tables(65_536, 151_936), 883);
+        for vocab_size in [1, 1000, 151_936, 1 << 19] {
+            let bytes = tables(65_536, vocab_size) * vocab_size * 4;
+            assert!(bytes <= 512 << 20, "{vocab_size}: {bytes}");
+        }
+        assert_eq!(tables(65_536, 1 << 22), 32);
+        assert_eq!(tables(8, usize::MAX / 8), 1, "one at least");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
+use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
 use crate::shard::Shard;
 use crate::weights::WeightSource;
@@ -65,6 +66,8 @@ pub(super) struct Spawned {
     pub(super) used_bytes: UsedBytes,
     /// The steps that warm it up.
     pub(super) first_steps: FirstSteps,
+    /// By what it is known how long a step may take, where one may never end.
+    pub(super) costs: Option<StepCosts>,
 }
 
 pub(super) type UsedBytes = Box<dyn Fn(u64) -> Result<u64, EngineError>>;
@@ -107,7 +110,9 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
 /// Starts CPU ranks. Another device is another function like this one, with its own [`Ops`].
 pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
-    let Settings { tp, threads, slots, page_size, .. } = *model.settings;
+    let Settings { tp, threads, slots, page_size, chunk_tokens, .. } = *model.settings;
+    let logit_rows = model.settings.logit_rows();
+    let penalised = model.settings.penalised_max(model.config.vocab_size);
     let kv_element = match model.settings.kv_dtype {
         KvDtype::Bf16 => KvElement::Bf16,
         _ => KvElement::F32,
@@ -123,6 +128,9 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
             member: seats.member(shard.rank),
             threads: (threads / tp).max(1),
             slots,
+            penalised,
+            chunk_tokens,
+            logit_rows,
             page_size,
             kv_element,
         })
@@ -139,6 +147,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         kv_unit_bytes: 1,
         used_bytes: Box::new(Ok),
         first_steps: FirstSteps { prefill: vec![page_size], decode: vec![1] },
+        costs: None,
     })
 }
 
@@ -188,6 +197,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             gpu,
             team,
             slots: settings.slots,
+            penalised: settings.penalised_max(config.vocab_size),
             chunk_tokens: settings.chunk_tokens,
             logit_rows: settings.logit_rows(),
             page_size: settings.page_size,
@@ -221,6 +231,11 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             prefill: [page_size, 48, 1024].map(|tokens| tokens.min(chunk_tokens)).into(),
             decode: decode_rows(model.settings.rows()),
         },
+        costs: Some(StepCosts::of(
+            model.config,
+            model.shards.len(),
+            dtype_bytes(model.settings.kv_dtype),
+        )),
     })
 }
 

@@ -55,6 +55,12 @@ pub struct CpuSpec<'a> {
     pub threads: usize,
     /// Requests running at once.
     pub slots: usize,
+    /// Of those, requests with penalties.
+    pub penalised: usize,
+    /// Tokens of a step.
+    pub chunk_tokens: usize,
+    /// Tokens of a step after which logits can be wanted.
+    pub logit_rows: usize,
     /// Tokens a KV page.
     pub page_size: usize,
     /// Element type of the KV pages.
@@ -84,9 +90,10 @@ pub struct CpuOps {
     last_sampled: Vec<u32>,
     /// What the step in hand sampled and scored.
     sampled: Vec<Sampled>,
-    /// Products on their way from columns to rows.
+    /// Products on their way from columns to rows. This and what follows is as long as the largest step needs it from
+    /// the start: the system gives the memory when it is first written.
     scratch: Vec<f32>,
-    /// What a block adds to the residual stream; as long as the longest step so far.
+    /// What a block adds to the residual stream, `[chunk_tokens, hidden]`.
     delta: Vec<f32>,
     /// `[LOGIT_ROWS, vocab]`, and this rank's columns of it.
     logits: Vec<f32>,
@@ -103,9 +110,11 @@ struct Rotation {
 }
 
 impl Rotation {
-    fn new(rope: &RopeConfig, head_dim: usize) -> Rotation {
+    /// With room for `angles`.
+    fn new(rope: &RopeConfig, head_dim: usize, angles: usize) -> Rotation {
         let (frequencies, magnitude) = (rope::frequencies(rope, head_dim), rope::magnitude(rope));
-        Rotation { frequencies, magnitude, cos: Vec::new(), sin: Vec::new() }
+        let (cos, sin) = (Vec::with_capacity(angles), Vec::with_capacity(angles));
+        Rotation { frequencies, magnitude, cos, sin }
     }
 
     fn prepare(&mut self, positions: &[u32]) {
@@ -144,7 +153,8 @@ impl CpuOps {
     /// # Errors
     /// The system gives no threads.
     pub fn new(spec: CpuSpec<'_>) -> OpResult<CpuOps> {
-        let CpuSpec { config, shard, member, threads, slots, page_size, kv_element } = spec;
+        let CpuSpec { config, shard, mut member, threads, slots, chunk_tokens, .. } = spec;
+        let CpuSpec { penalised, logit_rows, page_size, kv_element, .. } = spec;
         let rank = shard.rank;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -155,6 +165,18 @@ impl CpuOps {
                 reason: format!("{threads} threads: {error}"),
             })?;
         let (heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
+        let logits = LOGIT_ROWS.min(logit_rows);
+        let delta = chunk_tokens * config.hidden_size;
+        // Outputs of the widest product of all tokens, and those of the head.
+        let qkv = (heads + 2 * kv_heads) * config.head_dim;
+        let widest = qkv.max(shard.ffn_outputs(config)).max(config.hidden_size);
+        let scratch = (chunk_tokens * widest).max(logits * shard.vocab.len());
+        let is_alone = member.ranks() == 1;
+        if !is_alone {
+            member.reserve(delta.max(logits * shard.vocab.len()));
+        }
+        let angles = chunk_tokens * config.head_dim / 2;
+        let rotation = |rope: &RopeConfig| Rotation::new(rope, config.head_dim, angles);
         Ok(CpuOps {
             arch: Arch::new(),
             pool: Arc::new(pool),
@@ -166,18 +188,18 @@ impl CpuOps {
             page_size,
             kv_element,
             kv: None,
-            ropes: config.ropes.iter().map(|rope| Rotation::new(rope, config.head_dim)).collect(),
+            ropes: config.ropes.iter().map(rotation).collect(),
             attention_scale: config.attention_scale,
             activation: config.activation,
             vocab_size: config.vocab_size,
             vocab: shard.vocab.clone(),
-            sampler: Sampler::new(slots, config.vocab_size),
-            last_sampled: Vec::new(),
+            sampler: Sampler::new(slots, penalised, config.vocab_size),
+            last_sampled: Vec::with_capacity(slots.min(chunk_tokens)),
             sampled: Vec::new(),
-            scratch: Vec::new(),
-            delta: Vec::new(),
-            logits: Vec::new(),
-            logits_part: Vec::new(),
+            scratch: vec![0.0; scratch],
+            delta: vec![0.0; delta],
+            logits: vec![0.0; logits * config.vocab_size],
+            logits_part: if is_alone { Vec::new() } else { vec![0.0; logits * shard.vocab.len()] },
         })
     }
 
@@ -258,12 +280,8 @@ impl CpuOps {
     }
 
     /// A buffer for what a block adds to the residual stream, which [`CpuOps::add`] takes.
-    fn delta(&mut self, rows: usize, width: usize) -> Buffer {
-        let mut delta = Buffer { data: std::mem::take(&mut self.delta), width };
-        if delta.data.len() < rows * width {
-            delta.data.resize(rows * width, 0.0);
-        }
-        delta
+    fn delta(&mut self, width: usize) -> Buffer {
+        Buffer { data: std::mem::take(&mut self.delta), width }
     }
 
     /// Copies keys and values into their pages.
@@ -436,7 +454,7 @@ impl Ops for CpuOps {
         norms: Around<'_, Self>,
         stream: &mut Stream<Self>,
     ) -> OpResult {
-        let mut delta = self.delta(rows, stream.residual.width);
+        let mut delta = self.delta(stream.residual.width);
         self.linear(rows, linear, x, &mut delta);
         let added = self.add(rows, &mut delta, norms.after, stream);
         self.delta = delta.data;
@@ -452,7 +470,7 @@ impl Ops for CpuOps {
         stream: &mut Stream<Self>,
     ) -> OpResult {
         self.normalise(rows, stream, norm);
-        let mut delta = self.delta(rows, stream.residual.width);
+        let mut delta = self.delta(stream.residual.width);
         let (x, out) = (stream.normed.rows(rows), delta.rows_mut(rows));
         experts::experts(self.arch, self.activation, experts, x, out, &mut self.scratch);
         let added = self.add(rows, &mut delta, norms.after, stream);
@@ -491,16 +509,14 @@ impl Ops for CpuOps {
         let (ranks, vocab, part) = (self.member.ranks(), self.vocab_size, self.vocab.len());
         for (block, rows) in batch.logit_rows().chunks(LOGIT_ROWS).enumerate() {
             let x = &hidden.data[block * LOGIT_ROWS * hidden.width..][..rows.len() * hidden.width];
-            self.logits.resize(rows.len() * vocab, 0.0);
+            let logits = &mut self.logits[..rows.len() * vocab];
             if ranks == 1 {
-                let logits = &mut self.logits;
                 linear(self.arch, head, None, x, logits, &mut self.scratch);
             } else {
-                self.logits_part.resize(rows.len() * part, 0.0);
-                let logits = &mut self.logits_part;
-                linear(self.arch, head, None, x, logits, &mut self.scratch);
+                let own = &mut self.logits_part[..rows.len() * part];
+                linear(self.arch, head, None, x, own, &mut self.scratch);
                 let columns = |rank| vocab_share(vocab, ranks, rank);
-                self.member.all_gather(logits, vocab, columns, &mut self.logits)?;
+                self.member.all_gather(own, vocab, columns, logits)?;
             }
             for (wanted, logits) in rows.iter().zip(self.logits.chunks_exact(vocab)) {
                 let row = &batch.rows()[wanted.row as usize];

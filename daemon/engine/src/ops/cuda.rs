@@ -88,6 +88,8 @@ pub struct CudaSpec<'a> {
     pub team: Option<Team>,
     /// Requests running at once.
     pub slots: usize,
+    /// Of those, requests with penalties.
+    pub penalised: usize,
     /// Tokens of a step.
     pub chunk_tokens: usize,
     /// Tokens of a step after which logits can be wanted.
@@ -173,6 +175,7 @@ impl CudaOps {
     pub fn new(spec: CudaSpec<'_>) -> OpResult<CudaOps> {
         let CudaSpec { config, shard, gpu, team, slots, chunk_tokens, page_size, max_len, .. } =
             spec;
+        let requests = (slots, spec.penalised);
         check(config, shard)?;
         let heads = Heads {
             q_heads: shard.heads.len(),
@@ -203,7 +206,7 @@ impl CudaOps {
         let (logits, scratch) = match drawn_together {
             Some(peers) => (
                 Peers::whole_rows_len(logit_rows, logit_stride),
-                peers.sample_scratch_len(&device, logit_rows),
+                peers.sample_scratch_len(logit_rows),
             ),
             None => (
                 logit_rows * logit_stride,
@@ -225,7 +228,8 @@ impl CudaOps {
             vocab: config.vocab_size,
             vocab_part: shard.vocab.clone(),
             inputs: Inputs::new(&stream, room).map_err(memory)?,
-            requests: Requests::new(&stream, slots, config.vocab_size, max_len).map_err(memory)?,
+            requests: Requests::new(&stream, requests, config.vocab_size, max_len)
+                .map_err(memory)?,
             outputs: Outputs::new(&stream, (rows, spec.logit_rows), team.as_ref().map(Team::words))
                 .map_err(memory)?,
             team,
@@ -373,13 +377,14 @@ impl Ops for CudaOps {
 
     fn prepare(&mut self) -> OpResult {
         self.prepare_products()?;
-        self.prepare_sums()?;
+        // Before anything that waits for peers: what took long to measure is not measured again after a load that
+        // fails there.
         let tuned = self.gemm.save(&self.device);
         // The first line says of what.
         if tuned.lines().count() > 1 {
             self.tuned.write(tuned);
         }
-        Ok(())
+        self.prepare_sums()
     }
 
     fn reserve_kv(&mut self, pages: usize) -> OpResult {

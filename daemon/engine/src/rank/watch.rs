@@ -6,12 +6,12 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use minisgl_proto::Sampled;
 use minisgl_sched::Plan;
 
-use super::Event;
+use super::{Event, redeem};
 use crate::batch::IN_FLIGHT_MAX;
 use crate::error::OpError;
 use crate::ops::{OpResult, Pending};
@@ -24,13 +24,15 @@ fn check_ranks() -> bool {
     std::env::var_os(CHECK_RANKS).is_some_and(|value| value != "0")
 }
 
-/// A step that was enqueued.
-struct Enqueued {
-    step: u64,
-    started: Instant,
-    enqueue_s: f32,
-    pending: Box<dyn Pending>,
-    hash: Option<DefaultHasher>,
+/// A step that was enqueued; see [`Event::Step`].
+pub(super) struct Enqueued {
+    pub(super) step: u64,
+    pub(super) started: Instant,
+    pub(super) enqueue_s: f32,
+    pub(super) patience: Duration,
+    pub(super) pending: Box<dyn Pending>,
+    /// Of its plan, if ranks are compared.
+    pub(super) hash: Option<DefaultHasher>,
 }
 
 /// A rank's end of its watcher.
@@ -69,17 +71,10 @@ impl Watcher {
         })
     }
 
-    pub(super) fn watch(
-        &self,
-        step: u64,
-        started: Instant,
-        enqueue_s: f32,
-        pending: Box<dyn Pending>,
-        hash: Option<DefaultHasher>,
-    ) {
+    pub(super) fn watch(&self, enqueued: Enqueued) {
         if let Some(steps) = &self.steps {
             // A watcher that is gone has told why.
-            let _ = steps.send(Enqueued { step, started, enqueue_s, pending, hash });
+            let _ = steps.send(enqueued);
         }
     }
 }
@@ -96,15 +91,12 @@ impl Drop for Watcher {
 
 /// What a step came to, and whether it was this rank's last.
 fn outcome(rank: usize, enqueued: Enqueued) -> (Vec<Event>, bool) {
-    let Enqueued { step, started, enqueue_s, pending, hash } = enqueued;
-    let waited = pending.ended().and_then(|()| {
-        let device_s = if rank == 0 { pending.device_s() } else { None };
-        pending.wait().map(|sampled| (device_s, sampled))
-    });
-    match waited {
-        Ok((device_s, sampled)) => {
-            let hash = hash.map(|hasher| Event::Ran { rank, step, hash: of(hasher, &sampled) });
-            let done = Event::Done { step, started, enqueue_s, device_s, sampled };
+    let Enqueued { step, started, enqueue_s, patience, pending, hash } = enqueued;
+    match redeem(pending, patience) {
+        Ok(outcome) => {
+            let sampled = &outcome.sampled;
+            let hash = hash.map(|hasher| Event::Ran { rank, step, hash: of(hasher, sampled) });
+            let done = Event::Done { step, started, enqueue_s, outcome };
             (hash.into_iter().chain((rank == 0).then_some(done)).collect(), false)
         }
         Err(error) => {

@@ -1,7 +1,5 @@
 mod reference;
 
-use minisgl_proto::TokenLogprob;
-
 use super::*;
 use reference::Request;
 
@@ -16,6 +14,7 @@ fn hot(temperature: f32) -> SamplingParams {
 fn install(slot: u32, sampling: &SamplingParams) -> Install {
     Install {
         slot,
+        counts: sampling.needs_history().then_some(slot),
         sampling: sampling.clone(),
         history: vec![],
         prompt_len: 0,
@@ -26,7 +25,7 @@ fn install(slot: u32, sampling: &SamplingParams) -> Install {
 }
 
 fn draw(sampling: &SamplingParams, logits: &[f32], position: u32) -> u32 {
-    let mut sampler = Sampler::new(1, logits.len());
+    let mut sampler = Sampler::new(1, 1, logits.len());
     sampler.install(&install(0, sampling));
     sampler.sample(0, logits, position).token
 }
@@ -52,8 +51,7 @@ impl Bits {
         let coarse = self.below(2) == 0;
         (0..vocab_size)
             .map(|_| match (self.below(60), coarse) {
-                (0, _) => f32::NAN,
-                (1, _) => f32::NEG_INFINITY,
+                (0 | 1, _) => f32::NEG_INFINITY,
                 (2, _) if self.below(20) == 0 => f32::INFINITY,
                 // Many ties, some between 0 and -0.
                 (_, true) => {
@@ -99,28 +97,36 @@ impl Bits {
 #[test]
 fn equals_the_reference_that_sorts_everything() {
     let mut bits = Bits(20_111, 0);
-    let mut temperatures = 0;
+    let (mut temperatures, mut broken) = (0, 0);
     for case in 0..20_000 {
         let vocab_size = 1 + bits.below(if case % 100 == 0 { 3000 } else { 40 }) as usize;
         let mut request = bits.request(vocab_size);
-        let mut sampler = Sampler::new(3, vocab_size);
+        let mut sampler = Sampler::new(3, 3, vocab_size);
         sampler.install(&request.install(2));
         for position in 0..3 {
-            let logits = bits.logits(vocab_size);
+            let mut logits = bits.logits(vocab_size);
+            match bits.below(40) {
+                0 => logits[bits.below(vocab_size as u64) as usize] = f32::NAN,
+                1 => logits.fill(f32::NEG_INFINITY),
+                _ => {}
+            }
             let expected = request.sample(&logits, position);
+            broken += u32::from(expected.token == NO_TOKEN);
             // A score is what a sampled token gets, and leaves nothing behind.
-            let scored = sampler.score(2, &logits, expected.token);
+            let token = if expected.token == NO_TOKEN { 0 } else { expected.token };
+            let scored = sampler.score(2, &logits, token);
             let count = request.sampling.prompt_logprobs;
             if request.sampling.logprobs == count {
                 assert_eq!(scored, expected, "case {case} at {position}, scored: {request:?}");
             }
-            assert_eq!(scored.top.len(), vocab_size.min(count.unwrap_or(0) as usize));
+            let tops = vocab_size.min(count.unwrap_or(0) as usize);
+            assert_eq!(scored.top.len(), if expected.token == NO_TOKEN { 0 } else { tops });
             let found = sampler.sample(2, &logits, position);
             assert_eq!(found, expected, "case {case} at {position}: {request:?} {logits:?}");
         }
         temperatures += u32::from(request.sampling.temperature > 0.0);
     }
-    assert!(temperatures > 10_000);
+    assert!(temperatures > 10_000 && broken > 2_000, "{temperatures} {broken}");
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn equals_the_reference_on_a_whole_vocabulary() {
         SamplingParams { top_p: 0.95, min_p: 0.01, ..hot(1.5) },
         SamplingParams { logprobs: Some(20), ..hot(0.6) },
     ] {
-        let mut sampler = Sampler::new(1, vocab_size);
+        let mut sampler = Sampler::new(1, 1, vocab_size);
         sampler.install(&install(0, &sampling));
         let mut request = Request { sampling, ..Request::default() };
         for position in 0..3 {
@@ -151,7 +157,7 @@ fn equals_the_reference_on_a_whole_vocabulary() {
 #[track_caller]
 fn fits(sampling: &SamplingParams, logits: &[f32], shares: &[f64], quantile: f64) {
     const DRAWS: u32 = 200_000;
-    let mut sampler = Sampler::new(1, logits.len());
+    let mut sampler = Sampler::new(1, 1, logits.len());
     sampler.install(&install(0, &SamplingParams { seed: 42, ..sampling.clone() }));
     let mut counts = vec![0_u32; logits.len()];
     for position in 0..DRAWS {
@@ -200,7 +206,7 @@ fn a_draw_depends_on_seed_and_position_only() {
     let logits = [0.1, 0.2, 0.3, 0.0, 0.25, 0.15];
     let with_seed = |seed| SamplingParams { seed, ..hot(1.0) };
     let alone: Vec<u32> = (0..64).map(|p| draw(&with_seed(5), &logits, p)).collect();
-    let mut crowd = Sampler::new(9, logits.len());
+    let mut crowd = Sampler::new(9, 9, logits.len());
     for slot in 0..9 {
         crowd.install(&install(
             slot,
@@ -248,22 +254,29 @@ fn ties_go_to_the_lowest_id() {
 }
 
 #[test]
-fn logits_that_are_not_numbers_do_no_harm() {
+fn logits_that_are_no_numbers_give_no_token() {
     const NAN: f32 = f32::NAN;
     const INF: f32 = f32::INFINITY;
     for sampling in [greedy(), SamplingParams { top_k: 2, top_p: 0.9, min_p: 0.1, ..hot(1.0) }] {
-        let sampling = SamplingParams { logprobs: Some(2), ..sampling };
-        assert_eq!(draw(&sampling, &[NAN, 1.0, NAN, -INF], 0), 1);
-        assert_eq!(draw(&sampling, &[0.0, NAN, INF, 1e30], 0), 2);
-        assert_eq!(draw(&sampling, &[f32::MIN, -INF], 0), 0);
-        let mut sampler = Sampler::new(1, 2);
-        sampler.install(&install(0, &sampling));
-        for nothing in [[NAN; 2], [-INF; 2]] {
-            let sampled = sampler.sample(0, &nothing, 0);
-            assert_eq!((sampled.token, sampled.logprob), (0, Some(-INF)));
-            let top = [0, 1].map(|token| TokenLogprob { token, logprob: -INF });
-            assert_eq!(sampled.top, top);
+        let sampling = SamplingParams { logprobs: Some(2), prompt_logprobs: Some(2), ..sampling };
+        for broken in [[NAN, 1.0, 2.0], [9.0, 1.0, NAN], [NAN, INF, -INF], [NAN; 3], [-INF; 3]] {
+            let mut sampler = Sampler::new(1, 1, 3);
+            let install = Install {
+                banned_until_min: vec![1],
+                min_tokens: 1,
+                ..install(0, &SamplingParams { presence_penalty: 2.0, ..sampling.clone() })
+            };
+            sampler.install(&Install { counts: Some(0), ..install });
+            assert_eq!(sampler.sample(0, &broken, 0), nothing(), "{broken:?}");
+            assert_eq!(sampler.score(0, &broken, 1), nothing(), "{broken:?}");
+            // It counts as nothing: neither as a token of the minimum nor in the history.
+            assert_eq!(sampler.sample(0, &[1.0, 9.0, -INF], 0).token, 0, "{broken:?}");
+            assert_eq!(sampler.sample(0, &[1.0, 0.0, -INF], 0).token, 1, "{broken:?}");
         }
+        // These are numbers.
+        assert_eq!(draw(&sampling, &[-INF, 1.0, -INF], 0), 1);
+        assert_eq!(draw(&sampling, &[0.0, INF, 1e30], 0), 1);
+        assert_eq!(draw(&sampling, &[f32::MIN, -INF], 0), 0);
     }
     // An infinite temperature makes all finite logits equal.
     let mut seen = [0; 3];
@@ -276,7 +289,7 @@ fn logits_that_are_not_numbers_do_no_harm() {
 #[test]
 fn banned_tokens_wait_for_the_minimum() {
     let logits = [5.0, 1.0, 4.0];
-    let mut sampler = Sampler::new(1, 3);
+    let mut sampler = Sampler::new(1, 1, 3);
     let banned = Install {
         banned_until_min: vec![0, 2, 77],
         min_tokens: 3,
@@ -286,6 +299,9 @@ fn banned_tokens_wait_for_the_minimum() {
     sampler.install(&banned);
     let tokens: Vec<u32> = (0..4).map(|p| sampler.sample(0, &logits, p).token).collect();
     assert_eq!(tokens, [1, 1, 0, 0]);
+    // Where all are banned, it is not the model that has failed.
+    sampler.install(&Install { banned_until_min: vec![0, 1, 2], ..banned });
+    assert_eq!(sampler.sample(0, &logits, 0).token, 0);
 }
 
 #[test]
@@ -297,7 +313,7 @@ fn penalties_and_bias_by_hand() {
         logit_bias: vec![(3, 10.0), (9, 1.0)],
         ..greedy()
     };
-    let mut sampler = Sampler::new(1, 4);
+    let mut sampler = Sampler::new(1, 1, 4);
     let history = vec![0, 1, 1, 1];
     sampler.install(&Install { history, prompt_len: 2, ..install(0, &sampling) });
     sampler.sample(0, &[4.0, 4.0, 4.0, -6.0], 0);
@@ -315,8 +331,8 @@ fn a_preempted_request_goes_on_as_if_it_had_not_been() {
     for case in 0..300 {
         let request = Request { output: vec![], ..bits.request(vocab_size) };
         let logits: Vec<_> = (0..20).map(|_| bits.logits(vocab_size)).collect();
-        let mut steady = Sampler::new(2, vocab_size);
-        let mut moved = Sampler::new(2, vocab_size);
+        let mut steady = Sampler::new(2, 2, vocab_size);
+        let mut moved = Sampler::new(2, 2, vocab_size);
         steady.install(&request.install(0));
         moved.install(&request.install(0));
         let mut output = vec![];
@@ -344,7 +360,7 @@ fn logprobs_are_of_the_raw_logits() {
         temperature: 0.5,
         ..greedy()
     };
-    let mut sampler = Sampler::new(1, 5);
+    let mut sampler = Sampler::new(1, 1, 5);
     sampler.install(&install(0, &sampling));
     let sampled = sampler.sample(0, &logits, 0);
     let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
@@ -365,7 +381,7 @@ fn logprobs_are_of_the_raw_logits() {
 #[test]
 fn buffers_never_grow() {
     let mut bits = Bits(1, 0);
-    let mut sampler = Sampler::new(1, 50);
+    let mut sampler = Sampler::new(1, 1, 50);
     let room = |s: &Sampler| (s.logits.capacity(), s.scaled.capacity(), s.candidates.capacity());
     let before = room(&sampler);
     for position in 0..500 {

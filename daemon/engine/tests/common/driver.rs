@@ -169,6 +169,7 @@ fn next_plan(
         if request.fed == 0 {
             plan.installs.push(Install {
                 slot: slot as u32,
+                counts: drive.sampling.needs_history().then_some(slot as u32),
                 sampling: SamplingParams { logprobs: drive.logprobs, ..drive.sampling.clone() },
                 history: if drive.sampling.needs_history() {
                     request.prompt.clone()

@@ -11,6 +11,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use minisgl_engine::config::ModelConfig;
 use minisgl_engine::weights::TensorSpec;
+use minisgl_proto::{NO_TOKEN, Sampled};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -130,4 +131,28 @@ pub fn write_model(
     });
     safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
     (config, weights)
+}
+
+/// Makes one value of the last norm of a model of bf16 a NaN, which every logit then is.
+pub fn break_model(dir: &Path) {
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let tensor = &header["model.norm.weight"];
+    assert_eq!(tensor["dtype"], "BF16");
+    let at = 8 + header_len + tensor["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 2].copy_from_slice(&bf16::NAN.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// What a broken model gives for each token, sampled or given.
+pub fn assert_broken(all: &[Vec<Sampled>], tokens: usize) {
+    for sampled in all {
+        assert_eq!(sampled.len(), tokens);
+        for sampled in sampled {
+            let Sampled { token, logprob, top } = sampled;
+            assert_eq!((*token, *logprob, top.len()), (NO_TOKEN, None, 0));
+        }
+    }
 }

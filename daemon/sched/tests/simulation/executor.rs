@@ -22,6 +22,8 @@ pub struct SimExecutor {
     vocab_size: u32,
     kv: Vec<Option<Kv>>,
     slots: Vec<Option<Slot>>,
+    /// The slot that each table of token counts was given to last.
+    counts: Vec<Option<u32>>,
     queue: VecDeque<Plan>,
     launched: u64,
     in_flight_max: usize,
@@ -40,6 +42,7 @@ impl SimExecutor {
             vocab_size: config.vocab_size,
             kv: vec![None; (config.pages * config.page_size) as usize],
             slots: (0..config.max_running).map(|_| None).collect(),
+            counts: vec![None; config.penalised_max as usize],
             queue: VecDeque::new(),
             launched: 0,
             in_flight_max: if config.overlap { 2 } else { 1 },
@@ -88,6 +91,10 @@ impl SimExecutor {
 
     fn run(&mut self, plan: &Plan) -> Vec<Sampled> {
         for install in &plan.installs {
+            assert_eq!(install.counts.is_some(), install.sampling.needs_history());
+            if let Some(counts) = install.counts {
+                self.counts[counts as usize] = Some(install.slot);
+            }
             let slot =
                 Slot { generated: install.generated, install: install.clone(), decodes: false };
             self.slots[install.slot as usize] = Some(slot);
@@ -137,6 +144,10 @@ impl SimExecutor {
             else {
                 panic!("slot {} was never installed", row.slot)
             };
+            if let Some(counts) = install.counts {
+                let owner = self.counts[counts as usize];
+                assert_eq!(owner, Some(row.slot), "a row counts tokens in another's table");
+            }
             let is_early = *generated < install.min_tokens;
             let sampled = sample(
                 last.expect("a row feeds at least one token"),
@@ -179,7 +190,7 @@ impl Executor for SimExecutor {
         let sampled = self.run(&plan);
         let step = plan.step;
         self.spent = Some(plan);
-        Ok(StepOutput { step, sampled, seconds: 0.25 })
+        Ok(StepOutput { step, sampled, step_s: 0.25 })
     }
 
     fn reclaim(&mut self) -> Option<Plan> {

@@ -10,6 +10,7 @@
 mod behaviour;
 mod client;
 mod executor;
+mod faults;
 mod limits;
 mod model;
 mod rng;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use minisgl_proto::{
-    CacheMode, Finish, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
+    CacheMode, Finish, NO_TOKEN, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
 };
 use minisgl_sched::{
-    Driver, Event, Executor, ExecutorError, Plan, SchedConfig, Scheduler, StepOutput,
+    BeginError, Driver, Event, Executor, ExecutorError, Plan, SchedConfig, Scheduler, StepOutput,
 };
 
 use crate::executor::SimExecutor;
@@ -15,16 +15,27 @@ use crate::executor::SimExecutor;
 pub struct Recorder {
     executor: SimExecutor,
     plans: Vec<Plan>,
+    /// Plans from this one on are refused.
+    fails_from: u64,
+    /// All logits of this step are NaN.
+    breaks: u64,
 }
 
 impl Executor for Recorder {
     fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
+        if plan.step >= self.fails_from {
+            return Err(ExecutorError("rank 0 is gone".to_owned()));
+        }
         self.plans.push(plan.clone());
         self.executor.launch(plan)
     }
 
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
-        self.executor.wait()
+        let mut output = self.executor.wait()?;
+        if output.step == self.breaks {
+            output.sampled.iter_mut().for_each(|sampled| sampled.token = NO_TOKEN);
+        }
+        Ok(output)
     }
 
     fn reclaim(&mut self) -> Option<Plan> {
@@ -43,6 +54,7 @@ pub fn config() -> SchedConfig {
         pages: 64,
         page_size: 4,
         max_running: 4,
+        penalised_max: 4,
         max_waiting: 4,
         chunk_tokens: 16,
         scored_max: 8,
@@ -71,22 +83,39 @@ pub fn request(id: u64, prompt: Vec<u32>, max_tokens: u32) -> Submit {
 
 impl Worker {
     pub fn new(config: SchedConfig) -> Worker {
+        Worker::with_faults(config, u64::MAX, u64::MAX)
+    }
+
+    /// One whose executor refuses plans from `fails_from` on, and gives no numbers in step `breaks`.
+    pub fn with_faults(config: SchedConfig, fails_from: u64, breaks: u64) -> Worker {
         let executor = SimExecutor::new(&config);
-        let recorder = Recorder { executor, plans: Vec::new() };
+        let recorder = Recorder { executor, plans: Vec::new(), fails_from, breaks };
         let scheduler = Scheduler::new(config).unwrap();
         Worker { driver: Driver::new(scheduler, recorder), events: HashMap::new(), now_s: 0.0 }
     }
 
     /// One turn of the loop; returns what flushes freed.
     pub fn turn(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<u64> {
+        self.try_turn(events).unwrap()
+    }
+
+    /// The same, of an executor that may be broken.
+    pub fn try_turn(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Vec<u64>, ExecutorError> {
         self.now_s += 1.0;
-        let step = self.driver.begin(events, self.now_s).unwrap();
+        let (step, broken) = match self.driver.begin(events, self.now_s) {
+            Ok(step) => (step, None),
+            Err(BeginError { step, error }) => (*step, Some(error)),
+        };
         for event in step.token_events {
             self.events.entry(event.id.0).or_default().push(event);
         }
         self.driver.scheduler_mut().check_integrity().unwrap();
+        broken.map_or(Ok(()), Err)?;
         self.driver.finish().unwrap();
-        step.flushed
+        Ok(step.flushed)
     }
 
     pub fn submit(&mut self, submits: impl IntoIterator<Item = Submit>) {

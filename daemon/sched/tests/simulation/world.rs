@@ -26,6 +26,7 @@ pub fn random_config(rng: &mut Rng) -> SchedConfig {
         pages: if page_size == 16 { rng.within(1, 8) } else { rng.within(1, 40) } as u32,
         page_size,
         max_running: rng.within(1, 8) as u32,
+        penalised_max: rng.within(1, 8) as u32,
         max_waiting: rng.within(1, 12) as u32,
         chunk_tokens: if rng.one_in(3) { rng.within(1, 6) } else { rng.within(1, 64) } as u32,
         scored_max: rng.within(1, 12) as u32,

@@ -44,7 +44,7 @@ pub(super) enum Way {
     Held { steps: usize },
     /// `skinny_stream`: through a ring of `stages`.
     Stream {
-        /// Groups of x that there is a kernel for: 1, 2, 4 or 8.
+        /// Groups of x that there is a kernel for: 1 or 2.
         groups: usize,
         /// Columns of a stage.
         chunk: usize,
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn every_product_is_cut_into_what_the_kernels_can_do() {
-        for m in [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64] {
+        for m in [1, 2, 7, 8, 9, 15, 16] {
             for n in [8, 16, 24, 896, 1024, 1152, 4104, 6144, 17_008, 24_576, 49_152, 151_936] {
                 for k in [8, 40, 136, 896, 1024, 1032, 3072, 4096, 4864, 9000, 12_288, 17_408] {
                     for normed in [false, true] {

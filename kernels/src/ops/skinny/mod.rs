@@ -80,12 +80,12 @@ pub enum SkinnyOut<'a> {
 
 impl SkinnyGemm<'_> {
     /// Rows of x at most.
-    pub const ROWS_MAX: usize = 64;
+    pub const ROWS_MAX: usize = 16;
 
     /// Rows up to which it is faster than cuBLASLt on this GPU, or as fast, with what it saves other ops. Measured on an
     /// H100; elsewhere without bulk copies none.
     pub fn rows_worth(device: &Device) -> usize {
-        if device.has_clusters() { 16 } else { 0 }
+        if device.has_clusters() { Self::ROWS_MAX } else { 0 }
     }
 
     /// Whether [`SkinnyInput::Normed`] is faster than [`super::RmsNorm`] before it: each block computes the norm for
@@ -97,7 +97,7 @@ impl SkinnyGemm<'_> {
     /// Puts the op onto the device's stream.
     ///
     /// # Errors
-    /// See [`LaunchError`].
+    /// See [`LaunchError`]; more than [`SkinnyGemm::rows_worth`] rows, or a norm over rows that no block can keep.
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
         let check = Check::new("skinny_gemm", device);
         let (m, n, k) = (self.m, self.n, self.k);
@@ -150,22 +150,19 @@ impl SkinnyGemm<'_> {
             }
             None => None,
         };
-        let (kernel, grid) = match (kernel, cut) {
-            (Some(kernel), Some(cut)) => {
-                let copier = if matches!(cut.way, Way::Stream { .. }) { 32 } else { 0 };
-                let grid = Grid {
-                    blocks: (cut.blocks as u32, 1),
-                    threads: THREADS + copier,
-                    shared_bytes: cut.shared_bytes as u32,
-                    cluster: 1,
-                };
-                (kernel, grid)
-            }
-            _ => {
-                let blocks = (args.n.div_ceil(16), 1);
-                let grid = Grid { blocks, threads: THREADS, shared_bytes: 0, cluster: 1 };
-                (direct(cut::groups(m)), grid)
-            }
+        let (Some(kernel), Some(cut)) = (kernel, cut) else {
+            let what = format!(
+                "there is no kernel for {m} x {k} by {n} on {}: see SkinnyGemm::rows_worth",
+                device.name()
+            );
+            return Err(LaunchError::Argument { op: "skinny_gemm", what });
+        };
+        let copier = if matches!(cut.way, Way::Stream { .. }) { 32 } else { 0 };
+        let grid = Grid {
+            blocks: (cut.blocks as u32, 1),
+            threads: THREADS + copier,
+            shared_bytes: cut.shared_bytes as u32,
+            cluster: 1,
         };
         // SAFETY: the struct is the kernel's, its arrays were checked above, and the cut covers every row
         // and column with the shared memory that the kernel counts on.
@@ -216,10 +213,6 @@ fn stream(groups: usize, tiles: usize) -> Option<Kernel> {
         (1, 1) => Kernel::SkinnyStream1x1,
         (2, 1) => Kernel::SkinnyStream2x1,
         (2, 2) => Kernel::SkinnyStream2x2,
-        (4, 1) => Kernel::SkinnyStream4x1,
-        (4, 2) => Kernel::SkinnyStream4x2,
-        (8, 1) => Kernel::SkinnyStream8x1,
-        (8, 2) => Kernel::SkinnyStream8x2,
         _ => return None,
     })
 }
@@ -235,13 +228,4 @@ fn held(tiles: usize, steps: usize) -> Option<Kernel> {
         (4, 4) => Kernel::SkinnyHeld4x4,
         _ => return None,
     })
-}
-
-fn direct(groups: usize) -> Kernel {
-    match groups {
-        1 => Kernel::SkinnyDirect1,
-        2 => Kernel::SkinnyDirect2,
-        4 => Kernel::SkinnyDirect4,
-        _ => Kernel::SkinnyDirect8,
-    }
 }

@@ -10,8 +10,12 @@ use super::attention::{Heads, View, attention};
 use super::elementwise::{activate, add, head_norm, rms_norm, rope};
 use super::kv::{KvElement, KvPages};
 use super::linear::{Matrix, linear};
+use super::{CpuOps, CpuSpec};
 use crate::batch::Batch;
-use crate::config::Activation;
+use crate::collective::Group;
+use crate::config::{Activation, ModelConfig};
+use crate::ops::{Around, Linear, Norm, NormId, Ops, Scratch, Stream};
+use crate::shard::Shard;
 use crate::weights::HostTensor;
 
 /// A 64-bit linear congruential generator (Knuth), good enough for numbers to compute with.
@@ -330,4 +334,87 @@ fn batch(shapes: &[(usize, usize)], tables: &[Vec<u32>], page_size: usize) -> Ba
     let mut batch = Batch::default();
     batch.prepare(Arc::new(plan), page_size);
     batch
+}
+
+#[test]
+fn the_largest_step_finds_its_buffers() {
+    let config = ModelConfig::small(1, 20);
+    const CHUNK: usize = 50;
+    for ranks in [1, 2] {
+        let group = Group::new(ranks);
+        std::thread::scope(|scope| {
+            for rank in 0..ranks {
+                let (member, config) = (group.member(rank), &config);
+                scope.spawn(move || {
+                    let shard = Shard::new(config, ranks, rank).unwrap();
+                    let spec = CpuSpec {
+                        config,
+                        shard: &shard,
+                        member,
+                        threads: 1,
+                        slots: 40,
+                        penalised: 40,
+                        chunk_tokens: CHUNK,
+                        logit_rows: 40,
+                        page_size: 16,
+                        kv_element: KvElement::F32,
+                    };
+                    let mut ops = CpuOps::new(spec).unwrap();
+                    let before = rooms(&ops);
+                    largest_step(&mut ops, config, &shard);
+                    assert_eq!(rooms(&ops), before, "rank {rank} of {ranks}");
+                });
+            }
+        });
+    }
+}
+
+/// Elements that there is room for: buffers', and mailboxes'.
+fn rooms(ops: &CpuOps) -> Vec<usize> {
+    let CpuOps { ropes, scratch, delta, logits, logits_part, last_sampled, member, .. } = ops;
+    let angles = ropes.iter().flat_map(|rope| [rope.cos.capacity(), rope.sin.capacity()]);
+    let buffers = [scratch, delta, logits, logits_part].map(Vec::capacity);
+    let others = buffers.into_iter().chain([last_sampled.capacity()]).chain(member.rooms());
+    angles.chain(others).collect()
+}
+
+/// All tokens of a step through every op that has a buffer: 40 rows, the last of 11 tokens, all of them sampled.
+fn largest_step(ops: &mut CpuOps, config: &ModelConfig, shard: &Shard) {
+    let mut random = Random(9);
+    let shapes: Vec<(usize, usize)> =
+        (0..40).map(|row| (0, if row == 39 { 11 } else { 1 })).collect();
+    let tables: Vec<Vec<u32>> = (0..40).map(|page| vec![page]).collect();
+    let batch = batch(&shapes, &tables, 16);
+    let (tokens, hidden) = (batch.tokens().len(), config.hidden_size);
+    assert_eq!(tokens, 50);
+    let mut product = |ops: &CpuOps, outputs: usize, inputs: usize| Linear::<CpuOps> {
+        weight: Matrix::new(
+            vec![HostTensor::F32(random.floats(outputs * inputs))],
+            inputs,
+            ops.arch,
+        ),
+        bias: None,
+    };
+    let heads = shard.heads.len() * config.head_dim;
+    let qkv_width = heads + 2 * shard.kv_heads.len() * config.head_dim;
+    let width = shard.dense_width(config);
+    let table = product(ops, shard.vocab.len(), hidden);
+    let [qkv, gate_up] = [qkv_width, 2 * width].map(|outputs| product(ops, outputs, hidden));
+    let down = product(ops, hidden, width);
+    let norm = Norm { id: NormId(0), weight: vec![1.0; hidden] };
+    let buffer = |ops: &CpuOps, width: usize| ops.buffer(tokens, width).unwrap();
+    let mut stream = Stream::new(buffer(ops, hidden), buffer(ops, hidden));
+    let (mut out, mut last) = (buffer(ops, qkv_width), buffer(ops, hidden));
+    let mut gated = buffer(ops, width);
+    let mut scratch = Scratch { gate_up: buffer(ops, 2 * width) };
+    let sampled = ops.step(&batch, &[], |ops| {
+        let norms = || Around { after: None, next: None };
+        ops.embed(&batch, &table.weight, 1.0, &mut stream)?;
+        ops.norm_linear(tokens, &mut stream, &norm, &qkv, &mut out)?;
+        ops.norm_gated(tokens, &mut stream, &norm, &gate_up, &mut scratch, &mut gated)?;
+        ops.linear_add(tokens, &down, &gated, norms(), &mut stream)?;
+        ops.norm_wanted(&batch, &stream, &norm, &mut last)?;
+        ops.sample(&batch, &table.weight, &last)
+    });
+    assert_eq!(sampled.unwrap().wait().unwrap().len(), 40);
 }

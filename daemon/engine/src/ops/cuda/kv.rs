@@ -247,8 +247,7 @@ mod tests {
     /// comes back.
     #[test]
     fn pages_stay_where_they_are() {
-        if Device::count() == 0 {
-            eprintln!("no CUDA device: not run");
+        if !minisgl_kernels::testing::has_gpu() {
             return;
         }
         let device = Device::open(0).unwrap();

@@ -1,6 +1,6 @@
 //! What sampling knows of each running request.
 //!
-//! Owns: parameters by slot on the host; on the GPU, biases, banned tokens and token counts. Must never:
+//! Owns: parameters by slot on the host; on the GPU, biases and banned tokens by slot, and tables of token counts. Must never:
 //! look at logits.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::ops::HistoryReset;
 use minisgl_proto::SamplingParams;
 use minisgl_proto::limits::{BANNED_MAX, LOGIT_BIAS_MAX};
-use minisgl_sched::Install;
+use minisgl_sched::{CountsId, Install};
 
 use super::failed;
 use super::results::TOP_MAX;
@@ -24,6 +24,8 @@ struct Slot {
     banned_len: usize,
     min_tokens: u32,
     generated: u32,
+    /// Its table in `marks`, if it has penalties.
+    counts: Option<CountsId>,
 }
 
 /// The slots of one rank.
@@ -35,7 +37,7 @@ pub(super) struct Requests {
     pub(super) bias_values: CudaSlice<f32>,
     /// `[slots, BANNED_MAX]`.
     pub(super) banned: CudaSlice<u32>,
-    /// Token counts, `[slots, vocab]`.
+    /// Token counts, `[penalised, vocab]`.
     pub(super) marks: CudaSlice<u32>,
     /// One request's prompt and output.
     history: CudaSlice<u32>,
@@ -44,7 +46,7 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        slots: usize,
+        (slots, penalised): (usize, usize),
         vocab: usize,
         max_len: usize,
     ) -> Result<Requests, DriverError> {
@@ -54,7 +56,7 @@ impl Requests {
             bias_tokens: stream.alloc_zeros(slots * LOGIT_BIAS_MAX)?,
             bias_values: stream.alloc_zeros(slots * LOGIT_BIAS_MAX)?,
             banned: stream.alloc_zeros(slots * BANNED_MAX)?,
-            marks: stream.alloc_zeros(slots * vocab)?,
+            marks: stream.alloc_zeros(penalised * vocab)?,
             history: stream.alloc_zeros(max_len)?,
         })
     }
@@ -85,8 +87,8 @@ impl Requests {
             let mut room = self.banned.slice_mut(at..at + banned.len());
             stream.memcpy_htod(banned, &mut room).map_err(fault)?;
         }
-        if install.sampling.needs_history() {
-            let table = install.slot as usize * self.vocab;
+        if let Some(counts) = install.counts {
+            let table = counts as usize * self.vocab;
             let mut marks = self.marks.slice_mut(table..table + self.vocab);
             stream.memset_zeros(&mut marks).map_err(fault)?;
             let len = install.history.len();
@@ -107,6 +109,7 @@ impl Requests {
             banned_len: banned.len(),
             min_tokens: install.min_tokens,
             generated: install.generated,
+            counts: install.counts,
         };
         Ok(())
     }
@@ -138,7 +141,7 @@ impl Requests {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
-            history: if sampling.needs_history() { slot as i32 } else { -1 },
+            history: state.counts.map_or(-1, |counts| counts as i32),
             bias_at: slot * LOGIT_BIAS_MAX as u32,
             bias_len: state.bias_len as u32,
             banned_at: slot * BANNED_MAX as u32,
@@ -207,6 +210,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let install = |biases: usize, banned: usize, logprobs: u32, of_prompt: u32| Install {
             slot: 0,
+            counts: None,
             sampling: SamplingParams {
                 logit_bias: vec![(1, 1.0); biases],
                 logprobs: Some(logprobs),

@@ -8,18 +8,20 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{self, CUevent_flags};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
 use minisgl_proto::limits::TOP_LOGPROBS_MAX;
-use minisgl_proto::{Sampled, TokenLogprob};
+use minisgl_proto::{NO_TOKEN, Sampled, TokenLogprob};
 
 use super::failed;
-use super::team::{FaultWords, STEP_PATIENCE};
+use super::team::FaultWords;
 use crate::batch::IN_FLIGHT_MAX;
+use crate::error::OpError;
 use crate::ops::{OpResult, Pending};
+use crate::patience::STEP_PATIENCE;
 
 /// Most likely tokens that a row can be reported. The front asks for [`TOP_LOGPROBS_MAX`] at most; comparing whole
 /// models takes more.
 pub(super) const TOP_MAX: usize = 128;
 
-/// How often it is looked whether something has ended.
+/// How often it is looked whether a peer's watcher has read a step.
 const POLL: Duration = Duration::from_micros(50);
 
 const _: () = assert!(TOP_LOGPROBS_MAX as usize <= TOP_MAX);
@@ -52,6 +54,8 @@ pub(super) struct Outputs {
     next: Option<Arc<Landing>>,
     /// Why a step fails that waits for another GPU.
     words: Option<FaultWords>,
+    /// The driver's number of this one.
+    gpu: usize,
 }
 
 /// What is wanted of a row of logits.
@@ -95,20 +99,23 @@ impl Outputs {
             landings: (0..=IN_FLIGHT_MAX).map(|_| landing()).collect::<Result<_, _>>()?,
             next: None,
             words,
+            gpu: context.ordinal(),
         })
     }
 
     /// A place for the results of the step whose kernels are enqueued next.
     pub(super) fn begin(&mut self, stream: &CudaStream) -> OpResult {
-        let free = |landings: &[Arc<Landing>]| {
-            landings.iter().find(|landing| Arc::strong_count(landing) == 1).cloned()
+        // `get_mut` also sees what the reader did before it let go; a count would not.
+        let free = |landings: &mut [Arc<Landing>]| {
+            let at = landings.iter_mut().position(|landing| Arc::get_mut(landing).is_some())?;
+            Some(landings[at].clone())
         };
-        let mut landing = free(&self.landings);
+        let mut landing = free(&mut self.landings);
         // The steps of one rank are waited for before more are launched; another's watcher may lag a little.
         let deadline = Instant::now() + STEP_PATIENCE;
         while landing.is_none() && self.words.is_some() && Instant::now() < deadline {
             std::thread::sleep(POLL);
-            landing = free(&self.landings);
+            landing = free(&mut self.landings);
         }
         let landing = landing.ok_or_else(|| {
             failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
@@ -136,7 +143,8 @@ impl Outputs {
             logit_rows: wanted.len(),
             top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
         };
-        Ok((Box::new(InFlight { landing, wanted, words: self.words.clone() }), outgoing))
+        let (words, gpu) = (self.words.clone(), self.gpu);
+        Ok((Box::new(InFlight { landing, wanted, words, gpu }), outgoing))
     }
 
     /// Enqueues the copies of a step.
@@ -187,6 +195,7 @@ struct InFlight {
     landing: Arc<Landing>,
     wanted: Vec<Wanted>,
     words: Option<FaultWords>,
+    gpu: usize,
 }
 
 impl InFlight {
@@ -197,11 +206,15 @@ impl InFlight {
         let (top_tokens, top_logprobs) =
             (landing.top_tokens.as_slice()?, landing.top_logprobs.as_slice()?);
         let sampled = self.wanted.iter().enumerate().map(|(at, wanted)| {
+            let token = wanted.given.unwrap_or(tokens[wanted.row] as u32);
+            if is_broken(wanted, tokens[wanted.row], logprob[at]) {
+                return Sampled { token: NO_TOKEN, logprob: None, top: Vec::new() };
+            }
             let count = wanted.logprobs.map_or(0, |count| count as usize);
             let from = at * TOP_MAX..at * TOP_MAX + count;
             let top = top_tokens[from.clone()].iter().zip(&top_logprobs[from]);
             Sampled {
-                token: wanted.given.unwrap_or(tokens[wanted.row] as u32),
+                token,
                 logprob: wanted.logprobs.map(|_| logprob[at]),
                 // Past the end of the vocabulary there is -1.
                 top: top
@@ -214,9 +227,31 @@ impl InFlight {
     }
 }
 
+/// Whether the sampler found nothing to sample from: it writes -1 for a token that it should draw, and NaN as the
+/// log-probability of one that is given, which is always asked for.
+fn is_broken(wanted: &Wanted, token: i32, logprob: f32) -> bool {
+    if wanted.given.is_some() { logprob.is_nan() } else { token < 0 }
+}
+
 impl Pending for InFlight {
-    fn device_s(&self) -> Option<f32> {
+    fn is_over(&self) -> bool {
         // What fails here fails again when the tokens are read.
+        !matches!(self.landing.landed.try_is_complete(), Ok(false))
+    }
+
+    fn overdue(&self, patience: Duration) -> OpError {
+        let alone = || OpError {
+            operation: "run the step",
+            reason: format!(
+                "GPU {} did not end it within {:.1} s: a kernel hangs, or the GPU does; see dmesg for Xid errors",
+                self.gpu,
+                patience.as_secs_f64()
+            ),
+        };
+        self.words.as_ref().map_or_else(alone, |words| words.overdue(patience))
+    }
+
+    fn device_s(&self) -> Option<f32> {
         let elapsed_ms = self.landing.began.elapsed_ms(&self.landing.ended);
         elapsed_ms.ok().map(|elapsed_ms| elapsed_ms / 1e3)
     }
@@ -226,20 +261,5 @@ impl Pending for InFlight {
             let error = failed("run the step")(error);
             self.words.as_ref().map_or(error.clone(), |words| words.explain(error))
         })
-    }
-
-    fn ended(&self) -> OpResult {
-        // Of our own collectives none waits without an end; NCCL's do.
-        let Some(words) = self.words.as_ref().filter(|words| words.is_endless()) else {
-            return Ok(());
-        };
-        let deadline = Instant::now() + STEP_PATIENCE;
-        while matches!(self.landing.landed.try_is_complete(), Ok(false)) {
-            if Instant::now() > deadline {
-                return Err(words.endless_step());
-            }
-            std::thread::sleep(POLL);
-        }
-        Ok(())
     }
 }

@@ -85,7 +85,7 @@ impl CudaOps {
         let stride = *logit_stride;
         let drawn_together = team.as_ref().map(Team::seat).filter(|peers| peers.is_direct());
         let scratch_len = match &drawn_together {
-            Some(peers) => peers.sample_scratch_len(device, count),
+            Some(peers) => peers.sample_scratch_len(count),
             None => sample_scratch_len(device, count, self.vocab, stride),
         };
 

@@ -4,7 +4,7 @@
 //! a collective that the other ranks do not launch at the same place of their step.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use minisgl_kernels::Device;
@@ -19,6 +19,7 @@ use crate::collective::Member;
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::ops::{Linear, Norm, OpResult, Stream};
+use crate::patience::STEP_PATIENCE;
 use crate::shard::Shard;
 
 /// Anything but `0` in this variable and sums over ranks are NCCL's, to tell what our own change.
@@ -39,16 +40,9 @@ pub(super) struct FaultWords {
     rank: usize,
     /// The GPU of each rank, and the steps that it has begun.
     gpus: Arc<[(usize, AtomicU64)]>,
-    /// Some collectives are NCCL's, which waits for a peer for good.
-    endless: Arc<AtomicBool>,
 }
 
 impl FaultWords {
-    /// Whether a step may never end.
-    pub(super) fn is_endless(&self) -> bool {
-        self.endless.load(Ordering::Relaxed)
-    }
-
     /// This rank begins a step.
     pub(super) fn begin_step(&self) {
         self.gpus[self.rank].1.fetch_add(1, Ordering::Relaxed);
@@ -63,21 +57,21 @@ impl FaultWords {
         }
     }
 
-    /// Why a step does not end.
-    pub(super) fn endless_step(&self) -> OpError {
+    /// Why a step has not ended within `patience`: NCCL waits for a peer for good, and any kernel may hang.
+    pub(super) fn overdue(&self, patience: Duration) -> OpError {
         let steps = |rank: usize| self.gpus[rank].1.load(Ordering::Relaxed);
         let late = (0..self.gpus.len()).min_by_key(|&rank| steps(rank));
-        let (own, patience) = (self.gpus[self.rank].0, STEP_PATIENCE.as_secs_f32());
+        let (own, patience_s) = (self.gpus[self.rank].0, patience.as_secs_f32());
         let reason = match late.filter(|&rank| steps(rank) < steps(self.rank)) {
-            Some(rank) => self.missing(rank, STEP_PATIENCE),
-            None => format!("GPU {own} did not end a step within {patience} s"),
+            Some(rank) => self.missing(rank, patience),
+            None => format!("GPU {own} did not end a step within {patience_s:.1} s"),
         };
         OpError { operation: "all-reduce", reason }
     }
 
     fn missing(&self, rank: usize, patience: Duration) -> String {
-        let (gpu, patience) = (self.gpus[rank].0, patience.as_secs_f32());
-        format!("rank {rank} (GPU {gpu}) did not come to a sum over ranks within {patience} s")
+        let (gpu, patience_s) = (self.gpus[rank].0, patience.as_secs_f32());
+        format!("rank {rank} (GPU {gpu}) did not come to a sum over ranks within {patience_s:.1} s")
     }
 }
 
@@ -111,8 +105,7 @@ impl Team {
         }
         let gpus: Arc<[_]> = gpus.iter().map(|gpu| (gpu.ordinal(), AtomicU64::new(0))).collect();
         let seats = all.into_iter().enumerate().map(|(rank, peers)| {
-            let endless = Arc::new(AtomicBool::new(!peers.is_direct()));
-            let words = FaultWords { record: peers.fault(), rank, gpus: gpus.clone(), endless };
+            let words = FaultWords { record: peers.fault(), rank, gpus: gpus.clone() };
             Team { peers, member: member(rank), words }
         });
         Ok(seats.collect())
@@ -139,6 +132,8 @@ impl Team {
             }
         }
         let Team { peers, member, .. } = self;
+        // What came before took each rank another time, and the first sum on the GPU waits for no more than seconds.
+        member.meet(PREPARING)?;
         let agree = |seconds: &mut [f32]| member.all_reduce(seconds).map_err(Failed);
         let table = peers.measure(device, (&mut *residual).into(), agree).map_err(|f| f.0)?;
         let ranks = peers.ranks() as f32;
@@ -150,17 +145,13 @@ impl Team {
             tracing::debug!("sum of {rows} rows: {}", timed.join(", "));
         }
         let ways: Vec<(usize, Way)> = peers.ways().to_vec();
-        if ways.iter().any(|&(_, way)| way == Way::Nccl) {
-            self.words.endless.store(true, Ordering::Relaxed);
-        }
         tracing::info!("sums over ranks, rows at most and way: {ways:?}");
         Ok(())
     }
 }
 
-/// How long a step of several ranks may take before it is given up; a collective of our own that waits on the GPU
-/// gives up earlier.
-pub(super) const STEP_PATIENCE: Duration = Duration::from_millis(7500);
+/// How long a rank waits for its peers to have measured their products; any of them that fails tells it at once.
+const PREPARING: Duration = Duration::from_secs(900);
 
 const _: () = assert!(STEP_PATIENCE.as_millis() > PATIENCE.as_millis());
 

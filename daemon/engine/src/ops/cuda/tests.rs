@@ -7,10 +7,7 @@ use minisgl_sched::{Install, Plan, Row, Want};
 use super::linear::gemm_rows;
 use super::*;
 use crate::collective::Group;
-use crate::config::{
-    Activation, Architecture, AttentionBias, AttentionSpec, Ffn, LayerSpec, NormSpec, RopeConfig,
-    RopeScaling,
-};
+use crate::config::{Architecture, AttentionBias, AttentionSpec, Ffn};
 use crate::ops::NormId;
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 
@@ -86,35 +83,25 @@ impl Visible for CudaOps {
 }
 
 fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
-    let attention = AttentionSpec { window: None, rope: 0 };
-    let layer = LayerSpec { attention, ffn: Ffn::Dense { width: 328 } };
     ModelConfig {
         architecture: Architecture::Qwen3,
         vocab_size: VOCAB,
         hidden_size: 200,
-        layers: vec![layer.clone(), layer],
         heads,
         kv_heads,
         head_dim,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         attention_bias: AttentionBias { qkv: true, output: false },
         qk_norm: true,
-        sinks: false,
-        activation: Activation::Silu,
-        norms: NormSpec::default(),
-        rms_norm_eps: 1e-5,
-        embedding_scale: 1.0,
         max_position: 4096,
-        ropes: vec![RopeConfig { theta: 10_000.0, scaling: RopeScaling::None }],
         tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
+        ..ModelConfig::small(2, 328)
     }
 }
 
 /// The same rank on both devices; `None` without a GPU, which is said.
 fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
-    if Device::count() == 0 {
-        eprintln!("no CUDA device: not run");
+    if !minisgl_kernels::testing::has_gpu() {
         return None;
     }
     let shard = Shard::new(config, 1, 0).unwrap();
@@ -124,6 +111,9 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         member: Group::new(1).member(0),
         threads: 4,
         slots: SLOTS,
+        penalised: SLOTS,
+        chunk_tokens: CHUNK,
+        logit_rows: SLOTS,
         page_size,
         kv_element: KvElement::Bf16,
     };
@@ -133,6 +123,7 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         gpu: Gpu::open(0).unwrap(),
         team: None,
         slots: SLOTS,
+        penalised: SLOTS,
         chunk_tokens: CHUNK,
         logit_rows: SLOTS,
         page_size,
@@ -451,6 +442,7 @@ fn install(slot: u32, random: &mut Random) -> Install {
     };
     Install {
         slot,
+        counts: sampling.needs_history().then_some(slot),
         prompt_len: history.len() as u32 / 2,
         history,
         banned_until_min: tokens(slot as usize % 4, random),

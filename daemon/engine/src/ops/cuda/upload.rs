@@ -212,8 +212,7 @@ mod tests {
     /// whole, in any type and any window.
     #[test]
     fn what_arrives_is_what_was_read() {
-        if Device::count() == 0 {
-            eprintln!("no CUDA device: not run");
+        if !minisgl_kernels::testing::has_gpu() {
             return;
         }
         let device = Device::open(0).unwrap();

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use minisgl_proto::{Sampled, SamplingParams, TokenLogprob};
+use minisgl_proto::{NO_TOKEN, Sampled, SamplingParams, TokenLogprob};
 use minisgl_sched::Install;
 
 use crate::sampler::philox::uniform;
@@ -46,6 +46,7 @@ impl Request {
         };
         Install {
             slot,
+            counts: self.sampling.needs_history().then_some(slot),
             sampling: self.sampling.clone(),
             history,
             prompt_len: self.prompt.len() as u32,
@@ -56,6 +57,9 @@ impl Request {
     }
 
     pub(super) fn sample(&mut self, logits: &[f32], position: u32) -> Sampled {
+        if logits.iter().any(|z| z.is_nan()) || logits.iter().all(|&z| z == f32::NEG_INFINITY) {
+            return Sampled { token: NO_TOKEN, logprob: None, top: Vec::new() };
+        }
         let raw: Vec<f32> = logits.iter().map(|&logit| clean(logit)).collect();
         let adjusted: Vec<f32> = raw.iter().zip(0..).map(|(&z, id)| self.adjusted(z, id)).collect();
         let token = self.choose(&adjusted, position);
