@@ -184,7 +184,7 @@ impl<'de, F: Fields> Deserialize<'de> for Nested<F> {
     }
 }
 
-/// A set of fields that is an object in the object; other names in it are read over.
+/// A set of fields that forms an object of its own inside the request; other names in it are ignored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inner<F>(pub F);
 

@@ -93,8 +93,8 @@ impl PromptFields {
 
 type Message = Map<String, Value>;
 
-/// A message in OpenAI's present form, its content as text. In which form the template takes it is known where it is
-/// rendered.
+/// A message in OpenAI's present form, its content as text. The text process changes it to the form that the template
+/// takes.
 fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
     if !message.get("role").is_some_and(Value::is_string) {
         let param = format!("messages[{at}].role");
