@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use minisgl_control::access::{self, Access};
 use minisgl_control::{Doctor, Registry, SavedModels, admin, check_load, socket};
-use minisgl_http::{Front, Keys, Listener, Tls};
+use minisgl_http::{Front, Keys, Tls};
 use minisgl_proto::admin::{LoadRequest, Origin};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -107,8 +107,8 @@ async fn serve(
     let (close, closed) = watch::channel(false);
     let mut http = tokio::spawn({
         let (closed, limits) = (wait_for(closed.clone()), live.limits.clone());
-        let listeners = vec![Listener::Tcp(sockets.http, live.tls.clone())];
-        async move { minisgl_http::serve(listeners, openai, &settings, &limits, closed).await }
+        let (port, tls) = (sockets.http, live.tls.clone());
+        async move { minisgl_http::serve(port, tls, openai, &settings, &limits, closed).await }
     });
     let mut admin = tokio::spawn(async move {
         if sockets.is_admin_lent {

@@ -1,5 +1,9 @@
 //! As much of an HTTP/1.1 client as the tests need: one request a connection, whole answers or
 //! server-sent events, over TCP or a Unix socket, and the freedom to misbehave.
+//!
+//! It is no crate's client: tests block, and half of them write what no client would (a body that never comes, half a head),
+//! on the same connections. hyper's client would need a runtime beside the tests and a bridge from its bodies to `Read`,
+//! as long as the reader of chunks here.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

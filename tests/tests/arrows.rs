@@ -7,15 +7,16 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use minisgl_tests::modules::Modules;
 
 /// Crate, and the workspace crates it may use.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("minisgl-proto", &[]),
+    ("minisgl-accept", &[]),
     ("minisgl-kernels", &[]),
     ("minisgl-cache", &[]),
     ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
     ("minisgl-engine", &["minisgl-sched", "minisgl-kernels", "minisgl-proto"]),
     ("minisgl-text", &["minisgl-proto"]),
-    ("minisgl-http", &["minisgl-proto"]),
-    ("minisgl-control", &["minisgl-proto"]),
+    ("minisgl-http", &["minisgl-accept", "minisgl-proto"]),
+    ("minisgl-control", &["minisgl-accept", "minisgl-proto"]),
     (
         "minisgld",
         &[

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -28,7 +28,7 @@ use crate::doctor::Doctor;
 use crate::event::Watch;
 use crate::fit;
 use crate::registry::Registry;
-use crate::reply::{BODY_BYTES_MAX, answer, json, parse, refuse};
+use crate::reply::{BODY_BYTES_MAX, Sent, answer, json, parse, refuse};
 
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ async fn requests(State(admin): State<Admin>) -> Response {
 async fn cancel(
     State(admin): State<Admin>,
     caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
+    body: Sent,
 ) -> Response {
     let cancel = || {
         let caller = admin.may_change(&caller, "cancel requests")?;
@@ -164,7 +164,7 @@ async fn doctor(State(admin): State<Admin>, caller: Option<Extension<Caller>>) -
 async fn load(
     State(admin): State<Admin>,
     caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
+    body: Sent,
 ) -> Response {
     let load = async || {
         let caller = admin.may_change(&caller, "load models")?;
@@ -178,7 +178,7 @@ async fn load(
 async fn restart(
     State(admin): State<Admin>,
     caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
+    body: Sent,
 ) -> Response {
     let restart = async || {
         let caller = admin.may_change(&caller, "restart models")?;
@@ -207,7 +207,7 @@ fn stream(events: Result<Watch, AdminError>) -> Response {
 async fn unload(
     State(admin): State<Admin>,
     caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
+    body: Sent,
 ) -> Response {
     let unload = async || {
         let caller = admin.may_change(&caller, "unload models")?;
@@ -226,7 +226,7 @@ async fn unload(
 async fn flush(
     State(admin): State<Admin>,
     caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
+    body: Sent,
 ) -> Response {
     let flush = async || {
         let caller = admin.may_change(&caller, "flush caches")?;

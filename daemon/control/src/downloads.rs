@@ -6,8 +6,8 @@
 //!   download() ──┘
 //! ```
 //!
-//! The table is the process's own, as the cache's folder is the machine's: whoever asks, from whichever part of
-//! the daemon, finds the download that runs.
+//! There is one table for the process, since there is one cache folder: every part of the daemon finds the download that
+//! runs.
 //!
 //! Owns: the threads of downloads. Must never: let one run on that nobody waits for.
 

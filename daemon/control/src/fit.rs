@@ -9,9 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
@@ -26,7 +24,7 @@ use crate::access::{Access, Caller, Right};
 use crate::checks::check_load;
 use crate::config::WorkerCommand;
 use crate::registry::Registry;
-use crate::reply::{answer, parse};
+use crate::reply::{Sent, answer, parse};
 use crate::resolve;
 
 /// How long the child may take: a driver of many idle GPUs starts slowly.
@@ -48,11 +46,7 @@ pub(crate) fn router(registry: Registry, access: Access) -> Router {
 }
 
 /// It may download, and opens GPUs for a moment: a right of those who may load.
-async fn fit(
-    State(fit): State<Fit>,
-    caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
+async fn fit(State(fit): State<Fit>, caller: Option<Extension<Caller>>, body: Sent) -> Response {
     let ask = async || {
         let caller = caller.as_ref().map(|Extension(caller)| caller);
         let caller = fit.access.check(caller, Right::Change, "try whether models fit")?;

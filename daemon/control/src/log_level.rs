@@ -1,5 +1,8 @@
 //! The level of a line that a child wrote: its own lines say it, `<6>text`, as sd-daemon(3) has it; a library's do not.
 //!
+//! A line has a level and a text, no fields: the fields of the daemon's own events are fixed when it is compiled, so there
+//! is nothing that a child's could become. Children say numbers in words.
+//!
 //! Owns: the numbers. Must never: guess a level from words.
 
 use tracing::Level;

@@ -206,7 +206,7 @@ impl Model {
         let mut heartbeat = self.lock_heartbeat();
         if heartbeat.epoch == Some(epoch) {
             heartbeat.frame_at = Instant::now();
-            // Under the lock: whoever ends the listening may forget what is counted.
+            // Under the lock, so that nothing is counted after the model has stopped listening to this instance.
             count(&heartbeat.stats.replace(stats).unwrap_or_default());
         }
     }

@@ -19,7 +19,7 @@ pub(crate) struct Placement(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     table: Mutex<Table>,
-    /// Told whenever somebody who waits may go on.
+    /// Notified whenever a load that waits may go on.
     changed: watch::Sender<()>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) enum Start {
     After(String),
 }
 
-/// Another model is there.
+/// Another model has the GPU.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "GPU {gpu} has model \"{by}\"; name other GPUs, unload \"{by}\" first, or share the GPU: say with \

@@ -1,37 +1,29 @@
 //! The Unix socket: who may open it, and who is at its other end.
 //!
-//! Owns: the socket file, from bind to removal. Must never: take over a socket that another daemon
-//! serves.
+//! Owns: the socket file, from bind to removal, and how many connections whom may have. Must never: take over a socket
+//! that another daemon serves.
 
 use std::fs::Permissions;
 use std::future::Future;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{Extension, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use minisgl_accept::{Entrance, Guarded, Io, Open, Throttle, Times};
 use minisgl_proto::socket::Place;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::access::{Caller, Peer};
 use crate::children;
 
 /// Connections at most; `minisglctl batch` opens 1024 at once.
 const CONNECTIONS_MAX: usize = 2048;
-/// How long a client may take to send the head of a request, or to begin the next one.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time that open connections have for a request after no more are accepted.
-const FIRST_WORDS: Duration = Duration::from_millis(300);
-/// Pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The same as at the API's port.
+const TIMES: Times = Times { header: Duration::from_secs(30), write: Duration::from_secs(60) };
 /// Owner and group may open it.
 const MODE: u32 = 0o660;
 
@@ -135,14 +127,15 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 /// socket file. How long that may take is the caller's to bound.
 ///
 /// Whoever may change models has [`CONNECTIONS_MAX`] connections, apart from as many of everybody
-/// else's, so readers never keep an operator out. One more is closed at once.
+/// else's, so readers never keep an operator out. One more is closed at once, and so is one whose client says or takes
+/// nothing for too long.
 pub async fn serve_unix(
     listener: UnixListener,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
     let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_path_buf));
-    serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
+    serve_within(listener, router, shutdown, CONNECTIONS_MAX, TIMES).await;
     if let Some(path) = path {
         let _ = std::fs::remove_file(path);
     }
@@ -154,7 +147,7 @@ pub async fn serve_lent(
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    serve_within(listener, router, shutdown, CONNECTIONS_MAX, HEADER_TIMEOUT).await;
+    serve_within(listener, router, shutdown, CONNECTIONS_MAX, TIMES).await;
 }
 
 async fn serve_within(
@@ -162,62 +155,72 @@ async fn serve_within(
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
     connections_max: usize,
-    header_timeout: Duration,
+    times: Times,
 ) {
     let [operators, others] = [(); 2].map(|()| Arc::new(Semaphore::new(connections_max)));
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut shutdown => break,
-        };
-        while connections.try_join_next().is_some() {}
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors, most likely: they come back when connections close.
-                tracing::warn!(%error, "cannot accept an admin connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let [from_children, too_many] = [(); 2].map(|()| Throttle::new());
+    let socket = Socket { listener, router, operators, others, from_children, too_many };
+    minisgl_accept::serve(socket, times, shutdown).await;
+}
+
+struct Socket {
+    listener: UnixListener,
+    router: Router,
+    /// Slots of those who may change models, and of everybody else.
+    operators: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+    from_children: Throttle,
+    too_many: Throttle,
+}
+
+impl Entrance for Socket {
+    type Stream = UnixStream;
+    type Peer = Option<Peer>;
+
+    const NAME: &'static str = "the admin socket";
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<Peer>)> {
+        let (stream, _) = self.listener.accept().await?;
         let credentials = stream.peer_cred();
         let peer = credentials.map(|of| Peer { uid: of.uid(), gid: of.gid(), pid: of.pid() }).ok();
-        if children::is_one(&stream, peer.and_then(|peer| peer.pid)) {
-            tracing::warn!(
-                ?peer,
-                "a worker, or a process that is gone, opened the admin socket; closed it"
-            );
-            continue;
-        }
-        let slots = if peer.is_some_and(|peer| peer.is_operator()) { &operators } else { &others };
-        let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
-            tracing::warn!(?peer, connections_max, "too many admin connections; closed one");
-            continue;
-        };
-        let (router, watcher) = (router.clone(), graceful.watcher());
-        connections.spawn(async move {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(header_timeout)
-                .serve_connection(
-                    TokioIo::new(stream),
-                    TowerToHyperService::new(known(router, peer).await),
-                );
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::debug!(%error, "an admin connection ended early");
-            }
-            drop(slot);
-        });
+        Ok((stream, peer))
     }
-    drop(listener);
-    // A client that was let in a moment ago has not sent a word yet; hyper would close on it without an answer.
-    let all_gone = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(FIRST_WORDS, all_gone).await;
-    graceful.shutdown().await;
-    while connections.join_next().await.is_some() {}
+
+    async fn admit(
+        &self,
+        stream: &UnixStream,
+        peer: &Option<Peer>,
+        _: &Open,
+    ) -> Option<OwnedSemaphorePermit> {
+        if children::is_one(stream, peer.as_ref().and_then(|peer| peer.pid)) {
+            if let Some(connections) = self.from_children.count() {
+                tracing::warn!(
+                    ?peer,
+                    connections,
+                    "a worker, or a process that is gone, opened the admin socket; closed it"
+                );
+            }
+            return None;
+        }
+        let is_operator = peer.is_some_and(|peer| peer.is_operator());
+        let slots = if is_operator { &self.operators } else { &self.others };
+        let slot = Arc::clone(slots).try_acquire_owned().ok();
+        if slot.is_none()
+            && let Some(connections) = self.too_many.count()
+        {
+            tracing::warn!(?peer, connections, "too many admin connections; closed one more");
+        }
+        slot
+    }
+
+    fn begin(
+        &self,
+        stream: Guarded<UnixStream>,
+        peer: Option<Peer>,
+    ) -> impl Future<Output = io::Result<(Box<dyn Io>, Router)>> + Send + 'static {
+        let router = self.router.clone();
+        async move { Ok((Box::new(stream) as Box<dyn Io>, known(router, peer).await)) }
+    }
 }
 
 /// `router` for this peer. The user database may be on another machine, so it is asked beside the runtime.
@@ -231,6 +234,8 @@ async fn known(router: Router, peer: Option<Peer>) -> Router {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -284,7 +289,8 @@ mod tests {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let shutdown = async { drop(stopped.await) };
         let timeout = Duration::from_secs(3);
-        let task = tokio::spawn(serve_within(listener, Router::new(), shutdown, 2, timeout));
+        let times = Times { header: timeout, ..TIMES };
+        let task = tokio::spawn(serve_within(listener, Router::new(), shutdown, 2, times));
         let began = std::time::Instant::now();
         let mut silent = Vec::new();
         for _ in 0..3 {
@@ -305,5 +311,70 @@ mod tests {
         assert!(String::from_utf8_lossy(&rest).contains("404 Not Found"));
         stop.send(()).unwrap();
         task.await.unwrap();
+    }
+
+    /// Counts the bodies that are being written.
+    struct Written(Arc<AtomicUsize>);
+
+    impl Drop for Written {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// What comes after a request for `path`, read to its end.
+    async fn ask(socket: &Path, path: &str) -> String {
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        // It may be closed before all is written.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    #[tokio::test]
+    async fn who_never_reads_is_let_go_and_others_are_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = Arc::new(AtomicUsize::new(0));
+        let endless = {
+            let open = Arc::clone(&open);
+            async move || {
+                open.fetch_add(1, Ordering::SeqCst);
+                let written = Written(open);
+                let chunks = futures_util::stream::repeat_with(move || {
+                    let _held = &written;
+                    Ok::<_, std::convert::Infallible>(vec![b'x'; 16 << 10])
+                });
+                axum::body::Body::from_stream(chunks)
+            }
+        };
+        let router = Router::new()
+            .route("/endless", axum::routing::get(endless))
+            .route("/short", axum::routing::get(async || "answered"));
+        for connections_max in [2, 1] {
+            let path = dir.path().join(connections_max.to_string());
+            let listener = bind(&path).await.unwrap();
+            let times = Times { write: Duration::from_millis(500), ..TIMES };
+            let never = std::future::pending();
+            tokio::spawn(serve_within(listener, router.clone(), never, connections_max, times));
+            let mut deaf = UnixStream::connect(&path).await.unwrap();
+            deaf.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            if connections_max > 1 {
+                assert!(ask(&path, "/short").await.ends_with("answered"), "beside it");
+            }
+            // Its place is free again although it is there, and what was written for it is dropped.
+            let is_let_go = async {
+                while !ask(&path, "/short").await.ends_with("answered") {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                while open.load(Ordering::SeqCst) > 0 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let let_go = tokio::time::timeout(Duration::from_secs(20), is_let_go).await;
+            let_go.expect("a client that does not read keeps its place");
+            drop(deaf);
+        }
     }
 }

@@ -15,10 +15,9 @@
 //!               +---------------- retry -------------------------+
 //! ```
 //!
-//! Before `Starting` comes `Queued` where another model is choosing its GPUs just then; what ends the one
-//! ends the other too. A model that fails at its first load is `Gone` when a load by hand asked for it, since whoever
-//! asked hears of it; one of the configuration, one that is saved, and one that was ready before stay, and are tried
-//! again.
+//! While another model chooses its GPUs, `Queued` comes before `Starting`; what ends `Starting` ends `Queued` too. A model
+//! that was loaded by hand and fails at its first load is `Gone`, since the answer to the load says why. A model that is
+//! configured or saved, or that was ready before, stays and is tried again.
 //!
 //! Clients see `Resolving` and the first `Starting` as *loading*; `Backoff`, `Replacing` and every later `Starting`
 //! as *restarting*, while their requests wait; `Serving` as *ready*, or as *stalled* while the worker owes an answer
@@ -171,7 +170,7 @@ impl Supervisor {
     }
 
     /// Handles events until the model is gone. `gone` runs before anybody hears of it, so that the
-    /// name is free for whoever waited.
+    /// name is free for the load that waited for it.
     pub(crate) async fn run(mut self, gone: impl FnOnce()) {
         self.metrics.up(&self.model.spec.name, false);
         self.resolve();

@@ -275,14 +275,26 @@ async fn a_busy_hub_is_asked_again_and_not_before_it_wants_to_be() {
 
 #[tokio::test]
 async fn a_long_retry_after_ends_the_download_and_is_passed_on() {
-    let hub = Hub::model(|state| {
-        state.answers =
-            vec![("GET /api/models", "429 Too Many Requests\r\nRetry-After: 900")].into();
-    });
+    let hub = Hub::model(|_| ());
     let cache = tempfile::tempdir().unwrap();
-    let error = find(&hub, cache.path()).await.unwrap_err();
-    assert_eq!(error.retry, Retry::After(Duration::from_secs(900)), "{error}");
-    assert_eq!(hub.asked("GET /api/models").len(), 1);
+    let answers = [
+        ("429 Too Many Requests\r\nRetry-After: 900", 900),
+        // A quarter of an hour after the answer, by the hub's own clock.
+        (
+            "503 Service Unavailable\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+             Retry-After: Sun, 06 Nov 1994 09:04:37 GMT",
+            900,
+        ),
+        ("429 Too Many Requests\r\nRetry-After: Fri, 31 Dec 9999 23:59:59 GMT", 86_400),
+        ("429 Too Many Requests\r\nRetry-After: 18446744073709551615", 86_400),
+        ("429 Too Many Requests\r\nRetry-After: 99999999999999999999", 86_400),
+    ];
+    for (at, (answer, seconds)) in answers.into_iter().enumerate() {
+        hub.state.answers.lock().unwrap().push(("GET /api/models", answer));
+        let error = find(&hub, cache.path()).await.unwrap_err();
+        assert_eq!(error.retry, Retry::After(Duration::from_secs(seconds)), "{answer}: {error}");
+        assert_eq!(hub.asked("GET /api/models").len(), at + 1, "{answer}");
+    }
     for status in ["400 Bad Request", "410 Gone"] {
         hub.state.answers.lock().unwrap().push(("GET /api/models", status));
         let error = find(&hub, cache.path()).await.unwrap_err();

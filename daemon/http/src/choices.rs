@@ -5,10 +5,14 @@
 //!   events of choice 1 --> detokenize --> stop strings ----> Delta, Delta, ... in order of arrival
 //! ```
 //!
-//! Owns: the generations, so dropping it aborts them all. Must never: buffer. It takes an event only
+//! The log-probabilities of a prompt's own tokens are computed for its first choice and are those of all. Until they are
+//! there, what its other choices say is held, which is at most what they may say.
+//!
+//! Owns: the generations, so dropping it aborts them all. Must never: buffer for a client. It takes an event only
 //! when polled, so a slow client fills nothing but the backend's own bounded channel.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -49,6 +53,8 @@ pub struct Job {
 /// The generations of one request.
 pub struct Choices {
     choices: Vec<Choice>,
+    /// Choices of one prompt, which stand side by side.
+    per_prompt: usize,
     /// How many have not ended.
     running: usize,
     /// The choice that is asked first.
@@ -82,7 +88,11 @@ struct Choice {
     /// Ids that are not delivered yet.
     ids: Vec<u32>,
     /// The prompt's tokens that are not delivered yet.
-    prompt: Vec<Sampled>,
+    prompt: Arc<Vec<Sampled>>,
+    /// Whether it waits for them, and for nothing of its own.
+    awaits_prompt: bool,
+    /// What it said meanwhile.
+    held: VecDeque<TokenEvent>,
 }
 
 /// Scored tokens on their way.
@@ -150,6 +160,11 @@ impl Choices {
             {
                 let mut sampling = wanted.sampling.clone();
                 sampling.seed = choice_seed(seed, choice);
+                let awaits_prompt = choice > 0 && sampling.prompt_logprobs.is_some();
+                if awaits_prompt {
+                    sampling.prompt_logprobs = None;
+                    sampling.prompt_logprobs_from = 0;
+                }
                 let request = Generate {
                     prompt,
                     sampling,
@@ -177,14 +192,16 @@ impl Choices {
                     last_token: None,
                     scores: scored.then(Box::default),
                     ids: Vec::new(),
-                    prompt: Vec::new(),
+                    prompt: Arc::default(),
+                    awaits_prompt,
+                    held: VecDeque::new(),
                 });
             }
         }
         let (min_tokens, include_stop) = (wanted.min_tokens() as usize, wanted.include_stop);
-        let tally = Tally::new(record);
+        let (tally, per_prompt) = (Tally::new(record), wanted.n as usize);
         let common = Common { text, tally, min_tokens, include_stop, ids, retry_after_s };
-        Ok(Choices { running: choices.len(), choices, turn: 0, total, common })
+        Ok(Choices { running: choices.len(), choices, per_prompt, turn: 0, total, common })
     }
 
     /// How many there are.
@@ -224,18 +241,22 @@ impl Choices {
         // One look at the clock for all that is there at once.
         let mut now = None;
         let count = self.choices.len();
-        for step in 0..count {
+        let (mut step, mut steps) = (0, count);
+        while step < steps {
             let index = (self.turn + step) % count;
-            let choice = &mut self.choices[index];
+            step += 1;
             // Each choice is asked until it has nothing new, so that its waker is in place.
-            while let Some(generation) = &mut choice.generation {
-                let event = match generation.events.poll_recv(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(Some(event)) => event,
-                    Poll::Ready(None) => return Poll::Ready(Err(too_slow())),
-                };
+            while let Poll::Ready(event) = self.choices[index].next_event(cx, &self.common) {
+                let event = event?;
+                let has_prompt = event.sampled.is_some() || event.finish.is_some();
                 let now = *now.get_or_insert_with(Instant::now);
+                let choice = &mut self.choices[index];
                 let taken = choice.take(event, &mut self.common, &mut self.total, now, scratch);
+                if has_prompt && self.share_prompt(index) {
+                    // What the others hold can go.
+                    steps = step + count;
+                }
+                let choice = &mut self.choices[index];
                 let ended = match taken {
                     Ok(Taken::Nothing) => continue,
                     Ok(Taken::Text) => None,
@@ -265,6 +286,22 @@ impl Choices {
             }
         }
         if self.running == 0 { Poll::Ready(Ok(Progress::Done)) } else { Poll::Pending }
+    }
+
+    /// All scores of its prompt are there: they are those of the prompt's other choices, too. Whether any waited.
+    fn share_prompt(&mut self, index: usize) -> bool {
+        let end = (index + self.per_prompt).min(self.choices.len());
+        let [first, others @ ..] = &mut self.choices[index..end] else { return false };
+        if !first.is_first {
+            return false;
+        }
+        let mut any = false;
+        for other in others.iter_mut().filter(|other| other.awaits_prompt) {
+            other.prompt = Arc::clone(&first.prompt);
+            other.awaits_prompt = false;
+            any = true;
+        }
+        any
     }
 
     /// Waits for all of them; one whole each.
@@ -301,6 +338,40 @@ enum Taken {
 }
 
 impl Choice {
+    /// What is to be taken next. Pending: there is nothing now, or nothing more.
+    ///
+    /// # Errors
+    /// It was cut off, or it failed while its prompt was awaited.
+    fn next_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        common: &Common,
+    ) -> Poll<Result<TokenEvent, ApiError>> {
+        let Some(generation) = &mut self.generation else { return Poll::Pending };
+        if !self.awaits_prompt
+            && let Some(event) = self.held.pop_front()
+        {
+            return Poll::Ready(Ok(event));
+        }
+        while self.held.back().is_none_or(|last| last.finish.is_none()) {
+            let event = match generation.events.poll_recv(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(event)) => event,
+                Poll::Ready(None) => return Poll::Ready(Err(too_slow())),
+            };
+            if !self.awaits_prompt {
+                return Poll::Ready(Ok(event));
+            }
+            let failed = event.finish.as_ref();
+            let failed = failed.and_then(|it| ApiError::from_finish(it, common.retry_after_s));
+            if let Some(error) = failed {
+                return Poll::Ready(Err(error));
+            }
+            self.held.push_back(event);
+        }
+        Poll::Pending
+    }
+
     fn take(
         &mut self,
         event: TokenEvent,
@@ -317,7 +388,7 @@ impl Choice {
         }
         new.clear();
         out.clear();
-        self.prompt.extend(prompt_logprobs);
+        Arc::make_mut(&mut self.prompt).extend(prompt_logprobs);
         if !self.begun && (sampled.is_some() || cached_tokens.is_some()) {
             self.begun = true;
             let cached = cached_tokens.unwrap_or(0);
@@ -385,7 +456,7 @@ impl Choice {
             scores.starts.drain(..scored);
         }
         self.ids.clear();
-        self.prompt = Vec::new();
+        self.prompt = Arc::default();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Every field that OpenAI, vLLM and SGLang know, and what becomes of it here.
 //!
 //! Owns: the verdicts; docs/features.md repeats this table, and a test compares them. A field that would change
-//! the output and is not built is refused; one that changes nothing is read over; a name that is not here is read
-//! over, too, and logged.
+//! the output and is not built is refused; one that changes nothing is ignored; a name that is not here is
+//! ignored, too, and logged.
 
 use serde_json::{Value, json};
 

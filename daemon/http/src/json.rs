@@ -9,12 +9,13 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 
+use minisgl_proto::integers;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{Route, Verdict, find};
-pub use values::{Int, List, Node, Object, push_below};
+pub use values::{Exact, Int, List, Node, Object, push_below};
 
 /// Values, names and elements of messages, tools and the like that one request may hold.
 pub const NODES_MAX: usize = 100_000;
@@ -24,6 +25,8 @@ pub const NODE_BYTES: usize = 192;
 thread_local! {
     /// What the request that this thread reads may still hold.
     static NODES_LEFT: Cell<usize> = const { Cell::new(NODES_MAX) };
+    /// Whether that request may have integers of more than 64 bits.
+    static LARGE: Cell<bool> = const { Cell::new(true) };
 }
 
 /// Takes one of the request's values.
@@ -181,7 +184,7 @@ impl<'de, F: Fields> Deserialize<'de> for Nested<F> {
     }
 }
 
-/// A set of fields that is an object in the object; other names in it are read over.
+/// A set of fields that forms an object of its own inside the request; other names in it are ignored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inner<F>(pub F);
 
@@ -248,6 +251,7 @@ pub fn counted<T>(work: impl FnOnce() -> T) -> (T, usize) {
 }
 
 fn read_object<F: Fields>(text: &str, route: Route) -> Result<Read<F>, ApiError> {
+    LARGE.set(integers::may_have(text));
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);

@@ -12,12 +12,12 @@ use axum::extract::State;
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use minisgl_accept::Throttle;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
 use crate::record::{KeyName, Record};
-use crate::throttle::Throttle;
 
 /// Keys at most.
 const KEYS_MAX: usize = 1024;

@@ -2,7 +2,8 @@
 //!
 //! Without API keys the address is all that protects the API, and a page gets around it: by posting blindly, or by having
 //! its own name point to this machine (DNS rebinding). So while there are no keys a request must name this machine
-//! (`Host`), and must not come from a page of elsewhere (`Origin`). Pages of `[http] cors_origins` may ask and read.
+//! (`Host`), and must not come from another site's page (`Origin`). Pages of `[http] cors_origins` may send requests and read the
+//! answers.
 //!
 //! Owns: which names and pages are ours. Must never: refuse a client that is no browser and calls us by address.
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::body::Share;
 use crate::error::ApiError;
-use crate::json::{self, List, Node, Object, fields};
+use crate::json::{self, Exact, List, Node, Object, fields};
 use crate::pool::Pool;
 use crate::tokenizer::{Conversation, TextModel};
 
@@ -19,11 +19,11 @@ const TOOLS_MAX: usize = 4 << 10;
 fields! {
     /// The fields of a chat request that shape its prompt.
     pub struct PromptFields {
-        messages: List<Object, MESSAGES_MAX>,
-        tools: List<Node, TOOLS_MAX>,
+        messages: List<Exact<Object>, MESSAGES_MAX>,
+        tools: List<Exact<Node>, TOOLS_MAX>,
         tool_choice: Node,
         add_generation_prompt: bool,
-        chat_template_kwargs: Object,
+        chat_template_kwargs: Exact<Object>,
         /// Hints, which templates of reasoning models know as variables.
         reasoning_effort: String,
         verbosity: String,
@@ -70,9 +70,9 @@ impl PromptFields {
             }
         };
         let messages = messages.into_iter().enumerate();
-        let messages = messages.map(|(at, Object(message))| normal(message, at));
+        let messages = messages.map(|(at, Exact(Object(message)))| normal(message, at));
         let messages = messages.collect::<Result<Vec<_>, _>>()?;
-        let Object(mut kwargs) = self.chat_template_kwargs.unwrap_or_default();
+        let Exact(Object(mut kwargs)) = self.chat_template_kwargs.unwrap_or_default();
         for (name, hint) in
             [("reasoning_effort", self.reasoning_effort), ("verbosity", self.verbosity)]
         {
@@ -81,7 +81,7 @@ impl PromptFields {
             }
         }
         let tools = self.tools.map(|List(tools)| tools).unwrap_or_default();
-        let tools: Vec<Value> = tools.into_iter().map(|Node(tool)| tool).collect();
+        let tools: Vec<Value> = tools.into_iter().map(|Exact(Node(tool))| tool).collect();
         Ok(Conversation {
             messages: messages.into_iter().map(Value::Object).collect(),
             tools: Some(tools).filter(|tools| !tools.is_empty() && !without_tools),
@@ -93,8 +93,8 @@ impl PromptFields {
 
 type Message = Map<String, Value>;
 
-/// A message in OpenAI's present form, its content as text. In which form the template takes it is known where it is
-/// rendered.
+/// A message in OpenAI's present form, its content as text. The text process changes it to the form that the template
+/// takes.
 fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
     if !message.get("role").is_some_and(Value::is_string) {
         let param = format!("messages[{at}].role");

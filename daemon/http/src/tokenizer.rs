@@ -229,7 +229,7 @@ pub struct TextModels {
 }
 
 impl TextModels {
-    /// The text side of the load `generation` of a model; its table is made by whoever asks first. `is_current`
+    /// The text side of the load `generation` of a model; the first caller makes its table. `is_current`
     /// tells which loads are still served; the others are dropped.
     ///
     /// # Errors

@@ -255,3 +255,39 @@ async fn reasoning_effort_is_a_variable_of_the_template() {
         assert_eq!(text_of(&house.last().prompt), expected);
     }
 }
+
+#[tokio::test]
+async fn integers_of_any_size_reach_the_template_as_in_python() {
+    let house = House::saying("a");
+    let template = "{{ tools | tojson }} {{ x }} {{ messages[1].tool_calls[0].function.arguments }} \
+                    {{ messages[1].tool_calls[1].function.arguments.n + 1 }}";
+    std::fs::write(house.folder.path().join("chat_template.jinja"), template).unwrap();
+    let body = r#"{"model": "org/tiny", "seed": 7.0,
+        "messages": [{"role": "user", "content": "Hi 123456789012345678901234567890"},
+            {"role": "assistant", "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f",
+                    "arguments": "{\"n\": 1000000000000000000000000000000000000000000001, \"s\": \"99999999999999999999\"}"}},
+                {"id": "2", "type": "function", "function": {"name": "f",
+                    "arguments": {"n": 340282366920938463463374607431}}}]}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {
+            "maximum": 18446744073709551616, "minimum": -9223372036854775809, "zero": -0, "f": -0.0,
+            "most": 115792089237316195423570985008687907853269984665640564039457584007913129639935}}}],
+        "chat_template_kwargs": {"x": [-123456789012345678901234567890, 18446744073709551615, 1e22]}}"#;
+    let answer = house.post_bytes("/v1/chat/completions", body.as_bytes().to_vec()).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    // What Jinja2 makes of json.loads(body).
+    let expected = "[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"maximum\": 18446744073709551616, \
+        \"minimum\": -9223372036854775809, \"zero\": 0, \"f\": -0.0, \
+        \"most\": 115792089237316195423570985008687907853269984665640564039457584007913129639935}}}] \
+        [-123456789012345678901234567890, 18446744073709551615, 1e+22] \
+        {'n': 1000000000000000000000000000000000000000000001, 's': '99999999999999999999'} \
+        340282366920938463463374607432";
+    assert_eq!(text_of(&house.last().prompt), expected);
+    // A field that is no template's is read as before.
+    let refused = house.post_bytes(
+        "/v1/chat/completions",
+        br#"{"model": "org/tiny", "messages": [{"role": "user", "content": "a"}], "seed": 18446744073709551616}"#
+            .to_vec(),
+    );
+    assert!(refused.await.body.contains("is not a whole number"));
+}

@@ -8,12 +8,12 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use minisgl_http::{Limits, Listener, Settings, Tls, serve};
+use minisgl_http::{Limits, Settings, Tls, serve};
 use minisgl_proto::Finish;
 use serde_json::{Value, json};
 use support::{House, Step, chat_body, say};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -38,8 +38,7 @@ fn start_on(listener: TcpListener, house: &House, settings: Settings) -> Server 
             let _ = stopped.await;
         };
         let limits = Limits::new(settings.body_bytes_max, settings.connections_max);
-        serve(vec![Listener::Tcp(listener, Tls::default())], router, &settings, &limits, stopped)
-            .await;
+        serve(listener, Tls::default(), router, &settings, &limits, stopped).await;
     });
     Server { address, stop, task }
 }
@@ -315,26 +314,6 @@ async fn shutdown_lets_running_requests_finish() {
     read_until(&mut stream, "[DONE]").await;
     timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
-}
-
-#[tokio::test]
-async fn a_unix_socket_is_as_good() {
-    let house = House::saying("over a socket");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s");
-    let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
-    let router = house.router.clone();
-    let task = tokio::spawn(async move {
-        let (settings, limits) = (Settings::default(), Limits::new(1 << 20, 8));
-        serve(vec![listener], router, &settings, &limits, std::future::pending()).await;
-    });
-    let mut stream = UnixStream::connect(&path).await.unwrap();
-    let text = post(&chat_body(json!({}))).replace("host: x", "host: x\r\nconnection: close");
-    stream.write_all(text.as_bytes()).await.unwrap();
-    let mut seen = String::new();
-    timeout(Duration::from_secs(5), stream.read_to_string(&mut seen)).await.unwrap().unwrap();
-    assert!(seen.contains("over a socket"), "{seen}");
-    task.abort();
 }
 
 #[tokio::test]

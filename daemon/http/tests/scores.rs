@@ -160,3 +160,58 @@ async fn tokens_of_a_stop_string_are_not_among_the_logprobs() {
     let json = house.chat(more).await.json();
     assert_eq!(json["choices"][0]["logprobs"]["content"].as_array().unwrap().len(), 7);
 }
+
+#[tokio::test]
+async fn the_scores_of_a_prompt_are_computed_once_and_are_those_of_all_its_choices() {
+    let house = House::saying("b");
+    let body = json!({"prompt": [[97, 98, 99], [100, 101]], "n": 3, "echo": true, "logprobs": 1});
+    for stream in [false, true] {
+        for max_tokens in [0, 5] {
+            house.model.submitted.lock().unwrap().clear();
+            let mut body = body.clone();
+            body["stream"] = stream.into();
+            body["max_tokens"] = max_tokens.into();
+            let answer = house.post("/v1/completions", body).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let scored: Vec<Option<u32>> = {
+                let submitted = house.model.submitted.lock().unwrap();
+                submitted.iter().map(|request| request.sampling.prompt_logprobs).collect()
+            };
+            assert_eq!(scored, [Some(1), None, None, Some(1), None, None]);
+            let pieces = if stream { answer.events().0 } else { vec![answer.json()] };
+            let pieces: Vec<&Value> =
+                pieces.iter().flat_map(|piece| piece["choices"].as_array().unwrap()).collect();
+            for choice in 0..6 {
+                let prompt: &[u32] = if choice < 3 { &[97, 98, 99] } else { &[100, 101] };
+                let first = pieces.iter().find(|piece| piece["index"] == choice).unwrap();
+                let told = first["logprobs"]["token_logprobs"].as_array().unwrap();
+                assert_eq!(told[0], Value::Null, "{first}");
+                for (at, &token) in prompt.iter().enumerate().skip(1) {
+                    near(&told[at], score(token));
+                }
+                let text: String = pieces
+                    .iter()
+                    .filter(|piece| piece["index"] == choice)
+                    .map(|piece| piece["text"].as_str().unwrap())
+                    .collect();
+                let own = if max_tokens == 0 { "" } else { "b" };
+                let prompt: String = prompt.iter().map(|&byte| char::from(byte as u8)).collect();
+                assert_eq!(text, format!("{prompt}{own}"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_choice_that_fails_while_the_prompt_is_scored_ends_the_others() {
+    let house = House::new(|request| {
+        Ok(match request.sampling.prompt_logprobs {
+            Some(_) => vec![Step::Hang],
+            None => vec![Step::Token(97), Step::End(Finish::Failed("it broke".into()))],
+        })
+    });
+    let body = json!({"prompt": [97, 98], "n": 2, "echo": true, "logprobs": 1, "max_tokens": 5});
+    let answer = house.post("/v1/completions", body).await;
+    assert_eq!(answer.status, 500, "{}", answer.body);
+    house.quiet().await;
+}

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use minisgl_http::{Certificate, Limits, Listener, Settings, Tls, serve};
+use minisgl_http::{Certificate, Limits, Settings, Tls, serve};
 use support::House;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -67,11 +67,11 @@ async fn connections_are_encrypted_with_the_certificate_in_force() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let tls = Tls::default();
-    let (router, listeners) = (house.router.clone(), vec![Listener::Tcp(listener, tls.clone())]);
+    let (router, certificates) = (house.router.clone(), tls.clone());
     tokio::spawn(async move {
         let settings = Settings { header_timeout: Duration::from_secs(1), ..Settings::default() };
         let limits = Limits::new(1 << 20, 2);
-        serve(listeners, router, &settings, &limits, std::future::pending()).await;
+        serve(listener, certificates, router, &settings, &limits, std::future::pending()).await;
     });
     assert!(ask_plainly(address).await.starts_with("HTTP/1.1 200"));
 
@@ -106,9 +106,9 @@ async fn a_reader_that_stops_near_the_end_of_an_answer_loses_the_connection() {
     let write_timeout = Duration::from_millis(300);
     tokio::spawn(async move {
         let settings = Settings { write_timeout, ..Settings::default() };
-        let listeners = vec![Listener::Tcp(listener, Tls::new(Some(certificate)))];
+        let tls = Tls::new(Some(certificate));
         let limits = Limits::new(1 << 20, 1);
-        serve(listeners, router, &settings, &limits, std::future::pending()).await;
+        serve(listener, tls, router, &settings, &limits, std::future::pending()).await;
     });
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod doctor;
 pub mod frame;
 pub mod gpus;
+pub mod integers;
 pub mod limits;
 pub mod model;
 pub mod ranges;

@@ -98,3 +98,37 @@ fn fault(error: TemplateError) -> TextFault {
         TemplateError::Abandoned => TextFault::Abandoned,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::tiny::{BOS, byte_level};
+
+    /// transformers 5.24 drops both flags where there is a `tokenizer.json`: its post-processor alone decides.
+    #[test]
+    fn the_post_processor_decides_what_is_put_around_a_prompt_and_no_flag() {
+        let mut bare = byte_level();
+        bare["post_processor"] = Value::Null;
+        for (tokenizer, right) in [(byte_level(), vec![BOS, 97, 98]), (bare, vec![97, 98])] {
+            for (bos, eos) in [(true, true), (false, true), (true, false), (false, false)] {
+                let dir = tempfile::tempdir().unwrap();
+                let config = json!({"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>",
+                    "eos_token": "<|im_end|>", "add_bos_token": bos, "add_eos_token": eos});
+                let write = |name: &str, json: &Value| {
+                    std::fs::write(dir.path().join(name), json.to_string()).unwrap();
+                };
+                write("tokenizer.json", &tokenizer);
+                write("tokenizer_config.json", &config);
+                let (side, _) = TextSide::load(dir.path()).unwrap();
+                let texts = vec!["ab".to_owned()];
+                let job = TextJob::Encode { texts, add_special: true, tokens_max: 9 };
+                let answer = side.run(job, &AtomicBool::new(false)).unwrap();
+                let TextAnswer::Tokens(lists) = answer else { panic!("{answer:?}") };
+                let ids: Vec<Vec<u32>> = lists;
+                assert_eq!(ids, [right.clone()], "add_bos_token {bos}, add_eos_token {eos}");
+            }
+        }
+    }
+}

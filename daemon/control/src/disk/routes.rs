@@ -4,9 +4,8 @@
 
 use std::path::PathBuf;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,7 +20,7 @@ use super::{remove, scan};
 use crate::access::{Access, Caller, Right};
 use crate::layout::RepoId;
 use crate::registry::Registry;
-use crate::reply::{answer, parse, refuse};
+use crate::reply::{Sent, answer, parse, refuse};
 use crate::resolve;
 
 /// Lines of a pull's answer that may wait for a slow client; progress beyond it is dropped.
@@ -70,11 +69,7 @@ async fn disk(State(disk): State<Disk>) -> Response {
     answer(report.map_err(AdminError::from))
 }
 
-async fn rm(
-    State(disk): State<Disk>,
-    caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
+async fn rm(State(disk): State<Disk>, caller: Option<Extension<Caller>>, body: Sent) -> Response {
     let rm = async || -> Result<RmReply, AdminError> {
         let caller = disk.may_change(&caller, "remove models from the disk")?;
         let request = parse::<RmRequest>(body)?;
@@ -87,11 +82,7 @@ async fn rm(
 }
 
 /// Streams a download, which ends when the caller leaves and nobody else waits for it.
-async fn pull(
-    State(disk): State<Disk>,
-    caller: Option<Extension<Caller>>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
+async fn pull(State(disk): State<Disk>, caller: Option<Extension<Caller>>, body: Sent) -> Response {
     let begin = || {
         let caller = disk.may_change(&caller, "download models")?;
         let request = parse::<PullRequest>(body)?;

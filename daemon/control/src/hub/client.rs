@@ -3,12 +3,13 @@
 //! Owns: connections, the token, redirects. Must never: write a file, or try twice.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use httpdate::parse_http_date;
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue, LOCATION, RANGE,
-    RETRY_AFTER,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, ETAG, HeaderMap, HeaderValue, LOCATION,
+    RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
@@ -22,6 +23,8 @@ use crate::layout::RepoId;
 const INFO_BYTES_MAX: usize = 32 << 20;
 /// Bytes of a token file that are read.
 const TOKEN_BYTES_MAX: u64 = 4096;
+/// What a server may want waited, at most.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Redirects that a question follows.
 const REDIRECTS_MAX: usize = 10;
 
@@ -303,8 +306,40 @@ fn token_hint(config: &HubConfig) -> String {
     }
 }
 
-/// Seconds, as hubs write it; a date is not worth a dependency and counts as no word.
+/// What a server wants waited: seconds, or a date, which counts by the server's own clock where it tells the time.
+/// Anything else is no word.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let pause = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let now = headers.get(DATE).and_then(|now| parse_http_date(now.to_str().ok()?).ok());
+        let then = parse_http_date(text).ok()?;
+        then.duration_since(now.unwrap_or_else(SystemTime::now)).unwrap_or_default()
+    };
+    Some(pause.min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_wants_waited_is_seconds_or_a_date() {
+        let read = |text: &str| {
+            let headers = [(RETRY_AFTER, HeaderValue::try_from(text).unwrap())];
+            retry_after(&headers.into_iter().collect())
+        };
+        assert_eq!(read(" 7 "), Some(Duration::from_secs(7)));
+        for passed in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "0"] {
+            assert_eq!(read(passed), Some(Duration::ZERO), "{passed}");
+        }
+        // Without the server's clock, by this machine's.
+        let in_an_hour = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+        let pause = read(&in_an_hour).unwrap().as_secs();
+        assert!((3000..=3600).contains(&pause), "{pause}");
+        for nothing in ["", "-1", "1.5", "soon", "Sun, 99 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(read(nothing), None, "{nothing}");
+        }
+    }
 }

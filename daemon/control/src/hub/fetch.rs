@@ -240,7 +240,7 @@ impl Partial {
             partial.hash.update(&piece[..read]);
             partial.bytes += read as u64;
             meter.at(file, partial.bytes);
-            // Many gigabytes: whoever wants to stop this is heard in between.
+            // A file has many gigabytes: between two pieces the download can be cancelled.
             tokio::task::yield_now().await;
         }
         Ok(partial)

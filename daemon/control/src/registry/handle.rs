@@ -1,4 +1,4 @@
-//! A model that takes requests, for whoever has some.
+//! A handle to a model, through which requests are submitted.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

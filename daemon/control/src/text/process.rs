@@ -46,7 +46,7 @@ impl Process {
         config: &TextConfig,
         dir: &Path,
     ) -> Result<(Process, TextInfo), String> {
-        let mut process = Process::spawn(config).map_err(|why| {
+        let mut process = Process::spawn(config, dir).map_err(|why| {
             format!("the text process {} does not start: {why}", config.command.program.display())
         })?;
         let version = minisgl_proto::VERSION.to_owned();
@@ -76,7 +76,7 @@ impl Process {
         }
     }
 
-    fn spawn(config: &TextConfig) -> std::io::Result<Process> {
+    fn spawn(config: &TextConfig, dir: &Path) -> std::io::Result<Process> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let command = &config.command;
@@ -100,7 +100,7 @@ impl Process {
         let tasks = [
             tokio::spawn(read(reader, incoming)),
             tokio::spawn(write(writer, outgoing)),
-            tokio::spawn(listen(stderr)),
+            tokio::spawn(listen(stderr, dir.display().to_string())),
         ];
         Ok(Process { child, _group: group, frames, answers, tasks })
     }
@@ -183,7 +183,7 @@ async fn write(mut socket: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) 
 }
 
 /// Passes its stderr to the log, line by line.
-async fn listen(stderr: ChildStderr) {
+async fn listen(stderr: ChildStderr, dir: String) {
     let mut stderr = BufReader::new(stderr);
     let (mut line, mut lines) = (Vec::new(), Lines::default());
     loop {
@@ -193,19 +193,68 @@ async fn listen(stderr: ChildStderr) {
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
                 let (text, level) = lines.read(text.trim_end());
-                log(level, text);
+                log(level, &dir, text);
             }
         }
     }
 }
 
 /// The level of an event is part of its place in the code, so there is a place for each.
-fn log(level: Level, text: &str) {
+fn log(level: Level, dir: &str, text: &str) {
     match level {
-        Level::ERROR => tracing::error!(target: "text", "{text}"),
-        Level::WARN => tracing::warn!(target: "text", "{text}"),
-        Level::INFO => tracing::info!(target: "text", "{text}"),
-        Level::DEBUG => tracing::debug!(target: "text", "{text}"),
-        Level::TRACE => tracing::trace!(target: "text", "{text}"),
+        Level::ERROR => tracing::error!(target: "text", dir, "{text}"),
+        Level::WARN => tracing::warn!(target: "text", dir, "{text}"),
+        Level::INFO => tracing::info!(target: "text", dir, "{text}"),
+        Level::DEBUG => tracing::debug!(target: "text", dir, "{text}"),
+        Level::TRACE => tracing::trace!(target: "text", dir, "{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+
+    /// Keeps the fields of events, and nothing else.
+    #[derive(Clone, Default)]
+    struct Seen(Arc<Mutex<Vec<String>>>);
+
+    impl Visit for Seen {
+        fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+            self.0.lock().unwrap().push(format!("{field}={value:?}"));
+        }
+    }
+
+    impl Subscriber for Seen {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_line_says_which_models_process_wrote_it() {
+        let all = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+        for level in all {
+            let seen = Seen::default();
+            tracing::subscriber::with_default(seen.clone(), || log(level, "/models/m", "words"));
+            let fields = seen.0.lock().unwrap().join(" ");
+            assert!(fields.contains("dir=\"/models/m\""), "{level}: {fields}");
+            assert!(fields.contains("message=words"), "{level}: {fields}");
+        }
     }
 }

@@ -3,10 +3,14 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use minisgl_proto::integers;
+use serde::de::{
+    Deserialize, DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::spend_node;
+use super::{LARGE, spend_node};
 
 /// A whole number, also written `100.0`, as pydantic takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,5 +177,24 @@ impl<'de> Deserialize<'de> for Object {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         spend_node()?;
         deserializer.deserialize_map(ObjectOfNodes)
+    }
+}
+
+/// A value that a template sees: its integers keep all their digits (see [`integers`]), as in Python.
+#[derive(Clone, Debug, Default)]
+pub struct Exact<T>(pub T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Exact<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !LARGE.get() {
+            return T::deserialize(deserializer).map(Exact);
+        }
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        let read = serde_json::from_str(&integers::mark(text));
+        read.map(Exact).map_err(|why| {
+            // Its line and column are those of the value, not of the body.
+            let why = why.to_string();
+            D::Error::custom(why.rsplit_once(" at line ").map_or(&*why, |(what, _)| what))
+        })
     }
 }

@@ -139,6 +139,19 @@ async fn play(
     sent: Arc<AtomicUsize>,
 ) {
     let top = request.sampling.logprobs;
+    if request.stop.max_tokens == 0 && request.sampling.prompt_logprobs.is_none() {
+        let finish = Some(Finish::Length);
+        let event = TokenEvent {
+            id,
+            sampled: None,
+            prompt_logprobs: Vec::new(),
+            cached_tokens: None,
+            queue_s: None,
+            finish,
+        };
+        let _ = sender.send(event).await;
+        return;
+    }
     if let Some(top) = request.sampling.prompt_logprobs {
         // As the engine does, in two chunks; position 0 has none.
         let from = request.sampling.prompt_logprobs_from.max(1) as usize;
@@ -147,6 +160,8 @@ async fn play(
         let ends = request.stop.max_tokens == 0;
         let (one, two) = scored.split_at(scored.len() / 2);
         for (at, chunk) in [one, two].into_iter().enumerate() {
+            // Other choices are quicker.
+            tokio::time::sleep(Duration::from_millis(20)).await;
             let last = at == 1 && ends;
             let event = TokenEvent {
                 id,

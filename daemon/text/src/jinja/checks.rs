@@ -15,6 +15,9 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
         ops::compare(op, value, &other.ok_or_else(|| args_missing(name))?)
     };
     let whole = || {
+        if matches!(value, Value::Large(_)) {
+            return Err(ops::too_large());
+        }
         let number = value.as_int().or(value.as_float().map(|number| number as i128));
         number.ok_or_else(|| match value.is_undefined() {
             true => value.undefined_error(),
@@ -47,9 +50,9 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
         "boolean" => matches!(value, Value::Bool(_)),
         "true" => matches!(value, Value::Bool(true)),
         "false" => matches!(value, Value::Bool(false)),
-        "integer" => matches!(value, Value::Int(_)),
+        "integer" => matches!(value, Value::Int(_) | Value::Large(_)),
         "float" => matches!(value, Value::Float(_)),
-        "number" => value.as_float().is_some(),
+        "number" => matches!(value, Value::Large(_)) || value.as_float().is_some(),
         "string" => matches!(value, Value::Str(_)),
         "mapping" => matches!(value, Value::Dict(_)),
         "iterable" => value.is_iterable(),

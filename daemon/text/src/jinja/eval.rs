@@ -95,6 +95,9 @@ impl<'t> Run<'t> {
                     *number = match (&bound, bound.as_int()) {
                         (Value::None, _) => None,
                         (_, Some(number)) => Some(number),
+                        // Beyond every end, as any such number is.
+                        (Value::Large(digits), _) if digits.starts_with('-') => Some(i128::MIN),
+                        (Value::Large(_), _) => Some(i128::MAX),
                         _ => {
                             return Err(Error::failed(
                                 "slice indices must be integers or None or have an __index__ method",

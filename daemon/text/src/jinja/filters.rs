@@ -1,9 +1,11 @@
 //! Jinja2's filters: those of single values. Those of lists are in `lists`, of texts in `prose`.
 
+use minisgl_proto::integers;
+
 use super::args::{Args, int_or, is_set, wrong};
 use super::run::Run;
 use super::value::{Dict, Key, Str, Value};
-use super::{Error, Result, attributes, format, json, lists, names, prose, text};
+use super::{Error, Result, attributes, format, json, lists, names, ops, prose, text};
 
 /// `value | name(args)`
 pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<Value> {
@@ -11,6 +13,7 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
     match name {
         "abs" => match &value {
             Value::Float(number) => Ok(Value::Float(number.abs())),
+            Value::Large(digits) => Ok(Value::int(digits.trim_start_matches('-'))),
             other => {
                 let number = other.as_int().and_then(i128::checked_abs);
                 number.map(Value::Int).ok_or_else(|| wrong("abs", other))
@@ -50,6 +53,7 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             }
             Ok(match &value {
                 Value::Str(text) => parse_float(&text.text).map_or(default, Value::Float),
+                Value::Large(_) => Value::Float(value.as_float().ok_or_else(ops::too_large)?),
                 other => other.as_float().map_or(default, Value::Float),
             })
         }
@@ -63,9 +67,11 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             Ok(match &value {
                 Value::Str(text) => parse_int(&text.text, base)
                     .or_else(|| {
-                        parse_float(&text.text).filter(|n| n.is_finite()).map(|n| n as i128)
+                        let number = parse_float(&text.text).filter(|n| n.is_finite());
+                        number.map(|n| Value::Int(n as i128))
                     })
-                    .map_or(default, Value::Int),
+                    .unwrap_or(default),
+                Value::Large(_) => value,
                 Value::Float(number) if number.is_finite() => Value::Int(*number as i128),
                 other => other.as_int().map_or(default, Value::Int),
             })
@@ -135,7 +141,7 @@ fn parse_float(text: &str) -> Option<f64> {
     if fits { text.parse().ok() } else { None }
 }
 
-fn parse_int(text: &str, base: i128) -> Option<i128> {
+fn parse_int(text: &str, base: i128) -> Option<Value> {
     let text = text.trim().replace('_', "").to_ascii_lowercase();
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -157,13 +163,23 @@ fn parse_int(text: &str, base: i128) -> Option<i128> {
     if digits.starts_with(['+', '-']) {
         return None;
     }
-    let number = i128::from_str_radix(digits, base).ok()?;
-    Some(if negative { -number } else { number })
+    if let Ok(number) = i128::from_str_radix(digits, base) {
+        return Some(Value::Int(if negative { -number } else { number }));
+    }
+    let is_decimal = base == 10 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_decimal || digits.is_empty() || digits.len() > integers::DIGITS_MAX {
+        return None;
+    }
+    let sign = if negative { "-" } else { "" };
+    Some(Value::int(&format!("{sign}{}", digits.trim_start_matches('0'))))
 }
 
 fn round(value: &Value, args: Args) -> Result<Value> {
     let [precision, method] = args.bind("round", ["precision", "method"])?;
     let precision = int_or(precision, 0)?.clamp(-300, 300) as i32;
+    if matches!(value, Value::Large(_)) {
+        return Err(ops::too_large());
+    }
     let number = value.as_float().ok_or_else(|| wrong("round", value))?;
     let method = method.map_or_else(|| "common".into(), |method| text::str(&method));
     let scale = 10f64.powi(precision);

@@ -73,6 +73,7 @@ impl Dumps {
             Value::None => self.out.push_str("null"),
             Value::Bool(value) => self.out.push_str(if *value { "true" } else { "false" }),
             Value::Int(value) => self.out.push_str(&value.to_string()),
+            Value::Large(digits) => self.out.push_str(digits),
             Value::Float(value) => self.out.push_str(&float(*value)),
             Value::Str(text) => self.string(&text.text),
             Value::Seq(seq)
@@ -117,6 +118,7 @@ impl Dumps {
                         Value::Bool(value) => self.string(if *value { "true" } else { "false" }),
                         Value::None => self.string("null"),
                         Value::Int(number) => self.string(&number.to_string()),
+                        Value::Large(digits) => self.string(digits),
                         other => return Err(not_json(other)),
                     }
                     self.out.push_str(&self.key.clone());

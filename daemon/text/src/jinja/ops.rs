@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 use super::ast::{Binary, Compare};
-use super::value::{Seq, SeqKind, Str, Value, check_items, check_text, field};
+use super::value::{Seq, SeqKind, Str, Value, check_items, check_text, field, whole_part};
 use super::{Error, Result, attributes, format, text};
 
 fn unsupported(op: &str, a: &Value, b: &Value) -> Error {
@@ -90,8 +90,12 @@ fn sign(op: Binary) -> &'static str {
     }
 }
 
+/// The error of computing with integers that this engine only shows.
+pub fn too_large() -> Error {
+    Error::failed("a number is too large to compute with")
+}
+
 fn number(op: Binary, a: &Value, b: &Value) -> Result<Value> {
-    let too_large = || Error::failed("a number is too large");
     let by_zero = || Error::failed("division by zero");
     if let (Some(x), Some(y)) = (a.as_int(), b.as_int()) {
         let whole = match op {
@@ -107,6 +111,9 @@ fn number(op: Binary, a: &Value, b: &Value) -> Result<Value> {
             Binary::Pow => u32::try_from(y).ok().and_then(|y| x.checked_pow(y)),
         };
         return whole.map(Value::Int).ok_or_else(too_large);
+    }
+    if matches!(a, Value::Large(_)) || matches!(b, Value::Large(_)) {
+        return Err(too_large());
     }
     let (Some(x), Some(y)) = (a.as_float(), b.as_float()) else {
         return Err(unsupported(sign(op), a, b));
@@ -131,6 +138,10 @@ fn floor_div(x: i128, y: i128) -> i128 {
 pub fn negative(value: &Value) -> Result<Value> {
     match value {
         Value::Float(value) => Ok(Value::Float(-value)),
+        Value::Large(digits) => Ok(match digits.strip_prefix('-') {
+            Some(positive) => Value::int(positive),
+            None => Value::int(&format!("-{digits}")),
+        }),
         other => match other.as_int().and_then(i128::checked_neg) {
             Some(value) => Ok(Value::Int(value)),
             None if other.is_undefined() => Err(other.undefined_error()),
@@ -143,7 +154,7 @@ pub fn negative(value: &Value) -> Result<Value> {
 
 pub fn positive(value: &Value) -> Result<Value> {
     match value {
-        Value::Float(_) => Ok(value.clone()),
+        Value::Float(_) | Value::Large(_) => Ok(value.clone()),
         other => match other.as_int() {
             Some(value) => Ok(Value::Int(value)),
             None if other.is_undefined() => Err(other.undefined_error()),
@@ -190,6 +201,17 @@ pub fn order(a: &Value, b: &Value) -> std::result::Result<Option<Ordering>, ()> 
             }
             Ok(Some(x.items.len().cmp(&y.items.len())))
         }
+        (Value::Large(x), Value::Large(y)) => Ok(Some(order_of_digits(x, y))),
+        (Value::Large(x), Value::Float(y)) if y.is_finite() => {
+            Ok(Some(order_of_digits(x, &whole_part(*y))))
+        }
+        (Value::Float(x), Value::Large(y)) if x.is_finite() => {
+            Ok(Some(order_of_digits(&whole_part(*x), y)))
+        }
+        (Value::Large(_), Value::Float(y)) => Ok(0.0.partial_cmp(y)),
+        (Value::Float(x), Value::Large(_)) => Ok(x.partial_cmp(&0.0)),
+        (Value::Large(x), y) if y.as_int().is_some() => Ok(Some(order_of_digits(x, "0"))),
+        (x, Value::Large(y)) if x.as_int().is_some() => Ok(Some(order_of_digits("0", y))),
         _ => match (a.as_int(), b.as_int()) {
             (Some(x), Some(y)) => Ok(Some(x.cmp(&y))),
             _ => match (a.as_float(), b.as_float()) {
@@ -197,6 +219,17 @@ pub fn order(a: &Value, b: &Value) -> std::result::Result<Option<Ordering>, ()> 
                 _ => Err(()),
             },
         },
+    }
+}
+
+/// The order of two integers, from their digits.
+fn order_of_digits(x: &str, y: &str) -> Ordering {
+    let longer = |x: &str, y: &str| x.len().cmp(&y.len()).then_with(|| x.cmp(y));
+    match (x.strip_prefix('-'), y.strip_prefix('-')) {
+        (None, None) => longer(x, y),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (Some(x), Some(y)) => longer(y, x),
     }
 }
 

@@ -46,6 +46,7 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
         Value::Int(value) => {
             let _ = write!(out, "{value}");
         }
+        Value::Large(digits) => out.push_str(digits),
         Value::Float(value) => out.push_str(&float(*value)),
         Value::Str(text) if text.safe => {
             out.push_str("Markup(");

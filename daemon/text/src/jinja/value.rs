@@ -9,6 +9,7 @@ use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 use indexmap::IndexMap;
+use minisgl_proto::integers;
 
 use super::ast::Const;
 use super::{Error, Result};
@@ -24,6 +25,8 @@ pub enum Value {
     None,
     Bool(bool),
     Int(i128),
+    /// An integer that `Int` does not hold, as Python writes it. It can be shown and compared, not computed with.
+    Large(Rc<str>),
     Float(f64),
     Str(Str),
     Seq(Rc<Seq>),
@@ -127,6 +130,11 @@ impl Value {
         Value::Str(Str { text: text.into(), safe: false })
     }
 
+    /// An integer of any size, from its digits.
+    pub fn int(digits: &str) -> Value {
+        digits.parse().map_or_else(|_| Value::Large(digits.into()), Value::Int)
+    }
+
     pub fn safe(text: impl Into<Rc<str>>) -> Value {
         Value::Str(Str { text: text.into(), safe: true })
     }
@@ -178,6 +186,7 @@ impl Value {
     pub fn as_float(&self) -> Option<f64> {
         match self {
             Value::Float(value) => Some(*value),
+            Value::Large(digits) => digits.parse().ok().filter(|number: &f64| number.is_finite()),
             other => other.as_int().map(|value| value as f64),
         }
     }
@@ -187,6 +196,7 @@ impl Value {
             Value::Undefined(_) | Value::None => false,
             Value::Bool(value) => *value,
             Value::Int(value) => *value != 0,
+            Value::Large(_) => true,
             Value::Float(value) => *value != 0.0,
             Value::Str(text) => !text.text.is_empty(),
             Value::Seq(seq) => !seq.items.is_empty(),
@@ -201,7 +211,7 @@ impl Value {
             Value::Undefined(_) => "Undefined",
             Value::None => "NoneType",
             Value::Bool(_) => "bool",
-            Value::Int(_) => "int",
+            Value::Int(_) | Value::Large(_) => "int",
             Value::Float(_) => "float",
             Value::Str(text) if text.safe => "Markup",
             Value::Str(_) => "str",
@@ -333,6 +343,9 @@ impl From<&serde_json::Value> for Value {
             Json::String(text) => Value::str(text.as_str()),
             Json::Array(items) => Value::list(items.iter().map(Value::from).collect()),
             Json::Object(fields) => {
+                if let Some(digits) = integers::marked(json) {
+                    return Value::int(digits);
+                }
                 let field = |(name, value): (&String, &Json)| {
                     (Key(Value::str(name.as_str())), value.into())
                 };
@@ -348,6 +361,11 @@ impl PartialEq for Value {
         match (self, other) {
             (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
             (Value::Str(a), Value::Str(b)) => a.text == b.text,
+            (Value::Large(a), Value::Large(b)) => a == b,
+            (Value::Large(_), Value::Int(_) | Value::Bool(_))
+            | (Value::Int(_) | Value::Bool(_), Value::Large(_)) => false,
+            (Value::Large(digits), Value::Float(number))
+            | (Value::Float(number), Value::Large(digits)) => **digits == *whole_part(*number),
             (Value::Seq(a), Value::Seq(b)) => {
                 let alike = |kind| if kind == SeqKind::Group { SeqKind::Tuple } else { kind };
                 alike(a.kind) == alike(b.kind) && a.items == b.items
@@ -385,11 +403,18 @@ impl Hash for Key {
         match &self.0 {
             Value::Str(text) => text.text.hash(state),
             Value::Seq(seq) => seq.items.iter().for_each(|item| Key(item.clone()).hash(state)),
-            Value::Float(value) if value.fract() == 0.0 => (*value as i128).hash(state),
+            Value::Float(value) if value.fract() == 0.0 => Some(*value as i128).hash(state),
             Value::Float(value) => value.to_bits().hash(state),
+            // As a float that may be equal.
+            large @ Value::Large(_) => large.as_float().map(|value| value as i128).hash(state),
             other => other.as_int().hash(state),
         }
     }
+}
+
+/// The digits of a float without what comes after the point; of one that is not finite, no digits.
+pub fn whole_part(number: f64) -> String {
+    format!("{:.0}", number.trunc())
 }
 
 /// A field of an object with text keys.

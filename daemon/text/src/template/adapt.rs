@@ -15,6 +15,7 @@
 
 use std::borrow::Cow;
 
+use minisgl_proto::integers;
 use serde_json::{Map, Value, json};
 
 /// How a template takes messages.
@@ -92,9 +93,9 @@ fn calls_as(calls: &Value, as_text: bool) -> Value {
             Value::Null => Some(Cow::Owned(json!({}))),
             Value::String(text) if text.trim().is_empty() => Some(Cow::Owned(json!({}))),
             // A model's arguments need not be JSON; then the template gets them as they are.
-            Value::String(text) => {
-                serde_json::from_str(text).ok().map(|fields| Cow::Owned(Value::Object(fields)))
-            }
+            Value::String(text) => serde_json::from_str(&integers::mark(text))
+                .ok()
+                .map(|fields| Cow::Owned(Value::Object(fields))),
             Value::Object(_) => Some(Cow::Borrowed(&*arguments)),
             _ => None,
         };
