@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn dropping_ends_a_rank_that_waits_for_its_peers() {
-        let group = Group::new(2);
+        let group = Group::with_patience(2, Duration::from_secs(600));
         let seats = group.clone();
         let ranks = Ranks::spawn(2, group, move |rank, _| {
             if rank == 1 {
@@ -476,6 +476,6 @@ mod tests {
         ranks.commands[0].try_send(Command::Run(Arc::default())).unwrap();
         let start = Instant::now();
         drop(ranks);
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(120), "it was waited for");
     }
 }
