@@ -374,6 +374,19 @@ mod tests {
     }
 
     #[test]
+    fn who_needs_a_daemon_that_is_starting_waits_and_a_question_does_not() {
+        let patience =
+            |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().patience().as_secs();
+        for line in ["load m", "pull m", "wait m"] {
+            assert_eq!(patience(&format!("minisglctl {line}")), STARTING_S, "{line}");
+            assert_eq!(patience(&format!("minisglctl {line} --wait-daemon 7")), 7, "{line}");
+        }
+        for line in ["ps", "models", "unload m", "health"] {
+            assert_eq!(patience(&format!("minisglctl {line}")), 0, "{line}");
+        }
+    }
+
+    #[test]
     fn the_first_place_with_a_socket_is_taken_and_else_the_last() {
         let places = || socket::places(7, Some(std::path::Path::new("/run/user/7")));
         let (own, system) = ("/run/user/7/minisgld/admin.sock", "/run/minisgld/admin.sock");

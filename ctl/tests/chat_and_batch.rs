@@ -128,7 +128,7 @@ impl Terminal {
 
     fn expect(&mut self, part: &str) {
         while !self.text.contains(part) {
-            let more = self.seen.recv_timeout(Duration::from_secs(10));
+            let more = self.seen.recv_timeout(Duration::from_secs(120));
             let more = more.unwrap_or_else(|_| panic!("no {part:?} in {:?}", self.text));
             self.text.push_str(&more);
         }

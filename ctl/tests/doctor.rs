@@ -151,5 +151,5 @@ fn a_minisgld_that_hangs_is_given_up() {
     let run = with_script(Some("exec sleep 600"), &["--timeout", "1"]);
     assert_eq!(run.code, 6, "{run:?}");
     assert!(run.err.contains("no answer in 1 s"), "{run:?}");
-    assert!(began.elapsed() < Duration::from_secs(30));
+    assert!(began.elapsed() < Duration::from_secs(120), "it slept on");
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 
 const MODELS: &str = include_str!("data/top/models.json");
 const METRICS: &str = include_str!("data/top/now.txt");
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const LEAVE_ALTERNATE_SCREEN: &str = "\x1b[?1049l";
 
 fn answer(call: &Call) -> Reply {

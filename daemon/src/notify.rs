@@ -19,7 +19,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use minisgl_proto::admin::ModelStatus;
@@ -27,6 +27,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::status::status;
 
@@ -348,7 +349,7 @@ mod tests {
         task.abort();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_socket_is_given_to_a_manager_that_was_busy() {
         let manager = Manager::new();
         let notifier = notifier(&[("NOTIFY_SOCKET", manager.path.as_str())]).unwrap().unwrap();

@@ -134,8 +134,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         assert_eq!(reach(&url), Ok(()));
-        drop(listener);
-        let error = reach(&url).unwrap_err();
+        // A port that is taken, so that nobody else listens on it, and that refuses.
+        let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+        deaf.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let error = reach(&format!("http://{}", deaf.local_addr().unwrap())).unwrap_err();
         assert!(error.contains("127.0.0.1:") && error.contains("cannot be reached"), "{error}");
     }
 

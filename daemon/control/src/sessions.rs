@@ -208,7 +208,10 @@ impl Sessions {
 
     /// Ends those that have waited for an instance for longer than `patience`. Returns how many.
     pub(crate) fn expire(&self, patience: Duration) -> usize {
-        let now = Instant::now();
+        self.expire_at(patience, Instant::now())
+    }
+
+    fn expire_at(&self, patience: Duration, now: Instant) -> usize {
         let mut table = self.lock();
         let late = |(_, id): &&(Reverse<i32>, RequestId)| {
             table.sessions.get(id).is_some_and(|session| session.waited(now) > patience)

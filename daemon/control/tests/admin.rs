@@ -45,7 +45,7 @@ fn info() -> DaemonInfo {
     DaemonInfo {
         started: Instant::now(),
         listen: "127.0.0.1:8000".to_string(),
-        doctor: Arc::new(doctor("exit 0", Duration::from_secs(10))),
+        doctor: Arc::new(doctor("exit 0", common::PATIENCE)),
         access: Access::default(),
     }
 }
@@ -95,7 +95,7 @@ async fn the_doctor_passes_on_what_its_child_prints() {
         let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())
     };
-    let patience = Duration::from_secs(10);
+    let patience = common::PATIENCE;
     let (status, body) = ask(doctor("printf '%s' \"$REPORT\"", patience)).await;
     assert_eq!((status, decode::<DoctorReport>(&body)), (200, report()));
 
@@ -126,7 +126,7 @@ async fn who_may_only_look_does_not_run_the_doctor_and_many_askers_run_it_once()
     let dir = tempfile::tempdir().unwrap();
     let runs = dir.path().join("runs");
     let line = format!("echo x >> {}; sleep 0.3; printf '%s' \"$REPORT\"", runs.display());
-    let info = DaemonInfo { doctor: Arc::new(doctor(&line, Duration::from_secs(10))), ..info() };
+    let info = DaemonInfo { doctor: Arc::new(doctor(&line, common::PATIENCE)), ..info() };
     let router = router(daemon.registry.clone(), info);
     let ask = async |uid: u32| {
         let call = Request::get("/admin/v1/doctor").extension(caller(uid));

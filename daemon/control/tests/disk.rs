@@ -260,7 +260,7 @@ async fn a_pull_whose_caller_leaves_stops_and_nothing_is_removed_meanwhile() {
     let cache = tempfile::tempdir().unwrap();
     let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
     let mut from = hub.config(cache.path());
-    from.limits.idle = Duration::from_secs(60);
+    from.limits.idle = common::PATIENCE * 10;
     let daemon = Daemon::with(RegistryConfig { hub: from, ..config() });
     let api = api(&daemon);
     let request = Request::post("/admin/v1/pull").body(Body::from(r#"{"model": "org/name"}"#));
@@ -273,8 +273,8 @@ async fn a_pull_whose_caller_leaves_stops_and_nothing_is_removed_meanwhile() {
     let since = Instant::now();
     drop(response);
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    // At once, against an idle time of 60 s.
-    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    // Long before the idle time is over.
+    assert!(since.elapsed() < common::PATIENCE, "{:?}", since.elapsed());
 }
 
 /// A daemon whose children are a shell script that is asked for a fit, and tells what it was asked.

@@ -39,7 +39,7 @@ fn is_right(dir: &Path) -> bool {
 fn stuck(cache: &Path) -> (Hub, Daemon) {
     let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
     let mut from = hub.config(cache);
-    from.limits.idle = Duration::from_secs(60);
+    from.limits.idle = common::PATIENCE * 10;
     let daemon = Daemon::with(RegistryConfig { hub: from, ..config() });
     (hub, daemon)
 }
@@ -60,8 +60,8 @@ async fn an_unload_ends_the_download_and_the_next_load_goes_on() {
     let since = Instant::now();
     daemon.registry.unload("m", false).await.unwrap();
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    // At once, against an idle time of 60 s.
-    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    // Long before the idle time is over.
+    assert!(since.elapsed() < common::PATIENCE, "{:?}", since.elapsed());
     *hub.state.hold_after.lock().unwrap() = None;
     let ended = end_of(read_load(daemon.registry.load(request("m")).await.unwrap()).await);
     let dir = ended.unwrap().info.unwrap().dir;
@@ -84,8 +84,8 @@ async fn two_names_of_one_repo_share_a_download_and_the_end_of_the_daemon_ends_i
     let since = Instant::now();
     daemon.registry.shutdown(Duration::ZERO).await;
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    // At once, against an idle time of 60 s.
-    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    // Long before the idle time is over.
+    assert!(since.elapsed() < common::PATIENCE, "{:?}", since.elapsed());
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn a_download_that_is_dropped_stops_at_once_and_goes_on_later() {
     let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
     let cache = tempfile::tempdir().unwrap();
     let mut config = hub.config(cache.path());
-    config.limits.idle = Duration::from_secs(60);
+    config.limits.idle = common::PATIENCE * 10;
     let task = {
         let config = config.clone();
         tokio::spawn(async move { resolve(&config, "org/name", false, &mut |_| ()).await })
@@ -102,8 +102,8 @@ async fn a_download_that_is_dropped_stops_at_once_and_goes_on_later() {
     let since = Instant::now();
     task.abort();
     hub.until(|state| state.left.load(Ordering::SeqCst) == 1).await;
-    // At once, against an idle time of 60 s.
-    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    // Long before the idle time is over.
+    assert!(since.elapsed() < common::PATIENCE, "{:?}", since.elapsed());
     *hub.state.hold_after.lock().unwrap() = None;
     let dir = resolve(&config, "org/name", false, &mut |_| ()).await.unwrap();
     assert!(is_right(&dir));
@@ -123,7 +123,7 @@ async fn all_who_wait_for_a_repo_share_one_download() {
     let hub = Hub::model(|state| state.hold_after = Some(20_000).into());
     let cache = tempfile::tempdir().unwrap();
     let mut config = hub.config(cache.path());
-    config.limits.idle = Duration::from_secs(60);
+    config.limits.idle = common::PATIENCE * 10;
     let told: Arc<[AtomicUsize; 3]> = Arc::default();
     let mut tasks: Vec<_> = (0..3)
         .map(|index| {

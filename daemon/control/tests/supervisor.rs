@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::fake::{
-    COUNT, ENDLESS, FLOOD, LOAD_DIES, LOAD_FAILS, LOAD_WAITS, RESTART_DIES, STUBBORN,
+    COUNT, ENDLESS, FLOOD, HELD, LOAD_DIES, LOAD_FAILS, LOAD_WAITS, RESTART_DIES, STUBBORN,
 };
 use common::{Daemon, config, end_of, generate, is_alive, read, read_load, signal, token};
 use minisgl_control::{Inspector, RegistryConfig, SavedModels, Unavailable};
@@ -135,7 +135,7 @@ async fn names_and_options_are_checked_before_anything_starts() {
 
 #[tokio::test]
 async fn a_silent_worker_is_stalled_until_it_speaks() {
-    let daemon = Daemon::new();
+    let daemon = Daemon::with(RegistryConfig { stall: Duration::from_millis(300), ..config() });
     let pid = daemon.load("m").await.unwrap().pid.unwrap();
     let mut generation = daemon.submit("m", &[ENDLESS]);
     token(&mut generation).await;
@@ -152,7 +152,9 @@ async fn a_silent_worker_is_stalled_until_it_speaks() {
 
 #[tokio::test]
 async fn a_worker_silent_for_too_long_is_killed_and_replaced() {
-    let config = RegistryConfig { stall_kill: Duration::from_millis(600), ..config() };
+    // The next one, which speaks, would have to be held up for that long.
+    let (stall, stall_kill) = (Duration::from_millis(300), Duration::from_secs(4));
+    let config = RegistryConfig { stall, stall_kill, ..config() };
     let daemon = Daemon::with(config);
     let pid = daemon.load("m").await.unwrap().pid.unwrap();
     let mut generation = daemon.submit("m", &[ENDLESS]);
@@ -178,7 +180,7 @@ async fn a_load_without_progress_ends() {
 
 #[tokio::test]
 async fn a_flood_cuts_its_slow_reader_off_and_nobody_else() {
-    let daemon = Daemon::new();
+    let daemon = Daemon::with(RegistryConfig { stream_buffer: 64, ..config() });
     daemon.load("m").await.unwrap();
     let mut slow = daemon.submit("m", &[FLOOD, 10_000]);
     let (tokens, finish) = read(&mut daemon.submit("m", &[COUNT, 20])).await;
@@ -244,13 +246,14 @@ async fn one_model_is_unloaded_while_another_streams() {
     daemon.load("a").await.unwrap();
     let pid = daemon.load("b").await.unwrap().pid.unwrap();
     let mut stays = daemon.submit("a", &[ENDLESS]);
-    let mut drains = daemon.submit("b", &[COUNT, 30]);
+    let mut drains = daemon.submit("b", &[HELD, 30]);
     token(&mut drains).await;
     let registry = daemon.registry.clone();
     let unload = tokio::spawn(async move { registry.unload("b", false).await });
     daemon.until_state("b", ModelState::Unloading).await;
     let refused = daemon.registry.submit("b", generate(&[COUNT, 1])).unwrap_err();
     assert!(refused.to_string().contains("being unloaded"), "{refused}");
+    std::fs::write(daemon.model_dir("b").join("more"), "").unwrap();
     let (tokens, finish) = read(&mut drains).await;
     assert_eq!((tokens.len(), finish), (29, Some(Finish::Length)));
     unload.await.unwrap().unwrap();
@@ -313,7 +316,7 @@ async fn shutdown_drains_every_model_and_takes_no_more() {
         daemon.load("b").await.unwrap().pid.unwrap(),
     ];
     let mut generation = daemon.submit("a", &[COUNT, 10]);
-    daemon.registry.shutdown(Duration::from_secs(5)).await;
+    daemon.registry.shutdown(common::PATIENCE).await;
     assert_eq!(read(&mut generation).await.1, Some(Finish::Length));
     assert!(!pids.into_iter().any(is_alive));
     let refused = daemon.registry.load(daemon.request("c")).await.unwrap_err();
@@ -352,7 +355,7 @@ async fn a_load_is_saved_when_it_is_ready_and_forgotten_when_it_is_unloaded() {
 
 #[tokio::test]
 async fn a_new_configuration_is_for_the_next_loads() {
-    let daemon = Daemon::with(RegistryConfig { drain: Duration::from_secs(60), ..config() });
+    let daemon = Daemon::with(RegistryConfig { drain: common::PATIENCE * 2, ..config() });
     daemon.load("m").await.unwrap();
     let mut generation = daemon.submit("m", &[ENDLESS]);
     // Who does not read is cut off, and nothing would be left to wait for.
@@ -360,5 +363,5 @@ async fn a_new_configuration_is_for_the_next_loads() {
     daemon.registry.reconfigure(RegistryConfig { drain: Duration::from_millis(50), ..config() });
     let began = Instant::now();
     daemon.registry.unload("m", false).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(30), "the old drain time was waited for");
+    assert!(began.elapsed() < common::PATIENCE, "the old drain time was waited for");
 }

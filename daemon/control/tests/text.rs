@@ -38,9 +38,11 @@ fn fake_text() {
         frame::encode(&frame, &mut bytes).unwrap();
         out.lock().unwrap().write_all(&bytes).unwrap();
     };
+    let mut dir = PathBuf::new();
     while let Some(frame) = receive(&mut socket) {
         match frame {
             ToText::Load(spec) => {
+                dir.clone_from(&spec.dir);
                 // Whole at once: the test reads it while another process takes the first one's place.
                 let (part, pid) = (spec.dir.join("pid.part"), spec.dir.join("pid"));
                 std::fs::write(&part, std::process::id().to_string()).unwrap();
@@ -61,7 +63,7 @@ fn fake_text() {
                 }
             }
             ToText::Job { id, job } => {
-                let out = Arc::clone(&out);
+                let (out, dir) = (Arc::clone(&out), dir.clone());
                 std::thread::spawn(move || {
                     let TextJob::Encode { texts, .. } = job else { panic!("{job:?}") };
                     let (word, argument) = texts[0].split_once(':').unwrap_or((&texts[0], ""));
@@ -71,9 +73,11 @@ fn fake_text() {
                             std::fs::write(argument, "").unwrap();
                             std::process::abort();
                         }
-                        "hang" => std::thread::sleep(Duration::from_secs(60)),
-                        "wait" => {
-                            std::thread::sleep(Duration::from_millis(argument.parse().unwrap()))
+                        "hold" => {
+                            std::fs::write(dir.join(format!("{argument}.begun")), "").unwrap();
+                            while !dir.join(format!("{argument}.go")).exists() {
+                                std::thread::sleep(Duration::from_millis(2));
+                            }
                         }
                         _ => {}
                     }
@@ -81,7 +85,7 @@ fn fake_text() {
                     say(&out, FromText::Done { id, answer });
                 });
             }
-            ToText::Abandon(_) => {}
+            ToText::Abandon(_) => std::fs::write(dir.join("abandoned"), "").unwrap(),
         }
     }
 }
@@ -104,7 +108,8 @@ fn text_config() -> TextConfig {
                 .collect(),
             env: Vec::new(),
         },
-        job: Duration::from_secs(30),
+        job: common::PATIENCE,
+        load: common::PATIENCE,
         ..TextConfig::default()
     }
 }
@@ -139,6 +144,17 @@ impl House {
         pid_in(self.folder.path())
     }
 
+    /// Returns once the job `hold:NAME` is at work.
+    async fn begun(&self, name: &str) {
+        let file = self.file(&format!("{name}.begun"));
+        until(&format!("{name} has begun"), || file.exists()).await;
+    }
+
+    /// Lets the job `hold:NAME` end, in this process and in the next.
+    fn let_go(&self, name: &str) {
+        std::fs::write(self.file(&format!("{name}.go")), "").unwrap();
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -152,7 +168,9 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
         assert!(began.elapsed() < common::PATIENCE, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // A clock that stands still does not stop this.
+        std::thread::sleep(Duration::from_millis(1));
+        tokio::task::yield_now().await;
     }
 }
 
@@ -160,17 +178,25 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 async fn a_job_that_kills_its_process_twice_is_refused_alone() {
     let house = House::new(text_config()).await;
     let first = house.pid();
-    let (killer, a, b, c) = tokio::join!(
-        house.ask("die"),
-        house.ask("wait:200"),
-        house.ask("wait:210"),
-        house.ask("short")
-    );
+    let beside = [house.start("hold:a").unwrap(), house.start("hold:b").unwrap()];
+    house.begun("a").await;
+    house.begun("b").await;
+    let killer = house.start("die").unwrap();
+    until("another process", || house.pid() != first).await;
+    // Now they are tried again, one by one.
+    house.let_go("a");
+    house.let_go("b");
+    let [a, b] = beside;
+    let (killer, a, b, c) = tokio::join!(killer, a, b, house.ask("short"));
     assert!(
         matches!(&killer, Err(TextFault::Killed(why)) if why.contains("2 times")),
         "{killer:?}"
     );
-    assert_eq!((a, b, c), (Ok(8), Ok(8), Ok(5)));
+    let length = |answer: Result<TextAnswer, TextFault>| match answer.unwrap() {
+        TextAnswer::Tokens(lists) => lists[0][0],
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((length(a), length(b), c), (6, 6, Ok(5)));
     assert_ne!(house.pid(), first);
     assert_eq!(house.ask("after").await, Ok(5));
 }
@@ -188,33 +214,42 @@ async fn a_job_that_saw_one_death_is_tried_again() {
     assert_eq!(house.ask("abc").await, Ok(3));
 }
 
-#[tokio::test]
+// On a clock that moves when the test says so.
+#[tokio::test(start_paused = true)]
 async fn a_job_that_takes_too_long_is_refused_and_those_beside_it_are_done() {
+    let _time = common::hold_time();
     let house = House::new(TextConfig { job: Duration::from_millis(700), ..text_config() }).await;
-    let late = house.start("hang").unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let (late, beside) = tokio::join!(late, house.ask("wait:600"));
+    let late = house.start("hold:late").unwrap();
+    house.begun("late").await;
+    tokio::time::advance(Duration::from_millis(400)).await;
+    let beside = house.start("hold:beside").unwrap();
+    house.begun("beside").await;
+    tokio::time::advance(Duration::from_millis(400)).await;
+    let late = late.await;
     assert!(
         matches!(&late, Err(TextFault::Killed(why)) if why.contains("longer than 0.7 s")),
         "{late:?}"
     );
-    assert_eq!(beside, Ok(8));
+    house.let_go("beside");
+    let beside = beside.await;
+    assert!(matches!(&beside, Ok(TextAnswer::Tokens(lists)) if lists[0] == [11]), "{beside:?}");
 }
 
 #[tokio::test]
 async fn a_job_keeps_its_place_until_its_work_has_stopped() {
     let house = House::new(TextConfig { jobs_max: 2, bytes_max: 20, ..text_config() }).await;
-    let left = house.start("wait:400").unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let left = house.start("hold:one").unwrap();
+    house.begun("one").await;
     drop(left);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    until("the process hears of it", || house.file("abandoned").exists()).await;
     // Of the bytes of both, one is over the limit.
     let busy = house.start("thirteen byte").map(drop);
     assert!(matches!(&busy, Err(TextFault::Busy(why)) if why.contains("bytes")), "{busy:?}");
-    let held = house.start("wait:1").unwrap();
+    let held = house.start("x").unwrap();
     let busy = house.start("").map(drop);
     assert!(matches!(&busy, Err(TextFault::Busy(why)) if why.contains("limit is 2")), "{busy:?}");
     held.await.unwrap();
+    house.let_go("one");
     until("the place is free", || house.start("thirteen byte").is_ok()).await;
     // One job alone may have more.
     until("all places are free", || house.start(&"x".repeat(21)).is_ok()).await;
@@ -223,10 +258,11 @@ async fn a_job_keeps_its_place_until_its_work_has_stopped() {
 #[tokio::test]
 async fn a_job_that_waits_leaves_with_its_client() {
     let house = House::new(TextConfig { jobs_max: 5, ..text_config() }).await;
-    let inside: Vec<_> = (0..4).map(|_| house.start("wait:500").unwrap()).collect();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let inside: Vec<_> = (0..4).map(|_| house.start("hold:x").unwrap()).collect();
+    house.begun("x").await;
     drop(house.start("die").unwrap());
     until("the place is free", || house.start("").is_ok()).await;
+    house.let_go("x");
     for answer in inside {
         answer.await.unwrap();
     }
@@ -235,12 +271,13 @@ async fn a_job_that_waits_leaves_with_its_client() {
 #[tokio::test]
 async fn a_process_that_does_not_load_says_why() {
     let folder = tempfile::tempdir().unwrap();
-    let config = TextConfig { load: Duration::from_millis(1500), ..text_config() };
-    for (how, words) in [
-        ("fail", "tokenizer.json is broken"),
-        ("die", "ended the process"),
-        ("hang", "longer than 1.5 s"),
+    let (patient, soon) = (common::PATIENCE, Duration::from_millis(1500));
+    for (how, words, load) in [
+        ("fail", "tokenizer.json is broken", patient),
+        ("die", "ended the process", patient),
+        ("hang", "longer than 1.5 s", soon),
     ] {
+        let config = TextConfig { load, ..text_config() };
         std::fs::write(folder.path().join("how"), how).unwrap();
         let why = Text::start(&config, folder.path()).await.unwrap_err();
         assert!(why.contains(words), "{why}");

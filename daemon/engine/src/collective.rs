@@ -44,7 +44,8 @@ impl Group {
         Group::with_patience(ranks, PATIENCE)
     }
 
-    fn with_patience(ranks: usize, patience: Duration) -> Arc<Group> {
+    /// The same that waits for a rank for so long.
+    pub(crate) fn with_patience(ranks: usize, patience: Duration) -> Arc<Group> {
         let boxes = || (0..ranks).map(|_| RwLock::default()).collect();
         Arc::new(Group {
             ranks,

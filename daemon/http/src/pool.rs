@@ -240,15 +240,17 @@ mod tests {
         (state.jobs, state.bytes)
     }
 
-    /// Waits until the pool holds so many jobs.
-    fn settled(pool: &Pool, jobs: usize) {
-        for _ in 0..2000 {
-            if pool.0.lock().jobs == jobs {
+    /// Waits until the pool's number is this one.
+    fn settled(shared: &Shared, number: fn(&State) -> usize, wanted: usize) {
+        let began = std::time::Instant::now();
+        loop {
+            let now = number(&shared.lock());
+            if now == wanted {
                 return;
             }
+            assert!(began.elapsed() < Duration::from_secs(120), "{now}, not {wanted}");
             std::thread::sleep(Duration::from_millis(1));
         }
-        panic!("{} jobs, not {jobs}", pool.0.lock().jobs);
     }
 
     #[tokio::test]
@@ -276,7 +278,7 @@ mod tests {
         first.end.send(()).unwrap();
         running.await.unwrap();
         waiting.await.unwrap();
-        settled(&pool, 0);
+        settled(&pool.0, |state| state.jobs, 0);
         assert_eq!(held(&pool), (0, 0));
         pool.run(1000, || ()).await.expect("alone, a job may be of any size");
     }
@@ -291,7 +293,7 @@ mod tests {
         drop(running);
         assert_eq!(held(&pool), (1, 60), "it still runs");
         first.end.send(()).unwrap();
-        settled(&pool, 0);
+        settled(&pool.0, |state| state.jobs, 0);
         assert_eq!(held(&pool), (0, 0));
     }
 
@@ -325,12 +327,6 @@ mod tests {
         let threads = shared.lock().threads;
         assert!((1..=3).contains(&threads), "{threads}");
         drop(pool);
-        for _ in 0..2000 {
-            if shared.lock().threads == 0 {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        panic!("{} threads are left", shared.lock().threads);
+        settled(&shared, |state| state.threads, 0);
     }
 }

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,7 +14,8 @@ use http_body_util::BodyExt;
 use minisgl_http::Settings;
 use minisgl_proto::{Finish, Unavailable};
 use serde_json::{Value, json};
-use support::{House, MAX_LEN, Step, chat_body, say, text_of};
+use support::{House, MAX_LEN, PATIENCE, Step, chat_body, say, text_of, until};
+use tokio::sync::Notify;
 use tower::ServiceExt;
 
 /// A house whose model has this chat template.
@@ -271,19 +274,42 @@ fn pinging(steps: Vec<Step>) -> House {
     House::with(move |_| Ok(steps.clone()), settings, json!({}))
 }
 
+/// Reads on until `times` more pings came; all that came.
+async fn read_pings(body: &mut Body, times: usize) -> String {
+    let mut text = String::new();
+    while text.matches(": ping\n\n").count() < times {
+        let frame = tokio::time::timeout(PATIENCE, body.frame()).await.expect("no ping");
+        let bytes = frame.expect("the stream ended").unwrap().into_data().unwrap();
+        text += std::str::from_utf8(&bytes).unwrap();
+    }
+    text
+}
+
 #[tokio::test]
 async fn a_stream_that_waits_says_so() {
-    let pause = Step::Pause(Duration::from_millis(300));
-    let steps = vec![pause.clone(), Step::Token(97), pause, Step::Last(98, Finish::Length)];
-    let answer = pinging(steps.clone()).chat(json!({"stream": true})).await;
-    assert_eq!(answer.status, 200);
-    assert!(answer.body.starts_with(": ping\n\n"), "{}", answer.body);
-    let (before, after) = answer.body.split_once("\"content\":\"a\"").unwrap();
-    for part in [before, after] {
-        assert!(part.matches(": ping\n\n").count() >= 2, "{part}");
+    let [first, second] = [(); 2].map(|()| Arc::new(Notify::new()));
+    let wait = |told: &Arc<Notify>| Step::Until(Arc::clone(told));
+    let last = Step::Last(98, Finish::Length);
+    let house = pinging(vec![wait(&first), Step::Token(97), wait(&second), last.clone()]);
+    let body = Body::from(chat_body(json!({"stream": true})).to_string());
+    let request = Request::post("/v1/chat/completions").body(body).unwrap();
+    let response = house.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    let before = read_pings(&mut body, 2).await;
+    assert!(before.starts_with(": ping\n\n") && !before.contains("data"), "{before}");
+    first.notify_one();
+    let mut after = String::new();
+    while !after.contains("\"content\":\"a\"") {
+        after += &read_pings(&mut body, 1).await;
     }
-    assert!(after.ends_with("data: [DONE]\n\n"));
+    read_pings(&mut body, 2).await;
+    second.notify_one();
+    let rest = body.collect().await.unwrap().to_bytes();
+    assert!(rest.ends_with(b"data: [DONE]\n\n"), "{rest:?}");
     // Without the setting, and where an answer is whole, there is none.
+    let pause = Step::Pause(Duration::from_millis(300));
+    let steps = vec![pause.clone(), Step::Token(97), pause, last];
     let settings = Settings { ping_interval: None, ..Settings::default() };
     let house = House::with(move |_| Ok(steps.clone()), settings, json!({}));
     assert!(!house.chat(json!({"stream": true})).await.body.contains("ping"));
@@ -292,12 +318,19 @@ async fn a_stream_that_waits_says_so() {
 #[tokio::test]
 async fn an_error_has_a_status_until_the_first_ping() {
     let failed = || Step::End(Finish::Failed("gone".into()));
-    let house = pinging(vec![failed()]);
+    let house = House::playing(vec![failed()]);
     assert_eq!(house.chat(json!({"stream": true})).await.error().0, 500);
-    let house = pinging(vec![Step::Pause(Duration::from_millis(200)), failed()]);
-    let answer = house.chat(json!({"stream": true})).await;
-    assert_eq!(answer.status, 200);
-    let last = answer.body.trim_end().rsplit("\n\n").next().unwrap();
+    // The answer begins with the first ping, and what comes then comes too late for a status.
+    let too_late = Arc::new(Notify::new());
+    let house = pinging(vec![Step::Until(Arc::clone(&too_late)), failed()]);
+    let body = Body::from(chat_body(json!({"stream": true})).to_string());
+    let request = Request::post("/v1/chat/completions").body(body).unwrap();
+    let response = house.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    too_late.notify_one();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = std::str::from_utf8(&body).unwrap();
+    let last = body.trim_end().rsplit("\n\n").next().unwrap();
     let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "model_failed");
     let house = House::with(
@@ -393,8 +426,11 @@ async fn a_request_holds_its_bytes_until_its_prompt_is_tokens() {
     let closed = gate.acquire_many(8).await.unwrap();
     let first = count();
     // It has a place in the budget once the tokenizer is what it waits for.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let refused = tokio::time::timeout(Duration::from_secs(20), count());
+    until("it never comes to the tokenizer", || {
+        house.model.text_waiting.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    let refused = tokio::time::timeout(PATIENCE, count());
     let refused = refused.await.expect("it does not wait for the tokenizer").unwrap();
     assert_eq!(refused.error(), (503, Value::Null, json!("unavailable")));
     first.abort();

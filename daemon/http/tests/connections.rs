@@ -5,16 +5,17 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use minisgl_http::{Limits, Settings, Tls, serve};
 use minisgl_proto::Finish;
 use serde_json::{Value, json};
-use support::{House, Step, chat_body, say};
+use support::{House, PATIENCE, Step, chat_body, hold_time, say, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::oneshot;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -22,14 +23,22 @@ struct Server {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    /// Keeps the port after the server's end, so that nobody else listens on it then.
+    _port: TcpSocket,
 }
 
 async fn start(house: &House, settings: Settings) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    start_on(listener, house, settings)
+    start_on(TcpSocket::new_v4().unwrap(), house, settings)
 }
 
-fn start_on(listener: TcpListener, house: &House, settings: Settings) -> Server {
+fn start_on(socket: TcpSocket, house: &House, settings: Settings) -> Server {
+    let port = TcpSocket::new_v4().unwrap();
+    for socket in [&port, &socket] {
+        socket.set_reuseaddr(true).unwrap();
+    }
+    port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket.bind(port.local_addr().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
     let address = listener.local_addr().unwrap();
     let router = house.router.clone();
     let (stop, stopped) = oneshot::channel();
@@ -40,7 +49,7 @@ fn start_on(listener: TcpListener, house: &House, settings: Settings) -> Server 
         let limits = Limits::new(settings.body_bytes_max, settings.connections_max);
         serve(listener, Tls::default(), router, &settings, &limits, stopped).await;
     });
-    Server { address, stop, task }
+    Server { address, stop, task, _port: port }
 }
 
 fn post(body: &Value) -> String {
@@ -57,11 +66,11 @@ async fn ask(server: &Server, body: &Value) -> TcpStream {
     stream
 }
 
-/// Reads until `until` was seen, or for five seconds.
+/// Reads until `until` was seen.
 async fn read_until(stream: &mut TcpStream, until: &str) -> String {
     let mut seen = String::new();
     let mut buffer = vec![0; 4096];
-    timeout(Duration::from_secs(5), async {
+    timeout(PATIENCE, async {
         while !seen.contains(until) {
             let read = stream.read(&mut buffer).await.unwrap();
             assert!(read > 0, "closed after {seen:?}");
@@ -71,16 +80,6 @@ async fn read_until(stream: &mut TcpStream, until: &str) -> String {
     .await
     .unwrap_or_else(|_| panic!("{until:?} did not come"));
     seen
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..1000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{what}");
 }
 
 #[tokio::test]
@@ -186,8 +185,7 @@ async fn who_never_reads_loses_the_connection() {
     // Small buffers on both sides, which the listener's connections inherit.
     let listener = TcpSocket::new_v4().unwrap();
     listener.set_send_buffer_size(8192).unwrap();
-    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let server = start_on(listener.listen(16).unwrap(), &house, settings);
+    let server = start_on(listener, &house, settings);
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(4096).unwrap();
     let mut deaf = client.connect(server.address).await.unwrap();
@@ -234,20 +232,19 @@ async fn a_huge_body_is_refused_unread() {
 
 #[tokio::test]
 async fn headers_and_bodies_that_do_not_come_are_not_waited_for() {
+    let soon = Duration::from_millis(100);
     let house = House::saying("a");
-    let settings = Settings {
-        header_timeout: Duration::from_millis(100),
-        body_timeout: Duration::from_millis(100),
-        ..Settings::default()
-    };
-    let body_house = House::with(|_| Ok(say("a")), settings.clone(), json!({}));
-    let server = start(&house, settings.clone()).await;
+    let settings = Settings { header_timeout: soon, ..Settings::default() };
+    let server = start(&house, settings).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"POST /v1/comp").await.unwrap();
     let mut rest = Vec::new();
-    timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
 
-    let server = start(&body_house, settings).await;
+    // Its head may come late.
+    let settings = Settings { body_timeout: soon, ..Settings::default() };
+    let house = House::with(|_| Ok(say("a")), settings.clone(), json!({}));
+    let server = start(&house, settings).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -274,7 +271,9 @@ async fn connections_have_a_limit() {
 #[tokio::test]
 async fn idle_connections_give_way_and_busy_ones_do_not() {
     let house = House::playing(vec![Step::Token(97), Step::Hang]);
-    let settings = Settings { connections_max: 3, ..Settings::default() };
+    // Nobody loses a connection because of the time that its head takes.
+    let header_timeout = PATIENCE * 10;
+    let settings = Settings { connections_max: 3, header_timeout, ..Settings::default() };
     let server = start(&house, settings).await;
     let mut busy = ask(&server, &chat_body(json!({"stream": true}))).await;
     read_until(&mut busy, "\"content\":\"a\"").await;
@@ -284,14 +283,12 @@ async fn idle_connections_give_way_and_busy_ones_do_not() {
     kept.write_all(get.as_bytes()).await.unwrap();
     read_until(&mut kept, "\"ok\"").await;
     let silent = TcpStream::connect(server.address).await.unwrap();
-    let began = Instant::now();
     for _ in 0..2 {
         let mut probe = TcpStream::connect(server.address).await.unwrap();
         probe.write_all(get.as_bytes()).await.unwrap();
         read_until(&mut probe, "\"ok\"").await;
         std::mem::forget(probe); // it stays open
     }
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     for mut gone in [kept, silent] {
         assert_eq!(gone.read(&mut [0; 16]).await.unwrap_or(0), 0);
     }
@@ -301,32 +298,45 @@ async fn idle_connections_give_way_and_busy_ones_do_not() {
 
 #[tokio::test]
 async fn shutdown_lets_running_requests_finish() {
-    let steps = vec![
-        Step::Token(97),
-        Step::Pause(Duration::from_millis(200)),
-        Step::Last(98, Finish::Length),
-    ];
-    let house = House::playing(steps);
+    let go_on = Arc::new(Notify::new());
+    let until_told = Step::Until(Arc::clone(&go_on));
+    let house = House::playing(vec![Step::Token(97), until_told, Step::Last(98, Finish::Length)]);
     let server = start(&house, Settings::default()).await;
     let mut stream = ask(&server, &chat_body(json!({"stream": true}))).await;
     read_until(&mut stream, "\"content\":\"a\"").await;
     server.stop.send(()).unwrap();
+    refused(server.address).await;
+    go_on.notify_one();
     read_until(&mut stream, "[DONE]").await;
-    timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
+    timeout(PATIENCE, server.task).await.unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
 }
 
 #[tokio::test]
+/// Returns when nobody listens at `address` any more.
+async fn refused(address: SocketAddr) {
+    let began = Instant::now();
+    while TcpStream::connect(address).await.is_ok() {
+        assert!(began.elapsed() < PATIENCE, "connections are still accepted");
+        tokio::task::yield_now().await;
+    }
+}
+
+// On a clock that stands still: how late the client may speak is the server's affair.
+#[tokio::test(start_paused = true)]
 async fn who_was_let_in_before_a_stop_is_answered_though_they_speak_after_it() {
+    let time = hold_time();
     let house = House::saying("a");
     let server = start(&house, Settings::default()).await;
     let mut late = TcpStream::connect(server.address).await.unwrap();
-    let text = post(&chat_body(json!({})));
-    // The server has accepted it, and nothing was sent on it.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Whoever came after it is answered: the server has accepted it, and nothing was sent on it.
+    let mut next = TcpStream::connect(server.address).await.unwrap();
+    next.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    read_until(&mut next, "\"ok\"").await;
     server.stop.send(()).unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    late.write_all(text.as_bytes()).await.unwrap();
+    refused(server.address).await;
+    late.write_all(post(&chat_body(json!({}))).as_bytes()).await.unwrap();
     read_until(&mut late, "\"content\":\"a\"").await;
-    timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap();
+    drop(time);
+    timeout(PATIENCE, server.task).await.unwrap().unwrap();
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use minisgl_http::{Certificate, Limits, Settings, Tls, serve};
-use support::House;
+use support::{House, PATIENCE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -69,7 +69,7 @@ async fn connections_are_encrypted_with_the_certificate_in_force() {
     let tls = Tls::default();
     let (router, certificates) = (house.router.clone(), tls.clone());
     tokio::spawn(async move {
-        let settings = Settings { header_timeout: Duration::from_secs(1), ..Settings::default() };
+        let settings = Settings { header_timeout: PATIENCE, ..Settings::default() };
         let limits = Limits::new(1 << 20, 2);
         serve(listener, certificates, router, &settings, &limits, std::future::pending()).await;
     });
@@ -84,13 +84,31 @@ async fn connections_are_encrypted_with_the_certificate_in_force() {
     assert!(ask(address, &trusted_next).await.unwrap().starts_with("HTTP/1.1 200"));
     assert!(ask(address, &trusted).await.is_err());
 
-    // Whoever never begins does not hold a place for ever.
+    // Whoever does not begin gives way.
     let silent =
         [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
     assert!(ask(address, &trusted_next).await.unwrap().starts_with("HTTP/1.1 200"));
     drop(silent);
     tls.set(None);
     assert!(ask_plainly(address).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn who_never_begins_loses_the_connection() {
+    let house = House::saying("a");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tls = Tls::new(Some(certificate().0));
+    let router = house.router.clone();
+    tokio::spawn(async move {
+        let header_timeout = Duration::from_millis(200);
+        let settings = Settings { header_timeout, ..Settings::default() };
+        let limits = Limits::new(1 << 20, 2);
+        serve(listener, tls, router, &settings, &limits, std::future::pending()).await;
+    });
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let end = tokio::time::timeout(PATIENCE, silent.read(&mut [0; 16])).await;
+    assert_eq!(end.expect("it is kept").unwrap_or(0), 0);
 }
 
 #[tokio::test]
@@ -117,7 +135,7 @@ async fn a_reader_that_stops_near_the_end_of_an_answer_loses_the_connection() {
     deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     deaf.read_exact(&mut [0; 64]).await.unwrap();
     // It is busy, so it does not give way; its place is free when its time is over.
-    let next = tokio::time::timeout(Duration::from_secs(10), ask(address, &trusted)).await;
+    let next = tokio::time::timeout(PATIENCE, ask(address, &trusted)).await;
     assert!(next.expect("the place is free").unwrap().starts_with("HTTP/1.1 "));
     let mut rest = Vec::new();
     assert!(deaf.read_to_end(&mut rest).await.is_err() || rest.len() < 48 << 10);

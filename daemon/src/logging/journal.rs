@@ -344,11 +344,11 @@ mod tests {
         let dispatch = tracing::Dispatch::new(subscriber);
         let logging = dispatch.clone();
         std::thread::spawn(move || tracing::dispatcher::with_default(&logging, log));
-        is_done.recv_timeout(Duration::from_secs(20)).expect("who logs is not held up");
+        is_done.recv_timeout(Duration::from_secs(120)).expect("who logs is not held up");
         let lost = shared.queue().lost;
         assert!(lost > 0 && shared.queue().bytes <= QUEUE_BYTES_MAX);
         // Now it reads: everything that was not lost, in order.
-        journal.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        journal.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let mut bytes = vec![0; 1 << 16];
         for number in 0..4000 - lost {
             let count = journal.recv(&mut bytes).unwrap();

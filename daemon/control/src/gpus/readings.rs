@@ -201,18 +201,27 @@ mod tests {
     }
 
     fn metrics(fake: &Arc<Fake>, times: Times) -> prometheus::Registry {
+        metrics_and_thread(fake, times).0
+    }
+
+    /// The same with what the thread has to do with it.
+    fn metrics_and_thread(
+        fake: &Arc<Fake>,
+        times: Times,
+    ) -> (prometheus::Registry, Arc<Mutex<Shared>>) {
         let registry = prometheus::Registry::new();
         let source: Arc<dyn GpuSource> = Arc::<Fake>::clone(fake);
         let metrics = GpuMetrics { times, ..GpuMetrics::new(Gpus(source)).unwrap() };
+        let shared = Arc::clone(&metrics.shared);
         registry.register(Box::new(metrics)).unwrap();
-        registry
+        (registry, shared)
     }
 
     fn text(registry: &prometheus::Registry) -> String {
         prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
     }
 
-    /// Scrapes until `done`, for two seconds at most.
+    /// Scrapes until `done`.
     fn until(registry: &prometheus::Registry, done: impl Fn(&str) -> bool) -> String {
         let began = Instant::now();
         loop {
@@ -220,12 +229,14 @@ mod tests {
             if done(&text) {
                 return text;
             }
-            assert!(began.elapsed() < Duration::from_secs(2), "{text}");
+            assert!(began.elapsed() < PATIENCE, "{text}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     const MS: Duration = Duration::from_millis(1);
+    /// What never happens is told after that long.
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     #[test]
     fn what_the_driver_says_has_a_line_and_nothing_else() {
@@ -263,10 +274,15 @@ mod tests {
     #[test]
     fn nobody_who_scrapes_means_nobody_who_asks() {
         let fake = Arc::new(Fake::default());
-        let registry = metrics(&fake, Times { pause: MS, fresh: 1000 * MS, wanted: 20 * MS });
+        let times = Times { pause: MS, fresh: 1000 * MS, wanted: 20 * MS };
+        let (registry, thread) = metrics_and_thread(&fake, times);
         assert_eq!(fake.asked.load(Ordering::SeqCst), 0);
         text(&registry);
-        std::thread::sleep(200 * MS);
+        let began = Instant::now();
+        while lock(&thread).running {
+            assert!(began.elapsed() < PATIENCE, "it asks on");
+            std::thread::sleep(MS);
+        }
         let asked = fake.asked.load(Ordering::SeqCst);
         assert!(asked > 0);
         std::thread::sleep(100 * MS);

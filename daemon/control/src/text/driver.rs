@@ -4,11 +4,12 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use minisgl_proto::frame::{self, FrameError};
 use minisgl_proto::text::{FromText, TextAnswer, TextFault, TextJob, ToText};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::process::Process;
 use super::{Place, TextConfig};
@@ -259,7 +260,7 @@ impl Driver {
 
 async fn at(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time.into()).await,
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }

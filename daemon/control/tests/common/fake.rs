@@ -24,6 +24,10 @@ pub const ENDLESS: u32 = 2;
 pub const CRASH: u32 = 3;
 /// `[FLOOD, n]`: the tokens 0 to n - 1 at once and no finish until it is aborted.
 pub const FLOOD: u32 = 4;
+/// `[HELD, n]`: the token 0, then nothing until a file `more` is in its folder, then the others to n - 1 and `Length`.
+pub const HELD: u32 = 6;
+/// `[ENOUGH]`: a token every few milliseconds until a file `enough` is in its folder, then `Length` with the next.
+pub const ENOUGH: u32 = 7;
 /// `[GARBAGE]`: bytes that are no frame.
 pub const GARBAGE: u32 = 5;
 
@@ -171,7 +175,14 @@ fn serve(spec: &WorkerSpec, inbox: &mpsc::Receiver<ToWorker>, socket: &mut UnixS
         }
         running.retain(|&id, (prompt, made)| {
             let amount = prompt.get(1).copied().unwrap_or(0);
-            let is_last = *made + 1 == amount && prompt[0] == COUNT;
+            let is_there = |file: &str| spec.dir.join(file).exists();
+            let is_last = match prompt[0] {
+                COUNT => *made + 1 == amount,
+                HELD if *made == 1 && !is_there("more") => return true,
+                HELD => *made + 1 == amount,
+                ENOUGH => is_there("enough"),
+                _ => false,
+            };
             let finish = is_last.then_some(Finish::Length);
             match prompt[0] {
                 CRASH if *made == 3 => std::process::exit(7),

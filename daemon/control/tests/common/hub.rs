@@ -15,6 +15,8 @@ use minisgl_control::{HubConfig, HubLimits};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+/// What never happens is told after that long; how long what happens may take is nobody's promise.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The commit of `main`.
 pub const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -83,9 +85,13 @@ impl Hub {
         Hub::start(files, change)
     }
 
-    /// Impatient, so that tests are quick.
+    /// Quick to ask again, and patient: a busy machine may take its time to answer.
     pub fn config(&self, cache: &Path) -> HubConfig {
-        let limit = Duration::from_millis(400);
+        self.config_within(PATIENCE, cache)
+    }
+
+    /// The same with a limit to each wait.
+    pub fn config_within(&self, limit: Duration, cache: &Path) -> HubConfig {
         let limits = HubLimits {
             connect: limit,
             response: limit,
@@ -112,7 +118,7 @@ impl Hub {
     pub async fn until(&self, is: impl Fn(&State) -> bool) {
         let since = Instant::now();
         while !is(&self.state) {
-            assert!(since.elapsed() < Duration::from_secs(20), "{:?}", self.asked(""));
+            assert!(since.elapsed() < PATIENCE, "{:?}", self.asked(""));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

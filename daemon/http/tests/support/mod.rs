@@ -21,11 +21,14 @@ use minisgl_http::backend::{
 use minisgl_http::{Front, Keys, Settings, keyed_router, router};
 use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tower::ServiceExt;
 
 #[allow(unused_imports, reason = "each test file uses a part of it")]
 pub use minisgl_text::tiny::{BOS, IM_END, IM_START};
+
+/// What never happens is told after that long; how long what happens may take is nobody's promise.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const VOCAB: u32 = 259;
 pub const MAX_LEN: u32 = 512;
@@ -43,6 +46,8 @@ pub enum Step {
     End(Finish),
     /// Nothing for so long.
     Pause(Duration),
+    /// Nothing until the test says so.
+    Until(Arc<Notify>),
     /// Nothing until the request is aborted.
     Hang,
     /// The channel closes although nothing has ended.
@@ -69,6 +74,8 @@ pub struct Scripted {
     pub sent: Arc<AtomicUsize>,
     /// Places for jobs of its text side.
     pub text_gate: Arc<Semaphore>,
+    /// Jobs that came to the gate and are not through.
+    pub text_waiting: Arc<AtomicUsize>,
 }
 
 struct Guard(Arc<AtomicUsize>, tokio::task::AbortHandle);
@@ -101,7 +108,8 @@ impl Model for Loaded {
     }
 
     fn text(&self) -> Arc<dyn TextService> {
-        text::read(&self.model.info.dir, &self.model.text_gate)
+        let model = &self.model;
+        text::read(&model.info.dir, &model.text_gate, &model.text_waiting)
     }
 
     fn submit(&self, request: Generate) -> Result<Generation, Unavailable> {
@@ -187,6 +195,10 @@ async fn play(
             Step::End(finish) => (None, Some(finish)),
             Step::Pause(time) => {
                 tokio::time::sleep(time).await;
+                continue;
+            }
+            Step::Until(said) => {
+                said.notified().await;
                 continue;
             }
             Step::Hang => std::future::pending().await,
@@ -363,6 +375,7 @@ impl House {
             alive: Arc::default(),
             sent: Arc::default(),
             text_gate: Arc::new(Semaphore::new(8)),
+            text_waiting: Arc::default(),
         });
         let backend = Arc::new(OneModel {
             model: Arc::clone(&model),
@@ -414,16 +427,27 @@ impl House {
         self.model.alive.load(Ordering::SeqCst)
     }
 
-    /// Waits until no generation is alive; fails after two seconds.
+    /// Waits until no generation is alive.
     pub async fn quiet(&self) {
-        for _ in 0..400 {
-            if self.alive() == 0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("{} generations are still alive", self.alive());
+        until("generations are still alive", || self.alive() == 0).await;
     }
+}
+
+/// Waits until `condition` holds; `what` says what it means that it never does.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The clock of a test whose time is paused does not even jump ahead while nothing can run, until this is dropped.
+pub fn hold_time() -> std::sync::mpsc::Sender<()> {
+    let (held, until_dropped) = std::sync::mpsc::channel();
+    // Time does not advance by itself beside a task that blocks.
+    tokio::task::spawn_blocking(move || until_dropped.recv());
+    held
 }
 
 pub async fn send(router: &Router, request: Request<Body>) -> Answer {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use minisgl_http::backend::TextService;
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 struct Local {
     side: Arc<TextSide>,
     gate: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
     info: Arc<TextInfo>,
 }
 
@@ -23,15 +24,19 @@ impl TextService for Local {
 
     fn run(&self, job: TextJob) -> BoxFuture<'static, Result<TextAnswer, TextFault>> {
         let (side, gate) = (Arc::clone(&self.side), Arc::clone(&self.gate));
+        let waiting = Arc::clone(&self.waiting);
         Box::pin(async move {
+            waiting.fetch_add(1, Ordering::SeqCst);
             let _place = gate.acquire().await;
+            waiting.fetch_sub(1, Ordering::SeqCst);
             side.run(job, &AtomicBool::new(false))
         })
     }
 }
 
-/// What the folder has now. Each job needs a place behind the gate.
-pub fn read(dir: &Path, gate: &Arc<Semaphore>) -> Arc<dyn TextService> {
+/// What the folder has now. Each job needs a place behind the gate, and is counted while it waits there.
+pub fn read(dir: &Path, gate: &Arc<Semaphore>, waiting: &Arc<AtomicUsize>) -> Arc<dyn TextService> {
     let (side, info) = TextSide::load(dir).unwrap();
-    Arc::new(Local { side: Arc::new(side), info: Arc::new(info), gate: Arc::clone(gate) })
+    let (gate, waiting) = (Arc::clone(gate), Arc::clone(waiting));
+    Arc::new(Local { side: Arc::new(side), info: Arc::new(info), gate, waiting })
 }
