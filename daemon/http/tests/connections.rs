@@ -312,7 +312,6 @@ async fn shutdown_lets_running_requests_finish() {
     assert!(TcpStream::connect(server.address).await.is_err());
 }
 
-#[tokio::test]
 /// Returns when nobody listens at `address` any more.
 async fn refused(address: SocketAddr) {
     let began = Instant::now();
