@@ -1,0 +1,456 @@
+// Product of some rows with a weight of e4m3, at the speed of reading the weight once.
+//
+//   out[m, n] = x[m, k] * (scale * weight[n, k])^T        then: + bias, or out += , or silu(gate) * up
+//
+// Shapes: x bf16, weight e4m3 with a scale for 128 x 128 or for a row, f32 sums; m up to 64. x is not rounded, and the
+// weight is widened exactly. Bytes moved: n k (and 2 k m once for each block that multiplies it, out of the cache);
+// FLOPs 2 m n k. Bound: read bandwidth.
+//
+// A cluster owns 256 rows of the weight at a time; its blocks share the columns, 128 at a time, and add their sums up in
+// a fixed order. In each block one warp copies the weight through a ring in shared memory, without waiting for the kernel
+// before; three bring x beside it; two groups of four warps widen the weight in registers and multiply it from there with
+// the tensor cores (wgmma), tokens from shared memory as the other operand.
+
+#include "../common.cuh"
+
+using namespace minisgl;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr uint32_t ROWS = 256, HALF = 128, BLOCK = 128;
+constexpr uint32_t CONSUMERS = 256, LOADERS = 96;
+constexpr uint32_t STAGES_MAX = 8;
+// Floats between two tokens of partial sums: without the 4, four lanes would meet in a bank.
+constexpr uint32_t TOKEN_STRIDE = ROWS + 4;
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+
+__device__ __forceinline__ void consumers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+// All threads of all blocks of the cluster.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ float2 load_of(uint32_t block, uint32_t address) {
+  float2 two;
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(two.x), "=f"(two.y) : "r"(there) : "memory");
+  return two;
+}
+
+// A 128 x 128 tile of the weight, 16-byte pieces of row r at place (piece ^ r % 8). What is not there becomes zeros.
+__device__ __forceinline__ void copy_tile(uint32_t to, const minisgl_medium_args& a, uint32_t row, uint32_t column,
+                                          uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], "
+      "[%4], %5;" ::"r"(to),
+      "l"(&a.map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+
+// Two e4m3 values in the upper bytes of both halves of `u` as bf16: sign, exponent and fraction go to where bf16 has
+// them, which is 2^-120 of the value, subnormals too; the product with 2^120 is exact.
+__device__ __forceinline__ uint32_t widen_upper(uint32_t u) {
+  const uint32_t small = u & 0x80008000u | u >> 4 & 0x07f007f0u;
+  const __nv_bfloat162 up = __halves2bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80));
+  const __nv_bfloat162 wide = __hmul2(reinterpret_cast<const __nv_bfloat162&>(small), up);
+  return reinterpret_cast<const uint32_t&>(wide);
+}
+
+// Of four neighbours the even ones, and the odd ones.
+__device__ __forceinline__ uint32_t widen_even(uint32_t four) { return widen_upper(four << 8); }
+__device__ __forceinline__ uint32_t widen_odd(uint32_t four) { return widen_upper(four); }
+
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT>
+__device__ __forceinline__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+
+// d (+)= 64 rows of the weight over 16 columns * N tokens.
+template <int N>
+struct Product;
+
+template <>
+struct Product<8> {
+  __device__ static __forceinline__ void add(float (&d)[4], const uint32_t (&w)[4], uint64_t x, int more) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(more));
+  }
+};
+template <>
+struct Product<16> {
+  __device__ static __forceinline__ void add(float (&d)[8], const uint32_t (&w)[4], uint64_t x, int more) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, "
+        "0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+        : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(more));
+  }
+};
+template <>
+struct Product<32> {
+  __device__ static __forceinline__ void add(float (&d)[16], const uint32_t (&w)[4], uint64_t x, int more) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+        "{%16,%17,%18,%19}, %20, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+        : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(more));
+  }
+};
+template <>
+struct Product<64> {
+  __device__ static __forceinline__ void add(float (&d)[32], const uint32_t (&w)[4], uint64_t x, int more) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(more));
+  }
+};
+
+// Shared memory; `medium.rs` counts the same bytes. From a multiple of 1024 on:
+//   ring     [stages]: the weight, [2][128] rows of 128 bytes; x, [2][N] tokens of 64 columns, 128 bytes
+//   partial  [N][TOKEN_STRIDE] floats
+template <int N>
+struct Layout {
+  static constexpr uint32_t WEIGHT = ROWS * BLOCK, X = N * BLOCK * 2, STAGE = WEIGHT + X;
+};
+
+// Which tiles a cluster owns, and which blocks of columns are this block's share.
+struct Work {
+  uint32_t rank, size, tile, tiles, step, first, count;
+
+  __device__ __forceinline__ explicit Work(const minisgl_medium_args& a) {
+    rank = cluster_rank(), size = cluster_size();
+    const uint32_t blocks = (a.k + BLOCK - 1) / BLOCK;
+    first = blocks * rank / size, count = blocks * (rank + 1) / size - first;
+    tile = blockIdx.x / size, step = gridDim.x / size;
+    const uint32_t width = a.epilogue == MINISGL_SKINNY_GATED ? HALF : ROWS;
+    tiles = ((a.epilogue == MINISGL_SKINNY_GATED ? a.n / 2 : a.n) + width - 1) / width;
+  }
+  __device__ __forceinline__ uint32_t rounds() const {
+    return tile < tiles ? ((tiles - 1 - tile) / step + 1) * count : 0;
+  }
+  // The first row of the weight in a half of a tile.
+  __device__ __forceinline__ uint32_t row(const minisgl_medium_args& a, uint32_t of_tile, uint32_t half) const {
+    if (a.epilogue == MINISGL_SKINNY_GATED) return of_tile * HALF + (half ? a.n / 2 : 0);
+    return of_tile * ROWS + half * HALF;
+  }
+};
+
+template <int N>
+__device__ __forceinline__ void copy_weight(const minisgl_medium_args& a, const Work& work, uint32_t ring,
+                                            uint32_t full, uint32_t empty) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  const uint32_t rounds = work.rounds();
+  for (uint32_t round = 0; round < rounds; round++) {
+    const uint32_t stage = round % a.stages;
+    if (round >= a.stages) barrier_wait(empty + 8 * stage, round / a.stages % 2 ^ 1);
+    barrier_expect(full + 8 * stage, Layout<N>::WEIGHT);
+    const uint32_t tile = work.tile + round / work.count * work.step;
+    const uint32_t column = (work.first + round % work.count) * BLOCK;
+    for (uint32_t half = 0; half < 2; half++) {
+      copy_tile(ring + stage * Layout<N>::STAGE + half * HALF * BLOCK, a, work.row(a, tile, half), column,
+                full + 8 * stage, policy);
+    }
+  }
+}
+
+// x, 16 columns of a token at a time. The product takes an even column of the weight where it wants neighbours, see
+// widen_even: so do the columns of x, in 16 the even ones and then the odd ones.
+template <int N>
+__device__ __forceinline__ void load_x(const minisgl_medium_args& a, const Work& work, uint32_t ring, uint32_t full,
+                                       uint32_t empty, uint32_t thread) {
+  constexpr int UNITS = (N * 8 + LOADERS - 1) / LOADERS;
+  const uint32_t rounds = work.rounds();
+  uint4 ahead[UNITS][2];
+  const auto fetch = [&](uint32_t round) {
+    const uint32_t column = (work.first + round % work.count) * BLOCK;
+#pragma unroll
+    for (int i = 0; i < UNITS; i++) {
+      const uint32_t unit = thread + i * LOADERS, token = unit / 8, at = column + unit % 8 * 16;
+      ahead[i][0] = ahead[i][1] = make_uint4(0, 0, 0, 0);
+      if (token < a.m && at < a.k) {
+        const uint4* from = reinterpret_cast<const uint4*>(a.x + size_t(token) * a.k + at);
+        ahead[i][0] = from[0], ahead[i][1] = from[1];
+      }
+    }
+  };
+  if (rounds > 0) fetch(0);
+  for (uint32_t round = 0; round < rounds; round++) {
+    const uint32_t stage = round % a.stages;
+    if (round >= a.stages) barrier_wait(empty + 8 * stage, round / a.stages % 2 ^ 1);
+    const uint32_t to = ring + stage * Layout<N>::STAGE + Layout<N>::WEIGHT;
+#pragma unroll
+    for (int i = 0; i < UNITS; i++) {
+      const uint32_t unit = thread + i * LOADERS, token = unit / 8, sixteen = unit % 8;
+      if (token >= N) break;
+      const uint32_t words[8] = {ahead[i][0].x, ahead[i][0].y, ahead[i][0].z, ahead[i][0].w,
+                                 ahead[i][1].x, ahead[i][1].y, ahead[i][1].z, ahead[i][1].w};
+      uint32_t even[4], odd[4];
+#pragma unroll
+      for (int pair = 0; pair < 4; pair++) {
+        even[pair] = __byte_perm(words[2 * pair], words[2 * pair + 1], 0x5410);
+        odd[pair] = __byte_perm(words[2 * pair], words[2 * pair + 1], 0x7632);
+      }
+      const uint32_t row = to + sixteen / 4 * (N * 128) + token * 128, piece = sixteen % 4 * 2;
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(row + ((piece ^ token % 8) << 4)), "r"(even[0]),
+                   "r"(even[1]), "r"(even[2]), "r"(even[3])
+                   : "memory");
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(row + ((piece + 1 ^ token % 8) << 4)), "r"(odd[0]),
+                   "r"(odd[1]), "r"(odd[2]), "r"(odd[3])
+                   : "memory");
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+    if (thread % 32 == 0) barrier_arrive(full + 8 * stage);
+    if (round + 1 < rounds) fetch(round + 1);
+  }
+}
+
+// What products wrote may be read from here on.
+template <int LEN>
+__device__ __forceinline__ void settle(float (&sums)[LEN]) {
+#pragma unroll
+  for (int i = 0; i < LEN; i++) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+// Widens and multiplies one half of a stage: 64 rows of it for this group of warps.
+template <int N>
+__device__ __forceinline__ void multiply(float (&part)[N / 2], uint32_t weight, uint32_t x) {
+  const uint32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
+  uint32_t wide[8][4];
+#pragma unroll
+  for (int pair = 0; pair < 4; pair++) {
+    uint32_t raw[4];
+    load_matrices(raw, weight + row * BLOCK + ((2 * pair + lane / 16 ^ row % 8) << 4));
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      uint32_t(&to)[4] = wide[2 * pair + i];
+      to[0] = widen_even(raw[2 * i]), to[1] = widen_even(raw[2 * i + 1]);
+      to[2] = widen_odd(raw[2 * i]), to[3] = widen_odd(raw[2 * i + 1]);
+    }
+  }
+  // The tokens: 128-byte swizzle, eight of them 1024 bytes.
+  constexpr uint64_t FORM = uint64_t(1) << 62 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 16;
+  products_begin();
+#pragma unroll
+  for (int step = 0; step < 8; step++) {
+    const uint32_t at = x + step / 4 * (N * 128) + step % 4 * 32;
+    Product<N>::add(part, wide[step], FORM | (at >> 4 & 0x3fff), step > 0);
+  }
+  products_commit();
+}
+
+// What belongs to row `row` of the weight.
+__device__ __forceinline__ float row_scale(const minisgl_medium_args& a, uint32_t row) {
+  return a.scale_form == MINISGL_SCALE_ROW ? a.scales[row] : 1.0f;
+}
+
+// Adds up the sums of the cluster for this block's share of the rows of a tile, two at a time, and hands them on.
+__device__ __forceinline__ void finish(const minisgl_medium_args& a, const Work& work, uint32_t partial, uint32_t tile) {
+  const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
+  const uint32_t pairs = (gated ? HALF : ROWS) / 2, width = gated ? a.n / 2 : a.n;
+  const uint32_t first = pairs * work.rank / work.size, count = pairs * (work.rank + 1) / work.size - first;
+  for (uint32_t at = threadIdx.x; at < count * a.m; at += CONSUMERS) {
+    const uint32_t token = at / count, row = (first + at % count) * 2;
+    const uint32_t column = tile * (gated ? HALF : ROWS) + row;
+    if (column >= width) continue;
+    const uint32_t from = partial + (token * TOKEN_STRIDE + row) * 4;
+    float2 sum = make_float2(0.0f, 0.0f), up = sum;
+    for (uint32_t block = 0; block < work.size; block++) {
+      const float2 one = load_of(block, from);
+      sum.x += one.x, sum.y += one.y;
+      if (!gated) continue;
+      const float2 two = load_of(block, from + HALF * 4);
+      up.x += two.x, up.y += two.y;
+    }
+    sum.x *= row_scale(a, column), sum.y *= row_scale(a, column + 1);
+    const size_t to = size_t(token) * width + column;
+    if (a.epilogue == MINISGL_SKINNY_F32) {
+      *reinterpret_cast<float2*>(static_cast<float*>(a.out) + to) = sum;
+      continue;
+    }
+    __nv_bfloat162* out = reinterpret_cast<__nv_bfloat162*>(static_cast<minisgl_bf16*>(a.out) + to);
+    if (gated) {
+      up.x *= row_scale(a, width + column), up.y *= row_scale(a, width + column + 1);
+      // Rounded as if the gate and `up` had been stored.
+      const float2 g = __bfloat1622float2(__floats2bfloat162_rn(sum.x, sum.y));
+      const float2 u = __bfloat1622float2(__floats2bfloat162_rn(up.x, up.y));
+      *out = __floats2bfloat162_rn(g.x / (1.0f + __expf(-g.x)) * u.x, g.y / (1.0f + __expf(-g.y)) * u.y);
+      continue;
+    }
+    float2 add = make_float2(0.0f, 0.0f);
+    if (a.epilogue == MINISGL_SKINNY_ADD) add = __bfloat1622float2(*out);
+    if (a.bias) add = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(a.bias + column));
+    *out = __floats2bfloat162_rn(sum.x + add.x, sum.y + add.y);
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void consume(const minisgl_medium_args& a, const Work& work, uint32_t ring, float* partial,
+                                        uint32_t full, uint32_t empty) {
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const uint32_t blocks = (a.k + BLOCK - 1) / BLOCK;
+  const bool scaled = a.scale_form == MINISGL_SCALE_BLOCK;
+  uint32_t round = 0;
+  for (uint32_t tile = work.tile; tile < work.tiles; tile += work.step) {
+    // The scales of a half's block of rows, one for each block of columns. Rows that are not there have the last ones.
+    const float* scales[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      scales[half] = a.scales + size_t(min(work.row(a, tile, half), a.n - 1) / BLOCK) * blocks + work.first;
+    }
+    float sum[2][N / 2] = {};
+    for (uint32_t block = 0; block < work.count; block++, round++) {
+      const uint32_t stage = round % a.stages;
+      const float scale0 = scaled ? __ldg(scales[0] + block) : 1.0f, scale1 = scaled ? __ldg(scales[1] + block) : 1.0f;
+      barrier_wait(full + 8 * stage, round / a.stages % 2);
+      const uint32_t weight = ring + stage * Layout<N>::STAGE, x = weight + Layout<N>::WEIGHT;
+      float part0[N / 2], part1[N / 2];
+      multiply<N>(part0, weight, x);
+      multiply<N>(part1, weight + HALF * BLOCK, x);
+      products_wait<1>();
+      settle(part0);
+#pragma unroll
+      for (int i = 0; i < N / 2; i++) sum[0][i] += part0[i] * scale0;
+      products_wait<0>();
+      settle(part1);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(empty + 8 * stage);
+#pragma unroll
+      for (int i = 0; i < N / 2; i++) sum[1][i] += part1[i] * scale1;
+    }
+    // The sums of the tile before must have been read by all.
+    if (tile != work.tile) {
+      if (work.size > 1) cluster_wait(); else consumers_meet();
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+      for (int i = 0; i < N / 2; i++) {
+        const uint32_t token = i / 4 * 8 + 2 * t + i % 2, row = half * HALF + warp * 16 + g + i % 4 / 2 * 8;
+        partial[token * TOKEN_STRIDE + row] = sum[half][i];
+      }
+    }
+    __syncwarp();
+    if (work.size > 1) cluster_arrive(), cluster_wait(); else consumers_meet();
+    finish(a, work, shared_address(partial), tile);
+    __syncwarp();
+    if (work.size > 1) cluster_arrive();
+  }
+  if (work.size > 1 && work.tile < work.tiles) cluster_wait();
+}
+
+template <int N>
+__device__ __forceinline__ void medium(const minisgl_medium_args& a) {
+  extern __shared__ char shared[];
+  __shared__ uint64_t barriers[2 * STAGES_MAX];
+  const uint32_t ring = (shared_address(shared) + 1023) / 1024 * 1024;
+  float* partial = reinterpret_cast<float*>(shared + (ring - shared_address(shared)) + a.stages * Layout<N>::STAGE);
+  const uint32_t full = shared_address(barriers), empty = full + 8 * STAGES_MAX;
+  const Work work(a);
+  if (threadIdx.x == CONSUMERS) {
+    for (uint32_t i = 0; i < a.stages; i++) {
+      barrier_init(full + 8 * i, 1 + LOADERS / 32);
+      barrier_init(empty + 8 * i, CONSUMERS / 32);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  const uint32_t turns = work.tile < work.tiles ? (work.tiles - 1 - work.tile) / work.step + 1 : 0;
+  // 65,536 registers for 384 threads are 168 each: those who multiply need more.
+  if (threadIdx.x < CONSUMERS) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+    let_next_start();
+    wait_for_inputs();
+    consume<N>(a, work, ring, partial, full, empty);
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 80;");
+    if (threadIdx.x < CONSUMERS + 32) {
+      if (threadIdx.x == CONSUMERS) copy_weight<N>(a, work, ring, full, empty);
+      __syncwarp();
+    } else {
+      wait_for_inputs();
+      load_x<N>(a, work, ring, full, empty, threadIdx.x - CONSUMERS - 32);
+      __syncwarp();
+    }
+    // The barrier of a cluster is one of all its threads.
+    if (work.size > 1) {
+      for (uint32_t turn = 0; turn < 2 * turns; turn++) cluster_arrive(), cluster_wait();
+    }
+  }
+}
+
+#else  // wgmma is Hopper's.
+
+template <int N>
+__device__ __forceinline__ void medium(const minisgl_medium_args&) {
+  __trap();
+}
+
+#endif
+
+#define MEDIUM(N)                                                                                        \
+  KERNEL __launch_bounds__(384, 1) minisgl_medium_##N(const __grid_constant__ minisgl_medium_args a) { \
+    medium<N>(a);                                                                                        \
+  }
+
+MEDIUM(8)
+MEDIUM(16)
+MEDIUM(32)
+MEDIUM(64)
