@@ -78,11 +78,12 @@ typedef struct {
 } minisgl_silu_mul_args;
 
 /* What a weight of e4m3 is multiplied by. */
-#define MINISGL_SCALE_BLOCK 0  /* f32 [ceil(n / 128), ceil(k / 128)]: one for 128 rows and 128 columns */
+#define MINISGL_SCALE_BLOCK 0  /* f32 [ceil(n / 128), ceil(k / 128) rounded up to MINISGL_SCALE_UNIT]: one for 128 x 128 */
 #define MINISGL_SCALE_ROW 1    /* f32 [n]: one for a row */
+#define MINISGL_SCALE_UNIT 4   /* what cuBLASLt wants rows of scales to be whole units of */
 
-/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G: G groups of 8 rows of x, T tiles of 16 rows of the weight a
- * block, S steps of 32 columns a warp, of 64 for e4m3; the weight is bf16, or with _e4m3 behind */
+/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G, each also with _e4m3 behind: G groups of 8 rows of x, T tiles of 16 rows of the weight a
+ * block, S steps of 32 columns a warp, of 64 for e4m3 */
 #define MINISGL_SKINNY_BF16 0
 #define MINISGL_SKINNY_F32 1
 #define MINISGL_SKINNY_ADD 2
@@ -102,7 +103,7 @@ typedef struct {
   uint32_t epilogue;           /* MINISGL_SKINNY_ */
   uint32_t chunk;              /* stream: columns of a stage, a multiple of 32 (e4m3: 128) unless it is k */
   uint32_t stages;             /* stream: of the ring of weights */
-  uint32_t resident;           /* stream: 1: x is kept whole; 0: it comes with the weights */
+  uint32_t resident;           /* stream: 1: x is kept whole, as always for e4m3; 0: it comes with the weights */
   minisgl_bf16 *inbox[MINISGL_PEERS_MAX]; /* MINISGL_SKINNY_BF16: where `peers` other GPUs take `out` too, [m, n] */
   uint32_t peers;
   uint32_t scale_form;         /* MINISGL_SCALE_ */

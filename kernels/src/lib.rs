@@ -24,6 +24,8 @@ mod device;
 #[cfg(feature = "cuda")]
 mod error;
 #[cfg(feature = "cuda")]
+pub mod fp8;
+#[cfg(feature = "cuda")]
 pub mod gemm;
 #[cfg(feature = "cuda")]
 mod grid;

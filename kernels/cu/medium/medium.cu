@@ -2,8 +2,9 @@
 //
 //   out[m, n] = x[m, k] * (scale * weight[n, k])^T        then: + bias, or out += , or silu(gate) * up
 //
-// Shapes: x bf16, weight e4m3 with a scale for 128 x 128 or for a row, f32 sums; m up to 64. x is not rounded, and the
-// weight is widened exactly. Bytes moved: n k (and 2 k m once for each block that multiplies it, out of the cache);
+// Shapes: x bf16, weight e4m3 with a scale for 128 x 128 or for a row, f32 sums; m up to 64. The weight is widened to fp16,
+// exactly; so is x, each 128 columns of a token under a power of two of their own, by which bf16 loses nothing that counts.
+// With scales for blocks a gated weight's halves have whole blocks of rows. Bytes moved: n k (and 2 k m once for each block that multiplies it, out of the cache);
 // FLOPs 2 m n k. Bound: read bandwidth.
 //
 // A cluster owns 256 rows of the weight at a time; its blocks share the columns, 128 at a time, and add their sums up in
@@ -11,14 +12,20 @@
 // before; three bring x beside it; two groups of four warps widen the weight in registers and multiply it from there with
 // the tensor cores (wgmma), tokens from shared memory as the other operand.
 
+#include <cuda_fp16.h>
+
 #include "../common.cuh"
 
 using namespace minisgl;
 
+// Groups of four warps that multiply, and threads of a block.
+[[maybe_unused]] constexpr int GROUPS = 2;
+constexpr uint32_t CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr uint32_t ROWS = 256, HALF = 128, BLOCK = 128;
-constexpr uint32_t CONSUMERS = 256, LOADERS = 96;
+constexpr uint32_t LOADERS = 96, CLUSTER_MAX = 8;
 constexpr uint32_t STAGES_MAX = 8;
 // Floats between two tokens of partial sums: without the 4, four lanes would meet in a bank.
 constexpr uint32_t TOKEN_STRIDE = ROWS + 4;
@@ -48,8 +55,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t phase) {
       : "memory");
 }
 
-__device__ __forceinline__ void consumers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
-
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -60,16 +65,32 @@ __device__ __forceinline__ uint32_t cluster_size() {
   asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return size;
 }
-// All threads of all blocks of the cluster.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
+// Two floats of a block of the cluster. It must have been met since they were written.
 __device__ __forceinline__ float2 load_of(uint32_t block, uint32_t address) {
   float2 two;
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(two.x), "=f"(two.y) : "r"(there) : "memory");
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [there];\n"
+      "}\n"
+      : "=f"(two.x), "=f"(two.y)
+      : "r"(address), "r"(block));
   return two;
+}
+
+// The sum over all blocks of the cluster, in their order. All are asked before the first answers.
+__device__ __forceinline__ float2 sum_of_all(uint32_t blocks, uint32_t address) {
+  float2 of[CLUSTER_MAX], sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+  for (uint32_t block = 0; block < CLUSTER_MAX; block++) {
+    if (block < blocks) of[block] = load_of(block, address);
+  }
+#pragma unroll
+  for (uint32_t block = 0; block < CLUSTER_MAX; block++) {
+    if (block < blocks) sum.x += of[block].x, sum.y += of[block].y;
+  }
+  return sum;
 }
 
 // A 128 x 128 tile of the weight, 16-byte pieces of row r at place (piece ^ r % 8). What is not there becomes zeros.
@@ -89,18 +110,31 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) 
                : "memory");
 }
 
-// Two e4m3 values in the upper bytes of both halves of `u` as bf16: sign, exponent and fraction go to where bf16 has
-// them, which is 2^-120 of the value, subnormals too; the product with 2^120 is exact.
-__device__ __forceinline__ uint32_t widen_upper(uint32_t u) {
-  const uint32_t small = u & 0x80008000u | u >> 4 & 0x07f007f0u;
-  const __nv_bfloat162 up = __halves2bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80));
-  const __nv_bfloat162 wide = __hmul2(reinterpret_cast<const __nv_bfloat162&>(small), up);
-  return reinterpret_cast<const uint32_t&>(wide);
+// Four neighbouring e4m3 values as two pairs of fp16.
+__device__ __forceinline__ uint2 widen(uint32_t four) {
+  uint2 pairs;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.rn.f16x2.e4m3x2 %0, low;\ncvt.rn.f16x2.e4m3x2 %1, high;\n}"
+      : "=r"(pairs.x), "=r"(pairs.y)
+      : "r"(four));
+  return pairs;
 }
 
-// Of four neighbours the even ones, and the odd ones.
-__device__ __forceinline__ uint32_t widen_even(uint32_t four) { return widen_upper(four << 8); }
-__device__ __forceinline__ uint32_t widen_odd(uint32_t four) { return widen_upper(four); }
+// x as fp16: a block of columns of a token is multiplied by a power of two that brings its largest value to 2^14 at
+// least. What is smaller by 2^29 loses digits, which then are 2^-39 of the largest. Returns the factor that undoes it.
+__device__ __forceinline__ float half_factor(float largest) {
+  const int exponent = max(int(__float_as_uint(largest) >> 23) - 127, -100);
+  return __uint_as_float(uint32_t(127 + exponent - 14) << 23);
+}
+
+__device__ __forceinline__ float2 unpack2(uint32_t two) {
+  return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
+}
+
+__device__ __forceinline__ uint32_t to_half(uint32_t two, float up) {
+  const float2 f = unpack2(two);
+  const __half2 pair = __floats2half2_rn(f.x * up, f.y * up);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
 
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -118,7 +152,7 @@ struct Product<8> {
   __device__ static __forceinline__ void add(float (&d)[4], const uint32_t (&w)[4], uint64_t x, int more) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0;\n}\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0;\n}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(more));
   }
@@ -128,7 +162,7 @@ struct Product<16> {
   __device__ static __forceinline__ void add(float (&d)[8], const uint32_t (&w)[4], uint64_t x, int more) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, "
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, "
         "0;\n}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
         : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(more));
@@ -139,7 +173,7 @@ struct Product<32> {
   __device__ static __forceinline__ void add(float (&d)[16], const uint32_t (&w)[4], uint64_t x, int more) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
         "{%16,%17,%18,%19}, %20, p, 1, 1, 0;\n}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
@@ -151,7 +185,7 @@ struct Product<64> {
   __device__ static __forceinline__ void add(float (&d)[32], const uint32_t (&w)[4], uint64_t x, int more) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
         "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
@@ -210,11 +244,12 @@ __device__ __forceinline__ void copy_weight(const minisgl_medium_args& a, const 
   }
 }
 
-// x, 16 columns of a token at a time. The product takes an even column of the weight where it wants neighbours, see
-// widen_even: so do the columns of x, in 16 the even ones and then the odd ones.
+// x, 16 columns of a token at a time, eight lanes a block of columns. A lane brings four neighbouring columns of the weight
+// where the product wants 2 t, 2 t + 1, 2 t + 8, 2 t + 9: so do the columns of x, in 16 the first pair of each four and
+// then the second.
 template <int N>
 __device__ __forceinline__ void load_x(const minisgl_medium_args& a, const Work& work, uint32_t ring, uint32_t full,
-                                       uint32_t empty, uint32_t thread) {
+                                       uint32_t empty, float (*factors)[N], uint32_t thread) {
   constexpr int UNITS = (N * 8 + LOADERS - 1) / LOADERS;
   const uint32_t rounds = work.rounds();
   uint4 ahead[UNITS][2];
@@ -238,22 +273,31 @@ __device__ __forceinline__ void load_x(const minisgl_medium_args& a, const Work&
 #pragma unroll
     for (int i = 0; i < UNITS; i++) {
       const uint32_t unit = thread + i * LOADERS, token = unit / 8, sixteen = unit % 8;
-      if (token >= N) break;
+      if (token >= N) break;  // All lanes of a warp, or none.
       const uint32_t words[8] = {ahead[i][0].x, ahead[i][0].y, ahead[i][0].z, ahead[i][0].w,
                                  ahead[i][1].x, ahead[i][1].y, ahead[i][1].z, ahead[i][1].w};
-      uint32_t even[4], odd[4];
+      float largest = 0.0f;
+#pragma unroll
+      for (int word = 0; word < 8; word++) {
+        const float2 f = unpack2(words[word]);
+        largest = fmaxf(largest, fmaxf(fabsf(f.x), fabsf(f.y)));
+      }
+#pragma unroll
+      for (int step = 4; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+      const float factor = half_factor(largest), up = __uint_as_float((254u << 23) - __float_as_uint(factor));
+      uint32_t first[4], second[4];
 #pragma unroll
       for (int pair = 0; pair < 4; pair++) {
-        even[pair] = __byte_perm(words[2 * pair], words[2 * pair + 1], 0x5410);
-        odd[pair] = __byte_perm(words[2 * pair], words[2 * pair + 1], 0x7632);
+        first[pair] = to_half(words[2 * pair], up), second[pair] = to_half(words[2 * pair + 1], up);
       }
       const uint32_t row = to + sixteen / 4 * (N * 128) + token * 128, piece = sixteen % 4 * 2;
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(row + ((piece ^ token % 8) << 4)), "r"(even[0]),
-                   "r"(even[1]), "r"(even[2]), "r"(even[3])
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(row + ((piece ^ token % 8) << 4)), "r"(first[0]),
+                   "r"(first[1]), "r"(first[2]), "r"(first[3])
                    : "memory");
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(row + ((piece + 1 ^ token % 8) << 4)), "r"(odd[0]),
-                   "r"(odd[1]), "r"(odd[2]), "r"(odd[3])
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(row + ((piece + 1 ^ token % 8) << 4)),
+                   "r"(second[0]), "r"(second[1]), "r"(second[2]), "r"(second[3])
                    : "memory");
+      if (sixteen == 0) factors[stage][token] = factor;
     }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
@@ -269,10 +313,10 @@ __device__ __forceinline__ void settle(float (&sums)[LEN]) {
   for (int i = 0; i < LEN; i++) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Widens and multiplies one half of a stage: 64 rows of it for this group of warps.
+// Widens and multiplies 64 rows of a stage, from `row` on; a warp has 16 of them.
 template <int N>
-__device__ __forceinline__ void multiply(float (&part)[N / 2], uint32_t weight, uint32_t x) {
-  const uint32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
+__device__ __forceinline__ void multiply(float (&part)[N / 2], uint32_t weight, uint32_t first_row, uint32_t x) {
+  const uint32_t lane = threadIdx.x % 32, row = first_row + threadIdx.x / 32 % 4 * 16 + lane % 16;
   uint32_t wide[8][4];
 #pragma unroll
   for (int pair = 0; pair < 4; pair++) {
@@ -280,9 +324,9 @@ __device__ __forceinline__ void multiply(float (&part)[N / 2], uint32_t weight, 
     load_matrices(raw, weight + row * BLOCK + ((2 * pair + lane / 16 ^ row % 8) << 4));
 #pragma unroll
     for (int i = 0; i < 2; i++) {
+      const uint2 low = widen(raw[2 * i]), high = widen(raw[2 * i + 1]);
       uint32_t(&to)[4] = wide[2 * pair + i];
-      to[0] = widen_even(raw[2 * i]), to[1] = widen_even(raw[2 * i + 1]);
-      to[2] = widen_odd(raw[2 * i]), to[3] = widen_odd(raw[2 * i + 1]);
+      to[0] = low.x, to[1] = high.x, to[2] = low.y, to[3] = high.y;
     }
   }
   // The tokens: 128-byte swizzle, eight of them 1024 bytes.
@@ -294,6 +338,21 @@ __device__ __forceinline__ void multiply(float (&part)[N / 2], uint32_t weight, 
     Product<N>::add(part, wide[step], FORM | (at >> 4 & 0x3fff), step > 0);
   }
   products_commit();
+}
+
+// sum += part * scale * factor: a thread has tokens 2 t and 2 t + 1 of each eight.
+template <int N>
+__device__ __forceinline__ void add_scaled(float (&sum)[N / 2], const float (&part)[N / 2], float scale,
+                                           const float* factors) {
+#pragma unroll
+  for (int eight = 0; eight < N / 8; eight++) {
+    const float2 two = *reinterpret_cast<const float2*>(factors + eight * 8 + threadIdx.x % 4 * 2);
+    const float even = two.x * scale, odd = two.y * scale;
+    sum[4 * eight] += part[4 * eight] * even;
+    sum[4 * eight + 1] += part[4 * eight + 1] * odd;
+    sum[4 * eight + 2] += part[4 * eight + 2] * even;
+    sum[4 * eight + 3] += part[4 * eight + 3] * odd;
+  }
 }
 
 // What belongs to row `row` of the weight.
@@ -311,14 +370,8 @@ __device__ __forceinline__ void finish(const minisgl_medium_args& a, const Work&
     const uint32_t column = tile * (gated ? HALF : ROWS) + row;
     if (column >= width) continue;
     const uint32_t from = partial + (token * TOKEN_STRIDE + row) * 4;
-    float2 sum = make_float2(0.0f, 0.0f), up = sum;
-    for (uint32_t block = 0; block < work.size; block++) {
-      const float2 one = load_of(block, from);
-      sum.x += one.x, sum.y += one.y;
-      if (!gated) continue;
-      const float2 two = load_of(block, from + HALF * 4);
-      up.x += two.x, up.y += two.y;
-    }
+    float2 sum = sum_of_all(work.size, from), up;
+    if (gated) up = sum_of_all(work.size, from + HALF * 4);
     sum.x *= row_scale(a, column), sum.y *= row_scale(a, column + 1);
     const size_t to = size_t(token) * width + column;
     if (a.epilogue == MINISGL_SKINNY_F32) {
@@ -341,97 +394,131 @@ __device__ __forceinline__ void finish(const minisgl_medium_args& a, const Work&
   }
 }
 
+// Arrives at a barrier of every block of the cluster, for a warp.
+__device__ __forceinline__ void arrive_everywhere(uint32_t barrier, uint32_t blocks) {
+  __syncwarp();
+  const uint32_t lane = threadIdx.x % 32;
+  if (lane < blocks) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "}\n" ::"r"(barrier),
+        "r"(lane)
+        : "memory");
+  }
+}
+
+__device__ __forceinline__ void barrier_wait_cluster(uint32_t barrier, uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+
+// `summed`: all blocks' partial sums of a tile are there; `taken`: all blocks have taken theirs of them.
 template <int N>
 __device__ __forceinline__ void consume(const minisgl_medium_args& a, const Work& work, uint32_t ring, float* partial,
-                                        uint32_t full, uint32_t empty) {
+                                        uint32_t full, uint32_t empty, const float (*factors)[N], uint32_t summed,
+                                        uint32_t taken) {
+  constexpr int PARTS = 4 / GROUPS;  // Of 64 rows, for a group of warps.
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const uint32_t blocks = (a.k + BLOCK - 1) / BLOCK;
+  const uint32_t units = ((a.k + BLOCK - 1) / BLOCK + MINISGL_SCALE_UNIT - 1) / MINISGL_SCALE_UNIT;
   const bool scaled = a.scale_form == MINISGL_SCALE_BLOCK;
-  uint32_t round = 0;
-  for (uint32_t tile = work.tile; tile < work.tiles; tile += work.step) {
-    // The scales of a half's block of rows, one for each block of columns. Rows that are not there have the last ones.
-    const float* scales[2];
+  // The parts of a group of warps are as far apart as they can be: with two groups, one in each half.
+  const auto first_row = [&](int part) { return (part * GROUPS + warp / 4) * 64; };
+  uint32_t round = 0, turn = 0;
+  for (uint32_t tile = work.tile; tile < work.tiles; tile += work.step, turn++) {
+    // The scales of each part's block of rows, one for each block of columns. Rows that are not there have the last ones.
+    const float* scales[PARTS];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      scales[half] = a.scales + size_t(min(work.row(a, tile, half), a.n - 1) / BLOCK) * blocks + work.first;
+    for (int part = 0; part < PARTS; part++) {
+      const uint32_t row = min(work.row(a, tile, first_row(part) / HALF), a.n - 1);
+      scales[part] = a.scales + size_t(row / BLOCK) * units * MINISGL_SCALE_UNIT + work.first;
     }
-    float sum[2][N / 2] = {};
+    float sum[PARTS][N / 2] = {};
     for (uint32_t block = 0; block < work.count; block++, round++) {
       const uint32_t stage = round % a.stages;
-      const float scale0 = scaled ? __ldg(scales[0] + block) : 1.0f, scale1 = scaled ? __ldg(scales[1] + block) : 1.0f;
+      float scale[PARTS];
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) scale[part] = scaled ? __ldg(scales[part] + block) : 1.0f;
       barrier_wait(full + 8 * stage, round / a.stages % 2);
       const uint32_t weight = ring + stage * Layout<N>::STAGE, x = weight + Layout<N>::WEIGHT;
-      float part0[N / 2], part1[N / 2];
-      multiply<N>(part0, weight, x);
-      multiply<N>(part1, weight + HALF * BLOCK, x);
-      products_wait<1>();
-      settle(part0);
+      float product[PARTS][N / 2];
 #pragma unroll
-      for (int i = 0; i < N / 2; i++) sum[0][i] += part0[i] * scale0;
+      for (int part = 0; part < PARTS; part++) multiply<N>(product[part], weight, first_row(part), x);
+      if constexpr (PARTS == 2) {
+        products_wait<1>();
+        settle(product[0]);
+        add_scaled<N>(sum[0], product[0], scale[0], factors[stage]);
+      }
       products_wait<0>();
-      settle(part1);
+      settle(product[PARTS - 1]);
+      add_scaled<N>(sum[PARTS - 1], product[PARTS - 1], scale[PARTS - 1], factors[stage]);
       __syncwarp();
       if (lane == 0) barrier_arrive(empty + 8 * stage);
-#pragma unroll
-      for (int i = 0; i < N / 2; i++) sum[1][i] += part1[i] * scale1;
     }
-    // The sums of the tile before must have been read by all.
-    if (tile != work.tile) {
-      if (work.size > 1) cluster_wait(); else consumers_meet();
-    }
+    if (turn > 0) barrier_wait_cluster(taken, turn % 2 ^ 1);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int part = 0; part < PARTS; part++) {
 #pragma unroll
       for (int i = 0; i < N / 2; i++) {
-        const uint32_t token = i / 4 * 8 + 2 * t + i % 2, row = half * HALF + warp * 16 + g + i % 4 / 2 * 8;
-        partial[token * TOKEN_STRIDE + row] = sum[half][i];
+        const uint32_t token = i / 4 * 8 + 2 * t + i % 2, row = first_row(part) + warp % 4 * 16 + g + i % 4 / 2 * 8;
+        partial[token * TOKEN_STRIDE + row] = sum[part][i];
       }
     }
-    __syncwarp();
-    if (work.size > 1) cluster_arrive(), cluster_wait(); else consumers_meet();
+    arrive_everywhere(summed, work.size);
+    barrier_wait_cluster(summed, turn % 2);
     finish(a, work, shared_address(partial), tile);
-    __syncwarp();
-    if (work.size > 1) cluster_arrive();
+    arrive_everywhere(taken, work.size);
   }
-  if (work.size > 1 && work.tile < work.tiles) cluster_wait();
+  // A block must be there as long as others read its sums.
+  if (turn > 0) barrier_wait_cluster(taken, turn % 2 ^ 1);
 }
 
 template <int N>
 __device__ __forceinline__ void medium(const minisgl_medium_args& a) {
   extern __shared__ char shared[];
-  __shared__ uint64_t barriers[2 * STAGES_MAX];
+  __shared__ uint64_t barriers[2 * STAGES_MAX + 2];
+  __shared__ float factors[STAGES_MAX][N];
   const uint32_t ring = (shared_address(shared) + 1023) / 1024 * 1024;
   float* partial = reinterpret_cast<float*>(shared + (ring - shared_address(shared)) + a.stages * Layout<N>::STAGE);
   const uint32_t full = shared_address(barriers), empty = full + 8 * STAGES_MAX;
+  const uint32_t summed = empty + 8 * STAGES_MAX, taken = summed + 8;
   const Work work(a);
   if (threadIdx.x == CONSUMERS) {
     for (uint32_t i = 0; i < a.stages; i++) {
       barrier_init(full + 8 * i, 1 + LOADERS / 32);
       barrier_init(empty + 8 * i, CONSUMERS / 32);
     }
+    barrier_init(summed, CONSUMERS / 32 * work.size);
+    barrier_init(taken, CONSUMERS / 32 * work.size);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  __syncthreads();
-  const uint32_t turns = work.tile < work.tiles ? (work.tiles - 1 - work.tile) / work.step + 1 : 0;
-  // 65,536 registers for 384 threads are 168 each: those who multiply need more.
+  if (work.size > 1) {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  } else {
+    __syncthreads();
+  }
+  // 65,536 registers are 168 for each of 384 threads: those who multiply take some of the others'.
   if (threadIdx.x < CONSUMERS) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
     let_next_start();
     wait_for_inputs();
-    consume<N>(a, work, ring, partial, full, empty);
+    consume<N>(a, work, ring, partial, full, empty, factors, summed, taken);
   } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 80;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
     if (threadIdx.x < CONSUMERS + 32) {
       if (threadIdx.x == CONSUMERS) copy_weight<N>(a, work, ring, full, empty);
-      __syncwarp();
     } else {
       wait_for_inputs();
-      load_x<N>(a, work, ring, full, empty, threadIdx.x - CONSUMERS - 32);
-      __syncwarp();
-    }
-    // The barrier of a cluster is one of all its threads.
-    if (work.size > 1) {
-      for (uint32_t turn = 0; turn < 2 * turns; turn++) cluster_arrive(), cluster_wait();
+      load_x<N>(a, work, ring, full, empty, factors, threadIdx.x - CONSUMERS - 32);
     }
   }
 }
@@ -446,7 +533,7 @@ __device__ __forceinline__ void medium(const minisgl_medium_args&) {
 #endif
 
 #define MEDIUM(N)                                                                                        \
-  KERNEL __launch_bounds__(384, 1) minisgl_medium_##N(const __grid_constant__ minisgl_medium_args a) { \
+  KERNEL __launch_bounds__(THREADS, 1) minisgl_medium_##N(const __grid_constant__ minisgl_medium_args a) { \
     medium<N>(a);                                                                                        \
   }
 

@@ -3,7 +3,7 @@
 //
 //   y = x                       or  bf16(rms_norm(x) * norm_weight)  or  bf16(silu(gate) * up)
 //   scales[c / 128, r] = max |y[r, block of c]| / 448         or, for a whole row,  scales[r] = max |y[r, :]| / 448
-//   out[r, c] = e4m3(y[r, c] / scale)                         zeros where the scale is 0
+//   out[r, c] = e4m3(y[r, c] * (1 / scale))                   zeros where the scale is 0
 //
 // Shapes: x bf16 [rows, hidden] (gate and up: [rows, 2, hidden]), out e4m3 [rows, hidden], scales f32
 // [ceil(hidden / 128), scale_stride] or [rows]; f32 inside. As FineGrainedFP8 of Hugging Face transformers does it
@@ -44,11 +44,11 @@ __device__ __forceinline__ float max_of(const Vec8& y) {
 __device__ __forceinline__ uint2 narrow(const Vec8& y, float scale) {
   float f[VEC];
   unpack(y, f);
+  const float up = scale > 0.0f ? 1.0f / scale : 0.0f;
   __nv_fp8x2_storage_t two[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const float2 pair = scale > 0.0f ? make_float2(f[2 * i] / scale, f[2 * i + 1] / scale) : make_float2(0.0f, 0.0f);
-    two[i] = __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
+    two[i] = __nv_cvt_float2_to_fp8x2(make_float2(f[2 * i] * up, f[2 * i + 1] * up), __NV_SATFINITE, __NV_E4M3);
   }
   return make_uint2(two[0] | uint32_t(two[1]) << 16, two[2] | uint32_t(two[3]) << 16);
 }

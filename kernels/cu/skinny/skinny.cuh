@@ -1,6 +1,8 @@
 // What the two skinny products share: fragments, the sum over warps, and what becomes of a result.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "../common.cuh"
 
 namespace minisgl {
@@ -67,8 +69,60 @@ __device__ __forceinline__ void multiply(float (&sum)[TILES][GROUPS][4], const u
   }
 }
 
-// Several steps of e4m3, each with sums of its own.
-template <int GROUPS, int TILES, int STEPS>
+// The same product over fp16, for e4m3: a quarter of the instructions that bf16 takes to widen it.
+__device__ __forceinline__ void mma_half(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+#if __CUDA_ARCH__ >= 890
+// Four neighbouring e4m3 values as two pairs of fp16.
+__device__ __forceinline__ uint2 widen_half(uint32_t four) {
+  uint2 pairs;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.rn.f16x2.e4m3x2 %0, low;\ncvt.rn.f16x2.e4m3x2 %1, high;\n}"
+      : "=r"(pairs.x), "=r"(pairs.y)
+      : "r"(four));
+  return pairs;
+}
+#endif
+
+// x as fp16: a block of columns of a token is multiplied by a power of two that brings its largest value to 2^14 at
+// least. What is smaller by 2^29 loses digits, which then are 2^-39 of the largest. Returns the factor that undoes it.
+__device__ __forceinline__ float half_factor(float largest) {
+  const int exponent = max(int(__float_as_uint(largest) >> 23) - 127, -100);
+  return __uint_as_float(uint32_t(127 + exponent - 14) << 23);
+}
+__device__ __forceinline__ float largest_of(const Vec8& x) {
+  float f[VEC], largest = 0.0f;
+  unpack(x, f);
+#pragma unroll
+  for (int i = 0; i < VEC; i++) largest = fmaxf(largest, fabsf(f[i]));
+  return largest;
+}
+template <int LANES>
+__device__ __forceinline__ float largest_of_lanes(float x) {
+#pragma unroll
+  for (int step = LANES / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+// `factor` is half_factor's: a power of two, whose reciprocal is exact.
+__device__ __forceinline__ uint4 to_half(const Vec8& x, float factor) {
+  float f[VEC];
+  unpack(x, f);
+  const float up = __uint_as_float((254u << 23) - __float_as_uint(factor));
+  uint32_t two[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const __half2 pair = __floats2half2_rn(f[2 * i] * up, f[2 * i + 1] * up);
+    two[i] = reinterpret_cast<const uint32_t&>(pair);
+  }
+  return make_uint4(two[0], two[1], two[2], two[3]);
+}
+
+// Several steps of e4m3, each with sums of its own; x is bf16, or fp16.
+template <bool HALF, int GROUPS, int TILES, int STEPS>
 __device__ __forceinline__ void multiply_all(float (&part)[STEPS][TILES][GROUPS][4], const uint4 (&low)[STEPS][TILES],
                                              const uint4 (&high)[STEPS][TILES],
                                              const uint4 (&x)[STEPS][GROUPS][E4m3::LANE / VEC]) {
@@ -79,29 +133,43 @@ __device__ __forceinline__ void multiply_all(float (&part)[STEPS][TILES][GROUPS]
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
         const uint4 &ls = low[step][tile], &hs = high[step][tile];
-        const uint2 l = widen(i == 0 ? ls.x : i == 1 ? ls.y : i == 2 ? ls.z : ls.w);
-        const uint2 h = widen(i == 0 ? hs.x : i == 1 ? hs.y : i == 2 ? hs.z : hs.w);
+        const uint32_t l4 = i == 0 ? ls.x : i == 1 ? ls.y : i == 2 ? ls.z : ls.w;
+        const uint32_t h4 = i == 0 ? hs.x : i == 1 ? hs.y : i == 2 ? hs.z : hs.w;
+        uint2 l, h;
+        if constexpr (HALF) {
+          l = widen_half(l4), h = widen_half(h4);
+        } else {
+          l = widen(l4), h = widen(h4);
+        }
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
           const uint4 b = x[step][group][i / 2];
-          mma(part[step][tile][group], l.x, h.x, l.y, h.y, i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
+          float(&to)[4] = part[step][tile][group];
+          if constexpr (HALF) {
+            mma_half(to, l.x, h.x, l.y, h.y, i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
+          } else {
+            mma(to, l.x, h.x, l.y, h.y, i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
+          }
         }
       }
     }
   }
 }
 
-// What the columns of a block of e4m3 add up to, in two parts, times their scale: rows g, then rows g + 8.
+// What the columns of a block of e4m3 add up to, in two parts, times their scale, of rows g and of rows g + 8, and the
+// factors of x, of tokens 2 t and 2 t + 1.
 template <int GROUPS, int TILES>
 __device__ __forceinline__ void add_scaled(float (&sum)[TILES][GROUPS][4], const float (&a)[TILES][GROUPS][4],
-                                           const float (&b)[TILES][GROUPS][4], const float2 (&scale)[TILES]) {
+                                           const float (&b)[TILES][GROUPS][4], const float2 (&scale)[TILES],
+                                           const float2 (&factor)[GROUPS]) {
 #pragma unroll
   for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        sum[tile][group][i] += (a[tile][group][i] + b[tile][group][i]) * (i < 2 ? scale[tile].x : scale[tile].y);
+        const float by = (i < 2 ? scale[tile].x : scale[tile].y) * (i % 2 ? factor[group].y : factor[group].x);
+        sum[tile][group][i] += (a[tile][group][i] + b[tile][group][i]) * by;
       }
     }
   }
@@ -142,7 +210,7 @@ struct BlockScales {
 
   BlockScales() = default;
   __device__ __forceinline__ BlockScales(const minisgl_skinny_args& a, uint32_t tile) : columns(a.k) {
-    const uint32_t blocks = (a.k + BLOCK - 1) / BLOCK;
+    const uint32_t blocks = round_up((a.k + BLOCK - 1) / BLOCK, MINISGL_SCALE_UNIT);
     low = high = nullptr;
     if (a.scale_form != MINISGL_SCALE_BLOCK) return;
     low = a.scales + size_t(min(weight_row(a, tile, 0), a.n - 1) / BLOCK) * blocks;

@@ -66,9 +66,12 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     } else {
       float part[1][1][GROUPS][4] = {};
       const float none[1][GROUPS][4] = {};
+      float2 ones[GROUPS];
+#pragma unroll
+      for (int i = 0; i < GROUPS; i++) ones[i] = make_float2(1.0f, 1.0f);
       const float2 scale[1] = {scales_of_rows.at(first)};
-      multiply_all<GROUPS, 1, 1>(part, {{low[0]}}, {{high[0]}}, reinterpret_cast<const uint4(&)[1][GROUPS][2]>(x));
-      add_scaled<GROUPS, 1>(sum, part[0], none, scale);
+      multiply_all<false, GROUPS, 1, 1>(part, {{low[0]}}, {{high[0]}}, reinterpret_cast<const uint4(&)[1][GROUPS][2]>(x));
+      add_scaled<GROUPS, 1>(sum, part[0], none, scale, ones);
     }
   }
 

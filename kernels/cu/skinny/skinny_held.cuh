@@ -140,13 +140,25 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
 #pragma unroll
       for (int pair = 0; pair < STEPS / 2; pair++) {
         uint4 low[2][TILES], high[2][TILES];
-        const uint4 token[2][1][VECTORS] = {{{x[2 * pair][0][0], x[2 * pair][0][VECTORS - 1]}},
-                                            {{x[2 * pair + 1][0][0], x[2 * pair + 1][0][VECTORS - 1]}}};
+        // The block's columns of a token are with four lanes.
+        float largest = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 2 * VECTORS; i++) {
+          largest = fmaxf(largest, largest_of(reinterpret_cast<const Vec8&>(x[2 * pair + i / VECTORS][0][i % VECTORS])));
+        }
+        const float of_mine = half_factor(largest_of_lanes<4>(largest));
+        uint4 token[2][1][VECTORS];
+#pragma unroll
+        for (int i = 0; i < 2 * VECTORS; i++) {
+          const uint4& from = x[2 * pair + i / VECTORS][0][i % VECTORS];
+          token[i / VECTORS][0][i % VECTORS] = to_half(reinterpret_cast<const Vec8&>(from), of_mine);
+        }
+        const float2 factor[1] = {{__shfl_sync(~0u, of_mine, 8 * t), __shfl_sync(~0u, of_mine, 8 * t + 4)}};
 #pragma unroll
         for (int i = 0; i < 2; i++) fetch(low[i], high[i], 2 * pair + i);
         float part[2][TILES][1][4] = {};
-        multiply_all<1, TILES, 2>(part, low, high, token);
-        add_scaled<1, TILES>(sum, part[0], part[1], scale[pair]);
+        multiply_all<true, 1, TILES, 2>(part, low, high, token);
+        add_scaled<1, TILES>(sum, part[0], part[1], scale[pair], factor);
       }
     }
     float* mine = partial + (group * WARPS + warp) * PART;

@@ -3,10 +3,15 @@
 //   out[m, n] = x[m, k] * weight[n, k]^T                  x = rms_norm(residual) * norm_weight, if asked for
 //   then: + bias, or as f32, or out += , or silu(gate) * up
 //
-// Shapes: bf16, f32 sums; m up to 64. The weight may be e4m3 with a scale for a row or for 128 x 128: it is widened in
-// registers, exactly, and the f32 sums of each block of columns are multiplied by its scale, so x is not rounded.
+// Shapes: bf16, f32 sums; m up to 64. The weight may be e4m3 with a scale for a row or for 128 x 128, m up to 16: it is
+// widened to fp16 in registers, exactly, and the f32 sums of each block of columns are multiplied by its scale. x is fp16
+// then too, each 128 columns of a token under a power of two of their own, by which bf16 loses nothing that counts.
 // Bytes moved: 2 n k, n k with e4m3 (and 2 k + 2 n for each row of x); FLOPs 2 m n k.
 // Bound: read bandwidth.
+// Measured for e4m3 (one H200, 4.6 TB/s, 2026-11-29, chains of dependent launches, cold weights), at 1, 2, 4 and 8 rows, us:
+// 24576 x 4096 29.3, 29.5, 29.5, 32.3 (75 % of the read bandwidth at one row); 6144 x 4096 10.3, 10.9, 11.8, 14.1;
+// 4096 x 4096 8.0, 8.5, 9.3, 11.6; 4096 x 12288 17.5, 19.4, 22.6, -. About 3.7 us of each are the chain's: a block takes all
+// shared memory, so that the next kernel's weights start when it has gone.
 //
 // A block owns TILES * 16 rows of the weight at a time. One producer warp copies them into a ring in shared
 // memory, without waiting for the kernel before: weights depend on nothing. Eight consumer warps multiply
@@ -38,21 +43,23 @@ __device__ __forceinline__ void consumers_meet() {
 //   ring     [stages][16 * TILES] rows of `pitch` bytes, then, if x is not resident, [m] of `x_pitch`
 //   x        [m] rows of `x_pitch` bytes, if resident
 //   norm     [k] bf16, if there is a norm
+//   factors  [blocks of columns][GROUPS * 8] floats, of x as fp16, for e4m3
 //   partial  [WARPS][GROUPS * 8][TOKEN_STRIDE] floats
 template <class W>
 struct Layout {
   uint32_t pitch, x_pitch, stage_bytes;
   char *ring, *x, *norm;
-  float* partial;
+  float *factors, *partial;
 
-  __device__ __forceinline__ Layout(const minisgl_skinny_args& a, uint32_t tiles, char* shared) {
+  __device__ __forceinline__ Layout(const minisgl_skinny_args& a, uint32_t groups, uint32_t tiles, char* shared) {
     pitch = pitch_of<W>(a.chunk);
     x_pitch = x_pitch_of<W>(a.resident ? a.k : a.chunk);
     stage_bytes = pitch * 16 * tiles + (a.resident ? 0 : x_pitch * a.m);
     ring = shared;
     x = ring + stage_bytes * a.stages;
     norm = x + (a.resident ? x_pitch * a.m : 0);
-    partial = reinterpret_cast<float*>(norm + (a.norm_weight ? round_up(a.k * 2, 16) : 0));
+    factors = reinterpret_cast<float*>(norm + (a.norm_weight ? round_up(a.k * 2, 16) : 0));
+    partial = factors + (W::BYTES == 1 ? (a.k + BLOCK - 1) / BLOCK * groups * 8 : 0);
   }
 };
 
@@ -116,29 +123,47 @@ __device__ __forceinline__ void produce(const minisgl_skinny_args& a, const Layo
   }
 }
 
-// Brings x into shared memory, normalised if asked for. Where there are fewer rows than warps, warps share them.
-template <class W>
+// Brings x into shared memory, normalised if asked for, and as fp16 for e4m3. Where there are fewer rows than warps, warps
+// share them.
+template <class W, int GROUPS>
 __device__ __forceinline__ void keep_x(const minisgl_skinny_args& a, const Layout<W>& layout, const Work& work,
                                        float (*squares)[WARPS]) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t parts = a.m <= 1 ? WARPS : a.m <= 2 ? WARPS / 2 : a.m <= 4 ? WARPS / 4 : WARPS / 8, part = warp % parts;
   const uint32_t vectors = a.k / VEC, at_once = parts * 32;
   constexpr uint32_t BATCH = 8;
+  // Sixteen lanes hold a block of columns. All lanes of a warp must come here.
+  const auto store = [&](uint32_t row, uint32_t at, const Vec8& x) {
+    char* to = layout.x + row * layout.x_pitch + at * 16;
+    if constexpr (W::BYTES == 2) {
+      if (at < vectors) store8(reinterpret_cast<minisgl_bf16*>(to), x);
+    } else {
+      const float factor = half_factor(largest_of_lanes<BLOCK / VEC>(at < vectors ? largest_of(x) : 0.0f));
+      if (at >= vectors) return;
+      *reinterpret_cast<uint4*>(to) = to_half(x, factor);
+      if (at % (BLOCK / VEC) == 0) layout.factors[at / (BLOCK / VEC) * GROUPS * 8 + row] = factor;
+    }
+  };
   for (uint32_t row = warp / parts; row < a.m; row += WARPS / parts) {
     const minisgl_bf16* from = a.x + size_t(row) * a.k;
-    minisgl_bf16* to = reinterpret_cast<minisgl_bf16*>(layout.x + row * layout.x_pitch);
     float sum = 0.0f;
-    for (uint32_t first = part * 32 + lane; first < vectors; first += BATCH * at_once) {
+    for (uint32_t first = part * 32; first < vectors; first += BATCH * at_once) {
       Vec8 batch[BATCH];
 #pragma unroll
       for (uint32_t i = 0; i < BATCH; i++) {
-        if (first + i * at_once < vectors) batch[i] = load8(from + (first + i * at_once) * VEC);
+        const uint32_t at = first + lane + i * at_once;
+        if (at < vectors) batch[i] = load8(from + at * VEC);
       }
 #pragma unroll
       for (uint32_t i = 0; i < BATCH; i++) {
+        const uint32_t at = first + lane + i * at_once;
         if (first + i * at_once >= vectors) break;
-        store8(to + (first + i * at_once) * VEC, batch[i]);
-        if (a.norm_weight) sum += sum_squares(batch[i]);
+        if (!a.norm_weight) {
+          store(row, at, batch[i]);
+        } else if (at < vectors) {
+          store8(reinterpret_cast<minisgl_bf16*>(layout.x + row * layout.x_pitch) + at * VEC, batch[i]);
+          sum += sum_squares(batch[i]);
+        }
       }
     }
     if (!a.norm_weight) continue;
@@ -149,12 +174,15 @@ __device__ __forceinline__ void keep_x(const minisgl_skinny_args& a, const Layou
   if (!a.norm_weight) return;
   const minisgl_bf16* weight = reinterpret_cast<const minisgl_bf16*>(layout.norm);
   for (uint32_t row = warp / parts; row < a.m; row += WARPS / parts) {
-    minisgl_bf16* x = reinterpret_cast<minisgl_bf16*>(layout.x + row * layout.x_pitch);
+    const minisgl_bf16* x = reinterpret_cast<const minisgl_bf16*>(layout.x + row * layout.x_pitch);
     float sum = 0.0f;
     for (uint32_t i = 0; i < parts; i++) sum += squares[row][i];
     const float scale = norm_scale(a, sum);
-    for (uint32_t at = part * 32 + lane; at < vectors; at += at_once) {
-      store8(x + at * VEC, normalise(load8(x + at * VEC), load8(weight + at * VEC), scale));
+    for (uint32_t first = part * 32; first < vectors; first += at_once) {
+      const uint32_t at = min(first + lane, vectors - 1);
+      const Vec8 normed = normalise(load8(x + at * VEC), load8(weight + at * VEC), scale);
+      __syncwarp();
+      store(row, first + lane, normed);
     }
   }
   consumers_meet();
@@ -171,7 +199,7 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
   }
   all_meet();
   wait_for_inputs();
-  if (a.resident) keep_x<W>(a, layout, work, squares);
+  if (a.resident) keep_x<W, GROUPS>(a, layout, work, squares);
 
   constexpr int VECTORS = W::LANE / VEC;
   uint32_t round = 0;
@@ -241,10 +269,17 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
             fetch(low[i], high[i], token[i], block_at(first + i / 2) + i % 2 * W::STEP);
           }
           float part[STEPS][TILES][GROUPS][4] = {};
-          multiply_all<GROUPS, TILES, STEPS>(part, low, high, token);
+          multiply_all<true, GROUPS, TILES, STEPS>(part, low, high, token);
 #pragma unroll
           for (int i = 0; i < AT_ONCE; i++) {
-            add_scaled<GROUPS, TILES>(sum, part[2 * i], part[2 * i + 1], scale[first + i]);
+            // Behind the last block of columns are sums of zeros.
+            const uint32_t block = min((chunk * a.chunk + block_at(first + i)) / BLOCK, (a.k - 1) / BLOCK);
+            float2 factor[GROUPS];
+#pragma unroll
+            for (int of = 0; of < GROUPS; of++) {
+              factor[of] = *reinterpret_cast<const float2*>(layout.factors + (block * GROUPS + of) * 8 + 2 * t);
+            }
+            add_scaled<GROUPS, TILES>(sum, part[2 * i], part[2 * i + 1], scale[first + i], factor);
           }
         }
       }
@@ -266,7 +301,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
   __shared__ float squares[GROUPS * 8][WARPS];
-  const Layout<W> layout(a, TILES, shared);
+  const Layout<W> layout(a, GROUPS, TILES, shared);
   const Work work(a, TILES);
 
   if (threadIdx.x >= CONSUMERS) {

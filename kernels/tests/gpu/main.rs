@@ -16,6 +16,7 @@ mod decode_batch;
 mod decode_bench;
 mod dummy;
 mod embedding;
+mod fp8;
 mod gemm;
 mod greedy;
 mod pages;
@@ -56,6 +57,12 @@ const TESTS: &[Test] = &[
     ("skinny", skinny::skinny),
     ("skinny_models", skinny::models),
     ("skinny_direct", skinny::direct),
+    ("fp8_skinny", fp8::skinny),
+    ("fp8_skinny_direct", fp8::direct),
+    ("fp8_medium", fp8::medium),
+    ("fp8_quantise", fp8::quantise),
+    ("fp8_gemm", fp8::gemm),
+    ("fp8_refusals", fp8::refusals),
     ("attention", attention::attention),
     ("attention_fa", attention::attention_fa),
     ("attention_split", attention::attention_split),
