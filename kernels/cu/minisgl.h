@@ -78,7 +78,7 @@ typedef struct {
 } minisgl_silu_mul_args;
 
 /* What a weight of e4m3 is multiplied by. */
-#define MINISGL_SCALE_BLOCK 0  /* f32 [ceil(n / 128), ceil(k / 128) rounded up to MINISGL_SCALE_UNIT]: one for 128 x 128 */
+#define MINISGL_SCALE_BLOCK 0  /* f32 [ceil(n / 128), ceil(k / 128) up to a MINISGL_SCALE_UNIT]: one for 128 x 128 */
 #define MINISGL_SCALE_ROW 1    /* f32 [n]: one for a row */
 #define MINISGL_SCALE_UNIT 4   /* what cuBLASLt wants rows of scales to be whole units of */
 

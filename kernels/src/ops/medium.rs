@@ -241,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn narrow_weights_are_cut_by_columns_and_wide_ones_are_not() {
+    fn no_cluster_waits_for_another_to_end() {
         for (tiles, blocks, size, clusters) in [
-            (96, 32, 1, 96), // 24,576 x 4,096, gated: 96 blocks, since 33 clusters of four have no room at once.
+            (96, 32, 4, 32), // 24,576 x 4,096, gated: three tiles for each cluster; 33 have no room at once.
             (24, 32, 4, 24), // 6,144 x 4,096
             (16, 32, 7, 16), // 4,096 x 4,096
             (16, 96, 7, 16), // 4,096 x 12,288
