@@ -82,8 +82,8 @@ typedef struct {
 #define MINISGL_SCALE_ROW 1    /* f32 [n]: one for a row */
 #define MINISGL_SCALE_UNIT 4   /* what cuBLASLt wants rows of scales to be whole units of */
 
-/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G, each also with _e4m3 behind: G groups of 8 rows of x, T tiles of 16 rows of the weight a
- * block, S steps of 32 columns a warp, of 64 for e4m3 */
+/* minisgl_skinny_stream_G_T, _held_T_S, _direct_G, each also with _e4m3 behind: G groups of 8 rows of x, T tiles of 16
+ * rows of the weight a block, S steps of 32 columns a warp, of 64 for e4m3 */
 #define MINISGL_SKINNY_BF16 0
 #define MINISGL_SKINNY_F32 1
 #define MINISGL_SKINNY_ADD 2

@@ -77,16 +77,18 @@ __device__ __forceinline__ void mma_half(float (&d)[4], uint32_t a0, uint32_t a1
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-#if __CUDA_ARCH__ >= 890
-// Four neighbouring e4m3 values as two pairs of fp16.
+// Four neighbouring e4m3 values as two pairs of fp16, where the GPU can (from Ada on).
 __device__ __forceinline__ uint2 widen_half(uint32_t four) {
-  uint2 pairs;
+  uint2 pairs = make_uint2(0, 0);
+#if __CUDA_ARCH__ >= 890
   asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.rn.f16x2.e4m3x2 %0, low;\ncvt.rn.f16x2.e4m3x2 %1, high;\n}"
       : "=r"(pairs.x), "=r"(pairs.y)
       : "r"(four));
+#else
+  __trap();
+#endif
   return pairs;
 }
-#endif
 
 // x as fp16: a block of columns of a token is multiplied by a power of two that brings its largest value to 2^14 at
 // least. What is smaller by 2^29 loses digits, which then are 2^-39 of the largest. Returns the factor that undoes it.
