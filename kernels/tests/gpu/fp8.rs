@@ -38,10 +38,10 @@ fn bytes(gpu: &mut Gpu, rows: usize, columns: usize) -> Vec<u8> {
     (0..rows * columns).map(|at| any(at % columns)).collect()
 }
 
-/// Between 0.5 and 1.5 times `size`, for small values 64 times that.
+/// Between 0.5 and 1.5 times `size`, for small values so much more that they count.
 fn scale(gpu: &mut Gpu, size: f32, small: bool) -> f32 {
     let scale = size * (0.5 + gpu.random.below(1000) as f32 / 1000.0);
-    if small { 64.0 * scale } else { scale }
+    if small { 2048.0 * scale } else { scale }
 }
 
 /// A weight on both sides.
@@ -114,7 +114,8 @@ fn check(
     let what = format!("{own:?}, [{m}, {k}] x [{n}, {k}], {out:?}, {form:?}, norm {normed}");
     // Tokens of very different sizes, and blocks of columns too.
     let (mut x, _) = gpu.normal(m * k, 1.0);
-    for (at, x) in x.iter_mut().enumerate().filter(|_| !normed) {
+    let twice = normed || out == Out::Gated;
+    for (at, x) in x.iter_mut().enumerate().filter(|_| !twice) {
         let shift = [0, 9, -14][(at / k + at % k / BLOCK) % 3];
         *x = bf16::from_f32(x.to_f32() * 2_f32.powi(shift));
     }
@@ -174,11 +175,11 @@ fn check(
     let result: Vec<bf16> = run();
     let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
     let expected = out.of(product(&x, &weight.values, k), &add, n);
-    // Rounding before the end may go to the other side of a tie: of x after its norm, and of both halves. Sums of large
+    // Rounding before the end may go to the other side of a tie, of x after its norm and of both halves; sums of large
     // tokens cancel.
     let largest = expected.iter().fold(1.0, |max: f64, value| max.max(value.abs()));
-    let absolute = if normed || out == Out::Gated { 0.03 } else { 1e-4 };
-    assert_close(&what, &result, &expected, absolute * largest.sqrt().max(1.0));
+    let absolute = if twice { 0.03 } else { 1e-5 * largest.max(10.0) };
+    assert_close(&what, &result, &expected, absolute);
     assert_same(&format!("{what}, again"), &run(), &result);
 }
 
@@ -192,7 +193,7 @@ const SHAPES: &[(usize, usize)] = &[
     (256, 2048),
     (2112, 1056),
     (8464, 80),
-    (4224, 2320),
+    (1056, 2320),
 ];
 
 pub fn skinny(gpu: &mut Gpu) {
@@ -234,13 +235,16 @@ pub fn medium(gpu: &mut Gpu) {
     let more = [(256, 128), (2048, 512), (512, 9008), (34_832, 144)];
     let shapes = SHAPES[..if gpu.small { 4 } else { SHAPES.len() }].iter();
     for &(n, k) in shapes.chain(&more[..if gpu.small { 2 } else { more.len() }]) {
-        let rows: &[usize] = if gpu.small || n * k > 500_000 {
-            &[9, 33]
-        } else {
-            &[1, 3, 8, 9, 16, 17, 32, 33, 63, 64]
+        let rows: &[usize] = match n * k {
+            _ if gpu.small => &[9, 33],
+            4_000_000.. => &[33],
+            500_000.. => &[9, 33],
+            _ => &[1, 3, 8, 9, 16, 17, 32, 33, 63, 64],
         };
         for &m in rows {
-            for out in OUTS.into_iter().filter(|&out| out != Out::Gated || n % 16 == 0) {
+            let few = |out: &Out| n < 30_000 || matches!(out, Out::Plain | Out::Gated);
+            let outs = OUTS.into_iter().filter(few);
+            for out in outs.filter(|&out| out != Out::Gated || n % 16 == 0) {
                 let whole = out != Out::Gated || n % (2 * BLOCK) == 0;
                 let form = if whole { gpu.random.of(&FORMS) } else { ScaleForm::Row };
                 check(gpu, Own::Medium, (m, n, k), (out, form), false);
@@ -307,7 +311,6 @@ pub fn quantise(gpu: &mut Gpu) {
                 .launch(&gpu.device)
                 .unwrap();
 
-                // The unfused ops round to the same bf16.
                 let (y, out, scales) =
                     (gpu.download(&y), gpu.download(&out), gpu.download(&scales));
                 let group = if form == ScaleForm::Block { BLOCK } else { hidden };
@@ -317,14 +320,18 @@ pub fn quantise(gpu: &mut Gpu) {
                             format!("{rows} x {hidden}, input {input}, {form:?}: {row}, {block}");
                         let largest = y.iter().fold(0.0, |max: f32, y| max.max(y.to_f32().abs()));
                         let scale = scales[block * rows + row];
-                        assert!((scale - largest / 448.0).abs() <= 1e-6 * scale, "{what}: {scale}");
+                        // What is fused may round to the other side of a tie of bf16.
+                        let (near, tie) = if input == 0 { (1e-6, 0.0) } else { (5e-3, 4e-3) };
+                        let off = (scale - largest / 448.0).abs();
+                        assert!(off <= near * scale, "{what}: {scale}");
                         let first = row * hidden + block * group;
                         for (y, &byte) in y.iter().zip(&out[first..]) {
                             let got = widened(byte) * f64::from(scale);
                             // Half a unit in the last place, of normal values and of subnormal ones.
                             let half = (y.to_f64().abs() / 16.0).max(f64::from(scale) / 1024.0);
                             let off = (got - y.to_f64()).abs();
-                            assert!(off <= half * 1.0001, "{what}: {got} of {y}");
+                            let limit = half * 1.0001 + y.to_f64().abs() * tie;
+                            assert!(off <= limit, "{what}: {got} of {y}");
                         }
                     }
                 }
@@ -571,7 +578,7 @@ pub fn bench(gpu: &mut Gpu) {
                 })
             };
             let skinny = (m <= 16).then(|| own(Own::Skinny));
-            let there = m <= MediumGemm::ROWS_MAX;
+            let there = MediumGemm::is_there(&gpu.device) && m <= MediumGemm::ROWS_MAX;
             let medium = there.then(|| own(Own::Medium));
             let show = |seconds: Option<f64>| match seconds {
                 Some(s) => format!("{:.1} {:.2}", s * 1e6, (n * k) as f64 / s / 1e12),
