@@ -27,7 +27,7 @@ pub fn run(gpu: &mut Gpu, only: &str) {
         gemm(gpu);
     }
     if wanted("fp8") {
-        crate::fp8::bench(gpu);
+        crate::fp8_bench::run(gpu);
     }
     let copy = copy_rate(gpu);
     println!("copy {:.2} TB/s (read and written); share = bytes / time / copy", copy / 1e12);

@@ -17,6 +17,7 @@ mod decode_bench;
 mod dummy;
 mod embedding;
 mod fp8;
+mod fp8_bench;
 mod gemm;
 mod greedy;
 mod pages;
