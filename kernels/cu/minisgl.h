@@ -77,8 +77,13 @@ typedef struct {
   uint32_t width;
 } minisgl_silu_mul_args;
 
-/* minisgl_skinny_stream_G_T, _held_T_S: G groups of 8 rows of x, T tiles of 16 rows of the weight a
- * block, S steps of 32 columns a warp */
+/* What a weight of e4m3 is multiplied by. */
+#define MINISGL_SCALE_BLOCK 0  /* f32 [ceil(n / 128), ceil(k / 128) up to a MINISGL_SCALE_UNIT]: one for 128 x 128 */
+#define MINISGL_SCALE_ROW 1    /* f32 [n]: one for a row */
+#define MINISGL_SCALE_UNIT 4   /* what cuBLASLt wants rows of scales to be whole units of */
+
+/* minisgl_skinny_stream_G_T, _held_T_S, each also with _e4m3 behind: G groups of 8 rows of x, T tiles of 16
+ * rows of the weight a block, S steps of 32 columns a warp, of 64 for e4m3 */
 #define MINISGL_SKINNY_BF16 0
 #define MINISGL_SKINNY_F32 1
 #define MINISGL_SKINNY_ADD 2
@@ -87,7 +92,8 @@ typedef struct {
 typedef struct {
   const minisgl_bf16 *x;       /* [m, k]; to be normalised if there is a norm_weight */
   const minisgl_bf16 *norm_weight; /* [k]; or null */
-  const minisgl_bf16 *weight;  /* [n, k]; gated: gate, then up, [2, n / 2, k] */
+  const void *weight;          /* [n, k], bf16 or e4m3; gated: gate, then up, [2, n / 2, k] */
+  const float *scales;         /* e4m3: see MINISGL_SCALE_; else null */
   const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 */
   void *out;                   /* [m, n]: bf16, f32, or bf16 read and written; gated: bf16 [m, n / 2] */
   uint32_t m;
@@ -95,13 +101,42 @@ typedef struct {
   uint32_t k;
   float eps;
   uint32_t epilogue;           /* MINISGL_SKINNY_ */
-  uint32_t chunk;              /* stream: columns of a stage, a multiple of 32 unless it is k */
+  uint32_t chunk;              /* stream: columns of a stage, a multiple of 32 (e4m3: 128) unless it is k */
   uint32_t stages;             /* stream: of the ring of weights */
-  uint32_t resident;           /* stream: 1: x is kept whole; 0: it comes with the weights */
+  uint32_t resident;           /* stream: 1: x is kept whole, as always for e4m3; 0: it comes with the weights */
   minisgl_bf16 *inbox[MINISGL_PEERS_MAX]; /* MINISGL_SKINNY_BF16: where `peers` other GPUs take `out` too, [m, n] */
   uint32_t peers;
-  uint32_t reserved;
+  uint32_t scale_form;         /* MINISGL_SCALE_ */
 } minisgl_skinny_args;
+
+/* minisgl_medium_8, _16, _32, _64: tokens a kernel multiplies */
+typedef struct {
+  MINISGL_ALIGN(64) uint64_t map[16]; /* CUtensorMap of the weight: bytes [n, k], boxes of 128 x 128, 128-byte swizzle */
+  const minisgl_bf16 *x;       /* [m, k] */
+  const float *scales;         /* see MINISGL_SCALE_ */
+  const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 */
+  void *out;                   /* as in minisgl_skinny_args */
+  uint32_t m;
+  uint32_t n;                  /* gated: gate, then up, n / 2 rows each */
+  uint32_t k;
+  uint32_t epilogue;           /* MINISGL_SKINNY_ */
+  uint32_t scale_form;         /* MINISGL_SCALE_ */
+  uint32_t stages;             /* of the ring of weights and x */
+} minisgl_medium_args;
+
+/* minisgl_quantise_1, _2, _4: 16-byte vectors of a row held by one thread */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, hidden]; gated: gate, then up, [rows, 2, hidden] */
+  const minisgl_bf16 *norm_weight; /* [hidden]; or null for no norm; null if gated */
+  uint8_t *out;                /* e4m3 [rows, hidden] */
+  float *scales;               /* MINISGL_SCALE_BLOCK: [ceil(hidden / 128), scale_stride]; _ROW: [rows] */
+  uint32_t rows;
+  uint32_t hidden;
+  uint32_t scale_stride;       /* at least rows */
+  uint32_t scale_form;         /* MINISGL_SCALE_ */
+  uint32_t gated;              /* 1: silu(gate) * up */
+  float eps;
+} minisgl_quantise_args;
 
 /* minisgl_dummy */
 typedef struct {

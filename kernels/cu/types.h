@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#define MINISGL_ALIGN(bytes) __attribute__((aligned(bytes)))
+
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 typedef __nv_bfloat16 minisgl_bf16;

@@ -1,7 +1,7 @@
 //! One GPU: its context, its stream, and the kernels loaded onto it.
 
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
@@ -23,6 +23,8 @@ pub struct Device {
     shared_bytes_block: u32,
     /// Wait for every op.
     settles: bool,
+    /// See [`Device::medium_clusters`].
+    medium_clusters: OnceLock<[u32; 8]>,
 }
 
 impl Device {
@@ -83,7 +85,9 @@ impl Device {
             let bytes = offer(kernel).map_err(failed("set up shared memory on"))?;
             shared_bytes_max = shared_bytes_max.min(bytes);
         }
-        for kernel in ["skinny_held", "skinny_stream"].into_iter().flat_map(Kernel::of_source) {
+        let offered =
+            ["skinny_held", "skinny_held_e4m3", "skinny_stream", "skinny_stream_e4m3", "medium"];
+        for kernel in offered.into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;
         }
         // Only machine code for these knows clusters; the PTX for all others is older. Eight blocks always
@@ -111,6 +115,7 @@ impl Device {
             cluster_max,
             shared_bytes_block: shared_bytes_block.max(0) as u32,
             settles: false,
+            medium_clusters: OnceLock::new(),
         })
     }
 
@@ -257,6 +262,22 @@ impl Device {
             return Ok(each * self.multiprocessors);
         }
         self.kernels.clusters_at_once(kernel, grid)
+    }
+
+    /// How many clusters of 1 to 8 blocks of `MediumGemm` the GPU has room for at once, asked once: the driver takes its
+    /// time. All of its kernels take nearly all of a multiprocessor's shared memory, so the answer is the same for each.
+    pub(crate) fn medium_clusters(
+        &self,
+        ask: impl Fn(usize) -> Result<u32, DriverError>,
+    ) -> Result<[u32; 8], DriverError> {
+        if let Some(known) = self.medium_clusters.get() {
+            return Ok(*known);
+        }
+        let mut found = [0; 8];
+        for (at, of_size) in found.iter_mut().enumerate() {
+            *of_size = ask(at + 1)?;
+        }
+        Ok(*self.medium_clusters.get_or_init(|| found))
     }
 
     /// Waits until everything launched has run.

@@ -2,7 +2,8 @@
 //!
 //! Owns: the CUDA sources (`cu/`), the structs that cross into them ([`abi`]), a GPU with the compiled
 //! kernels loaded ([`Device`]), one launcher an op ([`ops`]) that checks every length, alignment and
-//! limit before anything reaches the GPU, matrix products through cuBLASLt ([`gemm`]), what several GPUs do together ([`peers`]), and finding NVIDIA's
+//! limit before anything reaches the GPU, matrix products through cuBLASLt ([`gemm`]), weights of 8 bits
+//! ([`fp8`]), what several GPUs do together ([`peers`]), and finding NVIDIA's
 //! libraries and telling what there is ([`library`], [`probe`]). Must never: know about models, requests or plans, or
 //! allocate memory in a launcher.
 //!
@@ -23,6 +24,8 @@ mod check;
 mod device;
 #[cfg(feature = "cuda")]
 mod error;
+#[cfg(feature = "cuda")]
+pub mod fp8;
 #[cfg(feature = "cuda")]
 pub mod gemm;
 #[cfg(feature = "cuda")]

@@ -48,8 +48,14 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
         SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
         SkinnyArgs = minisgl_skinny_args {
-            x, norm_weight, weight, bias, out, m, n, k, eps, epilogue, chunk, stages, resident, inbox,
-            peers, reserved,
+            x, norm_weight, weight, scales, bias, out, m, n, k, eps, epilogue, chunk, stages, resident,
+            inbox, peers, scale_form,
+        }
+        MediumArgs = minisgl_medium_args {
+            map, x, scales, bias, out, m, n, k, epilogue, scale_form, stages,
+        }
+        QuantiseArgs = minisgl_quantise_args {
+            x, norm_weight, out, scales, rows, hidden, scale_stride, scale_form, gated, eps,
         }
         DummyArgs = minisgl_dummy_args {
             out, key, first, rows, cols, width, scale, mean, reserved,

@@ -2,7 +2,9 @@
 
 use half::bf16;
 
-use crate::{Array, ArrayMut};
+use crate::fp8::{Fp8Weight, ScaleForm};
+use crate::ops::{Fp8Product, MediumGemm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
+use crate::{Array, ArrayMut, Device, LaunchError};
 
 /// What a product is prepared for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +19,31 @@ pub struct GemmShape {
     pub bias: bool,
     /// What becomes of the result.
     pub kind: GemmKind,
+    /// What x and the weight are made of.
+    pub element: GemmElement,
+}
+
+/// What both operands of a product are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GemmElement {
+    /// bf16.
+    Bf16,
+    /// e4m3 with scales.
+    Fp8(ScaleForm),
+}
+
+impl GemmElement {
+    pub(super) const ALL: [GemmElement; 3] =
+        [GemmElement::Bf16, GemmElement::Fp8(ScaleForm::Block), GemmElement::Fp8(ScaleForm::Row)];
+
+    /// Its name on disk.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            GemmElement::Bf16 => "bf16",
+            GemmElement::Fp8(ScaleForm::Block) => "fp8-block",
+            GemmElement::Fp8(ScaleForm::Row) => "fp8-row",
+        }
+    }
 }
 
 /// What becomes of a product's result.
@@ -71,14 +98,92 @@ pub struct GemmArgs<'a> {
     pub k: usize,
 }
 
-impl GemmArgs<'_> {
-    /// What it is tuned for.
-    pub fn shape(&self) -> GemmShape {
-        let kind = match &self.out {
+/// Arguments of a product of e4m3: a type of its own, so that neither can be taken for the other.
+pub struct Fp8GemmArgs<'a> {
+    /// What [`Quantise`](crate::ops::Quantise) made.
+    pub x: Fp8Rows<'a>,
+    /// `[n, k]`, with scales in the form of those of x.
+    pub weight: Fp8Weight<'a>,
+    /// `[n]`.
+    pub bias: Option<Array<'a, bf16>>,
+    /// `[m, n]`.
+    pub out: GemmOut<'a>,
+    /// Rows of x; with scales for blocks a multiple of 4.
+    pub m: usize,
+    /// Rows of the weight.
+    pub n: usize,
+    /// Columns of both, a multiple of 16.
+    pub k: usize,
+}
+
+/// Activations of e4m3 with scales.
+#[derive(Clone, Copy)]
+pub struct Fp8Rows<'a> {
+    /// `[m, k]`.
+    pub data: Array<'a, u8>,
+    /// [`ScaleForm::Block`]: `[ceil(k / 128), m]`; [`ScaleForm::Row`]: `[m]`.
+    pub scales: Array<'a, f32>,
+}
+
+impl GemmOut<'_> {
+    fn kind(&self) -> GemmKind {
+        match self {
             GemmOut::Bf16(_) => GemmKind::Bf16,
             GemmOut::F32(_) => GemmKind::F32,
             GemmOut::AddTo(_) => GemmKind::AddTo,
-        };
-        GemmShape { m: self.m, n: self.n, k: self.k, bias: self.bias.is_some(), kind }
+        }
+    }
+
+    /// For few rows.
+    fn skinny<'b>(&'b mut self, bias: Option<Array<'b, bf16>>) -> SkinnyOut<'b> {
+        match self {
+            GemmOut::Bf16(out) => SkinnyOut::Bf16 { out: out.reborrow(), bias },
+            GemmOut::F32(out) => SkinnyOut::F32(out.reborrow()),
+            GemmOut::AddTo(out) => SkinnyOut::AddTo(out.reborrow()),
+        }
+    }
+}
+
+impl Fp8GemmArgs<'_> {
+    /// What it is tuned for.
+    pub fn shape(&self) -> GemmShape {
+        let element = GemmElement::Fp8(self.weight.form());
+        let bias = self.bias.is_some();
+        GemmShape { m: self.m, n: self.n, k: self.k, bias, kind: self.out.kind(), element }
+    }
+
+    /// Computes the same from x as bf16 with another weight, by our own kernels. None where there is none for so many rows.
+    pub(super) fn own(
+        &mut self,
+        device: &Device,
+        x: Array<'_, bf16>,
+        weight: Fp8Weight<'_>,
+    ) -> Option<Result<(), LaunchError>> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let own = Fp8Product::of(device, m, k)?;
+        let out = self.out.skinny(self.bias);
+        Some(match own {
+            Fp8Product::Skinny => {
+                let (input, weight) = (SkinnyInput::Plain(x), SkinnyWeight::Fp8(weight));
+                SkinnyGemm { input, weight, out, m, n, k }.launch(device)
+            }
+            Fp8Product::Medium => MediumGemm { x, weight, out, m, n, k }.launch(device),
+        })
+    }
+}
+
+impl GemmArgs<'_> {
+    /// What it is tuned for.
+    pub fn shape(&self) -> GemmShape {
+        let (bias, kind) = (self.bias.is_some(), self.out.kind());
+        GemmShape { m: self.m, n: self.n, k: self.k, bias, kind, element: GemmElement::Bf16 }
+    }
+
+    /// The same product with another weight, for few rows.
+    pub(super) fn skinny<'b>(&'b mut self, weight: Array<'b, bf16>) -> SkinnyGemm<'b> {
+        let out = self.out.skinny(self.bias);
+        let input = SkinnyInput::Plain(self.x);
+        let weight = SkinnyWeight::Bf16(weight);
+        SkinnyGemm { input, weight, out, m: self.m, n: self.n, k: self.k }
     }
 }

@@ -1,7 +1,8 @@
 //! Matrix products with weights, through cuBLASLt.
 //!
 //! `out = x * weight^T (+ bias)` with x bf16 `[m, k]`, weight bf16 `[n, k]`, out bf16 or f32 `[m, n]`, and sums
-//! in f32; or `out += x * weight^T` with out bf16, where some algorithms round the product before they add.
+//! in f32; or `out += x * weight^T` with out bf16, where some algorithms round the product before they add. x and weight may
+//! both be e4m3 with scales ([`Gemm::launch_fp8`]).
 //! Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the weights, with
 //! many by the matrix units.
 //!
@@ -22,12 +23,14 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{CudaSlice, DriverError};
+use half::bf16;
 
 use crate::array::DeviceArray;
 use crate::check::Check;
+use crate::fp8::{BLOCK, ScaleForm};
 use crate::library::{self, LibraryError};
 use crate::{Array, Device, LaunchError};
-pub use args::{GemmArgs, GemmKind, GemmOut, GemmShape};
+pub use args::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use plan::{Algorithm, Plan};
 pub use tune::Tuning;
 use tuned::Tuned;
@@ -106,6 +109,28 @@ impl Gemm {
         self.run(device, &call, None)
     }
 
+    /// [`Gemm::launch`] of e4m3: `out = (scale * x) * (scale * weight)^T (+ bias)`.
+    ///
+    /// # Errors
+    /// See [`GemmError`]; with scales for blocks cuBLASLt takes multiples of 4 rows only.
+    pub fn launch_fp8(&mut self, device: &Device, args: Fp8GemmArgs<'_>) -> Result<(), GemmError> {
+        let call = Call::check_fp8(device, &args)?;
+        if args.m == 0 {
+            return Ok(());
+        }
+        self.prepare(device, call.shape)?;
+        self.run(device, &call, None)
+    }
+
+    /// Whether cuBLASLt takes `shape`; what it found out is kept for the first launch.
+    ///
+    /// # Errors
+    /// Its refusal, as any launch would return it.
+    pub fn takes(&mut self, device: &Device, shape: GemmShape) -> Result<(), GemmError> {
+        check_rows(&Check::new("gemm", device), shape)?;
+        self.prepare(device, shape)
+    }
+
     /// Makes sure that there is a plan for `shape`.
     fn prepare(&mut self, device: &Device, shape: GemmShape) -> Result<(), GemmError> {
         if self.plans.contains_key(&shape) {
@@ -177,36 +202,77 @@ struct Call {
     shape: GemmShape,
     x: u64,
     weight: u64,
+    /// Of x and of the weight; 0 for bf16.
+    scales: (u64, u64),
     bias: u64,
     out: u64,
+}
+
+/// Tokens that scales for blocks come in: cuBLASLt's rows of scales start at multiples of 16 bytes.
+const FP8_ROWS_UNIT: usize = 4;
+
+fn check_rows(check: &Check<'_>, shape: GemmShape) -> Result<(), LaunchError> {
+    let blocks = shape.element == GemmElement::Fp8(ScaleForm::Block);
+    check.that(!blocks || shape.m.is_multiple_of(FP8_ROWS_UNIT), || {
+        format!("m is {}, with scales for blocks it must be a multiple of {FP8_ROWS_UNIT}", shape.m)
+    })
 }
 
 impl Call {
     fn check(device: &Device, args: &GemmArgs<'_>) -> Result<Call, LaunchError> {
         let check = Check::new("gemm", device);
         let &GemmArgs { m, n, k, .. } = args;
-        check.count("m", m)?;
         // Rows must start at multiples of 16 bytes, or the fast algorithms do not apply.
-        check.multiple("n", n, 8)?;
         check.multiple("k", k, 8)?;
-        let bias = match &args.bias {
-            Some(bias) => check.array("bias", bias, &[n])?,
-            None => 0,
-        };
-        // Only activations have a bias: `SkinnyGemm` is to be able to compute the same.
-        check.that(bias == 0 || matches!(args.out, GemmOut::Bf16(_)), || {
-            "a bias is for a bf16 output that is not added to".into()
-        })?;
-        let out = match &args.out {
-            GemmOut::Bf16(out) | GemmOut::AddTo(out) => check.array("out", out, &[m, n])?,
-            GemmOut::F32(out) => check.array("out", out, &[m, n])?,
-        };
+        let (bias, out) = Call::check_out(&check, args.shape(), args.bias.as_ref(), &args.out)?;
         Ok(Call {
             shape: args.shape(),
             x: check.array("x", &args.x, &[m, k])?,
             weight: check.array("weight", &args.weight, &[n, k])?,
+            scales: (0, 0),
             bias,
             out,
         })
+    }
+
+    fn check_fp8(device: &Device, args: &Fp8GemmArgs<'_>) -> Result<Call, LaunchError> {
+        let check = Check::new("gemm_fp8", device);
+        let &Fp8GemmArgs { m, n, k, .. } = args;
+        let shape = args.shape();
+        check_rows(&check, shape)?;
+        let (bias, out) = Call::check_out(&check, shape, args.bias.as_ref(), &args.out)?;
+        let (weight, weight_scales) = args.weight.check(&check, n, k)?;
+        let scales = match args.weight.form() {
+            ScaleForm::Block => &[k.div_ceil(BLOCK), m][..],
+            ScaleForm::Row => &[m][..],
+        };
+        let x_scales = check.array("scales of x", &args.x.scales, scales)?;
+        let x = check.array("x", &args.x.data, &[m, k])?;
+        Ok(Call { shape, x, weight, scales: (x_scales, weight_scales), bias, out })
+    }
+
+    /// The addresses of the bias and of the output.
+    fn check_out(
+        check: &Check<'_>,
+        shape: GemmShape,
+        bias: Option<&Array<'_, bf16>>,
+        out: &GemmOut<'_>,
+    ) -> Result<(u64, u64), LaunchError> {
+        let GemmShape { m, n, .. } = shape;
+        check.count("m", m)?;
+        check.multiple("n", n, 8)?;
+        let bias = match bias {
+            Some(bias) => check.array("bias", bias, &[n])?,
+            None => 0,
+        };
+        // Only activations have a bias: `SkinnyGemm` is to be able to compute the same.
+        check.that(bias == 0 || matches!(out, GemmOut::Bf16(_)), || {
+            "a bias is for a bf16 output that is not added to".into()
+        })?;
+        let out = match out {
+            GemmOut::Bf16(out) | GemmOut::AddTo(out) => check.array("out", out, &[m, n])?,
+            GemmOut::F32(out) => check.array("out", out, &[m, n])?,
+        };
+        Ok((bias, out))
     }
 }

@@ -7,7 +7,8 @@ use std::ffi::c_void;
 
 use cudarc::cublaslt::{result, sys};
 
-use super::{Call, GemmError, GemmKind, GemmShape, cublas};
+use super::{Call, GemmElement, GemmError, GemmKind, GemmShape, cublas};
+use crate::fp8::ScaleForm;
 
 /// An algorithm as cuBLASLt describes it: words without pointers, good for one library version and GPU.
 pub(super) type Algorithm = sys::cublasLtMatmulAlgo_t;
@@ -18,6 +19,9 @@ const TRANSPOSED: i32 = 1;
 /// How algorithms that split k may add up: none does, or in f32 (`IN_PLACE` and `COMPUTE_TYPE`); not in the type
 /// of the output, which would round every part to bf16.
 const REDUCTIONS: u32 = 1 | 2;
+
+/// Stands for the address of scales while algorithms are looked for; never read.
+const SOMEWHERE: u64 = 256;
 
 /// Everything cuBLASLt wants to know about a shape.
 pub(super) struct Plan {
@@ -49,10 +53,31 @@ impl Plan {
             algorithm: Algorithm { data: [0; 8] },
         };
         plan.product = result::create_matmul_desc(compute, f32).map_err(failed())?;
-        plan.weight = result::create_matrix_layout(bf16, k, n, k as i64).map_err(failed())?;
-        plan.x = result::create_matrix_layout(bf16, k, m, k as i64).map_err(failed())?;
+        let element = match shape.element {
+            GemmElement::Bf16 => bf16,
+            GemmElement::Fp8(_) => sys::cudaDataType_t::CUDA_R_8F_E4M3,
+        };
+        plan.weight = result::create_matrix_layout(element, k, n, k as i64).map_err(failed())?;
+        plan.x = result::create_matrix_layout(element, k, m, k as i64).map_err(failed())?;
         plan.out = result::create_matrix_layout(out, n, m, n as i64).map_err(failed())?;
         plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
+        if let GemmElement::Fp8(form) = shape.element {
+            use sys::cublasLtMatmulDescAttributes_t as Attribute;
+            use sys::cublasLtMatmulMatrixScale_t as Scale;
+            let (weight, x) = match form {
+                ScaleForm::Block => (
+                    Scale::CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F,
+                    Scale::CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F,
+                ),
+                ScaleForm::Row => {
+                    let row = Scale::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+                    (row, row)
+                }
+            };
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, weight)?;
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, x)?;
+            plan.set_scales((SOMEWHERE, SOMEWHERE))?;
+        }
         if shape.bias {
             plan.set(
                 sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE,
@@ -64,6 +89,13 @@ impl Plan {
             )?;
         }
         Ok(plan)
+    }
+
+    /// Where the scales of x and of the weight are.
+    fn set_scales(&self, (x, weight): (u64, u64)) -> Result<(), GemmError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        self.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weight)?;
+        self.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x)
     }
 
     fn set<T: Copy>(
@@ -172,6 +204,9 @@ impl Plan {
         workspace: (u64, usize),
         stream: cudarc::driver::sys::CUstream,
     ) -> Result<(), GemmError> {
+        if call.scales != (0, 0) {
+            self.set_scales(call.scales)?;
+        }
         if call.bias != 0 {
             self.set(
                 sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use cudarc::cublaslt::sys;
 use half::bf16;
 
-use super::plan::Plan;
+use super::plan::{Algorithm, Plan};
 use super::tuned::{self, Tuned};
-use super::{Call, Gemm, GemmArgs, GemmError, GemmShape, time};
+use super::{Call, Fp8GemmArgs, Gemm, GemmArgs, GemmError, GemmShape, time};
 use crate::check::Check;
+use crate::fp8::Fp8Weight;
+use crate::ops::{Fp8Product, SkinnyGemm};
 use crate::{Array, Device};
 
 /// Algorithms timed for a shape.
@@ -25,14 +27,24 @@ pub struct Tuning {
     pub first_s: f64,
     /// Seconds of the fastest of its algorithms.
     pub best_s: f64,
+    /// Seconds of [`SkinnyGemm`], or of what [`Fp8Product`] says, for few rows.
+    pub skinny_s: Option<f64>,
     /// Algorithms timed.
     pub tried: usize,
 }
 
+/// What timing cuBLASLt's algorithms found.
+struct Timed {
+    first_s: f64,
+    best_s: f64,
+    algorithm: Algorithm,
+    tried: usize,
+}
+
 impl Gemm {
-    /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape. `args` writes its output many
-    /// times; `weights`, all like `args.weight`, are read in turn, so that the cache is as cold as in a model with many
-    /// layers.
+    /// Times the algorithms that cuBLASLt offers and keeps the fastest for this shape; for up to
+    /// [`SkinnyGemm::ROWS_MAX`] rows [`SkinnyGemm`] too. `args` writes its output many times; `weights`, all like
+    /// `args.weight`, are read in turn, so that the cache is as cold as in a model with many layers.
     ///
     /// The likely best come first; after `budget` no other algorithm is tried. One shape takes some
     /// milliseconds.
@@ -42,7 +54,7 @@ impl Gemm {
     pub fn tune(
         &mut self,
         device: &Device,
-        args: GemmArgs<'_>,
+        mut args: GemmArgs<'_>,
         weights: &[Array<'_, bf16>],
         budget: Duration,
     ) -> Result<Tuning, GemmError> {
@@ -55,6 +67,64 @@ impl Gemm {
             let weight = check.array("weight", weight, &[args.n, args.k])?;
             calls.push(Call { weight, ..call });
         }
+        let lt = self.time_algorithms(device, &calls, began, budget)?;
+        let skinny_s = (1..=SkinnyGemm::ROWS_MAX)
+            .contains(&args.m)
+            .then(|| {
+                time::time(device, calls.len(), f64::INFINITY, |i| {
+                    let weight = if i == 0 { args.weight } else { weights[i - 1] };
+                    Ok(args.skinny(weight).launch(device)?)
+                })
+            })
+            .transpose()?;
+        self.settle_on(device, shape, lt, skinny_s)
+    }
+
+    /// [`Gemm::tune`] of e4m3. `wide` is x as bf16, `[m, k]`: where it is given, our own product of few rows
+    /// ([`Fp8Product`]) is timed with it.
+    ///
+    /// # Errors
+    /// See [`GemmError`].
+    pub fn tune_fp8(
+        &mut self,
+        device: &Device,
+        mut args: Fp8GemmArgs<'_>,
+        wide: Option<Array<'_, bf16>>,
+        weights: &[Fp8Weight<'_>],
+        budget: Duration,
+    ) -> Result<Tuning, GemmError> {
+        let began = Instant::now();
+        let call = Call::check_fp8(device, &args)?;
+        let check = Check::new("gemm_fp8", device);
+        let mut calls = vec![call];
+        for weight in weights {
+            let same = weight.form() == args.weight.form();
+            check.that(same, || "all weights must have scales of the same form".into())?;
+            let (weight, scales) = weight.check(&check, args.n, args.k)?;
+            calls.push(Call { weight, scales: (call.scales.0, scales), ..call });
+        }
+        let lt = self.time_algorithms(device, &calls, began, budget)?;
+        let wide = wide.filter(|_| Fp8Product::of(device, args.m, args.k).is_some());
+        let own_s = wide
+            .map(|x| {
+                time::time(device, calls.len(), f64::INFINITY, |i| {
+                    let weight = if i == 0 { args.weight } else { weights[i - 1] };
+                    Ok(args.own(device, x, weight).unwrap_or(Ok(()))?)
+                })
+            })
+            .transpose()?;
+        self.settle_on(device, call.shape, lt, own_s)
+    }
+
+    /// Times what cuBLASLt offers for the shape of `calls`.
+    fn time_algorithms(
+        &mut self,
+        device: &Device,
+        calls: &[Call],
+        began: Instant,
+        budget: Duration,
+    ) -> Result<Timed, GemmError> {
+        let shape = calls[0].shape;
         self.tuned.remove(&shape);
         self.plans.remove(&shape);
         self.prepare(device, shape)?;
@@ -81,17 +151,38 @@ impl Gemm {
             what: format!("run any algorithm for {shape:?}"),
             status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
         };
-        let first_s = first_s.ok_or_else(none)?;
+        Ok(Timed { first_s: first_s.ok_or_else(none)?, best_s: best.0, algorithm: best.1, tried })
+    }
+
+    /// Keeps what was found.
+    fn settle_on(
+        &mut self,
+        device: &Device,
+        shape: GemmShape,
+        lt: Timed,
+        skinny_s: Option<f64>,
+    ) -> Result<Tuning, GemmError> {
         let nanos = |seconds: f64| (seconds * 1e9).min(f64::from(u32::MAX)) as u32;
-        self.tuned.insert(shape, Tuned { algorithm: best.1, nanos: nanos(best.0) });
+        let Timed { first_s, best_s, algorithm, tried } = lt;
+        let skinny_nanos = skinny_s.map(nanos);
+        self.tuned.insert(shape, Tuned { algorithm, nanos: nanos(best_s), skinny_nanos });
         self.plans.remove(&shape);
         self.prepare(device, shape)?;
-        Ok(Tuning { first_s, best_s: best.0, tried })
+        Ok(Tuning { first_s, best_s, skinny_s, tried })
     }
 
     /// Whether [`Gemm::tune`] or [`Gemm::restore`] has an answer for `shape`.
     pub fn is_tuned(&self, shape: GemmShape) -> bool {
         self.tuned.contains_key(&shape)
+    }
+
+    /// Whether [`SkinnyGemm`], or for e4m3 what [`Fp8Product`] says, computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
+    /// that it would make superfluous. False where it was not timed.
+    pub fn prefers_skinny(&self, shape: GemmShape, saved: Duration) -> bool {
+        self.tuned.get(&shape).is_some_and(|tuned| {
+            let saved = saved.as_nanos().min(u128::from(u32::MAX)) as u32;
+            tuned.skinny_nanos.is_some_and(|skinny| skinny < tuned.nanos.saturating_add(saved))
+        })
     }
 
     /// What was tuned, for [`Gemm::restore`] on the same GPU with the same library.

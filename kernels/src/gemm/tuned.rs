@@ -1,6 +1,6 @@
 //! What tuning found, and its form on disk.
 
-use super::{GemmKind, GemmShape};
+use super::{GemmElement, GemmKind, GemmShape};
 use crate::gemm::plan::Algorithm;
 
 /// The fastest way to compute a shape.
@@ -10,52 +10,69 @@ pub(super) struct Tuned {
     pub(super) algorithm: Algorithm,
     /// What it takes, in nanoseconds.
     pub(super) nanos: u32,
+    /// What [`SkinnyGemm`](crate::ops::SkinnyGemm) takes, where it was timed.
+    pub(super) skinny_nanos: Option<u32>,
 }
 
-/// A tuned shape as a line: m n k bias kind, nanoseconds, and the algorithm's words in hexadecimal.
+/// A tuned shape as a line: m n k bias kind element, nanoseconds (`-` where not timed), and the algorithm's words in
+/// hexadecimal.
 pub(super) fn line((shape, tuned): (&GemmShape, &Tuned)) -> String {
-    let &GemmShape { m, n, k, bias, kind } = shape;
-    let Tuned { algorithm, nanos } = tuned;
+    let &GemmShape { m, n, k, bias, kind, element } = shape;
+    let Tuned { algorithm, nanos, skinny_nanos } = tuned;
+    let skinny = skinny_nanos.map_or_else(|| "-".into(), |nanos| nanos.to_string());
     let words: Vec<String> = algorithm.data.iter().map(|word| format!("{word:016x}")).collect();
-    let (bias, kind) = (u8::from(bias), kind.name());
-    format!("{m} {n} {k} {bias} {kind} {nanos} {}\n", words.join(" "))
+    let (bias, kind, element) = (u8::from(bias), kind.name(), element.name());
+    format!("{m} {n} {k} {bias} {kind} {element} {nanos} {skinny} {}\n", words.join(" "))
 }
 
 /// The reverse of [`line`].
 pub(super) fn parse(line: &str) -> Option<(GemmShape, Tuned)> {
     let words: Vec<&str> = line.split(' ').collect();
-    let [m, n, k, bias, kind, nanos, rest @ ..] = &words[..] else { return None };
+    let [m, n, k, bias, kind, element, nanos, skinny, rest @ ..] = &words[..] else { return None };
     let bias = match *bias {
         "0" => false,
         "1" => true,
         _ => return None,
     };
     let kind = GemmKind::ALL.into_iter().find(|of| of.name() == *kind)?;
+    let element = GemmElement::ALL.into_iter().find(|of| of.name() == *element)?;
     let (m, n, k) = (m.parse().ok()?, n.parse().ok()?, k.parse().ok()?);
+    let skinny_nanos = match *skinny {
+        "-" => None,
+        nanos => Some(nanos.parse().ok()?),
+    };
     let data: Vec<u64> =
         rest.iter().map(|word| u64::from_str_radix(word, 16)).collect::<Result<_, _>>().ok()?;
     let algorithm = Algorithm { data: data.try_into().ok()? };
-    let tuned = Tuned { algorithm, nanos: nanos.parse().ok()? };
-    Some((GemmShape { m, n, k, bias, kind }, tuned))
+    let tuned = Tuned { algorithm, nanos: nanos.parse().ok()?, skinny_nanos };
+    Some((GemmShape { m, n, k, bias, kind, element }, tuned))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fp8::ScaleForm;
 
     #[test]
     fn a_line_reads_back_and_a_damaged_one_does_not() {
         let algorithm = Algorithm { data: [1, 2, 3, u64::MAX, 5, 6, 7, 0] };
-        for kind in GemmKind::ALL {
-            let shape = GemmShape { m: 5, n: 4096, k: 1024, bias: true, kind };
-            let tuned = Tuned { algorithm, nanos: 5_678 };
+        for (kind, element, skinny_nanos) in [
+            (GemmKind::AddTo, GemmElement::Bf16, Some(4_321)),
+            (GemmKind::F32, GemmElement::Fp8(ScaleForm::Row), None),
+            (GemmKind::AddTo, GemmElement::Fp8(ScaleForm::Block), None),
+        ] {
+            let shape = GemmShape { m: 5, n: 4096, k: 1024, bias: true, kind, element };
+            let tuned = Tuned { algorithm, nanos: 5_678, skinny_nanos };
             let text = line((&shape, &tuned));
             assert_eq!(parse(text.trim_end()), Some((shape, tuned)));
             let word_lost = text.trim_end().rsplit_once(' ').unwrap().0;
             let bad_flag = text.replacen(" 1 ", " 2 ", 1);
             let bad_kind = text.replacen(kind.name(), "f64", 1);
+            let bad_element = text.replacen(element.name(), "fp8", 1);
             let no_time = text.replacen("5678", "-", 1);
-            for damaged in ["", "1 2 3", word_lost, &bad_flag, &bad_kind, &no_time, "\n"] {
+            for damaged in
+                ["", "1 2 3", word_lost, &bad_flag, &bad_kind, &bad_element, &no_time, "\n"]
+            {
                 assert_eq!(parse(damaged.trim_end()), None, "{damaged:?}");
             }
         }

@@ -5,7 +5,9 @@
 
 mod dummy;
 mod embedding;
+mod medium;
 mod qk_rope_page;
+mod quantise;
 mod rmsnorm;
 mod sample;
 mod silu_mul;
@@ -13,9 +15,11 @@ mod skinny;
 
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
+pub use medium::{Fp8Product, MediumGemm};
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
+pub use quantise::{Quantise, QuantiseInput};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
 pub(crate) use sample::{Cut, CutLimits, FEW_ROWS};
 pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 pub use silu_mul::SiluMul;
-pub use skinny::{Inboxes, SkinnyGemm, SkinnyInput, SkinnyOut};
+pub use skinny::{Inboxes, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};

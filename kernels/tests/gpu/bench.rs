@@ -26,6 +26,9 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     if wanted("gemm") {
         gemm(gpu);
     }
+    if wanted("fp8") {
+        crate::fp8_bench::run(gpu);
+    }
     let copy = copy_rate(gpu);
     println!("copy {:.2} TB/s (read and written); share = bytes / time / copy", copy / 1e12);
     println!("{:<34} {:>6} {:>10} {:>8} {:>7}", "op", "rows", "time/us", "TB/s", "share");
@@ -83,7 +86,7 @@ fn copy_rate(gpu: &Gpu) -> f64 {
 }
 
 /// How many buffers of `bytes` keep the cache cold.
-fn sets(bytes: usize) -> usize {
+pub fn sets(bytes: usize) -> usize {
     COLD_BYTES.div_ceil(bytes).clamp(2, 64)
 }
 

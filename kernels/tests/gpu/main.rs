@@ -16,6 +16,8 @@ mod decode_batch;
 mod decode_bench;
 mod dummy;
 mod embedding;
+mod fp8;
+mod fp8_bench;
 mod gemm;
 mod greedy;
 mod pages;
@@ -55,6 +57,11 @@ const TESTS: &[Test] = &[
     ("gemm_tuned", gemm::tuned),
     ("skinny", skinny::skinny),
     ("skinny_models", skinny::models),
+    ("fp8_skinny", fp8::skinny),
+    ("fp8_medium", fp8::medium),
+    ("fp8_quantise", fp8::quantise),
+    ("fp8_gemm", fp8::gemm),
+    ("fp8_refusals", fp8::refusals),
     ("attention", attention::attention),
     ("attention_fa", attention::attention_fa),
     ("attention_split", attention::attention_split),

@@ -6,8 +6,9 @@ use minisgl_kernels::ops::{RmsNorm, SkinnyGemm, SkinnyInput, SkinnyOut};
 
 use crate::support::{Gpu, assert_close, assert_same};
 
+/// What becomes of the result.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Out {
+pub enum Out {
     Plain,
     Bias,
     F32,
@@ -15,7 +16,29 @@ enum Out {
     Gated,
 }
 
-const OUTS: [Out; 5] = [Out::Plain, Out::Bias, Out::F32, Out::Add, Out::Gated];
+pub const OUTS: [Out; 5] = [Out::Plain, Out::Bias, Out::F32, Out::Add, Out::Gated];
+
+impl Out {
+    /// What it makes of the sums of a product, `[rows, n]`.
+    pub fn of(self, sums: Vec<f64>, add: &[bf16], n: usize) -> Vec<f64> {
+        match self {
+            Out::Plain | Out::F32 => sums,
+            Out::Bias => {
+                sums.iter().enumerate().map(|(i, sum)| sum + add[i % n].to_f64()).collect()
+            }
+            Out::Add => sums.iter().zip(add).map(|(sum, add)| sum + add.to_f64()).collect(),
+            Out::Gated => {
+                let round = |sum: f64| bf16::from_f64(sum).to_f64();
+                let silu = |gate: f64| gate / (1.0 + (-gate).exp());
+                let row = |row: &[f64]| -> Vec<f64> {
+                    let (gate, up) = row.split_at(n / 2);
+                    gate.iter().zip(up).map(|(&g, &u)| silu(round(g)) * round(u)).collect()
+                };
+                sums.chunks_exact(n).flat_map(row).collect()
+            }
+        }
+    }
+}
 
 /// Inputs of a product, on both sides.
 struct Case {
@@ -115,23 +138,7 @@ impl Case {
                 sums.push(row.iter().zip(weight).map(product).sum::<f64>());
             }
         }
-        let add = &self.add.0;
-        match self.out {
-            Out::Plain | Out::F32 => sums,
-            Out::Bias => {
-                sums.iter().enumerate().map(|(i, sum)| sum + add[i % n].to_f64()).collect()
-            }
-            Out::Add => sums.iter().zip(add).map(|(sum, add)| sum + add.to_f64()).collect(),
-            Out::Gated => {
-                let round = |sum: f64| bf16::from_f64(sum).to_f64();
-                let silu = |gate: f64| gate / (1.0 + (-gate).exp());
-                let row = |row: &[f64]| -> Vec<f64> {
-                    let (gate, up) = row.split_at(n / 2);
-                    gate.iter().zip(up).map(|(&g, &u)| silu(round(g)) * round(u)).collect()
-                };
-                sums.chunks_exact(n).flat_map(row).collect()
-            }
-        }
+        self.out.of(sums, &self.add.0, n)
     }
 
     fn check(&self, gpu: &Gpu) {

@@ -7,18 +7,60 @@
 /// Rows of the weight in a tile, and of x in a group.
 const TILE: usize = 16;
 const GROUP: usize = 8;
-/// Warps that share the columns, and the columns that a warp multiplies in a step.
+/// Warps that share the columns.
 const WARPS: usize = 8;
-const STEP: usize = 32;
+/// Columns that share a scale.
+const BLOCK: usize = crate::fp8::BLOCK;
 const TILES_MAX: usize = 4;
 const STAGES_MAX: usize = 16;
-/// Columns of a stage: two kilobytes of a row, since a copy takes its time to issue whatever its length.
-const CHUNK: usize = 1024;
+/// Bytes of a row in a stage, since a copy takes its time to issue whatever its length. Of e4m3 a stage has all of them or
+/// the whole row: the warps share a stage in blocks of columns.
+const CHUNK_BYTES: usize = 2048;
 /// x is kept in shared memory up to here; a norm keeps it whatever it takes.
 const RESIDENT_BYTES: usize = 24 << 10;
 /// The same where a block goes over x more than once: fetched each time, eight rows of x are half as much as the
 /// weight again, more than an H200 brings to its multiprocessors at the pace of its memory.
 const RESIDENT_BYTES_PASSES: usize = 110 << 10;
+
+/// What the weight is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Element {
+    Bf16,
+    E4m3,
+}
+
+impl Element {
+    fn bytes(self) -> usize {
+        match self {
+            Element::Bf16 => 2,
+            Element::E4m3 => 1,
+        }
+    }
+
+    /// Columns that a warp multiplies in a step: 64 bytes of a row.
+    fn step(self) -> usize {
+        64 / self.bytes()
+    }
+
+    /// Bytes between rows of the weight in shared memory: neighbours lie 64 bytes apart modulo the 128 of the banks.
+    fn pitch(self, columns: usize) -> usize {
+        (columns * self.bytes()).next_multiple_of(128) + 64
+    }
+
+    /// The same for rows of x, of 2 bytes a column.
+    fn x_pitch(self, columns: usize) -> usize {
+        let between = if self == Element::Bf16 { 64 } else { 16 };
+        (columns * 2).next_multiple_of(128) + between
+    }
+
+    /// Steps of a warp that there are kernels for that hold the weight.
+    fn held_steps(self) -> [usize; 2] {
+        match self {
+            Element::Bf16 => [4, 8],
+            Element::E4m3 => [2, 4],
+        }
+    }
+}
 
 /// What of a product decides how it is cut.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +69,14 @@ pub(super) struct Shape {
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) normed: bool,
+    pub(super) element: Element,
+}
+
+impl Shape {
+    /// Any product of e4m3 with `m` rows and `k` columns: whether x has room does not depend on more.
+    pub(super) fn of_fp8(m: usize, k: usize) -> Shape {
+        Shape { m, n: 1 << 20, k, normed: false, element: Element::E4m3 }
+    }
 }
 
 /// What a GPU offers.
@@ -69,11 +119,6 @@ pub(super) fn groups(m: usize) -> usize {
     m.div_ceil(GROUP).next_power_of_two()
 }
 
-/// Bytes between rows in shared memory: neighbours lie 64 bytes apart modulo the 128 of the banks.
-fn pitch(columns: usize) -> usize {
-    (columns * 2).next_multiple_of(128) + 64
-}
-
 /// Partial sums of `groups` groups, one from each warp.
 fn partial_bytes(groups: usize, tiles: usize) -> usize {
     4 * groups * WARPS * GROUP * (TILE * tiles + 4)
@@ -86,16 +131,17 @@ impl Cut {
     }
 
     fn held(shape: Shape, limits: Limits) -> Option<Cut> {
-        let Shape { m, n, k, .. } = shape;
+        let Shape { m, n, k, element, .. } = shape;
         let row_tiles = n.div_ceil(TILE);
-        let steps = [4, 8].into_iter().find(|steps| k <= steps * STEP * WARPS)?;
+        let fit = |steps: &usize| k <= steps * element.step() * WARPS;
+        let steps = element.held_steps().into_iter().find(fit)?;
         let fits = |tiles: usize| {
             let blocks = row_tiles.div_ceil(tiles);
             let groups = m.div_ceil(GROUP);
-            let shared_bytes = TILE * tiles * pitch(k) + partial_bytes(groups, tiles);
+            let shared_bytes = TILE * tiles * element.pitch(k) + partial_bytes(groups, tiles);
             let fits = blocks <= limits.multiprocessors
                 && shared_bytes <= limits.shared_max
-                && super::held(tiles, steps).is_some();
+                && super::held(element, tiles, steps).is_some();
             fits.then_some(Cut { way: Way::Held { steps }, tiles, blocks, shared_bytes })
         };
         match row_tiles <= limits.multiprocessors {
@@ -105,18 +151,23 @@ impl Cut {
     }
 
     fn stream(shape: Shape, limits: Limits) -> Option<Cut> {
-        let Shape { m, n, k, normed } = shape;
+        let Shape { m, n, k, normed, element } = shape;
         let groups = groups(m);
+        super::stream(element, groups, 1)?;
+        let fp8 = element == Element::E4m3;
         let row_tiles = n.div_ceil(TILE);
         let norm = if normed { (2 * k).next_multiple_of(16) } else { 0 };
+        let factors = if fp8 { 4 * k.div_ceil(BLOCK) * groups * GROUP } else { 0 };
         let choice = |tiles: usize, chunk: usize| {
             let passes = row_tiles.div_ceil(tiles).div_ceil(limits.multiprocessors);
             let blocks = row_tiles.div_ceil(tiles).div_ceil(passes);
             let limit = if passes > 1 { RESIDENT_BYTES_PASSES } else { RESIDENT_BYTES };
-            let resident = normed || m * pitch(k) <= limit;
-            let kept = if resident { m * pitch(k) } else { 0 };
-            let fixed = kept + norm + partial_bytes(groups, tiles);
-            let stage = pitch(chunk) * (TILE * tiles + if resident { 0 } else { m });
+            let x = m * element.x_pitch(k);
+            let resident = fp8 || normed || x <= limit;
+            let kept = if resident { x } else { 0 };
+            let fixed = kept + norm + factors + partial_bytes(groups, tiles);
+            let stage_x = if resident { 0 } else { m * element.x_pitch(chunk) };
+            let stage = element.pitch(chunk) * TILE * tiles + stage_x;
             let rounds = passes * k.div_ceil(chunk);
             let stages = limits.shared_max.saturating_sub(fixed) / stage;
             let stages = stages.min(rounds).min(STAGES_MAX);
@@ -126,13 +177,18 @@ impl Cut {
             // One stage is read while another is filled.
             (stages >= rounds.min(2)).then_some(cut)
         };
-        // More tiles share what is fetched of x; fewer leave the ring more stages.
-        let tiles = if groups == 1 { [1, 1] } else { [2, 1] };
-        let chunks = [k.min(CHUNK), k.min(CHUNK / 2), k.min(CHUNK / 4), k.min(CHUNK / 16)];
-        chunks.into_iter().find_map(|chunk| {
-            let chunk = if chunk == k { k } else { chunk };
-            tiles.into_iter().find_map(|tiles| choice(tiles, chunk))
-        })
+        // More tiles share what is fetched of x; fewer leave the ring more stages. Of e4m3 two tiles are also twice as much
+        // for a warp to do at a time.
+        let tiles = match (element, groups) {
+            (Element::Bf16, 1) | (Element::E4m3, 2) => [1, 1],
+            _ => [2, 1],
+        };
+        let chunk = CHUNK_BYTES / element.bytes();
+        let shorter: &[usize] = if fp8 { &[1] } else { &[1, 2, 4, 16] };
+        shorter
+            .iter()
+            .map(|part| k.min(chunk / part))
+            .find_map(|chunk| tiles.into_iter().find_map(|tiles| choice(tiles, chunk)))
     }
 }
 
@@ -143,27 +199,34 @@ mod tests {
     const H100: Limits = Limits { multiprocessors: 132, shared_max: 232_448 - 4096 };
 
     fn check(shape: Shape) {
+        let Shape { m, n, k, normed, element } = shape;
         let Some(cut) = Cut::new(shape, H100) else {
-            assert!(shape.m * shape.k > 64_000 && shape.normed, "{shape:?} does not fit");
+            let few = match element {
+                Element::Bf16 => !normed || m * k <= 64_000,
+                Element::E4m3 => m <= 16 && m * k <= 50_000,
+            };
+            assert!(!few, "{shape:?} does not fit");
             return;
         };
         let what = format!("{shape:?} {cut:?}");
-        let Shape { m, n, k, normed } = shape;
         assert!(cut.shared_bytes <= H100.shared_max, "{what}");
         let row_groups = n.div_ceil(TILE * cut.tiles);
         match cut.way {
             Way::Held { steps } => {
                 assert_eq!(cut.blocks, row_groups, "{what}");
-                assert!(k <= steps * STEP * WARPS, "{what}");
-                super::super::held(cut.tiles, steps).expect(&what);
+                assert!(k <= steps * element.step() * WARPS, "{what}");
+                super::super::held(element, cut.tiles, steps).expect(&what);
             }
             Way::Stream { groups, chunk, stages, resident } => {
                 assert!(m <= groups * GROUP && cut.blocks <= row_groups, "{what}");
-                assert!(chunk == k || chunk.is_multiple_of(STEP), "{what}");
+                // A warp has two blocks of columns of e4m3 at most.
+                let unit = if element == Element::E4m3 { BLOCK } else { element.step() };
+                assert!(chunk == k || chunk.is_multiple_of(unit), "{what}");
+                assert!(element == Element::Bf16 || (resident && chunk <= 2 * WARPS * BLOCK));
                 assert!(chunk > 0 && chunk <= k, "{what}");
                 assert!((1..=STAGES_MAX).contains(&stages), "{what}");
                 assert!(!normed || resident, "{what}");
-                super::super::stream(groups, cut.tiles).expect(&what);
+                super::super::stream(element, groups, cut.tiles).expect(&what);
             }
         }
     }
@@ -174,7 +237,10 @@ mod tests {
             for n in [8, 16, 24, 896, 1024, 1152, 4104, 6144, 17_008, 24_576, 49_152, 151_936] {
                 for k in [8, 40, 136, 896, 1024, 1032, 3072, 4096, 4864, 9000, 12_288, 17_408] {
                     for normed in [false, true] {
-                        check(Shape { m, n, k, normed });
+                        check(Shape { m, n, k, normed, element: Element::Bf16 });
+                        if k.is_multiple_of(16) {
+                            check(Shape { m, n, k, normed, element: Element::E4m3 });
+                        }
                     }
                 }
             }
@@ -190,7 +256,8 @@ mod tests {
             (1024, 3072, false, 64, false),
             (24_576, 4096, true, 128, false),
         ] {
-            let cut = Cut::new(Shape { m: 1, n, k, normed }, H100).unwrap();
+            let shape = Shape { m: 1, n, k, normed, element: Element::Bf16 };
+            let cut = Cut::new(shape, H100).unwrap();
             assert_eq!(cut.blocks, blocks, "{cut:?}");
             assert_eq!(matches!(cut.way, Way::Held { .. }), held, "{cut:?}");
         }

@@ -5,16 +5,18 @@
 
 mod cut;
 
+use cudarc::driver::DevicePtr;
 use half::bf16;
 
 use crate::abi::{Address, RANKS_MAX, SkinnyArgs};
 use crate::check::Check;
 use crate::device::Device;
 use crate::error::LaunchError;
+use crate::fp8::Fp8Weight;
 use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
-use cut::{Cut, Limits, Shape, Way};
+use cut::{Cut, Element, Limits, Shape, Way};
 
 /// Where a rank's part of one sum is to be written, besides its own [`Peers::delta`](crate::peers::Peers::delta).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,21 +29,36 @@ pub struct Inboxes {
 
 /// `out = x * weight^T` for few rows, fused with what comes before and after it in a layer.
 ///
-/// bf16 with f32 sums. Moves the weight, `2 * n * k` bytes, and little else; bound by reading it. The same
-/// call gives the same bits each time.
+/// bf16 with f32 sums; the weight may be e4m3, which is widened exactly. Moves the weight, `2 * n * k` or `n * k`
+/// bytes, and little else; bound by reading it. The same call gives the same bits each time.
 pub struct SkinnyGemm<'a> {
     /// The rows.
     pub input: SkinnyInput<'a>,
     /// `[n, k]`; for [`SkinnyOut::Gated`] the gate's rows, then as many of `up`.
-    pub weight: Array<'a, bf16>,
+    pub weight: SkinnyWeight<'a>,
     /// Where the result goes.
     pub out: SkinnyOut<'a>,
     /// Tokens, at most [`SkinnyGemm::ROWS_MAX`].
     pub m: usize,
     /// Rows of the weight, a multiple of 8; of 16 for [`SkinnyOut::Gated`].
     pub n: usize,
-    /// Columns of the weight, a multiple of 8.
+    /// Columns of the weight, a multiple of 8; of 16 for [`SkinnyWeight::Fp8`].
     pub k: usize,
+}
+
+/// The weight of a [`SkinnyGemm`].
+#[derive(Clone, Copy)]
+pub enum SkinnyWeight<'a> {
+    /// As it is.
+    Bf16(Array<'a, bf16>),
+    /// Half the bytes, and scales.
+    Fp8(Fp8Weight<'a>),
+}
+
+impl<'a, S: DevicePtr<bf16>> From<&'a S> for SkinnyWeight<'a> {
+    fn from(slice: &'a S) -> Self {
+        SkinnyWeight::Bf16(slice.into())
+    }
 }
 
 /// The rows of a [`SkinnyGemm`].
@@ -88,6 +105,13 @@ impl SkinnyGemm<'_> {
         if device.has_clusters() { Self::ROWS_MAX } else { 0 }
     }
 
+    /// The same for a weight of e4m3 of `k` columns, which is streamed as long as x has room beside it; more rows are for
+    /// [`MediumGemm`](super::MediumGemm). Measured on an H200.
+    pub fn fp8_rows_worth(device: &Device, k: usize) -> usize {
+        let fits = |m: &usize| Cut::new(Shape::of_fp8(*m, k), limits(device)).is_some();
+        if device.has_clusters() { (1..=8).rev().find(fits).unwrap_or(0) } else { 0 }
+    }
+
     /// Whether [`SkinnyInput::Normed`] is faster than [`super::RmsNorm`] before it: each block computes the norm for
     /// itself.
     pub fn norm_is_worth(m: usize, k: usize) -> bool {
@@ -111,10 +135,19 @@ impl SkinnyGemm<'_> {
         };
         let n_unit = if matches!(self.out, SkinnyOut::Gated(_)) { 16 } else { 8 };
         let (epilogue, out, bias) = self.out.check(&check, m, n)?;
+        let (element, (weight, scales), scale_form) = match &self.weight {
+            SkinnyWeight::Bf16(weight) => {
+                (Element::Bf16, (check.array("weight", weight, &[n, k])?, 0), 0)
+            }
+            SkinnyWeight::Fp8(weight) => {
+                (Element::E4m3, weight.check(&check, n, k)?, weight.form().code())
+            }
+        };
         let mut args = SkinnyArgs {
             x,
             norm_weight,
-            weight: check.array("weight", &self.weight, &[n, k])?,
+            weight,
+            scales,
             bias,
             out,
             m: check.count("m", m)?,
@@ -127,7 +160,7 @@ impl SkinnyGemm<'_> {
             resident: 0,
             inbox: [0; RANKS_MAX - 1],
             peers: 0,
-            reserved: 0,
+            scale_form,
         };
         if let SkinnyOut::Sent(_, inboxes) = &self.out {
             check.that(inboxes.room >= m * n, || {
@@ -138,15 +171,15 @@ impl SkinnyGemm<'_> {
         if m == 0 {
             return Ok(());
         }
-        let shape = Shape { m, n, k, normed: norm_weight != 0 };
+        let shape = Shape { m, n, k, normed: norm_weight != 0, element };
         let cut = device.has_clusters().then(|| Cut::new(shape, limits(device))).flatten();
         let kernel = match cut {
-            Some(Cut { way: Way::Held { steps }, tiles, .. }) => held(tiles, steps),
+            Some(Cut { way: Way::Held { steps }, tiles, .. }) => held(element, tiles, steps),
             Some(Cut { way: Way::Stream { groups, chunk, stages, resident }, tiles, .. }) => {
                 args.chunk = chunk as u32;
                 args.stages = stages as u32;
                 args.resident = u32::from(resident);
-                stream(groups, tiles)
+                stream(element, groups, tiles)
             }
             None => None,
         };
@@ -172,7 +205,7 @@ impl SkinnyGemm<'_> {
 
 impl SkinnyOut<'_> {
     /// The epilogue's number in the header, the output's address and the bias's.
-    fn check(
+    pub(super) fn check(
         &self,
         check: &Check<'_>,
         m: usize,
@@ -208,24 +241,34 @@ fn limits(device: &Device) -> Limits {
 }
 
 /// By groups of x and tiles of the weight.
-fn stream(groups: usize, tiles: usize) -> Option<Kernel> {
-    Some(match (groups, tiles) {
-        (1, 1) => Kernel::SkinnyStream1x1,
-        (2, 1) => Kernel::SkinnyStream2x1,
-        (2, 2) => Kernel::SkinnyStream2x2,
+fn stream(element: Element, groups: usize, tiles: usize) -> Option<Kernel> {
+    Some(match (element, groups, tiles) {
+        (Element::Bf16, 1, 1) => Kernel::SkinnyStream1x1,
+        (Element::Bf16, 2, 1) => Kernel::SkinnyStream2x1,
+        (Element::Bf16, 2, 2) => Kernel::SkinnyStream2x2,
+        (Element::E4m3, 1, 1) => Kernel::SkinnyStream1x1E4m3,
+        (Element::E4m3, 1, 2) => Kernel::SkinnyStream1x2E4m3,
+        (Element::E4m3, 2, 1) => Kernel::SkinnyStream2x1E4m3,
+        (Element::E4m3, 2, 2) => Kernel::SkinnyStream2x2E4m3,
         _ => return None,
     })
 }
 
 /// By tiles of the weight and steps of a warp.
-fn held(tiles: usize, steps: usize) -> Option<Kernel> {
-    Some(match (tiles, steps) {
-        (1, 4) => Kernel::SkinnyHeld1x4,
-        (1, 8) => Kernel::SkinnyHeld1x8,
-        (2, 4) => Kernel::SkinnyHeld2x4,
-        (2, 8) => Kernel::SkinnyHeld2x8,
-        (3, 4) => Kernel::SkinnyHeld3x4,
-        (4, 4) => Kernel::SkinnyHeld4x4,
+fn held(element: Element, tiles: usize, steps: usize) -> Option<Kernel> {
+    Some(match (element, tiles, steps) {
+        (Element::Bf16, 1, 4) => Kernel::SkinnyHeld1x4,
+        (Element::Bf16, 1, 8) => Kernel::SkinnyHeld1x8,
+        (Element::Bf16, 2, 4) => Kernel::SkinnyHeld2x4,
+        (Element::Bf16, 2, 8) => Kernel::SkinnyHeld2x8,
+        (Element::Bf16, 3, 4) => Kernel::SkinnyHeld3x4,
+        (Element::Bf16, 4, 4) => Kernel::SkinnyHeld4x4,
+        (Element::E4m3, 1, 2) => Kernel::SkinnyHeld1x2E4m3,
+        (Element::E4m3, 1, 4) => Kernel::SkinnyHeld1x4E4m3,
+        (Element::E4m3, 2, 2) => Kernel::SkinnyHeld2x2E4m3,
+        (Element::E4m3, 2, 4) => Kernel::SkinnyHeld2x4E4m3,
+        (Element::E4m3, 3, 2) => Kernel::SkinnyHeld3x2E4m3,
+        (Element::E4m3, 4, 2) => Kernel::SkinnyHeld4x2E4m3,
         _ => return None,
     })
 }
