@@ -42,8 +42,8 @@ struct Few {
   int32_t *tokens, *places;
   uint64_t *full, *empty;
   uint32_t batches_len;
-  // Of gate and up, then of down: steps of 64 columns, how many a stage has, stages of a slab, slabs of an expert.
-  uint32_t up_steps, up_stages, up_slabs, up_groups, down_steps, down_stages, down_slabs;
+  // Of gate and up, then of down: steps of 64 columns, slabs of an expert; slabs of gate and up that are read together.
+  uint32_t up_steps, up_slabs, up_groups, down_steps, down_slabs;
   uint32_t first, turns;  // Which pairs of slabs of gate and up are this block's.
 
   __device__ __forceinline__ Few(const minisgl_experts_few_args& a, char* shared, uint64_t* full, uint64_t* empty)
@@ -56,7 +56,6 @@ struct Few {
     places = tokens + a.rows * a.top;
     weights = reinterpret_cast<float*>(places + a.rows * a.top);
     up_steps = (a.hidden + STEP_COLUMNS - 1) / STEP_COLUMNS, down_steps = (a.width + STEP_COLUMNS - 1) / STEP_COLUMNS;
-    up_stages = (up_steps + a.up_steps - 1) / a.up_steps, down_stages = (down_steps + a.down_steps - 1) / a.down_steps;
     up_slabs = a.width * 2 / SLAB, down_slabs = a.hidden / SLAB;
     up_groups = (up_slabs + FEW_TILES - 1) / FEW_TILES;
   }
@@ -261,28 +260,35 @@ struct Few {
     }
   }
 
-  // `round` is the first stage of all that is down's.
   template <class Slabs>
-  __device__ __forceinline__ void consume_down(uint32_t round) {
+  __device__ __forceinline__ void consume_down(At& at) {
     constexpr uint32_t EACH = FEW_ROWS_MAX * SLAB / CONSUMERS;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t pitch = a.down_steps * STEP_COLUMNS * 2 + 16;
-    for (uint32_t slab = blockIdx.x; slab < down_slabs; slab += gridDim.x, round += batches_len * down_stages) {
+    for (uint32_t slab = blockIdx.x; slab < down_slabs; slab += gridDim.x) {
       // Fetched long before they are added to.
       minisgl_bf16 residual[EACH];
 #pragma unroll
       for (uint32_t i = 0; i < EACH; i++) {
-        const uint32_t at = threadIdx.x + i * CONSUMERS;
-        if (at < a.rows * SLAB) residual[i] = a.out[size_t(at / SLAB) * a.hidden + slab * SLAB + at % SLAB];
+        const uint32_t n = threadIdx.x + i * CONSUMERS;
+        if (n < a.rows * SLAB) residual[i] = a.out[size_t(n / SLAB) * a.hidden + slab * SLAB + n % SLAB];
       }
 
-      for (uint32_t index = warp; index < batches_len; index += WARPS) {
+      // Every warp waits for every stage and lets go of it, so that none is ever a round ahead of a barrier; one
+      // multiplies.
+      for (uint32_t index = 0; index < batches_len; index++) {
+        if (index % WARPS != warp) {
+          for (uint32_t step = 0; step < down_steps; step += a.down_steps, at.next(a.stages)) {
+            barrier_wait(&full[at.stage], at.phase);
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&empty[at.stage]);
+          }
+          continue;
+        }
         const int4 batch = batches[index];
         uint32_t row[GROUPS];
 #pragma unroll
         for (uint32_t i = 0; i < GROUPS; i++) row[i] = min(i * 8 + lane % 8, uint32_t(batch.z) - 1) * pitch + lane / 8 * 16;
-        const uint32_t begin = round + index * down_stages;
-        At at = {begin % a.stages, begin / a.stages % 2};
         float sum[GROUPS][2][4] = {};
         for (uint32_t step = 0; step < down_steps; step += a.down_steps, at.next(a.stages)) {
           const uint32_t count = 2 * min(a.down_steps, down_steps - step), columns = a.width - step * STEP_COLUMNS;
@@ -306,8 +312,7 @@ struct Few {
             }
           }
           __syncwarp();
-          // For all warps, as if they had read it too.
-          if (lane < WARPS) barrier_arrive(&empty[at.stage]);
+          if (lane == 0) barrier_arrive(&empty[at.stage]);
         }
 #pragma unroll
         for (uint32_t i = 0; i < GROUPS; i++) {
@@ -322,13 +327,13 @@ struct Few {
       consumers_meet();
 #pragma unroll
       for (uint32_t i = 0; i < EACH; i++) {
-        const uint32_t at = threadIdx.x + i * CONSUMERS, token = at / SLAB, column = slab * SLAB + at % SLAB;
-        if (at >= a.rows * SLAB) break;
+        const uint32_t n = threadIdx.x + i * CONSUMERS, token = n / SLAB, column = slab * SLAB + n % SLAB;
+        if (n >= a.rows * SLAB) break;
         float sum = __bfloat162float(residual[i]);
         for (uint32_t j = 0; j < a.top; j++) {
           const int32_t place = places[token * a.top + j];
           if (place < 0) continue;
-          float value = values[place * SLAB + at % SLAB];
+          float value = values[place * SLAB + n % SLAB];
           if (a.down_bias) {
             value += __bfloat162float(a.down_bias[size_t(a.ids[token * a.top + j]) * a.hidden + column]);
           }
@@ -363,7 +368,7 @@ __device__ __forceinline__ void few(const minisgl_experts_few_args& a) {
     typename Few<GROUPS>::At at = {0, 0};
     work.template consume_up<Slabs>(at);
     work.arrive();
-    work.template consume_down<Slabs>(work.turns * work.up_stages);
+    work.template consume_down<Slabs>(at);
   }
 }
 
