@@ -37,14 +37,14 @@ typedef struct {
   uint32_t reserved;
 } minisgl_pack_args;
 
-/* minisgl_router_S: S steps of 256 columns, with the plan; minisgl_choose, minisgl_place: from the logits alone */
+/* minisgl_router_S: S steps of 256 columns, with the plan; minisgl_choose, minisgl_place: from logits, without x */
 #define MINISGL_SCORE_SOFTMAX 0
 #define MINISGL_SCORE_SIGMOID 1
 typedef struct {
   const minisgl_bf16 *x;           /* [rows, hidden]; to be normalised if there is a norm_weight */
   const minisgl_bf16 *norm_weight; /* [hidden]; or null */
   const minisgl_bf16 *weight;      /* [experts, hidden] */
-  const float *bias;               /* [experts], added to the logits; or null */
+  const float *bias;               /* [experts], added to the logits; or null. Logits that are given are without it */
   const float *correction;         /* [experts], added to a sigmoid for the choice alone; or null */
   const int32_t *there;            /* [rows]: negative for a padding row; or null */
   minisgl_bf16 *normed;            /* [rows, hidden]: x as it was multiplied; or null */

@@ -83,7 +83,8 @@ impl Device {
             let bytes = offer(kernel).map_err(failed("set up shared memory on"))?;
             shared_bytes_max = shared_bytes_max.min(bytes);
         }
-        for kernel in ["skinny_held", "skinny_stream"].into_iter().flat_map(Kernel::of_source) {
+        let wide = ["skinny_held", "skinny_stream", "experts_few", "experts_many"];
+        for kernel in wide.into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;
         }
         // Only machine code for these knows clusters; the PTX for all others is older. Eight blocks always

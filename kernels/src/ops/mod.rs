@@ -5,6 +5,7 @@
 
 mod dummy;
 mod embedding;
+mod experts;
 mod qk_rope_page;
 mod rmsnorm;
 mod sample;
@@ -13,6 +14,10 @@ mod skinny;
 
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
+pub use experts::{
+    Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany, ExpertsShape, Gate,
+    PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_slabs_len,
+};
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
 pub(crate) use sample::Cut;
