@@ -66,7 +66,7 @@ typedef struct {
   uint32_t batches_max;
 } minisgl_router_args;
 
-/* minisgl_experts_few_G: batches of G * 8 pairs */
+/* minisgl_experts_few: batches of 8 pairs */
 #define MINISGL_GATE_SILU 0
 #define MINISGL_GATE_CLAMPED 1
 typedef struct {

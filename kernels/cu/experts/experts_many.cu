@@ -20,8 +20,6 @@ using namespace minisgl;
 
 [[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_A_BYTES = MANY_SLABS * SLAB_STEP_BYTES, MANY_STAGES_MAX = 12;
 [[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, PRODUCERS = 128, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
-// Stages whose copies may be on their way before the oldest is handed on.
-[[maybe_unused]] constexpr int LAG = 2;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -61,18 +59,16 @@ __device__ __forceinline__ void gather16(uint32_t to, const void* from, bool the
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
+// Arrives for this thread when all it has gathered so far is there.
+__device__ __forceinline__ void arrive_when_gathered(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 template <bool DOWN>
 __device__ __forceinline__ void many_produce(const Many& work, uint32_t (&rows)[MANY_BATCH_MAX]) {
   const minisgl_experts_many_args& a = work.a;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = threadIdx.x % 8, first_row = threadIdx.x / 8;
-  const uint64_t policy = read_once();
-  uint32_t stage = 0, phase = 0, done = 0;  // `done`: the oldest stage not handed on.
-  int open = 0;
-  const auto hand_on = [&]() {
-    asm volatile("fence.proxy.async;" ::: "memory");
-    barrier_arrive(&work.full[done]);
-    if (++done == a.stages) done = 0;
-  };
+  uint32_t stage = 0, phase = 0;
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
     const int4 batch = work.batches[item / work.tiles];
     const uint32_t slab = item % work.tiles * MANY_SLABS, slabs = min(MANY_SLABS, work.slabs - slab);
@@ -89,9 +85,7 @@ __device__ __forceinline__ void many_produce(const Many& work, uint32_t (&rows)[
       if (warp == 0) {
         if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES);
         __syncwarp();
-        if (lane < slabs) {
-          copy_once(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage], policy);
-        }
+        if (lane < slabs) copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
       }
       const uint32_t column = step * STEP_COLUMNS + unit * VEC;
       const bool there = column < a.columns;
@@ -101,18 +95,11 @@ __device__ __forceinline__ void many_produce(const Many& work, uint32_t (&rows)[
       for (uint32_t row = first_row, i = 0; row < batch.z; row += PRODUCERS / 8, i++) {
         gather16(place + i * (PRODUCERS / 8 * 128), x + size_t(rows[row]) * a.columns, there);
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
-      if (open == LAG) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(LAG) : "memory");
-        hand_on();
-      } else {
-        open++;
-      }
+      arrive_when_gathered(&work.full[stage]);
       if (++stage == a.stages) stage = 0, phase ^= 1;
     }
   }
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
-  for (; open > 0; open--) hand_on();
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 __device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -135,6 +122,8 @@ __device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MAN
 #pragma unroll 1
   for (uint32_t step = 0; step < work.steps; step++) {
     barrier_wait(&work.full[stage], phase);
+    // Rows were written as threads write, and are read as the tensor cores read.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     const uint32_t at = shared_address(work.ring) + stage * work.stage_bytes;
     const uint64_t weight = operand(at + group * (MANY_A_BYTES / 2)), x = operand(at + MANY_A_BYTES);
     products_begin();

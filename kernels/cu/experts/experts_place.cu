@@ -9,13 +9,16 @@
 
 using namespace minisgl;
 
-KERNEL __launch_bounds__(ROUTE_THREADS) minisgl_choose(const __grid_constant__ minisgl_router_args a) {
+// More warps than elsewhere: a warp takes its rows one after the other.
+constexpr uint32_t CHOOSE_THREADS = 512;
+
+KERNEL __launch_bounds__(CHOOSE_THREADS) minisgl_choose(const __grid_constant__ minisgl_router_args a) {
   __shared__ Chosen chosen;
   wait_for_inputs();
   let_next_start();
   const uint32_t first = blockIdx.x * MINISGL_ROUTE_ROWS;
   choose(a, first, min(uint32_t(MINISGL_ROUTE_ROWS), a.rows - first), chosen);
-  for (uint32_t e = threadIdx.x; e < a.experts; e += ROUTE_THREADS) {
+  for (uint32_t e = threadIdx.x; e < a.experts; e += CHOOSE_THREADS) {
     a.counts[size_t(blockIdx.x) * a.experts + e] = rows_of(chosen, e);
   }
 }

@@ -50,6 +50,12 @@ __device__ __forceinline__ void router(const minisgl_router_args& a) {
   for (int step = 0; step < STEPS; step++) {
     weight[step] = load16(expert, column_of(step), column_of(step) < a.hidden);
   }
+  if (a.norm_weight) {
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      if (column_of(step) < a.hidden) asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_weight + column_of(step)));
+    }
+  }
   let_next_start();
   wait_for_inputs();
 

@@ -20,20 +20,21 @@
 
 namespace minisgl {
 
-constexpr uint32_t FEW_STAGES_MAX = 16, FEW_TILES = 2, FEW_ROWS_MAX = 64;
+// Pairs of a batch are eight, the narrow side of mma. Slabs of gate and up are read one by one: two at a time leave the
+// ring fewer stages, and sixteen pairs even fewer, and both were slower.
+constexpr uint32_t FEW_STAGES_MAX = 16, FEW_ROWS_MAX = 64, FEW_BATCH = 8;
 
 #if __CUDA_ARCH__ >= 900
 
 // How shared memory is laid out; `few.rs` counts the same bytes.
-//   ring      [stages] of `stage_bytes`: parts of slabs, then [min(TOKENS, rows)] rows of `pitch` bytes
-//   partial   [2][WARPS][TOKENS][STRIDE] floats
+//   ring      [stages] of `stage_bytes`: a part of a slab, then [min(8, rows)] rows of `pitch` bytes
+//   partial   [2][WARPS][8][STRIDE] floats
 //   values    [rows * top][16] floats
 //   batches   [batches_max] of 16 bytes
 //   tokens    [rows * top]: the row at a place
 //   places    [rows * top], then the pairs' weights
-template <int GROUPS>
 struct Few {
-  static constexpr uint32_t TOKENS = GROUPS * 8, STRIDE = TOKEN_STRIDE<FEW_TILES>, PART = TOKENS * STRIDE;
+  static constexpr uint32_t STRIDE = TOKEN_STRIDE<1>, PART = FEW_BATCH * STRIDE;
 
   const minisgl_experts_few_args& a;
   char* ring;
@@ -42,9 +43,9 @@ struct Few {
   int32_t *tokens, *places;
   uint64_t *full, *empty;
   uint32_t batches_len;
-  // Of gate and up, then of down: steps of 64 columns, slabs of an expert; slabs of gate and up that are read together.
-  uint32_t up_steps, up_slabs, up_groups, down_steps, down_slabs;
-  uint32_t first, turns;  // Which pairs of slabs of gate and up are this block's.
+  // Of gate and up, then of down: steps of 64 columns, slabs of an expert.
+  uint32_t up_steps, up_slabs, down_steps, down_slabs;
+  uint32_t first, turns;  // Which slabs of gate and up are this block's.
 
   __device__ __forceinline__ Few(const minisgl_experts_few_args& a, char* shared, uint64_t* full, uint64_t* empty)
       : a(a), full(full), empty(empty) {
@@ -57,7 +58,6 @@ struct Few {
     weights = reinterpret_cast<float*>(places + a.rows * a.top);
     up_steps = (a.hidden + STEP_COLUMNS - 1) / STEP_COLUMNS, down_steps = (a.width + STEP_COLUMNS - 1) / STEP_COLUMNS;
     up_slabs = a.width * 2 / SLAB, down_slabs = a.hidden / SLAB;
-    up_groups = (up_slabs + FEW_TILES - 1) / FEW_TILES;
   }
 
   // The plan, brought into shared memory by all threads.
@@ -73,7 +73,7 @@ struct Few {
       places[i] = __ldcg(plan.places + i);
       weights[i] = __ldcg(a.weights + i);
     }
-    const uint32_t all = batches_len * up_groups;
+    const uint32_t all = batches_len * up_slabs;
     first = uint32_t(uint64_t(all) * blockIdx.x / gridDim.x);
     turns = uint32_t(uint64_t(all) * (blockIdx.x + 1) / gridDim.x) - first;
   }
@@ -95,30 +95,29 @@ struct Few {
     const uint64_t policy = read_once();
     At at = {0, 0};
 
-    uint32_t index = first / up_groups, group = first % up_groups;
+    uint32_t index = first / up_slabs, slab = first % up_slabs;
     for (uint32_t turn = 0; turn < turns; turn++) {
       const int4 batch = batches[index];
-      const uint32_t slab = group * FEW_TILES, tiles = min(FEW_TILES, up_slabs - slab);
       const minisgl_bf16* x = a.x + size_t(lane < batch.z ? tokens[batch.y + lane] : 0) * a.hidden;
       const char* from = static_cast<const char*>(a.gate_up) +
-                         (size_t(batch.x) * up_slabs + slab + lane) * up_steps * SLAB_STEP_BYTES;
+                         (size_t(batch.x) * up_slabs + slab) * up_steps * SLAB_STEP_BYTES;
       for (uint32_t step = 0; step < up_steps; step += a.up_steps, at.next(a.stages)) {
         const uint32_t bytes = min(a.up_steps, up_steps - step) * SLAB_STEP_BYTES;
         const uint32_t row_bytes = 2 * min(a.up_steps * STEP_COLUMNS, a.hidden - step * STEP_COLUMNS);
         char* to = ring + at.stage * a.stage_bytes;
         barrier_wait(&empty[at.stage], at.phase ^ 1);
-        if (lane == 0) barrier_expect(&full[at.stage], tiles * bytes + batch.z * row_bytes);
-        __syncwarp();
-        if (lane < tiles) {
-          copy_once(to + lane * a.up_steps * SLAB_STEP_BYTES, from + step * SLAB_STEP_BYTES, bytes, &full[at.stage], policy);
+        if (lane == 0) {
+          barrier_expect(&full[at.stage], bytes + batch.z * row_bytes);
+          copy_once(to, from + step * SLAB_STEP_BYTES, bytes, &full[at.stage], policy);
         }
+        __syncwarp();
         if (lane < batch.z) {
           const uint32_t pitch = a.up_steps * STEP_COLUMNS * 2 + 16;
-          copy(to + FEW_TILES * a.up_steps * SLAB_STEP_BYTES + lane * pitch, x + step * STEP_COLUMNS, row_bytes,
+          copy(to + a.up_steps * SLAB_STEP_BYTES + lane * pitch, x + step * STEP_COLUMNS, row_bytes,
                &full[at.stage]);
         }
       }
-      if (++group == up_groups) group = 0, index++;
+      if (++slab == up_slabs) slab = 0, index++;
     }
 
     // A stage of down: which columns of the output, which batch, which step.
@@ -200,37 +199,25 @@ struct Few {
   __device__ __forceinline__ void consume_up(At& at) {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t pitch = a.up_steps * STEP_COLUMNS * 2 + 16;
-    uint32_t index = first / up_groups, group = first % up_groups;
+    uint32_t index = first / up_slabs, slab = first % up_slabs;
     for (uint32_t turn = 0; turn < turns; turn++) {
       const int4 batch = batches[index];
-      uint32_t row[GROUPS];
-#pragma unroll
-      for (uint32_t i = 0; i < GROUPS; i++) row[i] = min(i * 8 + lane % 8, uint32_t(batch.z) - 1) * pitch + lane / 8 * 16;
-
-      float sum[FEW_TILES][GROUPS][4] = {};
+      const uint32_t row = min(lane % 8, uint32_t(batch.z) - 1) * pitch + lane / 8 * 16;
+      float sum[1][1][4] = {};
       for (uint32_t step = 0; step < up_steps; step += a.up_steps, at.next(a.stages)) {
         const uint32_t count = 2 * min(a.up_steps, up_steps - step), columns = a.hidden - step * STEP_COLUMNS;
-        const char* slabs = ring + at.stage * a.stage_bytes;
-        const char* rows = slabs + FEW_TILES * a.up_steps * SLAB_STEP_BYTES;
+        const char* weights = ring + at.stage * a.stage_bytes;
+        const char* rows = weights + a.up_steps * SLAB_STEP_BYTES;
         barrier_wait(&full[at.stage], at.phase);
 #pragma unroll 2
         for (uint32_t s = warp; s < count; s += WARPS) {
-          uint32_t weight[FEW_TILES][2][4];
+          uint32_t weight[2][4], x[4];
+          Slabs::load(weight, weights, s);
+          load_x(x, rows + row, s, columns);
 #pragma unroll
-          for (int i = 0; i < FEW_TILES; i++) Slabs::load(weight[i], slabs + i * a.up_steps * SLAB_STEP_BYTES, s);
-#pragma unroll
-          for (int i = 0; i < GROUPS; i++) {
-            if (i * 8 >= batch.z) break;
-            uint32_t x[4];
-            load_x(x, rows + row[i], s, columns);
-#pragma unroll
-            for (int tile = 0; tile < FEW_TILES; tile++) {
-#pragma unroll
-              for (int half = 0; half < 2; half++) {
-                const uint32_t(&w)[4] = weight[tile][half];
-                mma(sum[tile][i], w[0], w[1], w[2], w[3], x[2 * half], x[2 * half + 1]);
-              }
-            }
+          for (int half = 0; half < 2; half++) {
+            const uint32_t(&w)[4] = weight[half];
+            mma(sum[0][0], w[0], w[1], w[2], w[3], x[2 * half], x[2 * half + 1]);
           }
         }
         __syncwarp();
@@ -240,13 +227,10 @@ struct Few {
       // Add up what the warps have; by turns in two places, so that one barrier is enough.
       float* shares = partial + turn % 2 * WARPS * PART;
       float* mine = shares + warp * PART;
-      each_sum<GROUPS, FEW_TILES>(batch.z, sum, [&](uint32_t to, float value) { mine[to] = value; });
+      each_sum<1, 1>(batch.z, sum, [&](uint32_t to, float value) { mine[to] = value; });
       consumers_meet();
-      for (uint32_t i = threadIdx.x; i < batch.z * 8 * FEW_TILES; i += CONSUMERS) {
-        const uint32_t token = i / (8 * FEW_TILES), tile = i / 8 % FEW_TILES;
-        const uint32_t column = (group * FEW_TILES + tile) * 8 + i % 8;
-        if (column >= a.width) continue;
-        const float* from = shares + token * STRIDE + tile * SLAB + i % 8;
+      if (const uint32_t token = threadIdx.x / 8, column = slab * 8 + threadIdx.x % 8; token < batch.z) {
+        const float* from = shares + token * STRIDE + threadIdx.x % 8;
         float gate = 0.0f, up = 0.0f;
 #pragma unroll
         for (uint32_t part = 0; part < WARPS; part++) gate += from[part * PART], up += from[part * PART + 8];
@@ -256,7 +240,7 @@ struct Few {
         }
         a.act[size_t(batch.y + token) * a.width + column] = gated(gate, up, a.gate);
       }
-      if (++group == up_groups) group = 0, index++;
+      if (++slab == up_slabs) slab = 0, index++;
     }
   }
 
@@ -286,41 +270,31 @@ struct Few {
           continue;
         }
         const int4 batch = batches[index];
-        uint32_t row[GROUPS];
-#pragma unroll
-        for (uint32_t i = 0; i < GROUPS; i++) row[i] = min(i * 8 + lane % 8, uint32_t(batch.z) - 1) * pitch + lane / 8 * 16;
-        float sum[GROUPS][2][4] = {};
+        const uint32_t row = min(lane % 8, uint32_t(batch.z) - 1) * pitch + lane / 8 * 16;
+        float sum[2][4] = {};
         for (uint32_t step = 0; step < down_steps; step += a.down_steps, at.next(a.stages)) {
           const uint32_t count = 2 * min(a.down_steps, down_steps - step), columns = a.width - step * STEP_COLUMNS;
-          const char* slabs = ring + at.stage * a.stage_bytes;
-          const char* rows = slabs + a.down_steps * SLAB_STEP_BYTES;
+          const char* weights = ring + at.stage * a.stage_bytes;
+          const char* rows = weights + a.down_steps * SLAB_STEP_BYTES;
           barrier_wait(&full[at.stage], at.phase);
 #pragma unroll 4
           for (uint32_t s = 0; s < count; s++) {
-            uint32_t weight[2][4];
-            Slabs::load(weight, slabs, s);
+            uint32_t weight[2][4], x[4];
+            Slabs::load(weight, weights, s);
+            load_x(x, rows + row, s, columns);
 #pragma unroll
-            for (int i = 0; i < GROUPS; i++) {
-              if (i * 8 >= batch.z) break;
-              uint32_t x[4];
-              load_x(x, rows + row[i], s, columns);
-#pragma unroll
-              for (int half = 0; half < 2; half++) {
-                const uint32_t(&w)[4] = weight[half];
-                mma(sum[i][half], w[0], w[1], w[2], w[3], x[2 * half], x[2 * half + 1]);
-              }
+            for (int half = 0; half < 2; half++) {
+              const uint32_t(&w)[4] = weight[half];
+              mma(sum[half], w[0], w[1], w[2], w[3], x[2 * half], x[2 * half + 1]);
             }
           }
           __syncwarp();
           if (lane == 0) barrier_arrive(&empty[at.stage]);
         }
 #pragma unroll
-        for (uint32_t i = 0; i < GROUPS; i++) {
-#pragma unroll
-          for (uint32_t j = 0; j < 4; j++) {
-            const uint32_t token = i * 8 + 2 * t + j % 2;
-            if (token < batch.z) values[(batch.y + token) * SLAB + g + j / 2 * 8] = sum[i][0][j] + sum[i][1][j];
-          }
+        for (uint32_t j = 0; j < 4; j++) {
+          const uint32_t token = 2 * t + j % 2;
+          if (token < batch.z) values[(batch.y + token) * SLAB + g + j / 2 * 8] = sum[0][j] + sum[1][j];
         }
       }
 
@@ -346,7 +320,7 @@ struct Few {
   }
 };
 
-template <class Slabs, int GROUPS>
+template <class Slabs>
 __device__ __forceinline__ void few(const minisgl_experts_few_args& a) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[FEW_STAGES_MAX], empty[FEW_STAGES_MAX];
@@ -357,24 +331,24 @@ __device__ __forceinline__ void few(const minisgl_experts_few_args& a) {
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  Few<GROUPS> work(a, shared, full, empty);
+  Few work(a, shared, full, empty);
   wait_for_inputs();
   let_next_start();
   work.load_plan();
-  Few<GROUPS>::all_meet();
+  Few::all_meet();
   if (threadIdx.x >= CONSUMERS) {
     work.produce();
   } else {
-    typename Few<GROUPS>::At at = {0, 0};
-    work.template consume_up<Slabs>(at);
+    Few::At at = {0, 0};
+    work.consume_up<Slabs>(at);
     work.arrive();
-    work.template consume_down<Slabs>(at);
+    work.consume_down<Slabs>(at);
   }
 }
 
 #else  // Older GPUs have no bulk copies.
 
-template <class Slabs, int GROUPS>
+template <class Slabs>
 __device__ __forceinline__ void few(const minisgl_experts_few_args&) {
   __trap();
 }

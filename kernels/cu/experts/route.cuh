@@ -124,7 +124,7 @@ __device__ __forceinline__ int32_t choose_row(const minisgl_router_args& a, uint
 }
 
 __device__ __forceinline__ void forget(const minisgl_router_args& a, Chosen& chosen) {
-  for (uint32_t e = threadIdx.x; e < a.experts; e += ROUTE_THREADS) chosen.mask[e][0] = chosen.mask[e][1] = 0;
+  for (uint32_t e = threadIdx.x; e < a.experts; e += blockDim.x) chosen.mask[e][0] = chosen.mask[e][1] = 0;
   __syncthreads();
 }
 
@@ -137,7 +137,7 @@ __device__ __forceinline__ void remember(Chosen& chosen, uint32_t local, uint32_
 __device__ __forceinline__ void choose(const minisgl_router_args& a, uint32_t first, uint32_t count, Chosen& chosen) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   forget(a, chosen);
-  for (uint32_t local = warp; local < count; local += ROUTE_WARPS) {
+  for (uint32_t local = warp; local < count; local += blockDim.x / 32) {
     const int32_t expert = choose_row(a, first + local);
     if (lane < a.top) remember(chosen, local, lane, expert);
   }

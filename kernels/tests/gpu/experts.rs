@@ -481,20 +481,18 @@ pub fn few(gpu: &mut Gpu) {
             for &rows in rows {
                 let normed = gpu.random.below(2) == 0;
                 let way = Way { normed, padding: gpu.random.below(2) == 0, ..PLAIN };
-                let step = Step::new(gpu, &layer, rows, ExpertsFew::batch(rows), way);
+                let step = Step::new(gpu, &layer, rows, ExpertsFew::BATCH, way);
                 check(gpu, &layer, step, Step::few, "few");
             }
         }
     }
     // All rows to the same experts: several batches of each.
     let layer = Layer::new(gpu, shape(16, 4, 528, 264), false);
-    for batch in [8, 16] {
-        let way = Way { from_logits: true, ..PLAIN };
-        let mut step = Step::new(gpu, &layer, 61, batch, way);
-        let logits: Vec<f32> = (0..61 * 16).map(|i| (i % 16) as f32 * 0.1).collect();
-        step.logits = gpu.upload(&logits);
-        check(gpu, &layer, step, Step::few, "few, alike");
-    }
+    let way = Way { from_logits: true, ..PLAIN };
+    let mut step = Step::new(gpu, &layer, 61, ExpertsFew::BATCH, way);
+    let logits: Vec<f32> = (0..61 * 16).map(|i| (i % 16) as f32 * 0.1).collect();
+    step.logits = gpu.upload(&logits);
+    check(gpu, &layer, step, Step::few, "few, alike");
 }
 
 /// A row alone has the bits that it has among others.
@@ -502,14 +500,14 @@ pub fn few_alone(gpu: &mut Gpu) {
     let layer = Layer::new(gpu, shape(16, 4, 528, 264), false);
     let ExpertsShape { experts, hidden, .. } = layer.shape;
     let way = Way { from_logits: true, ..PLAIN };
-    let mut all = Step::new(gpu, &layer, 13, 8, way);
+    let mut all = Step::new(gpu, &layer, 13, ExpertsFew::BATCH, way);
     all.route(gpu, &layer).unwrap();
     let logits = gpu.download(&all.logits);
     let mut out = gpu.upload(&vec![bf16::ZERO; 13 * hidden]);
     all.few(gpu, &layer, &mut out).unwrap();
     let out = gpu.download(&out);
     for row in 0..13 {
-        let mut one = Step::new(gpu, &layer, 1, 8, way);
+        let mut one = Step::new(gpu, &layer, 1, ExpertsFew::BATCH, way);
         one.logits = gpu.upload(&logits[row * experts..(row + 1) * experts]);
         let x = &all.x.0[row * hidden..(row + 1) * hidden];
         one.x = (x.to_vec(), gpu.upload(x));
@@ -548,7 +546,7 @@ pub fn graph(gpu: &mut Gpu) {
     let hidden = layer.shape.hidden;
     for rows in [1, 20] {
         let way = Way { normed: true, ..PLAIN };
-        let mut step = Step::new(gpu, &layer, rows, ExpertsFew::batch(rows), way);
+        let mut step = Step::new(gpu, &layer, rows, ExpertsFew::BATCH, way);
         let mut out = gpu.upload(&vec![bf16::ZERO; rows * hidden]);
         let stream = gpu.device.stream().clone();
         gpu.device.synchronize().unwrap();
@@ -594,7 +592,7 @@ pub fn refusals(gpu: &mut Gpu) {
     refused(step.many(gpu, &layer, &mut out), "batch is 100");
     let mut step = Step::new(gpu, &layer, 8, 32, PLAIN);
     let mut out = gpu.poisoned(8 * 528);
-    refused(step.few(gpu, &layer, &mut out), "batch is 32, it must be 8 or 16");
+    refused(step.few(gpu, &layer, &mut out), "batch is 32, it must be 8");
     step.batch = 8;
     step.plan = gpu.upload(&[0; 16]);
     refused(step.route(gpu, &layer), "plan has 16 elements");

@@ -34,7 +34,7 @@ pub fn bench(gpu: &mut Gpu, show: Show<'_>) {
             if !few && !ExpertsMany::takes(&gpu.device) {
                 continue;
             }
-            let batch = if few { ExpertsFew::batch(rows) } else { ExpertsMany::batch(SHAPE, rows) };
+            let batch = if few { ExpertsFew::BATCH } else { ExpertsMany::batch(SHAPE, rows) };
             let (x, norm) = (fill(gpu, rows * hidden), fill(gpu, hidden));
             // One set for each launch: every layer's rows go elsewhere.
             let logits: Vec<f32> = (0..rows * experts).map(|_| gpu.random.normal()).collect();

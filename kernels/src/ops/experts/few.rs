@@ -15,8 +15,6 @@ use crate::{Array, ArrayMut};
 /// Warps that multiply, and threads of a block with the one that copies.
 const WARPS: usize = 8;
 const THREADS: u32 = 288;
-/// Slabs of gate and up that are read together.
-const TILES: usize = 2;
 /// Steps of a stage of gate and up, and at most of one of down.
 const UP_STEPS: usize = 8;
 const DOWN_STEPS_MAX: usize = 16;
@@ -34,7 +32,7 @@ pub struct ExpertsFew<'a> {
     pub x: Array<'a, bf16>,
     /// The layer's weights.
     pub weights: ExpertWeights<'a>,
-    /// What a [`Router`](super::Router) with the batch of [`ExpertsFew::batch`] has left.
+    /// What a [`Router`](super::Router) with [`ExpertsFew::BATCH`] has left.
     pub routed: Routed<'a>,
     /// Between the products.
     pub gate: Gate,
@@ -62,16 +60,17 @@ struct Cut {
 
 impl Cut {
     /// None if it does not fit.
-    fn new(shape: ExpertsShape, rows: usize, batch: usize, shared_max: usize) -> Option<Cut> {
+    fn new(shape: ExpertsShape, rows: usize, shared_max: usize) -> Option<Cut> {
         let pairs = rows * shape.top;
         let up_steps = shape.hidden.div_ceil(STEP).min(UP_STEPS);
         let down = shape.width.div_ceil(STEP);
         let down_steps = down.div_ceil(down.div_ceil(DOWN_STEPS_MAX));
-        let stage = |tiles: usize, steps: usize| {
-            tiles * steps * SLAB_STEP_BYTES + batch.min(rows) * (steps * STEP * 2 + 16)
-        };
-        let stage_bytes = stage(TILES, up_steps).max(stage(1, down_steps)).next_multiple_of(128);
-        let partial = 2 * WARPS * batch * (SLAB * TILES + 4) * 4;
+        let steps = up_steps.max(down_steps);
+        let row_bytes = steps * STEP * 2 + 16;
+        let stage_bytes = steps * SLAB_STEP_BYTES + ExpertsFew::BATCH.min(rows) * row_bytes;
+        let stage_bytes = stage_bytes.next_multiple_of(128);
+        let batch = ExpertsFew::BATCH;
+        let partial = 2 * WARPS * batch * (SLAB + 4) * 4;
         let fixed = partial + pairs * SLAB * 4 + batches_max(shape, rows, batch) * 16 + pairs * 12;
         let stages = (shared_max.saturating_sub(fixed) / stage_bytes).min(STAGES_MAX);
         let shared_bytes = fixed + stages * stage_bytes;
@@ -86,16 +85,14 @@ impl ExpertsFew<'_> {
     /// Elements of the workspace.
     pub const WORKSPACE_LEN: usize = 4;
 
-    /// Pairs of a row and an expert that are computed together, for so many rows.
-    pub fn batch(rows: usize) -> usize {
-        if rows <= 16 { 8 } else { 16 }
-    }
+    /// Pairs of a row and an expert that are computed together, for the router.
+    pub const BATCH: usize = 8;
 
     /// Whether it can be had on this GPU for so many rows.
     pub fn takes(device: &Device, shape: ExpertsShape, rows: usize) -> bool {
         device.has_clusters()
             && rows <= Self::ROWS_MAX
-            && Cut::new(shape, rows, Self::batch(rows), shared_max(device)).is_some()
+            && Cut::new(shape, rows, shared_max(device)).is_some()
     }
 
     /// Puts the op onto the device's stream.
@@ -110,13 +107,10 @@ impl ExpertsFew<'_> {
         check.that(rows <= Self::ROWS_MAX, || {
             format!("rows is {rows}, the limit is {}", Self::ROWS_MAX)
         })?;
-        let kernel = match batch {
-            8 => Some(Kernel::ExpertsFew1),
-            16 => Some(Kernel::ExpertsFew2),
-            _ => None,
-        };
-        check.that(kernel.is_some(), || format!("batch is {batch}, it must be 8 or 16"))?;
-        let cut = Cut::new(shape, rows, batch, shared_max(device));
+        check.that(batch == Self::BATCH, || {
+            format!("batch is {batch}, it must be {}", Self::BATCH)
+        })?;
+        let cut = Cut::new(shape, rows, shared_max(device));
         check.that(cut.is_some() || rows == 0, || {
             format!("{rows} rows of {shape:?} do not fit into shared memory; use ExpertsMany")
         })?;
@@ -125,7 +119,7 @@ impl ExpertsFew<'_> {
         let written = Written::check(&check, shape, rows, &self.act, &self.out)?;
         let x = check.array("x", &self.x, &[rows, shape.hidden])?;
         let arrived = room(&check, "workspace", &self.workspace, Self::WORKSPACE_LEN)?;
-        let (Some(kernel), Some(cut)) = (kernel, cut) else { return Ok(()) };
+        let Some(cut) = cut else { return Ok(()) };
         if rows == 0 {
             return Ok(());
         }
@@ -160,7 +154,7 @@ impl ExpertsFew<'_> {
         };
         // SAFETY: the struct is the kernel's, its arrays were checked above, shared memory is as the kernel counts
         // it, and with one block for each multiprocessor all of them are on the GPU at once.
-        unsafe { check.launch(kernel, grid, &args) }
+        unsafe { check.launch(Kernel::ExpertsFew, grid, &args) }
     }
 }
 
@@ -188,9 +182,8 @@ mod tests {
             (16, 2, 16, 8),
         ] {
             let shape = ExpertsShape { experts, top, hidden, width };
-            for rows in 1..=32 {
-                let batch = ExpertsFew::batch(rows);
-                let cut = Cut::new(shape, rows, batch, SHARED_MAX).expect("it fits");
+            for rows in 1..=ExpertsFew::ROWS_MAX {
+                let cut = Cut::new(shape, rows, SHARED_MAX).expect("it fits");
                 let what = format!("{shape:?} {rows} {cut:?}");
                 assert!(cut.shared_bytes <= SHARED_MAX, "{what}");
                 assert!((2..=STAGES_MAX).contains(&cut.stages), "{what}");
@@ -206,6 +199,6 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_said_to_be_so() {
         let shape = ExpertsShape { experts: 512, top: 16, hidden: 4096, width: 4096 };
-        assert_eq!(Cut::new(shape, 64, 16, 100 << 10), None);
+        assert_eq!(Cut::new(shape, 64, 100 << 10), None);
     }
 }
