@@ -1,4 +1,4 @@
-//! The fence: Rust's mirror of `cu/minisgl.h`, which documents every field. Held to what the C
+//! The fence: Rust's mirror of `cu/minisgl.h` and the headers beside it, which document every field. Held to what the C
 //! compiler says by `tests/abi.rs`.
 //!
 //! Only [`SampleRow`] is for others to fill; the rest is filled by the launchers.
@@ -287,6 +287,104 @@ pub struct DecodeArgs {
     pub fused: u32,
     pub eps: f32,
     pub scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PackArgs {
+    pub from: Address,
+    pub to: Address,
+    pub row_stride: u64,
+    pub column_stride: u64,
+    pub rows: u32,
+    pub columns: u32,
+    pub rows_are: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RouterArgs {
+    pub x: Address,
+    pub norm_weight: Address,
+    pub weight: Address,
+    pub bias: Address,
+    pub correction: Address,
+    pub there: Address,
+    pub normed: Address,
+    pub logits: Address,
+    pub ids: Address,
+    pub weights: Address,
+    pub counts: Address,
+    pub plan: Address,
+    pub arrived: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub experts: u32,
+    pub top: u32,
+    pub eps: f32,
+    pub scale: f32,
+    pub score: u32,
+    pub renormalise: u32,
+    pub batch: u32,
+    pub batches_max: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertsFewArgs {
+    pub x: Address,
+    pub gate_up: Address,
+    pub down: Address,
+    pub up_bias: Address,
+    pub down_bias: Address,
+    pub weights: Address,
+    pub ids: Address,
+    pub plan: Address,
+    pub act: Address,
+    pub out: Address,
+    pub arrived: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub hidden: u32,
+    pub width: u32,
+    pub batches_max: u32,
+    pub gate: u32,
+    pub up_steps: u32,
+    pub down_steps: u32,
+    pub stages: u32,
+    pub stage_bytes: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertsManyArgs {
+    pub x: Address,
+    pub weight: Address,
+    pub bias: Address,
+    pub plan: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub n: u32,
+    pub columns: u32,
+    pub batches_max: u32,
+    pub batch: u32,
+    pub stages: u32,
+    pub gate: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CombineArgs {
+    pub y: Address,
+    pub weights: Address,
+    pub place: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub hidden: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]

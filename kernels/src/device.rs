@@ -85,9 +85,16 @@ impl Device {
             let bytes = offer(kernel).map_err(failed("set up shared memory on"))?;
             shared_bytes_max = shared_bytes_max.min(bytes);
         }
-        let offered =
-            ["skinny_held", "skinny_held_e4m3", "skinny_stream", "skinny_stream_e4m3", "medium"];
-        for kernel in offered.into_iter().flat_map(Kernel::of_source) {
+        let wide = [
+            "skinny_held",
+            "skinny_held_e4m3",
+            "skinny_stream",
+            "skinny_stream_e4m3",
+            "medium",
+            "experts_few",
+            "experts_many",
+        ];
+        for kernel in wide.into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;
         }
         // Only machine code for these knows clusters; the PTX for all others is older. Eight blocks always

@@ -92,6 +92,16 @@ kernels! {
     Meet = "meet" "minisgl_meet",
     GatherColumns = "gather_columns" "minisgl_gather_columns",
     HistoryReset = "history" "minisgl_history_reset",
+    ExpertsPack = "experts_pack" "minisgl_pack",
+    Router8 = "experts_router" "minisgl_router_8",
+    Router16 = "experts_router" "minisgl_router_16",
+    Router32 = "experts_router" "minisgl_router_32",
+    ExpertsChoose = "experts_place" "minisgl_choose",
+    ExpertsPlace = "experts_place" "minisgl_place",
+    ExpertsFew = "experts_few" "minisgl_experts_few",
+    ExpertsManyUp = "experts_many" "minisgl_experts_many_up",
+    ExpertsManyDown = "experts_many" "minisgl_experts_many_down",
+    ExpertsCombine = "experts_combine" "minisgl_combine",
 }
 
 /// Every kernel, ready to launch.

@@ -77,6 +77,22 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             q, bias, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
             arrived, q_heads, kv_heads, page_size, positions_len, stages, fused, eps, scale,
         }
+        PackArgs = minisgl_pack_args {
+            from, to, row_stride, column_stride, rows, columns, rows_are, reserved,
+        }
+        RouterArgs = minisgl_router_args {
+            x, norm_weight, weight, bias, correction, there, normed, logits, ids, weights, counts,
+            plan, arrived, rows, hidden, experts, top, eps, scale, score, renormalise, batch,
+            batches_max,
+        }
+        ExpertsFewArgs = minisgl_experts_few_args {
+            x, gate_up, down, up_bias, down_bias, weights, ids, plan, act, out, arrived, rows, top,
+            hidden, width, batches_max, gate, up_steps, down_steps, stages, stage_bytes,
+        }
+        ExpertsManyArgs = minisgl_experts_many_args {
+            x, weight, bias, plan, out, rows, top, n, columns, batches_max, batch, stages, gate,
+        }
+        CombineArgs = minisgl_combine_args { y, weights, place, out, rows, top, hidden, reserved }
         FiArgs = minisgl_fi_args {
             q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
             int_workspace, requests, q_heads, kv_heads, kv_stride, page_size, scale, dependent,
@@ -109,6 +125,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
     let headers = [
         include_str!("../cu/minisgl.h"),
         include_str!("../cu/attention.h"),
+        include_str!("../cu/experts.h"),
         include_str!("../cu/peers.h"),
     ];
     let structs: usize = headers.map(|text| text.matches("typedef struct").count()).iter().sum();
@@ -118,7 +135,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
     let dir = tempfile::tempdir().unwrap();
     let (source, program) = (dir.path().join("layout.c"), dir.path().join("layout"));
     let c = format!(
-        "#include \"minisgl.h\"\n#include \"peers.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
+        "#include \"minisgl.h\"\n#include \"peers.h\"\n#include \"experts.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
         layout.c
     );
     std::fs::write(&source, c).unwrap();

@@ -5,6 +5,7 @@
 
 mod dummy;
 mod embedding;
+mod experts;
 mod medium;
 mod qk_rope_page;
 mod quantise;
@@ -15,6 +16,10 @@ mod skinny;
 
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
+pub use experts::{
+    Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany, ExpertsShape, Gate,
+    PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_slabs_len,
+};
 pub use medium::{Fp8Product, MediumGemm};
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use quantise::{Quantise, QuantiseInput};

@@ -55,6 +55,9 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     if wanted("decode") {
         crate::decode_bench::bench(gpu);
     }
+    if wanted("experts") {
+        crate::experts_bench::bench(gpu, &show);
+    }
     if wanted("peers") {
         crate::peers::bench(gpu);
         crate::sampler::bench_ranks(gpu);

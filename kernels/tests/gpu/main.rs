@@ -16,6 +16,8 @@ mod decode_batch;
 mod decode_bench;
 mod dummy;
 mod embedding;
+mod experts;
+mod experts_bench;
 mod fp8;
 mod fp8_bench;
 mod gemm;
@@ -78,6 +80,13 @@ const TESTS: &[Test] = &[
     ("peers_sample", sampler::ranks),
     ("peers_gather", peers::gather),
     ("peers_gives_up", peers::gives_up),
+    ("experts_router", experts::router),
+    ("experts_router_special_values", experts::router_special_values),
+    ("experts_few", experts::few),
+    ("experts_few_alone", experts::few_alone),
+    ("experts_many", experts::many),
+    ("experts_graph", experts::graph),
+    ("experts_refusals", experts::refusals),
     ("refusals", refusal::refusals),
 ];
 

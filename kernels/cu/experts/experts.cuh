@@ -1,0 +1,71 @@
+// What the kernels of a mixture of experts share: the plan, and slabs of weights as the tensor cores take them.
+#pragma once
+
+#include "../experts.h"
+#include "../skinny/skinny.cuh"
+
+namespace minisgl {
+
+constexpr uint32_t PLAN_HEAD = 4;
+constexpr uint32_t SLAB = 16, SLAB_STEP_BYTES = 2048, STEP_COLUMNS = 64;
+
+struct Batch {
+  uint32_t expert, first, count;
+};
+
+// Where the parts of a plan are; `of` may be const.
+template <class T>
+struct PlanAt {
+  T *head, *batches, *pairs, *places;
+  __device__ __forceinline__ PlanAt(T* of, uint32_t batches_max, uint32_t pairs_max)
+      : head(of), batches(of + PLAN_HEAD), pairs(batches + 4 * batches_max), places(pairs + pairs_max) {}
+};
+
+// Rounded as if gate and `up` had been stored.
+__device__ __forceinline__ minisgl_bf16 gated(float gate, float up, uint32_t kind) {
+  gate = __bfloat162float(__float2bfloat16_rn(gate));
+  up = __bfloat162float(__float2bfloat16_rn(up));
+  if (kind == MINISGL_GATE_SILU) return __float2bfloat16_rn(gate / (1.0f + __expf(-gate)) * up);
+  gate = gate > 7.0f ? 7.0f : gate;
+  up = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
+  return __float2bfloat16_rn(gate / (1.0f + __expf(-1.702f * gate)) * (up + 1.0f));
+}
+
+// Adds one to a count of blocks, and tells what it was. What this thread knows of comes before, for whoever sees it.
+__device__ __forceinline__ uint32_t count_one(uint32_t* count) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(count) : "memory");
+  return before;
+}
+
+__device__ __forceinline__ uint32_t count_of(const uint32_t* count) {
+  uint32_t now;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
+  return now;
+}
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+#endif
+
+// Weights as they are stored. Another type has other bytes a step and another way into the fragments.
+struct SlabsBf16 {
+  // The 16 rows of a slab over columns 32 s .. 32 s + 32, as two operands of mma.
+  __device__ __forceinline__ static void load(uint32_t (&a)[2][4], const char* slab, uint32_t s) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t lane = threadIdx.x % 32, row = lane % 16;
+    const char* at = slab + s / 2 * SLAB_STEP_BYTES + row * 128;
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+      load_matrices(a[half], at + ((s % 2 * 4 + half * 2 + lane / 16) ^ (row % 8)) * 16);
+    }
+#endif
+  }
+};
+
+}  // namespace minisgl

@@ -1,0 +1,262 @@
+// The experts of a layer for many rows: products grouped by expert, one launch each for `up` and for `down`.
+//
+//   up:    out[p, i] = gate(x[r, :] . Wg[e, i, :] + bg[e, i]) * (x[r, :] . Wu[e, i, :] + bu[e, i])   for a pair p = (r, e)
+//   down:  out[p, :] = x[p, :] . Wd[e, :, :] + bd[e, :]
+//
+// Shapes: see experts.h; bf16, f32 sums. Rows of a batch go to one expert and lie side by side in the plan, rows of x
+// where the tokens are: nothing is permuted in memory.
+// FLOPs: 2 * pairs * n * columns. Bytes moved: the weights of every expert that has a row, once for each batch
+// (again from the cache), and 2 * pairs * (columns + n). Bound: tensor cores, or with few rows read bandwidth; before
+// those, with tiles of this size, what the cache brings to the multiprocessors: 40 KB for every 3 MFLOP.
+//
+// A block computes 128 rows of the weights (eight slabs) times all rows of a batch at a time, and goes on with the next
+// such item. Four producer warps fill a ring of stages of 64 columns: slabs by bulk copies, rows of x gathered 16 bytes
+// at a time into the same swizzle. Two warpgroups multiply 64 rows of the weights each. Results are turned around in
+// shared memory, so that whole lines go out.
+
+#include "experts.cuh"
+#include "wgmma.cuh"
+
+using namespace minisgl;
+
+[[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_A_BYTES = MANY_SLABS * SLAB_STEP_BYTES, MANY_STAGES_MAX = 12;
+[[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, PRODUCERS = 128, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Shared memory, from a multiple of 1024 bytes on; `many.rs` counts the same bytes.
+//   ring      [stages]: eight slabs' steps, then [batch] rows of 128 bytes
+//   turned    [max(batch, 64)] rows of 128 bytes
+struct Many {
+  const minisgl_experts_many_args& a;
+  char *ring, *turned;
+  uint32_t stage_bytes, steps, slabs, tiles, items;
+  const int4* batches;
+  const int32_t* pairs;
+  uint64_t *full, *empty;
+
+  __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, uint64_t* full, uint64_t* empty)
+      : a(a), full(full), empty(empty) {
+    ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
+    stage_bytes = MANY_A_BYTES + a.batch * 128;
+    turned = ring + a.stages * stage_bytes;
+    steps = (a.columns + STEP_COLUMNS - 1) / STEP_COLUMNS;
+    slabs = a.n / SLAB;
+    tiles = (slabs + MANY_SLABS - 1) / MANY_SLABS;
+  }
+
+  __device__ __forceinline__ void load_plan() {
+    const PlanAt<const int32_t> plan(a.plan, a.batches_max, a.rows * a.top);
+    batches = reinterpret_cast<const int4*>(plan.batches), pairs = plan.pairs;
+    items = min(uint32_t(*plan.head), a.batches_max) * tiles;
+  }
+};
+
+__device__ __forceinline__ void producers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(PRODUCERS) : "memory"); }
+__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 2, %0;" ::"n"(MULTIPLIERS) : "memory"); }
+
+// 16 bytes, or zeros.
+__device__ __forceinline__ void gather16(uint32_t to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+// Arrives for this thread when all it has gathered so far is there.
+__device__ __forceinline__ void arrive_when_gathered(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+template <bool DOWN>
+__device__ __forceinline__ void many_produce(const Many& work, uint32_t (&rows)[MANY_BATCH_MAX]) {
+  const minisgl_experts_many_args& a = work.a;
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = threadIdx.x % 8, first_row = threadIdx.x / 8;
+  uint32_t stage = 0, phase = 0;
+  for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
+    const int4 batch = work.batches[item / work.tiles];
+    const uint32_t slab = item % work.tiles * MANY_SLABS, slabs = min(MANY_SLABS, work.slabs - slab);
+    producers_meet();
+    for (uint32_t i = threadIdx.x; i < batch.z; i += PRODUCERS) {
+      rows[i] = DOWN ? batch.y + i : uint32_t(work.pairs[batch.y + i]) / a.top;
+    }
+    producers_meet();
+    const char* weight = static_cast<const char*>(a.weight) +
+                         (size_t(batch.x) * work.slabs + slab + lane) * work.steps * SLAB_STEP_BYTES;
+    for (uint32_t step = 0; step < work.steps; step++) {
+      barrier_wait(&work.empty[stage], phase ^ 1);
+      char* to = work.ring + stage * work.stage_bytes;
+      if (warp == 0) {
+        if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES);
+        __syncwarp();
+        if (lane < slabs) copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
+      }
+      const uint32_t column = step * STEP_COLUMNS + unit * VEC;
+      const bool there = column < a.columns;
+      const minisgl_bf16* x = a.x + (there ? column : 0);
+      const uint32_t place = shared_address(to) + MANY_A_BYTES + first_row * 128 + (unit ^ first_row % 8) * 16;
+#pragma unroll 4
+      for (uint32_t row = first_row, i = 0; row < batch.z; row += PRODUCERS / 8, i++) {
+        gather16(place + i * (PRODUCERS / 8 * 128), x + size_t(rows[row]) * a.columns, there);
+      }
+      arrive_when_gathered(&work.full[stage]);
+      if (++stage == a.stages) stage = 0, phase ^= 1;
+    }
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
+__device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
+  return uint32_t(__bfloat16_as_ushort(low)) | uint32_t(__bfloat16_as_ushort(high)) << 16;
+}
+
+// The products of an item, for up to N rows of x.
+template <int N>
+__device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MANY_BATCH_MAX / 2], uint32_t& stage,
+                                             uint32_t& phase) {
+  float(&sum)[N / 2] = reinterpret_cast<float(&)[N / 2]>(sums);
+  const uint32_t thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1;
+  uint32_t before = 0;
+#pragma unroll 1
+  for (uint32_t step = 0; step < work.steps; step++) {
+    barrier_wait(&work.full[stage], phase);
+    // Rows were written as threads write, and are read as the tensor cores read.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    const uint32_t at = shared_address(work.ring) + stage * work.stage_bytes;
+    const uint64_t weight = operand(at + group * (MANY_A_BYTES / 2)), x = operand(at + MANY_A_BYTES);
+    products_begin();
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) product(sum, weight + 2 * i, x + 2 * i, step > 0 || i > 0);
+    products_commit();
+    // What the stage before holds has been read.
+    products_wait<1>();
+    if (step > 0 && thread == 0) barrier_arrive(&work.empty[before]);
+    before = stage;
+    if (++stage == work.a.stages) stage = 0, phase ^= 1;
+  }
+  products_wait<0>();
+  if (thread == 0) barrier_arrive(&work.empty[before]);
+}
+
+// Rounds and stores what an item has come to.
+template <bool DOWN>
+__device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab,
+                                          const float (&sum)[MANY_BATCH_MAX / 2]) {
+  const minisgl_experts_many_args& a = work.a;
+  const uint32_t thread = threadIdx.x - PRODUCERS, warp = thread / 32, lane = thread % 32;
+
+  // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
+  const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
+  float bias[2] = {};
+  if (a.bias && mine < work.slabs) {
+    const minisgl_bf16* from = a.bias + size_t(batch.x) * a.n + mine * (DOWN ? SLAB : SLAB / 2) + g;
+    bias[0] = __bfloat162float(from[0]), bias[1] = __bfloat162float(from[DOWN ? SLAB / 2 : width]);
+  }
+  // A row of `turned` has the results of all eight warps for a token: 8 columns of each for up, 16 for down, where a
+  // token takes two rows.
+  constexpr uint32_t PER_PASS = DOWN ? MANY_BATCH_MAX / 2 : MANY_BATCH_MAX;
+  const uint32_t turned = shared_address(work.turned);
+#pragma unroll
+  for (uint32_t pass = 0; pass < MANY_BATCH_MAX; pass += PER_PASS) {
+    const uint32_t room = max(a.batch, 64u) / (DOWN ? 2 : 1);
+    // Where `turned` has less room than a pass, it is filled several times.
+    for (uint32_t from = 0; from < PER_PASS && pass + from < batch.z; from += room) {
+      multipliers_meet();
+#pragma unroll
+      for (uint32_t i = 0; i < PER_PASS; i += 32) {
+        if (i < from || i >= from + room || pass + i >= batch.z) continue;
+        const uint32_t token = i - from + lane;  // Whose row this lane gives the address of.
+        uint32_t low[4], high[4];
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) {
+          const float* d = sum + (pass + i + 8 * j) / 2;
+          if (DOWN) {
+            low[j] = two(__float2bfloat16_rn(d[0] + bias[0]), __float2bfloat16_rn(d[1] + bias[0]));
+            high[j] = two(__float2bfloat16_rn(d[2] + bias[1]), __float2bfloat16_rn(d[3] + bias[1]));
+          } else {
+            low[j] = two(gated(d[0] + bias[0], d[2] + bias[1], a.gate), gated(d[1] + bias[0], d[3] + bias[1], a.gate));
+          }
+        }
+        if (DOWN) {
+          const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
+          store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
+          store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
+        } else {
+          store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
+        }
+      }
+      multipliers_meet();
+      constexpr uint32_t UNITS = DOWN ? 16 : 8;
+      const uint32_t begin = pass + from, tokens = min(uint32_t(batch.z) - min(begin, uint32_t(batch.z)), min(room, PER_PASS));
+      for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
+        const uint32_t token = i / UNITS, unit = i % UNITS;
+        const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
+        if (column >= width) continue;
+        const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
+        const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
+        *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
+      }
+    }
+  }
+}
+
+template <bool DOWN>
+__device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
+  extern __shared__ __align__(128) char shared[];
+  __shared__ uint64_t full[MANY_STAGES_MAX], empty[MANY_STAGES_MAX];
+  __shared__ uint32_t rows[MANY_BATCH_MAX];
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < a.stages; i++) {
+      barrier_init(&full[i], PRODUCERS + 1);
+      barrier_init(&empty[i], 2);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  Many work(a, shared, full, empty);
+  wait_for_inputs();
+  let_next_start();
+  __syncthreads();
+  work.load_plan();
+  if (threadIdx.x < PRODUCERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    many_produce<DOWN>(work, rows);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    uint32_t stage = 0, phase = 0;
+    for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
+      const int4 batch = work.batches[item / work.tiles];
+      const uint32_t slab = item % work.tiles * MANY_SLABS;
+      float sum[MANY_BATCH_MAX / 2];
+      switch ((batch.z + 31) / 32) {
+        case 1: multiply_all<32>(work, sum, stage, phase); break;
+        case 2: multiply_all<64>(work, sum, stage, phase); break;
+        case 3: multiply_all<96>(work, sum, stage, phase); break;
+        case 4: multiply_all<128>(work, sum, stage, phase); break;
+        case 5: multiply_all<160>(work, sum, stage, phase); break;
+        case 6: multiply_all<192>(work, sum, stage, phase); break;
+        case 7: multiply_all<224>(work, sum, stage, phase); break;
+        default: multiply_all<256>(work, sum, stage, phase); break;
+      }
+      store_all<DOWN>(work, batch, slab, sum);
+    }
+  }
+}
+
+#else  // Only Hopper has these instructions.
+
+template <bool DOWN>
+__device__ __forceinline__ void many(const minisgl_experts_many_args&) {
+  __trap();
+}
+
+#endif
+
+KERNEL __launch_bounds__(THREADS, 1) minisgl_experts_many_up(const __grid_constant__ minisgl_experts_many_args a) {
+  many<false>(a);
+}
+KERNEL __launch_bounds__(THREADS, 1) minisgl_experts_many_down(const __grid_constant__ minisgl_experts_many_args a) {
+  many<true>(a);
+}

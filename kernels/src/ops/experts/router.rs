@@ -1,0 +1,210 @@
+//! Which experts a row goes to; the kernels are `cu/experts/experts_router.cu` and `experts_place.cu`.
+
+use half::bf16;
+
+use super::{ExpertsShape, ROUTE_ROWS, Routed, batches_max, check_shape, room};
+use crate::abi::{Address, RouterArgs};
+use crate::check::Check;
+use crate::device::Device;
+use crate::error::LaunchError;
+use crate::grid::Grid;
+use crate::kernel::Kernel;
+use crate::{Array, ArrayMut};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+/// Experts of a block, and columns of a step.
+const EXPERTS_BLOCK: u32 = 8;
+const STEP: usize = 256;
+
+/// What experts are chosen by.
+#[derive(Clone, Copy)]
+pub enum Score<'a> {
+    /// The largest logits; weights are their softmax. Over all experts (Mixtral, Qwen3-MoE, Qwen2-MoE), or with
+    /// `renormalise` over the chosen, which is the same as choosing first and taking the softmax then (gpt-oss).
+    Softmax,
+    /// The largest of sigmoid and correction; weights are the sigmoids (DeepSeek-V3, GLM-4.5, with one group of experts).
+    Sigmoid {
+        /// Added for the choice alone, `[experts]`.
+        correction: Option<Array<'a, f32>>,
+    },
+}
+
+/// How a row's experts are chosen and weighed. Equal scores go to the lower index; a NaN comes last.
+pub struct Choice<'a> {
+    /// By what.
+    pub score: Score<'a>,
+    /// Weights of a row are divided by their sum.
+    pub renormalise: bool,
+    /// Weights are multiplied by this in the end.
+    pub scale: f32,
+    /// Negative for a padding row, which goes nowhere, `[rows]`; without it there is none. The slots of a batch will do.
+    pub there: Option<Array<'a, i32>>,
+}
+
+/// Where logits come from.
+pub enum RouterInput<'a> {
+    /// The product is part of the op, for at most [`Router::ROWS_MAX`] rows.
+    Rows {
+        /// `[rows, hidden]`.
+        x: Array<'a, bf16>,
+        /// The norm of `x`, if it has none yet.
+        norm: Option<RouterNorm<'a>>,
+        /// `[experts, hidden]`.
+        weight: Array<'a, bf16>,
+    },
+    /// A matrix product has left them in `logits`, without the bias.
+    Logits,
+}
+
+/// A norm before the router, as [`RmsNorm`](crate::ops::RmsNorm) computes it.
+pub struct RouterNorm<'a> {
+    /// `[hidden]`.
+    pub weight: Array<'a, bf16>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// The normalised rows, for the experts, `[rows, hidden]`.
+    pub normed: ArrayMut<'a, bf16>,
+}
+
+/// Logits of all experts, the choice of `top` of them, and the plan by which [`ExpertsFew`](super::ExpertsFew) or
+/// [`ExpertsMany`](super::ExpertsMany) compute. The host learns nothing of it.
+///
+/// f32 from bf16. With few rows one launch, bound by latency; else two, which move `4 * rows * experts` bytes.
+pub struct Router<'a> {
+    /// Rows or logits.
+    pub input: RouterInput<'a>,
+    /// Added to the logits, `[experts]`.
+    pub bias: Option<Array<'a, f32>>,
+    /// At least `rows * experts`.
+    pub logits: ArrayMut<'a, f32>,
+    /// How to choose.
+    pub choice: Choice<'a>,
+    /// `[rows, top]`, the best first; -1 in a padding row.
+    pub ids: ArrayMut<'a, i32>,
+    /// `[rows, top]`; 0 in a padding row.
+    pub weights: ArrayMut<'a, f32>,
+    /// At least [`Routed::plan_len`].
+    pub plan: ArrayMut<'a, i32>,
+    /// At least [`Router::workspace_len`], zeros before the first launch.
+    pub workspace: ArrayMut<'a, u32>,
+    /// Pairs of a row and an expert that are computed together at most: what the op after it says for so many rows.
+    pub batch: usize,
+    /// The layer.
+    pub shape: ExpertsShape,
+    /// Tokens.
+    pub rows: usize,
+}
+
+impl Router<'_> {
+    /// Rows at most where the product is part of the op.
+    pub const ROWS_MAX: usize = ROUTE_ROWS;
+    /// Width of the model at most where the product is part of the op.
+    pub const HIDDEN_MAX: usize = 32 * STEP;
+
+    /// Elements of the workspace for up to `rows` rows.
+    pub fn workspace_len(shape: ExpertsShape, rows: usize) -> usize {
+        4 + rows.div_ceil(ROUTE_ROWS) * shape.experts
+    }
+
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let check = Check::new("router", device);
+        let (shape, rows) = (self.shape, self.rows);
+        let ExpertsShape { experts, top, hidden, .. } = shape;
+        check_shape(&check, shape, rows)?;
+        check.that(self.batch > 0, || "batch is 0".into())?;
+        let floats = |name, array: &Option<Array<'_, f32>>| match array {
+            Some(array) => check.scalars(name, array, &[experts]),
+            None => Ok(0),
+        };
+        let (score, correction) = match &self.choice.score {
+            Score::Softmax => (0, 0),
+            Score::Sigmoid { correction } => (1, floats("correction", correction)?),
+        };
+        let there = match &self.choice.there {
+            Some(there) => check.scalars("there", there, &[rows])?,
+            None => 0,
+        };
+        let workspace = Router::workspace_len(shape, rows);
+        let workspace = room(&check, "workspace", &self.workspace, workspace)?;
+        let plan_len = Routed::plan_len(shape, rows, self.batch);
+        let (x, norm_weight, weight, normed, eps) = self.input.check(&check, shape, rows)?;
+        let args = RouterArgs {
+            x,
+            norm_weight,
+            weight,
+            bias: floats("bias", &self.bias)?,
+            correction,
+            there,
+            normed,
+            logits: room(&check, "logits", &self.logits, rows * experts)?,
+            ids: check.scalars("ids", &self.ids, &[rows, top])?,
+            weights: check.scalars("weights", &self.weights, &[rows, top])?,
+            counts: workspace + 16,
+            plan: room(&check, "plan", &self.plan, plan_len)?,
+            arrived: workspace,
+            rows: check.count("rows", rows)?,
+            hidden: hidden as u32,
+            experts: experts as u32,
+            top: top as u32,
+            eps,
+            scale: self.choice.scale,
+            score,
+            renormalise: u32::from(self.choice.renormalise),
+            batch: check.count("batch", self.batch)?,
+            batches_max: check.count("batches", batches_max(shape, rows, self.batch))?,
+        };
+        if rows == 0 {
+            return Ok(());
+        }
+        let grid =
+            |blocks| Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes: 0, cluster: 1 };
+        if x == 0 {
+            let blocks = args.rows.div_ceil(ROUTE_ROWS as u32);
+            // SAFETY: the struct is the kernel's, its arrays were checked above, and a block has 64 rows.
+            unsafe { check.launch(Kernel::ExpertsChoose, grid(blocks), &args) }?;
+            // SAFETY: as above.
+            return unsafe { check.launch(Kernel::ExpertsPlace, grid(blocks), &args) };
+        }
+        let kernel = match hidden.div_ceil(STEP) {
+            ..=8 => Kernel::Router8,
+            9..=16 => Kernel::Router16,
+            _ => Kernel::Router32,
+        };
+        // SAFETY: the struct is the kernel's, its arrays were checked above, the steps cover the columns, and at most 64
+        // blocks fit on every GPU at once, as they wait for each other.
+        unsafe { check.launch(kernel, grid(args.experts.div_ceil(EXPERTS_BLOCK)), &args) }
+    }
+}
+
+impl RouterInput<'_> {
+    /// Addresses of x, of the norm's weight, of the weight and of the normalised rows; and eps.
+    fn check(
+        &self,
+        check: &Check<'_>,
+        shape: ExpertsShape,
+        rows: usize,
+    ) -> Result<(Address, Address, Address, Address, f32), LaunchError> {
+        let RouterInput::Rows { x, norm, weight } = self else { return Ok((0, 0, 0, 0, 0.0)) };
+        let ExpertsShape { experts, hidden, .. } = shape;
+        check.that(rows <= Router::ROWS_MAX, || {
+            format!("rows is {rows}, the limit is {}", Router::ROWS_MAX)
+        })?;
+        check.that(hidden <= Router::HIDDEN_MAX, || {
+            format!("hidden is {hidden}, the limit is {}", Router::HIDDEN_MAX)
+        })?;
+        let (norm_weight, normed, eps) = match norm {
+            Some(RouterNorm { weight, eps, normed }) => {
+                let weight = check.array("norm weight", weight, &[hidden])?;
+                (weight, check.array("normed", normed, &[rows, hidden])?, *eps)
+            }
+            None => (0, 0, 0.0),
+        };
+        let x = check.array("x", x, &[rows, hidden])?;
+        Ok((x, norm_weight, check.array("weight", weight, &[experts, hidden])?, normed, eps))
+    }
+}
