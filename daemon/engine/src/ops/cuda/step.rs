@@ -52,6 +52,8 @@ impl CudaOps {
         let stream = self.stream().clone();
         self.outputs.begin(&stream)?;
         match (mode, record) {
+            // A plan may do no more than install requests.
+            (Mode::Eager, _) if batch.tokens().is_empty() => {}
             (Mode::Eager, _) => forward(self)?,
             (Mode::Padded(rows), false) => {
                 forward(self)?;
