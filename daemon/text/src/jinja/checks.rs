@@ -16,7 +16,7 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
     };
     let whole = || {
         if matches!(value, Value::Large(_)) {
-            return Err(ops::too_large());
+            return Err(Error::too_large());
         }
         let number = value.as_int().or(value.as_float().map(|number| number as i128));
         number.ok_or_else(|| match value.is_undefined() {

@@ -5,7 +5,7 @@ use minisgl_proto::integers;
 use super::args::{Args, int_or, is_set, wrong};
 use super::run::Run;
 use super::value::{Dict, Key, Str, Value};
-use super::{Error, Result, attributes, format, json, lists, names, ops, prose, text};
+use super::{Error, Result, attributes, format, json, lists, names, prose, text};
 
 /// `value | name(args)`
 pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<Value> {
@@ -53,7 +53,7 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             }
             Ok(match &value {
                 Value::Str(text) => parse_float(&text.text).map_or(default, Value::Float),
-                Value::Large(_) => Value::Float(value.as_float().ok_or_else(ops::too_large)?),
+                Value::Large(_) => Value::Float(value.as_float().ok_or_else(Error::too_large)?),
                 other => other.as_float().map_or(default, Value::Float),
             })
         }
@@ -178,7 +178,7 @@ fn round(value: &Value, args: Args) -> Result<Value> {
     let [precision, method] = args.bind("round", ["precision", "method"])?;
     let precision = int_or(precision, 0)?.clamp(-300, 300) as i32;
     if matches!(value, Value::Large(_)) {
-        return Err(ops::too_large());
+        return Err(Error::too_large());
     }
     let number = value.as_float().ok_or_else(|| wrong("round", value))?;
     let method = method.map_or_else(|| "common".into(), |method| text::str(&method));

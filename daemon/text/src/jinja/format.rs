@@ -1,7 +1,7 @@
 //! `'%s' % x`, and how one value is written by a format.
 
 use super::value::{Str, Value, check_text, field};
-use super::{Error, Result, ops, text};
+use super::{Error, Result, text};
 
 /// How one value is written.
 #[derive(Debug, Default)]
@@ -131,7 +131,7 @@ fn percent_one(kind: char, value: &Value, mut spec: Spec) -> Result<String> {
             aligned(c.ok_or_else(|| Error::failed("%c requires int or char"))?, &spec, '>')
         }
         'd' | 'i' | 'u' | 'x' | 'X' | 'o' if matches!(value, Value::Large(_)) => {
-            Err(ops::too_large())
+            Err(Error::too_large())
         }
         'd' | 'i' | 'u' => {
             let Some(number) = value.as_int().or(value.as_float().map(|number| number as i128))
@@ -175,7 +175,7 @@ pub fn one(value: &Value, text: &str) -> Result<String> {
         Value::Bool(flag) if spec.kind.is_none() || spec.kind == Some('s') => {
             aligned(text::str(&Value::Bool(*flag)).to_string(), &spec, '>')
         }
-        Value::Large(_) => Err(ops::too_large()),
+        Value::Large(_) => Err(Error::too_large()),
         other => match other.as_int() {
             Some(number) if matches!(spec.kind, Some('f' | 'F' | 'e' | 'E' | 'g' | 'G' | '%')) => {
                 float(number as f64, &spec)

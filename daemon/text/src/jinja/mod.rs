@@ -65,6 +65,11 @@ impl Error {
     fn failed(message: impl Into<String>) -> Error {
         Error::Failed(message.into())
     }
+
+    /// Of computing with an integer that is only shown and compared here.
+    fn too_large() -> Error {
+        Error::failed("a number is too large to compute with")
+    }
 }
 
 type Result<T> = std::result::Result<T, Error>;

@@ -90,11 +90,6 @@ fn sign(op: Binary) -> &'static str {
     }
 }
 
-/// The error of computing with integers that this engine only shows.
-pub fn too_large() -> Error {
-    Error::failed("a number is too large to compute with")
-}
-
 fn number(op: Binary, a: &Value, b: &Value) -> Result<Value> {
     let by_zero = || Error::failed("division by zero");
     if let (Some(x), Some(y)) = (a.as_int(), b.as_int()) {
@@ -110,10 +105,10 @@ fn number(op: Binary, a: &Value, b: &Value) -> Result<Value> {
             Binary::Pow if y < 0 => return Ok(Value::Float((x as f64).powf(y as f64))),
             Binary::Pow => u32::try_from(y).ok().and_then(|y| x.checked_pow(y)),
         };
-        return whole.map(Value::Int).ok_or_else(too_large);
+        return whole.map(Value::Int).ok_or_else(Error::too_large);
     }
     if matches!(a, Value::Large(_)) || matches!(b, Value::Large(_)) {
-        return Err(too_large());
+        return Err(Error::too_large());
     }
     let (Some(x), Some(y)) = (a.as_float(), b.as_float()) else {
         return Err(unsupported(sign(op), a, b));
