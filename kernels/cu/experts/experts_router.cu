@@ -37,6 +37,9 @@ __device__ __forceinline__ bool arrive(const minisgl_router_args& a, uint32_t* a
   return last;
 }
 
+// Columns that one step of a warp multiplies: 16 bytes a lane, four lanes a row.
+constexpr uint32_t STEP = 32;
+
 template <int STEPS>
 __device__ __forceinline__ void router(const minisgl_router_args& a) {
   __shared__ float partial[WARPS][16][8 + 1];
