@@ -1,7 +1,9 @@
-//! Times of the prefix cache: `cargo bench -p minisgl-cache`.
+//! Processor times of the prefix cache: `cargo bench -p minisgl-cache`.
 //!
 //! The tree holds 256 sequences of 32,768 tokens that share beginnings of random length, published
 //! in chunks of 512 tokens as a scheduler does.
+
+mod processor_time;
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
 use minisgl_cache::{Mode, PageTable, PrefixCache};
+use processor_time::ProcessorTime;
 
 const LEN: usize = 32_768;
 const SEQUENCES: usize = 256;
@@ -46,7 +49,7 @@ fn filled(page_size: usize, sequences: &[Vec<u32>]) -> PrefixCache {
     cache
 }
 
-fn bench(c: &mut Criterion) {
+fn bench(c: &mut Criterion<ProcessorTime>) {
     let sequences = sequences();
     for page_size in [1, 16] {
         let mut cache = filled(page_size, &sequences);
@@ -97,6 +100,7 @@ fn bench(c: &mut Criterion) {
 
 fn main() {
     let mut c = Criterion::default()
+        .with_measurement(ProcessorTime)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2))
         .without_plots()

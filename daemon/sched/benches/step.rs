@@ -1,15 +1,19 @@
-//! Time of one scheduler step, cache included: `cargo bench -p minisgl-sched`.
+//! Processor time of one scheduler step, cache included: `cargo bench -p minisgl-sched`.
 //!
 //! 256 requests decode with about 1,000 tokens of context each; a step takes the output of the plan
 //! before the last, and builds the next one with overlap. The executor is no part of it.
 
+#[path = "../../cache/benches/processor_time/mod.rs"]
+mod processor_time;
+
 use std::collections::VecDeque;
 use std::mem;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criterion::Criterion;
 use minisgl_proto::{CacheMode, RequestId, Sampled, SamplingParams, StopParams, Submit};
 use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput};
+use processor_time::ProcessorTime;
 
 const REQUESTS: u32 = 256;
 const CONTEXT: u32 = 1_000;
@@ -62,7 +66,7 @@ fn decoding(page_size: u32) -> (Scheduler, Plan, Plan) {
     }
 }
 
-fn bench(c: &mut Criterion) {
+fn bench(c: &mut Criterion<ProcessorTime>) {
     for page_size in [16, 1] {
         let name = format!("step with {REQUESTS} decodes, page size {page_size}");
         c.bench_function(&name, |b| {
@@ -73,9 +77,9 @@ fn bench(c: &mut Criterion) {
                     let (mut scheduler, mut oldest, mut newest) = decoding(page_size);
                     for _ in 0..left.min(STEPS) {
                         let event = output(&oldest);
-                        let start = Instant::now();
+                        let start = processor_time::now();
                         let step = scheduler.step([event], 0.0);
-                        spent += start.elapsed();
+                        spent += processor_time::now() - start;
                         assert_eq!(step.token_events.len(), REQUESTS as usize);
                         let next = step.plan.expect("all go on");
                         scheduler
@@ -91,6 +95,7 @@ fn bench(c: &mut Criterion) {
 
 fn main() {
     let mut c = Criterion::default()
+        .with_measurement(ProcessorTime)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2))
         .sample_size(20)

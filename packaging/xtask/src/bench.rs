@@ -13,7 +13,7 @@ use crate::{build, model, needs, paths, sh};
 /// The benchmarks that have thresholds: package and name.
 const BENCHES: [(&str, &str); 2] = [("minisgl-sched", "step"), ("minisgl-cache", "radix")];
 
-/// A result, which is a folder under `target/criterion`, and the microseconds that its mean may take.
+/// A result, which is a folder under `target/criterion`, and the microseconds of processor time that its mean may take.
 const THRESHOLDS: [(&str, f64); 4] = [
     ("step with 256 decodes, page size 16", 100.0),
     // The page tables alone are a megabyte here: the copy is bound by memory.
@@ -45,7 +45,8 @@ struct Estimate {
 /// # Errors
 /// One is slower than its threshold.
 pub fn run() -> Result<()> {
-    // A neighbour on the machine only ever makes a mean larger: the best of a few runs counts.
+    // Neighbours take turns, which processor time does not show, and share caches, which it does: the best of a few runs
+    // counts.
     let mut slow = too_slow()?;
     for _ in 1..RUNS_MAX {
         if slow.is_empty() {
