@@ -67,8 +67,8 @@ use self::results::Outputs;
 use self::tuned::TunedFile;
 use self::upload::Uploader;
 use super::{
-    Around, Attention as LayerAttention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pending,
-    Scratch, Storage, Stream,
+    Around, Attention as LayerAttention, Experts, Linear, Norm, OpResult, Ops, Pending, Scratch,
+    Storage, Stream,
 };
 use crate::batch::Batch;
 use crate::config::ModelConfig;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cudarc::driver::CudaSlice;
+use half::bf16;
 use minisgl_kernels::Device;
 use minisgl_kernels::peers::{
     Allowed, FaultRecord, NextNorm, PATIENCE, PeerShape, Peers, Sum, Way,

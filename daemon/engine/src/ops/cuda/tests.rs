@@ -8,7 +8,7 @@ use super::linear::gemm_rows;
 use super::*;
 use crate::collective::Group;
 use crate::config::{Architecture, AttentionBias, AttentionSpec, Ffn};
-use crate::ops::NormId;
+use crate::ops::{HeadNorms, NormId};
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 
 const SLOTS: usize = 300;
