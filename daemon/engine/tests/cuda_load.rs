@@ -101,11 +101,12 @@ fn dummy_weights_are_the_hosts() {
     let dir = tempfile::tempdir().unwrap();
     let (config, _) = write_model(dir.path(), &tiny(), Dtype::BF16, 1);
     let dummies = LoadOptions { dummy_weights: true, kv_tokens: Some(4096), ..on_gpu() };
-    let source = minisgl_engine::weights::open(dir.path(), &config, &dummies).unwrap();
-    let raw: Vec<(String, Vec<usize>, Vec<u8>)> = config
-        .tensors()
-        .into_iter()
-        .map(|(name, shape)| {
+    let tensors = minisgl_engine::model::tensors(&config);
+    let source = minisgl_engine::weights::open(dir.path(), &tensors, &dummies).unwrap();
+    let raw: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .cloned()
+        .map(|TensorSpec { name, shape }| {
             let part = source.part(&name, &shape, &minisgl_engine::weights::Part::All).unwrap();
             let mut values = vec![half::bf16::ZERO; part.len()];
             part.read_bf16(0, &mut values);

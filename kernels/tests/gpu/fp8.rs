@@ -10,7 +10,7 @@ use minisgl_kernels::ops::{
     MediumGemm, Quantise, QuantiseInput, RmsNorm, SiluMul, SkinnyGemm, SkinnyInput, SkinnyOut,
     SkinnyWeight,
 };
-use minisgl_kernels::{Array, Device};
+use minisgl_kernels::Array;
 
 use crate::skinny::{OUTS, Out};
 use crate::support::{Gpu, assert_close, assert_same};
