@@ -307,7 +307,8 @@ mod tests {
         for stream in &mut silent[..2] {
             let _ = stream.read_to_end(&mut rest).await;
         }
-        assert!(began.elapsed() >= timeout, "{:?}", began.elapsed());
+        let took = began.elapsed();
+        assert!((timeout..2 * timeout).contains(&took), "{took:?}");
         // There is room again.
         let mut stream = UnixStream::connect(&path).await.unwrap();
         let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";

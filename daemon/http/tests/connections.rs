@@ -306,6 +306,8 @@ async fn shutdown_lets_running_requests_finish() {
     read_until(&mut stream, "\"content\":\"a\"").await;
     server.stop.send(()).unwrap();
     refused(server.address).await;
+    // Longer than those have who were let in and said nothing yet.
+    tokio::time::sleep(Duration::from_millis(600)).await;
     go_on.notify_one();
     read_until(&mut stream, "[DONE]").await;
     timeout(PATIENCE, server.task).await.unwrap().unwrap();
