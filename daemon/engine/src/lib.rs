@@ -7,6 +7,7 @@
 //! ```text
 //!   engine    Engine::load, Executor: launch(plan), wait() -> tokens
 //!     rank      one thread a rank, collectives, who holds which shard
+//!     patience  how long a step may take
 //!       model     forward passes, written once over ops
 //!         ops       the Ops trait; ops/cpu is the readable reference, ops/cuda runs on NVIDIA GPUs
 //!       sampler   logits -> token
