@@ -74,7 +74,7 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::shard::Shard;
-use crate::weights::TensorPart;
+use crate::weights::{MatrixPart, TensorPart};
 
 /// What a GPU rank is made for.
 pub struct CudaSpec<'a> {
@@ -339,7 +339,15 @@ impl Storage for CudaOps {
 impl Ops for CudaOps {
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
+    fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let plain = |part: &MatrixPart<'_>| match part {
+            MatrixPart::Plain(part) => Ok(part.clone()),
+            MatrixPart::Coded(part) => Err(failed("choose kernels")(format!(
+                "there are none for {:?} weights yet; load with --device cpu",
+                part.code()
+            ))),
+        };
+        let parts = &parts.iter().map(plain).collect::<OpResult<Vec<TensorPart<'_>>>>()?[..];
         let rows = parts.iter().map(TensorPart::len).sum::<usize>() / inputs;
         let data = self.upload(parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
         let matrix = Matrix { data, rows, inputs };

@@ -52,7 +52,7 @@ trait Visible: Ops {
 
     fn weights(&self, values: &[f32], inputs: usize) -> Self::Matrix {
         let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
-        self.matrix(&[TensorPart::of(&values)], inputs).unwrap()
+        self.matrix(&[MatrixPart::Plain(TensorPart::of(&values))], inputs).unwrap()
     }
 
     fn weight(&self, values: &[f32]) -> Self::Vector {
