@@ -73,6 +73,16 @@ impl TensorSpec {
         self.shape.iter().map(|&size| size as u64).product()
     }
 
+    /// Bytes it takes as most checkpoints have it, or as dummies are made: plain numbers in 16 bits.
+    pub fn bytes(&self) -> u64 {
+        let element = match self.element {
+            Element::Float => 2,
+            Element::E4m3 | Element::E2m1Pairs | Element::E8m0 => 1,
+            Element::Scale => 4,
+        };
+        self.elements() * element
+    }
+
     /// Whether a stored tensor of `found` can be this one. Scales are written with axes of 1 or without.
     pub fn has_shape(&self, found: &[usize]) -> bool {
         let squeezed = |shape: &[usize]| -> Vec<usize> {

@@ -1,3 +1,5 @@
+mod quantization;
+
 use std::fs;
 
 use serde_json::{Value, json};

@@ -3,6 +3,8 @@
 //! Owns: which bytes of which tensors a window of a coded matrix is. Must never: multiply a code by its scale; a device
 //! does that where it computes.
 
+use std::ops::Range;
+
 use super::tensor::TensorPart;
 use super::window::Window;
 use super::{Part, WeightError, WeightSource};
@@ -53,25 +55,34 @@ impl<'a> MatrixPart<'a> {
         }
         // Rows of all matrices that `shape` stacks are counted on. No block reaches over two of them: either a
         // stack has one matrix, or a block one row.
-        let (row, col, step) = (first / inputs, first % inputs, row_stride / inputs);
         let [block_rows, block_cols] = scheme.block([*out, *inputs]);
-        let (from, to) = (col * code.bits() / 8, code.bytes(col + cols));
+        let (row, col, step) = (first / inputs, first % inputs, row_stride / inputs);
+        if step != 1 && block_rows != 1 {
+            return Err(bad());
+        }
+        let rows = Lines { first: row, count: rows, block: block_rows };
+        let cols = Lines { first: col, count: cols, block: block_cols };
+        let (from, to) = (code.bits() * col / 8, code.bytes(col + cols.count));
         let row_bytes = code.bytes(*inputs);
         let codes_part = Part::Strided {
             first: row * row_bytes + from,
-            rows,
+            rows: rows.count,
             row_stride: step * row_bytes,
             cols: to - from,
             col_stride: 1,
         };
-        Ok(MatrixPart::Coded(CodedPart {
-            code,
-            rows: Lines { first: row, count: rows, step, block: block_rows },
-            cols: Lines { first: col, count: cols, step: 1, block: block_cols },
-            codes: source.part(&codes.name, &codes.shape, &codes_part)?,
-            scales: source.part(&scales.name, &scales.shape, &Part::All)?,
-            grid_cols: inputs.div_ceil(block_cols),
-        }))
+        let (down, across) = (rows.blocks(), cols.blocks());
+        let grid_cols = inputs.div_ceil(block_cols);
+        let scales_part = Part::Strided {
+            first: down.start * grid_cols + across.start,
+            rows: down.len(),
+            row_stride: step * grid_cols,
+            cols: across.len(),
+            col_stride: 1,
+        };
+        let codes = source.part(&codes.name, &codes.shape, &codes_part)?;
+        let scales = source.part(&scales.name, &scales.shape, &scales_part)?;
+        Ok(MatrixPart::Coded(CodedPart { code, rows, cols, codes, scales }))
     }
 }
 
@@ -80,18 +91,15 @@ impl<'a> MatrixPart<'a> {
 struct Lines {
     first: usize,
     count: usize,
-    step: usize,
     block: usize,
 }
 
 impl Lines {
-    /// Indices of the blocks that they lie in, from the first to the last.
-    fn blocks(&self) -> std::ops::Range<usize> {
-        if self.count == 0 {
-            return 0..0;
-        }
-        let last = self.first + (self.count - 1) * self.step;
-        self.first / self.block..last / self.block + 1
+    /// Indices of the blocks that they lie in. Rows at a distance from each other have a block each.
+    fn blocks(&self) -> Range<usize> {
+        let end = self.first + self.count;
+        let first = self.first / self.block;
+        if self.count == 0 { first..first } else { first..end.div_ceil(self.block) }
     }
 }
 
@@ -102,9 +110,8 @@ pub struct CodedPart<'a> {
     cols: Lines,
     /// The bytes of the window's rows, from the first that has a code of it to the last.
     codes: TensorPart<'a>,
-    /// All scales of the tensor.
+    /// Of the blocks that the window reaches into.
     scales: TensorPart<'a>,
-    grid_cols: usize,
 }
 
 /// A part of a coded matrix in host memory: element `[row, col]` is code `[row, col]` times scale
@@ -151,36 +158,21 @@ impl CodedPart<'_> {
 
     /// Reads it, on all cores.
     pub fn load(&self) -> CodedMatrix {
-        let CodedPart { code, rows, cols, grid_cols, .. } = *self;
+        let CodedPart { code, rows, cols, .. } = *self;
         let mut codes = self.codes.load_bytes();
         if code.bits() == 4 {
             codes = aligned(codes, rows.count, cols);
         }
-        let all = self.scales.load().into_f32();
-        let across = cols.blocks();
-        let row = |block: usize| &all[block * grid_cols..][..grid_cols][across.clone()];
-        // Rows at a distance from each other have a scale row each.
-        let (block_rows, row_offset, scales) = match rows.step {
-            1 => (
-                rows.block,
-                rows.first % rows.block,
-                rows.blocks().flat_map(row).copied().collect(),
-            ),
-            step => {
-                let blocks = (0..rows.count).map(|r| (rows.first + r * step) / rows.block);
-                (1, 0, blocks.flat_map(row).copied().collect::<Vec<f32>>())
-            }
-        };
         CodedMatrix {
             code,
             rows: rows.count,
             cols: cols.count,
             codes,
-            scales,
-            scale_cols: across.len(),
-            block_rows,
+            scales: self.scales.load().into_f32(),
+            scale_cols: cols.blocks().len(),
+            block_rows: rows.block,
             block_cols: cols.block,
-            row_offset,
+            row_offset: rows.first % rows.block,
             col_offset: cols.first % cols.block,
         }
     }

@@ -51,26 +51,16 @@ impl WeightSource for DummyWeights {
             Element::Float => TensorPart::made(window, DummyTensor::named(name, self.seed)),
             Element::E4m3 => TensorPart::made_bytes(window, bytes(Code::E4m3)),
             Element::E2m1Pairs => TensorPart::made_bytes(window, bytes(Code::E2m1)),
-            Element::Scale => TensorPart::constant(window, DummyBytes::multiplier(Code::E4m3)),
-            Element::E8m0 => TensorPart::constant(window, DummyBytes::multiplier(Code::E2m1)),
+            Element::Scale => TensorPart::constant(window, DummyBytes::multiplier(Code::E4m3), 4),
+            Element::E8m0 => TensorPart::constant(window, DummyBytes::multiplier(Code::E2m1), 1),
         })
     }
 
     fn bytes_total(&self) -> u64 {
-        let bytes = |tensor: &TensorSpec| tensor.elements() * element_bytes(tensor.element);
-        self.tensors.values().map(bytes).sum()
+        self.tensors.values().map(TensorSpec::bytes).sum()
     }
 
     fn dtype(&self) -> &'static str {
         self.scheme.unwrap_or("bf16")
-    }
-}
-
-/// Bytes of an element as it is made.
-fn element_bytes(element: Element) -> u64 {
-    match element {
-        Element::Float => 2,
-        Element::E4m3 | Element::E2m1Pairs => 1,
-        Element::Scale | Element::E8m0 => 4,
     }
 }

@@ -81,8 +81,8 @@ enum Elements<'a> {
     Dummy(DummyTensor),
     /// Bytes that are not stored anywhere.
     DummyBytes(DummyBytes),
-    /// One number over and over.
-    Constant(f32),
+    /// One number over and over, each as if it took `bytes`.
+    Constant { value: f32, bytes: usize },
 }
 
 /// How to make a part of a dummy tensor where it is needed: element `[row, col]` is element
@@ -128,9 +128,9 @@ impl<'a> TensorPart<'a> {
         TensorPart { window, elements: Elements::DummyBytes(bytes) }
     }
 
-    /// `window` of a tensor that is `value` all over.
-    pub(super) fn constant(window: Window, value: f32) -> TensorPart<'static> {
-        TensorPart { window, elements: Elements::Constant(value) }
+    /// `window` of a tensor that is `value` all over, in elements of `bytes`.
+    pub(super) fn constant(window: Window, value: f32, bytes: usize) -> TensorPart<'static> {
+        TensorPart { window, elements: Elements::Constant { value, bytes } }
     }
 
     /// Elements.
@@ -146,7 +146,8 @@ impl<'a> TensorPart<'a> {
     /// Bytes it takes as stored.
     pub fn stored_bytes(&self) -> usize {
         let element = match self.elements {
-            Elements::Mapped { stored: Stored::F32, .. } | Elements::Constant(_) => 4,
+            Elements::Mapped { stored: Stored::F32, .. } => 4,
+            Elements::Constant { bytes, .. } => bytes,
             Elements::Mapped { stored: Stored::E8m0 | Stored::Byte, .. }
             | Elements::DummyBytes(_) => 1,
             _ => 2,
@@ -183,7 +184,7 @@ impl<'a> TensorPart<'a> {
             Elements::Mapped { stored: Stored::Byte, .. } | Elements::DummyBytes(_) => {
                 unreachable!("codes are read as bytes")
             }
-            Elements::Constant(value) => out.fill(bf16::from_f32(*value)),
+            Elements::Constant { value, .. } => out.fill(bf16::from_f32(*value)),
             Elements::Memory(values) => out.copy_from_slice(&values[start..][..out.len()]),
             Elements::Dummy(tensor) => {
                 let mut rest = out;
@@ -214,7 +215,7 @@ impl<'a> TensorPart<'a> {
             Elements::Mapped { stored: Stored::E8m0, .. } => {
                 HostTensor::F32(self.all(0.0, |start, out| self.decode(start, out, power_of_two)))
             }
-            Elements::Constant(value) => HostTensor::F32(vec![value; self.len()]),
+            Elements::Constant { value, .. } => HostTensor::F32(vec![value; self.len()]),
             _ => HostTensor::Bf16(self.all(bf16::ZERO, |start, out| self.read_bf16(start, out))),
         }
     }

@@ -1,3 +1,4 @@
+mod coded;
 mod refusals;
 
 use std::collections::BTreeMap;
