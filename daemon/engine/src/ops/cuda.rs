@@ -331,6 +331,17 @@ impl Drop for CudaOps {
     }
 }
 
+/// A part of plain numbers; there are no kernels for codes yet.
+fn plain_part<'a>(part: &MatrixPart<'a>) -> OpResult<TensorPart<'a>> {
+    match part {
+        MatrixPart::Plain(part) => Ok(part.clone()),
+        MatrixPart::Coded(part) => Err(failed("choose kernels")(format!(
+            "there are none for {:?} weights; load with --device cpu",
+            part.code()
+        ))),
+    }
+}
+
 impl Storage for CudaOps {
     type Matrix = Matrix;
     type Vector = CudaSlice<bf16>;
@@ -340,16 +351,9 @@ impl Ops for CudaOps {
     type Buffer = Buffer;
 
     fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Matrix> {
-        let plain = |part: &MatrixPart<'_>| match part {
-            MatrixPart::Plain(part) => Ok(part.clone()),
-            MatrixPart::Coded(part) => Err(failed("choose kernels")(format!(
-                "there are none for {:?} weights yet; load with --device cpu",
-                part.code()
-            ))),
-        };
-        let parts = &parts.iter().map(plain).collect::<OpResult<Vec<TensorPart<'_>>>>()?[..];
+        let parts: Vec<TensorPart<'_>> = parts.iter().map(plain_part).collect::<OpResult<_>>()?;
         let rows = parts.iter().map(TensorPart::len).sum::<usize>() / inputs;
-        let data = self.upload(parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
+        let data = self.upload(&parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
         let matrix = Matrix { data, rows, inputs };
         self.shapes.borrow_mut().insert((matrix.padded_rows(), inputs));
         Ok(matrix)
