@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 print("torch", torch.__version__, "transformers", transformers.__version__)
+transformers.logging.set_verbosity(transformers.logging.CRITICAL)
 folder = sys.argv[1]
 
 def read(rows):
