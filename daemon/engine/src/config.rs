@@ -6,6 +6,7 @@
 
 mod fields;
 mod parse;
+mod quantization;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tests;
 use std::path::Path;
 
 pub use fields::ConfigError;
+pub use quantization::Quantization;
 pub use spec::{
     Activation, AttentionBias, AttentionSpec, ExpertsSpec, Ffn, LayerSpec, NormSpec, Router,
     SharedExpert,
@@ -161,6 +163,8 @@ pub struct ModelConfig {
     pub ropes: Vec<RopeConfig>,
     /// The head is the embedding; there is no `lm_head.weight`.
     pub tie_word_embeddings: bool,
+    /// How matrices are stored.
+    pub quantization: Quantization,
     /// Tokens that end a text, ascending, each in the vocabulary; may be empty.
     pub eos_token_ids: Vec<u32>,
 }

@@ -12,6 +12,7 @@
 //!         ops       the Ops trait; ops/cpu is the readable reference, ops/cuda runs on NVIDIA GPUs
 //!       sampler   logits -> token
 //!     weights   safetensors or dummies, slice by slice
+//!     scheme    how a matrix is stored: numbers, or codes and scales
 //!     config    what config.json says
 //!   probe     what this machine has: driver, GPUs, libraries
 //! ```
@@ -35,6 +36,7 @@ pub mod probe;
 pub mod rank;
 pub mod rope;
 pub mod sampler;
+pub mod scheme;
 pub mod shard;
 pub mod weights;
 

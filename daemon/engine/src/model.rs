@@ -10,6 +10,7 @@
 //!    for the layers (`config/parse/layers.rs`). A kind of layer that is not there yet is a new word in
 //!    `config/spec.rs`.
 //! 2. `model/layout.rs`: the names of its tensors, where they are not the usual ones.
+//!    How matrices are stored ([`crate::scheme`]) follows from their modules' names.
 //! 3. An op that is missing is added to [`Ops`], to `ops/cpu` first: it is the reference of the others.
 //! 4. `daemon/engine/tests/models.rs` holds every architecture against a naive forward pass, and
 //!    `tests/hf.rs` against transformers.
@@ -102,6 +103,55 @@ mod tests {
             let listed: u64 = tensors(&config).iter().map(TensorSpec::elements).sum();
             assert_eq!(listed, parameters);
         }
+    }
+
+    fn quantised(json: &str, quantization: &str) -> ModelConfig {
+        let open = json.trim_end().trim_end_matches('}');
+        config(&format!("{open}, \"quantization_config\": {quantization}}}"))
+    }
+
+    const FP8: &str = r#"{"quant_method": "fp8", "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head"]}"#;
+    const MXFP4: &str = r#"{"quant_method": "mxfp4", "modules_to_not_convert": [
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}"#;
+
+    #[test]
+    fn a_scheme_changes_what_is_stored_and_not_how_many_parameters_there_are() {
+        let qwen = quantised(QWEN3_30B_A3B, FP8);
+        assert_eq!(parameters(&qwen), 30_532_122_624);
+        let all = tensors(&qwen);
+        let expert = "model.layers.47.mlp.experts.127.down_proj.weight";
+        assert_eq!(shape(&all, expert), Some(vec![2048, 768]));
+        assert_eq!(shape(&all, &format!("{expert}_scale_inv")), Some(vec![16, 6]));
+        assert_eq!(
+            shape(&all, "model.layers.0.self_attn.k_proj.weight_scale_inv"),
+            Some(vec![4, 16])
+        );
+        for plain in ["lm_head", "model.embed_tokens", "model.layers.0.mlp.gate"] {
+            assert!(shape(&all, &format!("{plain}.weight")).is_some());
+            assert_eq!(shape(&all, &format!("{plain}.weight_scale_inv")), None);
+        }
+        // A byte for each quantised weight, and 4 for each block of them.
+        let coded =
+            30_532_122_624 - 2 * 151_936 * 2048 - 48 * (128 * 2048 + 2 * 2048 + 2 * 128) - 2048;
+        let plain = 30_532_122_624 - coded;
+        let bytes: u64 = all.iter().map(TensorSpec::bytes).sum();
+        assert_eq!(bytes, 2 * plain + coded + coded / (128 * 128) * 4);
+
+        let gpt_oss = quantised(GPT_OSS_20B, MXFP4);
+        assert_eq!(parameters(&gpt_oss), 20_914_757_184);
+        let all = tensors(&gpt_oss);
+        let experts = "model.layers.0.mlp.experts";
+        let of = |what: &str| shape(&all, &format!("{experts}.{what}"));
+        assert_eq!(of("gate_up_proj_blocks"), Some(vec![32, 5760, 90, 16]));
+        assert_eq!(of("gate_up_proj_scales"), Some(vec![32, 5760, 90]));
+        assert_eq!(of("down_proj_blocks"), Some(vec![32, 2880, 90, 16]));
+        assert_eq!(of("gate_up_proj_bias"), Some(vec![32, 5760]));
+        assert_eq!(of("gate_up_proj"), None);
+        let names: std::collections::BTreeSet<&str> =
+            all.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names.len(), all.len(), "each is listed once");
+        assert!(shape(&all, "model.layers.0.self_attn.q_proj.weight").is_some());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use minisgl_sched::Install;
 use crate::batch::Batch;
 use crate::config::{AttentionSpec, ExpertsSpec};
 use crate::error::OpError;
-use crate::weights::TensorPart;
+use crate::weights::{MatrixPart, TensorPart};
 
 /// What an op returns: on a GPU, that it was enqueued.
 pub type OpResult<T = ()> = Result<T, OpError>;
@@ -171,8 +171,8 @@ pub trait Ops: Storage + Send {
     /// Uploads a matrix: `parts`, each whole rows of `inputs`, stacked.
     ///
     /// # Errors
-    /// No memory on the device.
-    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Self::Matrix>;
+    /// No memory on the device; or it does not compute with a part's scheme.
+    fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Self::Matrix>;
 
     /// Uploads a vector: `parts`, one after the other.
     ///

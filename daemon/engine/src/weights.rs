@@ -11,12 +11,12 @@
 //! ```
 
 mod checkpoint;
+mod coded;
 mod dummy;
 mod error;
 mod file;
 mod made;
 mod part;
-mod spec;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -28,11 +28,12 @@ use minisgl_proto::LoadOptions;
 
 use checkpoint::Checkpoint;
 
+pub use crate::scheme::TensorSpec;
+pub use coded::{CodedMatrix, CodedPart, MatrixPart};
 pub use dummy::DummyWeights;
 pub use error::{PROBLEMS_MAX, Problem, WeightError};
 pub use made::DummyTensor;
 pub use part::Part;
-pub use spec::TensorSpec;
 pub use tensor::{DummyPart, HostTensor, TensorPart};
 
 /// Where ranks get their weights from; they share one and load at the same time.
@@ -48,7 +49,8 @@ pub trait WeightSource: Send + Sync {
     /// Bytes of all tensors of the model, as stored.
     fn bytes_total(&self) -> u64;
 
-    /// Element type as stored, for people: `bf16`, `fp16`, `fp32`, or `mixed`.
+    /// Element type as stored, for people: the scheme, if some matrices have one (`fp8`, `mxfp4`), else `bf16`,
+    /// `fp16`, `fp32`, or `mixed`.
     fn dtype(&self) -> &'static str;
 }
 

@@ -193,7 +193,7 @@ fn write_shards(dir: &Path, config: &ModelConfig) -> u64 {
     for (shard, tensors) in tensors.chunks(tensors.len().div_ceil(4)).enumerate() {
         let name = format!("model-{shard}.safetensors");
         let (mut header, mut at) = (serde_json::Map::new(), 0);
-        for TensorSpec { name: tensor, shape } in tensors {
+        for TensorSpec { name: tensor, shape, .. } in tensors {
             let bytes = 2 * shape.iter().product::<usize>();
             let entry = json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, at + bytes]});
             header.insert(tensor.clone(), entry);

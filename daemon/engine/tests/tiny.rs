@@ -1,5 +1,6 @@
-//! Every architecture held to Hugging Face transformers: random checkpoints that it saved, and what it computed from
-//! them in f32 (`tests/fixtures/make_tiny_models.py`). On the CPU, on one rank and on several.
+//! Every architecture, and every scheme that weights are stored by, held to Hugging Face transformers: random checkpoints
+//! that it saved or could have, and what it computed from them in f32 (`tests/fixtures/make_tiny_models.py`). On the CPU, on
+//! one rank and on several.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -74,6 +75,19 @@ fn every_architecture_computes_what_transformers_does() {
     }
     for architecture in Architecture::ALL {
         assert!(seen.contains(&architecture), "{architecture:?} has no checkpoint");
+    }
+}
+
+/// Codes stay codes: what is not in bf16 in the file is not in bf16 or f32 in memory either.
+#[test]
+fn quantised_weights_take_the_memory_of_their_file() {
+    for (name, scheme) in [("qwen3_fp8", "fp8"), ("gpt_oss_mxfp4", "mxfp4")] {
+        let dir = folders().into_iter().find(|dir| dir.ends_with(name)).unwrap();
+        let (_engine, info) = load(&dir, LoadOptions::default());
+        let file = std::fs::metadata(dir.join("model.safetensors")).unwrap().len();
+        assert_eq!(info.dtype, scheme);
+        // Scales and norms are widened to f32, rows padded to vectors.
+        assert!(info.weight_bytes < file * 5 / 4, "{name}: {} of {file}", info.weight_bytes);
     }
 }
 

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use cudarc::driver::CudaSlice;
 use half::bf16;
+use minisgl_kernels::Array;
 use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, Gemm, GemmOut};
 use minisgl_kernels::ops::{
     MediumGemm, Quantise, QuantiseInput, RmsNorm, SiluMul, SkinnyGemm, SkinnyInput, SkinnyOut,
     SkinnyWeight,
 };
-use minisgl_kernels::Array;
 
 use crate::skinny::{OUTS, Out};
 use crate::support::{Gpu, assert_close, assert_same};

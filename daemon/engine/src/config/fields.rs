@@ -115,6 +115,16 @@ impl Fields {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// All keys, in the file's order or that of their names.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
+    }
+
+    /// Whether there is no key.
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
     /// The value says null, in so many letters.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)

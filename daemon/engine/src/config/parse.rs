@@ -9,12 +9,15 @@ use minisgl_proto::limits::END_TOKENS_MAX;
 use serde_json::Value;
 
 mod layers;
+mod quantization;
 mod rope;
 
 use half::{bf16, f16};
 
 use super::fields::{ConfigError, Fields};
-use super::{Activation, Architecture, AttentionBias, ModelConfig, NormSpec};
+use super::{
+    Activation, Architecture, AttentionBias, LayerSpec, ModelConfig, NormSpec, Quantization,
+};
 
 const VOCAB_MAX: usize = 1 << 22;
 const HIDDEN_MAX: usize = 1 << 17;
@@ -44,11 +47,15 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let is_gpt_oss = architecture == Architecture::GptOss;
     let types = layers::types(&fields, architecture, size("num_hidden_layers", LAYERS_MAX)?)?;
 
+    let layers = layers::layers(&fields, architecture, &types)?;
+    let quantization = quantization::quantization(&fields, architecture)?;
+    refuse_halved_blocks(&fields, &quantization, hidden_size, &layers)?;
+
     Ok(ModelConfig {
         architecture,
         vocab_size,
         hidden_size,
-        layers: layers::layers(&fields, architecture, &types)?,
+        layers,
         heads,
         kv_heads: kv_heads(&fields, heads)?,
         head_dim,
@@ -73,8 +80,28 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
         max_position,
         ropes: rope::ropes(&fields, architecture)?,
         tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(is_gemma),
+        quantization,
         eos_token_ids: eos_token_ids(&fields, generation.as_ref(), vocab_size)?,
     })
+}
+
+/// A scheme that packs inputs in groups needs whole ones.
+fn refuse_halved_blocks(
+    fields: &Fields,
+    quantization: &Quantization,
+    hidden_size: usize,
+    layers: &[LayerSpec],
+) -> Result<(), ConfigError> {
+    for scheme in quantization.schemes() {
+        let expected = "a multiple of 32, because of its \"quantization_config\"";
+        if !scheme.fits(hidden_size) {
+            return Err(fields.invalid("hidden_size", expected));
+        }
+        if layers.iter().any(|layer| !scheme.fits(layer.ffn.narrowest())) {
+            return Err(fields.invalid("intermediate_size", expected));
+        }
+    }
+    Ok(())
 }
 
 fn rms_norm_eps(fields: &Fields, architecture: Architecture) -> Result<f32, ConfigError> {
@@ -149,11 +176,6 @@ fn refuse_what_changes_the_arithmetic(
     fields: &Fields,
     architecture: Architecture,
 ) -> Result<(), ConfigError> {
-    if fields.get("quantization_config").is_some() {
-        return Err(
-            fields.unsupported("quantization_config", "unquantized bf16, fp16 and fp32 weights")
-        );
-    }
     let (key, act) = match architecture {
         Architecture::Gemma3 => ("hidden_activation", "gelu_pytorch_tanh"),
         _ => ("hidden_act", "silu"),

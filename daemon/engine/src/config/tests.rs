@@ -1,3 +1,5 @@
+mod quantization;
+
 use std::fs;
 
 use serde_json::{Value, json};
@@ -92,6 +94,7 @@ fn llama_3_1_8b() {
                 },
             }],
             tie_word_embeddings: false,
+            quantization: Quantization::default(),
             eos_token_ids: vec![128_001],
         }
     );
@@ -214,8 +217,9 @@ fn arithmetic_that_is_not_implemented_is_refused() {
     refused(
         LLAMA_3_1_8B,
         json!({"quantization_config": {"quant_method": "awq"}}),
-        "\"quantization_config\" is {\"quant_method\":\"awq\"}, which is not supported; \
-         supported: unquantized bf16, fp16 and fp32 weights",
+        "\"quantization_config.quant_method\" is \"awq\", which is not supported; \
+         supported: \"fp8\" (E4M3; block, channel or tensor scales), \"compressed-tensors\" (8-bit \
+         float weights), \"mxfp4\" (gpt-oss); or unquantized bf16, fp16 and fp32 weights",
     );
     refused(
         LLAMA_3_1_8B,

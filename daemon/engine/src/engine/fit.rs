@@ -16,7 +16,7 @@ use crate::error::EngineError;
 use crate::memory::{Budget, KvSize, available_bytes};
 use crate::model;
 use crate::shard::Shard;
-use crate::weights;
+use crate::weights::{self, TensorSpec};
 
 /// Bytes of an element of weights on a GPU, and of those of a model that is not here.
 const WEIGHT_BYTES: u64 = 2;
@@ -56,7 +56,7 @@ impl Engine {
         let is_here = weights::are_in(dir);
         let stored_bytes = match is_here || options.dummy_weights {
             true => weights::open(dir, &model::tensors(&config), options)?.bytes_total(),
-            false => model::parameters(&config) * WEIGHT_BYTES,
+            false => model::tensors(&config).iter().map(TensorSpec::bytes).sum(),
         };
         let settings = Settings::new(options, &device)?;
         let memory = match device {

@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::reader::{Piece, Reader, Vector};
 use crate::config::{Architecture, ExpertsSpec, Ffn, LayerSpec, ModelConfig};
 use crate::ops::{Attention, Experts, HeadNorms, Linear, Norm, NormId, Shared, Storage};
-use crate::weights::{Part, TensorSpec};
+use crate::scheme::Scheme;
+use crate::weights::Part;
 
 /// A rank's weights.
 pub struct Weights<S: Storage> {
@@ -75,7 +76,11 @@ pub fn layout<R: Reader>(
         norm: layout.norm("model.norm.weight")?,
         head: match config.tie_word_embeddings {
             true => None,
-            false => Some(layout.reader.matrix(&table("lm_head.weight"), hidden)?),
+            false => {
+                let scheme = config.quantization.scheme_of("lm_head");
+                let [head] = table("lm_head.weight");
+                Some(layout.reader.matrix(&[head.stored_by(scheme)], hidden)?)
+            }
         },
     })
 }
@@ -151,7 +156,12 @@ impl<R: Reader> Layout<'_, R> {
         let pieces = |what: &str, tail: &[usize]| {
             let one = |which: &str, heads: usize, rows: &Range<usize>| {
                 let shape = [&[heads * head_dim], tail].concat();
-                Piece::rows(format!("{at}.self_attn.{which}_proj.{what}"), &shape, rows.clone())
+                let module = format!("{at}.self_attn.{which}_proj");
+                let scheme = match what {
+                    "weight" => config.quantization.scheme_of(&module),
+                    _ => Scheme::Plain,
+                };
+                Piece::rows(format!("{module}.{what}"), &shape, rows.clone()).stored_by(scheme)
             };
             vec![
                 one("q", heads, &q_rows),
@@ -176,8 +186,10 @@ impl<R: Reader> Layout<'_, R> {
             false => None,
         };
         let inputs = q_rows.len();
-        let name = |what: &str| format!("{at}.self_attn.o_proj.{what}");
-        let o = Piece::cols(name("weight"), &[hidden, heads * head_dim], q_rows);
+        let module = format!("{at}.self_attn.o_proj");
+        let name = |what: &str| format!("{module}.{what}");
+        let o = Piece::cols(name("weight"), &[hidden, heads * head_dim], q_rows)
+            .stored_by(config.quantization.scheme_of(&module));
         let bias = match config.attention_bias.output {
             true => vec![Piece::vector(name("bias"), hidden)],
             false => Vec::new(),
@@ -202,11 +214,24 @@ impl<R: Reader> Layout<'_, R> {
     fn dense(&mut self, at: &str, width: usize) -> Result<Halves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let columns = self.columns(width);
-        let name = |which: &str| format!("{at}.{which}_proj.weight");
-        let rows = |which: &str| Piece::rows(name(which), &[width, hidden], columns.clone());
-        let gate_up = self.reader.linear(&[rows("gate"), rows("up")], &[], hidden)?;
-        let down = Piece::cols(name("down"), &[hidden, width], columns.clone());
+        let module = |which: &str| format!("{at}.{which}_proj");
+        let rows = |which: &str| self.rows(&module(which), [width, hidden], &columns);
+        let gate_up = [rows("gate"), rows("up")];
+        let down = self.cols(&module("down"), [hidden, width], &columns);
+        let gate_up = self.reader.linear(&gate_up, &[], hidden)?;
         Ok((gate_up, self.summed(&[down], &[], columns.len())?))
+    }
+
+    /// Rows of a module's weight.
+    fn rows(&self, module: &str, shape: [usize; 2], rows: &Range<usize>) -> Piece {
+        Piece::rows(format!("{module}.weight"), &shape, rows.clone())
+            .stored_by(self.config.quantization.scheme_of(module))
+    }
+
+    /// Columns of a module's weight.
+    fn cols(&self, module: &str, shape: [usize; 2], cols: &Range<usize>) -> Piece {
+        Piece::cols(format!("{module}.weight"), &shape, cols.clone())
+            .stored_by(self.config.quantization.scheme_of(module))
     }
 
     /// This rank's columns of a block of `width`.
@@ -267,19 +292,17 @@ impl<R: Reader> Layout<'_, R> {
             Architecture::Mixtral => ["w1", "w3", "w2"],
             _ => ["gate_proj", "up_proj", "down_proj"],
         };
-        let name = |expert: usize, which: &str| format!("{at}.experts.{expert}.{which}.weight");
-        let rows = |expert, which| {
-            Piece::rows(name(expert, which), &[spec.width, hidden], columns.clone())
-        };
+        let module = |expert: usize, which: &str| format!("{at}.experts.{expert}.{which}");
+        let rows = |expert, which| self.rows(&module(expert, which), [spec.width, hidden], columns);
         let gate_up: Vec<Piece> =
             (0..spec.count).flat_map(|expert| [rows(expert, gate), rows(expert, up)]).collect();
-        let cols = |expert| Piece::cols(name(expert, down), &[hidden, spec.width], columns.clone());
+        let cols = |expert| self.cols(&module(expert, down), [hidden, spec.width], columns);
         let downs: Vec<Piece> = (0..spec.count).map(cols).collect();
         let gate_up = self.reader.linear(&gate_up, &[], hidden)?;
         Ok((gate_up, self.summed(&downs, &[], columns.len())?))
     }
 
-    /// gpt-oss: all experts in one tensor, inputs before outputs, gate and up in turn.
+    /// gpt-oss: all experts in one tensor, gate and up in turn; plain numbers have inputs before outputs, codes after.
     fn stacked_experts(
         &mut self,
         at: &str,
@@ -288,9 +311,10 @@ impl<R: Reader> Layout<'_, R> {
     ) -> Result<Halves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let (count, width) = (spec.count, spec.width);
-        let piece = |name: &str, shape: &[usize], part: Part| Piece {
-            tensor: TensorSpec { name: format!("{at}.experts.{name}"), shape: shape.to_vec() },
-            part,
+        let module = format!("{at}.experts");
+        let scheme = self.config.quantization.scheme_of(&module);
+        let piece = |name: &str, shape: &[usize], part: Part| {
+            Piece::new(format!("{module}.{name}"), shape, part)
         };
         let halves = || (0..count).flat_map(|expert| [(expert, 0), (expert, 1)]);
         // Output `n` of gate or up is column `2 n` or `2 n + 1` of the expert's `[hidden, 2 * width]`.
@@ -315,12 +339,30 @@ impl<R: Reader> Layout<'_, R> {
             cols: columns.len(),
             col_stride: hidden,
         };
-        let gate_ups: Vec<Piece> = halves()
-            .map(|half| piece("gate_up_proj", &[count, hidden, 2 * width], gate_up(half)))
-            .collect();
-        let downs: Vec<Piece> = (0..count)
-            .map(|expert| piece("down_proj", &[count, width, hidden], down(expert)))
-            .collect();
+        // Codes are a row for each output.
+        let coded = |(expert, half): (usize, usize)| Part::Strided {
+            first: (expert * 2 * width + 2 * columns.start + half) * hidden,
+            rows: columns.len(),
+            row_stride: 2 * hidden,
+            cols: hidden,
+            col_stride: 1,
+        };
+        let coded_down = |expert: usize| Part::Strided {
+            first: expert * hidden * width + columns.start,
+            rows: hidden,
+            row_stride: width,
+            cols: columns.len(),
+            col_stride: 1,
+        };
+        let gate_ups = halves().map(|half| match scheme {
+            Scheme::Plain => piece("gate_up_proj", &[count, hidden, 2 * width], gate_up(half)),
+            _ => piece("gate_up_proj", &[count, 2 * width, hidden], coded(half)).stored_by(scheme),
+        });
+        let downs = (0..count).map(|expert| match scheme {
+            Scheme::Plain => piece("down_proj", &[count, width, hidden], down(expert)),
+            _ => piece("down_proj", &[count, hidden, width], coded_down(expert)).stored_by(scheme),
+        });
+        let (gate_ups, downs): (Vec<Piece>, Vec<Piece>) = (gate_ups.collect(), downs.collect());
         let (gate_up_biases, down_biases): (Vec<Piece>, Vec<Piece>) = match spec.bias {
             true => (
                 halves()

@@ -7,7 +7,7 @@ use super::reader::{Piece, Reader};
 use crate::error::{EngineError, OpError};
 use crate::ops::{OpResult, Ops};
 use crate::shard::Shard;
-use crate::weights::{TensorPart, WeightSource};
+use crate::weights::{MatrixPart, TensorPart, WeightError, WeightSource};
 
 /// Reads one rank's shard.
 pub struct Loader<'a, O: Ops> {
@@ -38,22 +38,34 @@ impl<'a, O: Ops> Loader<'a, O> {
         self.ops.buffer(rows, width).map_err(|error| self.on_rank(error))
     }
 
-    /// Pieces onto the device, by `upload`.
-    fn upload<T>(
+    /// Pieces onto the device: as `lend` finds them, by `upload`.
+    fn upload<P, T>(
+        &mut self,
+        pieces: &[Piece],
+        lend: impl Fn(&'a dyn WeightSource, &Piece) -> Result<P, WeightError>,
+        bytes: impl Fn(&P) -> usize,
+        upload: impl FnOnce(&O, Vec<P>) -> OpResult<T>,
+    ) -> Result<T, EngineError> {
+        let parts = pieces.iter().map(|piece| lend(self.source, piece));
+        let parts = parts.collect::<Result<Vec<P>, _>>()?;
+        let bytes: Vec<usize> = parts.iter().map(bytes).collect();
+        let uploaded = upload(self.ops, parts).map_err(|error| self.on_rank(error))?;
+        for (piece, bytes) in pieces.iter().zip(bytes) {
+            (self.progress)(bytes as u64, &piece.name);
+        }
+        Ok(uploaded)
+    }
+
+    /// [`Loader::upload`] of plain numbers.
+    fn upload_plain<T>(
         &mut self,
         pieces: &[Piece],
         upload: impl FnOnce(&O, Vec<TensorPart<'a>>) -> OpResult<T>,
     ) -> Result<T, EngineError> {
-        let source = self.source;
-        let part =
-            |piece: &Piece| source.part(&piece.tensor.name, &piece.tensor.shape, &piece.part);
-        let parts = pieces.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        let bytes: Vec<usize> = parts.iter().map(TensorPart::stored_bytes).collect();
-        let uploaded = upload(self.ops, parts).map_err(|error| self.on_rank(error))?;
-        for (piece, bytes) in pieces.iter().zip(bytes) {
-            (self.progress)(bytes as u64, &piece.tensor.name);
-        }
-        Ok(uploaded)
+        let lend = |source: &'a dyn WeightSource, piece: &Piece| {
+            source.part(&piece.name, &piece.shape, &piece.part)
+        };
+        self.upload(pieces, lend, TensorPart::stored_bytes, upload)
     }
 
     fn on_rank(&self, error: OpError) -> EngineError {
@@ -65,7 +77,7 @@ impl<'a, O: Ops> Loader<'a, O> {
     }
 }
 
-impl<O: Ops> Reader for Loader<'_, O> {
+impl<'a, O: Ops> Reader for Loader<'a, O> {
     type Store = O;
     type Error = EngineError;
 
@@ -74,15 +86,18 @@ impl<O: Ops> Reader for Loader<'_, O> {
     }
 
     fn matrix(&mut self, pieces: &[Piece], inputs: usize) -> Result<O::Matrix, EngineError> {
-        self.upload(pieces, |ops, parts| ops.matrix(&parts, inputs))
+        let lend = |source: &'a dyn WeightSource, piece: &Piece| {
+            MatrixPart::of(source, &piece.name, &piece.shape, piece.scheme, &piece.part)
+        };
+        self.upload(pieces, lend, MatrixPart::stored_bytes, |ops, parts| ops.matrix(&parts, inputs))
     }
 
     fn vector(&mut self, pieces: &[Piece]) -> Result<O::Vector, EngineError> {
-        self.upload(pieces, |ops, parts| ops.vector(&parts))
+        self.upload_plain(pieces, |ops, parts| ops.vector(&parts))
     }
 
     fn vector_plus_one(&mut self, piece: &Piece) -> Result<O::Vector, EngineError> {
-        self.upload(std::slice::from_ref(piece), |ops, mut parts| match parts.pop() {
+        self.upload_plain(std::slice::from_ref(piece), |ops, mut parts| match parts.pop() {
             Some(part) => ops.vector_plus_one(part),
             None => ops.vector(&[]),
         })

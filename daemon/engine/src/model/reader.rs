@@ -7,19 +7,34 @@ use std::ops::Range;
 
 use crate::config::ModelConfig;
 use crate::ops::{Linear, Storage};
+use crate::scheme::Scheme;
 use crate::shard::Shard;
 use crate::weights::{Part, TensorSpec};
 
-/// A part of a tensor.
+/// A part of a matrix or vector, however it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
-    /// The whole tensor.
-    pub tensor: TensorSpec,
-    /// What is wanted of it.
+    /// Of the whole, by Hugging Face's naming.
+    pub name: String,
+    /// Of the whole, in numbers: `[out, in]` for a projection, `[n]` for a vector.
+    pub shape: Vec<usize>,
+    /// What the whole is stored as.
+    pub scheme: Scheme,
+    /// What is wanted of its numbers.
     pub part: Part,
 }
 
 impl Piece {
+    /// A part of plain numbers.
+    pub fn new(name: impl Into<String>, shape: &[usize], part: Part) -> Piece {
+        Piece { name: name.into(), shape: shape.to_vec(), scheme: Scheme::Plain, part }
+    }
+
+    /// The same part of a matrix that is stored by `scheme`.
+    pub fn stored_by(self, scheme: Scheme) -> Piece {
+        Piece { scheme, ..self }
+    }
+
     /// All of a vector.
     pub fn vector(name: impl Into<String>, len: usize) -> Piece {
         Piece::rows(name, &[len], 0..len)
@@ -27,14 +42,12 @@ impl Piece {
 
     /// Rows of a matrix, or of a vector.
     pub fn rows(name: impl Into<String>, shape: &[usize], rows: Range<usize>) -> Piece {
-        let tensor = TensorSpec { name: name.into(), shape: shape.to_vec() };
-        Piece { tensor, part: Part::Rows(rows) }
+        Piece::new(name, shape, Part::Rows(rows))
     }
 
     /// Columns of a matrix.
     pub fn cols(name: impl Into<String>, shape: &[usize], cols: Range<usize>) -> Piece {
-        let tensor = TensorSpec { name: name.into(), shape: shape.to_vec() };
-        Piece { tensor, part: Part::Cols(cols) }
+        Piece::new(name, shape, Part::Cols(cols))
     }
 }
 
@@ -100,12 +113,14 @@ pub struct Listing {
     shard: Shard,
     tensors: Vec<TensorSpec>,
     elements: u64,
+    /// Of the piece before.
+    last: String,
 }
 
 impl Listing {
     /// An empty list for a rank.
     pub fn new(shard: Shard) -> Listing {
-        Listing { shard, tensors: Vec::new(), elements: 0 }
+        Listing { shard, tensors: Vec::new(), elements: 0, last: String::new() }
     }
 
     /// For a rank that has all of `config`.
@@ -118,17 +133,18 @@ impl Listing {
         self.tensors
     }
 
-    /// Elements of all pieces that were asked for.
+    /// Numbers of all pieces that were asked for, however they are stored.
     pub fn elements(&self) -> u64 {
         self.elements
     }
 
     fn add(&mut self, pieces: &[Piece]) {
-        for Piece { tensor, part } in pieces {
-            self.elements += part.elements(&tensor.shape);
-            // Pieces of one tensor are asked for one after the other.
-            if self.tensors.last() != Some(tensor) {
-                self.tensors.push(tensor.clone());
+        for Piece { name, shape, scheme, part } in pieces {
+            self.elements += part.elements(shape);
+            // Pieces of one matrix are asked for one after the other.
+            if self.last != *name {
+                self.tensors.extend(scheme.tensors(name, shape));
+                self.last.clone_from(name);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! same order, whatever runs beside it, whatever the page size, and however a prompt was chunked.
 
 mod attention;
+mod coded;
 mod elementwise;
 mod experts;
 mod kv;
@@ -38,7 +39,7 @@ use crate::error::OpError;
 use crate::rope;
 use crate::sampler::Sampler;
 use crate::shard::{Shard, vocab_share};
-use crate::weights::TensorPart;
+use crate::weights::{MatrixPart, TensorPart};
 
 /// Rows whose logits are held at once: whole vocabularies are long.
 const LOGIT_ROWS: usize = 32;
@@ -315,9 +316,8 @@ impl Storage for CpuOps {
 impl Ops for CpuOps {
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
-        let parts = parts.iter().map(TensorPart::load).collect();
-        let matrix = Matrix::new(parts, inputs, self.arch);
+    fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let matrix = Matrix::of(parts, inputs, self.arch);
         self.count(matrix.bytes());
         Ok(matrix)
     }

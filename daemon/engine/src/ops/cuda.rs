@@ -74,7 +74,7 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
 use crate::shard::Shard;
-use crate::weights::TensorPart;
+use crate::weights::{MatrixPart, TensorPart};
 
 /// What a GPU rank is made for.
 pub struct CudaSpec<'a> {
@@ -335,6 +335,17 @@ impl Drop for CudaOps {
     }
 }
 
+/// A part of plain numbers; there are no kernels for codes yet.
+fn plain_part<'a>(part: &MatrixPart<'a>) -> OpResult<TensorPart<'a>> {
+    match part {
+        MatrixPart::Plain(part) => Ok(part.clone()),
+        MatrixPart::Coded(part) => Err(failed("choose kernels")(format!(
+            "there are none for {:?} weights; load with --device cpu",
+            part.code()
+        ))),
+    }
+}
+
 impl Storage for CudaOps {
     type Matrix = Matrix;
     type Vector = CudaSlice<bf16>;
@@ -343,9 +354,10 @@ impl Storage for CudaOps {
 impl Ops for CudaOps {
     type Buffer = Buffer;
 
-    fn matrix(&self, parts: &[TensorPart<'_>], inputs: usize) -> OpResult<Matrix> {
+    fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let parts: Vec<TensorPart<'_>> = parts.iter().map(plain_part).collect::<OpResult<_>>()?;
         let rows = parts.iter().map(TensorPart::len).sum::<usize>() / inputs;
-        let data = self.upload(parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
+        let data = self.upload(&parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
         let matrix = Matrix { data, rows, inputs };
         self.shapes.borrow_mut().insert((matrix.padded_rows(), inputs));
         Ok(matrix)

@@ -13,6 +13,7 @@ use super::file::MappedFile;
 use super::tensor::{self, TensorPart};
 use super::window::Window;
 use super::{Part, TensorSpec, WeightError, WeightSource};
+use crate::scheme::{Element, Scheme};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -30,10 +31,31 @@ pub(super) struct Checkpoint {
     tensors: HashMap<String, Stored>,
 }
 
+/// Which file a tensor is in, and what the file says of it.
+type Found = (usize, TensorInfo);
+
 /// Where one tensor is.
 struct Stored {
     file: usize,
     info: TensorInfo,
+    /// As the model has it: scales may be written with fewer axes.
+    shape: Vec<usize>,
+    stored: tensor::Stored,
+    scheme: Option<&'static str>,
+}
+
+/// How a tensor of `dtype` is read as `element`, if it can be.
+fn stored_as(element: Element, dtype: Dtype) -> Option<tensor::Stored> {
+    Some(match (element, dtype) {
+        (Element::Float | Element::Scale, Dtype::BF16) => tensor::Stored::Bf16,
+        (Element::Float | Element::Scale, Dtype::F16) => tensor::Stored::F16,
+        (Element::Float | Element::Scale, Dtype::F32) => tensor::Stored::F32,
+        (Element::E4m3, Dtype::F8_E4M3) | (Element::E2m1Pairs, Dtype::U8) => tensor::Stored::Byte,
+        (Element::Scale, Dtype::F8_E8M0) | (Element::E8m0, Dtype::U8 | Dtype::F8_E8M0) => {
+            tensor::Stored::E8m0
+        }
+        _ => return None,
+    })
 }
 
 impl Checkpoint {
@@ -49,8 +71,8 @@ impl Checkpoint {
         let mut files = Vec::new();
         if dir.join(SINGLE).exists() {
             let file = MappedFile::open(&dir.join(SINGLE))?;
-            let stored = |info: &TensorInfo| Stored { file: 0, info: info.clone() };
-            found.extend(file.tensors().into_iter().map(|(name, info)| (name, stored(info))));
+            let infos = file.tensors().into_iter();
+            found.extend(infos.map(|(name, info)| (name, (0, info.clone()))));
             files.push(file);
         } else if dir.join(INDEX).exists() {
             let placed = read_index(dir)?;
@@ -67,7 +89,7 @@ impl Checkpoint {
                 for (name, info) in held {
                     // A tensor that the index places elsewhere is found there, or reported.
                     if placed.get(&name).is_none_or(|place| place == shard) {
-                        found.insert(name, Stored { file: at, info: info.clone() });
+                        found.insert(name, (at, info.clone()));
                     }
                 }
                 files.push(file);
@@ -90,33 +112,46 @@ impl Checkpoint {
 /// the tensors that an index places in a file that does not have them.
 fn verify(
     wanted: &[TensorSpec],
-    mut found: BTreeMap<String, Stored>,
+    mut found: BTreeMap<String, Found>,
     mut misplaced: BTreeMap<String, String>,
 ) -> (HashMap<String, Stored>, Vec<Problem>) {
     let mut tensors = HashMap::new();
     let mut problems = Vec::new();
-    for TensorSpec { name, shape: expected } in wanted.iter().cloned() {
-        match (found.remove(&name), misplaced.remove(&name)) {
-            (None, None) => problems.push(Problem::Missing { name, shape: expected }),
+    for spec in wanted {
+        let TensorSpec { name, shape, element, scheme, aliases } = spec.clone();
+        let alias = aliases.into_iter().find(|alias| found.contains_key(alias));
+        // What the file calls it is what the operator can look for.
+        let place = alias.filter(|_| !found.contains_key(&name)).unwrap_or_else(|| name.clone());
+        match (found.remove(&place), misplaced.remove(&place)) {
+            (None, None) => problems.push(Problem::Missing { name, shape, scheme }),
             (None, Some(shard)) => problems.push(Problem::NotInShard { name, shard }),
-            (Some(Stored { info, .. }), _) if info.shape != expected => {
-                problems.push(Problem::Shape { name, found: info.shape, expected });
+            (Some((_, info)), _) if !spec.has_shape(&info.shape) => {
+                let (name, found) = (place, info.shape);
+                problems.push(Problem::Shape { name, found, expected: shape, scheme });
             }
-            (Some(Stored { info, .. }), _)
-                if !matches!(info.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) =>
-            {
-                problems.push(Problem::Dtype { name, found: format!("{:?}", info.dtype) });
-            }
-            (Some(stored), _) => {
-                tensors.insert(name, stored);
-            }
+            (Some((file, info)), _) => match stored_as(element, info.dtype) {
+                Some(stored) => {
+                    tensors.insert(name, Stored { file, info, shape, stored, scheme });
+                }
+                None => problems.push(Problem::Dtype {
+                    name: place,
+                    found: format!("{:?}", info.dtype),
+                    supported: element.types(),
+                    scheme,
+                }),
+            },
         }
     }
     // Old exports store the rotation frequencies, and some a head that is tied anyway.
-    let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || name == "lm_head.weight";
+    let quantised = wanted.iter().any(|spec| spec.scheme.is_some());
+    let harmless = |name: &str| {
+        name.ends_with(".rotary_emb.inv_freq")
+            || name == "lm_head.weight"
+            || quantised && Scheme::is_unused(name)
+    };
     let unexpected = found
         .into_iter()
-        .map(|(name, Stored { info, .. })| Problem::Unexpected { name, shape: info.shape })
+        .map(|(name, (_, info))| Problem::Unexpected { name, shape: info.shape })
         .chain(misplaced.into_iter().map(|(name, shard)| Problem::NotInShard { name, shard }));
     problems.extend(unexpected.filter(|problem| !harmless(problem.tensor())));
     (tensors, problems)
@@ -191,22 +226,16 @@ impl WeightSource for Checkpoint {
             .tensors
             .get(name)
             .ok_or_else(|| WeightError::UnknownTensor { name: name.to_owned() })?;
-        if stored.info.shape != shape {
+        if stored.shape != shape {
             return Err(WeightError::WrongShape {
                 name: name.to_owned(),
-                found: stored.info.shape.clone(),
+                found: stored.shape.clone(),
                 asked: shape.to_vec(),
             });
         }
         let window = Window::new(name, shape, part)?;
         let file = &self.files[stored.file];
-        let element = match stored.info.dtype {
-            Dtype::BF16 => tensor::Stored::Bf16,
-            Dtype::F16 => tensor::Stored::F16,
-            Dtype::F32 => tensor::Stored::F32,
-            other => unreachable!("{name} is {other:?}, which verification refuses"),
-        };
-        Ok(TensorPart::mapped(window, file, file.bytes(&stored.info), element))
+        Ok(TensorPart::mapped(window, file, file.bytes(&stored.info), stored.stored))
     }
 
     fn bytes_total(&self) -> u64 {
@@ -215,6 +244,11 @@ impl WeightSource for Checkpoint {
     }
 
     fn dtype(&self) -> &'static str {
+        let schemes: BTreeSet<&str> =
+            self.tensors.values().filter_map(|stored| stored.scheme).collect();
+        if let Some(scheme) = schemes.first() {
+            return scheme;
+        }
         let types: BTreeSet<&'static str> = self
             .tensors
             .values()

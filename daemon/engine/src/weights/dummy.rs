@@ -4,22 +4,26 @@
 
 use std::collections::HashMap;
 
-use super::made::DummyTensor;
+use super::made::{DummyBytes, DummyTensor};
 use super::tensor::TensorPart;
 use super::window::Window;
 use super::{Part, TensorSpec, WeightError, WeightSource};
+use crate::scheme::{Code, Element};
 
-/// Weights drawn from a seed, in bf16: norms are 1, all else is about N(0, 0.02).
+/// Weights drawn from a seed, in bf16 or as the codes of their scheme: norms are 1, all else is about N(0, 0.02).
 pub struct DummyWeights {
     seed: u64,
-    shapes: HashMap<String, Vec<usize>>,
+    tensors: HashMap<String, TensorSpec>,
+    /// Of the model's matrices.
+    scheme: Option<&'static str>,
 }
 
 impl DummyWeights {
     /// The dummy weights of a model; another seed gives other weights.
     pub fn new(tensors: &[TensorSpec], seed: u64) -> DummyWeights {
-        let shape = |tensor: &TensorSpec| (tensor.name.clone(), tensor.shape.clone());
-        DummyWeights { seed, shapes: tensors.iter().map(shape).collect() }
+        let named = |tensor: &TensorSpec| (tensor.name.clone(), tensor.clone());
+        let scheme = tensors.iter().find_map(|tensor| tensor.scheme);
+        DummyWeights { seed, tensors: tensors.iter().map(named).collect(), scheme }
     }
 }
 
@@ -31,25 +35,32 @@ impl WeightSource for DummyWeights {
         part: &Part,
     ) -> Result<TensorPart<'_>, WeightError> {
         let known = self
-            .shapes
+            .tensors
             .get(name)
             .ok_or_else(|| WeightError::UnknownTensor { name: name.to_owned() })?;
-        if known != shape {
+        if known.shape != shape {
             return Err(WeightError::WrongShape {
                 name: name.to_owned(),
-                found: known.clone(),
+                found: known.shape.clone(),
                 asked: shape.to_vec(),
             });
         }
         let window = Window::new(name, shape, part)?;
-        Ok(TensorPart::made(window, DummyTensor::named(name, self.seed)))
+        let bytes = |code| DummyBytes::named(name, self.seed, code);
+        Ok(match known.element {
+            Element::Float => TensorPart::made(window, DummyTensor::named(name, self.seed)),
+            Element::E4m3 => TensorPart::made_bytes(window, bytes(Code::E4m3)),
+            Element::E2m1Pairs => TensorPart::made_bytes(window, bytes(Code::E2m1)),
+            Element::Scale => TensorPart::constant(window, DummyBytes::multiplier(Code::E4m3), 4),
+            Element::E8m0 => TensorPart::constant(window, DummyBytes::multiplier(Code::E2m1), 1),
+        })
     }
 
     fn bytes_total(&self) -> u64 {
-        self.shapes.values().map(|shape| 2 * shape.iter().product::<usize>() as u64).sum()
+        self.tensors.values().map(TensorSpec::bytes).sum()
     }
 
     fn dtype(&self) -> &'static str {
-        "bf16"
+        self.scheme.unwrap_or("bf16")
     }
 }

@@ -107,6 +107,8 @@ pub enum Problem {
         name: String,
         /// The shape it should have.
         shape: Vec<usize>,
+        /// What its matrix is stored as, if not as numbers.
+        scheme: Option<&'static str>,
     },
     /// The index places it in a file that does not have it.
     NotInShard {
@@ -130,6 +132,8 @@ pub enum Problem {
         found: Vec<usize>,
         /// The shape that follows from `config.json`.
         expected: Vec<usize>,
+        /// What its matrix is stored as, if not as numbers.
+        scheme: Option<&'static str>,
     },
     /// There, in an element type that is not supported.
     Dtype {
@@ -137,6 +141,10 @@ pub enum Problem {
         name: String,
         /// The type in the file, by its safetensors name.
         found: String,
+        /// The types it may have.
+        supported: &'static str,
+        /// What its matrix is stored as, if not as numbers.
+        scheme: Option<&'static str>,
     },
 }
 
@@ -156,19 +164,27 @@ impl Problem {
 impl Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::Missing { name, shape } => write!(f, "{name} {shape:?} is missing"),
+            Problem::Missing { name, shape, scheme } => {
+                write!(f, "{name} {shape:?} is missing{}", of(*scheme))
+            }
             Problem::NotInShard { name, shard } => {
                 write!(f, "{name} is not in {shard}, where the index places it")
             }
             Problem::Unexpected { name, shape } => write!(f, "{name} {shape:?} is unexpected"),
-            Problem::Shape { name, found, expected } => {
-                write!(f, "{name} has shape {found:?}, expected {expected:?}")
+            Problem::Shape { name, found, expected, scheme } => {
+                write!(f, "{name} has shape {found:?}, expected {expected:?}{}", of(*scheme))
             }
-            Problem::Dtype { name, found } => {
-                write!(f, "{name} is {found}, supported are BF16, F16 and F32")
+            Problem::Dtype { name, found, supported, scheme } => {
+                let verb = if supported.contains(' ') { "are" } else { "is" };
+                write!(f, "{name} is {found}, supported {verb} {supported}{}", of(*scheme))
             }
         }
     }
+}
+
+/// That a tensor is a part of a scheme, which `config.json` says.
+fn of(scheme: Option<&'static str>) -> String {
+    scheme.map_or(String::new(), |scheme| format!(" by the quantization_config's {scheme}"))
 }
 
 /// `a; b; c; and 7 more`.

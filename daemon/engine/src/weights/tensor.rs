@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::file::MappedFile;
-use super::made::DummyTensor;
+use super::made::{DummyBytes, DummyTensor};
 use super::window::Window;
 
 /// Elements that one task reads of a whole part.
@@ -57,15 +57,21 @@ pub(super) enum Stored {
     Bf16,
     F16,
     F32,
+    /// A power of two in a byte: its exponent and 127.
+    E8m0,
+    /// A byte, which is no number by itself.
+    Byte,
 }
 
 /// One part of one tensor, where it is. Nothing is read before it is asked for, and any number of threads
 /// may read at once.
+#[derive(Clone)]
 pub struct TensorPart<'a> {
     window: Window,
     elements: Elements<'a>,
 }
 
+#[derive(Clone, Copy)]
 enum Elements<'a> {
     /// Little-endian numbers in a mapped file.
     Mapped { file: &'a MappedFile, bytes: &'a [u8], stored: Stored },
@@ -73,6 +79,10 @@ enum Elements<'a> {
     Memory(&'a [bf16]),
     /// Not stored anywhere.
     Dummy(DummyTensor),
+    /// Bytes that are not stored anywhere.
+    DummyBytes(DummyBytes),
+    /// One number over and over, each as if it took `bytes`.
+    Constant { value: f32, bytes: usize },
 }
 
 /// How to make a part of a dummy tensor where it is needed: element `[row, col]` is element
@@ -113,6 +123,16 @@ impl<'a> TensorPart<'a> {
         TensorPart { window, elements: Elements::Dummy(tensor) }
     }
 
+    /// `window` of a dummy tensor of bytes.
+    pub(super) fn made_bytes(window: Window, bytes: DummyBytes) -> TensorPart<'static> {
+        TensorPart { window, elements: Elements::DummyBytes(bytes) }
+    }
+
+    /// `window` of a tensor that is `value` all over, in elements of `bytes`.
+    pub(super) fn constant(window: Window, value: f32, bytes: usize) -> TensorPart<'static> {
+        TensorPart { window, elements: Elements::Constant { value, bytes } }
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         self.window.len()
@@ -125,8 +145,14 @@ impl<'a> TensorPart<'a> {
 
     /// Bytes it takes as stored.
     pub fn stored_bytes(&self) -> usize {
-        let wide = matches!(self.elements, Elements::Mapped { stored: Stored::F32, .. });
-        self.len() * if wide { 4 } else { 2 }
+        let element = match self.elements {
+            Elements::Mapped { stored: Stored::F32, .. } => 4,
+            Elements::Constant { bytes, .. } => bytes,
+            Elements::Mapped { stored: Stored::E8m0 | Stored::Byte, .. }
+            | Elements::DummyBytes(_) => 1,
+            _ => 2,
+        };
+        self.len() * element
     }
 
     /// How to make it, if it is a part of a dummy tensor whose rows are neighbours.
@@ -152,6 +178,13 @@ impl<'a> TensorPart<'a> {
             Elements::Mapped { stored: Stored::F32, .. } => {
                 self.decode(start, out, |bytes| bf16::from_f32(f32::from_le_bytes(bytes)));
             }
+            Elements::Mapped { stored: Stored::E8m0, .. } => {
+                self.decode(start, out, |bytes| bf16::from_f32(power_of_two(bytes)));
+            }
+            Elements::Mapped { stored: Stored::Byte, .. } | Elements::DummyBytes(_) => {
+                unreachable!("codes are read as bytes")
+            }
+            Elements::Constant { value, .. } => out.fill(bf16::from_f32(*value)),
             Elements::Memory(values) => out.copy_from_slice(&values[start..][..out.len()]),
             Elements::Dummy(tensor) => {
                 let mut rest = out;
@@ -179,8 +212,30 @@ impl<'a> TensorPart<'a> {
                     self.decode(start, out, f32::from_le_bytes);
                 }))
             }
+            Elements::Mapped { stored: Stored::E8m0, .. } => {
+                HostTensor::F32(self.all(0.0, |start, out| self.decode(start, out, power_of_two)))
+            }
+            Elements::Constant { value, .. } => HostTensor::F32(vec![value; self.len()]),
             _ => HostTensor::Bf16(self.all(bf16::ZERO, |start, out| self.read_bf16(start, out))),
         }
+    }
+
+    /// Reads all of a part of codes, on all cores.
+    ///
+    /// # Panics
+    /// It has numbers.
+    pub(super) fn load_bytes(&self) -> Vec<u8> {
+        self.all(0, |start, out| match &self.elements {
+            Elements::Mapped { stored: Stored::Byte, .. } => {
+                self.decode(start, out, |[byte]: [u8; 1]| byte);
+            }
+            Elements::DummyBytes(bytes) => {
+                let len = out.len();
+                let indices = self.stretches(start, len).flatten();
+                out.iter_mut().zip(indices).for_each(|(out, index)| *out = bytes.byte(index));
+            }
+            _ => unreachable!("numbers are not read as codes"),
+        })
     }
 
     fn all<T: Copy + Send>(&self, zero: T, read: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
@@ -228,5 +283,27 @@ impl<'a> TensorPart<'a> {
             rest = tail;
         }
         file.was_read(read);
+    }
+}
+
+/// What an E8M0 byte stands for (OCP Microscaling Formats 1.0, section 5.4.1).
+fn power_of_two([exponent]: [u8; 1]) -> f32 {
+    match exponent {
+        // A subnormal f32.
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        exponent => f32::from_bits(u32::from(exponent) << 23),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_byte_is_a_power_of_two() {
+        for exponent in 0..=254u8 {
+            let wanted = 2f64.powi(i32::from(exponent) - 127);
+            assert_eq!(f64::from(super::power_of_two([exponent])), wanted);
+        }
+        assert!(super::power_of_two([255]).is_nan());
     }
 }

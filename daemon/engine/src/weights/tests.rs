@@ -1,3 +1,4 @@
+mod coded;
 mod refusals;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ fn tiny(tie_word_embeddings: bool) -> Vec<TensorSpec> {
 fn sized(tie_word_embeddings: bool, vocab: usize, hidden: usize) -> Vec<TensorSpec> {
     let mut all = Vec::new();
     let mut add = |name: String, shape: &[usize]| {
-        all.push(TensorSpec { name, shape: shape.to_vec() });
+        all.push(TensorSpec::plain(name, shape));
     };
     add("model.embed_tokens.weight".into(), &[vocab, hidden]);
     for layer in 0..2 {
@@ -68,7 +69,7 @@ fn tensor(dtype: Dtype, shape: &[usize], value: impl Fn(usize) -> f32) -> Tensor
 
 fn model(config: &[TensorSpec], dtype: Dtype) -> Tensors {
     let ranked = config.iter().cloned().enumerate();
-    let one = |(rank, TensorSpec { name, shape }): (usize, TensorSpec)| {
+    let one = |(rank, TensorSpec { name, shape, .. }): (usize, TensorSpec)| {
         (name, tensor(dtype, &shape, |i| value(rank, i)))
     };
     ranked.map(one).collect()
@@ -115,7 +116,7 @@ fn opened(dir: &TempDir, config: &[TensorSpec]) -> Result<Box<dyn WeightSource>,
 
 /// Every tensor and every kind of part, against values computed here.
 fn reads_back(source: &dyn WeightSource, config: &[TensorSpec]) {
-    for (rank, TensorSpec { name, shape }) in config.iter().cloned().enumerate() {
+    for (rank, TensorSpec { name, shape, .. }) in config.iter().cloned().enumerate() {
         let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
         let load = |part: Part| source.part(&name, &shape, &part).unwrap().load().into_f32();
         let expect = |rows: std::ops::Range<usize>, cols_kept: std::ops::Range<usize>| {
@@ -287,7 +288,7 @@ fn a_dummy_part_says_how_to_make_it() {
 #[test]
 fn a_scattered_part_is_gathered() {
     let shape = [2, 3, 8];
-    let spec = TensorSpec { name: "stack".into(), shape: shape.to_vec() };
+    let spec = TensorSpec::plain("stack", &shape);
     let tensors = Tensors::from([("stack".to_string(), tensor(Dtype::BF16, &shape, |i| i as f32))]);
     let dir = single(&tensors);
     let stored = opened(&dir, std::slice::from_ref(&spec)).unwrap();

@@ -102,7 +102,7 @@ pub fn write_model(
     let mut random = Random(seed);
     let mut weights = HashMap::new();
     let mut raw = Vec::new();
-    for TensorSpec { name, shape } in minisgl_engine::model::tensors(&config) {
+    for TensorSpec { name, shape, .. } in minisgl_engine::model::tensors(&config) {
         let len: usize = shape.iter().product();
         let norm = name.ends_with("norm.weight");
         // Large enough that attention and activation are far from linear.

@@ -5,7 +5,8 @@
 //!
 //! With few rows a product reads every weight once and does little with it: the packed 16-bit words
 //! go straight from memory to registers. With many rows a panel of outputs is widened once into a
-//! scratch that stays in the second-level cache, and tiles of rows are run against it.
+//! scratch that stays in the second-level cache, and tiles of rows are run against it. Codes are widened so for
+//! any number of rows.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -14,8 +15,9 @@ use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::coded::Coded;
 use super::simd::{Bf16Bits, F16Bits, Half, dots, dots_packed, lanes, pack, packed_len, unpack};
-use crate::weights::HostTensor;
+use crate::weights::{HostTensor, MatrixPart};
 
 /// Rows up to which the packed weights are used as they are.
 const DIRECT_ROWS: usize = 8;
@@ -37,9 +39,26 @@ enum Data {
     F32(Vec<f32>),
     Bf16(Vec<u32>),
     F16(Vec<u32>),
+    Coded(Coded),
 }
 
 impl Matrix {
+    /// Stacks `parts`, each of whole rows of `inputs`, keeping codes as they are stored, and 16-bit weights at 16
+    /// bits. Parts of different types are widened to f32.
+    pub fn of(parts: &[MatrixPart<'_>], inputs: usize, arch: Arch) -> Matrix {
+        if let Some(coded) = Coded::of(parts, inputs) {
+            return Matrix { outputs: coded.rows(), inputs, data: Data::Coded(coded) };
+        }
+        let numbers = |part: &MatrixPart<'_>| match part {
+            MatrixPart::Plain(part) => part.load(),
+            MatrixPart::Coded(_) => match Coded::of(std::slice::from_ref(part), inputs) {
+                Some(coded) => HostTensor::F32(coded.into_f32()),
+                None => HostTensor::F32(Vec::new()),
+            },
+        };
+        Matrix::new(parts.iter().map(numbers).collect(), inputs, arch)
+    }
+
     /// Stacks `parts`, each of whole rows of `inputs`, keeping 16-bit weights at 16 bits.
     /// Parts of different types are widened to f32.
     pub fn new(parts: Vec<HostTensor>, inputs: usize, arch: Arch) -> Matrix {
@@ -79,6 +98,7 @@ impl Matrix {
         match &self.data {
             Data::F32(values) => size_of_val(values.as_slice()),
             Data::Bf16(words) | Data::F16(words) => size_of_val(words.as_slice()),
+            Data::Coded(coded) => coded.bytes(),
         }
     }
 
@@ -162,7 +182,7 @@ pub fn linear_rows(
 /// any order.
 fn panels(arch: Arch, weight: &Matrix, start: usize, x: &[f32], rows: usize, out: &mut [f32]) {
     let threads = rayon::current_num_threads();
-    let widened = rows > DIRECT_ROWS;
+    let widened = rows > DIRECT_ROWS || matches!(weight.data, Data::Coded(_));
     let fits = PANEL_BYTES / (weight.inputs * size_of::<f32>());
     let all = out.len() / rows;
     // Few rows: a panel is as large as keeps all threads busy to the end, for each costs a hand-over.
@@ -233,6 +253,7 @@ impl WithSimd for Panel<'_> {
                 let weight = PackedRows::<F16Bits>::new(&packed[first * words..], words);
                 return tiles(simd, x, rows, &weight, out);
             }
+            (None, Data::Coded(_)) => unreachable!("codes are widened for any number of rows"),
             (Some(scratch), _) => scratch,
         };
         scratch.resize(scratch.len().max(outputs * inputs), 0.0);
@@ -262,6 +283,11 @@ impl WithSimd for Rows<'_> {
             Data::Bf16(packed) => {
                 for (row, out) in out.chunks_exact_mut(inputs).enumerate() {
                     unpack::<S, Bf16Bits>(simd, &packed[(first + row) * words..][..words], out);
+                }
+            }
+            Data::Coded(coded) => {
+                for (row, out) in out.chunks_exact_mut(inputs).enumerate() {
+                    coded.widen(first + row, out);
                 }
             }
             Data::F16(packed) => {

@@ -8,8 +8,8 @@ use super::linear::gemm_rows;
 use super::*;
 use crate::collective::Group;
 use crate::config::{Architecture, AttentionBias, AttentionSpec, Ffn};
-use crate::ops::{HeadNorms, NormId};
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
+use crate::ops::{HeadNorms, NormId};
 
 const SLOTS: usize = 300;
 const CHUNK: usize = 700;
@@ -49,7 +49,7 @@ trait Visible: Ops {
 
     fn weights(&self, values: &[f32], inputs: usize) -> Self::Matrix {
         let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
-        self.matrix(&[TensorPart::of(&values)], inputs).unwrap()
+        self.matrix(&[MatrixPart::Plain(TensorPart::of(&values))], inputs).unwrap()
     }
 
     fn weight(&self, values: &[f32]) -> Self::Vector {

@@ -176,10 +176,7 @@ mod tests {
     use crate::weights::{self, HostTensor, Part, TensorSpec, WeightSource};
 
     fn tensors() -> Vec<TensorSpec> {
-        let tensor = |name: &str, shape: &[usize]| TensorSpec {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-        };
+        let tensor = TensorSpec::plain;
         vec![
             // Several stagings, the last of them not full.
             tensor("model.embed_tokens.weight", &[10_007, 520]),
@@ -235,7 +232,7 @@ mod tests {
             let raw: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
                 .iter()
                 .cloned()
-                .map(|TensorSpec { name, shape }| {
+                .map(|TensorSpec { name, shape, .. }| {
                     let values =
                         (0..shape.iter().product::<usize>()).map(|i| (i % 8191) as f32 / 64.0);
                     let bytes = match dtype {
