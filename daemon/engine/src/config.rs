@@ -220,6 +220,7 @@ impl ModelConfig {
             max_position: 256,
             ropes: vec![RopeConfig { theta: 10_000.0, scaling: RopeScaling::None }],
             tie_word_embeddings: true,
+            quantization: Quantization::default(),
             eos_token_ids: Vec::new(),
         }
     }

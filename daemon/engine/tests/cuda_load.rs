@@ -106,7 +106,7 @@ fn dummy_weights_are_the_hosts() {
     let raw: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .cloned()
-        .map(|TensorSpec { name, shape }| {
+        .map(|TensorSpec { name, shape, .. }| {
             let part = source.part(&name, &shape, &minisgl_engine::weights::Part::All).unwrap();
             let mut values = vec![half::bf16::ZERO; part.len()];
             part.read_bf16(0, &mut values);
