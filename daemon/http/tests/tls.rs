@@ -69,7 +69,7 @@ async fn connections_are_encrypted_with_the_certificate_in_force() {
     let tls = Tls::default();
     let (router, certificates) = (house.router.clone(), tls.clone());
     tokio::spawn(async move {
-        let settings = Settings { header_timeout: PATIENCE, ..Settings::default() };
+        let settings = Settings { header_timeout: PATIENCE * 10, ..Settings::default() };
         let limits = Limits::new(1 << 20, 2);
         serve(listener, certificates, router, &settings, &limits, std::future::pending()).await;
     });
@@ -87,7 +87,8 @@ async fn connections_are_encrypted_with_the_certificate_in_force() {
     // Whoever does not begin gives way.
     let silent =
         [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
-    assert!(ask(address, &trusted_next).await.unwrap().starts_with("HTTP/1.1 200"));
+    let answer = tokio::time::timeout(PATIENCE, ask(address, &trusted_next)).await;
+    assert!(answer.expect("no place is made").unwrap().starts_with("HTTP/1.1 200"));
     drop(silent);
     tls.set(None);
     assert!(ask_plainly(address).await.starts_with("HTTP/1.1 200"));
