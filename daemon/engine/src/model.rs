@@ -1,4 +1,4 @@
-//! Models, written once over [`Ops`].
+//! Models, written once over [`crate::ops::Ops`].
 //!
 //! Owns: the order of operations of a forward pass, and which tensors it needs. Must never: know a
 //! device, or touch memory itself.
@@ -11,7 +11,7 @@
 //!    `config/spec.rs`.
 //! 2. `model/layout.rs`: the names of its tensors, where they are not the usual ones.
 //!    How matrices are stored ([`crate::scheme`]) follows from their modules' names.
-//! 3. An op that is missing is added to [`Ops`], to `ops/cpu` first: it is the reference of the others.
+//! 3. An op that is missing is added to [`crate::ops::Ops`], to `ops/cpu` first: it is the reference of the others.
 //! 4. `daemon/engine/tests/models.rs` holds every architecture against a naive forward pass, and
 //!    `tests/hf.rs` against transformers.
 
