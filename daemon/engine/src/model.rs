@@ -13,7 +13,7 @@
 //!    How matrices are stored ([`crate::scheme`]) follows from their modules' names.
 //! 3. An op that is missing is added to [`crate::ops::Ops`], to `ops/cpu` first: it is the reference of the others.
 //! 4. `daemon/engine/tests/models.rs` holds every architecture against a naive forward pass, and
-//!    `tests/hf.rs` against transformers.
+//!    `tests/tiny.rs` against transformers.
 
 mod decoder;
 pub mod layout;
