@@ -43,19 +43,25 @@ pub(crate) struct StepCosts {
 }
 
 impl StepCosts {
-    /// Of `config` on `tp` ranks, with KV pages of elements of `kv_element_bytes`.
+    /// Of `config` with as many parameters on `tp` ranks, with KV pages of elements of `kv_element_bytes`. Experts count
+    /// as if every token went to all of them.
     #[cfg_attr(
         not(any(feature = "cuda", test)),
         expect(dead_code, reason = "only a GPU has a limit")
     )]
-    pub(crate) fn of(config: &ModelConfig, tp: usize, kv_element_bytes: usize) -> StepCosts {
+    pub(crate) fn of(
+        config: &ModelConfig,
+        parameters: u64,
+        tp: usize,
+        kv_element_bytes: usize,
+    ) -> StepCosts {
         let layers = config.layers.len() as f64;
         let heads = config.heads.div_ceil(tp) * config.head_dim;
         let kv_heads = config.kv_heads.div_ceil(tp) * config.head_dim;
         let joins = if tp > 1 { 1.0 } else { 0.0 };
         StepCosts {
             base: STEP_PATIENCE,
-            token_flops: 2.0 * crate::model::parameters(config) as f64 / tp as f64,
+            token_flops: 2.0 * parameters as f64 / tp as f64,
             pair_flops: 4.0 * layers * heads as f64,
             kv_token_bytes: 2.0 * layers * (kv_heads * kv_element_bytes) as f64,
             // The embedding, and two sums a layer, of bf16, there and back.
@@ -102,7 +108,7 @@ mod tests {
             tie_word_embeddings: false,
             ..ModelConfig::small(80, 28_672)
         };
-        StepCosts::of(&config, tp, 2)
+        StepCosts::of(&config, 70_553_706_496, tp, 2)
     }
 
     fn plan(rows: u32, start: u32, len: u32) -> Plan {

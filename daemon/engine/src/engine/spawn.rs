@@ -20,6 +20,8 @@ use crate::collective::Group;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
 use crate::memory::available_bytes;
+#[cfg(feature = "cuda")]
+use crate::model::parameters;
 use crate::model::{Decoder, Loader};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
@@ -233,6 +235,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
         },
         costs: Some(StepCosts::of(
             model.config,
+            parameters(model.config),
             model.shards.len(),
             dtype_bytes(model.settings.kv_dtype),
         )),
