@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use minisgl_proto::admin::{
     AdminError, AdminErrorCode, FlushReply, LoadEvent, LoadRequest, ModelState, ModelStatus,
-    VersionInfo,
+    RequestStatus, VersionInfo,
 };
 use minisgl_proto::{Device, LoadOptions};
 use nix::sys::signal::{Signal, kill};
@@ -185,6 +185,12 @@ impl Daemon {
         let path = format!("/admin/v1/models/{}", name.replace('/', "%2F"));
         let reply = self.admin_call("GET", &path, &Value::Null).ok();
         serde_json::from_value(reply).expect("a ModelStatus")
+    }
+
+    /// Every request that has not ended.
+    pub fn requests(&self) -> Vec<RequestStatus> {
+        let reply = self.admin_call("GET", "/admin/v1/requests", &Value::Null).ok();
+        serde_json::from_value(reply).expect("a list of RequestStatus")
     }
 
     /// The status once `done` says so; a failure after a minute.
