@@ -16,6 +16,10 @@ tokens with their natural log-probabilities, as transformers computes them
     bf16    in bf16 as it comes (scaled dot product attention), which is what the engine must be near,
     eager   in bf16 with its plain attention: how far it is from itself.
 
+A quantised model's weights are what its codes and scales stand for, turned back here. Where its config.json asks for
+activations in FP8, f32 has them as they are, and bf16 and eager have what every quantised product gets rounded to e4m3, under a
+scale for each token and 128 of its columns: as transformers' and vLLM's kernels do it.
+
 It runs on the GPU if there is one, and without a network.
 """
 
@@ -29,8 +33,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config,
+    Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig)
 
 PROMPT_LENS = [1, 2, 17, 64, 129, 300, 511, 700]
 NEW = 32
@@ -40,6 +47,8 @@ SEED = 0
 # the widest model what transformers is from itself in bf16 would fill the bound.
 LOGIT_STD = 1.25
 LOGIT_STD_OF = {"llama-3.2-1b": 0.75}
+# What stands behind this word in a name is how the model is stored.
+STORED_AS = "-as-"
 
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -64,12 +73,49 @@ SHAPES = {
         vocab_size=50000, hidden_size=1280, intermediate_size=3456, num_hidden_layers=8, num_attention_heads=40,
         num_key_value_heads=8, head_dim=128, max_position_embeddings=4096, rms_norm_eps=1e-6,
         tie_word_embeddings=False, rope_parameters=ROPE_1M)),
+    "mistral-window": (MistralConfig, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=3584, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=128, max_position_embeddings=4096, sliding_window=100)),
+    "qwen2-window": (Qwen2Config, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16,
+        num_key_value_heads=4, max_position_embeddings=4096, use_sliding_window=True, sliding_window=64, max_window_layers=3)),
+    "gemma3": (Gemma3TextConfig, dict(
+        vocab_size=50000, hidden_size=1152, intermediate_size=6912, num_hidden_layers=12, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=256, max_position_embeddings=4096, sliding_window=128,
+        rope_parameters={"full_attention": dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
+                         "sliding_attention": dict(rope_type="default", rope_theta=10000.0)})),
+    "qwen3-moe": (Qwen3MoeConfig, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=3072, moe_intermediate_size=384, num_hidden_layers=6,
+        num_attention_heads=16, num_key_value_heads=4, head_dim=128, num_experts=32, num_experts_per_tok=8,
+        norm_topk_prob=True, max_position_embeddings=4096, rope_parameters=ROPE_1M)),
+    "qwen2-moe": (Qwen2MoeConfig, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=2816, moe_intermediate_size=704, num_hidden_layers=6,
+        num_attention_heads=8, num_key_value_heads=4, num_experts=16, num_experts_per_tok=4,
+        shared_expert_intermediate_size=1408, mlp_only_layers=[1], max_position_embeddings=4096)),
+    "mixtral": (MixtralConfig, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=1792, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=128, num_local_experts=8, num_experts_per_tok=2, max_position_embeddings=4096)),
+    # Of real width: 2880 is 90 blocks of MXFP4, and no multiple of 128.
+    "gpt-oss": (GptOssConfig, dict(
+        vocab_size=50000, hidden_size=2880, intermediate_size=2880, num_hidden_layers=4, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=64, num_local_experts=8, num_experts_per_tok=4, sliding_window=128,
+        max_position_embeddings=4096, rope_parameters=dict(
+            rope_type="yarn", rope_theta=150000.0, factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+            original_max_position_embeddings=256))),
+    # For the ways of storing one.
+    "qwen3-8-layers": (Qwen3Config, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=3072, num_hidden_layers=8, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=4096, tie_word_embeddings=False,
+        rope_parameters=ROPE_1M)),
 }
+QUANTISED = [f"qwen3-8-layers{STORED_AS}{scheme}" for scheme in ("fp8-block", "fp8-tensor", "fp8-channel")] + [
+    f"qwen3-moe{STORED_AS}fp8-block", f"gpt-oss{STORED_AS}mxfp4"]
 
 
 def write_model(folder, name, layers, device):
-    """Random weights in the shape `name`, rounded to bf16."""
-    kind, numbers = SHAPES[name]
+    """Random weights in the shape `name`, rounded to bf16, and quantised if the name says so."""
+    shape, _, scheme = name.partition(STORED_AS)
+    kind, numbers = SHAPES[shape]
     config = kind(**numbers)
     if layers:
         config = kind(**{**numbers, "num_hidden_layers": layers})
@@ -79,16 +125,101 @@ def write_model(folder, name, layers, device):
     peak = LOGIT_STD_OF.get(name, LOGIT_STD) / (config.initializer_range * math.sqrt(config.hidden_size))
     with torch.no_grad():
         for key, value in model.named_parameters():
-            if key.endswith("norm.weight"):
+            if key.endswith("norm.weight") or "layernorm" in key:
                 value.add_(torch.randn_like(value), alpha=0.25)
-            elif key.endswith(".bias"):
+            elif key.endswith(("bias", "sinks")):
                 value.normal_(std=0.5)
-        model.model.norm.weight.mul_(peak)
+        last = model.model.norm.weight
+        # Gemma's are stored less 1.
+        less = 1.0 if config.model_type.startswith("gemma") else 0.0
+        last.copy_((last + less) * peak - less)
     # Not the module's own .to(): it would round the table of frequencies too.
     for value in model.parameters():
         value.data = value.data.bfloat16()
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder)
+    if scheme:
+        quantise(folder, scheme)
+
+
+def is_quantised(scheme, key, weight):
+    """Whether `scheme` stores this tensor as codes: projections of layers; of gpt-oss, experts."""
+    if scheme == "mxfp4":
+        return key.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    return weight.ndim == 2 and key.startswith("model.layers.") and not key.endswith("mlp.gate.weight")
+
+
+def e4m3(tensor, block):
+    """Codes of a matrix under a scale for each `block`, in f32, and what they stand for."""
+    rows, cols = tensor.shape
+    high, wide = min(block[0], rows), min(block[1], cols)
+    frame = torch.nn.functional.pad(tensor.float(), (0, -cols % wide, 0, -rows % high))
+    tiles = frame.reshape(frame.shape[0] // high, high, frame.shape[1] // wide, wide)
+    scales = tiles.abs().amax((1, 3)).clamp(min=1e-12) / 448.0
+    codes = (tiles / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    plain = (codes.float() * scales[:, None, :, None]).reshape(frame.shape)[:rows, :cols]
+    return codes.reshape(frame.shape)[:rows, :cols].contiguous(), scales, plain
+
+
+FP8_BLOCK = 128
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def mxfp4(shape):
+    """Drawn codes and exponents of `[experts, inputs, outputs]`, and what they stand for. Scales make rows of about the usual size."""
+    experts, inputs, outputs = shape
+    generator = torch.Generator().manual_seed(SEED)
+    codes = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(119, 122, (experts, outputs, inputs // 32), dtype=torch.uint8, generator=generator)
+    values = torch.tensor(E2M1 + [-value for value in E2M1])
+    # The first of a pair is in the low four bits.
+    pairs = torch.stack([values[(codes & 15).long()], values[(codes >> 4).long()]], dim=-1)
+    plain = pairs.reshape(experts, outputs, inputs // 32, 32) * torch.exp2(scales.float() - 127)[..., None]
+    return codes, scales, plain.reshape(experts, outputs, inputs).transpose(1, 2).contiguous()
+
+
+def quantise(folder, scheme):
+    """Stores the model in `folder` as `scheme`, and beside it, in plain/, what that stands for."""
+    stored, plain = {}, {}
+    for key, weight in load_file(os.path.join(folder, "model.safetensors")).items():
+        if not is_quantised(scheme, key, weight):
+            stored[key] = plain[key] = weight
+        elif scheme == "mxfp4":
+            stored[f"{key}_blocks"], stored[f"{key}_scales"], plain[key] = mxfp4(weight.shape)
+        else:
+            name = key.removesuffix(".weight")
+            block = {"fp8-block": (FP8_BLOCK, FP8_BLOCK), "fp8-channel": (1, 1 << 30)}.get(scheme, (1 << 30, 1 << 30))
+            stored[key], scales, plain[key] = e4m3(weight, block)
+            stored[f"{name}.weight_scale_inv" if scheme == "fp8-block" else f"{name}.weight_scale"] = (
+                scales.reshape(1) if scheme == "fp8-tensor" else scales)
+    save_file(stored, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    config = json.load(open(os.path.join(folder, "config.json")))
+    os.makedirs(os.path.join(folder, "plain"), exist_ok=True)
+    json.dump(config, open(os.path.join(folder, "plain", "config.json"), "w"))
+    save_file(plain, os.path.join(folder, "plain", "model.safetensors"), metadata={"format": "pt"})
+    activations = {"dynamic": True, "num_bits": 8, "strategy": "token", "symmetric": True, "type": "float"}
+    weights = {"dynamic": False, "num_bits": 8, "strategy": scheme.removeprefix("fp8-"), "symmetric": True, "type": "float"}
+    config["quantization_config"] = {
+        "mxfp4": {"quant_method": "mxfp4", "modules_to_not_convert": [
+            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
+        "fp8-block": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+                      "modules_to_not_convert": ["lm_head"]},
+    }.get(scheme, {
+        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head", "re:.*mlp.gate$"], "config_groups": {"group_0": {
+            "targets": ["Linear"], "weights": weights, "input_activations": activations, "format": "float-quantized"}}})
+    json.dump(config, open(os.path.join(folder, "config.json"), "w"), indent=2)
+
+
+def round_activations(model):
+    """From now on what quantised projections get is rounded to e4m3, for each token and 128 columns."""
+    def rounded(module, inputs):
+        x = inputs[0]
+        return (e4m3(x.reshape(-1, x.shape[-1]), (1, FP8_BLOCK))[2].reshape(x.shape).to(x.dtype),)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers.") and not name.endswith("mlp.gate"):
+            module.register_forward_pre_hook(rounded)
 
 
 def prompts(vocab, folder):
@@ -105,7 +236,15 @@ def prompts(vocab, folder):
 
 
 def load(folder, dtype, attention, device):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    config = json.load(open(os.path.join(folder, "config.json")))
+    if config["model_type"] == "gpt_oss":
+        attention = "eager"  # Of transformers' own, the one that knows sinks.
+    plain = os.path.join(folder, "plain")
+    model = AutoModelForCausalLM.from_pretrained(
+        plain if os.path.exists(plain) else folder, dtype=dtype, attn_implementation=attention)
+    how = config.get("quantization_config", {})
+    if dtype != torch.float32 and how.get("quant_method") in ("fp8", "compressed-tensors"):
+        round_activations(model)
     return model.to(device).eval()
 
 
@@ -150,7 +289,7 @@ def summary(expected):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
-    parser.add_argument("--models", default=",".join(SHAPES), help="of " + ", ".join(SHAPES))
+    parser.add_argument("--models", default=",".join([*SHAPES, *QUANTISED]), help="of " + ", ".join([*SHAPES, *QUANTISED]))
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="a model that is there")
     parser.add_argument("--layers", type=int, help="fewer layers, for a machine without a GPU")
     options = parser.parse_args()
