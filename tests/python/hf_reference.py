@@ -242,6 +242,10 @@ def load(folder, dtype, attention, device):
     plain = os.path.join(folder, "plain")
     model = AutoModelForCausalLM.from_pretrained(
         plain if os.path.exists(plain) else folder, dtype=dtype, attn_implementation=attention)
+    for module in model.modules():
+        if hasattr(module, "embed_scale"):
+            # Gemma's in bf16 is not what it is in f32; the engine's is that of the model's own type.
+            module.embed_scale = module.embed_scale.to(torch.bfloat16).to(dtype)
     how = config.get("quantization_config", {})
     if dtype != torch.float32 and how.get("quant_method") in ("fp8", "compressed-tensors"):
         round_activations(model)
