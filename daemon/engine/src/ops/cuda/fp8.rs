@@ -4,7 +4,7 @@
 //! choose by what was not there when the model was loaded.
 //!
 //! Few rows stay what they are, and the weight is widened where it is multiplied: `skinny` up to 8 rows, `medium` up to
-//! 64. More rows are quantised, each by itself, and multiplied by cuBLASLt, which is also taken for fewer where that
+//! 64. More rows are quantised, each by itself, and multiplied by cuBLASLt, which is also taken from 9 rows on where that
 //! was faster while the model was loaded.
 
 use std::sync::Arc;
@@ -125,7 +125,7 @@ impl Input<'_> {
 
 /// How a product is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     Own(Fp8Product),
     Library,
 }
@@ -205,7 +205,8 @@ impl CudaOps {
         }
     }
 
-    fn run_fp8(
+    /// [`CudaOps::product_fp8`] by a given way.
+    pub(super) fn run_fp8(
         &mut self,
         way: Way,
         rows: usize,

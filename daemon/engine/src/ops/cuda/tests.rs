@@ -1,6 +1,9 @@
 //! Every op against the CPU's, on odd shapes, into poisoned buffers. Without a GPU nothing runs.
 
+mod fp8;
+
 use half::bf16;
+use minisgl_kernels::ops::Fp8Product;
 use minisgl_proto::{Sampled, SamplingParams};
 use minisgl_sched::{Install, Plan, Row, Want};
 
@@ -72,6 +75,8 @@ impl Visible for CudaOps {
     fn fill(&self, width: usize, values: &[f32]) -> Buffer {
         let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
         let rows = values.len() / width;
+        let padding = padded_tokens(rows) * width - values.len();
+        let values = [values, vec![bf16::NAN; padding]].concat();
         Buffer { data: self.stream().clone_htod(&values).unwrap(), rows, width }
     }
 
