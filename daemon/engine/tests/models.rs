@@ -45,9 +45,8 @@ fn through_e4m3(row: &mut [f32]) {
     for value in row {
         let wanted = value.abs() / scale;
         let distance = |code: &usize| (codes[*code] - wanted).abs();
-        let nearer = |a: &usize, b: &usize| {
-            distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2)))
-        };
+        let nearer =
+            |a: &usize, b: &usize| distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2)));
         let nearest = (0..0x7f).min_by(nearer).unwrap();
         *value = (codes[nearest] * scale).copysign(*value);
     }

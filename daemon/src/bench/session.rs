@@ -9,9 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use minisgl_engine::config::ModelConfig;
 use minisgl_engine::{Engine, EngineInfo};
-use minisgl_proto::{
-    Finish, LoadOptions, Quantize, RequestId, SamplingParams, StopParams, Submit,
-};
+use minisgl_proto::{Finish, LoadOptions, Quantize, RequestId, SamplingParams, StopParams, Submit};
 use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
 use super::floor::Costs;

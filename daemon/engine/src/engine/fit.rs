@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use minisgl_proto::{LoadOptions, Quantize};
 use minisgl_proto::disk::Fit;
+use minisgl_proto::{LoadOptions, Quantize};
 
 use super::options::{self, Settings};
 use super::{Engine, load};

@@ -216,9 +216,7 @@ pub(super) fn open_weights(
     let wanted = model::tensors(config);
     Ok(match options.quantize {
         Quantize::None => weights::open(dir, &wanted, options)?,
-        Quantize::Fp8 => {
-            weights::open_quantised(dir, &model::tensors(stored), &wanted, options)?
-        }
+        Quantize::Fp8 => weights::open_quantised(dir, &model::tensors(stored), &wanted, options)?,
     })
 }
 

@@ -29,8 +29,8 @@ use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows}
 use crate::ops::{OpResult, Ops, Pending};
 use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
-use crate::shard::Shard;
 use crate::scheme::Scheme;
+use crate::shard::Shard;
 use crate::weights::WeightSource;
 
 /// Bytes of a GPU's memory that stay free: the driver loads the code of a kernel that first runs after

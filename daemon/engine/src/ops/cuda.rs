@@ -52,9 +52,7 @@ use half::bf16;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::gemm::Gemm;
-use minisgl_kernels::ops::{
-    Embedding, MediumGemm, Quantise, RmsNorm, SiluMul, sample_scratch_len,
-};
+use minisgl_kernels::ops::{Embedding, MediumGemm, Quantise, RmsNorm, SiluMul, sample_scratch_len};
 use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
@@ -80,8 +78,8 @@ use super::{
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
-use crate::shard::Shard;
 use crate::scheme::Code;
+use crate::shard::Shard;
 use crate::weights::{CodedPart, MatrixPart, TensorPart};
 
 /// What a GPU rank is made for.
@@ -269,7 +267,8 @@ impl CudaOps {
     /// Settles how sums over ranks are made.
     fn prepare_sums(&mut self) -> OpResult {
         let Some(team) = &mut self.team else { return Ok(()) };
-        let residual = self.device.stream().alloc_zeros(padded_tokens(self.chunk_tokens) * self.hidden);
+        let residual =
+            self.device.stream().alloc_zeros(padded_tokens(self.chunk_tokens) * self.hidden);
         let mut residual = residual.map_err(failed("time sums over ranks"))?;
         team.measure(&self.device, &mut residual)
     }

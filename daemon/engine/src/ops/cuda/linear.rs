@@ -11,8 +11,8 @@ use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
 use minisgl_kernels::peers::Inboxes;
 
-use super::memory::{Data, LOGIT_ROWS};
 use super::fp8::Input;
+use super::memory::{Data, LOGIT_ROWS};
 use super::{Buffer, CudaOps, failed};
 use crate::ops::{Linear, Norm, OpResult, Stream};
 

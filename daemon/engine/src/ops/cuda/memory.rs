@@ -60,7 +60,9 @@ impl Matrix {
     pub(super) fn plain(&self) -> OpResult<&CudaSlice<bf16>> {
         match &self.data {
             Data::Plain(data) => Ok(data),
-            Data::Fp8 { .. } => Err(failed("choose kernels")("there is none for e4m3 weights here")),
+            Data::Fp8 { .. } => {
+                Err(failed("choose kernels")("there is none for e4m3 weights here"))
+            }
         }
     }
 

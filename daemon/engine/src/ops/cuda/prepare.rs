@@ -15,8 +15,8 @@ use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmError, GemmKind,
 use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
-use super::linear::gemm_rows;
 use super::fp8::Quantised;
+use super::linear::gemm_rows;
 use super::memory::{ROW_UNIT, padded_tokens};
 use super::{CudaOps, failed};
 use crate::config::{Activation, Ffn, ModelConfig, NormSpec};
@@ -175,7 +175,8 @@ impl CudaOps {
         let k_max = shapes.iter().map(|shape| shape.1).max().unwrap_or(0);
         let n_max = shapes.iter().map(|shape| shape.0).max().unwrap_or(0);
         self.quantised = Some(Quantised::new(&stream, tokens, k_max).map_err(memory)?);
-        let scales = |&(n, k, _): &(usize, usize, ScaleForm)| n.max(n.div_ceil(BLOCK) * scale_stride(k));
+        let scales =
+            |&(n, k, _): &(usize, usize, ScaleForm)| n.max(n.div_ceil(BLOCK) * scale_stride(k));
         let mut trial = CodedTrial {
             wide: stream.alloc_zeros(MediumGemm::ROWS_MAX * k_max).map_err(memory)?,
             codes: stream
@@ -247,7 +248,8 @@ impl CudaOps {
         };
         // Where our own kernels are there too, all are timed: they must be chosen from.
         let few = m <= MediumGemm::ROWS_MAX;
-        if (few || is_timed(m, padded_tokens(self.chunk_tokens))) && !self.gemm.is_tuned(args.shape())
+        if (few || is_timed(m, padded_tokens(self.chunk_tokens)))
+            && !self.gemm.is_tuned(args.shape())
         {
             let wide = trial.wide.slice(..if few { m * k } else { 0 });
             let wide = few.then(|| (&wide).into());

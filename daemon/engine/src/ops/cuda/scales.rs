@@ -24,11 +24,7 @@ impl Scales {
     ///
     /// # Errors
     /// No form can say them: in words.
-    pub(super) fn of(
-        parts: &[CodedMatrix],
-        inputs: usize,
-        rows: usize,
-    ) -> Result<Scales, String> {
+    pub(super) fn of(parts: &[CodedMatrix], inputs: usize, rows: usize) -> Result<Scales, String> {
         by_row(parts, rows).or_else(|| by_block(parts, inputs, rows)).ok_or_else(|| {
             let sides = parts.first().map_or((0, 0), |part| (part.block_rows, part.block_cols));
             format!(

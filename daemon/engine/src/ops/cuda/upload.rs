@@ -213,7 +213,11 @@ impl Reader {
     }
 
     /// Reads a piece, and enqueues its copy.
-    fn send<T: Element>(&mut self, stream: &CudaStream, piece: &Piece<'_>) -> Result<(), DriverError> {
+    fn send<T: Element>(
+        &mut self,
+        stream: &CudaStream,
+        piece: &Piece<'_>,
+    ) -> Result<(), DriverError> {
         self.turn = 1 - self.turn;
         let staging = &mut self.stagings[self.turn];
         staging.copied.synchronize()?;

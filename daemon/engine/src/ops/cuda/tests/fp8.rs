@@ -102,7 +102,12 @@ fn parts<'a>(case: &Case, source: &'a dyn WeightSource) -> Vec<MatrixPart<'a>> {
 }
 
 /// `x weight^T`, by the CPU.
-fn product(cpu: &mut CpuOps, x: &[f32], parts: &[MatrixPart<'_>], (n, k): (usize, usize)) -> Vec<f32> {
+fn product(
+    cpu: &mut CpuOps,
+    x: &[f32],
+    parts: &[MatrixPart<'_>],
+    (n, k): (usize, usize),
+) -> Vec<f32> {
     let linear = Linear { weight: cpu.matrix(parts, k).unwrap(), bias: None };
     let rows = x.len() / k;
     let mut sum = Stream::new(cpu.fill(n, &vec![0.0; rows * n]), cpu.poisoned(rows, n));
@@ -154,7 +159,7 @@ fn gated(product: &[f32], n: usize) -> Vec<f32> {
 /// Every way to compute every product, for few rows and many.
 #[test]
 fn coded_products_are_the_cpus() {
-    let Some((mut cpu, mut cuda)) = pair(&config(4, 2, 64), 16) else { return };
+    let Some((mut cpu, mut cuda)) = pair(&wide(), 16) else { return };
     let mut random = Random(31);
     for (number, case) in CASES.iter().enumerate() {
         let (dir, tensors) = folder(case, &mut random);
@@ -201,7 +206,12 @@ fn coded_products_are_the_cpus() {
                 cuda.run_fp8(way, rows, &biased, input, (&mut out).into(), Into::Output).unwrap();
                 let expected: Vec<f32> =
                     of_norm.iter().enumerate().map(|(at, value)| value + bias[at % n]).collect();
-                assert_close(&what("of a norm, with bias"), &cuda.values(&out, rows), &expected, 4.0);
+                assert_close(
+                    &what("of a norm, with bias"),
+                    &cuda.values(&out, rows),
+                    &expected,
+                    4.0,
+                );
 
                 // The norm may be there already.
                 cuda.normalise(rows, &mut stream, &norm).unwrap();
