@@ -121,7 +121,7 @@ fn value(run: &Run) -> Value {
 fn load_sends_its_options_and_tells_each_stage() {
     let daemon = Daemon::start(answer);
     let line = "load org/m --name n --tp 2 --device cpu --threads 3 --page-size 8 --kv-tokens 4096 \
-                --memory-ratio 0.25 --kv-dtype f32 --max-running 9 --max-waiting 10 --chunk-tokens 64 \
+                --memory-ratio 0.25 --kv-dtype f32 --quantize fp8 --max-running 9 --max-waiting 10 --chunk-tokens 64 \
                 --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap --persist \
                 --alias a --alias b";
     let run = daemon.run(&line.split_whitespace().collect::<Vec<_>>());
@@ -142,6 +142,7 @@ fn load_sends_its_options_and_tells_each_stage() {
         kv_tokens: Some(4096),
         memory_ratio: Some(0.25),
         kv_dtype: minisgl_proto::KvDtype::F32,
+        quantize: minisgl_proto::Quantize::Fp8,
         max_running: 9,
         max_waiting: 10,
         chunk_tokens: Some(64),

@@ -67,6 +67,7 @@ kernels! {
     Quantise4 = "quantise" "minisgl_quantise_4",
     WidenHeads = "widen_heads" "minisgl_widen_heads",
     Dummy = "dummy" "minisgl_dummy",
+    DummyE4m3 = "dummy" "minisgl_dummy_e4m3",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
     SampleRanksShared = "sample" "minisgl_sample_ranks_shared",

@@ -1,7 +1,7 @@
 //! How a model is loaded, on the command line.
 
 use clap::Args;
-use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions, Quantize};
 
 /// Load options.
 #[derive(Debug, Args)]
@@ -31,6 +31,9 @@ pub struct OptionArgs {
     /// Element type of the KV cache: auto, f32, bf16, fp16 or fp8
     #[arg(long, value_parser = lowercase::<KvDtype>)]
     pub kv_dtype: Option<KvDtype>,
+    /// What projections of a checkpoint of plain numbers become while they are loaded: none or fp8
+    #[arg(long, value_parser = lowercase::<Quantize>)]
+    pub quantize: Option<Quantize>,
     /// Requests running at once, at most
     #[arg(long, value_name = "N")]
     pub max_running: Option<u32>,
@@ -73,6 +76,7 @@ impl OptionArgs {
             kv_tokens: self.kv_tokens.or(base.kv_tokens),
             memory_ratio: self.memory_ratio.or(base.memory_ratio),
             kv_dtype: self.kv_dtype.unwrap_or(base.kv_dtype),
+            quantize: self.quantize.unwrap_or(base.quantize),
             max_running: self.max_running.unwrap_or(base.max_running),
             max_waiting: self.max_waiting.unwrap_or(base.max_waiting),
             chunk_tokens: self.chunk_tokens.or(base.chunk_tokens),
@@ -112,12 +116,15 @@ mod tests {
 
     #[test]
     fn enums_have_the_names_of_the_api() {
-        let line = "minisglctl load m --device cpu --kv-dtype bf16 --cache naive --attn fa,fi --no-overlap";
-        let cli = Cli::parse_from(line.split(' '));
+        let line = "minisglctl load m --device cpu --kv-dtype bf16 --quantize fp8 --cache naive \
+                    --attn fa,fi --no-overlap";
+        let cli = Cli::parse_from(line.split_whitespace());
         let Command::Load(load) = cli.command else { panic!("{cli:?}") };
         let options = load.options.over(LoadOptions::default()).unwrap();
         assert_eq!(options.device, Device::Cpu);
         assert_eq!(options.kv_dtype, KvDtype::Bf16);
+        assert_eq!(options.quantize, Quantize::Fp8);
+        assert!(Cli::try_parse_from(["minisglctl", "load", "m", "--quantize", "int4"]).is_err());
         assert_eq!(options.cache, CacheMode::Naive);
         assert_eq!(options.attn, Attn { prefill: AttnBackend::Fa, decode: AttnBackend::Fi });
         assert!(!options.overlap);

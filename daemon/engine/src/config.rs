@@ -13,6 +13,8 @@ mod tests;
 
 use std::path::Path;
 
+use crate::scheme::{Scales, Scheme};
+
 pub use fields::ConfigError;
 pub use quantization::Quantization;
 pub use spec::{
@@ -182,6 +184,22 @@ impl ModelConfig {
     /// The widest feed-forward block that a token goes through, all chosen experts side by side.
     pub fn ffn_width(&self) -> usize {
         self.layers.iter().map(|layer| layer.ffn.width()).max().unwrap_or(0)
+    }
+
+    /// The same model with its layers' projections as E4M3 codes, a scale for each output. Embedding, head, routers and
+    /// norms stay what they are.
+    ///
+    /// # Errors
+    /// Why not, as what is expected instead: some matrix is coded already, or the model is a mixture of experts.
+    pub fn quantised_to_fp8(mut self) -> Result<ModelConfig, String> {
+        if let Some(name) = self.quantization.schemes().find_map(Scheme::name) {
+            return Err(format!("none: the checkpoint's weights are {name} already"));
+        }
+        if self.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_))) {
+            return Err("none: experts cannot be quantised at load yet".to_owned());
+        }
+        self.quantization = Quantization::projections(Scheme::Fp8 { scales: Scales::Channel });
+        Ok(self)
     }
 
     /// The same model for a device that has no window attention: full attention is exact as far as the

@@ -47,6 +47,13 @@ pub fn parameters_of(config: &ModelConfig, shard: &Shard) -> u64 {
     listing.elements()
 }
 
+/// Bytes that the weights of one rank take, as most checkpoints have them: plain numbers in 16 bits.
+pub fn bytes_of(config: &ModelConfig, shard: &Shard) -> u64 {
+    let mut listing = Listing::new(shard.clone());
+    let Ok(_) = layout::layout(config, &mut listing);
+    listing.bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +144,12 @@ mod tests {
         let plain = 30_532_122_624 - coded;
         let bytes: u64 = all.iter().map(TensorSpec::bytes).sum();
         assert_eq!(bytes, 2 * plain + coded + coded / (128 * 128) * 4);
+        assert_eq!(bytes_of(&qwen, &Shard::whole(&qwen)), bytes);
+        let ranks = (0..4).map(|rank| Shard::new(&qwen, 4, rank).unwrap());
+        let held: u64 = ranks.map(|shard| bytes_of(&qwen, &shard)).sum();
+        // Norms, those of heads too, and routers are whole on each.
+        let whole = 97 * 2048 + 48 * (2 * 128 + 128 * 2048);
+        assert_eq!(held, bytes + 3 * 2 * whole);
 
         let gpt_oss = quantised(GPT_OSS_20B, MXFP4);
         assert_eq!(parameters(&gpt_oss), 20_914_757_184);

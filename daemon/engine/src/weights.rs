@@ -17,6 +17,7 @@ mod error;
 mod file;
 mod made;
 mod part;
+mod quantised;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,8 @@ pub use dummy::DummyWeights;
 pub use error::{PROBLEMS_MAX, Problem, WeightError};
 pub use made::DummyTensor;
 pub use part::Part;
-pub use tensor::{DummyPart, HostTensor, TensorPart};
+pub use quantised::QuantisedWeights;
+pub use tensor::{DummyCodePart, DummyPart, HostTensor, TensorPart};
 
 /// Where ranks get their weights from; they share one and load at the same time.
 pub trait WeightSource: Send + Sync {
@@ -73,4 +75,21 @@ pub fn open(
         return Ok(Box::new(DummyWeights::new(tensors, 0)));
     }
     Ok(Box::new(Checkpoint::open(dir, tensors)?))
+}
+
+/// [`open`] of weights that are stored as numbers and wanted as codes: `stored`, handed on as `wanted`. Dummies are
+/// made as they are wanted.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_quantised(
+    dir: &Path,
+    stored: &[TensorSpec],
+    wanted: &[TensorSpec],
+    options: &LoadOptions,
+) -> Result<Box<dyn WeightSource>, WeightError> {
+    if options.dummy_weights {
+        return open(dir, wanted, options);
+    }
+    Ok(Box::new(QuantisedWeights::new(open(dir, stored, options)?, wanted)))
 }

@@ -6,7 +6,8 @@ mod common;
 
 use common::driver::{Drive, generate, load, score, tokens};
 use common::{Random, assert_broken, break_model, config, oracle, write_model};
-use minisgl_proto::{KvDtype, LoadOptions, Sampled, SamplingParams};
+use minisgl_engine::scheme::Code;
+use minisgl_proto::{KvDtype, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -37,10 +38,32 @@ fn run(
     generate(&mut engine, &info, &mut 0, prompts, drive)
 }
 
+/// What E4M3 leaves of an output's weights: the nearest of all codes times the scale, ties to the even code.
+fn through_e4m3(row: &mut [f32]) {
+    let codes = Code::E4m3.values();
+    let scale = row.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 448.0;
+    for value in row {
+        let wanted = value.abs() / scale;
+        let distance = |code: &usize| (codes[*code] - wanted).abs();
+        let nearer =
+            |a: &usize, b: &usize| distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2)));
+        let nearest = (0..0x7f).min_by(nearer).unwrap();
+        *value = (codes[nearest] * scale).copysign(*value);
+    }
+}
+
 /// Teacher-forces the engine's own tokens through the naive forward pass.
 fn against_oracle(config: &Value, dtype: Dtype, options: LoadOptions, tolerance: f64) {
     let dir = tempfile::tempdir().unwrap();
-    let (config, weights) = write_model(dir.path(), config, dtype, 7);
+    let (config, mut weights) = write_model(dir.path(), config, dtype, 7);
+    if options.quantize == Quantize::Fp8 {
+        let projections = weights.iter_mut().filter(|(name, _)| name.ends_with("_proj.weight"));
+        for (name, values) in projections {
+            let tensors = minisgl_engine::model::tensors(&config);
+            let spec = tensors.iter().find(|spec| spec.name == *name).unwrap();
+            values.chunks_exact_mut(spec.shape[1]).for_each(through_e4m3);
+        }
+    }
     let prompts = prompts(3);
     let outputs = run(dir.path(), options, &prompts, &Drive::default());
     for (prompt, output) in prompts.iter().zip(&outputs) {
@@ -88,6 +111,30 @@ fn every_weight_type_and_scaling_matches() {
         config["rope_scaling"] = scaling;
         against_oracle(&config, Dtype::BF16, LoadOptions::default(), 2e-4);
     }
+}
+
+/// Quantised at load, a model is what its dequantised weights are, in every type, on any number of ranks.
+#[test]
+fn weights_quantised_at_load_are_the_dequantised_ones() {
+    let fp8 = |tp| LoadOptions { quantize: Quantize::Fp8, tp, ..LoadOptions::default() };
+    for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM"] {
+        against_oracle(&config(architecture, 6, 2, 10), Dtype::BF16, fp8(1), 2e-4);
+    }
+    for (dtype, tp) in [(Dtype::F16, 1), (Dtype::F32, 2)] {
+        against_oracle(&config("Qwen3ForCausalLM", 6, 2, 10), dtype, fp8(tp), 2e-4);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("LlamaForCausalLM", 6, 2, 10), Dtype::BF16, 7);
+    let plain = load(dir.path(), LoadOptions::default()).1;
+    let mut reported = Vec::new();
+    let mut tell = |progress: minisgl_proto::worker::LoadProgress| reported.push(progress);
+    let (_, info) = minisgl_engine::Engine::load(dir.path(), &fp8(1), &mut tell).unwrap();
+    assert_eq!((&*plain.dtype, &*info.dtype), ("bf16", "fp8"));
+    assert!(info.weight_bytes < plain.weight_bytes * 3 / 4, "{info:?}");
+    // All of the file is read, whatever becomes of it.
+    assert_eq!((info.parameters, info.read_bytes), (plain.parameters, plain.read_bytes));
+    let dummies = LoadOptions { dummy_weights: true, ..fp8(1) };
+    assert_eq!(load(dir.path(), dummies).1.dtype, "fp8");
 }
 
 #[test]

@@ -4,12 +4,13 @@
 
 mod common;
 
-use common::{config, write_model};
+use common::{config, write_coded_model, write_model};
 use minisgl_engine::Engine;
 use minisgl_proto::worker::LoadStage;
-use minisgl_proto::{Device, KvDtype, LoadOptions};
+use minisgl_proto::{Device, KvDtype, LoadOptions, Quantize};
 use minisgl_sched::{Executor, Plan, Row, Want};
 use safetensors::Dtype;
+use serde_json::json;
 
 fn options() -> LoadOptions {
     LoadOptions { device: Device::Cpu, kv_tokens: Some(256), threads: 1, ..LoadOptions::default() }
@@ -63,6 +64,33 @@ fn options_that_cannot_be_served_are_refused() {
     }
     // The same folder loads when asked for something that it can do.
     assert!(Engine::load(dir.path(), &options(), &mut |_| ()).is_ok());
+}
+
+#[test]
+fn what_cannot_be_quantised_is_refused() {
+    let fp8 = || LoadOptions { quantize: Quantize::Fp8, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let mut coded = config("Qwen3ForCausalLM", 8, 4, 8);
+    coded["quantization_config"] = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+    write_coded_model(dir.path(), &coded, 1);
+    let wanted = "option quantize is fp8: none: the checkpoint's weights are fp8 already";
+    assert_eq!(refusal(dir.path(), fp8()), wanted);
+    assert!(Engine::load(dir.path(), &options(), &mut |_| ()).is_ok());
+    let (fit, _) = Engine::fit(dir.path(), &options()).unwrap();
+    assert_eq!(Engine::fit(dir.path(), &fp8()).unwrap_err().to_string(), wanted);
+
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("MixtralForCausalLM", 8, 4, 8), Dtype::BF16, 1);
+    let wanted = "option quantize is fp8: none: experts cannot be quantised at load yet";
+    assert_eq!(refusal(dir.path(), fp8()), wanted);
+
+    // A fit reckons with what a load makes of the weights.
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("Qwen3ForCausalLM", 8, 4, 8), Dtype::BF16, 1);
+    let (as_coded, _) = Engine::fit(dir.path(), &fp8()).unwrap();
+    assert!(as_coded.weight_bytes.abs_diff(fit.weight_bytes) * 5 < fit.weight_bytes);
+    let (plain, _) = Engine::fit(dir.path(), &options()).unwrap();
+    assert!(as_coded.weight_bytes < plain.weight_bytes);
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub mod text;
 pub mod worker;
 
 pub use gpus::{BadGpus, GpuList};
-pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo};
+pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo, Quantize};
 pub use ranges::OutOfRange;
 pub use request::{
     Finish, Generate, NO_TOKEN, Reject, RequestId, Sampled, SamplingParams, StopParams, Submit,

@@ -49,6 +49,18 @@ pub enum KvDtype {
     Fp8,
 }
 
+/// What a checkpoint's matrices become while they are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// They stay what they are.
+    #[default]
+    None,
+    /// Projections of layers become 8-bit floats (E4M3) with a scale for each output; embedding, head, routers and
+    /// norms stay what they are.
+    Fp8,
+}
+
 /// A family of attention kernels on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttnBackend {
@@ -147,6 +159,8 @@ pub struct LoadOptions {
     pub memory_ratio: Option<f32>,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
+    /// What the weights of a checkpoint of plain numbers become.
+    pub quantize: Quantize,
     /// Requests running at once, at most.
     pub max_running: u32,
     /// Requests waiting, at most; one more is refused.
@@ -178,6 +192,7 @@ impl Default for LoadOptions {
             kv_tokens: None,
             memory_ratio: None,
             kv_dtype: KvDtype::Auto,
+            quantize: Quantize::None,
             max_running: 256,
             max_waiting: 1024,
             chunk_tokens: None,

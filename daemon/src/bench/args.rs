@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions};
+use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions, Quantize};
 
 /// `bench`.
 #[derive(Debug, Args)]
@@ -190,6 +190,9 @@ pub struct LoadFlags {
     /// Element type of the KV cache: auto, f32, bf16, fp16 or fp8
     #[arg(long, value_parser = lowercase::<KvDtype>, default_value = "auto")]
     pub kv_dtype: KvDtype,
+    /// What projections of a checkpoint of plain numbers become while they are loaded: none or fp8
+    #[arg(long, value_parser = lowercase::<Quantize>, default_value = "none")]
+    pub quantize: Quantize,
     /// Requests running at once, at most
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_running: u32,
@@ -223,6 +226,7 @@ impl LoadFlags {
             kv_tokens: self.kv_tokens,
             memory_ratio: self.memory_ratio,
             kv_dtype: self.kv_dtype,
+            quantize: self.quantize,
             max_running: self.max_running,
             chunk_tokens: self.chunk_tokens,
             attn: self.attn,

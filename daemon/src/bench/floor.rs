@@ -12,11 +12,14 @@
 //!         + FLOPs of prompt tokens / matmul rate
 //! ```
 //!
-//! A decode token's own FLOPs hide behind the weights; what a prompt computes is taken not to.
+//! A decode token's own FLOPs hide behind the weights; what a prompt computes is taken not to. Coded weights count as the
+//! bytes that they take; products with those of e4m3 are taken to go at twice the rate, as tensor cores do at best.
 
 use anyhow::bail;
 use minisgl_engine::config::ModelConfig;
 use minisgl_engine::model;
+use minisgl_engine::scheme::Code;
+use minisgl_engine::shard::Shard;
 use serde::Serialize;
 
 use super::args::FloorArgs;
@@ -87,6 +90,9 @@ impl Hardware {
     }
 }
 
+/// Of the embedding, which is never coded, as most checkpoints have it.
+const TABLE_ELEMENT_BYTES: f64 = 2.0;
+
 /// What a model's steps must move and compute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Costs {
@@ -96,6 +102,8 @@ pub struct Costs {
     pub kv_token_bytes: f64,
     /// Of one token in all layers, attention aside.
     pub layer_flop: f64,
+    /// How many times as fast as bf16's these are computed at best.
+    pub layer_speed: f64,
     /// Of one sampled row in the head.
     pub head_flop: f64,
     /// Of one token in attention, for each token that it attends to, over all layers.
@@ -109,12 +117,15 @@ impl Costs {
         let table = (config.vocab_size * config.hidden_size) as f64;
         let (embedding, head) =
             if config.tie_word_embeddings { (0.0, table) } else { (table, table) };
-        // What a parameter takes, padding included; ranks may hold some of them twice.
-        let element_bytes = weight_bytes as f64 / parameters;
+        // What is in memory beside what is stored: padding, and what ranks hold twice.
+        let stored_bytes = model::bytes_of(config, &Shard::whole(config)) as f64;
+        let read = 1.0 - embedding * TABLE_ELEMENT_BYTES / stored_bytes;
+        let coded = config.quantization.schemes().any(|scheme| scheme.code() == Some(Code::E4m3));
         Costs {
-            weight_bytes: element_bytes * (parameters - embedding),
+            weight_bytes: weight_bytes as f64 * read,
             kv_token_bytes,
             layer_flop: 2.0 * (parameters - embedding - head),
+            layer_speed: if coded { 2.0 } else { 1.0 },
             head_flop: 2.0 * head,
             // A product with the keys and one with the values.
             attention_flop: (4 * config.heads * config.head_dim * config.layers.len()) as f64,
@@ -140,7 +151,7 @@ impl Floor {
         for step in steps {
             weight_bytes += costs.weight_bytes;
             kv_bytes += step.kv_read_tokens as f64 * costs.kv_token_bytes;
-            flop += step.prefill_tokens as f64 * costs.layer_flop
+            flop += step.prefill_tokens as f64 * costs.layer_flop / costs.layer_speed
                 + step.prefill_sampled as f64 * costs.head_flop
                 + step.prefill_pairs as f64 * costs.attention_flop;
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use minisgl_engine::config::ModelConfig;
 use minisgl_engine::{Engine, EngineInfo};
-use minisgl_proto::{Finish, LoadOptions, RequestId, SamplingParams, StopParams, Submit};
+use minisgl_proto::{Finish, LoadOptions, Quantize, RequestId, SamplingParams, StopParams, Submit};
 use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
 use super::floor::Costs;
@@ -66,7 +66,11 @@ impl Session {
         let load_s = started.elapsed().as_secs_f64();
         let scheduler = Scheduler::new(crate::worker::sched_config(options, &info))?;
         let kv_token_bytes = info.kv_bytes as f64 / info.kv_tokens as f64;
-        let costs = Costs::of(&ModelConfig::from_dir(dir)?, info.weight_bytes, kv_token_bytes);
+        let config = match (ModelConfig::from_dir(dir)?, options.quantize) {
+            (config, Quantize::None) => config,
+            (config, Quantize::Fp8) => config.quantised_to_fp8().map_err(anyhow::Error::msg)?,
+        };
+        let costs = Costs::of(&config, info.weight_bytes, kv_token_bytes);
         Ok(Session {
             driver: Driver::new(scheduler, Timed::new(engine)),
             tokens: Tokens::new(info.vocab_size),

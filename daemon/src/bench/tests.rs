@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use minisgl_engine::config::ModelConfig;
+use minisgl_engine::shard::Shard;
 use minisgl_sched::StepProfile;
 
 use super::args::{FloorArgs, What};
@@ -176,6 +177,7 @@ fn a_run_is_split_into_prefill_and_decode() {
         weight_bytes: 1e9,
         kv_token_bytes: 1e3,
         layer_flop: 1e9,
+        layer_speed: 1.0,
         head_flop: 1e9,
         attention_flop: 1e3,
     };
@@ -218,8 +220,18 @@ fn floors_add_up() {
     assert_eq!(costs.attention_flop, (4 * 16 * 128 * 28) as f64);
     let untied = ModelConfig { tie_word_embeddings: false, ..config };
     let apart = Costs::of(&untied, 2 * minisgl_engine::model::parameters(&untied), 114_688.0);
-    assert_eq!(apart.weight_bytes, costs.weight_bytes);
+    assert!((apart.weight_bytes / costs.weight_bytes - 1.0).abs() < 1e-9);
     assert_eq!(apart.layer_flop, costs.layer_flop);
+    // Of codes a byte each is read, and a scale for each output; the head stays what it is.
+    let coded = untied.quantised_to_fp8().unwrap();
+    let stored = minisgl_engine::model::bytes_of(&coded, &Shard::whole(&coded));
+    let outputs = 28 * (4096 + 1024 + 2 * 3072 + 1024);
+    let norms = 28 * (2 * 1024 + 2 * 128) + 1024;
+    let projections = parameters as usize - table - norms;
+    assert_eq!(stored as usize, projections + 4 * outputs + 2 * (norms + 2 * table));
+    let costs_coded = Costs::of(&coded, stored, 114_688.0);
+    assert!((costs_coded.weight_bytes / (stored as f64 - 2.0 * table as f64) - 1.0).abs() < 1e-9);
+    assert_eq!((costs_coded.layer_flop, costs_coded.layer_speed), (costs.layer_flop, 2.0));
 
     let decode = StepRecord { decode_rows: 2, kv_read_tokens: 700, ..StepRecord::default() };
     let prefill = StepRecord {

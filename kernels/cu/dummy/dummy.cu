@@ -3,10 +3,11 @@
 //
 //   z = mix(key + index * golden)                       mix: the output function of SplitMix64
 //   out[r, c] = truncate_bf16((sum of the four 16-bit parts of z - 131070) * scale + mean)
+//   or, of the kernel for e4m3, truncate_e4m3 of the same without a mean, no further from 0 than 448
 //   index = first + r * width + c
 //
-// Shapes: out bf16 [rows, cols], a window of a tensor with `width` columns.
-// Bytes moved: 2 * rows * cols written. About 40 integer operations an element: bound by those.
+// Shapes: out bf16 or e4m3 [rows, cols], a window of a tensor with `width` columns.
+// Bytes moved: 2 * rows * cols written, or rows * cols. About 40 integer operations an element: bound by those.
 
 #include "../common.cuh"
 
@@ -18,22 +19,43 @@ __device__ __forceinline__ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
+// The sum of the four 16-bit parts of element `index`, less its mean, times `scale`.
+__device__ __forceinline__ float deviation(const minisgl_dummy_args& a, uint64_t index) {
+  const uint64_t z = mix(a.key + index * 0x9e3779b97f4a7c15ull);
+  const uint32_t low = uint32_t(z), high = uint32_t(z >> 32);
+  const uint32_t sum = (low & 0xffff) + (low >> 16) + (high & 0xffff) + (high >> 16);
+  return __fmul_rn(float(int32_t(sum) - 2 * 65535), a.scale);
+}
+
+// Calls make(index) for each element, and puts what it gives into `out`.
+template <class T, class Make>
+__device__ __forceinline__ void fill(const minisgl_dummy_args& a, T* out, Make make) {
+  for (uint32_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
+    const uint64_t first = a.first + uint64_t(row) * a.width;
+    T* to = out + size_t(row) * a.cols;
+    for (uint32_t col = blockIdx.x * blockDim.x + threadIdx.x; col < a.cols;
+         col += gridDim.x * blockDim.x) {
+      to[col] = make(first + col);
+    }
+  }
+}
+
 KERNEL minisgl_dummy(const __grid_constant__ minisgl_dummy_args a) {
   wait_for_inputs();
   let_next_start();
+  fill(a, reinterpret_cast<uint16_t*>(a.out), [&](uint64_t index) {
+    // Two roundings, as on the host: no fused multiply-add.
+    return uint16_t(__float_as_uint(__fadd_rn(deviation(a, index), a.mean)) >> 16);
+  });
+}
 
-  uint16_t* out = reinterpret_cast<uint16_t*>(a.out);
-  for (uint32_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
-    const uint64_t first = a.first + uint64_t(row) * a.width;
-    uint16_t* to = out + size_t(row) * a.cols;
-    for (uint32_t col = blockIdx.x * blockDim.x + threadIdx.x; col < a.cols;
-         col += gridDim.x * blockDim.x) {
-      const uint64_t z = mix(a.key + (first + col) * 0x9e3779b97f4a7c15ull);
-      const uint32_t low = uint32_t(z), high = uint32_t(z >> 32);
-      const uint32_t sum = (low & 0xffff) + (low >> 16) + (high & 0xffff) + (high >> 16);
-      // Two roundings, as on the host: no fused multiply-add.
-      const float deviation = __fmul_rn(float(int32_t(sum) - 2 * 65535), a.scale);
-      to[col] = uint16_t(__float_as_uint(__fadd_rn(deviation, a.mean)) >> 16);
-    }
-  }
+KERNEL minisgl_dummy_e4m3(const __grid_constant__ minisgl_dummy_args a) {
+  wait_for_inputs();
+  let_next_start();
+  fill(a, reinterpret_cast<uint8_t*>(a.out), [&](uint64_t index) {
+    const float value = deviation(a, index);
+    // The exponent of an f32 less 120 is that of an e4m3, and its upper bits are the code.
+    const uint32_t moved = __float_as_uint(__fmul_rn(fabsf(value), __uint_as_float(7u << 23)));
+    return uint8_t(min(moved >> 20, 0x7eu) | (value < 0.0f ? 0x80u : 0u));
+  });
 }

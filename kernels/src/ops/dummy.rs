@@ -43,14 +43,67 @@ pub struct DummyFill<'a> {
     pub mean: f32,
 }
 
+/// [`DummyFill`] of e4m3: the sum less its mean, times `scale`, cut to e4m3, no further from 0 than 448.
+pub struct DummyCodes<'a> {
+    /// `[rows, cols]`.
+    pub out: ArrayMut<'a, u8>,
+    /// Of the tensor.
+    pub key: u64,
+    /// Index of the window's first element.
+    pub first: usize,
+    /// Rows of the window.
+    pub rows: usize,
+    /// Columns of the window.
+    pub cols: usize,
+    /// Columns of the full tensor, at least `cols`.
+    pub width: usize,
+    /// From the sum to a deviation.
+    pub scale: f32,
+}
+
+/// What is filled, without where.
+struct Fill {
+    key: u64,
+    first: usize,
+    rows: usize,
+    cols: usize,
+    width: usize,
+    scale: f32,
+    mean: f32,
+}
+
 impl DummyFill<'_> {
     /// Puts the op onto the device's stream.
     ///
     /// # Errors
     /// See [`LaunchError`].
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let DummyFill { out, key, first, rows, cols, width, scale, mean } = self;
+        Fill { key, first, rows, cols, width, scale, mean }.launch(device, Kernel::Dummy, &out)
+    }
+}
+
+impl DummyCodes<'_> {
+    /// Puts the op onto the device's stream.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        let DummyCodes { out, key, first, rows, cols, width, scale } = self;
+        let fill = Fill { key, first, rows, cols, width, scale, mean: 0.0 };
+        fill.launch(device, Kernel::DummyE4m3, &out)
+    }
+}
+
+impl Fill {
+    fn launch<T>(
+        self,
+        device: &Device,
+        kernel: Kernel,
+        out: &ArrayMut<'_, T>,
+    ) -> Result<(), LaunchError> {
         let check = Check::new("dummy", device);
-        let out = check.scalars("out", &self.out, &[self.rows, self.cols])?;
+        let out = check.scalars("out", out, &[self.rows, self.cols])?;
         check.that(self.cols <= self.width, || {
             format!("{} columns are more than the tensor's {}", self.cols, self.width)
         })?;
@@ -78,7 +131,7 @@ impl DummyFill<'_> {
             shared_bytes: 0,
             cluster: 1,
         };
-        // SAFETY: the struct is the kernel's, and its array was checked above.
-        unsafe { check.launch(Kernel::Dummy, grid, &args) }
+        // SAFETY: the struct is the kernel's, and its array, of the kernel's element, was checked above.
+        unsafe { check.launch(kernel, grid, &args) }
     }
 }

@@ -14,7 +14,7 @@ mod sample;
 mod silu_mul;
 mod skinny;
 
-pub use dummy::DummyFill;
+pub use dummy::{DummyCodes, DummyFill};
 pub use embedding::Embedding;
 pub use experts::{
     Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany, ExpertsShape, Gate,

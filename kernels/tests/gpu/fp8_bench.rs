@@ -101,7 +101,8 @@ pub fn run(gpu: &mut Gpu) {
                     }
                 })
             };
-            let skinny = (m <= 16).then(|| own(Own::Skinny));
+            let few = m <= SkinnyGemm::fp8_rows_worth(&gpu.device, k);
+            let skinny = few.then(|| own(Own::Skinny));
             let there = MediumGemm::is_there(&gpu.device) && m <= MediumGemm::ROWS_MAX;
             let medium = there.then(|| own(Own::Medium));
             let show = |seconds: Option<f64>| match seconds {

@@ -23,6 +23,15 @@ pub(super) struct Group {
 }
 
 impl Quantization {
+    /// Every projection by `scheme`, but for the head.
+    pub(super) fn projections(scheme: Scheme) -> Quantization {
+        Quantization {
+            groups: vec![Group { targets: vec![Pattern::Projections], scheme }],
+            skipped: vec![Pattern::Exactly("lm_head".to_owned())],
+            experts_are_one: true,
+        }
+    }
+
     /// How the weight of a module is stored, for instance that of `model.layers.3.mlp.down_proj`. Embeddings, routers
     /// and norms are not asked for: they are always numbers.
     pub fn scheme_of(&self, module: &str) -> Scheme {

@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use minisgl_proto::LoadOptions;
 use minisgl_proto::disk::Fit;
+use minisgl_proto::{LoadOptions, Quantize};
 
 use super::options::{self, Settings};
 use super::{Engine, load};
@@ -15,11 +15,12 @@ use crate::device::{self, Chosen};
 use crate::error::EngineError;
 use crate::memory::{Budget, KvSize, available_bytes};
 use crate::model;
+use crate::scheme::Scheme;
 use crate::shard::Shard;
 use crate::weights::{self, TensorSpec};
 
-/// Bytes of an element of weights on a GPU, and of those of a model that is not here.
-const WEIGHT_BYTES: u64 = 2;
+/// Bytes of an element of activations on a GPU.
+const ACTIVATION_BYTES: u64 = 2;
 
 /// The device's side of the sums.
 struct Memory {
@@ -46,7 +47,8 @@ impl Engine {
         options: &LoadOptions,
     ) -> Result<(Fit, Option<EngineError>), EngineError> {
         options::check(options)?;
-        let config = ModelConfig::from_dir(dir)?;
+        let stored = ModelConfig::from_dir(dir)?;
+        let config = load::quantised(options, stored.clone())?;
         let device = device::choose(options)?;
         let config = load::for_device(config, &device);
         load::check_len(options, &config)?;
@@ -54,9 +56,14 @@ impl Engine {
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = shards.collect::<Result<Vec<_>, _>>()?;
         let is_here = weights::are_in(dir);
+        let reckoned = || model::tensors(&config).iter().map(TensorSpec::bytes).sum();
         let stored_bytes = match is_here || options.dummy_weights {
-            true => weights::open(dir, &model::tensors(&config), options)?.bytes_total(),
-            false => model::tensors(&config).iter().map(TensorSpec::bytes).sum(),
+            true => {
+                let source = load::open_weights(dir, &stored, &config, options)?;
+                // What is quantised takes other memory than it is stored in.
+                if options.quantize == Quantize::None { source.bytes_total() } else { reckoned() }
+            }
+            false => reckoned(),
         };
         let settings = Settings::new(options, &device)?;
         let memory = match device {
@@ -141,7 +148,7 @@ fn on_gpus(
         super::spawn::even(&ordinals, &free)?;
     }
     let name = gpus.first().map_or("", crate::ops::cuda::Gpu::name);
-    let weights = shards.iter().map(|shard| model::parameters_of(config, shard)).max();
+    let weights = shards.iter().map(|shard| model::bytes_of(config, shard)).max();
     let shard = &shards[0];
     let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
     let page_size = settings.page_size;
@@ -153,7 +160,7 @@ fn on_gpus(
         spare_bytes: super::spawn::GPU_SPARE_BYTES,
         slack_bytes: (slack * options::dtype_bytes(settings.kv_dtype)) as u64,
         unit_bytes: crate::ops::cuda::KV_UNIT_BYTES as u64,
-        weight_bytes: weights.unwrap_or(0) * WEIGHT_BYTES,
+        weight_bytes: weights.unwrap_or(0),
         other_bytes: workspace_bytes(config, shard, settings),
         is_estimate: true,
     })
@@ -167,7 +174,13 @@ fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> 
     let heads = shard.heads.len() + 2 * shard.kv_heads.len();
     let width =
         4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
-    let activations = settings.chunk_tokens as u64 * width as u64 * WEIGHT_BYTES;
+    let mut activations = settings.chunk_tokens as u64 * width as u64 * ACTIVATION_BYTES;
+    if config.quantization.schemes().any(|scheme| scheme != Scheme::Plain) {
+        // Those of the widest product once more, as codes with a scale for each 128.
+        let heads_width = shard.heads.len() * config.head_dim;
+        let width = config.hidden_size.max(shard.dense_width(config)).max(heads_width);
+        activations += settings.chunk_tokens as u64 * (width + width / 32) as u64;
+    }
     let logits = settings.rows() as u64 * shard.vocab.len() as u64 * 8;
     activations + logits + FIXED_BYTES
 }

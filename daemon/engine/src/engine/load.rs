@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use minisgl_proto::worker::{LoadProgress, LoadStage};
-use minisgl_proto::{LoadOptions, SamplingParams};
+use minisgl_proto::{LoadOptions, Quantize, SamplingParams};
 use minisgl_sched::{Executor, Install, Plan, Row, Want};
 
 use super::options::{self, Settings};
@@ -42,15 +42,15 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<(Engine, EngineInfo), EngineError> {
         options::check(options)?;
-        let config = ModelConfig::from_dir(dir)?;
+        let stored = ModelConfig::from_dir(dir)?;
+        let config = quantised(options, stored.clone())?;
         let device = device::choose(options)?;
         let config = Arc::new(for_device(config, &device));
         check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
         let shards = Arc::new(shards.collect::<Result<Vec<_>, _>>()?);
-        let tensors = model::tensors(&config);
-        let source: Arc<dyn WeightSource> = weights::open(dir, &tensors, options)?.into();
+        let source: Arc<dyn WeightSource> = open_weights(dir, &stored, &config, options)?.into();
         let settings = &Settings::new(options, &device)?;
 
         let mut load = Load { progress, read_bytes: 0, total_bytes: source.bytes_total() };
@@ -189,6 +189,35 @@ pub(super) fn for_device(config: ModelConfig, device: &Chosen) -> ModelConfig {
         #[cfg(feature = "cuda")]
         Chosen::Cuda(_) => config.without_windows(),
     }
+}
+
+/// The model as it is to be held in memory.
+pub(super) fn quantised(
+    options: &LoadOptions,
+    stored: ModelConfig,
+) -> Result<ModelConfig, EngineError> {
+    match options.quantize {
+        Quantize::None => Ok(stored),
+        Quantize::Fp8 => stored.quantised_to_fp8().map_err(|expected| EngineError::Option {
+            option: "quantize",
+            value: "fp8".to_owned(),
+            expected,
+        }),
+    }
+}
+
+/// The weights of a model that is stored as `stored` says, as `config` wants them.
+pub(super) fn open_weights(
+    dir: &Path,
+    stored: &ModelConfig,
+    config: &ModelConfig,
+    options: &LoadOptions,
+) -> Result<Box<dyn WeightSource>, EngineError> {
+    let wanted = model::tensors(config);
+    Ok(match options.quantize {
+        Quantize::None => weights::open(dir, &wanted, options)?,
+        Quantize::Fp8 => weights::open_quantised(dir, &model::tensors(stored), &wanted, options)?,
+    })
 }
 
 /// Whether the model has as many positions as were asked for.

@@ -29,6 +29,7 @@ use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows}
 use crate::ops::{OpResult, Ops, Pending};
 use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
+use crate::scheme::Scheme;
 use crate::shard::Shard;
 use crate::weights::WeightSource;
 
@@ -218,7 +219,10 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
         device,
         gpus: ordinals,
         memories: model.shards.len(),
-        dtype: "bf16".to_owned(),
+        dtype: match model.config.quantization.schemes().find_map(Scheme::name) {
+            Some(scheme) => scheme.to_owned(),
+            None => "bf16".to_owned(),
+        },
         available_bytes,
         spare_bytes: GPU_SPARE_BYTES,
         kv_slack_bytes: (slack * dtype_bytes(model.settings.kv_dtype)) as u64,

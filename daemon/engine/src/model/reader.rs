@@ -113,6 +113,7 @@ pub struct Listing {
     shard: Shard,
     tensors: Vec<TensorSpec>,
     elements: u64,
+    bytes: u64,
     /// Of the piece before.
     last: String,
 }
@@ -120,7 +121,7 @@ pub struct Listing {
 impl Listing {
     /// An empty list for a rank.
     pub fn new(shard: Shard) -> Listing {
-        Listing { shard, tensors: Vec::new(), elements: 0, last: String::new() }
+        Listing { shard, tensors: Vec::new(), elements: 0, bytes: 0, last: String::new() }
     }
 
     /// For a rank that has all of `config`.
@@ -138,9 +139,19 @@ impl Listing {
         self.elements
     }
 
+    /// Bytes of all pieces that were asked for, as [`TensorSpec::bytes`] counts them; of scales as many as a piece has
+    /// of the numbers.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     fn add(&mut self, pieces: &[Piece]) {
         for Piece { name, shape, scheme, part } in pieces {
-            self.elements += part.elements(shape);
+            let elements = part.elements(shape);
+            self.elements += elements;
+            let (whole, stored) = (Part::All.elements(shape).max(1), scheme.tensors(name, shape));
+            let bytes: u64 = stored.iter().map(TensorSpec::bytes).sum();
+            self.bytes += (u128::from(bytes) * u128::from(elements) / u128::from(whole)) as u64;
             // Pieces of one matrix are asked for one after the other.
             if self.last != *name {
                 self.tensors.extend(scheme.tensors(name, shape));

@@ -15,6 +15,7 @@
 #![allow(unsafe_code, reason = "the GPU's memory; each use says why it is sound")]
 
 mod attend;
+mod fp8;
 mod gpu;
 mod graphs;
 mod inputs;
@@ -25,6 +26,7 @@ mod prepare;
 mod requests;
 mod results;
 mod sample;
+mod scales;
 mod step;
 mod team;
 #[cfg(test)]
@@ -48,24 +50,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
 use half::bf16;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
+use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::gemm::Gemm;
-use minisgl_kernels::ops::{Embedding, RmsNorm, SiluMul, sample_scratch_len};
+use minisgl_kernels::ops::{Embedding, MediumGemm, Quantise, RmsNorm, SiluMul, sample_scratch_len};
 use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
 
 use self::attend::{Attention, no_kv};
+use self::fp8::{Input, Quantised};
 use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::Into;
-use self::memory::{LOGIT_ROWS, ROW_UNIT};
+use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 use self::prepare::{check, cos_sin};
 use self::requests::Requests;
 use self::results::Outputs;
+use self::scales::Scales;
 use self::tuned::TunedFile;
-use self::upload::Uploader;
+use self::upload::{Element, Uploader};
 use super::{
     Around, Attention as LayerAttention, Experts, Linear, Norm, OpResult, Ops, Pending, Scratch,
     Storage, Stream,
@@ -73,8 +78,9 @@ use super::{
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::OpError;
+use crate::scheme::Code;
 use crate::shard::Shard;
-use crate::weights::{MatrixPart, TensorPart};
+use crate::weights::{CodedPart, MatrixPart, TensorPart};
 
 /// What a GPU rank is made for.
 pub struct CudaSpec<'a> {
@@ -113,8 +119,10 @@ pub struct CudaOps {
     attention: Attention,
     uploader: RefCell<Option<Uploader>>,
     weight_bytes: AtomicU64,
-    /// Rows and inputs of each matrix, once.
-    shapes: RefCell<BTreeSet<(usize, usize)>>,
+    /// Rows and inputs of each matrix, and how its scales are laid out if it has some, once.
+    shapes: RefCell<BTreeSet<(usize, usize, Option<ScaleForm>)>>,
+    /// Where activations are made e4m3, if there is a matrix of it.
+    quantised: Option<Quantised>,
     qkv_bias: bool,
     chunk_tokens: usize,
     /// Width of the residual stream.
@@ -218,6 +226,7 @@ impl CudaOps {
             uploader: RefCell::new(Some(Uploader::new(&stream))),
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
+            quantised: None,
             qkv_bias: config.attention_bias.qkv,
             chunk_tokens,
             hidden: config.hidden_size,
@@ -258,7 +267,8 @@ impl CudaOps {
     /// Settles how sums over ranks are made.
     fn prepare_sums(&mut self) -> OpResult {
         let Some(team) = &mut self.team else { return Ok(()) };
-        let residual = self.device.stream().alloc_zeros(self.chunk_tokens * self.hidden);
+        let residual =
+            self.device.stream().alloc_zeros(padded_tokens(self.chunk_tokens) * self.hidden);
         let mut residual = residual.map_err(failed("time sums over ranks"))?;
         team.measure(&self.device, &mut residual)
     }
@@ -267,7 +277,7 @@ impl CudaOps {
         self.device.stream()
     }
 
-    fn upload(&self, parts: &[TensorPart<'_>], len: usize) -> OpResult<CudaSlice<bf16>> {
+    fn upload<T: Element>(&self, parts: &[TensorPart<'_>], len: usize) -> OpResult<CudaSlice<T>> {
         let mut uploader = self.uploader.borrow_mut();
         let uploader =
             uploader.as_mut().ok_or_else(|| failed("upload weights")("loading was over"))?;
@@ -335,16 +345,63 @@ impl Drop for CudaOps {
     }
 }
 
-/// A part of plain numbers; there are no kernels for codes yet.
-fn plain_part<'a>(part: &MatrixPart<'a>) -> OpResult<TensorPart<'a>> {
-    match part {
+/// Parts of plain numbers.
+fn plain_parts<'a>(parts: &[MatrixPart<'a>]) -> OpResult<Vec<TensorPart<'a>>> {
+    let plain = |part: &MatrixPart<'a>| match part {
         MatrixPart::Plain(part) => Ok(part.clone()),
         MatrixPart::Coded(part) => Err(failed("choose kernels")(format!(
-            "there are none for {:?} weights; load with --device cpu",
+            "there are none for {:?} weights here; load with --device cpu",
             part.code()
         ))),
+    };
+    parts.iter().map(plain).collect()
+}
+
+/// Parts of E4M3 codes, if all are.
+fn coded_parts<'p, 'a>(parts: &'p [MatrixPart<'a>]) -> Option<Vec<&'p CodedPart<'a>>> {
+    let coded = |part: &'p MatrixPart<'a>| match part {
+        MatrixPart::Coded(part) if part.code() == Code::E4m3 => Some(part),
+        _ => None,
+    };
+    parts.iter().map(coded).collect()
+}
+
+impl CudaOps {
+    /// A matrix of E4M3 codes.
+    fn coded_matrix(&self, parts: &[&CodedPart<'_>], inputs: usize) -> OpResult<Matrix> {
+        let refuse = |what: String| Err(failed("choose kernels")(what));
+        if !MediumGemm::is_there(&self.device) {
+            return refuse(format!(
+                "there are none for e4m3 weights on {}, only on Hopper (H100, H200); load with --device cpu",
+                self.device.name()
+            ));
+        }
+        let rows: usize = parts.iter().map(|part| part.rows()).sum();
+        if !inputs.is_multiple_of(INPUT_UNIT) || inputs > Quantise::HIDDEN_MAX {
+            return refuse(format!(
+                "a matrix of e4m3 has {inputs} inputs on a rank, it must be a multiple of {INPUT_UNIT} of at most {}; \
+                 load with another --tp, or with --device cpu",
+                Quantise::HIDDEN_MAX
+            ));
+        }
+        let padded_rows = rows.next_multiple_of(ROW_UNIT);
+        let scales: Vec<_> = parts.iter().map(|part| part.load_scales()).collect();
+        let Scales { form, values } = match Scales::of(&scales, inputs, padded_rows) {
+            Ok(scales) => scales,
+            Err(why) => return refuse(format!("a matrix of e4m3, {rows} x {inputs}: {why}")),
+        };
+        let codes: Vec<TensorPart<'_>> = parts.iter().map(|part| part.codes().clone()).collect();
+        let codes = self.upload(&codes, padded_rows * inputs)?;
+        let scales = self.stream().clone_htod(&values).map_err(failed("upload scales"))?;
+        self.weight_bytes.fetch_add(scales.num_bytes() as u64, Ordering::Relaxed);
+        let data = Data::Fp8 { codes, scales, form };
+        self.shapes.borrow_mut().insert((padded_rows, inputs, Some(form)));
+        Ok(Matrix { data, rows, inputs })
     }
 }
+
+/// Inputs of a matrix of e4m3 are a multiple of this: rows start at multiples of 16 bytes.
+const INPUT_UNIT: usize = 16;
 
 impl Storage for CudaOps {
     type Matrix = Matrix;
@@ -355,11 +412,14 @@ impl Ops for CudaOps {
     type Buffer = Buffer;
 
     fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Matrix> {
-        let parts: Vec<TensorPart<'_>> = parts.iter().map(plain_part).collect::<OpResult<_>>()?;
+        if let Some(parts) = coded_parts(parts) {
+            return self.coded_matrix(&parts, inputs);
+        }
+        let parts = plain_parts(parts)?;
         let rows = parts.iter().map(TensorPart::len).sum::<usize>() / inputs;
         let data = self.upload(&parts, rows.next_multiple_of(ROW_UNIT) * inputs)?;
-        let matrix = Matrix { data, rows, inputs };
-        self.shapes.borrow_mut().insert((matrix.padded_rows(), inputs));
+        let matrix = Matrix { data: Data::Plain(data), rows, inputs };
+        self.shapes.borrow_mut().insert((matrix.padded_rows(), inputs, None));
         Ok(matrix)
     }
 
@@ -373,7 +433,7 @@ impl Ops for CudaOps {
     }
 
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
-        let data = self.stream().alloc_zeros(rows * width);
+        let data = self.stream().alloc_zeros(padded_tokens(rows) * width);
         Ok(Buffer { data: data.map_err(failed("allocate activations"))?, rows, width })
     }
 
@@ -441,6 +501,7 @@ impl Ops for CudaOps {
         if scale != 1.0 {
             return Err(failed("embed")("there is no kernel for embeddings that are scaled"));
         }
+        let numbers = table.plain()?;
         stream.changed(None);
         let out = &mut stream.residual;
         let (rows, hidden) = (self.issued(batch.tokens().len()), out.width);
@@ -449,7 +510,7 @@ impl Ops for CudaOps {
             Embedding {
                 tokens: (&inputs.tokens()).into(),
                 fed: (&outputs.tokens).into(),
-                table: (&table.data.slice(..table.rows * hidden)).into(),
+                table: (&numbers.slice(..table.rows * hidden)).into(),
                 out: (&mut out).into(),
                 rows,
                 hidden,
@@ -495,8 +556,12 @@ impl Ops for CudaOps {
         out: &mut Buffer,
     ) -> OpResult {
         let rows = self.issued(rows);
+        if linear.weight.scale_form().is_some() {
+            let input = Input::Normed(stream, norm);
+            return self.product_fp8(rows, linear, input, out.into(), Into::Output);
+        }
         if self.few(rows) {
-            return self.norm_skinny(rows, linear, (stream, norm), (out, Into::Output));
+            return self.norm_skinny(rows, linear, (stream, norm), (out.into(), Into::Output));
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, out, Into::Output)
@@ -512,9 +577,12 @@ impl Ops for CudaOps {
         out: &mut Buffer,
     ) -> OpResult {
         let rows = self.issued(rows);
+        if linear.weight.scale_form().is_some() {
+            return self.gated_fp8(rows, linear, (stream, norm), scratch, out);
+        }
         // The kernel takes gate and up eight rows at a time.
         if linear.weight.rows.is_multiple_of(2 * ROW_UNIT) && self.few(rows) {
-            return self.norm_skinny(rows, linear, (stream, norm), (out, Into::Gated));
+            return self.norm_skinny(rows, linear, (stream, norm), (out.into(), Into::Gated));
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, &mut scratch.gate_up, Into::Output)?;

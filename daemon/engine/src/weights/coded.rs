@@ -158,16 +158,27 @@ impl CodedPart<'_> {
 
     /// Reads it, on all cores.
     pub fn load(&self) -> CodedMatrix {
-        let CodedPart { code, rows, cols, .. } = *self;
         let mut codes = self.codes.load_bytes();
-        if code.bits() == 4 {
-            codes = aligned(codes, rows.count, cols);
+        if self.code.bits() == 4 {
+            codes = aligned(codes, self.rows.count, self.cols);
         }
+        CodedMatrix { codes, ..self.load_scales() }
+    }
+
+    /// The bytes of its rows, from the first that has a code of it to the last: of codes of eight bits,
+    /// `[rows, cols]`.
+    pub fn codes(&self) -> &TensorPart<'_> {
+        &self.codes
+    }
+
+    /// Reads it without its codes.
+    pub fn load_scales(&self) -> CodedMatrix {
+        let CodedPart { code, rows, cols, .. } = *self;
         CodedMatrix {
             code,
             rows: rows.count,
             cols: cols.count,
-            codes,
+            codes: Vec::new(),
             scales: self.scales.load().into_f32(),
             scale_cols: cols.blocks().len(),
             block_rows: rows.block,

@@ -68,6 +68,16 @@ impl DummyBytes {
         }
     }
 
+    /// Of E4M3: the key, and the factor from the sum of four 16-bit uniforms, less its mean, to what is coded. A GPU
+    /// makes the same codes from them (`kernels/cu/dummy/dummy.cu`).
+    pub(super) fn e4m3(&self) -> Option<(u64, f32)> {
+        (self.code == Code::E4m3).then_some((self.key, self.scale()))
+    }
+
+    fn scale(&self) -> f32 {
+        STANDARD_DEVIATION * 1.732_050_8 / 65536.0 / Self::multiplier(self.code)
+    }
+
     /// Byte `index` of the tensor: one code, or two.
     pub(super) fn byte(&self, index: usize) -> u8 {
         match self.code {
@@ -78,8 +88,7 @@ impl DummyBytes {
 
     /// The code nearest to what is drawn for element `index`, towards zero.
     fn nearest(&self, index: usize) -> u8 {
-        let scale = STANDARD_DEVIATION * 1.732_050_8 / 65536.0 / Self::multiplier(self.code);
-        let value = drawn(self.key, index) as f32 * scale;
+        let value = drawn(self.key, index) as f32 * self.scale();
         let (mantissa_bits, bias, highest) = match self.code {
             Code::E4m3 => (3, 7, 0x7e),
             Code::E2m1 => (1, 1, 0x7),

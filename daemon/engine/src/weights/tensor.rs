@@ -10,10 +10,14 @@ use rayon::prelude::*;
 
 use super::file::MappedFile;
 use super::made::{DummyBytes, DummyTensor};
+use super::quantised;
 use super::window::Window;
 
 /// Elements that one task reads of a whole part.
 const CHUNK: usize = 1 << 18;
+
+/// Numbers that are widened at a time on their way to codes.
+pub(super) const CODED_AT_ONCE: usize = 1 << 16;
 
 /// A contiguous, row-major tensor, or part of one, in the element type it is stored in.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,12 +67,23 @@ pub(super) enum Stored {
     Byte,
 }
 
+/// How numbers become codes as they are read: each row of the whole tensor by a scale of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Coding<'a> {
+    /// `[rows]` of the whole tensor.
+    pub(super) scales: &'a [f32],
+    /// Columns of the whole tensor.
+    pub(super) cols: usize,
+}
+
 /// One part of one tensor, where it is. Nothing is read before it is asked for, and any number of threads
 /// may read at once.
 #[derive(Clone)]
 pub struct TensorPart<'a> {
     window: Window,
     elements: Elements<'a>,
+    /// Of numbers that are read as codes.
+    coding: Option<Coding<'a>>,
 }
 
 #[derive(Clone, Copy)]
@@ -77,6 +92,8 @@ enum Elements<'a> {
     Mapped { file: &'a MappedFile, bytes: &'a [u8], stored: Stored },
     /// Values in memory.
     Memory(&'a [bf16]),
+    /// Scales in memory.
+    Floats(&'a [f32]),
     /// Not stored anywhere.
     Dummy(DummyTensor),
     /// Bytes that are not stored anywhere.
@@ -101,11 +118,32 @@ pub struct DummyPart {
     pub width: usize,
 }
 
+/// How to make a part of a dummy tensor of E4M3 codes where it is needed, as [`DummyPart`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DummyCodePart {
+    /// With an element's index, all that it depends on.
+    pub key: u64,
+    /// From the sum of four 16-bit uniforms, less its mean, to what is coded.
+    pub scale: f32,
+    /// Index of the first element.
+    pub first: usize,
+    /// Rows of the part.
+    pub rows: usize,
+    /// Columns of the part.
+    pub cols: usize,
+    /// Columns of the full tensor.
+    pub width: usize,
+}
+
 impl<'a> TensorPart<'a> {
+    fn new(window: Window, elements: Elements<'a>) -> TensorPart<'a> {
+        TensorPart { window, elements, coding: None }
+    }
+
     /// A vector in memory.
     pub fn of(values: &'a [bf16]) -> TensorPart<'a> {
         let window = Window::vector(values.len());
-        TensorPart { window, elements: Elements::Memory(values) }
+        TensorPart::new(window, Elements::Memory(values))
     }
 
     /// `window` of the tensor that `bytes` of `file` hold.
@@ -115,22 +153,32 @@ impl<'a> TensorPart<'a> {
         bytes: &'a [u8],
         stored: Stored,
     ) -> TensorPart<'a> {
-        TensorPart { window, elements: Elements::Mapped { file, bytes, stored } }
+        TensorPart::new(window, Elements::Mapped { file, bytes, stored })
     }
 
     /// `window` of a dummy tensor.
     pub(super) fn made(window: Window, tensor: DummyTensor) -> TensorPart<'static> {
-        TensorPart { window, elements: Elements::Dummy(tensor) }
+        TensorPart::new(window, Elements::Dummy(tensor))
     }
 
     /// `window` of a dummy tensor of bytes.
     pub(super) fn made_bytes(window: Window, bytes: DummyBytes) -> TensorPart<'static> {
-        TensorPart { window, elements: Elements::DummyBytes(bytes) }
+        TensorPart::new(window, Elements::DummyBytes(bytes))
     }
 
     /// `window` of a tensor that is `value` all over, in elements of `bytes`.
     pub(super) fn constant(window: Window, value: f32, bytes: usize) -> TensorPart<'static> {
-        TensorPart { window, elements: Elements::Constant { value, bytes } }
+        TensorPart::new(window, Elements::Constant { value, bytes })
+    }
+
+    /// `window` of scales that are in memory.
+    pub(super) fn scales(window: Window, scales: &'a [f32]) -> TensorPart<'a> {
+        TensorPart::new(window, Elements::Floats(scales))
+    }
+
+    /// The same part of numbers, to be read as E4M3 codes.
+    pub(super) fn coded_by(self, coding: Coding<'a>) -> TensorPart<'a> {
+        TensorPart { coding: Some(coding), ..self }
     }
 
     /// Elements.
@@ -148,6 +196,8 @@ impl<'a> TensorPart<'a> {
         let element = match self.elements {
             Elements::Mapped { stored: Stored::F32, .. } => 4,
             Elements::Constant { bytes, .. } => bytes,
+            // They were made here.
+            Elements::Floats(_) => 0,
             Elements::Mapped { stored: Stored::E8m0 | Stored::Byte, .. }
             | Elements::DummyBytes(_) => 1,
             _ => 2,
@@ -160,6 +210,14 @@ impl<'a> TensorPart<'a> {
         let Elements::Dummy(tensor) = self.elements else { return None };
         let Window { first, rows, row_stride: width, cols, .. } = self.window;
         self.window.has_runs().then_some(DummyPart { tensor, first, rows, cols, width })
+    }
+
+    /// How to make it, if it is a part of a dummy tensor of E4M3 codes whose rows are neighbours.
+    pub fn dummy_codes(&self) -> Option<DummyCodePart> {
+        let Elements::DummyBytes(bytes) = self.elements else { return None };
+        let Window { first, rows, row_stride: width, cols, .. } = self.window;
+        let (key, scale) = bytes.e4m3().filter(|_| self.window.has_runs())?;
+        Some(DummyCodePart { key, scale, first, rows, cols, width })
     }
 
     /// Reads elements from `start` on as bfloat16, rounded to nearest, ties to even.
@@ -185,6 +243,10 @@ impl<'a> TensorPart<'a> {
                 unreachable!("codes are read as bytes")
             }
             Elements::Constant { value, .. } => out.fill(bf16::from_f32(*value)),
+            Elements::Floats(values) => {
+                let indices = self.stretches(start, out.len()).flatten();
+                out.iter_mut().zip(indices).for_each(|(out, at)| *out = bf16::from_f32(values[at]));
+            }
             Elements::Memory(values) => out.copy_from_slice(&values[start..][..out.len()]),
             Elements::Dummy(tensor) => {
                 let mut rest = out;
@@ -216,6 +278,10 @@ impl<'a> TensorPart<'a> {
                 HostTensor::F32(self.all(0.0, |start, out| self.decode(start, out, power_of_two)))
             }
             Elements::Constant { value, .. } => HostTensor::F32(vec![value; self.len()]),
+            Elements::Floats(values) => {
+                let indices = self.stretches(0, self.len()).flatten();
+                HostTensor::F32(indices.map(|at| values[at]).collect())
+            }
             _ => HostTensor::Bf16(self.all(bf16::ZERO, |start, out| self.read_bf16(start, out))),
         }
     }
@@ -225,7 +291,18 @@ impl<'a> TensorPart<'a> {
     /// # Panics
     /// It has numbers.
     pub(super) fn load_bytes(&self) -> Vec<u8> {
-        self.all(0, |start, out| match &self.elements {
+        self.all(0, |start, out| self.read_bytes(start, out))
+    }
+
+    /// Reads codes from `start` on.
+    ///
+    /// # Panics
+    /// The part has numbers, or ends before `out` is full.
+    pub fn read_bytes(&self, start: usize, out: &mut [u8]) {
+        if let Some(coding) = self.coding {
+            return self.encode(coding, start, out);
+        }
+        match &self.elements {
             Elements::Mapped { stored: Stored::Byte, .. } => {
                 self.decode(start, out, |[byte]: [u8; 1]| byte);
             }
@@ -235,7 +312,53 @@ impl<'a> TensorPart<'a> {
                 out.iter_mut().zip(indices).for_each(|(out, index)| *out = bytes.byte(index));
             }
             _ => unreachable!("numbers are not read as codes"),
-        })
+        }
+    }
+
+    /// Reads numbers from `start` on, and codes them.
+    fn encode(&self, coding: Coding<'_>, start: usize, out: &mut [u8]) {
+        let mut all = vec![0.0; out.len().min(CODED_AT_ONCE)];
+        for (chunk, out) in out.chunks_mut(CODED_AT_ONCE).enumerate() {
+            let start = start + chunk * CODED_AT_ONCE;
+            let values = &mut all[..out.len()];
+            self.read_f32(start, values);
+            let mut rest = (out, &*values);
+            for stretch in self.stretches(start, values.len()) {
+                let mut at = stretch.start;
+                while at < stretch.end {
+                    let (row, end) = (at / coding.cols, stretch.end);
+                    let len = ((row + 1) * coding.cols).min(end) - at;
+                    let (codes, tail) = rest.0.split_at_mut(len);
+                    let (numbers, numbers_tail) = rest.1.split_at(len);
+                    quantised::encode(numbers, coding.scales[row], codes);
+                    rest = (tail, numbers_tail);
+                    at += len;
+                }
+            }
+        }
+    }
+
+    /// Reads numbers from `start` on as they are.
+    ///
+    /// # Panics
+    /// The part has codes, or ends before `out` is full.
+    pub(super) fn read_f32(&self, start: usize, out: &mut [f32]) {
+        match &self.elements {
+            Elements::Mapped { stored: Stored::F32, .. } => {
+                self.decode(start, out, f32::from_le_bytes);
+            }
+            Elements::Mapped { stored: Stored::F16, .. } => {
+                self.decode(start, out, |bytes| f16::from_le_bytes(bytes).to_f32());
+            }
+            Elements::Mapped { stored: Stored::Bf16, .. } => {
+                self.decode(start, out, |bytes| bf16::from_le_bytes(bytes).to_f32());
+            }
+            _ => {
+                let mut narrow = vec![bf16::ZERO; out.len()];
+                self.read_bf16(start, &mut narrow);
+                out.iter_mut().zip(narrow).for_each(|(out, value)| *out = value.to_f32());
+            }
+        }
     }
 
     fn all<T: Copy + Send>(&self, zero: T, read: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {

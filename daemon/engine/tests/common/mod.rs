@@ -10,6 +10,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use minisgl_engine::config::ModelConfig;
+use minisgl_engine::scheme::{Code, Element};
 use minisgl_engine::weights::TensorSpec;
 use minisgl_proto::{NO_TOKEN, Sampled};
 use safetensors::Dtype;
@@ -131,6 +132,48 @@ pub fn write_model(
     });
     safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
     (config, weights)
+}
+
+/// Writes `config.json` and random weights, codes and scales where `quantization_config` says so.
+pub fn write_coded_model(dir: &Path, config: &Value, seed: u64) {
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let codes = Code::E4m3.values();
+    let code = |value: f32| {
+        let magnitude = codes[..0x7f].partition_point(|&code| code <= value.abs()) as u8 - 1;
+        if value < 0.0 { magnitude | 0x80 } else { magnitude }
+    };
+    let mut random = Random(seed);
+    let mut raw = Vec::new();
+    // Of the matrix whose scales come next.
+    let mut inputs = 1;
+    for TensorSpec { name, shape, element, .. } in minisgl_engine::model::tensors(&config) {
+        let len: usize = shape.iter().product();
+        let (dtype, bytes): (Dtype, Vec<u8>) = match element {
+            Element::E4m3 => {
+                inputs = *shape.last().unwrap();
+                let codes = (0..len).map(|_| code(random.float() * 448.0)).collect();
+                (Dtype::F8_E4M3, codes)
+            }
+            Element::Scale => {
+                let size = 2.0 / (inputs as f32).sqrt() / 448.0;
+                let scale = |_| size * (1.0 + random.float() / 2.0);
+                (Dtype::F32, (0..len).map(scale).flat_map(f32::to_le_bytes).collect())
+            }
+            _ => {
+                let norm = name.ends_with("norm.weight");
+                let scale = if norm { 0.5 } else { 2.0 / (*shape.last().unwrap() as f32).sqrt() };
+                let mean = if norm { 1.0 } else { 0.0 };
+                let value = |_| bf16::from_f32(random.float() * scale + mean);
+                (Dtype::BF16, (0..len).map(value).flat_map(bf16::to_le_bytes).collect())
+            }
+        };
+        raw.push((name, dtype, shape, bytes));
+    }
+    let views = raw.iter().map(|(name, dtype, shape, bytes)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
 }
 
 /// Makes one value of the last norm of a model of bf16 a NaN, which every logit then is.

@@ -1,6 +1,6 @@
 //! Products with weights, and what is fused with them.
 //!
-//! Owns: for how many rows a product is run, and by what. Must never: choose an algorithm after loading.
+//! Owns: for how many rows a product is run, and by what; `fp8.rs` has those with weights of e4m3. Must never: choose an algorithm after loading.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,8 @@ use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
 use minisgl_kernels::peers::Inboxes;
 
-use super::memory::LOGIT_ROWS;
+use super::fp8::Input;
+use super::memory::{Data, LOGIT_ROWS};
 use super::{Buffer, CudaOps, failed};
 use crate::ops::{Linear, Norm, OpResult, Stream};
 
@@ -68,9 +69,26 @@ impl<'a> From<&'a mut Buffer> for Target<'a> {
 }
 
 impl Target<'_> {
-    fn rows_mut(&mut self, rows: usize) -> CudaViewMut<'_, bf16> {
+    pub(super) fn rows_mut(&mut self, rows: usize) -> CudaViewMut<'_, bf16> {
         self.data.slice_mut(..rows * self.width)
     }
+}
+
+/// Where a product of few rows goes.
+pub(super) fn skinny_out<'a>(
+    into: Into,
+    out: &'a mut CudaViewMut<'_, bf16>,
+    bias: Option<&'a CudaSlice<bf16>>,
+) -> OpResult<SkinnyOut<'a>> {
+    if bias.is_some() && into != Into::Output {
+        return Err(failed("linear")("a bias goes with a plain output alone"));
+    }
+    Ok(match into {
+        Into::Output => SkinnyOut::Bf16 { out: out.into(), bias: bias.map(Array::from) },
+        Into::Sum => SkinnyOut::AddTo(out.into()),
+        Into::Gated => SkinnyOut::Gated(out.into()),
+        Into::Sent(inboxes) => SkinnyOut::Sent(out.into(), inboxes),
+    })
 }
 
 impl CudaOps {
@@ -100,15 +118,20 @@ impl CudaOps {
         mut out: Target<'_>,
         into: Into,
     ) -> OpResult {
+        let weight = match &linear.weight.data {
+            Data::Plain(weight) => weight,
+            Data::Fp8 { .. } => {
+                return self.product_fp8(rows, linear, Input::Plain(x), out, into);
+            }
+        };
         if self.few(rows) {
             return self.skinny(rows, linear, (x, &Rows::Plain), out, into);
         }
         let m = gemm_rows(rows, x.rows.min(out.rows));
         let (x, mut out) = (x.rows(m), out.rows_mut(m));
-        let weight = &linear.weight;
         let product = GemmArgs {
             x: (&x).into(),
-            weight: (&weight.data).into(),
+            weight: weight.into(),
             bias: linear.bias.as_ref().map(Array::from),
             out: match into {
                 Into::Output => GemmOut::Bf16((&mut out).into()),
@@ -118,8 +141,8 @@ impl CudaOps {
                 }
             },
             m,
-            n: weight.padded_rows(),
-            k: weight.inputs,
+            n: linear.weight.padded_rows(),
+            k: linear.weight.inputs,
         };
         let (n, k) = (product.n, product.k);
         let fault = |error| failed("linear")(format!("[{m}, {k}] by [{n}, {k}]: {error}"));
@@ -135,9 +158,6 @@ impl CudaOps {
         mut out: Target<'_>,
         into: Into,
     ) -> OpResult {
-        if linear.bias.is_some() && into != Into::Output {
-            return Err(failed("linear")("a bias goes with a plain output alone"));
-        }
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let weight = &linear.weight;
         SkinnyGemm {
@@ -149,16 +169,8 @@ impl CudaOps {
                     eps: self.eps,
                 },
             },
-            weight: (&weight.data).into(),
-            out: match into {
-                Into::Output => SkinnyOut::Bf16 {
-                    out: (&mut out).into(),
-                    bias: linear.bias.as_ref().map(Array::from),
-                },
-                Into::Sum => SkinnyOut::AddTo((&mut out).into()),
-                Into::Gated => SkinnyOut::Gated((&mut out).into()),
-                Into::Sent(inboxes) => SkinnyOut::Sent((&mut out).into(), inboxes),
-            },
+            weight: weight.into(),
+            out: skinny_out(into, &mut out, linear.bias.as_ref())?,
             m: rows,
             n: weight.padded_rows(),
             k: weight.inputs,
@@ -173,13 +185,13 @@ impl CudaOps {
         rows: usize,
         linear: &Linear<CudaOps>,
         (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
-        (out, into): (&mut Buffer, Into),
+        (out, into): (Target<'_>, Into),
     ) -> OpResult {
         if !stream.has(norm) && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
             let of = Rows::Normed(&norm.weight);
-            return self.skinny(rows, linear, (&stream.residual, &of), out.into(), into);
+            return self.skinny(rows, linear, (&stream.residual, &of), out, into);
         }
         self.normalise(rows, stream, norm)?;
-        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out.into(), into)
+        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out, into)
     }
 }

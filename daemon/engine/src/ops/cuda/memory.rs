@@ -4,6 +4,12 @@
 
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use half::bf16;
+use minisgl_kernels::Array;
+use minisgl_kernels::fp8::{Fp8Scales, Fp8Weight, ScaleForm};
+use minisgl_kernels::ops::SkinnyWeight;
+
+use super::failed;
+use crate::ops::OpResult;
 
 /// Rows whose logits are held at once: whole vocabularies are long.
 pub(super) const LOGIT_ROWS: usize = 256;
@@ -11,20 +17,80 @@ pub(super) const LOGIT_ROWS: usize = 256;
 /// cuBLASLt wants rows that start at multiples of 16 bytes.
 pub(super) const ROW_UNIT: usize = 8;
 
+/// With scales for blocks cuBLASLt wants tokens in multiples of this.
+const TOKEN_UNIT: usize = 4;
+
+/// As many tokens as there is memory for, where there is room for `tokens`.
+pub(super) fn padded_tokens(tokens: usize) -> usize {
+    tokens.next_multiple_of(TOKEN_UNIT)
+}
+
 /// A weight matrix `[rows, inputs]`, its rows padded with zeros to a multiple of [`ROW_UNIT`].
 pub struct Matrix {
-    pub(super) data: CudaSlice<bf16>,
+    pub(super) data: Data,
     pub(super) rows: usize,
     pub(super) inputs: usize,
+}
+
+/// What a matrix is made of.
+pub(super) enum Data {
+    /// Numbers.
+    Plain(CudaSlice<bf16>),
+    /// E4M3 codes, one byte each, and what they are multiplied by.
+    Fp8 { codes: CudaSlice<u8>, scales: CudaSlice<f32>, form: ScaleForm },
 }
 
 impl Matrix {
     pub(super) fn padded_rows(&self) -> usize {
         self.rows.next_multiple_of(ROW_UNIT)
     }
+
+    /// How its scales are laid out, if it has some.
+    pub(super) fn scale_form(&self) -> Option<ScaleForm> {
+        match self.data {
+            Data::Plain(_) => None,
+            Data::Fp8 { form, .. } => Some(form),
+        }
+    }
+
+    /// Its numbers.
+    ///
+    /// # Errors
+    /// It has codes, for which there is no kernel here.
+    pub(super) fn plain(&self) -> OpResult<&CudaSlice<bf16>> {
+        match &self.data {
+            Data::Plain(data) => Ok(data),
+            Data::Fp8 { .. } => {
+                Err(failed("choose kernels")("there is none for e4m3 weights here"))
+            }
+        }
+    }
+
+    /// Its codes, if it has some.
+    pub(super) fn coded(&self) -> Option<Fp8Weight<'_>> {
+        let Data::Fp8 { codes, scales, form } = &self.data else { return None };
+        let scales = Array::from(scales);
+        let scales = match form {
+            ScaleForm::Block => Fp8Scales::Block(scales),
+            ScaleForm::Row => Fp8Scales::Row(scales),
+        };
+        Some(Fp8Weight { data: codes.into(), scales })
+    }
 }
 
-/// Activations `[rows, width]`.
+impl<'a> From<&'a Matrix> for SkinnyWeight<'a> {
+    fn from(matrix: &'a Matrix) -> SkinnyWeight<'a> {
+        match (&matrix.data, matrix.coded()) {
+            (_, Some(coded)) => SkinnyWeight::Fp8(coded),
+            (Data::Plain(data), _) => data.into(),
+            (Data::Fp8 { codes, .. }, None) => {
+                unreachable!("{} codes have scales", codes.len())
+            }
+        }
+    }
+}
+
+/// Activations `[rows, width]`, in memory for [`padded_tokens`].
 pub struct Buffer {
     pub(super) data: CudaSlice<bf16>,
     pub(super) rows: usize,

@@ -6,16 +6,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cudarc::driver::{CudaSlice, CudaView};
+use cudarc::driver::{CudaSlice, CudaView, DriverError};
 use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::attention::ATTENTION_HEAD_DIMS;
-use minisgl_kernels::gemm::{GemmArgs, GemmError, GemmKind, GemmOut};
-use minisgl_kernels::ops::{HIDDEN_MAX, VOCAB_MAX};
+use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, scale_stride};
+use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmError, GemmKind, GemmOut};
+use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
+use super::fp8::Quantised;
 use super::linear::gemm_rows;
-use super::memory::ROW_UNIT;
+use super::memory::{ROW_UNIT, padded_tokens};
 use super::{CudaOps, failed};
 use crate::config::{Activation, Ffn, ModelConfig, NormSpec};
 use crate::error::OpError;
@@ -102,11 +104,26 @@ struct Trial {
     out: CudaSlice<bf16>,
 }
 
+/// The same for weights of e4m3; `wide` is x as our own kernels take it.
+struct CodedTrial {
+    wide: CudaSlice<bf16>,
+    codes: CudaSlice<u8>,
+    scales: CudaSlice<f32>,
+    bias: CudaSlice<bf16>,
+    out: CudaSlice<bf16>,
+}
+
+/// Fewer rows are not for cuBLASLt: there our own products are faster, and round no activation.
+const CODED_ROWS_MIN: usize = 9;
+
 impl CudaOps {
     /// Settles how every product that steps will need is run, so that none of them has to choose an
     /// algorithm or load code: times the algorithms, unless that was done on this machine before.
     pub(super) fn prepare_products(&mut self) -> OpResult {
-        let shapes = self.shapes.take();
+        let (plain, coded): (Vec<_>, Vec<_>) =
+            self.shapes.take().into_iter().partition(|shape| shape.2.is_none());
+        self.prepare_coded(&coded)?;
+        let shapes: Vec<(usize, usize)> = plain.iter().map(|&(n, k, _)| (n, k)).collect();
         let stream = self.stream().clone();
         let zeros = |len: usize| {
             stream
@@ -141,6 +158,115 @@ impl CudaOps {
         self.device.synchronize().map_err(failed("prepare products"))
     }
 
+    /// The same for weights of e4m3; makes room for activations of it.
+    fn prepare_coded(&mut self, shapes: &[(usize, usize, Option<ScaleForm>)]) -> OpResult {
+        // A coded head has one way to be multiplied.
+        let shapes: Vec<(usize, usize, ScaleForm)> = shapes
+            .iter()
+            .filter(|(n, ..)| *n != self.head_rows())
+            .filter_map(|&(n, k, form)| Some((n, k, form?)))
+            .collect();
+        if shapes.is_empty() {
+            return Ok(());
+        }
+        let stream = self.stream().clone();
+        let memory = |error: DriverError| failed("prepare products")(error);
+        let tokens = padded_tokens(self.chunk_tokens);
+        let k_max = shapes.iter().map(|shape| shape.1).max().unwrap_or(0);
+        let n_max = shapes.iter().map(|shape| shape.0).max().unwrap_or(0);
+        self.quantised = Some(Quantised::new(&stream, tokens, k_max).map_err(memory)?);
+        let scales =
+            |&(n, k, _): &(usize, usize, ScaleForm)| n.max(n.div_ceil(BLOCK) * scale_stride(k));
+        let mut trial = CodedTrial {
+            wide: stream.alloc_zeros(MediumGemm::ROWS_MAX * k_max).map_err(memory)?,
+            codes: stream
+                .alloc_zeros(shapes.iter().map(|shape| shape.0 * shape.1).max().unwrap_or(0))
+                .map_err(memory)?,
+            scales: stream
+                .alloc_zeros(shapes.iter().map(scales).max().unwrap_or(0))
+                .map_err(memory)?,
+            bias: stream.alloc_zeros(n_max).map_err(memory)?,
+            out: stream.alloc_zeros(tokens * n_max).map_err(memory)?,
+        };
+        let rows: BTreeSet<usize> = (1..=self.chunk_tokens)
+            .map(|rows| gemm_rows(rows, self.chunk_tokens))
+            .filter(|&rows| rows >= CODED_ROWS_MIN)
+            .map(padded_tokens)
+            .collect();
+        for shape in shapes {
+            for &m in &rows {
+                for kind in self.kinds(shape.0) {
+                    self.prepare_coded_product(m, shape, kind, &mut trial)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare_coded_product(
+        &mut self,
+        m: usize,
+        (n, k, form): (usize, usize, ScaleForm),
+        kind: GemmKind,
+        trial: &mut CodedTrial,
+    ) -> OpResult {
+        let fault = |error: GemmError| failed("prepare products")(error);
+        let biased = self.is_biased(n, kind);
+        let scales_len = match form {
+            ScaleForm::Block => n.div_ceil(BLOCK) * scale_stride(k),
+            ScaleForm::Row => n,
+        };
+        let scales = trial.scales.slice(..scales_len);
+        let cold = COLD_BYTES.div_ceil(n * k).clamp(1, trial.codes.len() / (n * k));
+        let codes: Vec<CudaView<'_, u8>> =
+            (0..cold).map(|at| trial.codes.slice(at * n * k..(at + 1) * n * k)).collect();
+        let weights: Vec<Fp8Weight<'_>> = codes
+            .iter()
+            .map(|codes| Fp8Weight {
+                data: codes.into(),
+                scales: match form {
+                    ScaleForm::Block => Fp8Scales::Block((&scales).into()),
+                    ScaleForm::Row => Fp8Scales::Row((&scales).into()),
+                },
+            })
+            .collect();
+        let Some(quantised) = &mut self.quantised else { return Ok(()) };
+        let (data, x_scales) = quantised.rows(m, k, form);
+        let bias = trial.bias.slice(..n);
+        let mut out = trial.out.slice_mut(..m * n);
+        let args = Fp8GemmArgs {
+            x: Fp8Rows { data: (&data).into(), scales: (&x_scales).into() },
+            weight: weights[0],
+            bias: biased.then(|| (&bias).into()),
+            out: match kind {
+                GemmKind::AddTo => GemmOut::AddTo((&mut out).into()),
+                GemmKind::Bf16 | GemmKind::F32 => GemmOut::Bf16((&mut out).into()),
+            },
+            m,
+            n,
+            k,
+        };
+        // Where our own kernels are there too, all are timed: they must be chosen from.
+        let few = m <= MediumGemm::ROWS_MAX;
+        if (few || is_timed(m, padded_tokens(self.chunk_tokens)))
+            && !self.gemm.is_tuned(args.shape())
+        {
+            let wide = trial.wide.slice(..if few { m * k } else { 0 });
+            let wide = few.then(|| (&wide).into());
+            self.gemm
+                .tune_fp8(&self.device, args, wide, &weights[1..], TUNING_TIME)
+                .map_err(fault)?;
+            return Ok(());
+        }
+        self.gemm.launch_fp8(&self.device, args).map_err(fault)
+    }
+
+    /// Whether a product with weights of `n` rows adds a bias.
+    fn is_biased(&self, n: usize, kind: GemmKind) -> bool {
+        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
+        self.qkv_bias && n == qkv && kind == GemmKind::Bf16
+    }
+
     /// Rows of the head, padded.
     fn head_rows(&self) -> usize {
         self.vocab_part.len().next_multiple_of(ROW_UNIT)
@@ -168,8 +294,7 @@ impl CudaOps {
         trial: &mut Trial,
     ) -> OpResult {
         let fault = |error: GemmError| failed("prepare products")(error);
-        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
-        let biased = self.qkv_bias && n == qkv && kind == GemmKind::Bf16;
+        let biased = self.is_biased(n, kind);
         let x = trial.x.slice(..m * k);
         let bias = trial.bias.slice(..n);
         let cold = COLD_BYTES.div_ceil(2 * n * k).clamp(1, trial.weight.len() / (n * k));

@@ -9,6 +9,7 @@ use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{Sample, SkinnyGemm, SkinnyInput, SkinnyOut, sample_scratch_len};
 use minisgl_kernels::peers::PeerError;
 
+use super::fp8::logits_fp8;
 use super::linear::gemm_rows;
 use super::results::{Outgoing, TOP_MAX, Wanted};
 use super::team::Team;
@@ -59,10 +60,12 @@ impl CudaOps {
             }
             None => logits.slice_mut(..m * *logit_stride),
         };
-        if few {
+        if head.scale_form().is_some() {
+            logits_fp8(device, (m, &x), head, &mut out)?;
+        } else if few {
             SkinnyGemm {
                 input: SkinnyInput::Plain((&x).into()),
-                weight: (&head.data).into(),
+                weight: head.into(),
                 out: SkinnyOut::F32((&mut out).into()),
                 m,
                 n,
@@ -73,7 +76,7 @@ impl CudaOps {
         } else {
             let product = GemmArgs {
                 x: (&x).into(),
-                weight: (&head.data).into(),
+                weight: head.plain()?.into(),
                 bias: None,
                 out: GemmOut::F32((&mut out).into()),
                 m,

@@ -15,7 +15,7 @@ use minisgl_kernels::peers::{
 };
 
 use super::linear::{Into, Target};
-use super::memory::LOGIT_ROWS;
+use super::memory::{LOGIT_ROWS, padded_tokens};
 use super::{Buffer, CudaOps, Gpu, failed};
 use crate::collective::Member;
 use crate::config::ModelConfig;
@@ -92,7 +92,7 @@ impl Team {
         let disabled = std::env::var_os(DISABLE_CUSTOM).is_some_and(|value| value != "0");
         let shape = PeerShape {
             hidden: config.hidden_size,
-            rows: chunk_tokens,
+            rows: padded_tokens(chunk_tokens),
             logit_rows: rows.min(LOGIT_ROWS),
             columns: shards.iter().map(|shard| shard.vocab.clone()).collect(),
         };
@@ -171,7 +171,11 @@ impl CudaOps {
         let Stream { residual, normed, .. } = stream;
         let (room, width) = (residual.rows, residual.width);
         // A product of few rows writes to the peers itself.
-        let inboxes = if self.few(rows) { team.peers.inboxes(rows) } else { None };
+        let sends = match linear.weight.scale_form() {
+            None => self.few(rows),
+            Some(_) => self.can_send_fp8(rows, linear),
+        };
+        let inboxes = if sends { team.peers.inboxes(rows) } else { None };
         let into = inboxes.map_or(Into::Output, Into::Sent);
         let target = Target { data: team.peers.delta(Sum::Addition), rows: room, width };
         let product = self.product_into(rows, linear, x, target, into);

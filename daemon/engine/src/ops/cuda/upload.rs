@@ -13,23 +13,25 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError, result};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaSlice, CudaStream, CudaViewMut, DeviceRepr, DriverError, result,
+};
 use cudarc::driver::{PinnedHostSlice, sys::CUdeviceptr};
 use half::bf16;
-use minisgl_kernels::Device;
-use minisgl_kernels::ops::DummyFill;
+use minisgl_kernels::ops::{DummyCodes, DummyFill};
+use minisgl_kernels::{Device, LaunchError};
 
 use super::failed;
 use crate::ops::OpResult;
-use crate::weights::{DummyPart, TensorPart};
+use crate::weights::{DummyCodePart, DummyPart, TensorPart};
 
-/// Elements of a staging: 4 MiB.
-const STAGING_LEN: usize = 2 << 20;
+/// Bytes of a staging.
+const STAGING_BYTES: usize = 4 << 20;
 
 /// More do not make it faster: a few cores fill what the bus takes.
 const READERS_MAX: usize = 8;
 
-/// Uploads tensors as bf16.
+/// Uploads tensors as bf16, or as codes.
 pub(super) struct Uploader {
     stream: Arc<CudaStream>,
     /// None before the first part that is read.
@@ -43,9 +45,65 @@ struct Reader {
 }
 
 struct Staging {
-    values: PinnedHostSlice<u16>,
-    /// After the last copy out of `values`.
+    bytes: PinnedHostSlice<u8>,
+    /// After the last copy out of `bytes`.
     copied: CudaEvent,
+}
+
+/// What tensors are on the GPU.
+pub(super) trait Element: DeviceRepr + Sync {
+    /// Reads elements from `start` on; `len` of them.
+    ///
+    /// # Safety
+    /// There is room for as many behind `to`, which is aligned for them, and nobody else reaches it.
+    unsafe fn read(part: &TensorPart<'_>, start: usize, to: *mut u8, len: usize);
+
+    /// Makes a part of a dummy tensor on the GPU; `None` if it is no such part.
+    fn make(
+        part: &TensorPart<'_>,
+        out: CudaViewMut<'_, Self>,
+        device: &Device,
+    ) -> Option<Result<(), LaunchError>>
+    where
+        Self: Sized;
+}
+
+impl Element for bf16 {
+    unsafe fn read(part: &TensorPart<'_>, start: usize, to: *mut u8, len: usize) {
+        // SAFETY: the caller's promise; any bits are a bf16.
+        let out = unsafe { std::slice::from_raw_parts_mut(to.cast::<bf16>(), len) };
+        part.read_bf16(start, out);
+    }
+
+    fn make(
+        part: &TensorPart<'_>,
+        mut out: CudaViewMut<'_, bf16>,
+        device: &Device,
+    ) -> Option<Result<(), LaunchError>> {
+        let DummyPart { tensor, first, rows, cols, width } = part.dummy()?;
+        let (key, scale, mean) = (tensor.key, tensor.scale, tensor.mean);
+        let out = (&mut out).into();
+        Some(DummyFill { out, key, first, rows, cols, width, scale, mean }.launch(device))
+    }
+}
+
+/// A code.
+impl Element for u8 {
+    unsafe fn read(part: &TensorPart<'_>, start: usize, to: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        let out = unsafe { std::slice::from_raw_parts_mut(to, len) };
+        part.read_bytes(start, out);
+    }
+
+    fn make(
+        part: &TensorPart<'_>,
+        mut out: CudaViewMut<'_, u8>,
+        device: &Device,
+    ) -> Option<Result<(), LaunchError>> {
+        let DummyCodePart { key, scale, first, rows, cols, width } = part.dummy_codes()?;
+        let out = (&mut out).into();
+        Some(DummyCodes { out, key, first, rows, cols, width, scale }.launch(device))
+    }
 }
 
 /// A piece of a part, and where on the GPU it goes.
@@ -62,46 +120,49 @@ impl Uploader {
     }
 
     /// All parts, one after the other, in an array of `len` elements at least theirs; the rest is 0.
-    pub(super) fn upload(
+    pub(super) fn upload<T: Element>(
         &mut self,
         device: &Device,
         parts: &[TensorPart<'_>],
         len: usize,
-    ) -> OpResult<CudaSlice<bf16>> {
+    ) -> OpResult<CudaSlice<T>> {
         let fault = |error: DriverError| failed("upload weights")(format!("{len} values: {error}"));
         let filled: usize = parts.iter().map(TensorPart::len).sum();
         // SAFETY: every element is written below: those of the parts, then the rest.
-        let mut array = unsafe { self.stream.alloc::<bf16>(len) }.map_err(fault)?;
+        let mut array = unsafe { self.stream.alloc::<T>(len) }.map_err(fault)?;
+        let element = size_of::<T>();
+        let start_of_array = super::memory::address(&array);
         if filled < len {
-            self.stream.memset_zeros(&mut array.slice_mut(filled..)).map_err(fault)?;
+            let rest = start_of_array + (filled * element) as u64;
+            // SAFETY: from the parts' end to the array's.
+            unsafe {
+                result::memset_d8_async(rest, 0, (len - filled) * element, self.stream.cu_stream())
+            }
+            .map_err(fault)?;
         }
         let (mut at, mut pieces) = (0, Vec::new());
         for part in parts {
             let range = at..at + part.len();
             at = range.end;
-            if let Some(DummyPart { tensor, first, rows, cols, width }) = part.dummy() {
-                let mut out = array.slice_mut(range);
-                let (key, scale, mean) = (tensor.key, tensor.scale, tensor.mean);
-                let out = (&mut out).into();
-                DummyFill { out, key, first, rows, cols, width, scale, mean }
-                    .launch(device)
-                    .map_err(failed("make dummy weights"))?;
+            if let Some(made) = T::make(part, array.slice_mut(range.clone()), device) {
+                made.map_err(failed("make dummy weights"))?;
                 continue;
             }
-            let to = super::memory::address(&array) + (range.start * size_of::<bf16>()) as u64;
-            pieces.extend((0..part.len()).step_by(STAGING_LEN).map(|start| Piece {
+            let to = start_of_array + (range.start * element) as u64;
+            let staging = STAGING_BYTES / element;
+            pieces.extend((0..part.len()).step_by(staging).map(|start| Piece {
                 part,
                 start,
-                len: STAGING_LEN.min(part.len() - start),
-                to: to + (start * size_of::<bf16>()) as u64,
+                len: staging.min(part.len() - start),
+                to: to + (start * element) as u64,
             }));
         }
-        self.copy(&pieces).map_err(fault)?;
+        self.copy::<T>(&pieces).map_err(fault)?;
         Ok(array)
     }
 
     /// Enqueues the copies of all pieces; all of them have been read when this returns.
-    fn copy(&mut self, pieces: &[Piece<'_>]) -> Result<(), DriverError> {
+    fn copy<T: Element>(&mut self, pieces: &[Piece<'_>]) -> Result<(), DriverError> {
         if pieces.is_empty() {
             return Ok(());
         }
@@ -114,7 +175,7 @@ impl Uploader {
         let run = |reader: &mut Reader| -> Result<(), DriverError> {
             stream.context().bind_to_thread()?;
             while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                reader.send(stream, piece)?;
+                reader.send::<T>(stream, piece)?;
             }
             Ok(())
         };
@@ -144,26 +205,31 @@ impl Drop for Uploader {
 impl Reader {
     fn new(context: &Arc<CudaContext>) -> Result<Reader, DriverError> {
         let staging = || {
-            // SAFETY: plain integers, which are written before they are read.
-            let values = unsafe { context.alloc_pinned_with_flags(STAGING_LEN, 0) }?;
-            Ok(Staging { values, copied: context.new_event(None)? })
+            // SAFETY: plain bytes, which are written before they are read.
+            let bytes = unsafe { context.alloc_pinned_with_flags(STAGING_BYTES, 0) }?;
+            Ok(Staging { bytes, copied: context.new_event(None)? })
         };
         Ok(Reader { stagings: [staging()?, staging()?], turn: 0 })
     }
 
     /// Reads a piece, and enqueues its copy.
-    fn send(&mut self, stream: &CudaStream, piece: &Piece<'_>) -> Result<(), DriverError> {
+    fn send<T: Element>(
+        &mut self,
+        stream: &CudaStream,
+        piece: &Piece<'_>,
+    ) -> Result<(), DriverError> {
         self.turn = 1 - self.turn;
         let staging = &mut self.stagings[self.turn];
         staging.copied.synchronize()?;
-        let pinned = staging.values.as_mut_ptr()?.cast::<bf16>();
-        // SAFETY: `len` elements of pinned memory, `STAGING_LEN` at most, that only this borrow reaches;
-        // the copy that read them last is over. Any bits are a bf16.
-        let pinned = unsafe { std::slice::from_raw_parts_mut(pinned, piece.len) };
-        piece.part.read_bf16(piece.start, pinned);
+        let pinned = staging.bytes.as_mut_ptr()?;
+        // SAFETY: a piece is no longer than a staging, which begins with a page and only this borrow reaches; the copy that
+        // read it last is over.
+        unsafe { T::read(piece.part, piece.start, pinned, piece.len) };
+        // SAFETY: these bytes were written just now.
+        let bytes = unsafe { std::slice::from_raw_parts(pinned, piece.len * size_of::<T>()) };
         // SAFETY: the array has room for all parts, and the pinned memory is not written again before
         // `copied` has passed.
-        unsafe { result::memcpy_htod_async(piece.to, pinned, stream.cu_stream()) }?;
+        unsafe { result::memcpy_htod_async(piece.to, bytes, stream.cu_stream()) }?;
         staging.copied.record(stream)
     }
 }
@@ -200,7 +266,7 @@ mod tests {
             }
         }
         expected.resize(expected.len() + spare, bf16::ZERO);
-        let array = uploader.upload(device, parts, expected.len()).unwrap();
+        let array = uploader.upload::<bf16>(device, parts, expected.len()).unwrap();
         let got = device.stream().clone_dtoh(&array).unwrap();
         assert!(bits(&got) == bits(&expected), "{} values", expected.len());
     }
@@ -221,7 +287,7 @@ mod tests {
         every_window(&device, uploader, &*source);
         assert!(uploader.readers.is_empty(), "dummies take no pinned memory");
 
-        let memory: Vec<bf16> = (0..3 * STAGING_LEN as u32 + 5)
+        let memory: Vec<bf16> = (0..3 * (STAGING_BYTES / 2) as u32 + 5)
             .map(|i| bf16::from_bits((i.wrapping_mul(2_654_435_761) >> 16) as u16))
             .collect();
         check(&device, uploader, &[TensorPart::of(&memory), TensorPart::of(&memory[1..4])], 3);
