@@ -44,11 +44,11 @@ typedef struct {
   const minisgl_bf16 *x;           /* [rows, hidden]; to be normalised if there is a norm_weight */
   const minisgl_bf16 *norm_weight; /* [hidden]; or null */
   const minisgl_bf16 *weight;      /* [experts, hidden] */
-  const float *bias;               /* [experts], added to the logits; or null. Logits that are given are without it */
+  const minisgl_bf16 *bias;        /* [experts], added to the logits; or null. Logits that are given are without it */
   const float *correction;         /* [experts], added to a sigmoid for the choice alone; or null */
   const int32_t *there;            /* [rows]: negative for a padding row; or null */
   minisgl_bf16 *normed;            /* [rows, hidden]: x as it was multiplied; or null */
-  float *logits;                   /* [rows, experts]: written by minisgl_router, read by minisgl_choose */
+  float *logits;                   /* [rows, logits_stride]: written by minisgl_router, read by minisgl_choose */
   int32_t *ids;                    /* [rows, top]; -1 for a padding row */
   float *weights;                  /* [rows, top]; 0 for a padding row */
   int32_t *counts;                 /* [ceil(rows / 64), experts]: minisgl_choose and _place */
@@ -64,6 +64,8 @@ typedef struct {
   uint32_t renormalise;            /* 1: weights of a row sum to scale */
   uint32_t batch;
   uint32_t batches_max;
+  uint32_t logits_stride;          /* experts at least */
+  uint32_t reserved;
 } minisgl_router_args;
 
 /* minisgl_experts_few: batches of 8 pairs */
@@ -79,7 +81,7 @@ typedef struct {
   const int32_t *ids;          /* [rows, top] */
   const int32_t *plan;
   minisgl_bf16 *act;           /* [rows * top, width]: by places */
-  minisgl_bf16 *out;           /* [rows, hidden]: added to */
+  minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t *arrived;           /* [2]: 0 between launches */
   uint32_t rows;
   uint32_t top;
@@ -91,6 +93,8 @@ typedef struct {
   uint32_t down_steps;
   uint32_t stages;             /* of the ring */
   uint32_t stage_bytes;
+  uint32_t adds;               /* 1: to what is in `out` */
+  uint32_t reserved;
 } minisgl_experts_few_args;
 
 /* minisgl_experts_many_up, _down */
@@ -115,11 +119,21 @@ typedef struct {
   const minisgl_bf16 *y;       /* [rows * top, hidden], by places */
   const float *weights;        /* [rows, top] */
   const int32_t *place;        /* [rows * top]: of the plan */
-  minisgl_bf16 *out;           /* [rows, hidden], added to */
+  minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t rows;
   uint32_t top;
   uint32_t hidden;
-  uint32_t reserved;
+  uint32_t adds;               /* 1: to what is in `out` */
 } minisgl_combine_args;
+
+/* minisgl_add_shared */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, hidden] */
+  const minisgl_bf16 *gate;    /* [hidden]; or null: the factor is 1 */
+  const minisgl_bf16 *y;       /* [rows, hidden] */
+  minisgl_bf16 *out;           /* [rows, hidden], added to */
+  uint32_t rows;
+  uint32_t hidden;
+} minisgl_add_shared_args;
 
 #endif

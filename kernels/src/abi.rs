@@ -328,6 +328,8 @@ pub struct RouterArgs {
     pub renormalise: u32,
     pub batch: u32,
     pub batches_max: u32,
+    pub logits_stride: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -354,6 +356,8 @@ pub struct ExpertsFewArgs {
     pub down_steps: u32,
     pub stages: u32,
     pub stage_bytes: u32,
+    pub adds: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -384,7 +388,18 @@ pub struct CombineArgs {
     pub rows: u32,
     pub top: u32,
     pub hidden: u32,
-    pub reserved: u32,
+    pub adds: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AddSharedArgs {
+    pub x: Address,
+    pub gate: Address,
+    pub y: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub hidden: u32,
 }
 
 #[repr(C)]

@@ -102,6 +102,7 @@ kernels! {
     ExpertsManyUp = "experts_many" "minisgl_experts_many_up",
     ExpertsManyDown = "experts_many" "minisgl_experts_many_down",
     ExpertsCombine = "experts_combine" "minisgl_combine",
+    AddShared = "experts_shared" "minisgl_add_shared",
 }
 
 /// Every kernel, ready to launch.

@@ -17,8 +17,9 @@ mod skinny;
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
 pub use experts::{
-    Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany, ExpertsShape, Gate,
-    PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_slabs_len,
+    AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany,
+    ExpertsShape, Gate, PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
+    expert_slabs_len,
 };
 pub use medium::{Fp8Product, MediumGemm};
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};

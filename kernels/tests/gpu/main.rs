@@ -85,6 +85,7 @@ const TESTS: &[Test] = &[
     ("experts_few", experts::few),
     ("experts_few_alone", experts::few_alone),
     ("experts_many", experts::many),
+    ("experts_shared", experts::shared),
     ("experts_graph", experts::graph),
     ("experts_refusals", experts::refusals),
     ("refusals", refusal::refusals),

@@ -8,6 +8,7 @@
 mod few;
 mod many;
 mod router;
+mod shared;
 mod weights;
 
 use crate::abi::Address;
@@ -20,6 +21,7 @@ use half::bf16;
 pub use few::ExpertsFew;
 pub use many::ExpertsMany;
 pub use router::{Choice, Router, RouterInput, RouterNorm, Score};
+pub use shared::AddShared;
 pub use weights::{ExpertRows, PackExpert, expert_slabs_len};
 
 /// Experts of a layer at most.

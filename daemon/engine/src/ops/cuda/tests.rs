@@ -1,5 +1,7 @@
 //! Every op against the CPU's, on odd shapes, into poisoned buffers. Without a GPU nothing runs.
 
+mod experts;
+
 use half::bf16;
 use minisgl_proto::{Sampled, SamplingParams};
 use minisgl_sched::{Install, Plan, Row, Want};
@@ -12,7 +14,7 @@ use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 use crate::ops::{HeadNorms, NormId};
 
 const SLOTS: usize = 300;
-const CHUNK: usize = 700;
+const CHUNK: usize = 1000;
 const VOCAB: usize = 1003;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
