@@ -7,15 +7,18 @@
 //! the keys and values of all tokens before its rows; a prompt's tokens are computed. So
 //!
 //! ```text
-//!   floor = steps * weight bytes / read bandwidth
+//!   floor = sum over steps of weight bytes / read bandwidth
 //!         + sum over rows of tokens before the row * KV bytes a token / read bandwidth
 //!         + FLOPs of prompt tokens / matmul rate
 //! ```
 //!
+//! Of experts a step reads those that its tokens chose: as many different ones as there are on average if each token
+//! draws its own evenly, and a prompt's token computes those that it chose.
+//!
 //! A decode token's own FLOPs hide behind the weights; what a prompt computes is taken not to.
 
 use anyhow::bail;
-use minisgl_engine::config::ModelConfig;
+use minisgl_engine::config::{ExpertsSpec, Ffn, ModelConfig};
 use minisgl_engine::model;
 use serde::Serialize;
 
@@ -87,14 +90,35 @@ impl Hardware {
     }
 }
 
-/// What a model's steps must move and compute.
+/// The experts of layers that are alike.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertCosts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Of those, how many a token goes through.
+    pub chosen: usize,
+    /// Weights of one expert, of all these layers together.
+    pub bytes: f64,
+}
+
+impl ExpertCosts {
+    /// How many different experts of a layer `tokens` draw on average, each `chosen` different ones evenly.
+    fn drawn(&self, tokens: f64) -> f64 {
+        let (count, chosen) = (self.count as f64, self.chosen as f64);
+        count * (1.0 - (1.0 - chosen / count).powf(tokens))
+    }
+}
+
+/// What a model's steps must move and compute.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Costs {
-    /// Weights that each step reads.
+    /// Weights that each step reads, those of experts aside.
     pub weight_bytes: f64,
+    /// Experts that tokens choose.
+    pub experts: Vec<ExpertCosts>,
     /// Keys and values of one token, over all layers.
     pub kv_token_bytes: f64,
-    /// Of one token in all layers, attention aside.
+    /// Of one token in all layers, attention aside, and with the experts that it chose.
     pub layer_flop: f64,
     /// Of one sampled row in the head.
     pub head_flop: f64,
@@ -111,10 +135,26 @@ impl Costs {
             if config.tie_word_embeddings { (0.0, table) } else { (table, table) };
         // What a parameter takes, padding included; ranks may hold some of them twice.
         let element_bytes = weight_bytes as f64 / parameters;
+        let mut experts: Vec<ExpertCosts> = Vec::new();
+        let (mut stacked, mut left_out) = (0.0, 0.0);
+        for layer in &config.layers {
+            let Ffn::Experts(ExpertsSpec { count, chosen, width, .. }) = layer.ffn else {
+                continue;
+            };
+            let one = (3 * width * config.hidden_size) as f64;
+            stacked += count as f64 * one;
+            left_out += (count - chosen) as f64 * one;
+            let bytes = one * element_bytes;
+            match experts.iter_mut().find(|of| (of.count, of.chosen) == (count, chosen)) {
+                Some(of) => of.bytes += bytes,
+                None => experts.push(ExpertCosts { count, chosen, bytes }),
+            }
+        }
         Costs {
-            weight_bytes: element_bytes * (parameters - embedding),
+            weight_bytes: element_bytes * (parameters - embedding - stacked),
+            experts,
             kv_token_bytes,
-            layer_flop: 2.0 * (parameters - embedding - head),
+            layer_flop: 2.0 * (parameters - embedding - head - left_out),
             head_flop: 2.0 * head,
             // A product with the keys and one with the values.
             attention_flop: (4 * config.heads * config.head_dim * config.layers.len()) as f64,
@@ -133,12 +173,20 @@ pub struct Floor {
     pub prefill_s: f64,
 }
 
+impl Costs {
+    /// Weights that a step of so many tokens reads.
+    fn step_bytes(&self, tokens: f64) -> f64 {
+        let experts = self.experts.iter().map(|experts| experts.drawn(tokens) * experts.bytes);
+        self.weight_bytes + experts.sum::<f64>()
+    }
+}
+
 impl Floor {
     /// Of `steps`, added up.
     pub fn of(steps: &[StepRecord], costs: &Costs, hardware: &Hardware) -> Floor {
         let (mut weight_bytes, mut kv_bytes, mut flop) = (0.0, 0.0, 0.0);
         for step in steps {
-            weight_bytes += costs.weight_bytes;
+            weight_bytes += costs.step_bytes(f64::from(step.decode_rows + step.prefill_tokens));
             kv_bytes += step.kv_read_tokens as f64 * costs.kv_token_bytes;
             flop += step.prefill_tokens as f64 * costs.layer_flop
                 + step.prefill_sampled as f64 * costs.head_flop
