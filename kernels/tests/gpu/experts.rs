@@ -120,16 +120,42 @@ impl Layer {
         weights: &[f32],
         out: &[bf16],
     ) -> (Vec<f64>, Vec<f64>) {
-        let ExpertsShape { top, hidden, width, .. } = self.shape;
+        let ExpertsShape { top, hidden, .. } = self.shape;
+        let mut expected: Vec<f64> = out.iter().map(|value| value.to_f64()).collect();
+        let mut terms = vec![0.0; out.len()];
+        let rows = expected.chunks_mut(hidden).zip(terms.chunks_mut(hidden));
+        let rows = rows.zip(x.chunks(hidden).zip(ids.chunks(top).zip(weights.chunks(top))));
+        let rows = std::sync::Mutex::new(rows);
+        let next = || rows.lock().unwrap().next();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(((expected, terms), (row, (ids, weights)))) = next() {
+                        self.add_row(row, ids, weights, expected, terms);
+                    }
+                });
+            }
+        });
+        (expected, terms)
+    }
+
+    /// One row of it.
+    fn add_row(
+        &self,
+        row: &[bf16],
+        ids: &[i32],
+        weights: &[f32],
+        expected: &mut [f64],
+        terms: &mut [f64],
+    ) {
+        let ExpertsShape { hidden, width, .. } = self.shape;
         let dot = |a: &[bf16], b: &[bf16]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(a.to_f32()) * f64::from(b.to_f32())).sum()
         };
         let round = |value: f64| bf16::from_f64(value).to_f64();
-        let mut expected: Vec<f64> = out.iter().map(|value| value.to_f64()).collect();
-        let mut terms = vec![0.0; out.len()];
-        for (pair, (&id, &weight)) in ids.iter().zip(weights).enumerate() {
+        for (&id, &weight) in ids.iter().zip(weights) {
             let Ok(expert) = usize::try_from(id) else { continue };
-            let row = &x[pair / top * hidden..][..hidden];
             let act: Vec<bf16> = (0..width)
                 .map(|i| {
                     let at = (expert * width + i) * hidden;
@@ -155,11 +181,10 @@ impl Layer {
                 let bias = bias.map_or(0.0, |b| b.down.0[expert * hidden + column].to_f64());
                 let value = dot(&act, &self.downs[at..at + width]) + bias;
                 let term = f64::from(weight) * value;
-                expected[pair / top * hidden + column] += term;
-                terms[pair / top * hidden + column] += term.abs();
+                expected[column] += term;
+                terms[column] += term.abs();
             }
         }
-        (expected, terms)
     }
 }
 
@@ -378,7 +403,32 @@ impl Step {
             let logits = &logits[row * self.stride..][..experts];
             self.check_choice(logits, ids, weights, &format!("{what}, row {row}"));
         }
+        self.check_plan(gpu, layer.shape, &ids, what);
         (ids, weights)
+    }
+
+    /// Every pair is in one batch of its expert, where the plan says that it is.
+    fn check_plan(&self, gpu: &Gpu, shape: ExpertsShape, ids: &[i32], what: &str) {
+        let plan: Vec<usize> =
+            gpu.download(&self.plan).iter().map(|&word| word as isize as usize).collect();
+        let batches_max = (plan.len() - 4 - 2 * ids.len()) / 4;
+        let (batches, pairs) = plan[4..].split_at(4 * batches_max);
+        let (pairs, places) = pairs.split_at(ids.len());
+        let mut planned = 0;
+        for batch in batches.chunks_exact(4).take(plan[0]) {
+            let (expert, first, count) = (batch[0], batch[1], batch[2]);
+            assert!(
+                expert < shape.experts && (1..=self.batch).contains(&count),
+                "{what}: {batch:?}"
+            );
+            for (place, &pair) in pairs.iter().enumerate().skip(first).take(count) {
+                assert_eq!(ids[pair] as usize, expert, "{what}: pair {pair} at {place}");
+                assert_eq!(places[pair], place, "{what}: pair {pair}");
+            }
+            planned += count;
+        }
+        let real = ids.iter().filter(|&&id| id >= 0).count();
+        assert_eq!((planned, plan[1]), (real, real), "{what}: pairs in {} batches", plan[0]);
     }
 
     fn check_choice(&self, logits: &[f32], ids: &[i32], weights: &[f32], what: &str) {

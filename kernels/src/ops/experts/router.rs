@@ -11,8 +11,9 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// Threads of a block.
+/// Threads of a block; where it chooses from logits, with a row for a warp at a time, more.
 const THREADS: u32 = 256;
+const CHOOSE_THREADS: u32 = 512;
 /// Experts of a block, and columns of a step.
 const EXPERTS_BLOCK: u32 = 8;
 const STEP: usize = 256;
@@ -179,8 +180,9 @@ impl Router<'_> {
             |blocks| Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes: 0, cluster: 1 };
         if x == 0 {
             let blocks = args.rows.div_ceil(ROUTE_ROWS as u32);
+            let choose = Grid { threads: CHOOSE_THREADS, ..grid(blocks) };
             // SAFETY: the struct is the kernel's, its arrays were checked above, and a block has 64 rows.
-            unsafe { check.launch(Kernel::ExpertsChoose, grid(blocks), &args) }?;
+            unsafe { check.launch(Kernel::ExpertsChoose, choose, &args) }?;
             // SAFETY: as above.
             return unsafe { check.launch(Kernel::ExpertsPlace, grid(blocks), &args) };
         }
