@@ -114,6 +114,48 @@ typedef struct {
   uint32_t gate;               /* MINISGL_GATE_ */
 } minisgl_experts_many_args;
 
+/* minisgl_mxfp4_pack: one matrix of one expert into the slabs of experts/mxfp4.cuh */
+typedef struct {
+  const uint8_t *codes;        /* code [row, column] in byte row * row_bytes + column / 2; even columns in the low bits */
+  const uint8_t *scales;       /* [row, block] at row * scales_stride + block; blocks begin `left` columns before */
+  uint8_t *to;
+  uint64_t row_bytes;
+  uint64_t scales_stride;
+  uint32_t rows;               /* of codes */
+  uint32_t columns;
+  uint32_t above;              /* rows of zeros before the first */
+  uint32_t left;               /* columns of zeros before the first: less than 32 */
+  uint32_t to_rows;            /* rows with those of zeros, before and after */
+  uint32_t to_columns;         /* columns with those of zeros, before and after */
+  uint32_t rows_are;           /* MINISGL_PACK_ */
+  uint32_t in_parts;           /* 1: `down` */
+} minisgl_mxfp4_pack_args;
+
+/* minisgl_mxfp4_few: batches of 8 pairs */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, hidden] */
+  const void *gate_up;         /* [experts], slabs of 2 * width rows */
+  const void *down;            /* [experts], slabs of hidden rows, in parts */
+  const minisgl_bf16 *up_bias; /* [experts, 2, width]: gate, then up; or null */
+  const minisgl_bf16 *down_bias; /* [experts, hidden]; or null */
+  const float *weights;        /* [rows, top] */
+  const int32_t *ids;          /* [rows, top] */
+  const int32_t *plan;
+  minisgl_bf16 *act;           /* [rows * top, width]: by places, times 2^60 */
+  minisgl_bf16 *out;           /* [rows, hidden]: added to */
+  uint32_t *counts;            /* [4 + hidden / 16, rounded up to 4]: 0 between launches; then f32 [parts, rows, hidden] */
+  uint32_t rows;
+  uint32_t top;
+  uint32_t hidden;
+  uint32_t width;
+  uint32_t batches_max;
+  uint32_t gate;               /* MINISGL_GATE_ */
+  uint32_t stages;             /* of the ring */
+  uint32_t stage_bytes;
+  uint32_t room_bytes;         /* for rows of x, then for sums */
+  uint32_t x_buffers;          /* 1 or 2 batches' rows of x at once */
+} minisgl_mxfp4_few_args;
+
 /* minisgl_combine */
 typedef struct {
   const minisgl_bf16 *y;       /* [rows * top, hidden], by places */

@@ -1,0 +1,327 @@
+// The experts of a layer in MXFP4 for many rows: the grouped products of experts_many.cu, with weights as in mxfp4.cuh.
+//
+// Shapes and arguments are those of experts_many.cu. Weights are multiplied by their scales and rounded to nothing: a code
+// times a power of two is a bf16. FLOPs: 2 * pairs * n * columns. Bytes moved: the weights of every expert that has a row,
+// once for each batch (again from the cache), and 2 * pairs * (columns + n). Bound: tensor cores, or with few rows read
+// bandwidth; before those, what the cache brings of x to the multiprocessors.
+//
+// A block computes TILES times 128 rows of the weights times all rows of a batch, and goes on with the next such item. Four
+// producer warps fill a ring of stages of 64 columns: slabs by bulk copies, rows of x gathered 16 bytes at a time and
+// swizzled. Each warp of two warpgroups widens its own slab into registers, which wgmma takes as they are, while the
+// products before are being computed. Results are turned around in shared memory, so that whole lines go out.
+
+#include "mxfp4.cuh"
+#include "mxfp4_wgmma.cuh"
+
+using namespace minisgl;
+
+[[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_STAGES_MAX = 12, MANY_BEHIND = 2;
+[[maybe_unused]] constexpr uint32_t PRODUCERS = 128, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Shared memory, from a multiple of 1024 bytes on; `mxfp4_many.rs` counts the same bytes.
+//   ring      [stages]: a step of TILES * 8 slabs, to a multiple of 1024, then N rows of 128 bytes
+//   turned    [max(N, 64)] rows of 128 bytes
+template <bool DOWN, uint32_t N>
+struct Many {
+  static constexpr uint32_t TILES = N > 128 ? 1 : 2, SLABS = TILES * MANY_SLABS, CODES = (SLABS * MX_STEP_BYTES + 1023) / 1024 * 1024;
+
+  const minisgl_experts_many_args& a;
+  const MxMatrix matrix;
+  char *ring, *turned;
+  uint32_t stage_bytes, tiles, items;
+  const int4* batches;
+  const int32_t* pairs;
+  uint64_t *full, *empty;
+
+  __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, uint64_t* full, uint64_t* empty)
+      : a(a), matrix(a.n, a.columns, DOWN), full(full), empty(empty) {
+    ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
+    stage_bytes = CODES + N * 128;
+    turned = ring + a.stages * stage_bytes;
+    tiles = (matrix.slabs + SLABS - 1) / SLABS;
+  }
+
+  __device__ __forceinline__ void load_plan() {
+    const PlanAt<const int32_t> plan(a.plan, a.batches_max, a.rows * a.top);
+    batches = reinterpret_cast<const int4*>(plan.batches), pairs = plan.pairs;
+    items = min(uint32_t(*plan.head), a.batches_max) * tiles;
+  }
+};
+
+__device__ __forceinline__ void producers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(PRODUCERS) : "memory"); }
+__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 2, %0;" ::"n"(MULTIPLIERS) : "memory"); }
+
+// 16 bytes, or zeros.
+__device__ __forceinline__ void gather16(uint32_t to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void many_produce(const Many<DOWN, N>& work, uint32_t (&rows)[N]) {
+  const minisgl_experts_many_args& a = work.a;
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = threadIdx.x % 8, first_row = threadIdx.x / 8;
+  uint32_t stage = 0, phase = 0, behind = 0, told = 0;
+  // Rows are written as threads write, and read as the tensor cores read: whoever wrote fences once they are there.
+  const auto tell = [&] {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    barrier_arrive(&work.full[told]);
+    if (++told == a.stages) told = 0;
+  };
+  for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
+    const int4 batch = work.batches[item / work.tiles];
+    const uint32_t slab = item % work.tiles * work.SLABS, slabs = min(work.SLABS, work.matrix.slabs - slab);
+    producers_meet();
+    for (uint32_t i = threadIdx.x; i < batch.z; i += PRODUCERS) {
+      rows[i] = DOWN ? batch.y + i : uint32_t(work.pairs[batch.y + i]) / a.top;
+    }
+    producers_meet();
+    const char* weight = static_cast<const char*>(a.weight) + batch.x * work.matrix.bytes();
+    for (uint32_t step = 0; step < work.matrix.steps; step++) {
+      barrier_wait(&work.empty[stage], phase ^ 1);
+      char* to = work.ring + stage * work.stage_bytes;
+      if (warp == 0) {
+        if (lane == 0) barrier_expect(&work.full[stage], slabs * MX_STEP_BYTES);
+        __syncwarp();
+        if (lane < slabs) {
+          copy(to + lane * MX_STEP_BYTES, weight + size_t(work.matrix.at(slab + lane, step)) * MX_STEP_BYTES,
+               MX_STEP_BYTES, &work.full[stage]);
+        }
+      }
+      const uint32_t column = step * STEP_COLUMNS + unit * VEC;
+      const bool there = column < a.columns;
+      const minisgl_bf16* x = a.x + (there ? column : 0);
+      const uint32_t place = shared_address(to) + work.CODES + first_row * 128 + (unit ^ first_row % 8) * 16;
+#pragma unroll 4
+      for (uint32_t row = first_row, i = 0; row < batch.z; row += PRODUCERS / 8, i++) {
+        gather16(place + i * (PRODUCERS / 8 * 128), x + size_t(rows[row]) * a.columns, there);
+      }
+      asm volatile("cp.async.commit_group;" ::: "memory");
+      if (behind < MANY_BEHIND) {
+        behind++;
+      } else {
+        asm volatile("cp.async.wait_group %0;" ::"n"(MANY_BEHIND) : "memory");
+        tell();
+      }
+      if (++stage == a.stages) stage = 0, phase ^= 1;
+    }
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  for (; behind > 0; behind--) tell();
+}
+
+__device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
+__device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
+  return uint32_t(__bfloat16_as_ushort(low)) | uint32_t(__bfloat16_as_ushort(high)) << 16;
+}
+
+// 32 columns of a warp's slab as two operands, times 2^-60.
+__device__ __forceinline__ void widen_block(uint32_t (&a)[8], const char* at, uint32_t block) {
+  const uint32_t lane = threadIdx.x % 32;
+  const uint2 codes = *reinterpret_cast<const uint2*>(at + lane * 16 + block * 8);
+  const uint32_t scales = *reinterpret_cast<const uint16_t*>(at + MX_CODE_BYTES + lane / 4 * 4 + block * 2);
+  const uint32_t word[2] = {codes.x, codes.y};
+#pragma unroll
+  for (uint32_t h = 0; h < 2; h++) {
+    uint32_t pair[4];
+    mx_widen(pair, word[h]);
+    const uint32_t scale = (scales >> 8 * h & 0xff) * 0x00800080u;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      const __nv_bfloat162 value = __hmul2(reinterpret_cast<const __nv_bfloat162&>(pair[i]),
+                                           reinterpret_cast<const __nv_bfloat162&>(scale));
+      // Columns 8 i; rows g and g + 8 by turns.
+      a[2 * i + h] = reinterpret_cast<const uint32_t&>(value);
+    }
+  }
+}
+
+// Where a warpgroup stands in the ring.
+struct Ring {
+  uint32_t stage, phase;
+  __device__ __forceinline__ void next(uint32_t stages) {
+    if (++stage == stages) stage = 0, phase ^= 1;
+  }
+};
+
+// The products of an item. While some are computed, the next operands are widened: of the other tile, or, with one tile,
+// of the other block of columns.
+template <bool DOWN, uint32_t N, uint32_t TILES>
+__device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&sums)[TILES][N / 2], Ring& at) {
+  // Blocks that are widened at once.
+  constexpr uint32_t BLOCKS = TILES;
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 - PRODUCERS / 32, steps = work.matrix.steps;
+  const uint32_t ring = shared_address(work.ring), stages = work.a.stages;
+  uint32_t even[BLOCKS][8], odd[BLOCKS][8];
+  const auto widen = [&](uint32_t(&to)[BLOCKS][8], uint32_t tile, uint32_t first) {
+    const char* slab = work.ring + at.stage * work.stage_bytes + (tile * MANY_SLABS + warp) * MX_STEP_BYTES;
+#pragma unroll
+    for (uint32_t block = 0; block < BLOCKS; block++) widen_block(to[block], slab, first + block);
+  };
+  const auto multiply = [&](float(&sum)[N / 2], const uint32_t(&a)[BLOCKS][8], uint32_t first, bool add) {
+    const uint64_t x = operand(ring + at.stage * work.stage_bytes + work.CODES) + 4 * first;
+    products_begin();
+#pragma unroll
+    for (uint32_t block = 0; block < BLOCKS; block++) {
+      const uint32_t(&w)[8] = a[block];
+      product(sum, w[0], w[1], w[2], w[3], x + 4 * block, add || block > 0);
+      product(sum, w[4], w[5], w[6], w[7], x + 4 * block + 2, true);
+    }
+    products_commit();
+  };
+  const auto release = [&](uint32_t stage) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&work.empty[stage]);
+  };
+  uint32_t before = 0;
+  barrier_wait(&work.full[at.stage], at.phase);
+  widen(even, 0, 0);
+#pragma unroll 1
+  for (uint32_t step = 0; step < steps; step++) {
+    multiply(sums[0], even, 0, step > 0);
+    // What came before these has been computed.
+    products_wait<1>();
+    if (step > 0) release(before);
+    widen(odd, TILES - 1, 2 - TILES);
+    multiply(sums[TILES - 1], odd, 2 - TILES, TILES == 1 || step > 0);
+    products_wait<1>();
+    before = at.stage;
+    at.next(stages);
+    if (step + 1 < steps) {
+      barrier_wait(&work.full[at.stage], at.phase);
+      widen(even, 0, 0);
+    }
+  }
+  products_wait<0>();
+  release(before);
+}
+
+// Rounds and stores what the products with the eight slabs from `slab` on have come to.
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4& batch, uint32_t slab,
+                                          const float (&sum)[N / 2]) {
+  const minisgl_experts_many_args& a = work.a;
+  const uint32_t thread = threadIdx.x - PRODUCERS, warp = thread / 32, lane = thread % 32;
+
+  // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
+  const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
+  float bias[2] = {};
+  if (a.bias && mine < work.matrix.slabs) {
+    const minisgl_bf16* from = a.bias + size_t(batch.x) * a.n + mine * (DOWN ? SLAB : SLAB / 2) + g;
+    bias[0] = __bfloat162float(from[0]), bias[1] = __bfloat162float(from[DOWN ? SLAB / 2 : width]);
+  }
+  // A row of `turned` has the results of all eight warps for a token: 8 columns of each for up, 16 for down, where a
+  // token takes two rows. Where it has less room than there are tokens, it is filled several times.
+  const uint32_t turned = shared_address(work.turned), room = max(N, 64u) / (DOWN ? 2 : 1);
+  for (uint32_t from = 0; from < batch.z; from += room) {
+    multipliers_meet();
+#pragma unroll
+    for (uint32_t i = 0; i < N; i += 32) {
+      if (i < from || i >= from + room || i >= batch.z) continue;
+      const uint32_t token = i - from + lane;  // Whose row this lane gives the address of.
+      uint32_t low[4], high[4];
+#pragma unroll
+      for (uint32_t j = 0; j < 4; j++) {
+        const float* d = sum + (i + 8 * j) / 2;
+        const float low0 = d[0] * MX_UP + bias[0], low1 = d[1] * MX_UP + bias[0];
+        const float high0 = d[2] * MX_UP + bias[1], high1 = d[3] * MX_UP + bias[1];
+        if (DOWN) {
+          low[j] = two(__float2bfloat16_rn(low0), __float2bfloat16_rn(low1));
+          high[j] = two(__float2bfloat16_rn(high0), __float2bfloat16_rn(high1));
+        } else {
+          low[j] = two(gated(low0, high0, a.gate), gated(low1, high1, a.gate));
+        }
+      }
+      if (DOWN) {
+        const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
+        store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
+        store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
+      } else {
+        store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
+      }
+    }
+    multipliers_meet();
+    constexpr uint32_t UNITS = DOWN ? 16 : 8;
+    const uint32_t tokens = min(uint32_t(batch.z) - from, room);
+    for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
+      const uint32_t token = i / UNITS, unit = i % UNITS;
+      const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
+      if (column >= width) continue;
+      const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
+      const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
+      *reinterpret_cast<uint4*>(a.out + size_t(batch.y + from + token) * width + column) = values;
+    }
+  }
+}
+
+
+// One item, whose batch has N rows at most.
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void item_of(const Many<DOWN, N>& work, const int4& batch, uint32_t slab, Ring& at) {
+  float sums[Many<DOWN, N>::TILES][N / 2];
+  multiply_all(work, sums, at);
+#pragma unroll
+  for (uint32_t tile = 0; tile < Many<DOWN, N>::TILES; tile++) {
+    if (slab + tile * MANY_SLABS < work.matrix.slabs) store_all(work, batch, slab + tile * MANY_SLABS, sums[tile]);
+  }
+}
+
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
+  extern __shared__ __align__(128) char shared[];
+  __shared__ uint64_t full[MANY_STAGES_MAX], empty[MANY_STAGES_MAX];
+  __shared__ uint32_t rows[N];
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < a.stages; i++) {
+      barrier_init(&full[i], PRODUCERS + 1);
+      barrier_init(&empty[i], MULTIPLIERS / 32);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  Many<DOWN, N> work(a, shared, full, empty);
+  wait_for_inputs();
+  let_next_start();
+  __syncthreads();
+  work.load_plan();
+  if (threadIdx.x < PRODUCERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    many_produce(work, rows);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    Ring at = {0, 0};
+    for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
+      const int4 batch = work.batches[item / work.tiles];
+      const uint32_t slab = item % work.tiles * work.SLABS;
+      item_of(work, batch, slab, at);
+    }
+  }
+}
+
+#else  // Only Hopper has these instructions.
+
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void many(const minisgl_experts_many_args&) {
+  __trap();
+}
+
+#endif
+
+#define MANY(n)                                                                                                          \
+  KERNEL __launch_bounds__(THREADS, 1) minisgl_mxfp4_many_up_##n(const __grid_constant__ minisgl_experts_many_args a) {   \
+    many<false, n>(a);                                                                                                   \
+  }                                                                                                                      \
+  KERNEL __launch_bounds__(THREADS, 1) minisgl_mxfp4_many_down_##n(const __grid_constant__ minisgl_experts_many_args a) { \
+    many<true, n>(a);                                                                                                    \
+  }
+
+// One for each size of a batch.
+MANY(32)
+MANY(64)
+MANY(128)
+MANY(256)
