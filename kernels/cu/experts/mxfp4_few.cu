@@ -8,15 +8,16 @@
 //
 // One launch for both products. One warp copies the slabs into a ring, in the order in which the block multiplies them.
 // For gate and up a block has neighbouring slabs of the list of all, and keeps the rows that they are multiplied by, which
-// three warps bring; four groups of four warps take the slabs by turns and share their columns. For `down` a block has
-// the same slabs and columns of every expert; they are cut into sixteen pieces, and each warp keeps the sums of its
-// piece for all rows, without meeting another. The parts of a column's sum come together through memory, added by the block
+// three warps bring; groups of warps take the slabs by turns and share their columns. For `down` a block has the same
+// slabs and part of the columns of every expert; they are cut into sixteen pieces, and each warp keeps the sums of
+// its piece for all rows, without meeting another. The parts of a column's sum come together through memory, added by the block
 // that is last. All blocks must be on the GPU at once: one for each multiprocessor at most.
 
 #include "mxfp4.cuh"
 
 using namespace minisgl;
 
+// A slot of the ring is always the same group's: `stages` is a multiple of MX_GROUPS. Else a warp might take a round for the next.
 [[maybe_unused]] constexpr uint32_t MX_WARPS = 16, MX_THREADS = MX_WARPS * 32, MX_GROUP = 4, MX_GROUPS = MX_WARPS / MX_GROUP;
 [[maybe_unused]] constexpr uint32_t MX_LOADERS = 96, MX_STAGES_MAX = 16, MX_UNITS_MAX = 64, MX_BATCH = 8;
 
@@ -27,7 +28,7 @@ struct MxBarriers {
 };
 
 // How shared memory is laid out; `mxfp4_few.rs` counts the same bytes.
-//   ring      [stages] of `stage_bytes`: a slab of gate and up; or half of a block's pieces of down, then rows of act
+//   ring      [stages] of `stage_bytes`: a slab of gate and up; or a group's pieces of down, then rows of act
 //   room      of x: [x_buffers][min(8, rows)] rows; then of sums: [warps + units][rows][16] floats
 //   partial   [2][warps][min(8, rows)][STRIDE] floats
 //   batches   [batches_max] of 16 bytes
@@ -44,8 +45,9 @@ struct MxFew {
   int32_t* tokens;
   uint32_t batches_len, batch_rows, x_pitch;
   uint32_t first, turns;  // Which slabs of gate and up are this block's.
-  // Slabs of down, counted part by part; steps, and how many of them are a warp's piece; halves with any.
-  uint32_t unit, units, start, steps, piece, halves;
+  // Of down a block has slabs `slab` .. `slab + units` over one part of the columns: `each` steps of every slab, `steps` in
+  // all, from step `start` of the matrix on, of which a warp's piece is so many.
+  uint32_t part, slab, units, each, start, steps, piece;
 
   __device__ __forceinline__ MxFew(const minisgl_mxfp4_few_args& a, char* shared, MxBarriers& bars)
       : a(a), bars(bars), up(2 * a.width, a.hidden, false), down(a.hidden, a.width, true) {
@@ -57,47 +59,22 @@ struct MxFew {
     tokens = reinterpret_cast<int32_t*>(batches + a.batches_max);
     weights = reinterpret_cast<float*>(tokens + a.rows * a.top);
     x_pitch = up.steps * STEP_COLUMNS * 2 + 16;
-    const uint32_t all = down.slabs * down.parts;
-    unit = uint32_t(uint64_t(all) * blockIdx.x / gridDim.x);
-    units = uint32_t(uint64_t(all) * (blockIdx.x + 1) / gridDim.x) - unit;
-    start = start_of(unit), steps = start_of(unit + units) - start;
+    // The blocks of a part.
+    part = blockIdx.x * down.parts / gridDim.x;
+    while (gridDim.x * (part + 1) / down.parts <= blockIdx.x) part++;
+    const uint32_t from = gridDim.x * part / down.parts, blocks = gridDim.x * (part + 1) / down.parts - from;
+    slab = down.slabs * (blockIdx.x - from) / blocks;
+    units = down.slabs * (blockIdx.x - from + 1) / blocks - slab;
+    each = down.steps_of(part);
+    start = part * down.part * down.slabs + slab * each, steps = units * each;
     piece = (steps + MX_WARPS - 1) / MX_WARPS;
-    halves = steps == 0 ? 0 : steps > MX_WARPS / 2 * piece ? 2 : 1;
   }
 
-  __device__ __forceinline__ uint32_t part_of(uint32_t of_unit) const { return min(of_unit / down.slabs, down.parts - 1); }
-  __device__ __forceinline__ uint32_t start_of(uint32_t of_unit) const {
-    const uint32_t part = part_of(of_unit);
-    return part * down.part * down.slabs + (of_unit - part * down.slabs) * down.steps_of(part);
-  }
-
-  // A step of down: its part, its slab, its step within the part.
-  struct Place {
-    uint32_t part, slab, step;
-  };
-  __device__ __forceinline__ Place place_of(uint32_t step) const {
-    const uint32_t part = min(step / (down.part * down.slabs), down.parts - 1);
-    const uint32_t rest = step - part * down.part * down.slabs, each = down.steps_of(part);
-    return {part, rest / each, rest % each};
-  }
-
-  // What a stage of down has: steps of the block, and columns of act.
-  struct Half {
-    uint32_t first, count, column, columns;
-    __device__ __forceinline__ uint32_t pitch() const {
-      return (columns + STEP_COLUMNS - 1) / STEP_COLUMNS * STEP_COLUMNS * 2 + 16;
-    }
-  };
-  __device__ __forceinline__ Half half(uint32_t index) const {
-    Half half;
-    half.first = index * (MX_WARPS / 2) * piece;
-    half.count = min(steps - half.first, MX_WARPS / 2 * piece);
-    half.column = place_of(start + half.first).part * down.part * STEP_COLUMNS;
-    const uint32_t end = (place_of(start + half.first + half.count - 1).part + 1) * down.part * STEP_COLUMNS;
-    half.columns = min(end, a.width) - half.column;
-    return half;
-  }
-  __device__ __forceinline__ uint32_t act_at() const { return MX_WARPS / 2 * piece * MX_STEP_BYTES; }
+  // Columns of act that the block's part has, and where they are in a stage.
+  __device__ __forceinline__ uint32_t act_column() const { return part * down.part * STEP_COLUMNS; }
+  __device__ __forceinline__ uint32_t act_columns() const { return min(each * STEP_COLUMNS, a.width - act_column()); }
+  __device__ __forceinline__ uint32_t act_pitch() const { return each * STEP_COLUMNS * 2 + 16; }
+  __device__ __forceinline__ uint32_t act_at() const { return MX_GROUP * piece * MX_STEP_BYTES; }
 
   // The plan, brought into shared memory by all threads.
   __device__ __forceinline__ void load_plan() {
@@ -141,34 +118,32 @@ struct MxFew {
     }
     __syncwarp();
 
-    const uint32_t all = batches_len * halves;
-    const Half each[2] = {half(0), half(1)};
-    const auto expected = [&](uint32_t stage) {
-      return batches[stage / halves].z * each[stage % halves].columns * 2;
-    };
+    // A stage for every batch and group.
+    const uint32_t all = steps == 0 ? 0 : batches_len * MX_GROUPS, columns = act_columns();
     const auto weights_of = [&](uint32_t stage) {
-      const Half& half = each[stage % halves];
-      const uint32_t slot = (turns + stage) % a.stages, bytes = half.count * MX_STEP_BYTES;
+      const uint32_t slot = (turns + stage) % a.stages, group = stage % MX_GROUPS;
+      const int4 batch = batches[stage / MX_GROUPS];
+      const uint32_t begin = min(group * MX_GROUP * piece, steps), count = min(MX_GROUP * piece, steps - begin);
       // What gate and up had there, and what down had there.
       const uint32_t uses = turns / a.stages + (slot < turns % a.stages);
       barrier_wait(&bars.up_empty[slot], (uses & 1) ^ 1);
       barrier_wait(&bars.down_empty[slot], (stage / a.stages & 1) ^ 1);
       if (lane == 0) {
-        barrier_expect(&bars.full[slot], bytes + expected(stage));
-        copy_once(ring + slot * a.stage_bytes,
-                  static_cast<const char*>(a.down) + batches[stage / halves].x * down.bytes() +
-                      size_t(start + half.first) * MX_STEP_BYTES,
-                  bytes, &bars.full[slot], policy);
+        barrier_expect(&bars.full[slot], count * MX_STEP_BYTES + batch.z * columns * 2);
+        if (count > 0) {
+          copy_once(ring + slot * a.stage_bytes,
+                    static_cast<const char*>(a.down) + batch.x * down.bytes() + size_t(start + begin) * MX_STEP_BYTES,
+                    count * MX_STEP_BYTES, &bars.full[slot], policy);
+        }
       }
       __syncwarp();
     };
     const auto inputs_of = [&](uint32_t stage) {
-      const Half& half = each[stage % halves];
       const uint32_t slot = (turns + stage) % a.stages;
-      const int4 batch = batches[stage / halves];
+      const int4 batch = batches[stage / MX_GROUPS];
       if (lane < batch.z) {
-        copy(ring + slot * a.stage_bytes + act_at() + lane * half.pitch(),
-             a.act + size_t(batch.y + lane) * a.width + half.column, half.columns * 2, &bars.full[slot]);
+        copy(ring + slot * a.stage_bytes + act_at() + lane * act_pitch(),
+             a.act + size_t(batch.y + lane) * a.width + act_column(), columns * 2, &bars.full[slot]);
       }
     };
     const uint32_t ahead = min(a.stages, all);
@@ -318,107 +293,100 @@ struct MxFew {
 
   __device__ __forceinline__ void consume_down() {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t mine = warp / (MX_WARPS / 2);
     float* sums = reinterpret_cast<float*>(room);
     for (uint32_t i = threadIdx.x; i < (MX_WARPS + units) * a.rows * SLAB; i += MX_THREADS) sums[i] = 0.0f;
     consumers_meet();
-    if (mine < halves) {
-      const Half half = this->half(mine);
-      const uint32_t begin = min(warp * piece, steps), count = min(piece, steps - begin);
-      const Place from = place_of(start + begin);
-      const uint32_t from_unit = from.part * down.slabs + from.slab - unit, pitch = half.pitch();
-      for (uint32_t index = 0; index < batches_len; index++) {
-        const uint32_t stage = turns + index * halves + mine, slot = stage % a.stages;
-        const int4 batch = batches[index];
-        const char* at = ring + slot * a.stage_bytes;
-        const char* row = at + act_at() + min(lane % 8, uint32_t(batch.z) - 1) * pitch + lane / 8 * 16;
-        int32_t token[2];
-        float weight[2];
+    const uint32_t begin = min(warp * piece, steps), count = min(piece, steps - begin), group = warp / MX_GROUP;
+    // Of the group's stage.
+    const uint32_t offset = (begin - min(group * MX_GROUP * piece, steps)) * MX_STEP_BYTES;
+    for (uint32_t index = 0; index < (steps == 0 ? 0 : batches_len); index++) {
+      const uint32_t stage = turns + index * MX_GROUPS + group, slot = stage % a.stages;
+      const int4 batch = batches[index];
+      const char* at = ring + slot * a.stage_bytes;
+      const char* row = at + act_at() + min(lane % 8, uint32_t(batch.z) - 1) * act_pitch() + lane / 8 * 16;
+      int32_t token[2];
+      float weight[2];
 #pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-          const uint32_t place = batch.y + min(2 * t + i, uint32_t(batch.z) - 1);
-          token[i] = tokens[place], weight[i] = weights[place];
-        }
-        Place place = from;
-        uint32_t each = down.steps_of(place.part), of_unit = from_unit;
-        float sum[4] = {};
-        const auto flush = [&] {
-          float* to = sums + size_t(warp + of_unit) * a.rows * SLAB + g;
-#pragma unroll
-          for (uint32_t i = 0; i < 4; i++) {
-            if (2 * t + i % 2 < batch.z) to[token[i % 2] * SLAB + i / 2 * 8] += weight[i % 2] * sum[i];
-            sum[i] = 0.0f;
-          }
-        };
-        barrier_wait(&bars.full[slot], stage / a.stages & 1);
-        at += (begin - half.first) * MX_STEP_BYTES;
-#pragma unroll 2
-        for (uint32_t i = 0; i < count; i++) {
-          const uint32_t column = (place.part * down.part + place.step) * STEP_COLUMNS;
-          const char* x = row + (column - half.column) * 2;
-          if (column + STEP_COLUMNS <= a.width) {
-            multiply<false>(sum, at + i * MX_STEP_BYTES, x, 0);
-          } else {
-            multiply<true>(sum, at + i * MX_STEP_BYTES, x, a.width - column);
-          }
-          if (++place.step == each) {
-            flush();
-            of_unit++, place.step = 0;
-            if (++place.slab == down.slabs) {
-              place.slab = 0, place.part++;
-              each = place.part < down.parts ? down.steps_of(place.part) : 1;
-            }
-          }
-        }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&bars.down_empty[slot]);
-        if (place.step != 0) flush();
-        __syncwarp();
+      for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t place = batch.y + min(2 * t + i, uint32_t(batch.z) - 1);
+        token[i] = tokens[place], weight[i] = weights[place];
       }
+      uint32_t unit = begin / each, step = begin % each;
+      float sum[4] = {};
+      const auto flush = [&] {
+        float* to = sums + size_t(warp + unit) * a.rows * SLAB + g;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+          if (2 * t + i % 2 < batch.z) to[token[i % 2] * SLAB + i / 2 * 8] += weight[i % 2] * sum[i];
+          sum[i] = 0.0f;
+        }
+      };
+      barrier_wait(&bars.full[slot], stage / a.stages & 1);
+#pragma unroll 2
+      for (uint32_t i = 0; i < count; i++) {
+        const char* codes = at + offset + i * MX_STEP_BYTES;
+        const char* x = row + step * (STEP_COLUMNS * 2);
+        const uint32_t column = act_column() + step * STEP_COLUMNS;
+        if (column + STEP_COLUMNS <= a.width) {
+          multiply<false>(sum, codes, x, 0);
+        } else {
+          multiply<true>(sum, codes, x, a.width - column);
+        }
+        if (++step == each) {
+          flush();
+          unit++, step = 0;
+        }
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&bars.down_empty[slot]);
+      if (count > 0 && step != 0) flush();
+      __syncwarp();
     }
     consumers_meet();
   }
 
-  // What the warps have of the block's units, in the order of columns.
-  __device__ __forceinline__ float unit_sum(uint32_t index, uint32_t row, uint32_t column) const {
-    const uint32_t from = start_of(unit + index) - start, end = from + down.steps_of(part_of(unit + index));
+  // What the warps have of one of the block's slabs, in the order of columns.
+  __device__ __forceinline__ float unit_sum(uint32_t unit, uint32_t row, uint32_t column) const {
     const float* sums = reinterpret_cast<const float*>(room) + row * SLAB + column;
     float sum = 0.0f;
-    for (uint32_t warp = from / piece; warp <= (end - 1) / piece; warp++) sum += sums[size_t(warp + index) * a.rows * SLAB];
+    for (uint32_t warp = unit * each / piece; warp <= ((unit + 1) * each - 1) / piece; warp++) {
+      sum += sums[size_t(warp + unit) * a.rows * SLAB];
+    }
     return sum;
   }
 
   __device__ __forceinline__ void finish(uint32_t (&is_last)[MX_UNITS_MAX]) {
     if (batches_len == 0) return;
-    const uint32_t each = a.rows * SLAB, counts_len = (4 + down.slabs + 3) / 4 * 4;
+    const uint32_t all = units * a.rows * SLAB, counts_len = (4 + down.slabs + 3) / 4 * 4;
     float* parts = reinterpret_cast<float*>(a.counts + counts_len);
+    const auto unit_of = [&](uint32_t i) { return i / (a.rows * SLAB); };
+    const auto row_of = [&](uint32_t i) { return i / SLAB % a.rows; };
+    const auto column_of = [&](uint32_t i) { return (slab + unit_of(i)) * SLAB + i % SLAB; };
     if (down.parts > 1) {
-      for (uint32_t i = threadIdx.x; i < units * each; i += MX_THREADS) {
-        const uint32_t index = i / each, row = i % each / SLAB, column = i % SLAB, part = part_of(unit + index);
-        const uint32_t slab = unit + index - part * down.slabs;
-        __stcg(parts + (size_t(part) * a.rows + row) * a.hidden + slab * SLAB + column, unit_sum(index, row, column));
+      for (uint32_t i = threadIdx.x; i < all; i += MX_THREADS) {
+        __stcg(parts + (size_t(part) * a.rows + row_of(i)) * a.hidden + column_of(i),
+               unit_sum(unit_of(i), row_of(i), i % SLAB));
       }
       consumers_meet();
       if (threadIdx.x < units) {
-        uint32_t* count = a.counts + 4 + (unit + threadIdx.x) % down.slabs;
+        uint32_t* count = a.counts + 4 + slab + threadIdx.x;
         const bool last = count_one(count) == down.parts - 1;
         if (last) *count = 0;
         is_last[threadIdx.x] = last;
       }
       consumers_meet();
     }
-    for (uint32_t i = threadIdx.x; i < units * each; i += MX_THREADS) {
-      const uint32_t index = i / each, row = i % each / SLAB;
-      if (down.parts > 1 && !is_last[index]) continue;
-      const uint32_t column = (unit + index) % down.slabs * SLAB + i % SLAB;
+    for (uint32_t i = threadIdx.x; i < all; i += MX_THREADS) {
+      if (down.parts > 1 && !is_last[unit_of(i)]) continue;
+      const uint32_t row = row_of(i), column = column_of(i);
       minisgl_bf16* out = a.out + size_t(row) * a.hidden + column;
       float sum = __bfloat162float(*out);
       if (down.parts > 1) {
-        for (uint32_t part = 0; part < down.parts; part++) {
-          sum += __ldcg(parts + (size_t(part) * a.rows + row) * a.hidden + column);
+        for (uint32_t other = 0; other < down.parts; other++) {
+          sum += __ldcg(parts + (size_t(other) * a.rows + row) * a.hidden + column);
         }
       } else {
-        sum += unit_sum(index, row, i % SLAB);
+        sum += unit_sum(unit_of(i), row, i % SLAB);
       }
       bool any = false;
       for (uint32_t j = 0; j < a.top; j++) {
@@ -441,7 +409,7 @@ __device__ __forceinline__ void mxfp4_few(const minisgl_mxfp4_few_args& a) {
     for (uint32_t i = 0; i < a.stages; i++) {
       barrier_init(&bars.full[i], 1);
       barrier_init(&bars.up_empty[i], MX_GROUP);
-      barrier_init(&bars.down_empty[i], MX_WARPS / 2);
+      barrier_init(&bars.down_empty[i], MX_GROUP);
     }
     for (uint32_t i = 0; i < 2; i++) barrier_init(&bars.x_full[i], MX_LOADERS), barrier_init(&bars.x_empty[i], MX_WARPS);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

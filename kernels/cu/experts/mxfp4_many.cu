@@ -5,9 +5,9 @@
 // once for each batch (again from the cache), and 2 * pairs * (columns + n). Bound: tensor cores, or with few rows read
 // bandwidth; before those, what the cache brings of x to the multiprocessors.
 //
-// A block computes TILES times 128 rows of the weights times all rows of a batch, and goes on with the next such item. Four
-// producer warps fill a ring of stages of 64 columns: slabs by bulk copies, rows of x gathered 16 bytes at a time and
-// swizzled. Each warp of two warpgroups widens its own slab into registers, which wgmma takes as they are, while the
+// A block computes 256 rows of the weights times all rows of a batch, and goes on with the next such item. Four
+// producer warps fill a ring of stages of 64 columns: one by bulk copies of slabs, three gather rows of x, 16 bytes at a
+// time, and swizzle them. Each warp of two warpgroups widens its own slab into registers, which wgmma takes as they are, while the
 // products before are being computed. Results are turned around in shared memory, so that whole lines go out.
 
 #include "mxfp4.cuh"
@@ -15,8 +15,8 @@
 
 using namespace minisgl;
 
-[[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_STAGES_MAX = 12, MANY_BEHIND = 2;
-[[maybe_unused]] constexpr uint32_t PRODUCERS = 128, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
+[[maybe_unused]] constexpr uint32_t TILES = 2, MANY_SLABS = 8, MANY_STAGES_MAX = 12;
+[[maybe_unused]] constexpr uint32_t PRODUCERS = 128, GATHERERS = 96, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -25,7 +25,7 @@ using namespace minisgl;
 //   turned    [max(N, 64)] rows of 128 bytes
 template <bool DOWN, uint32_t N>
 struct Many {
-  static constexpr uint32_t TILES = N > 128 ? 1 : 2, SLABS = TILES * MANY_SLABS, CODES = (SLABS * MX_STEP_BYTES + 1023) / 1024 * 1024;
+  static constexpr uint32_t SLABS = TILES * MANY_SLABS, CODES = (SLABS * MX_STEP_BYTES + 1023) / 1024 * 1024;
 
   const minisgl_experts_many_args& a;
   const MxMatrix matrix;
@@ -50,7 +50,7 @@ struct Many {
   }
 };
 
-__device__ __forceinline__ void producers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(PRODUCERS) : "memory"); }
+__device__ __forceinline__ void gatherers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(GATHERERS) : "memory"); }
 __device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 2, %0;" ::"n"(MULTIPLIERS) : "memory"); }
 
 // 16 bytes, or zeros.
@@ -58,10 +58,35 @@ __device__ __forceinline__ void gather16(uint32_t to, const void* from, bool the
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
+// One warp copies the slabs.
 template <bool DOWN, uint32_t N>
-__device__ __forceinline__ void many_produce(const Many<DOWN, N>& work, uint32_t (&rows)[N]) {
+__device__ __forceinline__ void copy_slabs(const Many<DOWN, N>& work) {
+  const uint32_t lane = threadIdx.x % 32;
+  uint32_t stage = 0, phase = 0;
+  for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
+    const uint32_t expert = work.batches[item / work.tiles].x, slab = item % work.tiles * work.SLABS;
+    const uint32_t slabs = min(work.SLABS, work.matrix.slabs - slab);
+    const char* from = static_cast<const char*>(work.a.weight) + expert * work.matrix.bytes();
+    for (uint32_t step = 0; step < work.matrix.steps; step++) {
+      barrier_wait(&work.empty[stage], phase ^ 1);
+      if (lane == 0) barrier_expect(&work.full[stage], slabs * MX_STEP_BYTES);
+      __syncwarp();
+      if (lane < slabs) {
+        copy(work.ring + stage * work.stage_bytes + lane * MX_STEP_BYTES,
+             from + size_t(work.matrix.at(slab + lane, step)) * MX_STEP_BYTES, MX_STEP_BYTES, &work.full[stage]);
+      }
+      if (++stage == work.a.stages) stage = 0, phase ^= 1;
+    }
+  }
+}
+
+// Three warps gather the rows of x.
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void gather_rows(const Many<DOWN, N>& work, uint32_t (&rows)[N]) {
+  // Stages on their way at most.
+  constexpr uint32_t BEHIND = N > 64 ? 4 : 6;
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = threadIdx.x % 8, first_row = threadIdx.x / 8;
+  const uint32_t thread = threadIdx.x - 32, unit = thread % 8, first_row = thread / 8;
   uint32_t stage = 0, phase = 0, behind = 0, told = 0;
   // Rows are written as threads write, and read as the tensor cores read: whoever wrote fences once they are there.
   const auto tell = [&] {
@@ -71,37 +96,26 @@ __device__ __forceinline__ void many_produce(const Many<DOWN, N>& work, uint32_t
   };
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
     const int4 batch = work.batches[item / work.tiles];
-    const uint32_t slab = item % work.tiles * work.SLABS, slabs = min(work.SLABS, work.matrix.slabs - slab);
-    producers_meet();
-    for (uint32_t i = threadIdx.x; i < batch.z; i += PRODUCERS) {
+    gatherers_meet();
+    for (uint32_t i = thread; i < batch.z; i += GATHERERS) {
       rows[i] = DOWN ? batch.y + i : uint32_t(work.pairs[batch.y + i]) / a.top;
     }
-    producers_meet();
-    const char* weight = static_cast<const char*>(a.weight) + batch.x * work.matrix.bytes();
+    gatherers_meet();
     for (uint32_t step = 0; step < work.matrix.steps; step++) {
       barrier_wait(&work.empty[stage], phase ^ 1);
-      char* to = work.ring + stage * work.stage_bytes;
-      if (warp == 0) {
-        if (lane == 0) barrier_expect(&work.full[stage], slabs * MX_STEP_BYTES);
-        __syncwarp();
-        if (lane < slabs) {
-          copy(to + lane * MX_STEP_BYTES, weight + size_t(work.matrix.at(slab + lane, step)) * MX_STEP_BYTES,
-               MX_STEP_BYTES, &work.full[stage]);
-        }
-      }
       const uint32_t column = step * STEP_COLUMNS + unit * VEC;
       const bool there = column < a.columns;
       const minisgl_bf16* x = a.x + (there ? column : 0);
-      const uint32_t place = shared_address(to) + work.CODES + first_row * 128 + (unit ^ first_row % 8) * 16;
+      const uint32_t to = shared_address(work.ring) + stage * work.stage_bytes + work.CODES;
 #pragma unroll 4
-      for (uint32_t row = first_row, i = 0; row < batch.z; row += PRODUCERS / 8, i++) {
-        gather16(place + i * (PRODUCERS / 8 * 128), x + size_t(rows[row]) * a.columns, there);
+      for (uint32_t row = first_row; row < batch.z; row += GATHERERS / 8) {
+        gather16(to + row * 128 + (unit ^ row % 8) * 16, x + size_t(rows[row]) * a.columns, there);
       }
       asm volatile("cp.async.commit_group;" ::: "memory");
-      if (behind < MANY_BEHIND) {
+      if (behind < BEHIND) {
         behind++;
       } else {
-        asm volatile("cp.async.wait_group %0;" ::"n"(MANY_BEHIND) : "memory");
+        asm volatile("cp.async.wait_group %0;" ::"n"(BEHIND) : "memory");
         tell();
       }
       if (++stage == a.stages) stage = 0, phase ^= 1;
@@ -121,23 +135,23 @@ __device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
   return uint32_t(__bfloat16_as_ushort(low)) | uint32_t(__bfloat16_as_ushort(high)) << 16;
 }
 
-// 32 columns of a warp's slab as two operands, times 2^-60.
-__device__ __forceinline__ void widen_block(uint32_t (&a)[8], const char* at, uint32_t block) {
+// A warp's slab over 64 columns as four operands, times 2^-60.
+__device__ __forceinline__ void widen_slab(uint32_t (&a)[16], const char* at) {
   const uint32_t lane = threadIdx.x % 32;
-  const uint2 codes = *reinterpret_cast<const uint2*>(at + lane * 16 + block * 8);
-  const uint32_t scales = *reinterpret_cast<const uint16_t*>(at + MX_CODE_BYTES + lane / 4 * 4 + block * 2);
-  const uint32_t word[2] = {codes.x, codes.y};
+  const uint4 codes = *reinterpret_cast<const uint4*>(at + lane * 16);
+  const uint32_t scales = *reinterpret_cast<const uint32_t*>(at + MX_CODE_BYTES + lane / 4 * 4);
+  const uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
-  for (uint32_t h = 0; h < 2; h++) {
+  for (uint32_t i = 0; i < 4; i++) {
     uint32_t pair[4];
-    mx_widen(pair, word[h]);
-    const uint32_t scale = (scales >> 8 * h & 0xff) * 0x00800080u;
+    mx_widen(pair, word[i]);
+    const uint32_t scale = (scales >> 8 * i & 0xff) * 0x00800080u;
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      const __nv_bfloat162 value = __hmul2(reinterpret_cast<const __nv_bfloat162&>(pair[i]),
+    for (uint32_t j = 0; j < 4; j++) {
+      const __nv_bfloat162 value = __hmul2(reinterpret_cast<const __nv_bfloat162&>(pair[j]),
                                            reinterpret_cast<const __nv_bfloat162&>(scale));
-      // Columns 8 i; rows g and g + 8 by turns.
-      a[2 * i + h] = reinterpret_cast<const uint32_t&>(value);
+      // Columns 32 (i / 2) + 8 j; rows g and g + 8 by turns.
+      a[i / 2 * 8 + 2 * j + i % 2] = reinterpret_cast<const uint32_t&>(value);
     }
   }
 }
@@ -150,52 +164,46 @@ struct Ring {
   }
 };
 
-// The products of an item. While some are computed, the next operands are widened: of the other tile, or, with one tile,
-// of the other block of columns.
-template <bool DOWN, uint32_t N, uint32_t TILES>
+// The products of an item. While those with one tile are computed, the other's operands are widened.
+template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&sums)[TILES][N / 2], Ring& at) {
-  // Blocks that are widened at once.
-  constexpr uint32_t BLOCKS = TILES;
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 - PRODUCERS / 32, steps = work.matrix.steps;
   const uint32_t ring = shared_address(work.ring), stages = work.a.stages;
-  uint32_t even[BLOCKS][8], odd[BLOCKS][8];
-  const auto widen = [&](uint32_t(&to)[BLOCKS][8], uint32_t tile, uint32_t first) {
-    const char* slab = work.ring + at.stage * work.stage_bytes + (tile * MANY_SLABS + warp) * MX_STEP_BYTES;
-#pragma unroll
-    for (uint32_t block = 0; block < BLOCKS; block++) widen_block(to[block], slab, first + block);
+  uint32_t weights[TILES][16];
+  const auto widen = [&](uint32_t tile) {
+    widen_slab(weights[tile], work.ring + at.stage * work.stage_bytes + (tile * MANY_SLABS + warp) * MX_STEP_BYTES);
   };
-  const auto multiply = [&](float(&sum)[N / 2], const uint32_t(&a)[BLOCKS][8], uint32_t first, bool add) {
-    const uint64_t x = operand(ring + at.stage * work.stage_bytes + work.CODES) + 4 * first;
+  const auto multiply = [&](uint32_t tile, bool add) {
+    const uint64_t x = operand(ring + at.stage * work.stage_bytes + work.CODES);
+    const uint32_t(&w)[16] = weights[tile];
     products_begin();
 #pragma unroll
-    for (uint32_t block = 0; block < BLOCKS; block++) {
-      const uint32_t(&w)[8] = a[block];
-      product(sum, w[0], w[1], w[2], w[3], x + 4 * block, add || block > 0);
-      product(sum, w[4], w[5], w[6], w[7], x + 4 * block + 2, true);
+    for (uint32_t i = 0; i < 4; i++) {
+      product(sums[tile], w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3], x + 2 * i, add || i > 0);
     }
     products_commit();
+    // What came before these has been computed.
+    products_wait<1>();
   };
+  // Every warp says for itself that it has done with a stage.
   const auto release = [&](uint32_t stage) {
     __syncwarp();
     if (lane == 0) barrier_arrive(&work.empty[stage]);
   };
   uint32_t before = 0;
   barrier_wait(&work.full[at.stage], at.phase);
-  widen(even, 0, 0);
+  widen(0);
 #pragma unroll 1
   for (uint32_t step = 0; step < steps; step++) {
-    multiply(sums[0], even, 0, step > 0);
-    // What came before these has been computed.
-    products_wait<1>();
+    multiply(0, step > 0);
     if (step > 0) release(before);
-    widen(odd, TILES - 1, 2 - TILES);
-    multiply(sums[TILES - 1], odd, 2 - TILES, TILES == 1 || step > 0);
-    products_wait<1>();
+    widen(1);
+    multiply(1, step > 0);
     before = at.stage;
     at.next(stages);
     if (step + 1 < steps) {
       barrier_wait(&work.full[at.stage], at.phase);
-      widen(even, 0, 0);
+      widen(0);
     }
   }
   products_wait<0>();
@@ -264,10 +272,10 @@ __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4&
 // One item, whose batch has N rows at most.
 template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void item_of(const Many<DOWN, N>& work, const int4& batch, uint32_t slab, Ring& at) {
-  float sums[Many<DOWN, N>::TILES][N / 2];
+  float sums[TILES][N / 2];
   multiply_all(work, sums, at);
 #pragma unroll
-  for (uint32_t tile = 0; tile < Many<DOWN, N>::TILES; tile++) {
+  for (uint32_t tile = 0; tile < TILES; tile++) {
     if (slab + tile * MANY_SLABS < work.matrix.slabs) store_all(work, batch, slab + tile * MANY_SLABS, sums[tile]);
   }
 }
@@ -279,7 +287,7 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   __shared__ uint32_t rows[N];
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < a.stages; i++) {
-      barrier_init(&full[i], PRODUCERS + 1);
+      barrier_init(&full[i], GATHERERS + 1);
       barrier_init(&empty[i], MULTIPLIERS / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -291,7 +299,11 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   work.load_plan();
   if (threadIdx.x < PRODUCERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    many_produce(work, rows);
+    if (threadIdx.x < 32) {
+      copy_slabs(work);
+    } else {
+      gather_rows(work, rows);
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     Ring at = {0, 0};
@@ -320,8 +332,7 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args&) {
     many<true, n>(a);                                                                                                    \
   }
 
-// One for each size of a batch.
+// One for each size of a batch: with several in one kernel, the compiler runs short of registers.
 MANY(32)
 MANY(64)
 MANY(128)
-MANY(256)
