@@ -18,7 +18,7 @@
 using namespace minisgl;
 
 // A slot of the ring is always the same group's: `stages` is a multiple of MX_GROUPS. Else a warp might take a round for the next.
-[[maybe_unused]] constexpr uint32_t MX_WARPS = 16, MX_THREADS = MX_WARPS * 32, MX_GROUP = 4, MX_GROUPS = MX_WARPS / MX_GROUP;
+[[maybe_unused]] constexpr uint32_t MX_WARPS = 16, MX_THREADS = MX_WARPS * 32, MX_GROUP = 8, MX_GROUPS = MX_WARPS / MX_GROUP;
 [[maybe_unused]] constexpr uint32_t MX_LOADERS = 96, MX_STAGES_MAX = 16, MX_UNITS_MAX = 64, MX_BATCH = 8;
 
 #if __CUDA_ARCH__ >= 900
@@ -104,15 +104,16 @@ struct MxFew {
     const uint32_t lane = threadIdx.x % 32;
     const uint64_t policy = read_once();
     if (lane == 0) {
-      uint32_t slot = 0, round = 0;
+      uint32_t slot = 0, round = 0, index = first / up.slabs, slab = first % up.slabs;
       const uint32_t bytes = up.steps * MX_STEP_BYTES;
       for (uint32_t turn = 0; turn < turns; turn++) {
-        const uint32_t expert = batches[(first + turn) / up.slabs].x, slab = (first + turn) % up.slabs;
+        const uint32_t expert = batches[index].x;
         barrier_wait(&bars.up_empty[slot], (round & 1) ^ 1);
         barrier_expect(&bars.full[slot], bytes);
         copy_once(ring + slot * a.stage_bytes,
                   static_cast<const char*>(a.gate_up) + expert * up.bytes() + size_t(slab) * bytes, bytes,
                   &bars.full[slot], policy);
+        if (++slab == up.slabs) slab = 0, index++;
         if (++slot == a.stages) slot = 0, round++;
       }
     }
@@ -163,9 +164,9 @@ struct MxFew {
     const uint32_t thread = threadIdx.x - MX_THREADS - 32, units_of_row = up.steps * 8;
     const uint32_t begin = first / up.slabs, count = (first + turns - 1) / up.slabs - begin + 1;
     for (uint32_t i = 0; i < count; i++) {
-      const uint32_t buffer = i % a.x_buffers;
+      const uint32_t buffer = i & (a.x_buffers - 1);
       const int4 batch = batches[begin + i];
-      barrier_wait(&bars.x_empty[buffer], (i / a.x_buffers & 1) ^ 1);
+      barrier_wait(&bars.x_empty[buffer], (i >> (a.x_buffers - 1) & 1) ^ 1);
       char* to = room + buffer * batch_rows * x_pitch;
 #pragma unroll 4
       for (uint32_t at = thread; at < batch.z * units_of_row; at += MX_LOADERS) {
@@ -229,15 +230,21 @@ struct MxFew {
   __device__ __forceinline__ void consume_up() {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / MX_GROUP;
     const uint32_t begin = first / up.slabs;
-    uint32_t slot = 0, round = 0, entered = 0;  // How many batches' rows have been waited for.
-    for (uint32_t i = 0; i < group; i++) {
-      if (++slot == a.stages) slot = 0, round ^= 1;
-    }
+    // What this thread finishes of a slab.
+    const uint32_t thread = threadIdx.x % (MX_GROUP * 32), token = thread / 8;
+    uint32_t index = begin, slab = first % up.slabs + group, slot = group, round = 0, entered = 0, parity = 0;
     for (uint32_t turn = group; turn < turns; turn += MX_GROUPS) {
-      const uint32_t index = (first + turn) / up.slabs, slab = (first + turn) % up.slabs;
+      for (; slab >= up.slabs; slab -= up.slabs) index++;
       while (entered <= index - begin) enter(entered);
       const int4 batch = batches[index];
-      const char* row = room + (index - begin) % a.x_buffers * batch_rows * x_pitch +
+      const uint32_t column = slab * 8 + thread % 8;
+      // Fetched long before it is added.
+      float gate = 0.0f, up_sum = 0.0f;
+      if (a.up_bias && token < batch.z) {
+        const minisgl_bf16* bias = a.up_bias + size_t(batch.x) * 2 * a.width + column;
+        gate = __bfloat162float(bias[0]), up_sum = __bfloat162float(bias[a.width]);
+      }
+      const char* row = room + ((index - begin) & (a.x_buffers - 1)) * batch_rows * x_pitch +
                         min(lane % 8, uint32_t(batch.z) - 1) * x_pitch + lane / 8 * 16;
       const char* at = ring + slot * a.stage_bytes;
       float sum[1][1][4] = {};
@@ -248,30 +255,22 @@ struct MxFew {
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(&bars.up_empty[slot]);
-      for (uint32_t i = 0; i < MX_GROUPS; i++) {
-        if (++slot == a.stages) slot = 0, round ^= 1;
-      }
-
       // Add up what the group's warps have; by turns in two places, so that one barrier is enough.
-      float* shares = partial + (turn / MX_GROUPS % 2 * MX_WARPS + group * MX_GROUP) * batch_rows * STRIDE;
+      float* shares = partial + (parity * MX_WARPS + group * MX_GROUP) * batch_rows * STRIDE;
       float* mine = shares + warp % MX_GROUP * batch_rows * STRIDE;
       each_sum<1, 1>(batch.z, sum, [&](uint32_t to, float value) { mine[to] = value; });
       group_meets(group);
-      const uint32_t thread = threadIdx.x % (MX_GROUP * 32), token = thread / 8, column = slab * 8 + thread % 8;
       if (token < batch.z) {
         const float* from = shares + token * STRIDE + thread % 8;
-        float gate = 0.0f, up = 0.0f;
 #pragma unroll
         for (uint32_t part = 0; part < MX_GROUP; part++) {
-          gate += from[part * batch_rows * STRIDE], up += from[part * batch_rows * STRIDE + 8];
+          gate += from[part * batch_rows * STRIDE], up_sum += from[part * batch_rows * STRIDE + 8];
         }
-        if (a.up_bias) {
-          const minisgl_bf16* bias = a.up_bias + size_t(batch.x) * 2 * a.width + column;
-          gate += __bfloat162float(bias[0]), up += __bfloat162float(bias[a.width]);
-        }
-        const float act = __bfloat162float(gated(gate, up, a.gate));
+        const float act = __bfloat162float(gated(gate, up_sum, a.gate));
         a.act[size_t(batch.y + token) * a.width + column] = __float2bfloat16_rn(act * MX_UP);
       }
+      slab += MX_GROUPS, parity ^= 1;
+      if ((slot += MX_GROUPS) == a.stages + group) slot = group, round ^= 1;
     }
     // Others may have slabs of batches of which this warp has none.
     if (turns == 0) return;
@@ -283,12 +282,12 @@ struct MxFew {
   // Lets go of one batch's rows, and waits for those of the next.
   __device__ __forceinline__ void enter(uint32_t& entered) {
     if (entered > 0) leave(entered - 1);
-    barrier_wait(&bars.x_full[entered % a.x_buffers], entered / a.x_buffers & 1);
+    barrier_wait(&bars.x_full[entered & (a.x_buffers - 1)], entered >> (a.x_buffers - 1) & 1);
     entered++;
   }
   __device__ __forceinline__ void leave(uint32_t batch) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&bars.x_empty[batch % a.x_buffers]);
+    if (threadIdx.x % 32 == 0) barrier_arrive(&bars.x_empty[batch & (a.x_buffers - 1)]);
   }
 
   __device__ __forceinline__ void consume_down() {
@@ -296,11 +295,27 @@ struct MxFew {
     float* sums = reinterpret_cast<float*>(room);
     for (uint32_t i = threadIdx.x; i < (MX_WARPS + units) * a.rows * SLAB; i += MX_THREADS) sums[i] = 0.0f;
     consumers_meet();
+    // Biases are there before the products of the first columns.
+    if (a.down_bias && part == 0) {
+      for (uint32_t i = threadIdx.x; i < units * a.rows * SLAB; i += MX_THREADS) {
+        const uint32_t unit = i / (a.rows * SLAB), row = i / SLAB % a.rows;
+        const minisgl_bf16* bias = a.down_bias + (slab + unit) * SLAB + i % SLAB;
+        float sum = 0.0f;
+        for (uint32_t j = 0; j < a.top; j++) {
+          const int32_t expert = a.ids[row * a.top + j];
+          if (expert >= 0) sum += a.weights[row * a.top + j] * __bfloat162float(bias[size_t(expert) * a.hidden]);
+        }
+        sums[size_t(unit * each / piece + unit) * a.rows * SLAB + i % (a.rows * SLAB)] = sum;
+      }
+      consumers_meet();
+    }
     const uint32_t begin = min(warp * piece, steps), count = min(piece, steps - begin), group = warp / MX_GROUP;
     // Of the group's stage.
     const uint32_t offset = (begin - min(group * MX_GROUP * piece, steps)) * MX_STEP_BYTES;
+    const uint32_t from_unit = begin / max(each, 1u), from_step = begin % max(each, 1u);
+    const bool cut = act_column() + each * STEP_COLUMNS > a.width;
+    uint32_t slot = (turns + group) % a.stages, round = (turns + group) / a.stages & 1;
     for (uint32_t index = 0; index < (steps == 0 ? 0 : batches_len); index++) {
-      const uint32_t stage = turns + index * MX_GROUPS + group, slot = stage % a.stages;
       const int4 batch = batches[index];
       const char* at = ring + slot * a.stage_bytes;
       const char* row = at + act_at() + min(lane % 8, uint32_t(batch.z) - 1) * act_pitch() + lane / 8 * 16;
@@ -311,7 +326,7 @@ struct MxFew {
         const uint32_t place = batch.y + min(2 * t + i, uint32_t(batch.z) - 1);
         token[i] = tokens[place], weight[i] = weights[place];
       }
-      uint32_t unit = begin / each, step = begin % each;
+      uint32_t unit = from_unit, step = from_step;
       float sum[4] = {};
       const auto flush = [&] {
         float* to = sums + size_t(warp + unit) * a.rows * SLAB + g;
@@ -321,16 +336,15 @@ struct MxFew {
           sum[i] = 0.0f;
         }
       };
-      barrier_wait(&bars.full[slot], stage / a.stages & 1);
+      barrier_wait(&bars.full[slot], round);
 #pragma unroll 2
       for (uint32_t i = 0; i < count; i++) {
         const char* codes = at + offset + i * MX_STEP_BYTES;
         const char* x = row + step * (STEP_COLUMNS * 2);
-        const uint32_t column = act_column() + step * STEP_COLUMNS;
-        if (column + STEP_COLUMNS <= a.width) {
-          multiply<false>(sum, codes, x, 0);
+        if (cut && step == each - 1) {
+          multiply<true>(sum, codes, x, a.width - act_column() - step * STEP_COLUMNS);
         } else {
-          multiply<true>(sum, codes, x, a.width - column);
+          multiply<false>(sum, codes, x, 0);
         }
         if (++step == each) {
           flush();
@@ -341,6 +355,7 @@ struct MxFew {
       if (lane == 0) barrier_arrive(&bars.down_empty[slot]);
       if (count > 0 && step != 0) flush();
       __syncwarp();
+      if ((slot += MX_GROUPS) >= a.stages) slot -= a.stages, round ^= 1;
     }
     consumers_meet();
   }
@@ -389,12 +404,7 @@ struct MxFew {
         sum += unit_sum(unit_of(i), row, i % SLAB);
       }
       bool any = false;
-      for (uint32_t j = 0; j < a.top; j++) {
-        const int32_t expert = a.ids[row * a.top + j];
-        if (expert < 0) continue;
-        any = true;
-        if (a.down_bias) sum += a.weights[row * a.top + j] * __bfloat162float(a.down_bias[size_t(expert) * a.hidden + column]);
-      }
+      for (uint32_t j = 0; j < a.top; j++) any |= a.ids[row * a.top + j] >= 0;
       // A padding row stays as it is.
       if (any) *out = __float2bfloat16_rn(sum);
     }
