@@ -99,11 +99,11 @@ typedef struct {
 
 /* minisgl_experts_many_up, _down */
 typedef struct {
-  const minisgl_bf16 *x;       /* up: [rows, columns]; down: [rows * top, columns], by places */
+  const minisgl_bf16 *x;       /* [ceil(columns / 64), rows * top, 64], by places: minisgl_gather's, or that of `up` */
   const void *weight;          /* [experts], slabs of n rows */
   const minisgl_bf16 *bias;    /* up: [experts, 2, n / 2], gate, then up; down: [experts, n]; or null */
   const int32_t *plan;
-  minisgl_bf16 *out;           /* by places: up [rows * top, n / 2], down [rows * top, n] */
+  minisgl_bf16 *out;           /* by places: up [ceil(n / 128), rows * top, 64], down [rows * top, n] */
   uint32_t rows;
   uint32_t top;
   uint32_t n;
@@ -113,6 +113,39 @@ typedef struct {
   uint32_t stages;             /* of the ring */
   uint32_t gate;               /* MINISGL_GATE_ */
 } minisgl_experts_many_args;
+
+/* minisgl_gather */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, columns] */
+  const int32_t *plan;
+  minisgl_bf16 *to;            /* [ceil(columns / 64), rows * top, 64], by places */
+  uint32_t rows;
+  uint32_t top;
+  uint32_t columns;
+  uint32_t batches_max;
+} minisgl_gather_args;
+
+/* minisgl_combine */
+typedef struct {
+  const minisgl_bf16 *y;       /* [rows * top, hidden], by places */
+  const float *weights;        /* [rows, top] */
+  const int32_t *place;        /* [rows * top]: of the plan */
+  minisgl_bf16 *out;           /* [rows, hidden] */
+  uint32_t rows;
+  uint32_t top;
+  uint32_t hidden;
+  uint32_t adds;               /* 1: to what is in `out` */
+} minisgl_combine_args;
+
+/* minisgl_add_shared */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, hidden] */
+  const minisgl_bf16 *gate;    /* [hidden]; or null: the factor is 1 */
+  const minisgl_bf16 *y;       /* [rows, hidden] */
+  minisgl_bf16 *out;           /* [rows, hidden], added to */
+  uint32_t rows;
+  uint32_t hidden;
+} minisgl_add_shared_args;
 
 /* minisgl_mxfp4_pack: one matrix of one expert into the slabs of experts/mxfp4.cuh */
 typedef struct {
@@ -142,7 +175,7 @@ typedef struct {
   const int32_t *ids;          /* [rows, top] */
   const int32_t *plan;
   minisgl_bf16 *act;           /* [rows * top, width]: by places, times 2^60 */
-  minisgl_bf16 *out;           /* [rows, hidden]: added to */
+  minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t *counts;            /* [4 + hidden / 16, rounded up to 4]: 0 between launches; then f32 [parts, rows, hidden] */
   uint32_t rows;
   uint32_t top;
@@ -154,28 +187,10 @@ typedef struct {
   uint32_t stage_bytes;
   uint32_t room_bytes;         /* for rows of x, then for sums */
   uint32_t x_buffers;          /* 1 or 2 batches' rows of x at once */
+  uint32_t adds;               /* 1: to what is in `out` */
+  uint32_t reserved;
 } minisgl_mxfp4_few_args;
 
-/* minisgl_combine */
-typedef struct {
-  const minisgl_bf16 *y;       /* [rows * top, hidden], by places */
-  const float *weights;        /* [rows, top] */
-  const int32_t *place;        /* [rows * top]: of the plan */
-  minisgl_bf16 *out;           /* [rows, hidden] */
-  uint32_t rows;
-  uint32_t top;
-  uint32_t hidden;
-  uint32_t adds;               /* 1: to what is in `out` */
-} minisgl_combine_args;
-
-/* minisgl_add_shared */
-typedef struct {
-  const minisgl_bf16 *x;       /* [rows, hidden] */
-  const minisgl_bf16 *gate;    /* [hidden]; or null: the factor is 1 */
-  const minisgl_bf16 *y;       /* [rows, hidden] */
-  minisgl_bf16 *out;           /* [rows, hidden], added to */
-  uint32_t rows;
-  uint32_t hidden;
-} minisgl_add_shared_args;
+/* minisgl_mxfp4_many_up_B, _down_B for batches of B pairs: minisgl_experts_many_args */
 
 #endif

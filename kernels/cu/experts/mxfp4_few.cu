@@ -312,7 +312,7 @@ struct MxFew {
     const uint32_t begin = min(warp * piece, steps), count = min(piece, steps - begin), group = warp / MX_GROUP;
     // Of the group's stage.
     const uint32_t offset = (begin - min(group * MX_GROUP * piece, steps)) * MX_STEP_BYTES;
-    const uint32_t from_unit = begin / max(each, 1u), from_step = begin % max(each, 1u);
+    const uint32_t from_unit = begin / each, from_step = begin % each;
     const bool cut = act_column() + each * STEP_COLUMNS > a.width;
     uint32_t slot = (turns + group) % a.stages, round = (turns + group) / a.stages & 1;
     for (uint32_t index = 0; index < (steps == 0 ? 0 : batches_len); index++) {
@@ -371,7 +371,6 @@ struct MxFew {
   }
 
   __device__ __forceinline__ void finish(uint32_t (&is_last)[MX_UNITS_MAX]) {
-    if (batches_len == 0) return;
     const uint32_t all = units * a.rows * SLAB, counts_len = (4 + down.slabs + 3) / 4 * 4;
     float* parts = reinterpret_cast<float*>(a.counts + counts_len);
     const auto unit_of = [&](uint32_t i) { return i / (a.rows * SLAB); };
@@ -395,7 +394,7 @@ struct MxFew {
       if (down.parts > 1 && !is_last[unit_of(i)]) continue;
       const uint32_t row = row_of(i), column = column_of(i);
       minisgl_bf16* out = a.out + size_t(row) * a.hidden + column;
-      float sum = __bfloat162float(*out);
+      float sum = a.adds ? __bfloat162float(*out) : 0.0f;
       if (down.parts > 1) {
         for (uint32_t other = 0; other < down.parts; other++) {
           sum += __ldcg(parts + (size_t(other) * a.rows + row) * a.hidden + column);
@@ -405,8 +404,8 @@ struct MxFew {
       }
       bool any = false;
       for (uint32_t j = 0; j < a.top; j++) any |= a.ids[row * a.top + j] >= 0;
-      // A padding row stays as it is.
-      if (any) *out = __float2bfloat16_rn(sum);
+      // A padding row stays as it is, or is 0.
+      if (any || !a.adds) *out = __float2bfloat16_rn(sum);
     }
   }
 };

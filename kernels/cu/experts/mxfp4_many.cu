@@ -5,124 +5,91 @@
 // once for each batch (again from the cache), and 2 * pairs * (columns + n). Bound: tensor cores, or with few rows read
 // bandwidth; before those, what the cache brings of x to the multiprocessors.
 //
-// A block computes 256 rows of the weights times all rows of a batch, and goes on with the next such item. Four
-// producer warps fill a ring of stages of 64 columns: one by bulk copies of slabs, three gather rows of x, 16 bytes at a
-// time, and swizzle them. Each warp of two warpgroups widens its own slab into registers, which wgmma takes as they are, while the
-// products before are being computed. Results are turned around in shared memory, so that whole lines go out.
+// A block computes 256 rows of the weights (sixteen slabs) times all rows of a batch at a time, and goes on with the next
+// such item. One warp, whose group has given its registers away, fills a ring of stages of 128 columns by bulk copies
+// alone. Each warp of two warpgroups widens its own slab into registers, which wgmma takes as they are, while the products
+// before are being computed. Results are turned around in shared memory, so that whole lines go out.
 
 #include "mxfp4.cuh"
 #include "mxfp4_wgmma.cuh"
 
 using namespace minisgl;
 
-[[maybe_unused]] constexpr uint32_t TILES = 2, MANY_SLABS = 8, MANY_STAGES_MAX = 12;
-[[maybe_unused]] constexpr uint32_t PRODUCERS = 128, GATHERERS = 96, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
+[[maybe_unused]] constexpr uint32_t TILES = 2, MANY_SLABS = 8, MANY_STAGES_MAX = 12, MANY_STEPS = 2;
+[[maybe_unused]] constexpr uint32_t MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Shared memory, from a multiple of 1024 bytes on; `mxfp4_many.rs` counts the same bytes.
-//   ring      [stages]: a step of TILES * 8 slabs, to a multiple of 1024, then N rows of 128 bytes
+//   ring      [stages]: of each slab MANY_STEPS steps, then MANY_STEPS times N rows of x of 128 bytes
 //   turned    [max(N, 64)] rows of 128 bytes
 template <bool DOWN, uint32_t N>
 struct Many {
-  static constexpr uint32_t SLABS = TILES * MANY_SLABS, CODES = (SLABS * MX_STEP_BYTES + 1023) / 1024 * 1024;
+  static constexpr uint32_t SLABS = TILES * MANY_SLABS, PITCH = MANY_STEPS * MX_STEP_BYTES;
+  static constexpr uint32_t CODES = (SLABS * PITCH + 1023) / 1024 * 1024, STAGE = CODES + MANY_STEPS * N * 128;
 
   const minisgl_experts_many_args& a;
   const MxMatrix matrix;
   char *ring, *turned;
-  uint32_t stage_bytes, tiles, items;
+  uint32_t tiles, items;
   const int4* batches;
-  const int32_t* pairs;
   uint64_t *full, *empty;
 
   __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, uint64_t* full, uint64_t* empty)
       : a(a), matrix(a.n, a.columns, DOWN), full(full), empty(empty) {
     ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
-    stage_bytes = CODES + N * 128;
-    turned = ring + a.stages * stage_bytes;
+    turned = ring + a.stages * STAGE;
     tiles = (matrix.slabs + SLABS - 1) / SLABS;
   }
 
   __device__ __forceinline__ void load_plan() {
     const PlanAt<const int32_t> plan(a.plan, a.batches_max, a.rows * a.top);
-    batches = reinterpret_cast<const int4*>(plan.batches), pairs = plan.pairs;
-    items = min(uint32_t(*plan.head), a.batches_max) * tiles;
+    batches = reinterpret_cast<const int4*>(plan.batches);
+    items = min(uint32_t(__ldcg(plan.head)), a.batches_max) * tiles;
+  }
+
+  // The batch of an item; of one past the last, anything.
+  __device__ __forceinline__ int4 batch_of(uint32_t item) const {
+    return __ldcg(batches + (item < items ? item / tiles : 0));
+  }
+
+  // Steps that a stage has from this one on: those of a slab are neighbours within a part.
+  __device__ __forceinline__ uint32_t together(uint32_t step) const {
+    return min(MANY_STEPS, min(matrix.part - step % matrix.part, matrix.steps - step));
   }
 };
 
-__device__ __forceinline__ void gatherers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(GATHERERS) : "memory"); }
-__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 2, %0;" ::"n"(MULTIPLIERS) : "memory"); }
+__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
 
-// 16 bytes, or zeros.
-__device__ __forceinline__ void gather16(uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-// One warp copies the slabs.
+// One warp copies: a lane the steps of a slab, another the rows of x of one step.
 template <bool DOWN, uint32_t N>
-__device__ __forceinline__ void copy_slabs(const Many<DOWN, N>& work) {
-  const uint32_t lane = threadIdx.x % 32;
+__device__ __forceinline__ void many_produce(const Many<DOWN, N>& work) {
+  const uint32_t lane = threadIdx.x % 32, places = work.a.rows * work.a.top;
   uint32_t stage = 0, phase = 0;
+  int4 batch = work.batch_of(blockIdx.x);
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-    const uint32_t expert = work.batches[item / work.tiles].x, slab = item % work.tiles * work.SLABS;
-    const uint32_t slabs = min(work.SLABS, work.matrix.slabs - slab);
-    const char* from = static_cast<const char*>(work.a.weight) + expert * work.matrix.bytes();
-    for (uint32_t step = 0; step < work.matrix.steps; step++) {
+    const int4 next = work.batch_of(item + gridDim.x);
+    const uint32_t slab = item % work.tiles * work.SLABS, slabs = min(work.SLABS, work.matrix.slabs - slab);
+    const char* weight = static_cast<const char*>(work.a.weight) + batch.x * work.matrix.bytes();
+    const char* x = reinterpret_cast<const char*>(work.a.x) + size_t(batch.y) * 128;
+    const uint32_t x_bytes = batch.z * 128;
+    for (uint32_t step = 0, count; step < work.matrix.steps; step += count) {
+      count = work.together(step);
       barrier_wait(&work.empty[stage], phase ^ 1);
-      if (lane == 0) barrier_expect(&work.full[stage], slabs * MX_STEP_BYTES);
+      char* to = work.ring + stage * work.STAGE;
+      if (lane == 0) barrier_expect(&work.full[stage], slabs * count * MX_STEP_BYTES + count * x_bytes);
       __syncwarp();
       if (lane < slabs) {
-        copy(work.ring + stage * work.stage_bytes + lane * MX_STEP_BYTES,
-             from + size_t(work.matrix.at(slab + lane, step)) * MX_STEP_BYTES, MX_STEP_BYTES, &work.full[stage]);
+        copy(to + lane * work.PITCH, weight + size_t(work.matrix.at(slab + lane, step)) * MX_STEP_BYTES,
+             count * MX_STEP_BYTES, &work.full[stage]);
+      } else if (lane >= work.SLABS && lane < work.SLABS + count) {
+        const uint32_t i = lane - work.SLABS;
+        copy(to + work.CODES + i * N * 128, x + size_t(step + i) * places * 128, x_bytes, &work.full[stage]);
       }
       if (++stage == work.a.stages) stage = 0, phase ^= 1;
     }
+    batch = next;
   }
-}
-
-// Three warps gather the rows of x.
-template <bool DOWN, uint32_t N>
-__device__ __forceinline__ void gather_rows(const Many<DOWN, N>& work, uint32_t (&rows)[N]) {
-  // Stages on their way at most.
-  constexpr uint32_t BEHIND = N > 64 ? 4 : 6;
-  const minisgl_experts_many_args& a = work.a;
-  const uint32_t thread = threadIdx.x - 32, unit = thread % 8, first_row = thread / 8;
-  uint32_t stage = 0, phase = 0, behind = 0, told = 0;
-  // Rows are written as threads write, and read as the tensor cores read: whoever wrote fences once they are there.
-  const auto tell = [&] {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    barrier_arrive(&work.full[told]);
-    if (++told == a.stages) told = 0;
-  };
-  for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-    const int4 batch = work.batches[item / work.tiles];
-    gatherers_meet();
-    for (uint32_t i = thread; i < batch.z; i += GATHERERS) {
-      rows[i] = DOWN ? batch.y + i : uint32_t(work.pairs[batch.y + i]) / a.top;
-    }
-    gatherers_meet();
-    for (uint32_t step = 0; step < work.matrix.steps; step++) {
-      barrier_wait(&work.empty[stage], phase ^ 1);
-      const uint32_t column = step * STEP_COLUMNS + unit * VEC;
-      const bool there = column < a.columns;
-      const minisgl_bf16* x = a.x + (there ? column : 0);
-      const uint32_t to = shared_address(work.ring) + stage * work.stage_bytes + work.CODES;
-#pragma unroll 4
-      for (uint32_t row = first_row; row < batch.z; row += GATHERERS / 8) {
-        gather16(to + row * 128 + (unit ^ row % 8) * 16, x + size_t(rows[row]) * a.columns, there);
-      }
-      asm volatile("cp.async.commit_group;" ::: "memory");
-      if (behind < BEHIND) {
-        behind++;
-      } else {
-        asm volatile("cp.async.wait_group %0;" ::"n"(BEHIND) : "memory");
-        tell();
-      }
-      if (++stage == a.stages) stage = 0, phase ^= 1;
-    }
-  }
-  asm volatile("cp.async.wait_all;" ::: "memory");
-  for (; behind > 0; behind--) tell();
 }
 
 __device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -156,7 +123,7 @@ __device__ __forceinline__ void widen_slab(uint32_t (&a)[16], const char* at) {
   }
 }
 
-// Where a warpgroup stands in the ring.
+// Where a warp stands in the ring.
 struct Ring {
   uint32_t stage, phase;
   __device__ __forceinline__ void next(uint32_t stages) {
@@ -167,14 +134,17 @@ struct Ring {
 // The products of an item. While those with one tile are computed, the other's operands are widened.
 template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&sums)[TILES][N / 2], Ring& at) {
-  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 - PRODUCERS / 32, steps = work.matrix.steps;
-  const uint32_t ring = shared_address(work.ring), stages = work.a.stages;
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, steps = work.matrix.steps;
+  const uint32_t ring = shared_address(work.ring);
   uint32_t weights[TILES][16];
+  uint32_t sub = 0, count = work.together(0), before = 0;
+  bool done = false;  // With the stage before.
   const auto widen = [&](uint32_t tile) {
-    widen_slab(weights[tile], work.ring + at.stage * work.stage_bytes + (tile * MANY_SLABS + warp) * MX_STEP_BYTES);
+    const uint32_t slab = tile * MANY_SLABS + warp;
+    widen_slab(weights[tile], work.ring + at.stage * work.STAGE + slab * work.PITCH + sub * MX_STEP_BYTES);
   };
   const auto multiply = [&](uint32_t tile, bool add) {
-    const uint64_t x = operand(ring + at.stage * work.stage_bytes + work.CODES);
+    const uint64_t x = operand(ring + at.stage * work.STAGE + work.CODES + sub * N * 128);
     const uint32_t(&w)[16] = weights[tile];
     products_begin();
 #pragma unroll
@@ -186,28 +156,31 @@ __device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&
     products_wait<1>();
   };
   // Every warp says for itself that it has done with a stage.
-  const auto release = [&](uint32_t stage) {
+  const auto release = [&] {
     __syncwarp();
-    if (lane == 0) barrier_arrive(&work.empty[stage]);
+    if (lane == 0) barrier_arrive(&work.empty[before]);
   };
-  uint32_t before = 0;
   barrier_wait(&work.full[at.stage], at.phase);
   widen(0);
 #pragma unroll 1
   for (uint32_t step = 0; step < steps; step++) {
     multiply(0, step > 0);
-    if (step > 0) release(before);
+    if (done) release();
     widen(1);
     multiply(1, step > 0);
-    before = at.stage;
-    at.next(stages);
-    if (step + 1 < steps) {
-      barrier_wait(&work.full[at.stage], at.phase);
-      widen(0);
+    done = ++sub == count;
+    if (done) {
+      before = at.stage, sub = 0;
+      at.next(work.a.stages);
+      if (step + 1 < steps) {
+        count = work.together(step + 1);
+        barrier_wait(&work.full[at.stage], at.phase);
+      }
     }
+    if (step + 1 < steps) widen(0);
   }
   products_wait<0>();
-  release(before);
+  release();
 }
 
 // Rounds and stores what the products with the eight slabs from `slab` on have come to.
@@ -215,7 +188,7 @@ template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4& batch, uint32_t slab,
                                           const float (&sum)[N / 2]) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t thread = threadIdx.x - PRODUCERS, warp = thread / 32, lane = thread % 32;
+  const uint32_t thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 
   // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
   const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
@@ -260,14 +233,20 @@ __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4&
     for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
       const uint32_t token = i / UNITS, unit = i % UNITS;
       const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
-      if (column >= width) continue;
+      if (DOWN && column >= width) continue;
       const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
       const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
-      *reinterpret_cast<uint4*>(a.out + size_t(batch.y + from + token) * width + column) = values;
+      if (DOWN) {
+        *reinterpret_cast<uint4*>(a.out + size_t(batch.y + from + token) * width + column) = values;
+      } else {
+        // A tile has the columns of one step of down; those past the last are zeros.
+        const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + from + token;
+        *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ (from + token) % 8) * VEC) =
+            column < width ? values : make_uint4(0, 0, 0, 0);
+      }
     }
   }
 }
-
 
 // One item, whose batch has N rows at most.
 template <bool DOWN, uint32_t N>
@@ -284,10 +263,9 @@ template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[MANY_STAGES_MAX], empty[MANY_STAGES_MAX];
-  __shared__ uint32_t rows[N];
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < a.stages; i++) {
-      barrier_init(&full[i], GATHERERS + 1);
+      barrier_init(&full[i], 1);
       barrier_init(&empty[i], MULTIPLIERS / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -297,20 +275,17 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   let_next_start();
   __syncthreads();
   work.load_plan();
-  if (threadIdx.x < PRODUCERS) {
+  if (threadIdx.x >= MULTIPLIERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x < 32) {
-      copy_slabs(work);
-    } else {
-      gather_rows(work, rows);
-    }
+    if (threadIdx.x < MULTIPLIERS + 32) many_produce(work);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     Ring at = {0, 0};
+    int4 batch = work.batch_of(blockIdx.x);
     for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-      const int4 batch = work.batches[item / work.tiles];
-      const uint32_t slab = item % work.tiles * work.SLABS;
-      item_of(work, batch, slab, at);
+      const int4 next = work.batch_of(item + gridDim.x);
+      item_of(work, batch, item % work.tiles * work.SLABS, at);
+      batch = next;
     }
   }
 }
