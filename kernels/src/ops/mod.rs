@@ -17,8 +17,9 @@ mod skinny;
 pub use dummy::DummyFill;
 pub use embedding::Embedding;
 pub use experts::{
-    AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany,
-    ExpertsShape, Gate, PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
+    AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew,
+    ExpertsFewMxfp4, ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, PackExpert,
+    PackExpertMxfp4, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_mxfp4_len,
     expert_slabs_len,
 };
 pub use medium::{Fp8Product, MediumGemm};
