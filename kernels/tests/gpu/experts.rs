@@ -1,5 +1,7 @@
 //! A mixture of experts: packing, routing, and both ways of multiplying, against plain loops.
 
+pub mod mxfp4;
+
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
@@ -525,17 +527,21 @@ pub fn router_special_values(gpu: &mut Gpu) {
     }
 }
 
-/// One way of multiplying.
-type Run = fn(&mut Step, &Gpu, &Layer, &mut CudaSlice<bf16>) -> Result<(), LaunchError>;
-
-fn check(gpu: &mut Gpu, layer: &Layer, mut step: Step, run: Run, name: &str) {
+/// `run` is one way of multiplying.
+fn check(
+    gpu: &mut Gpu,
+    layer: &Layer,
+    mut step: Step,
+    run: impl Fn(&mut Step, &Gpu, &Layer, &mut CudaSlice<bf16>) -> Result<(), LaunchError>,
+    name: &str,
+) {
     let what = format!("{name} {:?} {} rows, batch {}", layer.shape, step.rows, step.batch);
     step.route(gpu, layer).unwrap();
     let (ids, weights) = step.check_route(gpu, layer, &what);
     let len = step.rows * layer.shape.hidden;
     let residual = if step.adds { gpu.normal(len, 1.0).0 } else { vec![bf16::ZERO; len] };
     let (expected, terms) = layer.expected(&step.input(gpu), &ids, &weights, &residual);
-    let rounds = name == "many";
+    let rounds = name.starts_with("many");
     let mut first = None;
     for _ in 0..3 {
         let mut out = if step.adds { gpu.upload(&residual) } else { gpu.poisoned(len) };

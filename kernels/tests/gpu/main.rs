@@ -18,6 +18,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod experts_bench;
+mod experts_mxfp4_bench;
 mod fp8;
 mod fp8_bench;
 mod gemm;
@@ -88,6 +89,12 @@ const TESTS: &[Test] = &[
     ("experts_shared", experts::shared),
     ("experts_graph", experts::graph),
     ("experts_refusals", experts::refusals),
+    ("experts_mxfp4_packing", experts::mxfp4::packing),
+    ("experts_mxfp4_few", experts::mxfp4::few),
+    ("experts_mxfp4_few_alone", experts::mxfp4::few_alone),
+    ("experts_mxfp4_many", experts::mxfp4::many),
+    ("experts_mxfp4_graph", experts::mxfp4::graph),
+    ("experts_mxfp4_refusals", experts::mxfp4::refusals),
     ("refusals", refusal::refusals),
 ];
 
