@@ -4,7 +4,7 @@
 use half::bf16;
 
 use super::mxfp4::STEP_BYTES;
-use super::weights::{SLAB, STEP};
+use super::weights::STEP;
 use super::{
     ExpertWeightsMxfp4, ExpertsShape, Gate, Routed, Written, batches_max, check_shape, room,
 };
@@ -206,7 +206,7 @@ mod tests {
             assert!((4..=STAGES_MAX).contains(&cut.stages), "{batch} {cut:?}");
         }
         // A slab for each warp of both tiles.
-        assert_eq!(SLABS * SLAB, 256);
+        assert_eq!(SLABS * super::super::weights::SLAB, 256);
     }
 
     #[test]
