@@ -328,6 +328,8 @@ pub struct RouterArgs {
     pub renormalise: u32,
     pub batch: u32,
     pub batches_max: u32,
+    pub logits_stride: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -354,6 +356,8 @@ pub struct ExpertsFewArgs {
     pub down_steps: u32,
     pub stages: u32,
     pub stage_bytes: u32,
+    pub adds: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -376,6 +380,18 @@ pub struct ExpertsManyArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct GatherArgs {
+    pub x: Address,
+    pub plan: Address,
+    pub to: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub columns: u32,
+    pub batches_max: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct CombineArgs {
     pub y: Address,
     pub weights: Address,
@@ -384,6 +400,63 @@ pub struct CombineArgs {
     pub rows: u32,
     pub top: u32,
     pub hidden: u32,
+    pub adds: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AddSharedArgs {
+    pub x: Address,
+    pub gate: Address,
+    pub y: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub hidden: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Mxfp4PackArgs {
+    pub codes: Address,
+    pub scales: Address,
+    pub to: Address,
+    pub row_bytes: u64,
+    pub scales_stride: u64,
+    pub rows: u32,
+    pub columns: u32,
+    pub above: u32,
+    pub left: u32,
+    pub to_rows: u32,
+    pub to_columns: u32,
+    pub rows_are: u32,
+    pub in_parts: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Mxfp4FewArgs {
+    pub x: Address,
+    pub gate_up: Address,
+    pub down: Address,
+    pub up_bias: Address,
+    pub down_bias: Address,
+    pub weights: Address,
+    pub ids: Address,
+    pub plan: Address,
+    pub act: Address,
+    pub out: Address,
+    pub counts: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub hidden: u32,
+    pub width: u32,
+    pub batches_max: u32,
+    pub gate: u32,
+    pub stages: u32,
+    pub stage_bytes: u32,
+    pub room_bytes: u32,
+    pub x_buffers: u32,
+    pub adds: u32,
     pub reserved: u32,
 }
 

@@ -102,7 +102,17 @@ kernels! {
     ExpertsFew = "experts_few" "minisgl_experts_few",
     ExpertsManyUp = "experts_many" "minisgl_experts_many_up",
     ExpertsManyDown = "experts_many" "minisgl_experts_many_down",
+    ExpertsGather = "experts_gather" "minisgl_gather",
     ExpertsCombine = "experts_combine" "minisgl_combine",
+    AddShared = "experts_shared" "minisgl_add_shared",
+    Mxfp4Pack = "mxfp4_pack" "minisgl_mxfp4_pack",
+    Mxfp4Few = "mxfp4_few" "minisgl_mxfp4_few",
+    Mxfp4ManyUp32 = "mxfp4_many" "minisgl_mxfp4_many_up_32",
+    Mxfp4ManyUp64 = "mxfp4_many" "minisgl_mxfp4_many_up_64",
+    Mxfp4ManyUp128 = "mxfp4_many" "minisgl_mxfp4_many_up_128",
+    Mxfp4ManyDown32 = "mxfp4_many" "minisgl_mxfp4_many_down_32",
+    Mxfp4ManyDown64 = "mxfp4_many" "minisgl_mxfp4_many_down_64",
+    Mxfp4ManyDown128 = "mxfp4_many" "minisgl_mxfp4_many_down_128",
 }
 
 /// Every kernel, ready to launch.

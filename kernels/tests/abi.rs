@@ -83,16 +83,28 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         RouterArgs = minisgl_router_args {
             x, norm_weight, weight, bias, correction, there, normed, logits, ids, weights, counts,
             plan, arrived, rows, hidden, experts, top, eps, scale, score, renormalise, batch,
-            batches_max,
+            batches_max, logits_stride, reserved,
         }
         ExpertsFewArgs = minisgl_experts_few_args {
             x, gate_up, down, up_bias, down_bias, weights, ids, plan, act, out, arrived, rows, top,
             hidden, width, batches_max, gate, up_steps, down_steps, stages, stage_bytes,
+            adds, reserved,
         }
         ExpertsManyArgs = minisgl_experts_many_args {
             x, weight, bias, plan, out, rows, top, n, columns, batches_max, batch, stages, gate,
         }
-        CombineArgs = minisgl_combine_args { y, weights, place, out, rows, top, hidden, reserved }
+        GatherArgs = minisgl_gather_args { x, plan, to, rows, top, columns, batches_max }
+        CombineArgs = minisgl_combine_args { y, weights, place, out, rows, top, hidden, adds }
+        AddSharedArgs = minisgl_add_shared_args { x, gate, y, out, rows, hidden }
+        Mxfp4PackArgs = minisgl_mxfp4_pack_args {
+            codes, scales, to, row_bytes, scales_stride, rows, columns, above, left, to_rows,
+            to_columns, rows_are, in_parts,
+        }
+        Mxfp4FewArgs = minisgl_mxfp4_few_args {
+            x, gate_up, down, up_bias, down_bias, weights, ids, plan, act, out, counts, rows, top,
+            hidden, width, batches_max, gate, stages, stage_bytes, room_bytes, x_buffers, adds,
+            reserved,
+        }
         FiArgs = minisgl_fi_args {
             q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
             int_workspace, requests, q_heads, kv_heads, kv_stride, page_size, scale, dependent,

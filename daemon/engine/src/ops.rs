@@ -58,6 +58,38 @@ pub trait Storage: Sized {
     type Matrix: Send + Sync;
     /// A norm's or bias's weights.
     type Vector: Send + Sync;
+    /// One matrix of each expert of a layer: [`StackShape`].
+    type Stack: Send + Sync;
+}
+
+/// Which of an expert's matrices a stack has, and in which parts they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackOf {
+    /// Two parts of each expert: the gate's rows, then those of the up projection.
+    GateUp,
+    /// One part of each expert.
+    Down,
+}
+
+/// What a stack of experts' matrices is: `[count, rows, inputs]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackShape {
+    /// Which matrix of each expert.
+    pub of: StackOf,
+    /// Experts.
+    pub count: usize,
+    /// Rows of one expert's matrix, gate and up together.
+    pub rows: usize,
+    /// Columns of one expert's matrix.
+    pub inputs: usize,
+}
+
+/// A projection of every expert of a layer.
+pub struct Stacked<S: Storage> {
+    /// `[count, rows, inputs]`
+    pub weight: S::Stack,
+    /// `[count * rows]`. Of a row-parallel projection, whose outputs are summed over ranks, rank 0 alone has it.
+    pub bias: Option<S::Vector>,
 }
 
 /// RMSNorm weights for each head of queries and keys.
@@ -108,10 +140,10 @@ pub struct Experts<S: Storage> {
     pub width: usize,
     /// `[count, hidden]`, the same on every rank.
     pub router: Linear<S>,
-    /// `[count * 2 * width, hidden]`: of each expert the gate's rows, then the up projection's.
-    pub gate_up: Linear<S>,
-    /// `[count * hidden, width]`
-    pub down: Linear<S>,
+    /// `[count, 2 * width, hidden]`: of each expert the gate's rows, then the up projection's.
+    pub gate_up: Stacked<S>,
+    /// `[count, hidden, width]`
+    pub down: Stacked<S>,
     /// The block that every token goes through as well.
     pub shared: Option<Shared<S>>,
 }
@@ -173,6 +205,12 @@ pub trait Ops: Storage + Send {
     /// # Errors
     /// No memory on the device; or it does not compute with a part's scheme.
     fn matrix(&self, parts: &[MatrixPart<'_>], inputs: usize) -> OpResult<Self::Matrix>;
+
+    /// Uploads the matrices of a layer's experts: `parts` in the order of experts, as many of each as [`StackOf`] says.
+    ///
+    /// # Errors
+    /// No memory on the device; or it does not compute with a part's scheme.
+    fn stack(&self, parts: &[MatrixPart<'_>], shape: StackShape) -> OpResult<Self::Stack>;
 
     /// Uploads a vector: `parts`, one after the other.
     ///

@@ -26,6 +26,8 @@ const P99_ERROR_MAX: f64 = 0.12;
 /// The same where activations are e4m3 as well, in steps of more rows than 8: each value is off by up to a sixteenth.
 const CODED_MEAN_ERROR_MAX: f64 = 0.15;
 const CODED_P99_ERROR_MAX: f64 = 0.6;
+/// The same for mixtures of experts: where two experts are nearly as likely, rounding decides which a token goes to.
+const MIXTURE_ERROR_MAX: (f64, f64) = (0.06, 0.6);
 
 const VOCAB: usize = 515;
 
@@ -56,6 +58,31 @@ fn models() -> Vec<(tempfile::TempDir, Value)> {
         config["hidden_size"] = json!(208);
         config["intermediate_size"] = json!(328);
         config["vocab_size"] = json!(VOCAB);
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, Dtype::BF16, 7);
+        (dir, config)
+    };
+    shapes.map(model).into()
+}
+
+/// The same of mixtures of experts: of all layers, of all but one beside a shared expert, and of few.
+fn mixtures() -> Vec<(tempfile::TempDir, Value)> {
+    let shapes = [
+        ("Qwen3MoeForCausalLM", json!({"moe_intermediate_size": 48, "num_experts": 12})),
+        (
+            "Qwen2MoeForCausalLM",
+            json!({"moe_intermediate_size": 32, "shared_expert_intermediate_size": 80}),
+        ),
+        ("MixtralForCausalLM", json!({"sliding_window": null})),
+    ];
+    let model = |(architecture, more): (&str, Value)| {
+        let mut config: Value = config(architecture, 4, 2, 64);
+        config["hidden_size"] = json!(208);
+        config["intermediate_size"] = json!(336);
+        config["vocab_size"] = json!(VOCAB);
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &config, Dtype::BF16, 7);
         (dir, config)
@@ -188,6 +215,37 @@ fn every_architecture_is_the_cpus() {
             let drive = Drive { chunk, ..drive.clone() };
             let got = run(dir.path(), options, &drive, &prompts);
             assert_close(&format!("{name} {what}"), &got, &expected);
+        }
+    }
+}
+
+/// Prefill and decode of mixtures of experts, fed the CPU's tokens, on one rank and on two; batches that mix prompts and decode rows,
+/// few and many rows, and steps that are replayed. The same again gives the same bits.
+#[test]
+fn mixtures_of_experts_are_the_cpus() {
+    let Some(_gpu) = gpu() else { return };
+    let ranks = if minisgl_kernels::Device::count() > 1 { vec![1, 2] } else { vec![1] };
+    for (dir, config) in mixtures() {
+        let name = config["architectures"][0].as_str().unwrap();
+        let mut random = Random(17);
+        let crowd: Vec<_> = (0..90).map(|_| random.tokens(5, VOCAB)).collect();
+        for (prompts, new_tokens) in [(prompts(3), 12), (crowd, 5)] {
+            let drive = Drive { new_tokens, ..Drive::default() };
+            let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);
+            let drive = Drive { forced: Some(tokens(&expected)), ..drive };
+            for (chunk, &tp) in
+                [64, 512].into_iter().flat_map(|chunk| ranks.iter().map(move |tp| (chunk, tp)))
+            {
+                let drive = Drive { chunk, ..drive.clone() };
+                let options = || LoadOptions { tp, ..on(Device::Cuda) };
+                let got = run(dir.path(), options(), &drive, &prompts);
+                let what =
+                    format!("{name}, {} prompts in chunks of {chunk} on {tp}", prompts.len());
+                assert_within(&what, &got, &expected, MIXTURE_ERROR_MAX);
+                assert_eq!(run(dir.path(), options(), &drive, &prompts), got, "{what}: twice");
+                let waiting = Drive { overlap: false, ..drive.clone() };
+                assert_eq!(run(dir.path(), options(), &waiting, &prompts), got, "{what}: waiting");
+            }
         }
     }
 }

@@ -7,16 +7,19 @@
 //! the keys and values of all tokens before its rows; a prompt's tokens are computed. So
 //!
 //! ```text
-//!   floor = steps * weight bytes / read bandwidth
+//!   floor = sum over steps of weight bytes / read bandwidth
 //!         + sum over rows of tokens before the row * KV bytes a token / read bandwidth
 //!         + FLOPs of prompt tokens / matmul rate
 //! ```
+//!
+//! Of experts a step reads those that its tokens chose: as many different ones as there are on average if each token
+//! draws its own evenly, and a prompt's token computes those that it chose.
 //!
 //! A decode token's own FLOPs hide behind the weights; what a prompt computes is taken not to. Coded weights count as the
 //! bytes that they take; products with those of e4m3 are taken to go at twice the rate, as tensor cores do at best.
 
 use anyhow::bail;
-use minisgl_engine::config::ModelConfig;
+use minisgl_engine::config::{ExpertsSpec, Ffn, ModelConfig};
 use minisgl_engine::model;
 use minisgl_engine::scheme::Code;
 use minisgl_engine::shard::Shard;
@@ -93,14 +96,35 @@ impl Hardware {
 /// Of the embedding, which is never coded, as most checkpoints have it.
 const TABLE_ELEMENT_BYTES: f64 = 2.0;
 
-/// What a model's steps must move and compute.
+/// The experts of layers that are alike.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertCosts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Of those, how many a token goes through.
+    pub chosen: usize,
+    /// Weights of one expert, of all these layers together.
+    pub bytes: f64,
+}
+
+impl ExpertCosts {
+    /// How many different experts of a layer `tokens` draw on average, each `chosen` different ones evenly.
+    fn drawn(&self, tokens: f64) -> f64 {
+        let (count, chosen) = (self.count as f64, self.chosen as f64);
+        count * (1.0 - (1.0 - chosen / count).powf(tokens))
+    }
+}
+
+/// What a model's steps must move and compute.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Costs {
-    /// Weights that each step reads.
+    /// Weights that each step reads, those of experts aside.
     pub weight_bytes: f64,
+    /// Experts that tokens choose.
+    pub experts: Vec<ExpertCosts>,
     /// Keys and values of one token, over all layers.
     pub kv_token_bytes: f64,
-    /// Of one token in all layers, attention aside.
+    /// Of one token in all layers, attention aside, and with the experts that it chose.
     pub layer_flop: f64,
     /// How many times as fast as bf16's these are computed at best.
     pub layer_speed: f64,
@@ -119,18 +143,48 @@ impl Costs {
             if config.tie_word_embeddings { (0.0, table) } else { (table, table) };
         // What is in memory beside what is stored: padding, and what ranks hold twice.
         let stored_bytes = model::bytes_of(config, &Shard::whole(config)) as f64;
-        let read = 1.0 - embedding * TABLE_ELEMENT_BYTES / stored_bytes;
+        let held = weight_bytes as f64 / stored_bytes;
+        let mut experts: Vec<ExpertCosts> = Vec::new();
+        let (mut stacked_bytes, mut left_out) = (0.0, 0.0);
+        for (layer, stored) in config.layers.iter().zip(expert_bytes(config)) {
+            let Ffn::Experts(ExpertsSpec { count, chosen, width, .. }) = layer.ffn else {
+                continue;
+            };
+            stacked_bytes += stored;
+            left_out += ((count - chosen) * 3 * width * config.hidden_size) as f64;
+            let bytes = stored / count as f64 * held;
+            match experts.iter_mut().find(|of| (of.count, of.chosen) == (count, chosen)) {
+                Some(of) => of.bytes += bytes,
+                None => experts.push(ExpertCosts { count, chosen, bytes }),
+            }
+        }
         let coded = config.quantization.schemes().any(|scheme| scheme.code() == Some(Code::E4m3));
+        let unread = embedding * TABLE_ELEMENT_BYTES + stacked_bytes;
         Costs {
-            weight_bytes: weight_bytes as f64 * read,
+            weight_bytes: held * (stored_bytes - unread),
+            experts,
             kv_token_bytes,
-            layer_flop: 2.0 * (parameters - embedding - head),
+            layer_flop: 2.0 * (parameters - embedding - head - left_out),
             layer_speed: if coded { 2.0 } else { 1.0 },
             head_flop: 2.0 * head,
             // A product with the keys and one with the values.
             attention_flop: (4 * config.heads * config.head_dim * config.layers.len()) as f64,
         }
     }
+}
+
+/// Bytes of the experts of each layer as they are stored; 0 where a layer has none.
+fn expert_bytes(config: &ModelConfig) -> Vec<f64> {
+    let mut bytes = vec![0.0; config.layers.len()];
+    for tensor in model::tensors(config) {
+        let place = tensor.name.split_once(".layers.").and_then(|(_, rest)| rest.split_once('.'));
+        let Some((layer, rest)) = place else { continue };
+        let of = layer.parse().ok().and_then(|layer: usize| bytes.get_mut(layer));
+        if let Some(of) = of.filter(|_| rest.contains(".experts.")) {
+            *of += tensor.bytes() as f64;
+        }
+    }
+    bytes
 }
 
 /// The least seconds for some steps.
@@ -144,12 +198,20 @@ pub struct Floor {
     pub prefill_s: f64,
 }
 
+impl Costs {
+    /// Weights that a step of so many tokens reads.
+    fn step_bytes(&self, tokens: f64) -> f64 {
+        let experts = self.experts.iter().map(|experts| experts.drawn(tokens) * experts.bytes);
+        self.weight_bytes + experts.sum::<f64>()
+    }
+}
+
 impl Floor {
     /// Of `steps`, added up.
     pub fn of(steps: &[StepRecord], costs: &Costs, hardware: &Hardware) -> Floor {
         let (mut weight_bytes, mut kv_bytes, mut flop) = (0.0, 0.0, 0.0);
         for step in steps {
-            weight_bytes += costs.weight_bytes;
+            weight_bytes += costs.step_bytes(f64::from(step.decode_rows + step.prefill_tokens));
             kv_bytes += step.kv_read_tokens as f64 * costs.kv_token_bytes;
             flop += step.prefill_tokens as f64 * costs.layer_flop / costs.layer_speed
                 + step.prefill_sampled as f64 * costs.head_flop

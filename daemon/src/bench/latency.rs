@@ -62,7 +62,7 @@ fn measure(
     let (one, all) = (best(&short, |run| run.seconds)?, best(&long, decode_s)?);
     let steps = f64::from(args.output - 1);
     let seconds = decode_s(&all);
-    let costs = *session.costs();
+    let costs = session.costs().clone();
     // Only steps without a prompt's chunk; a prompt that is split leaves fewer than `output - 1`.
     let decode: Vec<StepRecord> =
         all.steps.iter().copied().filter(|step| step.prefill_rows == 0).collect();

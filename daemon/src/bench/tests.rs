@@ -251,3 +251,36 @@ fn floors_add_up() {
     near(floor.prefill_s, flop / 1e14);
     near(floor.seconds(), floor.weights_s + floor.kv_s + floor.prefill_s);
 }
+
+/// Qwen3-30B-A3B: 3.3 of 30.5 billion parameters work on a token.
+#[test]
+fn a_floor_has_the_experts_that_are_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936,
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "max_position_embeddings": 40960, "moe_intermediate_size": 768, "num_experts": 128,
+        "num_experts_per_tok": 8}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let config = ModelConfig::from_dir(dir.path()).unwrap();
+    let parameters = minisgl_engine::model::parameters(&config) as f64;
+    let costs = Costs::of(&config, 2 * parameters as u64, 98_304.0);
+    let (expert, table) = (3.0 * 768.0 * 2048.0, 151_936.0 * 2048.0);
+    let near = |value: f64, expected: f64| {
+        assert!((value / expected - 1.0).abs() < 1e-12, "{value}, not {expected}");
+    };
+    let others = parameters - table - 48.0 * 128.0 * expert;
+    near(costs.weight_bytes, 2.0 * others);
+    near(costs.layer_flop, 2.0 * (others - table + 48.0 * 8.0 * expert));
+    let hardware = Hardware { read_bytes_per_s: 1e12, matmul_flop_per_s: 1e14 };
+    let weights_s = |decode_rows, prefill_tokens| {
+        let step = StepRecord { decode_rows, prefill_tokens, ..StepRecord::default() };
+        Floor::of(&[step], &costs, &hardware).weights_s
+    };
+    let read = |experts: f64| 2.0 * (others + 48.0 * experts * expert) / 1e12;
+    near(weights_s(1, 0), read(8.0));
+    // The second token finds a sixteenth of its experts among those of the first.
+    near(weights_s(2, 0), read(8.0 + 7.5));
+    near(weights_s(1, 1), read(8.0 + 7.5));
+    near(weights_s(0, 8192), read(128.0));
+}

@@ -1,8 +1,8 @@
 // What the experts of a row say, added up.
 //
-//   out[r, :] += sum over the row's choices c of weights[r, c] * y[place of (r, c), :]       in the order of choices
+//   out[r, :] (+)= sum over the row's choices c of weights[r, c] * y[place of (r, c), :]       in the order of choices
 //
-// Shapes: y bf16 [rows * top, hidden], out bf16 [rows, hidden]; f32 inside, rounded once. A padding row stays as it is.
+// Shapes: y bf16 [rows * top, hidden], out bf16 [rows, hidden]; f32 inside, rounded once. A padding row stays as it is, or is 0.
 // Bytes moved: 2 * (top + 2) * rows * hidden. Bound: read bandwidth.
 // Measured (H200, 2026-11-29, docs/benchmarks.md), hidden 2048, top 8: 83 us at 8,192 rows, 4.0 TB/s.
 
@@ -16,8 +16,8 @@ KERNEL minisgl_combine(const __grid_constant__ minisgl_combine_args a) {
   const VectorAt at(a.hidden);
   if (at.row >= a.rows) return;
   minisgl_bf16* out = a.out + at.in(a.hidden);
-  float sum[VEC];
-  unpack(load8(out), sum);
+  float sum[VEC] = {};
+  if (a.adds) unpack(load8(out), sum);
   constexpr uint32_t AHEAD = 8;
   for (uint32_t first = 0; first < a.top; first += AHEAD) {
     Vec8 values[AHEAD];

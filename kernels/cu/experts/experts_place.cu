@@ -19,7 +19,7 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) minisgl_choose(const __grid_constant__ 
   let_next_start();
   const uint32_t first = blockIdx.x * MINISGL_ROUTE_ROWS;
   choose(a, first, min(uint32_t(MINISGL_ROUTE_ROWS), a.rows - first), chosen);
-  for (uint32_t e = threadIdx.x; e < a.experts; e += CHOOSE_THREADS) {
+  for (uint32_t e = threadIdx.x; e < a.experts; e += blockDim.x) {
     a.counts[size_t(blockIdx.x) * a.experts + e] = rows_of(chosen, e);
   }
 }

@@ -131,7 +131,7 @@ __device__ __forceinline__ void router(const minisgl_router_args& a) {
       float logit = 0.0f;
 #pragma unroll
       for (uint32_t i = 0; i < WARPS; i++) logit += partial[i][threadIdx.x / 8][threadIdx.x % 8];
-      a.logits[size_t(row) * a.experts + e] = logit + (a.bias ? a.bias[e] : 0.0f);
+      a.logits[size_t(row) * a.logits_stride + e] = logit + (a.bias ? __bfloat162float(a.bias[e]) : 0.0f);
     }
     __syncthreads();
   }

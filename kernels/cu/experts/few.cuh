@@ -257,7 +257,8 @@ struct Few {
 #pragma unroll
       for (uint32_t i = 0; i < EACH; i++) {
         const uint32_t n = threadIdx.x + i * CONSUMERS;
-        if (n < a.rows * SLAB) residual[i] = a.out[size_t(n / SLAB) * a.hidden + slab * SLAB + n % SLAB];
+        residual[i] = __float2bfloat16_rn(0.0f);
+        if (a.adds && n < a.rows * SLAB) residual[i] = a.out[size_t(n / SLAB) * a.hidden + slab * SLAB + n % SLAB];
       }
 
       // Every warp waits for every stage and lets go of it, so that none is ever a round ahead of a barrier; one

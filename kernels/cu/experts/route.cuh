@@ -47,10 +47,10 @@ __device__ __forceinline__ int32_t choose_row(const minisgl_router_args& a, uint
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
     const uint32_t expert = min(i * 32 + lane, a.experts - 1);
-    logit[i] = __ldcg(a.logits + size_t(row) * a.experts + expert);
+    logit[i] = __ldcg(a.logits + size_t(row) * a.logits_stride + expert);
     correction[i] = a.correction ? a.correction[expert] : 0.0f;
     // Where logits come from another product, the bias is still to be added.
-    if (!a.x && a.bias) logit[i] += a.bias[expert];
+    if (!a.x && a.bias) logit[i] += __bfloat162float(a.bias[expert]);
   }
   uint32_t key[EACH];  // 0: not there, or chosen; no value has it.
 #pragma unroll

@@ -17,8 +17,10 @@ mod skinny;
 pub use dummy::{DummyCodes, DummyFill};
 pub use embedding::Embedding;
 pub use experts::{
-    Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertsFew, ExpertsMany, ExpertsShape, Gate,
-    PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_slabs_len,
+    AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew,
+    ExpertsFewMxfp4, ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, PackExpert,
+    PackExpertMxfp4, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_mxfp4_len,
+    expert_slabs_len,
 };
 pub use medium::{Fp8Product, MediumGemm};
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};

@@ -58,6 +58,9 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     if wanted("experts") {
         crate::experts_bench::bench(gpu, &show);
     }
+    if wanted("experts_mxfp4") {
+        crate::experts_mxfp4_bench::bench(gpu, &show);
+    }
     if wanted("peers") {
         crate::peers::bench(gpu);
         crate::sampler::bench_ranks(gpu);

@@ -1,5 +1,7 @@
 //! A mixture of experts: packing, routing, and both ways of multiplying, against plain loops.
 
+pub mod mxfp4;
+
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
@@ -24,7 +26,7 @@ pub struct Layer {
 }
 
 struct Biases {
-    router: (Vec<f32>, CudaSlice<f32>),
+    router: (Vec<bf16>, CudaSlice<bf16>),
     gate_up: (Vec<bf16>, CudaSlice<bf16>),
     down: (Vec<bf16>, CudaSlice<bf16>),
 }
@@ -95,7 +97,7 @@ impl Layer {
             .unwrap();
         }
         let biases = by_turns.then(|| Biases {
-            router: floats(gpu, experts, 0.5),
+            router: gpu.normal(experts, 0.5),
             gate_up: gpu.normal(experts * 2 * width, 3.0),
             down: gpu.normal(experts * hidden, 1.0),
         });
@@ -112,17 +114,50 @@ impl Layer {
         }
     }
 
-    /// What the experts add to `out`.
-    fn expected(&self, x: &[bf16], ids: &[i32], weights: &[f32], out: &[bf16]) -> Vec<f64> {
-        let ExpertsShape { top, hidden, width, .. } = self.shape;
+    /// What the experts make of `out`, and how large the terms of each sum are together.
+    fn expected(
+        &self,
+        x: &[bf16],
+        ids: &[i32],
+        weights: &[f32],
+        out: &[bf16],
+    ) -> (Vec<f64>, Vec<f64>) {
+        let ExpertsShape { top, hidden, .. } = self.shape;
+        let mut expected: Vec<f64> = out.iter().map(|value| value.to_f64()).collect();
+        let mut terms = vec![0.0; out.len()];
+        let rows = expected.chunks_mut(hidden).zip(terms.chunks_mut(hidden));
+        let rows = rows.zip(x.chunks(hidden).zip(ids.chunks(top).zip(weights.chunks(top))));
+        let rows = std::sync::Mutex::new(rows);
+        let next = || rows.lock().unwrap().next();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(((expected, terms), (row, (ids, weights)))) = next() {
+                        self.add_row(row, ids, weights, expected, terms);
+                    }
+                });
+            }
+        });
+        (expected, terms)
+    }
+
+    /// One row of it.
+    fn add_row(
+        &self,
+        row: &[bf16],
+        ids: &[i32],
+        weights: &[f32],
+        expected: &mut [f64],
+        terms: &mut [f64],
+    ) {
+        let ExpertsShape { hidden, width, .. } = self.shape;
         let dot = |a: &[bf16], b: &[bf16]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(a.to_f32()) * f64::from(b.to_f32())).sum()
         };
         let round = |value: f64| bf16::from_f64(value).to_f64();
-        let mut expected: Vec<f64> = out.iter().map(|value| value.to_f64()).collect();
-        for (pair, (&id, &weight)) in ids.iter().zip(weights).enumerate() {
+        for (&id, &weight) in ids.iter().zip(weights) {
             let Ok(expert) = usize::try_from(id) else { continue };
-            let row = &x[pair / top * hidden..][..hidden];
             let act: Vec<bf16> = (0..width)
                 .map(|i| {
                     let at = (expert * width + i) * hidden;
@@ -147,10 +182,11 @@ impl Layer {
                 let bias = self.biases.as_ref();
                 let bias = bias.map_or(0.0, |b| b.down.0[expert * hidden + column].to_f64());
                 let value = dot(&act, &self.downs[at..at + width]) + bias;
-                expected[pair / top * hidden + column] += f64::from(weight) * value;
+                let term = f64::from(weight) * value;
+                expected[column] += term;
+                terms[column] += term.abs();
             }
         }
-        expected
     }
 }
 
@@ -176,6 +212,10 @@ struct Step {
     rows: usize,
     batch: usize,
     way: Way,
+    /// From a row of logits to the next.
+    stride: usize,
+    /// Results are added to what is there.
+    adds: bool,
     x: (Vec<bf16>, CudaSlice<bf16>),
     norm: (Vec<bf16>, CudaSlice<bf16>),
     normed: CudaSlice<bf16>,
@@ -207,6 +247,8 @@ impl Step {
             rows,
             batch,
             way,
+            stride: experts,
+            adds: gpu.random.below(2) == 0,
             x,
             norm,
             normed: gpu.poisoned(rows * hidden),
@@ -227,7 +269,7 @@ impl Step {
         let way = self.way;
         Router {
             input: match way.from_logits {
-                true => RouterInput::Logits,
+                true => RouterInput::Logits { stride: self.stride },
                 false => RouterInput::Rows {
                     x: (&self.x.1).into(),
                     norm: way.normed.then(|| RouterNorm {
@@ -260,6 +302,16 @@ impl Step {
         .launch(&gpu.device)
     }
 
+    /// Puts logits that belong to no expert behind those of each row, larger than all.
+    fn widen(&mut self, gpu: &Gpu, experts: usize, stride: usize) {
+        let logits = gpu.download(&self.logits);
+        let mut wide = vec![1e9; self.rows * stride];
+        for (wide, row) in wide.chunks_exact_mut(stride).zip(logits.chunks_exact(experts)) {
+            wide[..experts].copy_from_slice(row);
+        }
+        (self.logits, self.stride) = (gpu.upload(&wide), stride);
+    }
+
     /// Rows as the experts read them.
     fn input(&self, gpu: &Gpu) -> Vec<bf16> {
         if self.way.normed { gpu.download(&self.normed) } else { self.x.0.clone() }
@@ -283,6 +335,7 @@ impl Step {
             gate: layer.gate,
             act: (&mut self.act).into(),
             out: out.into(),
+            adds: self.adds,
             workspace: (&mut self.counts).into(),
             shape: layer.shape,
             rows: self.rows,
@@ -309,6 +362,7 @@ impl Step {
             act: (&mut self.act).into(),
             y: (&mut self.y).into(),
             out: out.into(),
+            adds: self.adds,
             shape: layer.shape,
             rows: self.rows,
         }
@@ -323,9 +377,11 @@ impl Step {
         if self.way.normed {
             check_norm(&self.x.0, &self.norm.0, &x, what);
         }
-        let bias = |e: usize| layer.biases.as_ref().map_or(0.0, |biases| biases.router.0[e]);
+        let bias =
+            |e: usize| layer.biases.as_ref().map_or(0.0, |biases| biases.router.0[e].to_f32());
         if self.way.from_logits {
-            logits.iter_mut().enumerate().for_each(|(i, logit)| *logit += bias(i % experts));
+            let rows = logits.chunks_exact_mut(self.stride);
+            rows.for_each(|row| (0..experts).for_each(|e| row[e] += bias(e)));
         } else {
             for (i, logit) in logits.iter().enumerate() {
                 let (row, e) = (&x[i / experts * hidden..][..hidden], i % experts);
@@ -346,10 +402,35 @@ impl Step {
                 assert!(weights.iter().all(|&weight| weight == 0.0), "{what}: {weights:?}");
                 continue;
             }
-            let logits = &logits[row * experts..][..experts];
+            let logits = &logits[row * self.stride..][..experts];
             self.check_choice(logits, ids, weights, &format!("{what}, row {row}"));
         }
+        self.check_plan(gpu, layer.shape, &ids, what);
         (ids, weights)
+    }
+
+    /// Every pair is in one batch of its expert, where the plan says that it is.
+    fn check_plan(&self, gpu: &Gpu, shape: ExpertsShape, ids: &[i32], what: &str) {
+        let plan: Vec<usize> =
+            gpu.download(&self.plan).iter().map(|&word| word as isize as usize).collect();
+        let batches_max = (plan.len() - 4 - 2 * ids.len()) / 4;
+        let (batches, pairs) = plan[4..].split_at(4 * batches_max);
+        let (pairs, places) = pairs.split_at(ids.len());
+        let mut planned = 0;
+        for batch in batches.chunks_exact(4).take(plan[0]) {
+            let (expert, first, count) = (batch[0], batch[1], batch[2]);
+            assert!(
+                expert < shape.experts && (1..=self.batch).contains(&count),
+                "{what}: {batch:?}"
+            );
+            for (place, &pair) in pairs.iter().enumerate().skip(first).take(count) {
+                assert_eq!(ids[pair] as usize, expert, "{what}: pair {pair} at {place}");
+                assert_eq!(places[pair], place, "{what}: pair {pair}");
+            }
+            planned += count;
+        }
+        let real = ids.iter().filter(|&&id| id >= 0).count();
+        assert_eq!((planned, plan[1]), (real, real), "{what}: pairs in {} batches", plan[0]);
     }
 
     fn check_choice(&self, logits: &[f32], ids: &[i32], weights: &[f32], what: &str) {
@@ -416,6 +497,9 @@ pub fn router(gpu: &mut Gpu) {
                     from_logits: rows > 64,
                 };
                 let mut step = Step::new(gpu, &layer, rows, 8, way);
+                if way.from_logits && by_turns {
+                    step.widen(gpu, experts, experts.next_multiple_of(8) + 8);
+                }
                 let what = format!("{:?} {rows} {way:?}", layer.shape);
                 for _ in 0..2 {
                     step.route(gpu, &layer).unwrap();
@@ -443,22 +527,27 @@ pub fn router_special_values(gpu: &mut Gpu) {
     }
 }
 
-/// One way of multiplying.
-type Run = fn(&mut Step, &Gpu, &Layer, &mut CudaSlice<bf16>) -> Result<(), LaunchError>;
-
-fn check(gpu: &mut Gpu, layer: &Layer, mut step: Step, run: Run, name: &str) {
+/// `run` is one way of multiplying.
+fn check(
+    gpu: &mut Gpu,
+    layer: &Layer,
+    mut step: Step,
+    run: impl Fn(&mut Step, &Gpu, &Layer, &mut CudaSlice<bf16>) -> Result<(), LaunchError>,
+    name: &str,
+) {
     let what = format!("{name} {:?} {} rows, batch {}", layer.shape, step.rows, step.batch);
     step.route(gpu, layer).unwrap();
     let (ids, weights) = step.check_route(gpu, layer, &what);
-    let (residual, _) = gpu.normal(step.rows * layer.shape.hidden, 1.0);
-    let expected = layer.expected(&step.input(gpu), &ids, &weights, &residual);
+    let len = step.rows * layer.shape.hidden;
+    let residual = if step.adds { gpu.normal(len, 1.0).0 } else { vec![bf16::ZERO; len] };
+    let (expected, terms) = layer.expected(&step.input(gpu), &ids, &weights, &residual);
+    let rounds = name.starts_with("many");
     let mut first = None;
     for _ in 0..3 {
-        let mut out = gpu.upload(&residual);
+        let mut out = if step.adds { gpu.upload(&residual) } else { gpu.poisoned(len) };
         run(&mut step, gpu, layer, &mut out).unwrap();
         let out = gpu.download(&out);
-        // Sums in between are rounded to the other side now and then.
-        assert_close(&what, &out, &expected, 0.03);
+        assert_sums(&what, &out, &expected, |i| if rounds { terms[i] } else { 0.0 });
         for row in 0..step.rows {
             if step.way.padding && step.there.0[row] < 0 {
                 let at = row * layer.shape.hidden..(row + 1) * layer.shape.hidden;
@@ -467,6 +556,20 @@ fn check(gpu: &mut Gpu, layer: &Layer, mut step: Step, run: Run, name: &str) {
         }
         assert_same(&format!("{what}, again"), &out, first.get_or_insert(out.clone()));
     }
+}
+
+/// Each element within the rounding of itself and of the `terms` of its sum, those of all together; and a little, since
+/// what lies between the products is rounded to the other side now and then.
+fn assert_sums(what: &str, out: &[bf16], expected: &[f64], terms: impl Fn(usize) -> f64) {
+    const BETWEEN: f64 = 0.03;
+    for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
+        let difference = (out.to_f64() - expected).abs();
+        let limit = BETWEEN + expected.abs() * 0.0046 + terms(i) / 256.0;
+        assert!(difference <= limit, "{what}: element {i} is {out}, expected {expected}");
+    }
+    // No element is without its own bound, which `assert_close` knows one of; the sum of all is held to its bound too.
+    let largest = (0..out.len()).map(&terms).fold(0.0, f64::max);
+    assert_close(what, out, expected, BETWEEN + largest / 256.0);
 }
 
 /// Experts, top, hidden, width: cut steps, an odd number of slabs, several stages, more slabs than blocks.
@@ -503,7 +606,8 @@ pub fn few_alone(gpu: &mut Gpu) {
     let mut all = Step::new(gpu, &layer, 13, ExpertsFew::BATCH, way);
     all.route(gpu, &layer).unwrap();
     let logits = gpu.download(&all.logits);
-    let mut out = gpu.upload(&vec![bf16::ZERO; 13 * hidden]);
+    all.adds = false;
+    let mut out = gpu.poisoned(13 * hidden);
     all.few(gpu, &layer, &mut out).unwrap();
     let out = gpu.download(&out);
     for row in 0..13 {
@@ -535,6 +639,41 @@ pub fn many(gpu: &mut Gpu) {
                 let way = Way { padding, from_logits: true, ..PLAIN };
                 let step = Step::new(gpu, &layer, rows, batch, way);
                 check(gpu, &layer, step, Step::many, "many");
+            }
+        }
+    }
+}
+
+/// The block that all rows share.
+pub fn shared(gpu: &mut Gpu) {
+    for hidden in [8, 16, 528, 2048, 2880, 7168] {
+        for rows in [1, 3, 64, 300] {
+            for gated in [false, true] {
+                let (x, x_gpu) = gpu.normal(rows * hidden, 1.0);
+                let (gate, gate_gpu) = gpu.normal(hidden, 3.0 * (hidden as f32).powf(-0.5));
+                let (y, y_gpu) = gpu.normal(rows * hidden, 2.0);
+                let (residual, mut out) = gpu.normal(rows * hidden, 1.0);
+                AddShared {
+                    x: (&x_gpu).into(),
+                    gate: gated.then(|| (&gate_gpu).into()),
+                    y: (&y_gpu).into(),
+                    out: (&mut out).into(),
+                    rows,
+                    hidden,
+                }
+                .launch(&gpu.device)
+                .unwrap();
+                let mut expected = Vec::with_capacity(rows * hidden);
+                for row in 0..rows {
+                    let at = row * hidden..(row + 1) * hidden;
+                    let products = x[at.clone()].iter().zip(&gate);
+                    let logit: f64 = products.map(|(x, w)| x.to_f64() * w.to_f64()).sum();
+                    let factor = if gated { 1.0 / (1.0 + (-logit).exp()) } else { 1.0 };
+                    let sums = residual[at.clone()].iter().zip(&y[at]);
+                    expected.extend(sums.map(|(r, y)| r.to_f64() + factor * y.to_f64()));
+                }
+                let what = format!("{rows} rows of {hidden}, gated: {gated}");
+                assert_close(&what, &gpu.download(&out), &expected, 1e-4);
             }
         }
     }

@@ -18,6 +18,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod experts_bench;
+mod experts_mxfp4_bench;
 mod fp8;
 mod fp8_bench;
 mod gemm;
@@ -85,8 +86,15 @@ const TESTS: &[Test] = &[
     ("experts_few", experts::few),
     ("experts_few_alone", experts::few_alone),
     ("experts_many", experts::many),
+    ("experts_shared", experts::shared),
     ("experts_graph", experts::graph),
     ("experts_refusals", experts::refusals),
+    ("experts_mxfp4_packing", experts::mxfp4::packing),
+    ("experts_mxfp4_few", experts::mxfp4::few),
+    ("experts_mxfp4_few_alone", experts::mxfp4::few_alone),
+    ("experts_mxfp4_many", experts::mxfp4::many),
+    ("experts_mxfp4_graph", experts::mxfp4::graph),
+    ("experts_mxfp4_refusals", experts::mxfp4::refusals),
     ("refusals", refusal::refusals),
 ];
 

@@ -10,7 +10,7 @@ use minisgl_proto::{LoadOptions, Quantize};
 
 use super::options::{self, Settings};
 use super::{Engine, load};
-use crate::config::ModelConfig;
+use crate::config::{Ffn, LayerSpec, ModelConfig};
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
 use crate::memory::{Budget, KvSize, available_bytes};
@@ -166,14 +166,27 @@ fn on_gpus(
     })
 }
 
-/// About what a GPU's workspaces, graphs and libraries take: activations of a step at its largest, logits of
-/// its rows in f32 and their copy for sampling, and half a GiB for graphs, cuBLASLt and code.
+/// About what a GPU's workspaces, graphs and libraries take: activations of a step at its largest, those between the
+/// products of all experts that its tokens chose, logits of its rows in f32 and their copy for sampling, and half a GiB for graphs, cuBLASLt and code.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU's workspaces are small"))]
 fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> u64 {
     const FIXED_BYTES: u64 = 512 << 20;
     let heads = shard.heads.len() + 2 * shard.kv_heads.len();
     let width =
         4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
+    let experts = |layer: &LayerSpec| match &layer.ffn {
+        Ffn::Dense { .. } => 0,
+        Ffn::Experts(experts) => {
+            let shared = experts
+                .shared
+                .map_or(0, |shared| 3 * shard.columns(shared.width).len() + config.hidden_size);
+            let each = shard.columns(experts.width).len() + config.hidden_size;
+            // Logits are f32.
+            experts.chosen * each + shared + 2 * experts.count
+        }
+    };
+    // Layers take turns.
+    let width = width + config.layers.iter().map(experts).max().unwrap_or(0);
     let mut activations = settings.chunk_tokens as u64 * width as u64 * ACTIVATION_BYTES;
     if config.quantization.schemes().any(|scheme| scheme != Scheme::Plain) {
         // Those of the widest product once more, as codes with a scale for each 128.
@@ -267,5 +280,18 @@ mod tests {
         larger.chunk_tokens *= 2;
         let of = |settings| workspace_bytes(&config, &one, settings);
         assert!(of(&larger) > of(&settings));
+        // What lies between the experts' products: 32 values of 4 experts and 64 of what they give, and two logits.
+        let mut mixture = config.clone();
+        let router = crate::config::Router::SoftmaxOfChosen;
+        mixture.layers[1].ffn = Ffn::Experts(crate::config::ExpertsSpec {
+            count: 8,
+            chosen: 4,
+            width: 32,
+            router,
+            bias: false,
+            shared: None,
+        });
+        let more = workspace_bytes(&mixture, &one, &settings) - of(&settings);
+        assert_eq!(more, settings.chunk_tokens as u64 * (4 * (32 + 64) + 2 * 8) * 2);
     }
 }

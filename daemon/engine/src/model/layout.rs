@@ -7,7 +7,10 @@ use std::ops::Range;
 
 use super::reader::{Piece, Reader, Vector};
 use crate::config::{Architecture, ExpertsSpec, Ffn, LayerSpec, ModelConfig};
-use crate::ops::{Attention, Experts, HeadNorms, Linear, Norm, NormId, Shared, Storage};
+use crate::ops::{
+    Attention, Experts, HeadNorms, Linear, Norm, NormId, Shared, StackOf, StackShape, Stacked,
+    Storage,
+};
 use crate::scheme::Scheme;
 use crate::weights::Part;
 
@@ -87,6 +90,9 @@ pub fn layout<R: Reader>(
 
 /// A block's projection into the middle, and the one back.
 type Halves<R> = (Linear<<R as Reader>::Store>, Linear<<R as Reader>::Store>);
+
+/// The same of every expert.
+type StackedHalves<R> = (Stacked<<R as Reader>::Store>, Stacked<<R as Reader>::Store>);
 
 /// What attention is made of: its projections, and what stands between them.
 type Parts<R> =
@@ -286,7 +292,7 @@ impl<R: Reader> Layout<'_, R> {
         at: &str,
         spec: &ExpertsSpec,
         columns: &Range<usize>,
-    ) -> Result<Halves<R>, R::Error> {
+    ) -> Result<StackedHalves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let [gate, up, down] = match self.config.architecture {
             Architecture::Mixtral => ["w1", "w3", "w2"],
@@ -298,8 +304,23 @@ impl<R: Reader> Layout<'_, R> {
             (0..spec.count).flat_map(|expert| [rows(expert, gate), rows(expert, up)]).collect();
         let cols = |expert| self.cols(&module(expert, down), [hidden, spec.width], columns);
         let downs: Vec<Piece> = (0..spec.count).map(cols).collect();
-        let gate_up = self.reader.linear(&gate_up, &[], hidden)?;
-        Ok((gate_up, self.summed(&downs, &[], columns.len())?))
+        self.stacks([&gate_up, &downs], [&[], &[]], spec.count, columns.len())
+    }
+
+    /// Both projections of all experts, of this rank's `width`; rank 0 adds the biases of what is summed over ranks.
+    fn stacks(
+        &mut self,
+        [gate_up, down]: [&[Piece]; 2],
+        [gate_up_bias, down_bias]: [&[Piece]; 2],
+        count: usize,
+        width: usize,
+    ) -> Result<StackedHalves<R>, R::Error> {
+        let hidden = self.config.hidden_size;
+        let up_shape = StackShape { of: StackOf::GateUp, count, rows: 2 * width, inputs: hidden };
+        let down_shape = StackShape { of: StackOf::Down, count, rows: hidden, inputs: width };
+        let gate_up = self.reader.stacked(gate_up, gate_up_bias, up_shape)?;
+        let down_bias = if self.reader.shard().rank == 0 { down_bias } else { &[] };
+        Ok((gate_up, self.reader.stacked(down, down_bias, down_shape)?))
     }
 
     /// gpt-oss: all experts in one tensor, gate and up in turn; plain numbers have inputs before outputs, codes after.
@@ -308,7 +329,7 @@ impl<R: Reader> Layout<'_, R> {
         at: &str,
         spec: &ExpertsSpec,
         columns: &Range<usize>,
-    ) -> Result<Halves<R>, R::Error> {
+    ) -> Result<StackedHalves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let (count, width) = (spec.count, spec.width);
         let module = format!("{at}.experts");
@@ -372,7 +393,7 @@ impl<R: Reader> Layout<'_, R> {
             ),
             false => (Vec::new(), Vec::new()),
         };
-        let gate_up = self.reader.linear(&gate_ups, &gate_up_biases, hidden)?;
-        Ok((gate_up, self.summed(&downs, &down_biases, columns.len())?))
+        let biases = [&gate_up_biases[..], &down_biases];
+        self.stacks([&gate_ups, &downs], biases, count, columns.len())
     }
 }

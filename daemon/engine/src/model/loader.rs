@@ -5,7 +5,7 @@
 
 use super::reader::{Piece, Reader};
 use crate::error::{EngineError, OpError};
-use crate::ops::{OpResult, Ops};
+use crate::ops::{OpResult, Ops, StackShape};
 use crate::shard::Shard;
 use crate::weights::{MatrixPart, TensorPart, WeightError, WeightSource};
 
@@ -77,6 +77,14 @@ impl<'a, O: Ops> Loader<'a, O> {
     }
 }
 
+/// The part of a matrix that a piece is.
+fn lend_matrix<'a>(
+    source: &'a dyn WeightSource,
+    piece: &Piece,
+) -> Result<MatrixPart<'a>, WeightError> {
+    MatrixPart::of(source, &piece.name, &piece.shape, piece.scheme, &piece.part)
+}
+
 impl<'a, O: Ops> Reader for Loader<'a, O> {
     type Store = O;
     type Error = EngineError;
@@ -86,10 +94,15 @@ impl<'a, O: Ops> Reader for Loader<'a, O> {
     }
 
     fn matrix(&mut self, pieces: &[Piece], inputs: usize) -> Result<O::Matrix, EngineError> {
-        let lend = |source: &'a dyn WeightSource, piece: &Piece| {
-            MatrixPart::of(source, &piece.name, &piece.shape, piece.scheme, &piece.part)
-        };
-        self.upload(pieces, lend, MatrixPart::stored_bytes, |ops, parts| ops.matrix(&parts, inputs))
+        self.upload(pieces, lend_matrix, MatrixPart::stored_bytes, |ops, parts| {
+            ops.matrix(&parts, inputs)
+        })
+    }
+
+    fn stack(&mut self, pieces: &[Piece], shape: StackShape) -> Result<O::Stack, EngineError> {
+        self.upload(pieces, lend_matrix, MatrixPart::stored_bytes, |ops, parts| {
+            ops.stack(&parts, shape)
+        })
     }
 
     fn vector(&mut self, pieces: &[Piece]) -> Result<O::Vector, EngineError> {

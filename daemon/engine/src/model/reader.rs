@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 use crate::config::ModelConfig;
-use crate::ops::{Linear, Storage};
+use crate::ops::{Linear, StackShape, Stacked, Storage};
 use crate::scheme::Scheme;
 use crate::shard::Shard;
 use crate::weights::{Part, TensorSpec};
@@ -67,6 +67,12 @@ pub trait Reader {
     /// It cannot be had.
     fn matrix(&mut self, pieces: &[Piece], inputs: usize) -> Result<Matrix<Self>, Self::Error>;
 
+    /// Pieces of the matrices of a layer's experts, in the order that [`StackOf`](crate::ops::StackOf) says.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn stack(&mut self, pieces: &[Piece], shape: StackShape) -> Result<Stack<Self>, Self::Error>;
+
     /// Pieces of vectors, one after the other.
     ///
     /// # Errors
@@ -93,10 +99,27 @@ pub trait Reader {
         let bias = if bias.is_empty() { None } else { Some(self.vector(bias)?) };
         Ok(Linear { weight, bias })
     }
+
+    /// A projection of every expert, with biases if there are pieces of them.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn stacked(
+        &mut self,
+        weight: &[Piece],
+        bias: &[Piece],
+        shape: StackShape,
+    ) -> Result<Stacked<Self::Store>, Self::Error> {
+        let weight = self.stack(weight, shape)?;
+        let bias = if bias.is_empty() { None } else { Some(self.vector(bias)?) };
+        Ok(Stacked { weight, bias })
+    }
 }
 
 /// A reader's matrices.
 pub type Matrix<R> = <<R as Reader>::Store as Storage>::Matrix;
+/// A reader's stacks of experts' matrices.
+pub type Stack<R> = <<R as Reader>::Store as Storage>::Stack;
 /// A reader's vectors.
 pub type Vector<R> = <<R as Reader>::Store as Storage>::Vector;
 
@@ -106,6 +129,7 @@ pub struct Names;
 impl Storage for Names {
     type Matrix = ();
     type Vector = ();
+    type Stack = ();
 }
 
 /// Lists what a layout asks for, in its order.
@@ -170,6 +194,11 @@ impl Reader for Listing {
     }
 
     fn matrix(&mut self, pieces: &[Piece], _inputs: usize) -> Result<(), Infallible> {
+        self.add(pieces);
+        Ok(())
+    }
+
+    fn stack(&mut self, pieces: &[Piece], _shape: StackShape) -> Result<(), Infallible> {
         self.add(pieces);
         Ok(())
     }

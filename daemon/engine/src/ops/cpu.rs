@@ -29,8 +29,8 @@ use self::attention::Heads;
 use self::kv::KvPages;
 use self::linear::widen;
 use super::{
-    Around, Attention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pending, Scratch, Storage,
-    Stream,
+    Around, Attention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pending, Scratch,
+    StackShape, Storage, Stream,
 };
 use crate::batch::Batch;
 use crate::collective::Member;
@@ -311,6 +311,7 @@ impl Pending for Done {
 impl Storage for CpuOps {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
+    type Stack = Matrix;
 }
 
 impl Ops for CpuOps {
@@ -320,6 +321,11 @@ impl Ops for CpuOps {
         let matrix = Matrix::of(parts, inputs, self.arch);
         self.count(matrix.bytes());
         Ok(matrix)
+    }
+
+    /// One matrix, as tall as all experts'.
+    fn stack(&self, parts: &[MatrixPart<'_>], shape: StackShape) -> OpResult<Matrix> {
+        self.matrix(parts, shape.inputs)
     }
 
     fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<Vec<f32>> {

@@ -15,6 +15,7 @@
 #![allow(unsafe_code, reason = "the GPU's memory; each use says why it is sound")]
 
 mod attend;
+mod experts;
 mod fp8;
 mod gpu;
 mod graphs;
@@ -34,6 +35,7 @@ mod tests;
 mod tuned;
 mod upload;
 
+pub use experts::Stack;
 pub use gpu::{Gpu, GpuMemory};
 pub use kv::KV_UNIT_BYTES;
 pub use linear::decode_rows;
@@ -59,6 +61,7 @@ use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
 
 use self::attend::{Attention, no_kv};
+use self::experts::ExpertRoom;
 use self::fp8::{Input, Quantised};
 use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
@@ -73,7 +76,7 @@ use self::tuned::TunedFile;
 use self::upload::{Element, Uploader};
 use super::{
     Around, Attention as LayerAttention, Experts, Linear, Norm, OpResult, Ops, Pending, Scratch,
-    Storage, Stream,
+    StackShape, Storage, Stream,
 };
 use crate::batch::Batch;
 use crate::config::ModelConfig;
@@ -135,6 +138,8 @@ pub struct CudaOps {
     /// The part of the vocabulary that this rank's embedding and head have.
     vocab_part: Range<usize>,
     team: Option<Team>,
+    /// If a layer has experts.
+    experts: Option<ExpertRoom>,
     inputs: Inputs,
     requests: Requests,
     outputs: Outputs,
@@ -221,8 +226,10 @@ impl CudaOps {
                 sample_scratch_len(&device, logit_rows, config.vocab_size, logit_stride),
             ),
         };
+        let experts = ExpertRoom::new(&device, config, shard, chunk_tokens)?;
         Ok(CudaOps {
             attention,
+            experts,
             uploader: RefCell::new(Some(Uploader::new(&stream))),
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
@@ -278,12 +285,21 @@ impl CudaOps {
     }
 
     fn upload<T: Element>(&self, parts: &[TensorPart<'_>], len: usize) -> OpResult<CudaSlice<T>> {
+        let array = self.arrive(parts, len)?;
+        self.count_weights(array.num_bytes());
+        Ok(array)
+    }
+
+    /// [`CudaOps::upload`] of what does not stay.
+    fn arrive<T: Element>(&self, parts: &[TensorPart<'_>], len: usize) -> OpResult<CudaSlice<T>> {
         let mut uploader = self.uploader.borrow_mut();
         let uploader =
             uploader.as_mut().ok_or_else(|| failed("upload weights")("loading was over"))?;
-        let array = uploader.upload(&self.device, parts, len)?;
-        self.weight_bytes.fetch_add(array.num_bytes() as u64, Ordering::Relaxed);
-        Ok(array)
+        uploader.upload(&self.device, parts, len)
+    }
+
+    fn count_weights(&self, bytes: usize) {
+        self.weight_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -406,6 +422,7 @@ const INPUT_UNIT: usize = 16;
 impl Storage for CudaOps {
     type Matrix = Matrix;
     type Vector = CudaSlice<bf16>;
+    type Stack = Stack;
 }
 
 impl Ops for CudaOps {
@@ -423,6 +440,10 @@ impl Ops for CudaOps {
         Ok(matrix)
     }
 
+    fn stack(&self, parts: &[MatrixPart<'_>], shape: StackShape) -> OpResult<Stack> {
+        self.upload_stack(parts, shape)
+    }
+
     fn vector(&self, parts: &[TensorPart<'_>]) -> OpResult<CudaSlice<bf16>> {
         let len = parts.iter().map(TensorPart::len).sum();
         self.upload(parts, len)
@@ -433,7 +454,8 @@ impl Ops for CudaOps {
     }
 
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
-        let data = self.stream().alloc_zeros(padded_tokens(rows) * width);
+        // A model without dense blocks has buffers of none.
+        let data = self.stream().alloc_zeros((padded_tokens(rows) * width).max(1));
         Ok(Buffer { data: data.map_err(failed("allocate activations"))?, rows, width })
     }
 
@@ -611,13 +633,16 @@ impl Ops for CudaOps {
 
     fn experts_add(
         &mut self,
-        _rows: usize,
-        _norm: &Norm<Self>,
-        _experts: &Experts<Self>,
-        _norms: Around<'_, Self>,
-        _stream: &mut Stream<Self>,
+        rows: usize,
+        norm: &Norm<Self>,
+        experts: &Experts<Self>,
+        norms: Around<'_, Self>,
+        stream: &mut Stream<Self>,
     ) -> OpResult {
-        Err(failed("experts")("there are no kernels for mixtures of experts"))
+        if norms.after.is_some() {
+            return Err(failed("experts")("there is no kernel for a norm after a block"));
+        }
+        self.run_experts(self.issued(rows), norm, experts, norms.next, stream)
     }
 
     fn attention(

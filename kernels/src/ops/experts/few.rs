@@ -22,7 +22,7 @@ const STAGES_MAX: usize = 16;
 /// Static shared memory of the kernel at most.
 const SHARED_STATIC: usize = 512;
 
-/// `out += sum of weight * down(gate(x))` over the experts of each row, for few rows.
+/// `out (+)= sum of weight * down(gate(x))` over the experts of each row, for few rows.
 ///
 /// bf16 with f32 sums, rounded in between and once in the end, in the order of choices: a row's result has the same bits
 /// whatever else is in the batch. Moves the weights of every chosen expert once, `6 * hidden * width` bytes; bound by
@@ -38,8 +38,10 @@ pub struct ExpertsFew<'a> {
     pub gate: Gate,
     /// At least `rows * top * width`.
     pub act: ArrayMut<'a, bf16>,
-    /// The residual stream, `[rows, hidden]`: added to.
+    /// The residual stream, or what is added to it, `[rows, hidden]`.
     pub out: ArrayMut<'a, bf16>,
+    /// Whether to add to what is in `out`; else it is written anew, padding rows as zeros.
+    pub adds: bool,
     /// At least [`ExpertsFew::WORKSPACE_LEN`], zeros before the first launch.
     pub workspace: ArrayMut<'a, u32>,
     /// The layer.
@@ -145,6 +147,8 @@ impl ExpertsFew<'_> {
             down_steps: cut.down_steps as u32,
             stages: cut.stages as u32,
             stage_bytes: cut.stage_bytes as u32,
+            adds: u32::from(self.adds),
+            reserved: 0,
         };
         let grid = Grid {
             blocks: (device.multiprocessors(), 1),

@@ -27,7 +27,7 @@ const SHARED_STATIC: usize = 1536;
 /// What of the dynamic part is lost to alignment.
 const ALIGNMENT: usize = 1024;
 
-/// `out += sum of weight * down(gate(x))` over the experts of each row, for many rows: two grouped products and a sum.
+/// `out (+)= sum of weight * down(gate(x))` over the experts of each row, for many rows: two grouped products and a sum.
 ///
 /// bf16 with f32 sums; what an expert gives is rounded before the sum, which is taken in the order of choices. FLOPs
 /// `6 * rows * top * hidden * width`; bound by the tensor cores, or with fewer rows by reading the weights. Hopper alone.
@@ -44,8 +44,10 @@ pub struct ExpertsMany<'a> {
     pub act: ArrayMut<'a, bf16>,
     /// At least `rows * top * hidden`.
     pub y: ArrayMut<'a, bf16>,
-    /// The residual stream, `[rows, hidden]`: added to.
+    /// The residual stream, or what is added to it, `[rows, hidden]`.
     pub out: ArrayMut<'a, bf16>,
+    /// Whether to add to what is in `out`; else it is written anew, padding rows as zeros.
+    pub adds: bool,
     /// The layer.
     pub shape: ExpertsShape,
     /// Tokens.
@@ -138,7 +140,7 @@ impl ExpertsMany<'_> {
             rows: rows as u32,
             top: top as u32,
             hidden: hidden as u32,
-            reserved: 0,
+            adds: u32::from(self.adds),
         };
         // SAFETY: the structs are the kernels', their arrays were checked above, and shared memory is as they count it.
         unsafe {

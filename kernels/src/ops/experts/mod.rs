@@ -4,10 +4,15 @@
 //! for the GPU, or let a launch depend on what the router chose.
 //!
 //! A layer is [`Router`], then [`ExpertsFew`] or [`ExpertsMany`], with the same `batch`. Weights are [`PackExpert`]ed once.
+//! In MXFP4: [`ExpertsFewMxfp4`], [`ExpertsManyMxfp4`], [`PackExpertMxfp4`].
 
 mod few;
 mod many;
+mod mxfp4;
+mod mxfp4_few;
+mod mxfp4_many;
 mod router;
+mod shared;
 mod weights;
 
 use crate::abi::Address;
@@ -19,7 +24,11 @@ use half::bf16;
 
 pub use few::ExpertsFew;
 pub use many::ExpertsMany;
+pub use mxfp4::{ExpertWeightsMxfp4, PackExpertMxfp4, expert_mxfp4_len};
+pub use mxfp4_few::ExpertsFewMxfp4;
+pub use mxfp4_many::ExpertsManyMxfp4;
 pub use router::{Choice, Router, RouterInput, RouterNorm, Score};
+pub use shared::AddShared;
 pub use weights::{ExpertRows, PackExpert, expert_slabs_len};
 
 /// Experts of a layer at most.

@@ -11,8 +11,9 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// Threads of a block.
+/// Threads of a block; where it chooses from logits, with a row for a warp at a time, more.
 const THREADS: u32 = 256;
+const CHOOSE_THREADS: u32 = 512;
 /// Experts of a block, and columns of a step.
 const EXPERTS_BLOCK: u32 = 8;
 const STEP: usize = 256;
@@ -54,7 +55,10 @@ pub enum RouterInput<'a> {
         weight: Array<'a, bf16>,
     },
     /// A matrix product has left them in `logits`, without the bias.
-    Logits,
+    Logits {
+        /// From a row to the next, at least as many as there are experts.
+        stride: usize,
+    },
 }
 
 /// A norm before the router, as [`RmsNorm`](crate::ops::RmsNorm) computes it.
@@ -75,8 +79,8 @@ pub struct Router<'a> {
     /// Rows or logits.
     pub input: RouterInput<'a>,
     /// Added to the logits, `[experts]`.
-    pub bias: Option<Array<'a, f32>>,
-    /// At least `rows * experts`.
+    pub bias: Option<Array<'a, bf16>>,
+    /// At least `rows` times the stride, which is `experts` where the product is part of the op.
     pub logits: ArrayMut<'a, f32>,
     /// How to choose.
     pub choice: Choice<'a>,
@@ -133,15 +137,24 @@ impl Router<'_> {
         let workspace = room(&check, "workspace", &self.workspace, workspace)?;
         let plan_len = Routed::plan_len(shape, rows, self.batch);
         let (x, norm_weight, weight, normed, eps) = self.input.check(&check, shape, rows)?;
+        let stride = match self.input {
+            RouterInput::Logits { stride } => stride,
+            RouterInput::Rows { .. } => experts,
+        };
+        check.that(stride >= experts, || format!("the stride of logits is {stride}"))?;
+        let bias = match &self.bias {
+            Some(bias) => check.scalars("bias", bias, &[experts])?,
+            None => 0,
+        };
         let args = RouterArgs {
             x,
             norm_weight,
             weight,
-            bias: floats("bias", &self.bias)?,
+            bias,
             correction,
             there,
             normed,
-            logits: room(&check, "logits", &self.logits, rows * experts)?,
+            logits: room(&check, "logits", &self.logits, rows * stride)?,
             ids: check.scalars("ids", &self.ids, &[rows, top])?,
             weights: check.scalars("weights", &self.weights, &[rows, top])?,
             counts: workspace + 16,
@@ -157,6 +170,8 @@ impl Router<'_> {
             renormalise: u32::from(self.choice.renormalise),
             batch: check.count("batch", self.batch)?,
             batches_max: check.count("batches", batches_max(shape, rows, self.batch))?,
+            logits_stride: check.count("stride", stride)?,
+            reserved: 0,
         };
         if rows == 0 {
             return Ok(());
@@ -165,8 +180,9 @@ impl Router<'_> {
             |blocks| Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes: 0, cluster: 1 };
         if x == 0 {
             let blocks = args.rows.div_ceil(ROUTE_ROWS as u32);
+            let choose = Grid { threads: CHOOSE_THREADS, ..grid(blocks) };
             // SAFETY: the struct is the kernel's, its arrays were checked above, and a block has 64 rows.
-            unsafe { check.launch(Kernel::ExpertsChoose, grid(blocks), &args) }?;
+            unsafe { check.launch(Kernel::ExpertsChoose, choose, &args) }?;
             // SAFETY: as above.
             return unsafe { check.launch(Kernel::ExpertsPlace, grid(blocks), &args) };
         }

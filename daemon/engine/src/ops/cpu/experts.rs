@@ -10,7 +10,7 @@ use super::elementwise::{activate, exp, sigmoid};
 use super::linear::{linear, linear_rows};
 use super::{CpuOps, Matrix};
 use crate::config::{Activation, Router};
-use crate::ops::{Experts, Linear, Shared};
+use crate::ops::{Experts, Shared};
 
 /// A token's chosen expert.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,7 +74,9 @@ pub fn experts(
         let gathered: Vec<f32> =
             pairs.iter().flat_map(|&(token, _)| &x[token * hidden..][..hidden]).copied().collect();
         let block = Block { arch, activation, expert, width: experts.width };
-        let result = block.run(&experts.gate_up, &experts.down, hidden, &gathered, scratch);
+        let [gate_up, down] = [&experts.gate_up, &experts.down]
+            .map(|stacked| (&stacked.weight, stacked.bias.as_deref()));
+        let result = block.run(gate_up, down, hidden, &gathered, scratch);
         for (&(token, rank), result) in pairs.iter().zip(result.chunks_exact(hidden)) {
             results[(token * experts.spec.chosen + rank) * hidden..][..hidden]
                 .copy_from_slice(result);
@@ -102,7 +104,9 @@ fn add_shared(
     scratch: &mut Vec<f32>,
 ) {
     let block = Block { arch, activation, expert: 0, width: shared.width };
-    let result = block.run(&shared.gate_up, &shared.down, hidden, x, scratch);
+    let [gate_up, down] =
+        [&shared.gate_up, &shared.down].map(|linear| (&linear.weight, linear.bias.as_deref()));
+    let result = block.run(gate_up, down, hidden, x, scratch);
     let tokens = x.len() / hidden;
     let mut gates = vec![f32::INFINITY; tokens];
     if let Some(gate) = &shared.gate {
@@ -115,6 +119,9 @@ fn add_shared(
     }
 }
 
+/// A matrix and what is added to its products.
+type Biased<'a> = (&'a Matrix, Option<&'a [f32]>);
+
 /// One expert's block in stacks of all experts' matrices.
 struct Block {
     arch: Arch,
@@ -126,18 +133,17 @@ struct Block {
 impl Block {
     fn run(
         &self,
-        gate_up: &Linear<CpuOps>,
-        down: &Linear<CpuOps>,
+        gate_up: Biased<'_>,
+        down: Biased<'_>,
         hidden: usize,
         x: &[f32],
         scratch: &mut Vec<f32>,
     ) -> Vec<f32> {
         let tokens = x.len() / hidden;
-        let part = |linear: &Linear<CpuOps>, rows: usize, x: &[f32], scratch: &mut Vec<f32>| {
+        let part = |(weight, bias): Biased<'_>, rows: usize, x: &[f32], scratch: &mut Vec<f32>| {
             let rows = self.expert * rows..(self.expert + 1) * rows;
-            let bias = linear.bias.as_ref().map(|bias| &bias[rows.clone()]);
+            let bias = bias.map(|bias| &bias[rows.clone()]);
             let mut out = vec![0.0; tokens * rows.len()];
-            let weight: &Matrix = &linear.weight;
             linear_rows(self.arch, weight, rows, bias, x, &mut out, scratch);
             out
         };

@@ -15,11 +15,12 @@ use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmError, GemmKind,
 use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
+use super::experts::ExpertRoom;
 use super::fp8::Quantised;
 use super::linear::gemm_rows;
 use super::memory::{ROW_UNIT, padded_tokens};
-use super::{CudaOps, failed};
-use crate::config::{Activation, Ffn, ModelConfig, NormSpec};
+use super::{CudaOps, experts, failed};
+use crate::config::{Activation, Ffn, LayerSpec, ModelConfig, NormSpec};
 use crate::error::OpError;
 use crate::ops::OpResult;
 use crate::rope;
@@ -32,18 +33,20 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
         Err(OpError { operation: "choose kernels", reason })
     };
     for (is_there, what) in [
-        (config.layers.iter().all(|layer| matches!(layer.ffn, Ffn::Dense { .. })), "experts"),
         (config.layers.iter().all(|layer| layer.attention.window.is_none()), "windows"),
         (config.ropes.len() == 1, "rotations that differ between layers"),
         (!config.sinks, "attention with sinks"),
         (!config.attention_bias.output, "a bias on the attention's output"),
         (config.norms == NormSpec::default(), "norms after blocks, or with weights less 1"),
         (config.embedding_scale == 1.0, "embeddings that are scaled"),
-        (config.activation == Activation::Silu, "this activation"),
+        (has_activation(config), "this activation"),
     ] {
         if !is_there {
             return refuse(format!("the GPU has no kernels for {what} yet"));
         }
+    }
+    if let Some(what) = experts::refusal(config, shard) {
+        return refuse(what);
     }
     if !ATTENTION_HEAD_DIMS.contains(&config.head_dim) {
         return refuse(format!(
@@ -67,6 +70,19 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
         }
     }
     Ok(())
+}
+
+/// Whether every block has kernels for the model's activation: gpt-oss's own goes with experts alone.
+fn has_activation(config: &ModelConfig) -> bool {
+    let experts_alone = |layer: &LayerSpec| match &layer.ffn {
+        Ffn::Experts(experts) => experts.shared.is_none(),
+        Ffn::Dense { .. } => false,
+    };
+    match config.activation {
+        Activation::Silu => true,
+        Activation::ClampedSwish => config.layers.iter().all(experts_alone),
+        Activation::GeluTanh => false,
+    }
 }
 
 /// Cosines and sines of every position, rounded as on the CPU.
@@ -140,7 +156,7 @@ impl CudaOps {
             out: zeros(self.chunk_tokens * widths.max().unwrap_or(0))?,
         };
         for &(n, k) in &shapes {
-            let rows_max = match n == self.head_rows() {
+            let rows_max = match n == self.head_rows() && n != self.router_rows() {
                 true => self.logit_rows,
                 false => self.chunk_tokens,
             };
@@ -272,17 +288,24 @@ impl CudaOps {
         self.vocab_part.len().next_multiple_of(ROW_UNIT)
     }
 
+    /// Rows of the experts' routers, padded; 0 without experts.
+    fn router_rows(&self) -> usize {
+        self.experts.as_ref().map_or(0, |experts| experts.router_rows)
+    }
+
     /// What becomes of products with weights of `n` rows: a block ends in a sum as wide as the residual
     /// stream, and anything else is an output of its own.
     fn kinds(&self, n: usize) -> Vec<GemmKind> {
         let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
-        if n == self.head_rows() {
+        if n == self.head_rows() && n != self.router_rows() {
             return vec![GemmKind::F32];
         }
-        // What is summed over ranks is added there.
+        // What is summed over ranks is added there; what a shared expert gives goes through its gate first.
         let sums = n == self.hidden && self.team.is_none();
-        let outputs = n != self.hidden || n == qkv || !sums;
-        let kinds = [(GemmKind::AddTo, sums), (GemmKind::Bf16, outputs)];
+        let gated = self.experts.as_ref().is_some_and(ExpertRoom::has_shared);
+        let outputs = n != self.hidden || n == qkv || !sums || gated;
+        let logits = n == self.router_rows();
+        let kinds = [(GemmKind::AddTo, sums), (GemmKind::Bf16, outputs), (GemmKind::F32, logits)];
         kinds.into_iter().filter(|&(_, is)| is).map(|(kind, _)| kind).collect()
     }
 
@@ -303,9 +326,10 @@ impl CudaOps {
         let weights: Vec<Array<'_, bf16>> = weights.iter().map(Array::from).collect();
         let head = kind == GemmKind::F32;
         let mut out = trial.out.slice_mut(..if head { 0 } else { m * n });
-        let logits = match &mut self.team {
-            Some(team) => team.peers().logits(),
-            None => &mut self.logits,
+        let logits = match (&mut self.experts, &mut self.team) {
+            (Some(experts), _) if n == experts.router_rows => experts.logits(),
+            (_, Some(team)) => team.peers().logits(),
+            (_, None) => &mut self.logits,
         };
         let mut logits = logits.slice_mut(..if head { m * n } else { 0 });
         let args = GemmArgs {

@@ -168,8 +168,7 @@ impl CudaOps {
         stream: &mut Stream<CudaOps>,
     ) -> OpResult {
         let Some(mut team) = self.team.take() else { return Err(failed("linear")("one rank")) };
-        let Stream { residual, normed, .. } = stream;
-        let (room, width) = (residual.rows, residual.width);
+        let (room, width) = (stream.residual.rows, stream.residual.width);
         // A product of few rows writes to the peers itself.
         let sends = match linear.weight.scale_form() {
             None => self.few(rows),
@@ -179,26 +178,39 @@ impl CudaOps {
         let into = inboxes.map_or(Into::Output, Into::Sent);
         let target = Target { data: team.peers.delta(Sum::Addition), rows: room, width };
         let product = self.product_into(rows, linear, x, target, into);
-        let summed = product.and_then(|()| {
-            let mut normed = normed.rows_mut(rows);
-            let norm = next.map(|norm| NextNorm {
-                weight: (&norm.weight).into(),
-                out: (&mut normed).into(),
-                eps: self.eps,
-            });
-            let mut residual = residual.rows_mut(rows);
-            team.peers
-                .all_reduce(
-                    &self.device,
-                    rows,
-                    (Sum::Addition, inboxes.is_some()),
-                    (&mut residual).into(),
-                    norm,
-                )
-                .map_err(failed("all-reduce"))
-        });
+        let sent = inboxes.is_some();
+        let summed =
+            product.and_then(|()| self.add_over_ranks(&mut team, rows, sent, next, stream));
         self.team = Some(team);
-        stream.changed(next);
         summed
+    }
+
+    /// `residual +=` what every rank has left for the next addition, in its peers' inboxes already if it was `sent`;
+    /// with the norm that follows.
+    pub(super) fn add_over_ranks(
+        &self,
+        team: &mut Team,
+        rows: usize,
+        sent: bool,
+        next: Option<&Norm<CudaOps>>,
+        stream: &mut Stream<CudaOps>,
+    ) -> OpResult {
+        let Stream { residual, normed, .. } = &mut *stream;
+        let mut normed = normed.rows_mut(rows);
+        let norm = next.map(|norm| NextNorm {
+            weight: (&norm.weight).into(),
+            out: (&mut normed).into(),
+            eps: self.eps,
+        });
+        let mut residual = residual.rows_mut(rows);
+        let summed = team.peers.all_reduce(
+            &self.device,
+            rows,
+            (Sum::Addition, sent),
+            (&mut residual).into(),
+            norm,
+        );
+        stream.changed(next);
+        summed.map_err(failed("all-reduce"))
     }
 }

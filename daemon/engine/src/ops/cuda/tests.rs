@@ -1,5 +1,6 @@
 //! Every op against the CPU's, on odd shapes, into poisoned buffers. Without a GPU nothing runs.
 
+mod experts;
 mod fp8;
 
 use half::bf16;
@@ -15,7 +16,7 @@ use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 use crate::ops::{HeadNorms, NormId};
 
 const SLOTS: usize = 300;
-const CHUNK: usize = 700;
+const CHUNK: usize = 1000;
 const VOCAB: usize = 1003;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
