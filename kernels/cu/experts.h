@@ -99,11 +99,11 @@ typedef struct {
 
 /* minisgl_experts_many_up, _down */
 typedef struct {
-  const minisgl_bf16 *x;       /* up: [rows, columns]; down: [rows * top, columns], by places */
+  const minisgl_bf16 *x;       /* [ceil(columns / 64), rows * top, 64], by places: minisgl_gather's, or that of `up` */
   const void *weight;          /* [experts], slabs of n rows */
   const minisgl_bf16 *bias;    /* up: [experts, 2, n / 2], gate, then up; down: [experts, n]; or null */
   const int32_t *plan;
-  minisgl_bf16 *out;           /* by places: up [rows * top, n / 2], down [rows * top, n] */
+  minisgl_bf16 *out;           /* by places: up [ceil(n / 128), rows * top, 64], down [rows * top, n] */
   uint32_t rows;
   uint32_t top;
   uint32_t n;
@@ -113,6 +113,17 @@ typedef struct {
   uint32_t stages;             /* of the ring */
   uint32_t gate;               /* MINISGL_GATE_ */
 } minisgl_experts_many_args;
+
+/* minisgl_gather */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, columns] */
+  const int32_t *plan;
+  minisgl_bf16 *to;            /* [ceil(columns / 64), rows * top, 64], by places */
+  uint32_t rows;
+  uint32_t top;
+  uint32_t columns;
+  uint32_t batches_max;
+} minisgl_gather_args;
 
 /* minisgl_combine */
 typedef struct {

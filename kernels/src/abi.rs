@@ -380,6 +380,18 @@ pub struct ExpertsManyArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct GatherArgs {
+    pub x: Address,
+    pub plan: Address,
+    pub to: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub columns: u32,
+    pub batches_max: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct CombineArgs {
     pub y: Address,
     pub weights: Address,

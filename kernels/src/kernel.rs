@@ -101,6 +101,7 @@ kernels! {
     ExpertsFew = "experts_few" "minisgl_experts_few",
     ExpertsManyUp = "experts_many" "minisgl_experts_many_up",
     ExpertsManyDown = "experts_many" "minisgl_experts_many_down",
+    ExpertsGather = "experts_gather" "minisgl_gather",
     ExpertsCombine = "experts_combine" "minisgl_combine",
     AddShared = "experts_shared" "minisgl_add_shared",
 }

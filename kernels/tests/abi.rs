@@ -93,6 +93,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         ExpertsManyArgs = minisgl_experts_many_args {
             x, weight, bias, plan, out, rows, top, n, columns, batches_max, batch, stages, gate,
         }
+        GatherArgs = minisgl_gather_args { x, plan, to, rows, top, columns, batches_max }
         CombineArgs = minisgl_combine_args { y, weights, place, out, rows, top, hidden, adds }
         AddSharedArgs = minisgl_add_shared_args { x, gate, y, out, rows, hidden }
         FiArgs = minisgl_fi_args {

@@ -3,16 +3,16 @@
 //   up:    out[p, i] = gate(x[r, :] . Wg[e, i, :] + bg[e, i]) * (x[r, :] . Wu[e, i, :] + bu[e, i])   for a pair p = (r, e)
 //   down:  out[p, :] = x[p, :] . Wd[e, :, :] + bd[e, :]
 //
-// Shapes: see experts.h; bf16, f32 sums. Rows of a batch go to one expert and lie side by side in the plan, rows of x
-// where the tokens are: nothing is permuted in memory.
+// Shapes: see experts.h; bf16, f32 sums. Rows of a batch go to one expert and lie side by side: experts_gather.cu has
+// brought those of x there, in the form that the tensor cores read, and `up` leaves its results in it.
 // FLOPs: 2 * pairs * n * columns. Bytes moved: the weights of every expert that has a row, once for each batch
 // (again from the cache), and 2 * pairs * (columns + n). Bound: tensor cores, or with few rows read bandwidth; before
 // those, with tiles of this size, what the cache brings to the multiprocessors: 40 KB for every 3 MFLOP.
 //
 // A block computes 128 rows of the weights (eight slabs) times all rows of a batch at a time, and goes on with the next
-// such item. Four producer warps fill a ring of stages of 64 columns: slabs by bulk copies, rows of x gathered 16 bytes
-// at a time into the same swizzle. Two warpgroups multiply 64 rows of the weights each. Results are turned around in
-// shared memory, so that whole lines go out.
+// such item. One warp, whose group has given its registers away, fills a ring of stages of 64 columns by bulk copies alone: what other instructions write, the tensor
+// cores see after a fence of every thread, which costs more than the products. Two warpgroups multiply 64 rows of the
+// weights each. Results are turned around in shared memory, so that whole lines go out.
 
 #include "experts.cuh"
 #include "wgmma.cuh"
@@ -20,7 +20,7 @@
 using namespace minisgl;
 
 [[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_A_BYTES = MANY_SLABS * SLAB_STEP_BYTES, MANY_STAGES_MAX = 12;
-[[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, PRODUCERS = 128, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
+[[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -32,7 +32,6 @@ struct Many {
   char *ring, *turned;
   uint32_t stage_bytes, steps, slabs, tiles, items;
   const int4* batches;
-  const int32_t* pairs;
   uint64_t *full, *empty;
 
   __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, uint64_t* full, uint64_t* empty)
@@ -47,60 +46,42 @@ struct Many {
 
   __device__ __forceinline__ void load_plan() {
     const PlanAt<const int32_t> plan(a.plan, a.batches_max, a.rows * a.top);
-    batches = reinterpret_cast<const int4*>(plan.batches), pairs = plan.pairs;
-    items = min(uint32_t(*plan.head), a.batches_max) * tiles;
+    batches = reinterpret_cast<const int4*>(plan.batches);
+    items = min(uint32_t(__ldcg(plan.head)), a.batches_max) * tiles;
+  }
+
+  // The batch of an item; of one past the last, anything.
+  __device__ __forceinline__ int4 batch_of(uint32_t item) const {
+    return __ldcg(batches + (item < items ? item / tiles : 0));
   }
 };
 
-__device__ __forceinline__ void producers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(PRODUCERS) : "memory"); }
-__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 2, %0;" ::"n"(MULTIPLIERS) : "memory"); }
+__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
 
-// 16 bytes, or zeros.
-__device__ __forceinline__ void gather16(uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-// Arrives for this thread when all it has gathered so far is there.
-__device__ __forceinline__ void arrive_when_gathered(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-template <bool DOWN>
-__device__ __forceinline__ void many_produce(const Many& work, uint32_t (&rows)[MANY_BATCH_MAX]) {
+// One warp: a lane copies a slab's step, another the rows of x.
+__device__ __forceinline__ void many_produce(const Many& work) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = threadIdx.x % 8, first_row = threadIdx.x / 8;
+  const uint32_t lane = threadIdx.x % 32, places = a.rows * a.top;
   uint32_t stage = 0, phase = 0;
+  int4 batch = work.batch_of(blockIdx.x);
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-    const int4 batch = work.batches[item / work.tiles];
+    const int4 next = work.batch_of(item + gridDim.x);
     const uint32_t slab = item % work.tiles * MANY_SLABS, slabs = min(MANY_SLABS, work.slabs - slab);
-    producers_meet();
-    for (uint32_t i = threadIdx.x; i < batch.z; i += PRODUCERS) {
-      rows[i] = DOWN ? batch.y + i : uint32_t(work.pairs[batch.y + i]) / a.top;
-    }
-    producers_meet();
     const char* weight = static_cast<const char*>(a.weight) +
                          (size_t(batch.x) * work.slabs + slab + lane) * work.steps * SLAB_STEP_BYTES;
+    const char* x = reinterpret_cast<const char*>(a.x) + size_t(batch.y) * 128;
+    const uint32_t x_bytes = batch.z * 128;
     for (uint32_t step = 0; step < work.steps; step++) {
       barrier_wait(&work.empty[stage], phase ^ 1);
       char* to = work.ring + stage * work.stage_bytes;
-      if (warp == 0) {
-        if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES);
-        __syncwarp();
-        if (lane < slabs) copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
-      }
-      const uint32_t column = step * STEP_COLUMNS + unit * VEC;
-      const bool there = column < a.columns;
-      const minisgl_bf16* x = a.x + (there ? column : 0);
-      const uint32_t place = shared_address(to) + MANY_A_BYTES + first_row * 128 + (unit ^ first_row % 8) * 16;
-#pragma unroll 4
-      for (uint32_t row = first_row, i = 0; row < batch.z; row += PRODUCERS / 8, i++) {
-        gather16(place + i * (PRODUCERS / 8 * 128), x + size_t(rows[row]) * a.columns, there);
-      }
-      arrive_when_gathered(&work.full[stage]);
+      if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES + x_bytes);
+      __syncwarp();
+      if (lane < slabs) copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
+      if (lane == MANY_SLABS) copy(to + MANY_A_BYTES, x + size_t(step) * places * 128, x_bytes, &work.full[stage]);
       if (++stage == a.stages) stage = 0, phase ^= 1;
     }
+    batch = next;
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 __device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -118,13 +99,11 @@ template <int N>
 __device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MANY_BATCH_MAX / 2], uint32_t& stage,
                                              uint32_t& phase) {
   float(&sum)[N / 2] = reinterpret_cast<float(&)[N / 2]>(sums);
-  const uint32_t thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1;
+  const uint32_t thread = threadIdx.x % 128, group = threadIdx.x / 128;
   uint32_t before = 0;
 #pragma unroll 1
   for (uint32_t step = 0; step < work.steps; step++) {
     barrier_wait(&work.full[stage], phase);
-    // Rows were written as threads write, and are read as the tensor cores read.
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     const uint32_t at = shared_address(work.ring) + stage * work.stage_bytes;
     const uint64_t weight = operand(at + group * (MANY_A_BYTES / 2)), x = operand(at + MANY_A_BYTES);
     products_begin();
@@ -146,7 +125,7 @@ template <bool DOWN>
 __device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab,
                                           const float (&sum)[MANY_BATCH_MAX / 2]) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t thread = threadIdx.x - PRODUCERS, warp = thread / 32, lane = thread % 32;
+  const uint32_t thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 
   // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
   const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
@@ -194,10 +173,17 @@ __device__ __forceinline__ void store_all(const Many& work, const int4& batch, u
       for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
         const uint32_t token = i / UNITS, unit = i % UNITS;
         const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
-        if (column >= width) continue;
+        if (DOWN && column >= width) continue;
         const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
         const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
-        *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
+        if (DOWN) {
+          *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
+        } else {
+          // A tile has the columns of one step of down; those past the last are zeros.
+          const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + begin + token;
+          *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ (begin + token) % 8) * VEC) =
+              column < width ? values : make_uint4(0, 0, 0, 0);
+        }
       }
     }
   }
@@ -207,10 +193,9 @@ template <bool DOWN>
 __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[MANY_STAGES_MAX], empty[MANY_STAGES_MAX];
-  __shared__ uint32_t rows[MANY_BATCH_MAX];
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < a.stages; i++) {
-      barrier_init(&full[i], PRODUCERS + 1);
+      barrier_init(&full[i], 1);
       barrier_init(&empty[i], 2);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -220,14 +205,15 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   let_next_start();
   __syncthreads();
   work.load_plan();
-  if (threadIdx.x < PRODUCERS) {
+  if (threadIdx.x >= MULTIPLIERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    many_produce<DOWN>(work, rows);
+    if (threadIdx.x < MULTIPLIERS + 32) many_produce(work);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     uint32_t stage = 0, phase = 0;
+    int4 batch = work.batch_of(blockIdx.x);
     for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-      const int4 batch = work.batches[item / work.tiles];
+      const int4 next = work.batch_of(item + gridDim.x);
       const uint32_t slab = item % work.tiles * MANY_SLABS;
       float sum[MANY_BATCH_MAX / 2];
       switch ((batch.z + 31) / 32) {
@@ -241,6 +227,7 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
         default: multiply_all<256>(work, sum, stage, phase); break;
       }
       store_all<DOWN>(work, batch, slab, sum);
+      batch = next;
     }
   }
 }

@@ -257,8 +257,8 @@ impl Step {
             weights: gpu.upload(&vec![f32::NAN; rows * top]),
             plan: gpu.upload(&vec![-7; Routed::plan_len(shape, rows, batch)]),
             workspace: gpu.upload(&vec![0; workspace]),
-            act: gpu.poisoned(rows * top * width),
-            y: gpu.poisoned(rows * top * hidden),
+            act: gpu.poisoned(ExpertsMany::act_len(shape, rows)),
+            y: gpu.poisoned(ExpertsMany::y_len(shape, rows)),
             counts: gpu.upload(&[0; ExpertsFew::WORKSPACE_LEN]),
         }
     }

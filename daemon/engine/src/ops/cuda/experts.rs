@@ -191,8 +191,8 @@ impl ExpertRoom {
                 .map_err(memory)?,
             workspace: stream.alloc_zeros(workspace).map_err(memory)?,
             arrived: stream.alloc_zeros(ExpertsFew::WORKSPACE_LEN).map_err(memory)?,
-            act: bf16s(pairs * width)?,
-            y: bf16s(pairs * hidden)?,
+            act: bf16s(ExpertsMany::act_len(shape, tokens))?,
+            y: bf16s(ExpertsMany::y_len(shape, tokens))?,
             shared,
         }))
     }
