@@ -22,6 +22,9 @@ using namespace minisgl;
 [[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_A_BYTES = MANY_SLABS * SLAB_STEP_BYTES, MANY_STAGES_MAX = 12;
 [[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
 
+// Batches of up to so many rows are most experts' only ones.
+[[maybe_unused]] constexpr uint32_t READ_ONCE_BATCH = 64;
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Shared memory, from a multiple of 1024 bytes on; `many.rs` counts the same bytes.
@@ -62,6 +65,7 @@ __device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %
 __device__ __forceinline__ void many_produce(const Many& work) {
   const minisgl_experts_many_args& a = work.a;
   const uint32_t lane = threadIdx.x % 32, places = a.rows * a.top;
+  const uint64_t once = read_once();
   uint32_t stage = 0, phase = 0;
   int4 batch = work.batch_of(blockIdx.x);
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
@@ -76,7 +80,14 @@ __device__ __forceinline__ void many_produce(const Many& work) {
       char* to = work.ring + stage * work.stage_bytes;
       if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES + x_bytes);
       __syncwarp();
-      if (lane < slabs) copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
+      if (lane < slabs) {
+        // With few rows no other item needs them again.
+        if (a.batch <= READ_ONCE_BATCH) {
+          copy_once(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage], once);
+        } else {
+          copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
+        }
+      }
       if (lane == MANY_SLABS) copy(to + MANY_A_BYTES, x + size_t(step) * places * 128, x_bytes, &work.full[stage]);
       if (++stage == a.stages) stage = 0, phase ^= 1;
     }
@@ -96,9 +107,7 @@ __device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
 
 // The products of an item, for up to N rows of x.
 template <int N>
-__device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MANY_BATCH_MAX / 2], uint32_t& stage,
-                                             uint32_t& phase) {
-  float(&sum)[N / 2] = reinterpret_cast<float(&)[N / 2]>(sums);
+__device__ __forceinline__ void multiply_all(const Many& work, float (&sum)[N / 2], uint32_t& stage, uint32_t& phase) {
   const uint32_t thread = threadIdx.x % 128, group = threadIdx.x / 128;
   uint32_t before = 0;
 #pragma unroll 1
@@ -120,10 +129,9 @@ __device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MAN
   if (thread == 0) barrier_arrive(&work.empty[before]);
 }
 
-// Rounds and stores what an item has come to.
-template <bool DOWN>
-__device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab,
-                                          const float (&sum)[MANY_BATCH_MAX / 2]) {
+// Rounds and stores what an item has come to. N is the number of rows up to whole 32.
+template <bool DOWN, int N>
+__device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab, const float (&sum)[N / 2]) {
   const minisgl_experts_many_args& a = work.a;
   const uint32_t thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 
@@ -135,58 +143,63 @@ __device__ __forceinline__ void store_all(const Many& work, const int4& batch, u
     bias[0] = __bfloat162float(from[0]), bias[1] = __bfloat162float(from[DOWN ? SLAB / 2 : width]);
   }
   // A row of `turned` has the results of all eight warps for a token: 8 columns of each for up, 16 for down, where a
-  // token takes two rows.
-  constexpr uint32_t PER_PASS = DOWN ? MANY_BATCH_MAX / 2 : MANY_BATCH_MAX;
+  // token takes two rows, and those of half the tokens fit.
+  constexpr uint32_t AT_ONCE = DOWN ? (N / 2 + 31) / 32 * 32 : N;
   const uint32_t turned = shared_address(work.turned);
 #pragma unroll
-  for (uint32_t pass = 0; pass < MANY_BATCH_MAX; pass += PER_PASS) {
-    const uint32_t room = max(a.batch, 64u) / (DOWN ? 2 : 1);
-    // Where `turned` has less room than a pass, it is filled several times.
-    for (uint32_t from = 0; from < PER_PASS && pass + from < batch.z; from += room) {
-      multipliers_meet();
+  for (uint32_t begin = 0; begin < N; begin += AT_ONCE) {
+    multipliers_meet();
 #pragma unroll
-      for (uint32_t i = 0; i < PER_PASS; i += 32) {
-        if (i < from || i >= from + room || pass + i >= batch.z) continue;
-        const uint32_t token = i - from + lane;  // Whose row this lane gives the address of.
-        uint32_t low[4], high[4];
+    for (uint32_t i = begin; i < begin + AT_ONCE && i < N; i += 32) {
+      const uint32_t token = i - begin + lane;  // Whose row this lane gives the address of.
+      uint32_t low[4], high[4];
 #pragma unroll
-        for (uint32_t j = 0; j < 4; j++) {
-          const float* d = sum + (pass + i + 8 * j) / 2;
-          if (DOWN) {
-            low[j] = two(__float2bfloat16_rn(d[0] + bias[0]), __float2bfloat16_rn(d[1] + bias[0]));
-            high[j] = two(__float2bfloat16_rn(d[2] + bias[1]), __float2bfloat16_rn(d[3] + bias[1]));
-          } else {
-            low[j] = two(gated(d[0] + bias[0], d[2] + bias[1], a.gate), gated(d[1] + bias[0], d[3] + bias[1], a.gate));
-          }
-        }
+      for (uint32_t j = 0; j < 4; j++) {
+        const float* d = sum + (i + 8 * j) / 2;
         if (DOWN) {
-          const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
-          store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
-          store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
+          low[j] = two(__float2bfloat16_rn(d[0] + bias[0]), __float2bfloat16_rn(d[1] + bias[0]));
+          high[j] = two(__float2bfloat16_rn(d[2] + bias[1]), __float2bfloat16_rn(d[3] + bias[1]));
         } else {
-          store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
+          low[j] = two(gated(d[0] + bias[0], d[2] + bias[1], a.gate), gated(d[1] + bias[0], d[3] + bias[1], a.gate));
         }
       }
-      multipliers_meet();
-      constexpr uint32_t UNITS = DOWN ? 16 : 8;
-      const uint32_t begin = pass + from, tokens = min(uint32_t(batch.z) - min(begin, uint32_t(batch.z)), min(room, PER_PASS));
-      for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
-        const uint32_t token = i / UNITS, unit = i % UNITS;
-        const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
-        if (DOWN && column >= width) continue;
-        const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
-        const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
-        if (DOWN) {
-          *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
-        } else {
-          // A tile has the columns of one step of down; those past the last are zeros.
-          const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + begin + token;
-          *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ (begin + token) % 8) * VEC) =
-              column < width ? values : make_uint4(0, 0, 0, 0);
-        }
+      if (DOWN) {
+        const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
+        store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
+        store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
+      } else {
+        store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
+      }
+    }
+    multipliers_meet();
+    constexpr uint32_t UNITS = DOWN ? 16 : 8;
+    const uint32_t tokens = min(max(batch.z, int32_t(begin)) - begin, AT_ONCE);
+    for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
+      const uint32_t token = i / UNITS, unit = i % UNITS;
+      const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
+      if (DOWN && column >= width) continue;
+      const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
+      const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
+      if (DOWN) {
+        *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
+      } else {
+        // A tile has the columns of one step of down; those past the last are zeros.
+        const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + begin + token;
+        *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ token % 8) * VEC) =
+            column < width ? values : make_uint4(0, 0, 0, 0);
       }
     }
   }
+}
+
+// An item with up to N rows. What an N needs is compiled for it alone: work for more rows than there are, even hoisted out of
+// a branch, would cost as much as the products of few.
+template <bool DOWN, int N>
+__device__ __forceinline__ void run(const Many& work, const int4& batch, uint32_t slab, uint32_t& stage, uint32_t& phase) {
+  // Not left as it is, though the first product does not read it: else it would be kept from item to item, for every N.
+  float sum[N / 2] = {};
+  multiply_all<N>(work, sum, stage, phase);
+  store_all<DOWN, N>(work, batch, slab, sum);
 }
 
 template <bool DOWN>
@@ -215,18 +228,16 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
     for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
       const int4 next = work.batch_of(item + gridDim.x);
       const uint32_t slab = item % work.tiles * MANY_SLABS;
-      float sum[MANY_BATCH_MAX / 2];
       switch ((batch.z + 31) / 32) {
-        case 1: multiply_all<32>(work, sum, stage, phase); break;
-        case 2: multiply_all<64>(work, sum, stage, phase); break;
-        case 3: multiply_all<96>(work, sum, stage, phase); break;
-        case 4: multiply_all<128>(work, sum, stage, phase); break;
-        case 5: multiply_all<160>(work, sum, stage, phase); break;
-        case 6: multiply_all<192>(work, sum, stage, phase); break;
-        case 7: multiply_all<224>(work, sum, stage, phase); break;
-        default: multiply_all<256>(work, sum, stage, phase); break;
+        case 1: run<DOWN, 32>(work, batch, slab, stage, phase); break;
+        case 2: run<DOWN, 64>(work, batch, slab, stage, phase); break;
+        case 3: run<DOWN, 96>(work, batch, slab, stage, phase); break;
+        case 4: run<DOWN, 128>(work, batch, slab, stage, phase); break;
+        case 5: run<DOWN, 160>(work, batch, slab, stage, phase); break;
+        case 6: run<DOWN, 192>(work, batch, slab, stage, phase); break;
+        case 7: run<DOWN, 224>(work, batch, slab, stage, phase); break;
+        default: run<DOWN, 256>(work, batch, slab, stage, phase); break;
       }
-      store_all<DOWN>(work, batch, slab, sum);
       batch = next;
     }
   }

@@ -4,10 +4,10 @@
 //! router chose; all that is launched depends on the number of rows alone, so that a step can be replayed.
 //!
 //! ```text
-//!   up to 64 rows   router (norm, logits, choice, plan) | experts_few (both products, sum)
-//!   more            norm | logits | choice, plan        | experts_many (two grouped products, sum)
-//!   shared          gate and up | down | what its gate lets through is added
-//!   several ranks   the sum over them, as after any other block
+//!   router    up to 32 rows one launch (norm, logits, choice, plan); more: norm | logits | choice, plan
+//!   experts   up to 64 rows one launch (both products, sum); more: rows brought together | two products | sum
+//!   shared    gate and up | down | what its gate lets through is added
+//!   ranks     the sum over them, as after any other block
 //! ```
 
 mod stack;
@@ -37,6 +37,11 @@ const HIDDEN_UNIT: usize = 16;
 /// Pairs of a token and an expert that an expert has on average up to which `ExpertsFew` is faster: it computes eight at a
 /// time, and reads the weights again for every eight.
 const FEW_EACH: usize = ExpertsFew::BATCH;
+
+/// Rows up to which the router's own product, with the norm in it, is faster than a norm, a matrix product and a choice from
+/// logits: it takes sixteen at a time.
+const FUSED_ROWS: usize = 32;
+const _: () = assert!(FUSED_ROWS <= Router::ROWS_MAX);
 
 /// What lies between the kernels of a block, as large as the largest step needs it. Layers take turns.
 pub(super) struct ExpertRoom {
@@ -340,7 +345,7 @@ impl CudaOps {
     ) -> OpResult {
         let ExpertsShape { experts: count, top, hidden, .. } = shape;
         let router = &experts.router;
-        let fused = rows <= Router::ROWS_MAX && hidden <= Router::HIDDEN_MAX;
+        let fused = rows <= FUSED_ROWS && hidden <= Router::HIDDEN_MAX;
         if !fused {
             self.normalise(rows, stream, norm)?;
             let m = gemm_rows(rows, stream.normed.rows);
