@@ -25,10 +25,10 @@ struct PlanAt {
 __device__ __forceinline__ minisgl_bf16 gated(float gate, float up, uint32_t kind) {
   gate = __bfloat162float(__float2bfloat16_rn(gate));
   up = __bfloat162float(__float2bfloat16_rn(up));
-  if (kind == MINISGL_GATE_SILU) return __float2bfloat16_rn(gate / (1.0f + __expf(-gate)) * up);
+  if (kind == MINISGL_GATE_SILU) return __float2bfloat16_rn(__fdividef(gate, 1.0f + __expf(-gate)) * up);
   gate = gate > 7.0f ? 7.0f : gate;
   up = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-  return __float2bfloat16_rn(gate / (1.0f + __expf(-1.702f * gate)) * (up + 1.0f));
+  return __float2bfloat16_rn(__fdividef(gate, 1.0f + __expf(-1.702f * gate)) * (up + 1.0f));
 }
 
 // Adds one to a count of blocks, and tells what it was. What this thread knows of comes before, for whoever sees it.

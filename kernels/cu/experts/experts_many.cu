@@ -3,16 +3,16 @@
 //   up:    out[p, i] = gate(x[r, :] . Wg[e, i, :] + bg[e, i]) * (x[r, :] . Wu[e, i, :] + bu[e, i])   for a pair p = (r, e)
 //   down:  out[p, :] = x[p, :] . Wd[e, :, :] + bd[e, :]
 //
-// Shapes: see experts.h; bf16, f32 sums. Rows of a batch go to one expert and lie side by side in the plan, rows of x
-// where the tokens are: nothing is permuted in memory.
+// Shapes: see experts.h; bf16, f32 sums. Rows of a batch go to one expert and lie side by side: experts_gather.cu has
+// brought those of x there, in the form that the tensor cores read, and `up` leaves its results in it.
 // FLOPs: 2 * pairs * n * columns. Bytes moved: the weights of every expert that has a row, once for each batch
 // (again from the cache), and 2 * pairs * (columns + n). Bound: tensor cores, or with few rows read bandwidth; before
 // those, with tiles of this size, what the cache brings to the multiprocessors: 40 KB for every 3 MFLOP.
 //
 // A block computes 128 rows of the weights (eight slabs) times all rows of a batch at a time, and goes on with the next
-// such item. Four producer warps fill a ring of stages of 64 columns: slabs by bulk copies, rows of x gathered 16 bytes
-// at a time into the same swizzle. Two warpgroups multiply 64 rows of the weights each. Results are turned around in
-// shared memory, so that whole lines go out.
+// such item. One warp, whose group has given its registers away, fills a ring of stages of 64 columns by bulk copies alone: what other instructions write, the tensor
+// cores see after a fence of every thread, which costs more than the products. Two warpgroups multiply 64 rows of the
+// weights each. Results are turned around in shared memory, so that whole lines go out.
 
 #include "experts.cuh"
 #include "wgmma.cuh"
@@ -20,7 +20,10 @@
 using namespace minisgl;
 
 [[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_A_BYTES = MANY_SLABS * SLAB_STEP_BYTES, MANY_STAGES_MAX = 12;
-[[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, PRODUCERS = 128, MULTIPLIERS = 256, THREADS = PRODUCERS + MULTIPLIERS;
+[[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
+
+// Batches of up to so many rows are most experts' only ones.
+[[maybe_unused]] constexpr uint32_t READ_ONCE_BATCH = 64;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -32,7 +35,6 @@ struct Many {
   char *ring, *turned;
   uint32_t stage_bytes, steps, slabs, tiles, items;
   const int4* batches;
-  const int32_t* pairs;
   uint64_t *full, *empty;
 
   __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, uint64_t* full, uint64_t* empty)
@@ -47,60 +49,50 @@ struct Many {
 
   __device__ __forceinline__ void load_plan() {
     const PlanAt<const int32_t> plan(a.plan, a.batches_max, a.rows * a.top);
-    batches = reinterpret_cast<const int4*>(plan.batches), pairs = plan.pairs;
-    items = min(uint32_t(*plan.head), a.batches_max) * tiles;
+    batches = reinterpret_cast<const int4*>(plan.batches);
+    items = min(uint32_t(__ldcg(plan.head)), a.batches_max) * tiles;
+  }
+
+  // The batch of an item; of one past the last, anything.
+  __device__ __forceinline__ int4 batch_of(uint32_t item) const {
+    return __ldcg(batches + (item < items ? item / tiles : 0));
   }
 };
 
-__device__ __forceinline__ void producers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(PRODUCERS) : "memory"); }
-__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 2, %0;" ::"n"(MULTIPLIERS) : "memory"); }
+__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
 
-// 16 bytes, or zeros.
-__device__ __forceinline__ void gather16(uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-// Arrives for this thread when all it has gathered so far is there.
-__device__ __forceinline__ void arrive_when_gathered(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-template <bool DOWN>
-__device__ __forceinline__ void many_produce(const Many& work, uint32_t (&rows)[MANY_BATCH_MAX]) {
+// One warp: a lane copies a slab's step, another the rows of x.
+__device__ __forceinline__ void many_produce(const Many& work) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = threadIdx.x % 8, first_row = threadIdx.x / 8;
+  const uint32_t lane = threadIdx.x % 32, places = a.rows * a.top;
+  const uint64_t once = read_once();
   uint32_t stage = 0, phase = 0;
+  int4 batch = work.batch_of(blockIdx.x);
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-    const int4 batch = work.batches[item / work.tiles];
+    const int4 next = work.batch_of(item + gridDim.x);
     const uint32_t slab = item % work.tiles * MANY_SLABS, slabs = min(MANY_SLABS, work.slabs - slab);
-    producers_meet();
-    for (uint32_t i = threadIdx.x; i < batch.z; i += PRODUCERS) {
-      rows[i] = DOWN ? batch.y + i : uint32_t(work.pairs[batch.y + i]) / a.top;
-    }
-    producers_meet();
     const char* weight = static_cast<const char*>(a.weight) +
                          (size_t(batch.x) * work.slabs + slab + lane) * work.steps * SLAB_STEP_BYTES;
+    const char* x = reinterpret_cast<const char*>(a.x) + size_t(batch.y) * 128;
+    const uint32_t x_bytes = batch.z * 128;
     for (uint32_t step = 0; step < work.steps; step++) {
       barrier_wait(&work.empty[stage], phase ^ 1);
       char* to = work.ring + stage * work.stage_bytes;
-      if (warp == 0) {
-        if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES);
-        __syncwarp();
-        if (lane < slabs) copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
+      if (lane == 0) barrier_expect(&work.full[stage], slabs * SLAB_STEP_BYTES + x_bytes);
+      __syncwarp();
+      if (lane < slabs) {
+        // With few rows no other item needs them again.
+        if (a.batch <= READ_ONCE_BATCH) {
+          copy_once(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage], once);
+        } else {
+          copy(to + lane * SLAB_STEP_BYTES, weight + step * SLAB_STEP_BYTES, SLAB_STEP_BYTES, &work.full[stage]);
+        }
       }
-      const uint32_t column = step * STEP_COLUMNS + unit * VEC;
-      const bool there = column < a.columns;
-      const minisgl_bf16* x = a.x + (there ? column : 0);
-      const uint32_t place = shared_address(to) + MANY_A_BYTES + first_row * 128 + (unit ^ first_row % 8) * 16;
-#pragma unroll 4
-      for (uint32_t row = first_row, i = 0; row < batch.z; row += PRODUCERS / 8, i++) {
-        gather16(place + i * (PRODUCERS / 8 * 128), x + size_t(rows[row]) * a.columns, there);
-      }
-      arrive_when_gathered(&work.full[stage]);
+      if (lane == MANY_SLABS) copy(to + MANY_A_BYTES, x + size_t(step) * places * 128, x_bytes, &work.full[stage]);
       if (++stage == a.stages) stage = 0, phase ^= 1;
     }
+    batch = next;
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 __device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -115,16 +107,12 @@ __device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
 
 // The products of an item, for up to N rows of x.
 template <int N>
-__device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MANY_BATCH_MAX / 2], uint32_t& stage,
-                                             uint32_t& phase) {
-  float(&sum)[N / 2] = reinterpret_cast<float(&)[N / 2]>(sums);
-  const uint32_t thread = threadIdx.x % 128, group = threadIdx.x / 128 - 1;
+__device__ __forceinline__ void multiply_all(const Many& work, float (&sum)[N / 2], uint32_t& stage, uint32_t& phase) {
+  const uint32_t thread = threadIdx.x % 128, group = threadIdx.x / 128;
   uint32_t before = 0;
 #pragma unroll 1
   for (uint32_t step = 0; step < work.steps; step++) {
     barrier_wait(&work.full[stage], phase);
-    // Rows were written as threads write, and are read as the tensor cores read.
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     const uint32_t at = shared_address(work.ring) + stage * work.stage_bytes;
     const uint64_t weight = operand(at + group * (MANY_A_BYTES / 2)), x = operand(at + MANY_A_BYTES);
     products_begin();
@@ -141,12 +129,11 @@ __device__ __forceinline__ void multiply_all(const Many& work, float (&sums)[MAN
   if (thread == 0) barrier_arrive(&work.empty[before]);
 }
 
-// Rounds and stores what an item has come to.
-template <bool DOWN>
-__device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab,
-                                          const float (&sum)[MANY_BATCH_MAX / 2]) {
+// Rounds and stores what an item has come to. N is the number of rows up to whole 32.
+template <bool DOWN, int N>
+__device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab, const float (&sum)[N / 2]) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t thread = threadIdx.x - PRODUCERS, warp = thread / 32, lane = thread % 32;
+  const uint32_t thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 
   // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
   const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
@@ -156,61 +143,72 @@ __device__ __forceinline__ void store_all(const Many& work, const int4& batch, u
     bias[0] = __bfloat162float(from[0]), bias[1] = __bfloat162float(from[DOWN ? SLAB / 2 : width]);
   }
   // A row of `turned` has the results of all eight warps for a token: 8 columns of each for up, 16 for down, where a
-  // token takes two rows.
-  constexpr uint32_t PER_PASS = DOWN ? MANY_BATCH_MAX / 2 : MANY_BATCH_MAX;
+  // token takes two rows, and those of half the tokens fit.
+  constexpr uint32_t AT_ONCE = DOWN ? (N / 2 + 31) / 32 * 32 : N;
   const uint32_t turned = shared_address(work.turned);
 #pragma unroll
-  for (uint32_t pass = 0; pass < MANY_BATCH_MAX; pass += PER_PASS) {
-    const uint32_t room = max(a.batch, 64u) / (DOWN ? 2 : 1);
-    // Where `turned` has less room than a pass, it is filled several times.
-    for (uint32_t from = 0; from < PER_PASS && pass + from < batch.z; from += room) {
-      multipliers_meet();
+  for (uint32_t begin = 0; begin < N; begin += AT_ONCE) {
+    multipliers_meet();
 #pragma unroll
-      for (uint32_t i = 0; i < PER_PASS; i += 32) {
-        if (i < from || i >= from + room || pass + i >= batch.z) continue;
-        const uint32_t token = i - from + lane;  // Whose row this lane gives the address of.
-        uint32_t low[4], high[4];
+    for (uint32_t i = begin; i < begin + AT_ONCE && i < N; i += 32) {
+      const uint32_t token = i - begin + lane;  // Whose row this lane gives the address of.
+      uint32_t low[4], high[4];
 #pragma unroll
-        for (uint32_t j = 0; j < 4; j++) {
-          const float* d = sum + (pass + i + 8 * j) / 2;
-          if (DOWN) {
-            low[j] = two(__float2bfloat16_rn(d[0] + bias[0]), __float2bfloat16_rn(d[1] + bias[0]));
-            high[j] = two(__float2bfloat16_rn(d[2] + bias[1]), __float2bfloat16_rn(d[3] + bias[1]));
-          } else {
-            low[j] = two(gated(d[0] + bias[0], d[2] + bias[1], a.gate), gated(d[1] + bias[0], d[3] + bias[1], a.gate));
-          }
-        }
+      for (uint32_t j = 0; j < 4; j++) {
+        const float* d = sum + (i + 8 * j) / 2;
         if (DOWN) {
-          const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
-          store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
-          store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
+          low[j] = two(__float2bfloat16_rn(d[0] + bias[0]), __float2bfloat16_rn(d[1] + bias[0]));
+          high[j] = two(__float2bfloat16_rn(d[2] + bias[1]), __float2bfloat16_rn(d[3] + bias[1]));
         } else {
-          store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
+          low[j] = two(gated(d[0] + bias[0], d[2] + bias[1], a.gate), gated(d[1] + bias[0], d[3] + bias[1], a.gate));
         }
       }
-      multipliers_meet();
-      constexpr uint32_t UNITS = DOWN ? 16 : 8;
-      const uint32_t begin = pass + from, tokens = min(uint32_t(batch.z) - min(begin, uint32_t(batch.z)), min(room, PER_PASS));
-      for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
-        const uint32_t token = i / UNITS, unit = i % UNITS;
-        const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
-        if (column >= width) continue;
-        const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
-        const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
+      if (DOWN) {
+        const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
+        store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
+        store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
+      } else {
+        store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
+      }
+    }
+    multipliers_meet();
+    constexpr uint32_t UNITS = DOWN ? 16 : 8;
+    const uint32_t tokens = min(max(batch.z, int32_t(begin)) - begin, AT_ONCE);
+    for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
+      const uint32_t token = i / UNITS, unit = i % UNITS;
+      const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
+      if (DOWN && column >= width) continue;
+      const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
+      const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
+      if (DOWN) {
         *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
+      } else {
+        // A tile has the columns of one step of down; those past the last are zeros.
+        const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + begin + token;
+        *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ token % 8) * VEC) =
+            column < width ? values : make_uint4(0, 0, 0, 0);
       }
     }
   }
+}
+
+// An item with up to N rows. What an N needs is compiled for it alone: work for more rows than there are, even hoisted out of
+// a branch, would cost as much as the products of few.
+template <bool DOWN, int N>
+__device__ __forceinline__ void run(const Many& work, const int4& batch, uint32_t slab, uint32_t& stage, uint32_t& phase) {
+  // Not left as it is, though the first product does not read it: else it would be kept from item to item, for every N.
+  float sum[N / 2] = {};
+  multiply_all<N>(work, sum, stage, phase);
+  store_all<DOWN, N>(work, batch, slab, sum);
 }
 
 template <bool DOWN>
 __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[MANY_STAGES_MAX], empty[MANY_STAGES_MAX];
-  __shared__ uint32_t rows[MANY_BATCH_MAX];
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < a.stages; i++) {
-      barrier_init(&full[i], PRODUCERS + 1);
+      barrier_init(&full[i], 1);
       barrier_init(&empty[i], 2);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -220,27 +218,27 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   let_next_start();
   __syncthreads();
   work.load_plan();
-  if (threadIdx.x < PRODUCERS) {
+  if (threadIdx.x >= MULTIPLIERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    many_produce<DOWN>(work, rows);
+    if (threadIdx.x < MULTIPLIERS + 32) many_produce(work);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     uint32_t stage = 0, phase = 0;
+    int4 batch = work.batch_of(blockIdx.x);
     for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
-      const int4 batch = work.batches[item / work.tiles];
+      const int4 next = work.batch_of(item + gridDim.x);
       const uint32_t slab = item % work.tiles * MANY_SLABS;
-      float sum[MANY_BATCH_MAX / 2];
       switch ((batch.z + 31) / 32) {
-        case 1: multiply_all<32>(work, sum, stage, phase); break;
-        case 2: multiply_all<64>(work, sum, stage, phase); break;
-        case 3: multiply_all<96>(work, sum, stage, phase); break;
-        case 4: multiply_all<128>(work, sum, stage, phase); break;
-        case 5: multiply_all<160>(work, sum, stage, phase); break;
-        case 6: multiply_all<192>(work, sum, stage, phase); break;
-        case 7: multiply_all<224>(work, sum, stage, phase); break;
-        default: multiply_all<256>(work, sum, stage, phase); break;
+        case 1: run<DOWN, 32>(work, batch, slab, stage, phase); break;
+        case 2: run<DOWN, 64>(work, batch, slab, stage, phase); break;
+        case 3: run<DOWN, 96>(work, batch, slab, stage, phase); break;
+        case 4: run<DOWN, 128>(work, batch, slab, stage, phase); break;
+        case 5: run<DOWN, 160>(work, batch, slab, stage, phase); break;
+        case 6: run<DOWN, 192>(work, batch, slab, stage, phase); break;
+        case 7: run<DOWN, 224>(work, batch, slab, stage, phase); break;
+        default: run<DOWN, 256>(work, batch, slab, stage, phase); break;
       }
-      store_all<DOWN>(work, batch, slab, sum);
+      batch = next;
     }
   }
 }

@@ -45,8 +45,8 @@ pub fn bench(gpu: &mut Gpu, show: Show<'_>) {
             let mut plan = gpu.upload(&vec![0; Routed::plan_len(SHAPE, rows, batch)]);
             let mut workspace = gpu.upload(&vec![0; Router::workspace_len(SHAPE, rows)]);
             let mut counts = gpu.upload(&[0; ExpertsFew::WORKSPACE_LEN]);
-            let mut act = gpu.poisoned(rows * top * width);
-            let mut y = gpu.poisoned(if few { 0 } else { rows * top * hidden });
+            let mut act = gpu.poisoned(ExpertsMany::act_len(SHAPE, rows));
+            let mut y = gpu.poisoned(if few { 0 } else { ExpertsMany::y_len(SHAPE, rows) });
             let seconds = time(gpu, 4 * LAYERS, |i| {
                 let layer = &layers[i % LAYERS];
                 Router {

@@ -171,6 +171,16 @@ impl CodedPart<'_> {
         &self.codes
     }
 
+    /// The bytes of its scales, as they are stored: `[blocks of rows, blocks of columns]`.
+    pub fn scales(&self) -> &TensorPart<'_> {
+        &self.scales
+    }
+
+    /// Whether its first row and column are the first of a block.
+    pub fn begins_with_a_block(&self) -> bool {
+        [self.rows, self.cols].iter().all(|lines| lines.first.is_multiple_of(lines.block))
+    }
+
     /// Reads it without its codes.
     pub fn load_scales(&self) -> CodedMatrix {
         let CodedPart { code, rows, cols, .. } = *self;

@@ -1,11 +1,11 @@
-//! The experts of a layer for many rows; the kernels are `cu/experts/experts_many.cu` and `experts_combine.cu`. Counts the
-//! same bytes of shared memory.
+//! The experts of a layer for many rows; the kernels are `cu/experts/experts_gather.cu`, `experts_many.cu` and
+//! `experts_combine.cu`. Counts the same bytes of shared memory.
 
 use half::bf16;
 
 use super::weights::{SLAB_STEP_BYTES, STEP};
 use super::{ExpertWeights, ExpertsShape, Gate, Routed, Written, batches_max, check_shape, room};
-use crate::abi::{Address, CombineArgs, ExpertsManyArgs};
+use crate::abi::{Address, CombineArgs, ExpertsManyArgs, GatherArgs};
 use crate::check::Check;
 use crate::device::Device;
 use crate::error::LaunchError;
@@ -13,8 +13,10 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// Threads of a block: four warps that copy, eight that multiply.
+/// Threads of a block: eight warps that multiply, four of which one copies.
 const THREADS: u32 = 384;
+/// Threads of a block that gathers, a warp for each pair.
+const GATHER_THREADS: u32 = 256;
 /// Slabs of an item.
 const SLABS: usize = 8;
 const STAGES_MAX: usize = 12;
@@ -23,11 +25,12 @@ const BATCHES: [usize; 4] = [32, 64, 128, 256];
 /// Results are turned around in room for so many rows at least.
 const TURNED_MIN: usize = 64;
 /// Static shared memory of the kernels at most.
-const SHARED_STATIC: usize = 1536;
+const SHARED_STATIC: usize = 512;
 /// What of the dynamic part is lost to alignment.
 const ALIGNMENT: usize = 1024;
 
-/// `out (+)= sum of weight * down(gate(x))` over the experts of each row, for many rows: two grouped products and a sum.
+/// `out (+)= sum of weight * down(gate(x))` over the experts of each row, for many rows: rows are brought together by
+/// expert, then two grouped products and a sum.
 ///
 /// bf16 with f32 sums; what an expert gives is rounded before the sum, which is taken in the order of choices. FLOPs
 /// `6 * rows * top * hidden * width`; bound by the tensor cores, or with fewer rows by reading the weights. Hopper alone.
@@ -40,9 +43,9 @@ pub struct ExpertsMany<'a> {
     pub routed: Routed<'a>,
     /// Between the products.
     pub gate: Gate,
-    /// At least `rows * top * width`.
+    /// At least [`ExpertsMany::act_len`].
     pub act: ArrayMut<'a, bf16>,
-    /// At least `rows * top * hidden`.
+    /// At least [`ExpertsMany::y_len`].
     pub y: ArrayMut<'a, bf16>,
     /// The residual stream, or what is added to it, `[rows, hidden]`.
     pub out: ArrayMut<'a, bf16>,
@@ -84,6 +87,16 @@ impl ExpertsMany<'_> {
         }
     }
 
+    /// Elements between the products of `rows` rows: whole steps of columns.
+    pub fn act_len(shape: ExpertsShape, rows: usize) -> usize {
+        rows * shape.top * shape.width.next_multiple_of(STEP)
+    }
+
+    /// Elements of what experts give, and before that of the rows that they get.
+    pub fn y_len(shape: ExpertsShape, rows: usize) -> usize {
+        rows * shape.top * shape.hidden.next_multiple_of(STEP)
+    }
+
     /// Whether it can be had on this GPU.
     pub fn takes(device: &Device) -> bool {
         device.capability().0 == 9 && device.has_clusters()
@@ -105,7 +118,8 @@ impl ExpertsMany<'_> {
         let weights = self.weights.check(&check, shape)?;
         let (_, routed, plan) = self.routed.check(&check, shape, rows)?;
         let written = Written::check(&check, shape, rows, &self.act, &self.out)?;
-        let y = room(&check, "y", &self.y, rows * top * hidden)?;
+        let y = room(&check, "y", &self.y, Self::y_len(shape, rows))?;
+        room(&check, "act", &self.act, Self::act_len(shape, rows))?;
         let x = check.array("x", &self.x, &[rows, hidden])?;
         let batches_max = batches_max(shape, rows, batch);
         let cut = Cut::new(batch, device.shared_bytes_block() as usize - SHARED_STATIC);
@@ -130,7 +144,24 @@ impl ExpertsMany<'_> {
             stages: cut.stages as u32,
             gate: self.gate.number(),
         };
-        let up = args(x, weights.gate_up, weights.gate_up_bias, written.act, 2 * width, hidden);
+        // The rows that experts get are no longer needed when what they give is written there.
+        let gather = GatherArgs {
+            x,
+            plan,
+            to: y,
+            rows: rows as u32,
+            top: top as u32,
+            columns: hidden as u32,
+            batches_max: batches_max as u32,
+        };
+        let pairs_block = GATHER_THREADS as usize / 32;
+        let gather_grid = Grid {
+            blocks: ((rows * top).div_ceil(pairs_block) as u32, 1),
+            threads: GATHER_THREADS,
+            shared_bytes: 0,
+            cluster: 1,
+        };
+        let up = args(y, weights.gate_up, weights.gate_up_bias, written.act, 2 * width, hidden);
         let down = args(written.act, weights.down, weights.down_bias, y, hidden, width);
         let combine = CombineArgs {
             y,
@@ -144,6 +175,7 @@ impl ExpertsMany<'_> {
         };
         // SAFETY: the structs are the kernels', their arrays were checked above, and shared memory is as they count it.
         unsafe {
+            check.launch(Kernel::ExpertsGather, gather_grid, &gather)?;
             check.launch(Kernel::ExpertsManyUp, grid, &up)?;
             check.launch(Kernel::ExpertsManyDown, grid, &down)?;
             check.launch(Kernel::ExpertsCombine, Grid::of_threads(rows * hidden / 8), &combine)

@@ -4,10 +4,10 @@
 //! router chose; all that is launched depends on the number of rows alone, so that a step can be replayed.
 //!
 //! ```text
-//!   up to 64 rows   router (norm, logits, choice, plan) | experts_few (both products, sum)
-//!   more            norm | logits | choice, plan        | experts_many (two grouped products, sum)
-//!   shared          gate and up | down | what its gate lets through is added
-//!   several ranks   the sum over them, as after any other block
+//!   router    up to 32 rows one launch (norm, logits, choice, plan); more: norm | logits | choice, plan
+//!   experts   up to 64 rows one launch (both products, sum); more: rows brought together | two products | sum
+//!   shared    gate and up | down | what its gate lets through is added
+//!   ranks     the sum over them, as after any other block
 //! ```
 
 mod stack;
@@ -16,8 +16,8 @@ use cudarc::driver::{CudaSlice, CudaViewMut, DriverError};
 use half::bf16;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{
-    AddShared, Choice, EXPERTS_MAX, ExpertWeights, ExpertsFew, ExpertsMany, ExpertsShape, Gate,
-    Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
+    AddShared, Choice, EXPERTS_MAX, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew, ExpertsFewMxfp4,
+    ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
 };
 use minisgl_kernels::peers::Sum;
 use minisgl_kernels::{Array, Device};
@@ -29,6 +29,7 @@ use super::linear::{Into, gemm_rows};
 use super::memory::ROW_UNIT;
 use super::{Buffer, CudaOps, Team, failed};
 use crate::config::{self, Activation, ExpertsSpec, Ffn, ModelConfig};
+use crate::scheme::Scheme;
 use crate::ops::{Experts, Norm, OpResult, Scratch, Shared, Stream};
 use crate::shard::Shard;
 
@@ -38,9 +39,15 @@ const HIDDEN_UNIT: usize = 16;
 /// time, and reads the weights again for every eight.
 const FEW_EACH: usize = ExpertsFew::BATCH;
 
+/// Rows up to which the router's own product, with the norm in it, is faster than a norm, a matrix product and a choice from
+/// logits: it takes sixteen at a time.
+const FUSED_ROWS: usize = 32;
+const _: () = assert!(FUSED_ROWS <= Router::ROWS_MAX);
+
 /// What lies between the kernels of a block, as large as the largest step needs it. Layers take turns.
 pub(super) struct ExpertRoom {
     gate: Gate,
+    kind: Kind,
     /// Rows of the router's matrix, padded.
     pub(super) router_rows: usize,
     logits: CudaSlice<f32>,
@@ -69,6 +76,50 @@ enum Way {
     Many,
 }
 
+/// What the experts' matrices are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Mxfp4,
+}
+
+impl Kind {
+    fn of(config: &ModelConfig) -> Kind {
+        let mxfp4 = config.quantization.schemes().any(|scheme| scheme == Scheme::Mxfp4);
+        if mxfp4 { Kind::Mxfp4 } else { Kind::Plain }
+    }
+
+    fn few_takes(self, device: &Device, shape: ExpertsShape, rows: usize) -> bool {
+        match self {
+            Kind::Plain => ExpertsFew::takes(device, shape, rows),
+            Kind::Mxfp4 => ExpertsFewMxfp4::takes(device, shape, rows),
+        }
+    }
+
+    fn many_takes(self, device: &Device) -> bool {
+        match self {
+            Kind::Plain => ExpertsMany::takes(device),
+            Kind::Mxfp4 => ExpertsManyMxfp4::takes(device),
+        }
+    }
+
+    /// Elements of what lies between the kernels for many rows, and of the workspace of the one for few.
+    fn lens(self, shape: ExpertsShape, tokens: usize) -> [usize; 3] {
+        match self {
+            Kind::Plain => [
+                ExpertsMany::act_len(shape, tokens),
+                ExpertsMany::y_len(shape, tokens),
+                ExpertsFew::WORKSPACE_LEN,
+            ],
+            Kind::Mxfp4 => [
+                ExpertsManyMxfp4::act_len(shape, tokens),
+                ExpertsManyMxfp4::y_len(shape, tokens),
+                ExpertsFewMxfp4::workspace_len(shape, tokens.min(ExpertsFewMxfp4::ROWS_MAX)),
+            ],
+        }
+    }
+}
+
 impl Way {
     /// `few_takes` says how many rows the kernel for few can have.
     fn of(shape: ExpertsShape, rows: usize, few_takes: impl Fn(usize) -> bool) -> Way {
@@ -77,10 +128,12 @@ impl Way {
     }
 
     /// Pairs of a row and an expert that are computed together at most.
-    fn batch(self, shape: ExpertsShape, rows: usize) -> usize {
-        match self {
-            Way::Few => ExpertsFew::BATCH,
-            Way::Many => ExpertsMany::batch(shape, rows),
+    fn batch(self, kind: Kind, shape: ExpertsShape, rows: usize) -> usize {
+        match (self, kind) {
+            (Way::Few, Kind::Plain) => ExpertsFew::BATCH,
+            (Way::Few, Kind::Mxfp4) => ExpertsFewMxfp4::BATCH,
+            (Way::Many, Kind::Plain) => ExpertsMany::batch(shape, rows),
+            (Way::Many, Kind::Mxfp4) => ExpertsManyMxfp4::batch(shape, rows),
         }
     }
 }
@@ -145,7 +198,8 @@ impl ExpertRoom {
         tokens: usize,
     ) -> OpResult<Option<ExpertRoom>> {
         let Some(spec) = specs(config).next() else { return Ok(None) };
-        if !ExpertsMany::takes(device) {
+        let kind = Kind::of(config);
+        if !kind.many_takes(device) {
             let (major, minor) = device.capability();
             return Err(failed("choose kernels")(format!(
                 "the GPU has no kernels for experts at compute capability {major}.{minor}, only at 9.0; load with \
@@ -156,9 +210,10 @@ impl ExpertRoom {
         let width = shard.columns(spec.width).len();
         let shape = ExpertsShape { experts: spec.count, top: spec.chosen, hidden, width };
         let router_rows = spec.count.next_multiple_of(ROW_UNIT);
-        let few_takes = |rows| ExpertsFew::takes(device, shape, rows);
+        let few_takes = |rows| kind.few_takes(device, shape, rows);
+        let [act_len, y_len, workspace_len] = kind.lens(shape, tokens);
         let plan_len = |rows| {
-            let batch = Way::of(shape, rows, few_takes).batch(shape, rows);
+            let batch = Way::of(shape, rows, few_takes).batch(kind, shape, rows);
             Routed::plan_len(shape, rows, batch)
         };
         let pairs = tokens * spec.chosen;
@@ -182,6 +237,7 @@ impl ExpertRoom {
         let workspace = Router::workspace_len(shape, tokens);
         Ok(Some(ExpertRoom {
             gate: gate_of(config.activation)?,
+            kind,
             router_rows,
             logits: stream.alloc_zeros((tokens * router_rows).max(1)).map_err(memory)?,
             ids: stream.alloc_zeros(pairs.max(1)).map_err(memory)?,
@@ -190,9 +246,9 @@ impl ExpertRoom {
                 .alloc_zeros((1..=tokens).map(plan_len).max().unwrap_or(1))
                 .map_err(memory)?,
             workspace: stream.alloc_zeros(workspace).map_err(memory)?,
-            arrived: stream.alloc_zeros(ExpertsFew::WORKSPACE_LEN).map_err(memory)?,
-            act: bf16s(pairs * width)?,
-            y: bf16s(pairs * hidden)?,
+            arrived: stream.alloc_zeros(workspace_len).map_err(memory)?,
+            act: bf16s(act_len)?,
+            y: bf16s(y_len)?,
             shared,
         }))
     }
@@ -216,51 +272,80 @@ impl ExpertRoom {
         x: &Buffer,
         (out, adds): (&mut CudaViewMut<'_, bf16>, bool),
     ) -> OpResult {
-        let (Stack::Plain(gate_up), Stack::Plain(down)) =
-            (&experts.gate_up.weight, &experts.down.weight);
-        let weights = ExpertWeights {
-            gate_up: gate_up.into(),
-            down: down.into(),
-            gate_up_bias: experts.gate_up.bias.as_ref().map(Array::from),
-            down_bias: experts.down.bias.as_ref().map(Array::from),
-        };
         let pairs = rows * shape.top;
         let (ids, chosen) = (self.ids.slice(..pairs), self.weights.slice(..pairs));
         let routed = Routed {
             ids: (&ids).into(),
             weights: (&chosen).into(),
             plan: (&self.plan).into(),
-            batch: way.batch(shape, rows),
+            batch: way.batch(self.kind, shape, rows),
         };
         let x = x.rows(rows);
-        let (gate, out) = (self.gate, out.into());
-        match way {
-            Way::Few => ExpertsFew {
-                x: (&x).into(),
-                weights,
-                routed,
-                gate,
-                act: (&mut self.act).into(),
-                out,
-                adds,
-                workspace: (&mut self.arrived).into(),
-                shape,
-                rows,
+        let (x, gate, out) = ((&x).into(), self.gate, out.into());
+        let (act, y) = ((&mut self.act).into(), (&mut self.y).into());
+        let workspace = (&mut self.arrived).into();
+        let (gate_up, down) = (&experts.gate_up, &experts.down);
+        let gate_up_bias = gate_up.bias.as_ref().map(Array::from);
+        let down_bias = down.bias.as_ref().map(Array::from);
+        match (&gate_up.weight, &down.weight) {
+            (Stack::Plain(gate_up), Stack::Plain(down)) => {
+                let (gate_up, down) = (gate_up.into(), down.into());
+                let weights = ExpertWeights { gate_up, down, gate_up_bias, down_bias };
+                match way {
+                    Way::Few => ExpertsFew {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        out,
+                        adds,
+                        workspace,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
+                    Way::Many => {
+                        ExpertsMany { x, weights, routed, gate, act, y, out, adds, shape, rows }
+                            .launch(device)
+                    }
+                }
             }
-            .launch(device),
-            Way::Many => ExpertsMany {
-                x: (&x).into(),
-                weights,
-                routed,
-                gate,
-                act: (&mut self.act).into(),
-                y: (&mut self.y).into(),
-                out,
-                adds,
-                shape,
-                rows,
+            (Stack::Mxfp4(gate_up), Stack::Mxfp4(down)) => {
+                let (gate_up, down) = (gate_up.into(), down.into());
+                let weights = ExpertWeightsMxfp4 { gate_up, down, gate_up_bias, down_bias };
+                match way {
+                    Way::Few => ExpertsFewMxfp4 {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        out,
+                        adds,
+                        workspace,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
+                    Way::Many => ExpertsManyMxfp4 {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        y,
+                        out,
+                        adds,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
+                }
             }
-            .launch(device),
+            _ => {
+                return Err(failed("experts")("one of a layer's matrices has codes, another none"));
+            }
         }
         .map_err(failed("experts"))
     }
@@ -304,7 +389,7 @@ impl CudaOps {
         let ExpertsSpec { count, chosen, .. } = experts.spec;
         let (hidden, width) = (stream.residual.width, experts.width);
         let shape = ExpertsShape { experts: count, top: chosen, hidden, width };
-        let way = Way::of(shape, rows, |rows| ExpertsFew::takes(&self.device, shape, rows));
+        let way = Way::of(shape, rows, |rows| room.kind.few_takes(&self.device, shape, rows));
         self.route(room, (way, shape, rows), (norm, experts), stream)?;
         if let (Some(room), Some(shared)) = (&mut room.shared, &experts.shared) {
             self.run_shared(room, rows, norm, shared, stream)?;
@@ -317,7 +402,8 @@ impl CudaOps {
         };
         room.multiply(&self.device, (way, shape, rows), experts, normed, (&mut out, adds))?;
         let (Some(room), Some(shared)) = (&room.shared, &experts.shared) else { return Ok(()) };
-        let gate = shared.gate.as_ref().map(|gate| gate.weight.data.slice(..hidden));
+        let gate = shared.gate.as_ref().map(|gate| gate.weight.plain()).transpose()?;
+        let gate = gate.map(|gate| gate.slice(..hidden));
         AddShared {
             x: (&normed.rows(rows)).into(),
             gate: gate.as_ref().map(Array::from),
@@ -340,7 +426,7 @@ impl CudaOps {
     ) -> OpResult {
         let ExpertsShape { experts: count, top, hidden, .. } = shape;
         let router = &experts.router;
-        let fused = rows <= Router::ROWS_MAX && hidden <= Router::HIDDEN_MAX;
+        let fused = rows <= FUSED_ROWS && hidden <= Router::HIDDEN_MAX;
         if !fused {
             self.normalise(rows, stream, norm)?;
             let m = gemm_rows(rows, stream.normed.rows);
@@ -348,7 +434,7 @@ impl CudaOps {
             let (x, mut logits) = (stream.normed.rows(m), room.logits.slice_mut(..m * n));
             let product = GemmArgs {
                 x: (&x).into(),
-                weight: (&router.weight.data).into(),
+                weight: router.weight.plain()?.into(),
                 bias: None,
                 out: GemmOut::F32((&mut logits).into()),
                 m,
@@ -369,7 +455,7 @@ impl CudaOps {
         };
         let is_normed = stream.has(norm);
         let Stream { residual, normed, .. } = &mut *stream;
-        let weight = router.weight.data.slice(..count * hidden);
+        let weight = router.weight.plain()?.slice(..count * hidden);
         let (x, mut to) = match is_normed {
             true => (normed.rows(rows), None),
             false => (residual.rows(rows), Some(normed.rows_mut(rows))),
@@ -400,7 +486,7 @@ impl CudaOps {
             weights: (&mut room.weights.slice_mut(..rows * top)).into(),
             plan: (&mut room.plan).into(),
             workspace: (&mut room.workspace).into(),
-            batch: way.batch(shape, rows),
+            batch: way.batch(room.kind, shape, rows),
             shape,
             rows,
         }

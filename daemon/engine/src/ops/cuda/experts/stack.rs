@@ -5,11 +5,14 @@
 
 use cudarc::driver::{CudaSlice, DriverError};
 use half::bf16;
-use minisgl_kernels::ops::{ExpertRows, PackExpert, expert_slabs_len};
+use minisgl_kernels::ops::{
+    ExpertRows, PackExpert, PackExpertMxfp4, expert_mxfp4_len, expert_slabs_len,
+};
 
-use super::super::{CudaOps, failed, plain_part};
+use super::super::{CudaOps, failed};
 use crate::ops::{OpResult, StackOf, StackShape};
-use crate::weights::{MatrixPart, TensorPart};
+use crate::scheme::Code;
+use crate::weights::{CodedPart, MatrixPart, TensorPart};
 
 /// Elements that are under way at a time, unless one expert has more: 128 MiB.
 const ARRIVING_LEN: usize = 64 << 20;
@@ -18,6 +21,36 @@ const ARRIVING_LEN: usize = 64 << 20;
 pub enum Stack {
     /// bf16, in slabs of 16 rows: [`expert_slabs_len`] for each expert.
     Plain(CudaSlice<bf16>),
+    /// MXFP4, in slabs of 16 rows: [`expert_mxfp4_len`] bytes for each expert.
+    Mxfp4(CudaSlice<u8>),
+}
+
+/// The parts of a stack, all of them numbers, or all codes.
+enum Parts<'a, 'b> {
+    Plain(Vec<TensorPart<'a>>),
+    Mxfp4(Vec<&'b CodedPart<'a>>),
+}
+
+impl<'a, 'b> Parts<'a, 'b> {
+    fn of(parts: &'b [MatrixPart<'a>]) -> OpResult<Parts<'a, 'b>> {
+        let numbers = |part: &MatrixPart<'a>| match part {
+            MatrixPart::Plain(part) => Some(part.clone()),
+            MatrixPart::Coded(_) => None,
+        };
+        let codes = |part: &'b MatrixPart<'a>| match part {
+            MatrixPart::Coded(part) if part.code() == Code::E2m1 => Some(part),
+            _ => None,
+        };
+        let plain: Option<Vec<TensorPart<'a>>> = parts.iter().map(numbers).collect();
+        plain
+            .map(Parts::Plain)
+            .or_else(|| parts.iter().map(codes).collect::<Option<_>>().map(Parts::Mxfp4))
+            .ok_or_else(|| {
+                failed("choose kernels")(
+                    "the GPU has kernels for experts in bf16 and in MXFP4, not for others; load with --device cpu",
+                )
+            })
+    }
 }
 
 impl CudaOps {
@@ -27,17 +60,38 @@ impl CudaOps {
         parts: &[MatrixPart<'_>],
         shape: StackShape,
     ) -> OpResult<Stack> {
-        let parts: Vec<TensorPart<'_>> = parts.iter().map(plain_part).collect::<OpResult<_>>()?;
-        let StackShape { of, count, rows, inputs } = shape;
+        let StackShape { of, count, rows, .. } = shape;
         let parts_are: &[ExpertRows] = match of {
             StackOf::GateUp => &[ExpertRows::Gate, ExpertRows::Up],
             StackOf::Down => &[ExpertRows::Whole],
         };
-        let (each, part_rows) = (parts_are.len(), rows / parts_are.len());
-        let part_len = part_rows * inputs;
-        let fits = parts.len() == count * each && parts.iter().all(|part| part.len() == part_len);
-        if !fits {
+        if parts.len() != count * parts_are.len() {
             return Err(failed("upload experts")(format!("{} parts for {shape:?}", parts.len())));
+        }
+        let part_rows = rows / parts_are.len();
+        let stack = match Parts::of(parts)? {
+            Parts::Plain(parts) => Stack::Plain(self.pack_plain(&parts, parts_are, shape, part_rows)?),
+            Parts::Mxfp4(parts) => Stack::Mxfp4(self.pack_mxfp4(&parts, parts_are, shape, part_rows)?),
+        };
+        self.count_weights(match &stack {
+            Stack::Plain(stack) => stack.num_bytes(),
+            Stack::Mxfp4(stack) => stack.num_bytes(),
+        });
+        Ok(stack)
+    }
+
+    fn pack_plain(
+        &self,
+        parts: &[TensorPart<'_>],
+        parts_are: &[ExpertRows],
+        shape: StackShape,
+        part_rows: usize,
+    ) -> OpResult<CudaSlice<bf16>> {
+        let StackShape { count, rows, inputs, .. } = shape;
+        let each = parts_are.len();
+        let part_len = part_rows * inputs;
+        if parts.iter().any(|part| part.len() != part_len) {
+            return Err(failed("upload experts")(format!("parts of other sizes for {shape:?}")));
         }
         let slabs_len = expert_slabs_len(rows, inputs);
         let fault = |error: DriverError| failed("upload experts")(format!("{shape:?}: {error}"));
@@ -63,7 +117,68 @@ impl CudaOps {
                 .map_err(failed("pack experts"))?;
             }
         }
-        self.count_weights(stack.num_bytes());
-        Ok(Stack::Plain(stack))
+        Ok(stack)
+    }
+
+    fn pack_mxfp4(
+        &self,
+        parts: &[&CodedPart<'_>],
+        parts_are: &[ExpertRows],
+        shape: StackShape,
+        part_rows: usize,
+    ) -> OpResult<CudaSlice<u8>> {
+        let StackShape { count, rows, inputs, .. } = shape;
+        let each = parts_are.len();
+        let bad = |what: &str| failed("upload experts")(format!("{what} for {shape:?}"));
+        let Some(first) = parts.first() else { return Err(bad("no parts")) };
+        let (codes_len, scales_len) = (first.codes().stored_bytes(), first.scales().stored_bytes());
+        let alike = |part: &&&CodedPart<'_>| {
+            let lens = (part.codes().stored_bytes(), part.scales().stored_bytes());
+            (part.rows(), part.cols()) == (part_rows, inputs)
+                && lens == (codes_len, scales_len)
+                && part.begins_with_a_block()
+        };
+        if parts.iter().filter(alike).count() != parts.len() {
+            return Err(bad(
+                "a rank's part that begins in the middle of 32 numbers that share a scale; another tp may give none",
+            ));
+        }
+        let slabs_len = expert_mxfp4_len(rows, inputs);
+        let fault = |error: DriverError| bad(&error.to_string());
+        // SAFETY: packing writes every byte of every expert's slabs, those past the last column as zeros.
+        let mut stack = unsafe { self.stream().alloc::<u8>(count * slabs_len) }.map_err(fault)?;
+        let at_once = (ARRIVING_LEN / (codes_len * each).max(1)).clamp(1, count.max(1));
+        for (group, parts) in parts.chunks(at_once * each).enumerate() {
+            let of = |part: fn(&CodedPart<'_>) -> TensorPart<'_>| -> Vec<TensorPart<'_>> {
+                parts.iter().map(|&coded| part(coded)).collect()
+            };
+            let codes: CudaSlice<u8> =
+                self.arrive(&of(|part| part.codes().clone()), parts.len() * codes_len)?;
+            let scales: CudaSlice<u8> =
+                self.arrive(&of(|part| part.scales().clone()), parts.len() * scales_len)?;
+            for (index, &rows_are) in (0..parts.len()).zip(parts_are.iter().cycle()) {
+                let expert = group * at_once + index / each;
+                let codes = codes.slice(index * codes_len..(index + 1) * codes_len);
+                let scales = scales.slice(index * scales_len..(index + 1) * scales_len);
+                let mut to = stack.slice_mut(expert * slabs_len..(expert + 1) * slabs_len);
+                PackExpertMxfp4 {
+                    codes: (&codes).into(),
+                    scales: (&scales).into(),
+                    to: (&mut to).into(),
+                    rows_are,
+                    rows: part_rows,
+                    columns: inputs,
+                    row_bytes: codes_len / part_rows.max(1),
+                    scales_stride: scales_len / part_rows.max(1),
+                    above: 0,
+                    left: 0,
+                    to_rows: part_rows,
+                    to_columns: inputs,
+                }
+                .launch(&self.device)
+                .map_err(failed("pack experts"))?;
+            }
+        }
+        Ok(stack)
     }
 }
