@@ -93,6 +93,8 @@ impl Device {
             "medium",
             "experts_few",
             "experts_many",
+            "mxfp4_few",
+            "mxfp4_many",
         ];
         for kernel in wide.into_iter().flat_map(Kernel::of_source) {
             offer(kernel).map_err(failed("set up shared memory on"))?;

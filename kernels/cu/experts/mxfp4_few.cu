@@ -9,8 +9,8 @@
 // One launch for both products. One warp copies the slabs into a ring, in the order in which the block multiplies them.
 // For gate and up a block has neighbouring slabs of the list of all, and keeps the rows that they are multiplied by, which
 // three warps bring; groups of warps take the slabs by turns and share their columns. For `down` a block has the same
-// slabs and part of the columns of every expert; they are cut into sixteen pieces, and each warp keeps the sums of
-// its piece for all rows, without meeting another. The parts of a column's sum come together through memory, added by the block
+// slabs and part of the columns of every expert; the groups share them out, their warps take a piece each, and keep the sums
+// of it for all rows, without meeting another. The parts of a column's sum come together through memory, added by the block
 // that is last. All blocks must be on the GPU at once: one for each multiprocessor at most.
 
 #include "mxfp4.cuh"
@@ -45,9 +45,8 @@ struct MxFew {
   int32_t* tokens;
   uint32_t batches_len, batch_rows, x_pitch;
   uint32_t first, turns;  // Which slabs of gate and up are this block's.
-  // Of down a block has slabs `slab` .. `slab + units` over one part of the columns: `each` steps of every slab, `steps` in
-  // all, from step `start` of the matrix on, of which a warp's piece is so many.
-  uint32_t part, slab, units, each, start, steps, piece;
+  // Of down a block has slabs `slab` .. `slab + units` over one part of the columns: `each` steps of every slab.
+  uint32_t part, slab, units, each;
 
   __device__ __forceinline__ MxFew(const minisgl_mxfp4_few_args& a, char* shared, MxBarriers& bars)
       : a(a), bars(bars), up(2 * a.width, a.hidden, false), down(a.hidden, a.width, true) {
@@ -66,15 +65,25 @@ struct MxFew {
     slab = down.slabs * (blockIdx.x - from) / blocks;
     units = down.slabs * (blockIdx.x - from + 1) / blocks - slab;
     each = down.steps_of(part);
-    start = part * down.part * down.slabs + slab * each, steps = units * each;
-    piece = (steps + MX_WARPS - 1) / MX_WARPS;
+    // Groups share out slabs, and their warps the steps of those.
+  }
+
+  __device__ __forceinline__ uint32_t first_of(uint32_t group) const { return units * group / MX_GROUPS; }
+  __device__ __forceinline__ uint32_t units_of(uint32_t group) const { return first_of(group + 1) - first_of(group); }
+  __device__ __forceinline__ uint32_t piece_of(uint32_t group) const {
+    return max((units_of(group) * each + MX_GROUP - 1) / MX_GROUP, 1u);
+  }
+  __device__ __forceinline__ uint32_t group_of(uint32_t unit) const {
+    uint32_t group = 0;
+    while (first_of(group + 1) <= unit) group++;
+    return group;
   }
 
   // Columns of act that the block's part has, and where they are in a stage.
   __device__ __forceinline__ uint32_t act_column() const { return part * down.part * STEP_COLUMNS; }
   __device__ __forceinline__ uint32_t act_columns() const { return min(each * STEP_COLUMNS, a.width - act_column()); }
   __device__ __forceinline__ uint32_t act_pitch() const { return each * STEP_COLUMNS * 2 + 16; }
-  __device__ __forceinline__ uint32_t act_at() const { return MX_GROUP * piece * MX_STEP_BYTES; }
+  __device__ __forceinline__ uint32_t act_at() const { return (units + MX_GROUPS - 1) / MX_GROUPS * mx_run_bytes(each); }
 
   // The plan, brought into shared memory by all threads.
   __device__ __forceinline__ void load_plan() {
@@ -105,7 +114,7 @@ struct MxFew {
     const uint64_t policy = read_once();
     if (lane == 0) {
       uint32_t slot = 0, round = 0, index = first / up.slabs, slab = first % up.slabs;
-      const uint32_t bytes = up.steps * MX_STEP_BYTES;
+      const uint32_t bytes = mx_run_bytes(up.steps);
       for (uint32_t turn = 0; turn < turns; turn++) {
         const uint32_t expert = batches[index].x;
         barrier_wait(&bars.up_empty[slot], (round & 1) ^ 1);
@@ -120,21 +129,21 @@ struct MxFew {
     __syncwarp();
 
     // A stage for every batch and group.
-    const uint32_t all = steps == 0 ? 0 : batches_len * MX_GROUPS, columns = act_columns();
+    const uint32_t all = batches_len * MX_GROUPS, columns = act_columns();
     const auto weights_of = [&](uint32_t stage) {
       const uint32_t slot = (turns + stage) % a.stages, group = stage % MX_GROUPS;
       const int4 batch = batches[stage / MX_GROUPS];
-      const uint32_t begin = min(group * MX_GROUP * piece, steps), count = min(MX_GROUP * piece, steps - begin);
+      const uint32_t bytes = units_of(group) * mx_run_bytes(each);
       // What gate and up had there, and what down had there.
       const uint32_t uses = turns / a.stages + (slot < turns % a.stages);
       barrier_wait(&bars.up_empty[slot], (uses & 1) ^ 1);
       barrier_wait(&bars.down_empty[slot], (stage / a.stages & 1) ^ 1);
       if (lane == 0) {
-        barrier_expect(&bars.full[slot], count * MX_STEP_BYTES + batch.z * columns * 2);
-        if (count > 0) {
+        barrier_expect(&bars.full[slot], bytes + batch.z * columns * 2);
+        if (bytes > 0) {
           copy_once(ring + slot * a.stage_bytes,
-                    static_cast<const char*>(a.down) + batch.x * down.bytes() + size_t(start + begin) * MX_STEP_BYTES,
-                    count * MX_STEP_BYTES, &bars.full[slot], policy);
+                    static_cast<const char*>(a.down) + batch.x * down.bytes() + down.at(slab + first_of(group), part),
+                    bytes, &bars.full[slot], policy);
         }
       }
       __syncwarp();
@@ -197,13 +206,14 @@ struct MxFew {
     if (count_one(a.counts + 1) == gridDim.x - 1) a.counts[0] = a.counts[1] = 0;
   }
 
-  // 16 rows over 64 columns. `row` is where this lane's part of x begins; what lies behind the last of `columns` is anything,
+  // 16 rows over 64 columns of a slab's run. `row` is where this lane's part of x begins; what lies behind the last of `columns` is anything,
   // even NaN.
   template <bool CUT>
-  __device__ __forceinline__ static void multiply(float (&sum)[4], const char* at, const char* row, uint32_t columns) {
+  __device__ __forceinline__ static void multiply(float (&sum)[4], const char* run, const MxStep& step, const char* row,
+                                                  uint32_t columns) {
     const uint32_t lane = threadIdx.x % 32;
-    const uint4 codes = *reinterpret_cast<const uint4*>(at + lane * 16);
-    const uint32_t scales = *reinterpret_cast<const uint32_t*>(at + MX_CODE_BYTES + lane / 4 * 4);
+    const uint4 codes = *reinterpret_cast<const uint4*>(run + step.codes + lane * 16);
+    const uint32_t scales = *reinterpret_cast<const uint32_t*>(run + step.scales + lane / 4 * 4);
     const uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (uint32_t b = 0; b < 2; b++) {
@@ -251,7 +261,7 @@ struct MxFew {
       barrier_wait(&bars.full[slot], round);
 #pragma unroll 2
       for (uint32_t s = warp % MX_GROUP; s < up.steps; s += MX_GROUP) {
-        multiply<false>(sum[0][0], at + s * MX_STEP_BYTES, row + s * (STEP_COLUMNS * 2), 0);
+        multiply<false>(sum[0][0], at, MxStep(s, up.steps), row + s * (STEP_COLUMNS * 2), 0);
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(&bars.up_empty[slot]);
@@ -305,17 +315,16 @@ struct MxFew {
           const int32_t expert = a.ids[row * a.top + j];
           if (expert >= 0) sum += a.weights[row * a.top + j] * __bfloat162float(bias[size_t(expert) * a.hidden]);
         }
-        sums[size_t(unit * each / piece + unit) * a.rows * SLAB + i % (a.rows * SLAB)] = sum;
+        sums[size_t(first_warp(unit) + unit) * a.rows * SLAB + i % (a.rows * SLAB)] = sum;
       }
       consumers_meet();
     }
-    const uint32_t begin = min(warp * piece, steps), count = min(piece, steps - begin), group = warp / MX_GROUP;
-    // Of the group's stage.
-    const uint32_t offset = (begin - min(group * MX_GROUP * piece, steps)) * MX_STEP_BYTES;
-    const uint32_t from_unit = begin / each, from_step = begin % each;
+    const uint32_t group = warp / MX_GROUP, steps = units_of(group) * each, piece = piece_of(group);
+    const uint32_t begin = min(warp % MX_GROUP * piece, steps), count = min(piece, steps - begin);
+    const uint32_t from_unit = first_of(group) + begin / each, from_step = begin % each, run_bytes = mx_run_bytes(each);
     const bool cut = act_column() + each * STEP_COLUMNS > a.width;
     uint32_t slot = (turns + group) % a.stages, round = (turns + group) / a.stages & 1;
-    for (uint32_t index = 0; index < (steps == 0 ? 0 : batches_len); index++) {
+    for (uint32_t index = 0; index < batches_len; index++) {
       const int4 batch = batches[index];
       const char* at = ring + slot * a.stage_bytes;
       const char* row = at + act_at() + min(lane % 8, uint32_t(batch.z) - 1) * act_pitch() + lane / 8 * 16;
@@ -339,12 +348,12 @@ struct MxFew {
       barrier_wait(&bars.full[slot], round);
 #pragma unroll 2
       for (uint32_t i = 0; i < count; i++) {
-        const char* codes = at + offset + i * MX_STEP_BYTES;
+        const char* run = at + (unit - first_of(group)) * run_bytes;
         const char* x = row + step * (STEP_COLUMNS * 2);
         if (cut && step == each - 1) {
-          multiply<true>(sum, codes, x, a.width - act_column() - step * STEP_COLUMNS);
+          multiply<true>(sum, run, MxStep(step, each), x, a.width - act_column() - step * STEP_COLUMNS);
         } else {
-          multiply<false>(sum, codes, x, 0);
+          multiply<false>(sum, run, MxStep(step, each), x, 0);
         }
         if (++step == each) {
           flush();
@@ -360,11 +369,21 @@ struct MxFew {
     consumers_meet();
   }
 
+  // Which warps have steps of one of the block's slabs.
+  __device__ __forceinline__ uint32_t first_warp(uint32_t unit) const {
+    const uint32_t group = group_of(unit);
+    return group * MX_GROUP + (unit - first_of(group)) * each / piece_of(group);
+  }
+  __device__ __forceinline__ uint32_t last_warp(uint32_t unit) const {
+    const uint32_t group = group_of(unit);
+    return group * MX_GROUP + ((unit - first_of(group) + 1) * each - 1) / piece_of(group);
+  }
+
   // What the warps have of one of the block's slabs, in the order of columns.
   __device__ __forceinline__ float unit_sum(uint32_t unit, uint32_t row, uint32_t column) const {
     const float* sums = reinterpret_cast<const float*>(room) + row * SLAB + column;
     float sum = 0.0f;
-    for (uint32_t warp = unit * each / piece; warp <= ((unit + 1) * each - 1) / piece; warp++) {
+    for (uint32_t warp = first_warp(unit); warp <= last_warp(unit); warp++) {
       sum += sums[size_t(warp + unit) * a.rows * SLAB];
     }
     return sum;

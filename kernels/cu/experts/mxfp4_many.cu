@@ -6,39 +6,46 @@
 // bandwidth; before those, what the cache brings of x to the multiprocessors.
 //
 // A block computes 256 rows of the weights (sixteen slabs) times all rows of a batch at a time, and goes on with the next
-// such item. One warp, whose group has given its registers away, fills a ring of stages of 128 columns by bulk copies
-// alone. Each warp of two warpgroups widens its own slab into registers, which wgmma takes as they are, while the products
-// before are being computed. Results are turned around in shared memory, so that whole lines go out.
+// such item. Two warps, whose group has given its registers away, fill two rings by bulk copies alone: codes, four steps of
+// 64 columns at a time, and rows of x, one at a time. Each warp of two warpgroups widens its own slab into registers,
+// which wgmma takes as they are, while the products before are being computed. Results are turned around in shared
+// memory, so that whole lines go out.
 
 #include "mxfp4.cuh"
 #include "mxfp4_wgmma.cuh"
 
 using namespace minisgl;
 
-[[maybe_unused]] constexpr uint32_t TILES = 2, MANY_SLABS = 8, MANY_STAGES_MAX = 12, MANY_STEPS = 2;
+[[maybe_unused]] constexpr uint32_t TILES = 2, MANY_SLABS = 8, STAGES_MAX = 8;
 [[maybe_unused]] constexpr uint32_t MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+struct Barriers {
+  uint64_t codes_full[STAGES_MAX], codes_empty[STAGES_MAX], x_full[STAGES_MAX], x_empty[STAGES_MAX];
+};
+
 // Shared memory, from a multiple of 1024 bytes on; `mxfp4_many.rs` counts the same bytes.
-//   ring      [stages]: of each slab MANY_STEPS steps, then MANY_STEPS times N rows of x of 128 bytes
+//   codes     [CODES_STAGES]: four steps of each of sixteen slabs
+//   x         [X_STAGES][N] rows of 128 bytes
 //   turned    [max(N, 64)] rows of 128 bytes
 template <bool DOWN, uint32_t N>
 struct Many {
-  static constexpr uint32_t SLABS = TILES * MANY_SLABS, PITCH = MANY_STEPS * MX_STEP_BYTES;
-  static constexpr uint32_t CODES = (SLABS * PITCH + 1023) / 1024 * 1024, STAGE = CODES + MANY_STEPS * N * 128;
+  static constexpr uint32_t SLABS = TILES * MANY_SLABS, CODES = SLABS * MX_QUAD_BYTES, X = N * 128;
+  static constexpr uint32_t CODES_STAGES = N > 64 ? 3 : N > 32 ? 4 : 5, X_STAGES = N > 64 ? 6 : 8;
 
   const minisgl_experts_many_args& a;
   const MxMatrix matrix;
-  char *ring, *turned;
+  Barriers& bars;
+  char *codes, *x, *turned;
   uint32_t tiles, items;
   const int4* batches;
-  uint64_t *full, *empty;
 
-  __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, uint64_t* full, uint64_t* empty)
-      : a(a), matrix(a.n, a.columns, DOWN), full(full), empty(empty) {
-    ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
-    turned = ring + a.stages * STAGE;
+  __device__ __forceinline__ Many(const minisgl_experts_many_args& a, char* shared, Barriers& bars)
+      : a(a), matrix(a.n, a.columns, DOWN), bars(bars) {
+    codes = shared + (1024 - shared_address(shared) % 1024) % 1024;
+    x = codes + CODES_STAGES * CODES;
+    turned = x + X_STAGES * X;
     tiles = (matrix.slabs + SLABS - 1) / SLABS;
   }
 
@@ -52,41 +59,62 @@ struct Many {
   __device__ __forceinline__ int4 batch_of(uint32_t item) const {
     return __ldcg(batches + (item < items ? item / tiles : 0));
   }
-
-  // Steps that a stage has from this one on: those of a slab are neighbours within a part.
-  __device__ __forceinline__ uint32_t together(uint32_t step) const {
-    return min(MANY_STEPS, min(matrix.part - step % matrix.part, matrix.steps - step));
-  }
 };
 
 __device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
 
-// One warp copies: a lane the steps of a slab, another the rows of x of one step.
-template <bool DOWN, uint32_t N>
-__device__ __forceinline__ void many_produce(const Many<DOWN, N>& work) {
-  const uint32_t lane = threadIdx.x % 32, places = work.a.rows * work.a.top;
+// Where a warp stands in a ring.
+struct Ring {
   uint32_t stage = 0, phase = 0;
+  __device__ __forceinline__ void next(uint32_t stages) {
+    if (++stage == stages) stage = 0, phase ^= 1;
+  }
+};
+
+// One warp copies codes: a lane four steps of a slab.
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void copy_codes(const Many<DOWN, N>& work) {
+  const uint32_t lane = threadIdx.x % 32;
+  const MxMatrix& matrix = work.matrix;
+  Ring at;
   int4 batch = work.batch_of(blockIdx.x);
   for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
     const int4 next = work.batch_of(item + gridDim.x);
-    const uint32_t slab = item % work.tiles * work.SLABS, slabs = min(work.SLABS, work.matrix.slabs - slab);
-    const char* weight = static_cast<const char*>(work.a.weight) + batch.x * work.matrix.bytes();
-    const char* x = reinterpret_cast<const char*>(work.a.x) + size_t(batch.y) * 128;
-    const uint32_t x_bytes = batch.z * 128;
-    for (uint32_t step = 0, count; step < work.matrix.steps; step += count) {
-      count = work.together(step);
-      barrier_wait(&work.empty[stage], phase ^ 1);
-      char* to = work.ring + stage * work.STAGE;
-      if (lane == 0) barrier_expect(&work.full[stage], slabs * count * MX_STEP_BYTES + count * x_bytes);
-      __syncwarp();
-      if (lane < slabs) {
-        copy(to + lane * work.PITCH, weight + size_t(work.matrix.at(slab + lane, step)) * MX_STEP_BYTES,
-             count * MX_STEP_BYTES, &work.full[stage]);
-      } else if (lane >= work.SLABS && lane < work.SLABS + count) {
-        const uint32_t i = lane - work.SLABS;
-        copy(to + work.CODES + i * N * 128, x + size_t(step + i) * places * 128, x_bytes, &work.full[stage]);
+    const uint32_t slab = item % work.tiles * work.SLABS, slabs = min(work.SLABS, matrix.slabs - slab);
+    const char* expert = static_cast<const char*>(work.a.weight) + batch.x * matrix.bytes();
+    for (uint32_t part = 0; part < matrix.parts; part++) {
+      const uint32_t steps = matrix.steps_of(part);
+      const char* from = expert + matrix.at(slab + lane, part);
+      for (uint32_t step = 0; step < steps; step += MX_QUAD, from += MX_QUAD_BYTES) {
+        const uint32_t bytes = mx_run_bytes(min(MX_QUAD, steps - step));
+        barrier_wait(&work.bars.codes_empty[at.stage], at.phase ^ 1);
+        if (lane == 0) barrier_expect(&work.bars.codes_full[at.stage], slabs * bytes);
+        __syncwarp();
+        if (lane < slabs) {
+          copy(work.codes + at.stage * work.CODES + lane * MX_QUAD_BYTES, from, bytes, &work.bars.codes_full[at.stage]);
+        }
+        at.next(work.CODES_STAGES);
       }
-      if (++stage == work.a.stages) stage = 0, phase ^= 1;
+    }
+    batch = next;
+  }
+}
+
+// One thread copies rows of x, a step at a time.
+template <bool DOWN, uint32_t N>
+__device__ __forceinline__ void copy_rows(const Many<DOWN, N>& work) {
+  const size_t places = work.a.rows * work.a.top;
+  Ring at;
+  int4 batch = work.batch_of(blockIdx.x);
+  for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
+    const int4 next = work.batch_of(item + gridDim.x);
+    const char* from = reinterpret_cast<const char*>(work.a.x) + size_t(batch.y) * 128;
+    const uint32_t bytes = batch.z * 128;
+    for (uint32_t step = 0; step < work.matrix.steps; step++, from += places * 128) {
+      barrier_wait(&work.bars.x_empty[at.stage], at.phase ^ 1);
+      barrier_expect(&work.bars.x_full[at.stage], bytes);
+      copy(work.x + at.stage * work.X, from, bytes, &work.bars.x_full[at.stage]);
+      at.next(work.X_STAGES);
     }
     batch = next;
   }
@@ -103,10 +131,10 @@ __device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
 }
 
 // A warp's slab over 64 columns as four operands, times 2^-60.
-__device__ __forceinline__ void widen_slab(uint32_t (&a)[16], const char* at) {
+__device__ __forceinline__ void widen_slab(uint32_t (&a)[16], const char* run, const MxStep& step) {
   const uint32_t lane = threadIdx.x % 32;
-  const uint4 codes = *reinterpret_cast<const uint4*>(at + lane * 16);
-  const uint32_t scales = *reinterpret_cast<const uint32_t*>(at + MX_CODE_BYTES + lane / 4 * 4);
+  const uint4 codes = *reinterpret_cast<const uint4*>(run + step.codes + lane * 16);
+  const uint32_t scales = *reinterpret_cast<const uint32_t*>(run + step.scales + lane / 4 * 4);
   const uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
   for (uint32_t i = 0; i < 4; i++) {
@@ -123,28 +151,36 @@ __device__ __forceinline__ void widen_slab(uint32_t (&a)[16], const char* at) {
   }
 }
 
-// Where a warp stands in the ring.
-struct Ring {
-  uint32_t stage, phase;
-  __device__ __forceinline__ void next(uint32_t stages) {
-    if (++stage == stages) stage = 0, phase ^= 1;
-  }
+// Where a warp is: in the rings, in a part, and in the four steps of a stage.
+struct Position {
+  Ring codes, x;
+  uint32_t part, left, step, steps;
 };
 
 // The products of an item. While those with one tile are computed, the other's operands are widened.
 template <bool DOWN, uint32_t N>
-__device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&sums)[TILES][N / 2], Ring& at) {
+__device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&sums)[TILES][N / 2], Position& at) {
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, steps = work.matrix.steps;
-  const uint32_t ring = shared_address(work.ring);
+  const uint32_t rows = shared_address(work.x);
   uint32_t weights[TILES][16];
-  uint32_t sub = 0, count = work.together(0), before = 0;
-  bool done = false;  // With the stage before.
+  // Every warp says for itself that it has done with a stage.
+  const auto release = [&](uint64_t* empty) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(empty);
+  };
+  // The next four steps of a part, or what is left of it.
+  const auto enter_codes = [&] {
+    if (at.left == 0) at.left = work.matrix.steps_of(at.part++);
+    at.step = 0, at.steps = min(MX_QUAD, at.left);
+    at.left -= at.steps;
+    barrier_wait(&work.bars.codes_full[at.codes.stage], at.codes.phase);
+  };
   const auto widen = [&](uint32_t tile) {
     const uint32_t slab = tile * MANY_SLABS + warp;
-    widen_slab(weights[tile], work.ring + at.stage * work.STAGE + slab * work.PITCH + sub * MX_STEP_BYTES);
+    widen_slab(weights[tile], work.codes + at.codes.stage * work.CODES + slab * MX_QUAD_BYTES, MxStep(at.step, at.steps));
   };
   const auto multiply = [&](uint32_t tile, bool add) {
-    const uint64_t x = operand(ring + at.stage * work.STAGE + work.CODES + sub * N * 128);
+    const uint64_t x = operand(rows + at.x.stage * work.X);
     const uint32_t(&w)[16] = weights[tile];
     products_begin();
 #pragma unroll
@@ -155,32 +191,32 @@ __device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&
     // What came before these has been computed.
     products_wait<1>();
   };
-  // Every warp says for itself that it has done with a stage.
-  const auto release = [&] {
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&work.empty[before]);
-  };
-  barrier_wait(&work.full[at.stage], at.phase);
+  uint32_t before = 0;
+  at.part = 0, at.left = 0;
+  enter_codes();
   widen(0);
 #pragma unroll 1
   for (uint32_t step = 0; step < steps; step++) {
+    barrier_wait(&work.bars.x_full[at.x.stage], at.x.phase);
     multiply(0, step > 0);
-    if (done) release();
+    if (step > 0) release(&work.bars.x_empty[before]);
     widen(1);
-    multiply(1, step > 0);
-    done = ++sub == count;
+    // All that this warp wants of a stage of codes is in registers now.
+    const bool done = ++at.step == at.steps;
     if (done) {
-      before = at.stage, sub = 0;
-      at.next(work.a.stages);
-      if (step + 1 < steps) {
-        count = work.together(step + 1);
-        barrier_wait(&work.full[at.stage], at.phase);
-      }
+      release(&work.bars.codes_empty[at.codes.stage]);
+      at.codes.next(work.CODES_STAGES);
     }
-    if (step + 1 < steps) widen(0);
+    multiply(1, step > 0);
+    before = at.x.stage;
+    at.x.next(work.X_STAGES);
+    if (step + 1 < steps) {
+      if (done) enter_codes();
+      widen(0);
+    }
   }
   products_wait<0>();
-  release();
+  release(&work.bars.x_empty[before]);
 }
 
 // Rounds and stores what the products with the eight slabs from `slab` on have come to.
@@ -250,7 +286,7 @@ __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4&
 
 // One item, whose batch has N rows at most.
 template <bool DOWN, uint32_t N>
-__device__ __forceinline__ void item_of(const Many<DOWN, N>& work, const int4& batch, uint32_t slab, Ring& at) {
+__device__ __forceinline__ void item_of(const Many<DOWN, N>& work, const int4& batch, uint32_t slab, Position& at) {
   float sums[TILES][N / 2];
   multiply_all(work, sums, at);
 #pragma unroll
@@ -262,25 +298,29 @@ __device__ __forceinline__ void item_of(const Many<DOWN, N>& work, const int4& b
 template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   extern __shared__ __align__(128) char shared[];
-  __shared__ uint64_t full[MANY_STAGES_MAX], empty[MANY_STAGES_MAX];
+  __shared__ Barriers bars;
   if (threadIdx.x == 0) {
-    for (uint32_t i = 0; i < a.stages; i++) {
-      barrier_init(&full[i], 1);
-      barrier_init(&empty[i], MULTIPLIERS / 32);
+    for (uint32_t i = 0; i < STAGES_MAX; i++) {
+      barrier_init(&bars.codes_full[i], 1), barrier_init(&bars.codes_empty[i], MULTIPLIERS / 32);
+      barrier_init(&bars.x_full[i], 1), barrier_init(&bars.x_empty[i], MULTIPLIERS / 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  Many<DOWN, N> work(a, shared, full, empty);
+  Many<DOWN, N> work(a, shared, bars);
   wait_for_inputs();
   let_next_start();
   __syncthreads();
   work.load_plan();
   if (threadIdx.x >= MULTIPLIERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x < MULTIPLIERS + 32) many_produce(work);
+    if (threadIdx.x < MULTIPLIERS + 32) {
+      copy_codes(work);
+    } else if (threadIdx.x == MULTIPLIERS + 32) {
+      copy_rows(work);
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    Ring at = {0, 0};
+    Position at;
     int4 batch = work.batch_of(blockIdx.x);
     for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
       const int4 next = work.batch_of(item + gridDim.x);

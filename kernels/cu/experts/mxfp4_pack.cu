@@ -39,11 +39,13 @@ KERNEL minisgl_mxfp4_pack(const __grid_constant__ minisgl_mxfp4_pack_args a) {
     }
   }
   const uint32_t g = to % 8, h = to / 8 % 2;
-  uint8_t* here = a.to + size_t(matrix.at(to / SLAB, step)) * MX_STEP_BYTES;
-  reinterpret_cast<uint32_t*>(here)[(4 * g + t) * 4 + 2 * b + h] = word;
+  const uint32_t part = step / matrix.part;
+  const MxStep where(step - part * matrix.part, matrix.steps_of(part));
+  uint8_t* here = a.to + matrix.at(to / SLAB, part);
+  reinterpret_cast<uint32_t*>(here + where.codes)[(4 * g + t) * 4 + 2 * b + h] = word;
   if (t != 0) return;
   uint32_t scale = 0;
   if (there && block * 32 < a.left + a.columns) scale = a.scales[size_t(row) * a.scales_stride + block];
   // 2^62 and more, and NaN, are infinite: nobody has such weights, and nothing should make others of them.
-  here[MX_CODE_BYTES + 4 * g + 2 * b + h] = there ? min(scale + 66, 255u) : 0;
+  here[where.scales + 4 * g + 2 * b + h] = there ? min(scale + 66, 255u) : 0;
 }

@@ -19,8 +19,8 @@ pub use embedding::Embedding;
 pub use experts::{
     AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew,
     ExpertsFewMxfp4, ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, PackExpert,
-    PackExpertMxfp4, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_mxfp4_len,
-    expert_slabs_len,
+    PackExpertMxfp4, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
+    expert_down_mxfp4_len, expert_gate_up_mxfp4_len, expert_slabs_len,
 };
 pub use medium::{Fp8Product, MediumGemm};
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};

@@ -24,7 +24,9 @@ use half::bf16;
 
 pub use few::ExpertsFew;
 pub use many::ExpertsMany;
-pub use mxfp4::{ExpertWeightsMxfp4, PackExpertMxfp4, expert_mxfp4_len};
+pub use mxfp4::{
+    ExpertWeightsMxfp4, PackExpertMxfp4, expert_down_mxfp4_len, expert_gate_up_mxfp4_len,
+};
 pub use mxfp4_few::ExpertsFewMxfp4;
 pub use mxfp4_many::ExpertsManyMxfp4;
 pub use router::{Choice, Router, RouterInput, RouterNorm, Score};

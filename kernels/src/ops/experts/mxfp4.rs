@@ -15,15 +15,31 @@ use crate::{Array, ArrayMut};
 
 /// Columns that have one scale in a row.
 pub(super) const BLOCK: usize = 32;
-/// Bytes of a slab over one step: 16 rows of 64 codes, and two scales for each.
-pub(super) const STEP_BYTES: usize = SLAB * STEP / 2 + SLAB * STEP / BLOCK;
+/// Bytes of the codes of a slab over one step, 16 rows of 64; and of two scales for each row.
+const CODE_BYTES: usize = SLAB * STEP / 2;
+const SCALE_BYTES: usize = SLAB * STEP / BLOCK;
+/// Steps of a slab that lie together, and their bytes.
+const QUAD: usize = 4;
+pub(super) const QUAD_BYTES: usize = QUAD * (CODE_BYTES + SCALE_BYTES);
 /// Steps of a part of `down` at most.
 const PART_STEPS: usize = 9;
 
-/// Bytes that a matrix of `rows` (a multiple of 16) and `columns` takes in slabs: those of each expert lie one after the
-/// other. 17 bits for 4 numbers, but for columns up to a multiple of 64.
-pub fn expert_mxfp4_len(rows: usize, columns: usize) -> usize {
-    rows / SLAB * columns.div_ceil(STEP) * STEP_BYTES
+/// Bytes of so many steps of a slab.
+pub(super) fn run_bytes(steps: usize) -> usize {
+    steps * CODE_BYTES + steps.div_ceil(QUAD) * QUAD * SCALE_BYTES
+}
+
+/// Bytes that gate and up of an expert of `width` (a multiple of 8) take in slabs: those of each expert lie one after the
+/// other. 17 bits for 4 numbers, and a little.
+pub fn expert_gate_up_mxfp4_len(width: usize, hidden: usize) -> usize {
+    2 * width / SLAB * run_bytes(hidden.div_ceil(STEP))
+}
+
+/// Bytes that `down` of an expert takes in slabs; `hidden` is a multiple of 16.
+pub fn expert_down_mxfp4_len(hidden: usize, width: usize) -> usize {
+    let (part, parts) = parts(width);
+    let last = width.div_ceil(STEP).saturating_sub((parts - 1) * part);
+    hidden / SLAB * ((parts - 1) * run_bytes(part) + run_bytes(last))
 }
 
 /// How the columns of `down` are shared out: steps of a part, and parts.
@@ -36,9 +52,9 @@ pub(super) fn parts(columns: usize) -> (usize, usize) {
 /// The weights of a layer's experts in MXFP4, in slabs; biases as they are.
 #[derive(Clone, Copy)]
 pub struct ExpertWeightsMxfp4<'a> {
-    /// Gate and up, `[experts]` of [`expert_mxfp4_len`]`(2 * width, hidden)`.
+    /// Gate and up, `[experts]` of [`expert_gate_up_mxfp4_len`].
     pub gate_up: Array<'a, u8>,
-    /// `[experts]` of [`expert_mxfp4_len`]`(hidden, width)`.
+    /// `[experts]` of [`expert_down_mxfp4_len`].
     pub down: Array<'a, u8>,
     /// `[experts, 2, width]`, gate first.
     pub gate_up_bias: Option<Array<'a, bf16>>,
@@ -65,8 +81,8 @@ impl ExpertWeightsMxfp4<'_> {
             Some(bias) => check.array(name, bias, &[experts, len]),
             None => Ok(0),
         };
-        let gate_up_len = expert_mxfp4_len(2 * width, hidden);
-        let down_len = expert_mxfp4_len(hidden, width);
+        let gate_up_len = expert_gate_up_mxfp4_len(width, hidden);
+        let down_len = expert_down_mxfp4_len(hidden, width);
         Ok(Weights {
             gate_up: check.array("gate_up", &self.gate_up, &[experts, gate_up_len])?,
             down: check.array("down", &self.down, &[experts, down_len])?,
@@ -89,7 +105,8 @@ pub struct PackExpertMxfp4<'a> {
     /// Exponents (E8M0): those of row `row` from `row * scales_stride` on, one for every 32 columns. The first is of the
     /// block that begins `left` columns before the first column.
     pub scales: Array<'a, u8>,
-    /// The expert's slabs of this matrix, [`expert_mxfp4_len`] bytes; of gate and up together.
+    /// The expert's slabs of this matrix, of gate and up together: [`expert_gate_up_mxfp4_len`] or
+    /// [`expert_down_mxfp4_len`] bytes.
     pub to: ArrayMut<'a, u8>,
     /// Which of the expert's rows these are. [`ExpertRows::Whole`] is `down`.
     pub rows_are: ExpertRows,
@@ -119,11 +136,14 @@ impl PackExpertMxfp4<'_> {
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
         let check = Check::new("pack_expert_mxfp4", device);
         let (rows, columns, left) = (self.rows, self.columns, self.left);
-        let (rows_are, unit, expert_rows) = match self.rows_are {
-            ExpertRows::Whole => (0, SLAB, self.to_rows),
-            ExpertRows::Gate => (1, 8, 2 * self.to_rows),
-            ExpertRows::Up => (2, 8, 2 * self.to_rows),
-            ExpertRows::GateUpByTurns => (3, SLAB, self.to_rows),
+        let (to_rows, to_columns) = (self.to_rows, self.to_columns);
+        let (rows_are, unit, len) = match self.rows_are {
+            ExpertRows::Whole => (0, SLAB, expert_down_mxfp4_len(to_rows, to_columns)),
+            ExpertRows::Gate => (1, 8, expert_gate_up_mxfp4_len(to_rows, to_columns)),
+            ExpertRows::Up => (2, 8, expert_gate_up_mxfp4_len(to_rows, to_columns)),
+            ExpertRows::GateUpByTurns => {
+                (3, SLAB, expert_gate_up_mxfp4_len(to_rows / 2, to_columns))
+            }
         };
         check.that(left < BLOCK, || format!("left is {left}, it must be less than {BLOCK}"))?;
         check.that(self.above + rows <= self.to_rows, || {
@@ -141,7 +161,6 @@ impl PackExpertMxfp4<'_> {
         let (codes_len, scales_len) = (self.codes.len(), self.scales.len());
         holds("codes", codes_len, self.row_bytes, columns.div_ceil(2))?;
         holds("scales", scales_len, self.scales_stride, (left + columns).div_ceil(BLOCK))?;
-        let len = expert_mxfp4_len(expert_rows, self.to_columns);
         let threads = self.to_rows * self.to_columns.div_ceil(STEP) * 8;
         check.count("rows * columns", 8 * threads)?;
         let args = Mxfp4PackArgs {
@@ -170,10 +189,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slab_takes_seventeen_bits_for_four_numbers() {
-        assert_eq!(8 * STEP_BYTES, SLAB * STEP * 17 / 4);
-        assert_eq!(expert_mxfp4_len(5760, 2880), 5760 * 2880 * 17 / 32);
-        assert_eq!(expert_mxfp4_len(2880, 720), 2880 * 768 * 17 / 32);
+    fn codes_take_seventeen_bits_for_four_numbers_and_a_little() {
+        assert_eq!(8 * QUAD_BYTES, SLAB * QUAD * STEP * 17 / 4);
+        let (gate_up, down) = (5760 * 2880 * 17 / 32, 2880 * 2880 * 17 / 32);
+        let of_gate_up = expert_gate_up_mxfp4_len(2880, 2880);
+        let of_down = expert_down_mxfp4_len(2880, 2880);
+        assert!((gate_up..gate_up * 101 / 100).contains(&of_gate_up), "{of_gate_up} {gate_up}");
+        assert!((down..down * 103 / 100).contains(&of_down), "{of_down} {down}");
+        for columns in 1..3000 {
+            let (gate_up, down) =
+                (expert_gate_up_mxfp4_len(8, columns), expert_down_mxfp4_len(16, columns));
+            // Copies begin and end at multiples of 128.
+            assert!(gate_up.is_multiple_of(128) && down.is_multiple_of(128), "{columns}");
+        }
     }
 
     #[test]

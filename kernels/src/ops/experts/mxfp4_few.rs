@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::mxfp4::{STEP_BYTES, parts};
+use super::mxfp4::{parts, run_bytes};
 use super::weights::{SLAB, STEP};
 use super::{
     ExpertWeightsMxfp4, ExpertsShape, Gate, Routed, Written, batches_max, check_shape, room,
@@ -18,8 +18,7 @@ use crate::{Array, ArrayMut};
 
 /// Warps that multiply, in groups that share a slab; threads of a block with the warps that copy.
 const WARPS: usize = 16;
-const GROUP: usize = 8;
-const GROUPS: usize = WARPS / GROUP;
+const GROUPS: usize = 2;
 const THREADS: u32 = 640;
 const STAGES_MAX: usize = 16;
 /// With fewer stages, room for the rows of a second batch is better spent on them.
@@ -33,7 +32,7 @@ const SHARED_STATIC: usize = 1024;
 ///
 /// Codes and scales are multiplied exactly, x and what lies between the products is bf16, sums are f32. Experts of a row are
 /// added in their order: its result has the same bits whatever else is in the batch. Moves the weights of every chosen
-/// expert once, `3 * hidden * width * 17 / 32` bytes; bound by reading them.
+/// expert once, about `3 * hidden * width * 17 / 32` bytes; bound by reading them.
 pub struct ExpertsFewMxfp4<'a> {
     /// `[rows, hidden]`; less than 2^67.
     pub x: Array<'a, bf16>,
@@ -74,11 +73,10 @@ impl Cut {
         let (part, parts) = parts(width);
         let (batch, pairs) = (ExpertsFewMxfp4::BATCH.min(rows), rows * top);
         let up_steps = hidden.div_ceil(STEP);
-        // Of the blocks that share a part of the columns, one has so many slabs, and a warp so many steps of them.
+        // Of the blocks that share a part of the columns, one has so many slabs, which its groups share out.
         let units = (hidden / SLAB).div_ceil(blocks / parts.min(blocks));
-        let piece = (units * part).div_ceil(WARPS);
-        let down_bytes = GROUP * piece * STEP_BYTES + batch * (part * STEP * 2 + 16);
-        let stage_bytes = down_bytes.max(up_steps * STEP_BYTES).next_multiple_of(128);
+        let down_bytes = units.div_ceil(GROUPS) * run_bytes(part) + batch * (part * STEP * 2 + 16);
+        let stage_bytes = down_bytes.max(run_bytes(up_steps)).next_multiple_of(128);
         let partial = 2 * WARPS * batch * (SLAB + 4) * 4;
         let fixed = partial + batches_max(shape, rows, ExpertsFewMxfp4::BATCH) * 16 + pairs * 8;
         let sums_bytes = (WARPS + units) * rows * SLAB * 4;
@@ -210,7 +208,7 @@ mod tests {
                 assert!((GROUPS..=STAGES_MAX).contains(&cut.stages), "{what}");
                 assert!(cut.stages.is_multiple_of(GROUPS), "{what}");
                 assert!(cut.stage_bytes.is_multiple_of(128) && cut.room_bytes.is_multiple_of(128));
-                assert!(cut.stage_bytes >= hidden.div_ceil(STEP) * STEP_BYTES, "{what}");
+                assert!(cut.stage_bytes >= run_bytes(hidden.div_ceil(STEP)), "{what}");
                 assert!([1, 2].contains(&cut.x_buffers), "{what}");
             }
         }

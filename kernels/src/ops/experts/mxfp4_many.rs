@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::mxfp4::STEP_BYTES;
+use super::mxfp4::QUAD_BYTES;
 use super::weights::STEP;
 use super::{
     ExpertWeightsMxfp4, ExpertsShape, Gate, Routed, Written, batches_max, check_shape, room,
@@ -20,19 +20,44 @@ use crate::{Array, ArrayMut};
 const THREADS: u32 = 384;
 /// Threads of a block that gathers, a warp for each pair.
 const GATHER_THREADS: u32 = 256;
-/// Slabs of an item, and steps of a stage.
+/// Slabs of an item.
 const SLABS: usize = 16;
-const STAGE_STEPS: usize = 2;
-const STAGES_MAX: usize = 12;
-/// Pairs of a batch that there can be, with the kernels for them.
-const BATCHES: [(usize, Kernel, Kernel); 3] = [
-    (32, Kernel::Mxfp4ManyUp32, Kernel::Mxfp4ManyDown32),
-    (64, Kernel::Mxfp4ManyUp64, Kernel::Mxfp4ManyDown64),
-    (128, Kernel::Mxfp4ManyUp128, Kernel::Mxfp4ManyDown128),
+/// Kernels for batches of so many pairs.
+struct Batch {
+    pairs: usize,
+    up: Kernel,
+    down: Kernel,
+    /// Of four steps of codes, and of one of x.
+    codes_stages: usize,
+    x_stages: usize,
+}
+const BATCHES: [Batch; 3] = [
+    Batch {
+        pairs: 32,
+        up: Kernel::Mxfp4ManyUp32,
+        down: Kernel::Mxfp4ManyDown32,
+        codes_stages: 5,
+        x_stages: 8,
+    },
+    Batch {
+        pairs: 64,
+        up: Kernel::Mxfp4ManyUp64,
+        down: Kernel::Mxfp4ManyDown64,
+        codes_stages: 4,
+        x_stages: 8,
+    },
+    Batch {
+        pairs: 128,
+        up: Kernel::Mxfp4ManyUp128,
+        down: Kernel::Mxfp4ManyDown128,
+        codes_stages: 3,
+        x_stages: 6,
+    },
 ];
 /// Results are turned around in room for so many rows at least.
 const TURNED_MIN: usize = 64;
 /// Static shared memory of the kernels at most.
+#[cfg(test)]
 const SHARED_STATIC: usize = 512;
 /// What of the dynamic part is lost to alignment.
 const ALIGNMENT: usize = 1024;
@@ -65,21 +90,15 @@ pub struct ExpertsManyMxfp4<'a> {
     pub rows: usize,
 }
 
-/// How shared memory is laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    stages: usize,
-    shared_bytes: usize,
-}
+impl Batch {
+    fn of(pairs: usize) -> Option<&'static Batch> {
+        BATCHES.iter().find(|batch| batch.pairs == pairs)
+    }
 
-impl Cut {
-    fn new(batch: usize, shared_max: usize) -> Cut {
+    fn shared_bytes(&self) -> usize {
         let row_bytes = STEP * 2;
-        let codes_bytes = (SLABS * STAGE_STEPS * STEP_BYTES).next_multiple_of(1024);
-        let stage_bytes = codes_bytes + STAGE_STEPS * batch * row_bytes;
-        let fixed = batch.max(TURNED_MIN) * row_bytes + ALIGNMENT;
-        let stages = (shared_max.saturating_sub(fixed) / stage_bytes).min(STAGES_MAX);
-        Cut { stages, shared_bytes: fixed + stages * stage_bytes }
+        let rows = self.x_stages * self.pairs + self.pairs.max(TURNED_MIN);
+        ALIGNMENT + self.codes_stages * SLABS * QUAD_BYTES + rows * row_bytes
     }
 }
 
@@ -120,11 +139,11 @@ impl ExpertsManyMxfp4<'_> {
         let ExpertsShape { top, hidden, width, .. } = shape;
         check_shape(&check, shape, rows)?;
         check.that(Self::takes(device), || "it needs compute capability 9.0".into())?;
-        let kernels = BATCHES.into_iter().find(|(of, ..)| *of == batch);
+        let kernels = Batch::of(batch);
         check.that(kernels.is_some(), || {
-            format!("batch is {batch}, it must be one of {:?}", BATCHES.map(|(of, ..)| of))
+            format!("batch is {batch}, it must be one of {:?}", BATCHES.map(|batch| batch.pairs))
         })?;
-        let Some((_, kernel_up, kernel_down)) = kernels else { return Ok(()) };
+        let Some(kernels) = kernels else { return Ok(()) };
         let weights = self.weights.check(&check, shape)?;
         let (_, routed, plan) = self.routed.check(&check, shape, rows)?;
         let written = Written::check(&check, shape, rows, &self.act, &self.out)?;
@@ -132,11 +151,10 @@ impl ExpertsManyMxfp4<'_> {
         room(&check, "act", &self.act, Self::act_len(shape, rows))?;
         let x = check.array("x", &self.x, &[rows, hidden])?;
         let batches_max = batches_max(shape, rows, batch);
-        let cut = Cut::new(batch, device.shared_bytes_block() as usize - SHARED_STATIC);
         let grid = Grid {
             blocks: (if rows == 0 { 0 } else { device.multiprocessors() }, 1),
             threads: THREADS,
-            shared_bytes: cut.shared_bytes as u32,
+            shared_bytes: kernels.shared_bytes() as u32,
             cluster: 1,
         };
         let args = |x, weight, bias, out, n: usize, columns: usize| ExpertsManyArgs {
@@ -151,7 +169,8 @@ impl ExpertsManyMxfp4<'_> {
             columns: columns as u32,
             batches_max: batches_max as u32,
             batch: batch as u32,
-            stages: cut.stages as u32,
+            // The kernels know it themselves.
+            stages: 0,
             gate: self.gate.number(),
         };
         // The rows that experts get are no longer needed when what they give is written there.
@@ -186,8 +205,8 @@ impl ExpertsManyMxfp4<'_> {
         // SAFETY: the structs are the kernels', their arrays were checked above, and shared memory is as they count it.
         unsafe {
             check.launch(Kernel::ExpertsGather, gather_grid, &gather)?;
-            check.launch(kernel_up, grid, &up)?;
-            check.launch(kernel_down, grid, &down)?;
+            check.launch(kernels.up, grid, &up)?;
+            check.launch(kernels.down, grid, &down)?;
             check.launch(Kernel::ExpertsCombine, Grid::of_threads(rows * hidden / 8), &combine)
         }
     }
@@ -198,15 +217,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_batch_leaves_a_ring_of_four_stages() {
-        let shared_max = 232_448 - SHARED_STATIC;
-        for (batch, ..) in BATCHES {
-            let cut = Cut::new(batch, shared_max);
-            assert!(cut.shared_bytes <= shared_max, "{batch} {cut:?}");
-            assert!((4..=STAGES_MAX).contains(&cut.stages), "{batch} {cut:?}");
+    fn every_batch_fits_into_the_shared_memory_of_hopper() {
+        for batch in &BATCHES {
+            let bytes = batch.shared_bytes();
+            assert!(bytes + SHARED_STATIC <= 232_448, "{} pairs: {bytes}", batch.pairs);
         }
-        // A slab for each warp of both tiles.
-        assert_eq!(SLABS * super::super::weights::SLAB, 256);
     }
 
     #[test]
@@ -214,7 +229,7 @@ mod tests {
         let shape = ExpertsShape { experts: 32, top: 4, hidden: 2880, width: 2880 };
         for rows in [1, 100, 256, 512, 1000, 2048, 8192, 100_000] {
             let batch = ExpertsManyMxfp4::batch(shape, rows);
-            assert!(BATCHES.iter().any(|(of, ..)| *of == batch));
+            assert!(Batch::of(batch).is_some());
             assert!(batch == 128 || 4 * batch >= 5 * (rows * 4 / 32), "{rows} {batch}");
         }
     }

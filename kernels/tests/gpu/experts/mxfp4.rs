@@ -5,9 +5,9 @@ use super::*;
 /// What codes stand for (OCP Microscaling Formats 1.0, table 5).
 const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 const BLOCK: usize = 32;
-/// Bytes of a slab over a step; of its codes.
-const STEP_BYTES: usize = 544;
+/// Bytes of the codes of a slab over a step, and of its scales.
 const CODES_BYTES: usize = 512;
+const SCALES_BYTES: usize = 32;
 /// No code is this: a byte that no packing may read.
 const OUTSIDE: u8 = 0xee;
 
@@ -62,6 +62,19 @@ impl Part {
         self.first_column % BLOCK
     }
 
+    /// Bytes of the slabs that it goes to.
+    fn len(&self, rows_are: ExpertRows) -> usize {
+        match rows_are {
+            ExpertRows::Whole => expert_down_mxfp4_len(self.to_rows, self.to_columns),
+            ExpertRows::Gate | ExpertRows::Up => {
+                expert_gate_up_mxfp4_len(self.to_rows, self.to_columns)
+            }
+            ExpertRows::GateUpByTurns => {
+                expert_gate_up_mxfp4_len(self.to_rows / 2, self.to_columns)
+            }
+        }
+    }
+
     /// `row_step`: rows of the matrix from one of the part to the next.
     fn pack(
         &self,
@@ -76,11 +89,7 @@ impl Part {
         let (codes, scales) = (gpu.upload(&from.codes), gpu.upload(&from.scales));
         let first_code = self.first_row * row_bytes + self.first_column / 2;
         let first_scale = self.first_row * blocks + self.first_column / BLOCK;
-        let to_rows = match rows_are {
-            ExpertRows::Gate | ExpertRows::Up => 2 * self.to_rows,
-            ExpertRows::Whole | ExpertRows::GateUpByTurns => self.to_rows,
-        };
-        let len = expert_mxfp4_len(to_rows, self.to_columns);
+        let len = self.len(rows_are);
         PackExpertMxfp4 {
             codes: (&codes.slice(first_code..)).into(),
             scales: (&scales.slice(first_scale..)).into(),
@@ -105,30 +114,38 @@ fn unpack(slabs: &[u8], rows: usize, columns: usize, in_parts: bool) -> Vec<(u8,
     let parts = if in_parts { steps.div_ceil(9) } else { 1 };
     let part = steps.div_ceil(parts);
     let mut elements = vec![(0, 0); rows * steps * 64];
-    let mut at = 0;
+    let mut bytes = slabs;
     for first in (0..steps).step_by(part) {
         let each = part.min(steps - first);
         for slab in 0..slabs_len {
-            for step in first..first + each {
-                let bytes = &slabs[at * STEP_BYTES..][..STEP_BYTES];
-                at += 1;
-                for (i, word) in bytes[..CODES_BYTES].chunks_exact(4).enumerate() {
-                    let word = u32::from_le_bytes(word.try_into().unwrap());
-                    let (g, t, b, h) = (i / 16, i / 4 % 4, i / 2 % 2, i % 2);
-                    for (pair, sign, size) in [(0, 15, 6), (1, 12, 3), (2, 14, 0), (3, 13, 9)] {
-                        for odd in 0..2 {
-                            let half = word >> (16 * odd);
-                            let code = half >> size & 7 | (half >> sign & 1) << 3;
-                            let column = step * 64 + b * 32 + 8 * pair + 2 * t + odd;
-                            let scale = bytes[CODES_BYTES + 4 * g + 2 * b + h];
-                            let row = slab * 16 + 8 * h + g;
-                            elements[row * steps * 64 + column] = (code as u8, scale);
+            for quad in (0..each).step_by(4) {
+                let count = 4.min(each - quad);
+                let (codes, rest) = bytes.split_at(count * CODES_BYTES);
+                let (scales, rest) = rest.split_at(4 * SCALES_BYTES);
+                bytes = rest;
+                let codes = codes.chunks_exact(CODES_BYTES).zip(scales.chunks_exact(SCALES_BYTES));
+                for (step, (codes, scales)) in codes.enumerate() {
+                    let mut set = |row: usize, column: usize, code: u32, scale: u8| {
+                        let column = (first + quad + step) * 64 + column;
+                        elements[(slab * 16 + row) * steps * 64 + column] = (code as u8, scale);
+                    };
+                    for (i, word) in codes.chunks_exact(4).enumerate() {
+                        let word = u32::from_le_bytes(word.try_into().unwrap());
+                        let (g, t, b, h) = (i / 16, i / 4 % 4, i / 2 % 2, i % 2);
+                        for (pair, sign, size) in [(0, 15, 6), (1, 12, 3), (2, 14, 0), (3, 13, 9)] {
+                            for odd in 0..2 {
+                                let half = word >> (16 * odd);
+                                let code = half >> size & 7 | (half >> sign & 1) << 3;
+                                let column = b * 32 + 8 * pair + 2 * t + odd;
+                                set(8 * h + g, column, code, scales[4 * g + 2 * b + h]);
+                            }
                         }
                     }
                 }
             }
         }
     }
+    assert!(bytes.is_empty());
     elements
 }
 
@@ -154,8 +171,7 @@ pub fn packing(gpu: &mut Gpu) {
                 let halves = matches!(rows_are, ExpertRows::Gate | ExpertRows::Up);
                 let step = if halves { 2 } else { 1 };
                 let to_rows = step * rows;
-                let len = expert_mxfp4_len(to_rows, part.to_columns);
-                let mut to = gpu.upload(&vec![OUTSIDE; len]);
+                let mut to = gpu.upload(&vec![OUTSIDE; part.len(rows_are)]);
                 part.pack(gpu, &from, rows_are, step, &mut to, 0).unwrap();
                 let whole = rows_are == ExpertRows::Whole;
                 let packed = gpu.download(&to);
@@ -211,8 +227,8 @@ impl Mxfp4 {
         let left = first % BLOCK;
         // Eight more for whole slabs.
         let to_width = (left + mine).next_multiple_of(8);
-        let gate_up_len = expert_mxfp4_len(2 * to_width, hidden);
-        let down_len = expert_mxfp4_len(hidden, to_width);
+        let gate_up_len = expert_gate_up_mxfp4_len(to_width, hidden);
+        let down_len = expert_down_mxfp4_len(hidden, to_width);
         let mut gate_up = gpu.upload(&vec![OUTSIDE; experts * gate_up_len]);
         let mut down = gpu.upload(&vec![OUTSIDE; experts * down_len]);
         let zeros = vec![bf16::ZERO; experts * to_width * hidden];
@@ -523,7 +539,7 @@ pub fn refusals(gpu: &mut Gpu) {
     refused(layer.many(&mut step, gpu, &mut out), "y has 8 elements");
 
     let from = Coded::new(gpu, 64, 96, 1.0);
-    let mut to = gpu.upload(&vec![0; expert_mxfp4_len(64, 96)]);
+    let mut to = gpu.upload(&vec![0; expert_down_mxfp4_len(64, 96)]);
     let part = Part {
         first_row: 0,
         rows: 64,
