@@ -17,7 +17,8 @@ use half::bf16;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{
     AddShared, Choice, EXPERTS_MAX, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew, ExpertsFewMxfp4,
-    ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
+    ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, Routed, Router, RouterInput, RouterNorm,
+    Score, TOP_MAX,
 };
 use minisgl_kernels::peers::Sum;
 use minisgl_kernels::{Array, Device};
@@ -29,8 +30,8 @@ use super::linear::{Into, gemm_rows};
 use super::memory::ROW_UNIT;
 use super::{Buffer, CudaOps, Team, failed};
 use crate::config::{self, Activation, ExpertsSpec, Ffn, ModelConfig};
-use crate::scheme::Scheme;
 use crate::ops::{Experts, Norm, OpResult, Scratch, Shared, Stream};
+use crate::scheme::Scheme;
 use crate::shard::Shard;
 
 /// Widths of the model that the kernels take.

@@ -70,8 +70,12 @@ impl CudaOps {
         }
         let part_rows = rows / parts_are.len();
         let stack = match Parts::of(parts)? {
-            Parts::Plain(parts) => Stack::Plain(self.pack_plain(&parts, parts_are, shape, part_rows)?),
-            Parts::Mxfp4(parts) => Stack::Mxfp4(self.pack_mxfp4(&parts, parts_are, shape, part_rows)?),
+            Parts::Plain(parts) => {
+                Stack::Plain(self.pack_plain(&parts, parts_are, shape, part_rows)?)
+            }
+            Parts::Mxfp4(parts) => {
+                Stack::Mxfp4(self.pack_mxfp4(&parts, parts_are, shape, part_rows)?)
+            }
         };
         self.count_weights(match &stack {
             Stack::Plain(stack) => stack.num_bytes(),
