@@ -18,6 +18,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod experts_bench;
+mod experts_layer;
 mod fp8;
 mod fp8_bench;
 mod gemm;
