@@ -18,6 +18,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod experts_bench;
+mod experts_layer;
 mod experts_mxfp4_bench;
 mod fp8;
 mod fp8_bench;

@@ -1,6 +1,6 @@
 //! Mixtures of experts: a block from its norm to its sum.
 //!
-//! Owns: the workspaces of such a block, and which kernels run it for how many rows. Must never: ask the GPU what the
+//! Owns: the order of what is launched, and which models there are kernels for. Must never: ask the GPU what the
 //! router chose; all that is launched depends on the number of rows alone, so that a step can be replayed.
 //!
 //! ```text
@@ -10,134 +10,35 @@
 //!   ranks     the sum over them, as after any other block
 //! ```
 
+mod room;
 mod stack;
 
-use cudarc::driver::{CudaSlice, CudaViewMut, DriverError};
-use half::bf16;
+use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{
-    AddShared, Choice, EXPERTS_MAX, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew, ExpertsFewMxfp4,
-    ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, Routed, Router, RouterInput, RouterNorm,
+    AddShared, Choice, EXPERTS_MAX, ExpertsShape, Router, RouterInput, RouterNorm,
     Score, TOP_MAX,
 };
 use minisgl_kernels::peers::Sum;
-use minisgl_kernels::{Array, Device};
 
+pub(super) use self::room::ExpertRoom;
+use self::room::{SharedRoom, Way};
 pub use self::stack::Stack;
 
 use super::graphs::Mode;
 use super::linear::{Into, gemm_rows};
 use super::memory::ROW_UNIT;
-use super::{Buffer, CudaOps, Team, failed};
-use crate::config::{self, Activation, ExpertsSpec, Ffn, ModelConfig};
-use crate::ops::{Experts, Norm, OpResult, Scratch, Shared, Stream};
-use crate::scheme::Scheme;
+use super::{CudaOps, Team, failed};
+use crate::config::{self, ExpertsSpec, Ffn, ModelConfig};
+use crate::ops::{Experts, Norm, OpResult, Shared, Stream};
 use crate::shard::Shard;
 
 /// Widths of the model that the kernels take.
 const HIDDEN_UNIT: usize = 16;
-/// Pairs of a token and an expert that an expert has on average up to which `ExpertsFew` is faster: it computes eight at a
-/// time, and reads the weights again for every eight.
-const FEW_EACH: usize = ExpertsFew::BATCH;
-
 /// Rows up to which the router's own product, with the norm in it, is faster than a norm, a matrix product and a choice from
 /// logits: it takes sixteen at a time.
 const FUSED_ROWS: usize = 32;
 const _: () = assert!(FUSED_ROWS <= Router::ROWS_MAX);
-
-/// What lies between the kernels of a block, as large as the largest step needs it. Layers take turns.
-pub(super) struct ExpertRoom {
-    gate: Gate,
-    kind: Kind,
-    /// Rows of the router's matrix, padded.
-    pub(super) router_rows: usize,
-    logits: CudaSlice<f32>,
-    ids: CudaSlice<i32>,
-    weights: CudaSlice<f32>,
-    plan: CudaSlice<i32>,
-    /// Zeros between launches, as is `arrived`.
-    workspace: CudaSlice<u32>,
-    arrived: CudaSlice<u32>,
-    act: CudaSlice<bf16>,
-    y: CudaSlice<bf16>,
-    shared: Option<SharedRoom>,
-}
-
-/// Of the block that all tokens share.
-struct SharedRoom {
-    scratch: Scratch<CudaOps>,
-    activated: Buffer,
-    out: Buffer,
-}
-
-/// Which kernels multiply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Few,
-    Many,
-}
-
-/// What the experts' matrices are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Plain,
-    Mxfp4,
-}
-
-impl Kind {
-    fn of(config: &ModelConfig) -> Kind {
-        let mxfp4 = config.quantization.schemes().any(|scheme| scheme == Scheme::Mxfp4);
-        if mxfp4 { Kind::Mxfp4 } else { Kind::Plain }
-    }
-
-    fn few_takes(self, device: &Device, shape: ExpertsShape, rows: usize) -> bool {
-        match self {
-            Kind::Plain => ExpertsFew::takes(device, shape, rows),
-            Kind::Mxfp4 => ExpertsFewMxfp4::takes(device, shape, rows),
-        }
-    }
-
-    fn many_takes(self, device: &Device) -> bool {
-        match self {
-            Kind::Plain => ExpertsMany::takes(device),
-            Kind::Mxfp4 => ExpertsManyMxfp4::takes(device),
-        }
-    }
-
-    /// Elements of what lies between the kernels for many rows, and of the workspace of the one for few.
-    fn lens(self, shape: ExpertsShape, tokens: usize) -> [usize; 3] {
-        match self {
-            Kind::Plain => [
-                ExpertsMany::act_len(shape, tokens),
-                ExpertsMany::y_len(shape, tokens),
-                ExpertsFew::WORKSPACE_LEN,
-            ],
-            Kind::Mxfp4 => [
-                ExpertsManyMxfp4::act_len(shape, tokens),
-                ExpertsManyMxfp4::y_len(shape, tokens),
-                ExpertsFewMxfp4::workspace_len(shape, tokens.min(ExpertsFewMxfp4::ROWS_MAX)),
-            ],
-        }
-    }
-}
-
-impl Way {
-    /// `few_takes` says how many rows the kernel for few can have.
-    fn of(shape: ExpertsShape, rows: usize, few_takes: impl Fn(usize) -> bool) -> Way {
-        let few = rows * shape.top <= FEW_EACH * shape.experts && few_takes(rows);
-        if few { Way::Few } else { Way::Many }
-    }
-
-    /// Pairs of a row and an expert that are computed together at most.
-    fn batch(self, kind: Kind, shape: ExpertsShape, rows: usize) -> usize {
-        match (self, kind) {
-            (Way::Few, Kind::Plain) => ExpertsFew::BATCH,
-            (Way::Few, Kind::Mxfp4) => ExpertsFewMxfp4::BATCH,
-            (Way::Many, Kind::Plain) => ExpertsMany::batch(shape, rows),
-            (Way::Many, Kind::Mxfp4) => ExpertsManyMxfp4::batch(shape, rows),
-        }
-    }
-}
 
 /// The blocks of experts that a model has.
 fn specs(config: &ModelConfig) -> impl Iterator<Item = &ExpertsSpec> {
@@ -179,177 +80,6 @@ pub(super) fn refusal(config: &ModelConfig, shard: &Shard) -> Option<String> {
         }
     }
     None
-}
-
-/// The kernels' word for an activation between an expert's projections.
-fn gate_of(activation: Activation) -> OpResult<Gate> {
-    match activation {
-        Activation::Silu => Ok(Gate::Silu),
-        Activation::ClampedSwish => Ok(Gate::Clamped),
-        Activation::GeluTanh => Err(failed("experts")("there are no kernels for this activation")),
-    }
-}
-
-impl ExpertRoom {
-    /// For steps of up to `tokens` tokens; `None` if no layer has experts.
-    pub(super) fn new(
-        device: &Device,
-        config: &ModelConfig,
-        shard: &Shard,
-        tokens: usize,
-    ) -> OpResult<Option<ExpertRoom>> {
-        let Some(spec) = specs(config).next() else { return Ok(None) };
-        let kind = Kind::of(config);
-        if !kind.many_takes(device) {
-            let (major, minor) = device.capability();
-            return Err(failed("choose kernels")(format!(
-                "the GPU has no kernels for experts at compute capability {major}.{minor}, only at 9.0; load with \
-                 --device cpu"
-            )));
-        }
-        let hidden = config.hidden_size;
-        let width = shard.columns(spec.width).len();
-        let shape = ExpertsShape { experts: spec.count, top: spec.chosen, hidden, width };
-        let router_rows = spec.count.next_multiple_of(ROW_UNIT);
-        let few_takes = |rows| kind.few_takes(device, shape, rows);
-        let [act_len, y_len, workspace_len] = kind.lens(shape, tokens);
-        let plan_len = |rows| {
-            let batch = Way::of(shape, rows, few_takes).batch(kind, shape, rows);
-            Routed::plan_len(shape, rows, batch)
-        };
-        let pairs = tokens * spec.chosen;
-        let stream = device.stream();
-        let memory = |error: DriverError| failed("allocate the workspaces of experts")(error);
-        let bf16s = |len: usize| stream.alloc_zeros::<bf16>(len.max(1)).map_err(memory);
-        let buffer = |width: usize| -> OpResult<Buffer> {
-            Ok(Buffer { data: bf16s(tokens * width)?, rows: tokens, width })
-        };
-        let shared = match spec.shared {
-            None => None,
-            Some(shared) => {
-                let width = shard.columns(shared.width).len();
-                Some(SharedRoom {
-                    scratch: Scratch { gate_up: buffer(2 * width)? },
-                    activated: buffer(width)?,
-                    out: buffer(hidden)?,
-                })
-            }
-        };
-        let workspace = Router::workspace_len(shape, tokens);
-        Ok(Some(ExpertRoom {
-            gate: gate_of(config.activation)?,
-            kind,
-            router_rows,
-            logits: stream.alloc_zeros((tokens * router_rows).max(1)).map_err(memory)?,
-            ids: stream.alloc_zeros(pairs.max(1)).map_err(memory)?,
-            weights: stream.alloc_zeros(pairs.max(1)).map_err(memory)?,
-            plan: stream
-                .alloc_zeros((1..=tokens).map(plan_len).max().unwrap_or(1))
-                .map_err(memory)?,
-            workspace: stream.alloc_zeros(workspace).map_err(memory)?,
-            arrived: stream.alloc_zeros(workspace_len).map_err(memory)?,
-            act: bf16s(act_len)?,
-            y: bf16s(y_len)?,
-            shared,
-        }))
-    }
-
-    /// Whether a block that all tokens share leaves its product by itself.
-    pub(super) fn has_shared(&self) -> bool {
-        self.shared.is_some()
-    }
-
-    /// Where the router's products of many rows go.
-    pub(super) fn logits(&mut self) -> &mut CudaSlice<f32> {
-        &mut self.logits
-    }
-
-    /// The experts' products, added to `out`, or written there.
-    fn multiply(
-        &mut self,
-        device: &Device,
-        (way, shape, rows): (Way, ExpertsShape, usize),
-        experts: &Experts<CudaOps>,
-        x: &Buffer,
-        (out, adds): (&mut CudaViewMut<'_, bf16>, bool),
-    ) -> OpResult {
-        let pairs = rows * shape.top;
-        let (ids, chosen) = (self.ids.slice(..pairs), self.weights.slice(..pairs));
-        let routed = Routed {
-            ids: (&ids).into(),
-            weights: (&chosen).into(),
-            plan: (&self.plan).into(),
-            batch: way.batch(self.kind, shape, rows),
-        };
-        let x = x.rows(rows);
-        let (x, gate, out) = ((&x).into(), self.gate, out.into());
-        let (act, y) = ((&mut self.act).into(), (&mut self.y).into());
-        let workspace = (&mut self.arrived).into();
-        let (gate_up, down) = (&experts.gate_up, &experts.down);
-        let gate_up_bias = gate_up.bias.as_ref().map(Array::from);
-        let down_bias = down.bias.as_ref().map(Array::from);
-        match (&gate_up.weight, &down.weight) {
-            (Stack::Plain(gate_up), Stack::Plain(down)) => {
-                let (gate_up, down) = (gate_up.into(), down.into());
-                let weights = ExpertWeights { gate_up, down, gate_up_bias, down_bias };
-                match way {
-                    Way::Few => ExpertsFew {
-                        x,
-                        weights,
-                        routed,
-                        gate,
-                        act,
-                        out,
-                        adds,
-                        workspace,
-                        shape,
-                        rows,
-                    }
-                    .launch(device),
-                    Way::Many => {
-                        ExpertsMany { x, weights, routed, gate, act, y, out, adds, shape, rows }
-                            .launch(device)
-                    }
-                }
-            }
-            (Stack::Mxfp4(gate_up), Stack::Mxfp4(down)) => {
-                let (gate_up, down) = (gate_up.into(), down.into());
-                let weights = ExpertWeightsMxfp4 { gate_up, down, gate_up_bias, down_bias };
-                match way {
-                    Way::Few => ExpertsFewMxfp4 {
-                        x,
-                        weights,
-                        routed,
-                        gate,
-                        act,
-                        out,
-                        adds,
-                        workspace,
-                        shape,
-                        rows,
-                    }
-                    .launch(device),
-                    Way::Many => ExpertsManyMxfp4 {
-                        x,
-                        weights,
-                        routed,
-                        gate,
-                        act,
-                        y,
-                        out,
-                        adds,
-                        shape,
-                        rows,
-                    }
-                    .launch(device),
-                }
-            }
-            _ => {
-                return Err(failed("experts")("one of a layer's matrices has codes, another none"));
-            }
-        }
-        .map_err(failed("experts"))
-    }
 }
 
 impl CudaOps {
@@ -487,7 +217,7 @@ impl CudaOps {
             weights: (&mut room.weights.slice_mut(..rows * top)).into(),
             plan: (&mut room.plan).into(),
             workspace: (&mut room.workspace).into(),
-            batch: way.batch(room.kind, shape, rows),
+            batch: room.kind.batch(way, shape, rows),
             shape,
             rows,
         }
@@ -511,20 +241,5 @@ impl CudaOps {
         let SharedRoom { scratch, activated, out } = room;
         self.norm_gated(rows, stream, norm, &shared.gate_up, scratch, activated)?;
         self.product(rows, &shared.down, activated, out, Into::Output)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn experts_with_few_tokens_each_are_read_once() {
-        let way = |experts, top, rows| {
-            let shape = ExpertsShape { experts, top, hidden: 64, width: 64 };
-            Way::of(shape, rows, |rows| rows <= ExpertsFew::ROWS_MAX)
-        };
-        assert_eq!([1, 64, 65].map(|rows| way(128, 8, rows)), [Way::Few, Way::Few, Way::Many]);
-        assert_eq!([1, 32, 33].map(|rows| way(8, 2, rows)), [Way::Few, Way::Few, Way::Many]);
     }
 }

@@ -6,7 +6,8 @@
 use cudarc::driver::{CudaSlice, DriverError};
 use half::bf16;
 use minisgl_kernels::ops::{
-    ExpertRows, PackExpert, PackExpertMxfp4, expert_mxfp4_len, expert_slabs_len,
+    ExpertRows, PackExpert, PackExpertMxfp4, expert_down_mxfp4_len, expert_gate_up_mxfp4_len,
+    expert_slabs_len,
 };
 
 use super::super::{CudaOps, failed};
@@ -21,7 +22,7 @@ const ARRIVING_LEN: usize = 64 << 20;
 pub enum Stack {
     /// bf16, in slabs of 16 rows: [`expert_slabs_len`] for each expert.
     Plain(CudaSlice<bf16>),
-    /// MXFP4, in slabs of 16 rows: [`expert_mxfp4_len`] bytes for each expert.
+    /// MXFP4, in slabs of 16 rows: [`expert_gate_up_mxfp4_len`] or [`expert_down_mxfp4_len`] bytes for each expert.
     Mxfp4(CudaSlice<u8>),
 }
 
@@ -131,7 +132,7 @@ impl CudaOps {
         shape: StackShape,
         part_rows: usize,
     ) -> OpResult<CudaSlice<u8>> {
-        let StackShape { count, rows, inputs, .. } = shape;
+        let StackShape { of, count, rows, inputs } = shape;
         let each = parts_are.len();
         let bad = |what: &str| failed("upload experts")(format!("{what} for {shape:?}"));
         let Some(first) = parts.first() else { return Err(bad("no parts")) };
@@ -147,19 +148,19 @@ impl CudaOps {
                 "a rank's part that begins in the middle of 32 numbers that share a scale; another tp may give none",
             ));
         }
-        let slabs_len = expert_mxfp4_len(rows, inputs);
+        let slabs_len = match of {
+            StackOf::GateUp => expert_gate_up_mxfp4_len(rows / 2, inputs),
+            StackOf::Down => expert_down_mxfp4_len(rows, inputs),
+        };
         let fault = |error: DriverError| bad(&error.to_string());
         // SAFETY: packing writes every byte of every expert's slabs, those past the last column as zeros.
         let mut stack = unsafe { self.stream().alloc::<u8>(count * slabs_len) }.map_err(fault)?;
         let at_once = (ARRIVING_LEN / (codes_len * each).max(1)).clamp(1, count.max(1));
         for (group, parts) in parts.chunks(at_once * each).enumerate() {
-            let of = |part: fn(&CodedPart<'_>) -> TensorPart<'_>| -> Vec<TensorPart<'_>> {
-                parts.iter().map(|&coded| part(coded)).collect()
-            };
-            let codes: CudaSlice<u8> =
-                self.arrive(&of(|part| part.codes().clone()), parts.len() * codes_len)?;
-            let scales: CudaSlice<u8> =
-                self.arrive(&of(|part| part.scales().clone()), parts.len() * scales_len)?;
+            let codes: Vec<_> = parts.iter().map(|part| part.codes().clone()).collect();
+            let codes: CudaSlice<u8> = self.arrive(&codes, parts.len() * codes_len)?;
+            let scales: Vec<_> = parts.iter().map(|part| part.scales().clone()).collect();
+            let scales: CudaSlice<u8> = self.arrive(&scales, parts.len() * scales_len)?;
             for (index, &rows_are) in (0..parts.len()).zip(parts_are.iter().cycle()) {
                 let expert = group * at_once + index / each;
                 let codes = codes.slice(index * codes_len..(index + 1) * codes_len);

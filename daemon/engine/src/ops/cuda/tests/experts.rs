@@ -9,6 +9,11 @@ const HIDDEN: usize = 208;
 /// Rows in which the CPU's choice does not hang on a rounding: the last chosen is this much more likely than the next.
 const GAP: f64 = 0.02;
 
+/// Errors together: five roundings lie one after the other. Where all rows are alike, so are their errors, and if one of the few
+/// values between the products is most of what they give, a whole row is off by its rounding.
+const SHARE: f64 = 6e-3;
+const SHARE_ALIKE: f64 = 1.2e-2;
+
 /// Everything that a block of experts is made of, in numbers.
 struct Block {
     spec: ExpertsSpec,
@@ -148,7 +153,7 @@ fn blocks_of_experts_are_the_cpus() {
         (
             "a shared expert without a gate",
             ExpertsSpec {
-                shared: Some(SharedExpert { width: 16, gated: false }),
+                shared: Some(SharedExpert { width: 136, gated: false }),
                 ..spec(9, 1, 72, all)
             },
             Activation::Silu,
@@ -196,11 +201,11 @@ fn blocks_of_experts_are_the_cpus() {
                             .copied()
                             .collect()
                     };
-                    assert_close(
+                    assert_within(
+                        (10.0, if alike { SHARE_ALIKE } else { SHARE }),
                         &format!("{name}{what}, {rows} rows"),
                         &of(got),
                         &of(expected),
-                        10.0,
                     );
                 }
             }
