@@ -3,7 +3,7 @@
 use half::bf16;
 
 use crate::fp8::{Fp8Weight, ScaleForm};
-use crate::ops::{Fp8Product, MediumGemm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
+use crate::ops::{Fp8Product, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
 use crate::{Array, ArrayMut, Device, LaunchError};
 
 /// What a product is prepared for.
@@ -152,23 +152,16 @@ impl Fp8GemmArgs<'_> {
         GemmShape { m: self.m, n: self.n, k: self.k, bias, kind: self.out.kind(), element }
     }
 
-    /// Computes the same from x as bf16 with another weight, by our own kernels. None where there is none for so many rows.
+    /// Computes the same from x as bf16 with another weight, by one of our own kernels.
     pub(super) fn own(
         &mut self,
         device: &Device,
+        product: Fp8Product,
         x: Array<'_, bf16>,
         weight: Fp8Weight<'_>,
-    ) -> Option<Result<(), LaunchError>> {
-        let (m, n, k) = (self.m, self.n, self.k);
-        let own = Fp8Product::of(device, m, k)?;
-        let out = self.out.skinny(self.bias);
-        Some(match own {
-            Fp8Product::Skinny => {
-                let (input, weight) = (SkinnyInput::Plain(x), SkinnyWeight::Fp8(weight));
-                SkinnyGemm { input, weight, out, m, n, k }.launch(device)
-            }
-            Fp8Product::Medium => MediumGemm { x, weight, out, m, n, k }.launch(device),
-        })
+    ) -> Result<(), LaunchError> {
+        let shape = [self.m, self.n, self.k];
+        product.launch(device, x, weight, self.out.skinny(self.bias), shape)
     }
 }
 

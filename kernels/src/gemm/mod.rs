@@ -29,6 +29,7 @@ use crate::array::DeviceArray;
 use crate::check::Check;
 use crate::fp8::{BLOCK, ScaleForm};
 use crate::library::{self, LibraryError};
+use crate::ops::Fp8Product;
 use crate::{Array, Device, LaunchError};
 pub use args::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use plan::{Algorithm, Plan};
@@ -68,6 +69,8 @@ pub struct Gemm {
     workspace: CudaSlice<u8>,
     /// From [`Gemm::tune`] or [`Gemm::restore`].
     tuned: HashMap<GemmShape, Tuned>,
+    /// Of our own products of few rows of e4m3, the fastest and its nanoseconds.
+    own: HashMap<GemmShape, (Fp8Product, u32)>,
     plans: HashMap<GemmShape, Plan>,
 }
 
@@ -92,7 +95,13 @@ impl Gemm {
         let handle = result::create_handle().map_err(cublas(|| "start".into()))?;
         let workspace = device.stream().alloc_zeros(WORKSPACE_BYTES);
         let workspace = workspace.map_err(driver("allocating the workspace"))?;
-        Ok(Gemm { handle, workspace, tuned: HashMap::new(), plans: HashMap::new() })
+        Ok(Gemm {
+            handle,
+            workspace,
+            tuned: HashMap::new(),
+            own: HashMap::new(),
+            plans: HashMap::new(),
+        })
     }
 
     /// Puts `out = x * weight^T (+ bias)` onto the device's stream. The first launch of a shape asks cuBLASLt

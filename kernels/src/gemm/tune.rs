@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::plan::{Algorithm, Plan};
 use super::tuned::{self, Tuned};
-use super::{Call, Fp8GemmArgs, Gemm, GemmArgs, GemmError, GemmShape, time};
+use super::{Call, Fp8GemmArgs, Gemm, GemmArgs, GemmError, GemmShape, check_rows, time};
 use crate::check::Check;
 use crate::fp8::Fp8Weight;
 use crate::ops::{Fp8Product, SkinnyGemm};
@@ -18,7 +18,7 @@ use crate::{Array, Device};
 const CANDIDATES_MAX: usize = 16;
 
 /// First line of what [`Gemm::save`] writes, before library version and GPU.
-const SAVE_HEADER: &str = "minisgl-gemm 3";
+const SAVE_HEADER: &str = "minisgl-gemm 4";
 
 /// What tuning a shape found.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub struct Tuning {
     pub first_s: f64,
     /// Seconds of the fastest of its algorithms.
     pub best_s: f64,
-    /// Seconds of [`SkinnyGemm`], or of what [`Fp8Product`] says, for few rows.
+    /// Seconds of [`SkinnyGemm`], or of the fastest [`Fp8Product`], for few rows.
     pub skinny_s: Option<f64>,
     /// Algorithms timed.
     pub tried: usize,
@@ -80,8 +80,9 @@ impl Gemm {
         self.settle_on(device, shape, lt, skinny_s)
     }
 
-    /// [`Gemm::tune`] of e4m3. `wide` is x as bf16, `[m, k]`: where it is given, our own product of few rows
-    /// ([`Fp8Product`]) is timed with it.
+    /// [`Gemm::tune`] of e4m3. `wide` is x as bf16, `[m, k]`: where it is given, our own products of few rows
+    /// ([`Fp8Product`]) are timed with it, and the fastest is kept ([`Gemm::own_fp8`]). Rows that cuBLASLt does not take are
+    /// timed by these alone.
     ///
     /// # Errors
     /// See [`GemmError`].
@@ -94,6 +95,22 @@ impl Gemm {
         budget: Duration,
     ) -> Result<Tuning, GemmError> {
         let began = Instant::now();
+        let shape = args.shape();
+        if let Some(x) = wide {
+            let own = self.time_own(device, &mut args, x, weights)?;
+            if let Some(own) = own {
+                self.own.insert(shape, own);
+            }
+            if check_rows(&Check::new("gemm_fp8", device), shape).is_err() {
+                let seconds = own.map_or(f64::INFINITY, |own| f64::from(own.1) * 1e-9);
+                return Ok(Tuning {
+                    first_s: f64::INFINITY,
+                    best_s: f64::INFINITY,
+                    skinny_s: Some(seconds),
+                    tried: 0,
+                });
+            }
+        }
         let call = Call::check_fp8(device, &args)?;
         let check = Check::new("gemm_fp8", device);
         let mut calls = vec![call];
@@ -104,16 +121,36 @@ impl Gemm {
             calls.push(Call { weight, scales: (call.scales.0, scales), ..call });
         }
         let lt = self.time_algorithms(device, &calls, began, budget)?;
-        let wide = wide.filter(|_| Fp8Product::of(device, args.m, args.k).is_some());
-        let own_s = wide
-            .map(|x| {
-                time::time(device, calls.len(), f64::INFINITY, |i| {
-                    let weight = if i == 0 { args.weight } else { weights[i - 1] };
-                    Ok(args.own(device, x, weight).unwrap_or(Ok(()))?)
-                })
-            })
-            .transpose()?;
-        self.settle_on(device, call.shape, lt, own_s)
+        let own_s = wide.and(self.own.get(&shape)).map(|own| f64::from(own.1) * 1e-9);
+        self.settle_on(device, shape, lt, own_s)
+    }
+
+    /// Times all of our own products of few rows; the fastest, and its nanoseconds.
+    fn time_own(
+        &self,
+        device: &Device,
+        args: &mut Fp8GemmArgs<'_>,
+        x: Array<'_, bf16>,
+        weights: &[Fp8Weight<'_>],
+    ) -> Result<Option<(Fp8Product, u32)>, GemmError> {
+        let mut best: Option<(Fp8Product, u32)> = None;
+        for product in Fp8Product::all_of(device, args.m, args.k) {
+            let first = args.weight;
+            let seconds = time::time(device, weights.len() + 1, f64::INFINITY, |i| {
+                let weight = if i == 0 { first } else { weights[i - 1] };
+                Ok(args.own(device, product, x, weight)?)
+            })?;
+            let nanos = nanos(seconds);
+            if best.is_none_or(|(_, least)| nanos < least) {
+                best = Some((product, nanos));
+            }
+        }
+        Ok(best)
+    }
+
+    /// The fastest of our own products of few rows for `shape`, where [`Gemm::tune_fp8`] or [`Gemm::restore`] has an answer.
+    pub fn own_fp8(&self, shape: GemmShape) -> Option<Fp8Product> {
+        self.own.get(&shape).map(|(product, _)| *product)
     }
 
     /// Times what cuBLASLt offers for the shape of `calls`.
@@ -162,7 +199,6 @@ impl Gemm {
         lt: Timed,
         skinny_s: Option<f64>,
     ) -> Result<Tuning, GemmError> {
-        let nanos = |seconds: f64| (seconds * 1e9).min(f64::from(u32::MAX)) as u32;
         let Timed { first_s, best_s, algorithm, tried } = lt;
         let skinny_nanos = skinny_s.map(nanos);
         self.tuned.insert(shape, Tuned { algorithm, nanos: nanos(best_s), skinny_nanos });
@@ -176,7 +212,7 @@ impl Gemm {
         self.tuned.contains_key(&shape)
     }
 
-    /// Whether [`SkinnyGemm`], or for e4m3 what [`Fp8Product`] says, computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
+    /// Whether [`SkinnyGemm`], or for e4m3 the fastest [`Fp8Product`], computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
     /// that it would make superfluous. False where it was not timed.
     pub fn prefers_skinny(&self, shape: GemmShape, saved: Duration) -> bool {
         self.tuned.get(&shape).is_some_and(|tuned| {
@@ -188,6 +224,7 @@ impl Gemm {
     /// What was tuned, for [`Gemm::restore`] on the same GPU with the same library.
     pub fn save(&self, device: &Device) -> String {
         let mut lines: Vec<String> = self.tuned.iter().map(tuned::line).collect();
+        lines.extend(self.own.iter().map(tuned::own_line));
         lines.sort();
         format!("{}\n{}", header(device), lines.concat())
     }
@@ -199,20 +236,27 @@ impl Gemm {
         if first != header(device) {
             return 0;
         }
-        let Some(tuned) = rest.lines().map(tuned::parse).collect::<Option<HashMap<_, _>>>() else {
-            return 0;
-        };
+        let (own, tuned): (Vec<&str>, Vec<&str>) =
+            rest.lines().partition(|line| tuned::is_own(line));
+        let own = own.into_iter().map(tuned::parse_own).collect::<Option<HashMap<_, _>>>();
+        let tuned = tuned.into_iter().map(tuned::parse).collect::<Option<HashMap<_, _>>>();
+        let (Some(own), Some(tuned)) = (own, tuned) else { return 0 };
         let fits = |(shape, tuned): (GemmShape, Tuned)| {
             let plan = Plan::new(shape).ok()?;
             let algorithm = plan.check(self.handle, self.workspace.len(), tuned.algorithm)?;
             Some((shape, Tuned { algorithm, ..tuned }))
         };
         let tuned: Vec<_> = tuned.into_iter().filter_map(fits).collect();
-        let count = tuned.len();
+        let count = tuned.len() + own.len();
         self.tuned.extend(tuned);
+        self.own.extend(own);
         self.plans.clear();
         count
     }
+}
+
+fn nanos(seconds: f64) -> u32 {
+    (seconds * 1e9).min(f64::from(u32::MAX)) as u32
 }
 
 fn header(device: &Device) -> String {

@@ -2,6 +2,7 @@
 
 use super::{GemmElement, GemmKind, GemmShape};
 use crate::gemm::plan::Algorithm;
+use crate::ops::Fp8Product;
 
 /// The fastest way to compute a shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,18 +26,46 @@ pub(super) fn line((shape, tuned): (&GemmShape, &Tuned)) -> String {
     format!("{m} {n} {k} {bias} {kind} {element} {nanos} {skinny} {}\n", words.join(" "))
 }
 
-/// The reverse of [`line`].
-pub(super) fn parse(line: &str) -> Option<(GemmShape, Tuned)> {
-    let words: Vec<&str> = line.split(' ').collect();
-    let [m, n, k, bias, kind, element, nanos, skinny, rest @ ..] = &words[..] else { return None };
-    let bias = match *bias {
+/// How a line of our own products begins.
+const OWN: &str = "own ";
+
+/// What is fastest of our own products as a line: `own`, m n k bias kind element, which, nanoseconds.
+pub(super) fn own_line((shape, (product, nanos)): (&GemmShape, &(Fp8Product, u32))) -> String {
+    let &GemmShape { m, n, k, bias, kind, element } = shape;
+    let (bias, kind, element) = (u8::from(bias), kind.name(), element.name());
+    format!("{OWN}{m} {n} {k} {bias} {kind} {element} {} {nanos}\n", product.name())
+}
+
+/// Whether a line is of our own products.
+pub(super) fn is_own(line: &str) -> bool {
+    line.starts_with(OWN)
+}
+
+/// The reverse of [`own_line`].
+pub(super) fn parse_own(line: &str) -> Option<(GemmShape, (Fp8Product, u32))> {
+    let words: Vec<&str> = line.strip_prefix(OWN)?.split(' ').collect();
+    let [m, n, k, bias, kind, element, product, nanos] = &words[..] else { return None };
+    let shape = parse_shape([m, n, k, bias, kind, element])?;
+    Some((shape, (Fp8Product::named(product)?, nanos.parse().ok()?)))
+}
+
+fn parse_shape([m, n, k, bias, kind, element]: [&str; 6]) -> Option<GemmShape> {
+    let bias = match bias {
         "0" => false,
         "1" => true,
         _ => return None,
     };
-    let kind = GemmKind::ALL.into_iter().find(|of| of.name() == *kind)?;
-    let element = GemmElement::ALL.into_iter().find(|of| of.name() == *element)?;
+    let kind = GemmKind::ALL.into_iter().find(|of| of.name() == kind)?;
+    let element = GemmElement::ALL.into_iter().find(|of| of.name() == element)?;
     let (m, n, k) = (m.parse().ok()?, n.parse().ok()?, k.parse().ok()?);
+    Some(GemmShape { m, n, k, bias, kind, element })
+}
+
+/// The reverse of [`line`].
+pub(super) fn parse(line: &str) -> Option<(GemmShape, Tuned)> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [m, n, k, bias, kind, element, nanos, skinny, rest @ ..] = &words[..] else { return None };
+    let shape = parse_shape([m, n, k, bias, kind, element])?;
     let skinny_nanos = match *skinny {
         "-" => None,
         nanos => Some(nanos.parse().ok()?),
@@ -45,13 +74,32 @@ pub(super) fn parse(line: &str) -> Option<(GemmShape, Tuned)> {
         rest.iter().map(|word| u64::from_str_radix(word, 16)).collect::<Result<_, _>>().ok()?;
     let algorithm = Algorithm { data: data.try_into().ok()? };
     let tuned = Tuned { algorithm, nanos: nanos.parse().ok()?, skinny_nanos };
-    Some((GemmShape { m, n, k, bias, kind, element }, tuned))
+    Some((shape, tuned))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fp8::ScaleForm;
+
+    #[test]
+    fn our_own_products_read_back_and_damaged_ones_do_not() {
+        let element = GemmElement::Fp8(ScaleForm::Block);
+        let shape =
+            GemmShape { m: 2, n: 4096, k: 1024, bias: false, kind: GemmKind::Bf16, element };
+        for name in ["skinny-wide", "skinny-slim", "skinny-short", "medium"] {
+            let product = Fp8Product::named(name).unwrap();
+            let text = own_line((&shape, &(product, 1_234)));
+            assert!(is_own(&text) && text.contains(name), "{text}");
+            assert_eq!(parse(text.trim_end()), None);
+            assert_eq!(parse_own(text.trim_end()), Some((shape, (product, 1_234))));
+            for damaged in
+                ["own ", &text.replacen(name, "large", 1), &text.replacen(" 1234", "", 1)]
+            {
+                assert_eq!(parse_own(damaged.trim_end()), None, "{damaged:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_line_reads_back_and_a_damaged_one_does_not() {

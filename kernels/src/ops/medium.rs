@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 use half::bf16;
 
-use super::skinny::{SkinnyGemm, SkinnyOut};
+use super::skinny::{SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight, Stage};
 use crate::Array;
 use crate::abi::MediumArgs;
 use crate::check::Check;
@@ -36,23 +36,84 @@ pub struct MediumGemm<'a> {
     pub k: usize,
 }
 
-/// Which of our own products of few rows with a weight of e4m3 is for how many.
+/// Our own products of few rows with a weight of e4m3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fp8Product {
-    /// [`SkinnyGemm`].
-    Skinny,
+    /// [`SkinnyGemm`], through such stages.
+    Skinny(Stage),
     /// [`MediumGemm`].
     Medium,
 }
 
 impl Fp8Product {
-    /// For `m` rows of `k` columns; None if they are for cuBLASLt.
+    /// Every one that there is.
+    const ALL: [Fp8Product; 4] = [
+        Fp8Product::Skinny(Stage::Wide),
+        Fp8Product::Skinny(Stage::Slim),
+        Fp8Product::Skinny(Stage::Short),
+        Fp8Product::Medium,
+    ];
+
+    /// For `m` rows of `k` columns, where nothing was measured; None if they are for cuBLASLt.
     pub fn of(device: &Device, m: usize, k: usize) -> Option<Fp8Product> {
         if (1..=SkinnyGemm::fp8_rows_worth(device, k)).contains(&m) {
-            return Some(Fp8Product::Skinny);
+            return Some(Fp8Product::Skinny(Stage::Wide));
         }
-        let medium = MediumGemm::is_there(device) && (1..=MediumGemm::ROWS_MAX).contains(&m);
-        medium.then_some(Fp8Product::Medium)
+        Fp8Product::Medium.can(device, m, k).then_some(Fp8Product::Medium)
+    }
+
+    /// All that can compute a product of `m` rows of `k` columns.
+    pub fn all_of(device: &Device, m: usize, k: usize) -> impl Iterator<Item = Fp8Product> {
+        Self::ALL.into_iter().filter(move |product| product.can(device, m, k))
+    }
+
+    /// Whether it computes a product of `m` rows of `k` columns here.
+    pub fn can(self, device: &Device, m: usize, k: usize) -> bool {
+        match self {
+            Fp8Product::Skinny(stage) => {
+                m <= SkinnyGemm::fp8_rows_worth(device, k)
+                    && SkinnyGemm::fp8_fits(device, m, k, stage)
+            }
+            Fp8Product::Medium => {
+                MediumGemm::is_there(device) && (1..=MediumGemm::ROWS_MAX).contains(&m)
+            }
+        }
+    }
+
+    /// Its name on disk.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Fp8Product::Skinny(Stage::Wide) => "skinny-wide",
+            Fp8Product::Skinny(Stage::Slim) => "skinny-slim",
+            Fp8Product::Skinny(Stage::Short) => "skinny-short",
+            Fp8Product::Medium => "medium",
+        }
+    }
+
+    /// The one of this name.
+    pub(crate) fn named(name: &str) -> Option<Fp8Product> {
+        Self::ALL.into_iter().find(|product| product.name() == name)
+    }
+
+    /// Puts `out = x * weight^T` onto the device's stream; `m`, `n` and `k` are x's rows, the weight's, and both's columns.
+    ///
+    /// # Errors
+    /// As [`SkinnyGemm::launch`] and [`MediumGemm::launch`].
+    pub fn launch(
+        self,
+        device: &Device,
+        x: Array<'_, bf16>,
+        weight: Fp8Weight<'_>,
+        out: SkinnyOut<'_>,
+        [m, n, k]: [usize; 3],
+    ) -> Result<(), LaunchError> {
+        match self {
+            Fp8Product::Skinny(stage) => {
+                let (input, weight) = (SkinnyInput::Plain(x), SkinnyWeight::Fp8(weight));
+                SkinnyGemm { input, weight, out, m, n, k }.launch_by(device, stage)
+            }
+            Fp8Product::Medium => MediumGemm { x, weight, out, m, n, k }.launch(device),
+        }
     }
 }
 

@@ -29,4 +29,4 @@ pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
 pub(crate) use sample::{Cut, CutLimits, FEW_ROWS};
 pub use sample::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 pub use silu_mul::SiluMul;
-pub use skinny::{Inboxes, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
+pub use skinny::{Inboxes, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight, Stage};

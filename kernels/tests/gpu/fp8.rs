@@ -9,7 +9,7 @@ use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, Gemm, GemmOut};
 use minisgl_kernels::ops::{
     MediumGemm, Quantise, QuantiseInput, RmsNorm, SiluMul, SkinnyGemm, SkinnyInput, SkinnyOut,
-    SkinnyWeight,
+    SkinnyWeight, Stage,
 };
 
 use crate::skinny::{OUTS, Out};
@@ -139,6 +139,8 @@ fn check(
         x = gpu.download(&to);
     }
     let width = if out == Out::Gated { n / 2 } else { n };
+    let stage = gpu.random.of(&Stage::ALL);
+    let what = format!("{what}, {stage:?}");
     let run = || {
         let mut to = if out == Out::Add { gpu.upload(&add) } else { gpu.poisoned(m * width) };
         let mut logits = gpu.upload(&vec![f32::NAN; m * n]);
@@ -163,7 +165,9 @@ fn check(
                     }
                 };
                 let weight = SkinnyWeight::Fp8(weight.view());
-                SkinnyGemm { input, weight, out: into, m, n, k }.launch(&gpu.device).unwrap();
+                SkinnyGemm { input, weight, out: into, m, n, k }
+                    .launch_by(&gpu.device, stage)
+                    .unwrap();
             }
         }
         match out {

@@ -54,7 +54,9 @@ use half::bf16;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::gemm::Gemm;
-use minisgl_kernels::ops::{Embedding, MediumGemm, Quantise, RmsNorm, SiluMul, sample_scratch_len};
+use minisgl_kernels::ops::{
+    Embedding, MediumGemm, Quantise, RmsNorm, SiluMul, Stage, sample_scratch_len,
+};
 use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
@@ -583,7 +585,8 @@ impl Ops for CudaOps {
             return self.product_fp8(rows, linear, input, out.into(), Into::Output);
         }
         if self.few(rows) {
-            return self.norm_skinny(rows, linear, (stream, norm), (out.into(), Into::Output));
+            let out = (out.into(), Into::Output);
+            return self.norm_skinny(rows, linear, (stream, norm), out, Stage::default());
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, out, Into::Output)
@@ -604,7 +607,8 @@ impl Ops for CudaOps {
         }
         // The kernel takes gate and up eight rows at a time.
         if linear.weight.rows.is_multiple_of(2 * ROW_UNIT) && self.few(rows) {
-            return self.norm_skinny(rows, linear, (stream, norm), (out.into(), Into::Gated));
+            let out = (out.into(), Into::Gated);
+            return self.norm_skinny(rows, linear, (stream, norm), out, Stage::default());
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, &mut scratch.gate_up, Into::Output)?;

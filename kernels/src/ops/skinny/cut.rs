@@ -79,6 +79,27 @@ impl Shape {
     }
 }
 
+/// How much of a streamed weight of e4m3 is a stage. Which is fastest depends on the shape: large stages take few waits,
+/// small ones leave the ring more of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// 2,048 columns of as many tiles as there is a kernel for.
+    #[default]
+    Wide,
+    /// 2,048 columns of one tile.
+    Slim,
+    /// 1,024 columns of as many tiles as there is a kernel for.
+    Short,
+}
+
+impl Stage {
+    /// All of them.
+    pub const ALL: [Stage; 3] = [Stage::Wide, Stage::Slim, Stage::Short];
+}
+
+/// Shared memory that the kernels for e4m3 leave over of what is taken for all kernels' own.
+const STATIC_SPARE: usize = 3 << 10;
+
 /// What a GPU offers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -125,9 +146,9 @@ fn partial_bytes(groups: usize, tiles: usize) -> usize {
 }
 
 impl Cut {
-    /// None if x does not fit into shared memory.
-    pub(super) fn new(shape: Shape, limits: Limits) -> Option<Cut> {
-        Cut::held(shape, limits).or_else(|| Cut::stream(shape, limits))
+    /// None if x does not fit into shared memory. `stage` is for e4m3 that is streamed.
+    pub(super) fn new(shape: Shape, limits: Limits, stage: Stage) -> Option<Cut> {
+        Cut::held(shape, limits).or_else(|| Cut::stream(shape, limits, stage))
     }
 
     fn held(shape: Shape, limits: Limits) -> Option<Cut> {
@@ -150,11 +171,12 @@ impl Cut {
         }
     }
 
-    fn stream(shape: Shape, limits: Limits) -> Option<Cut> {
+    fn stream(shape: Shape, limits: Limits, stage: Stage) -> Option<Cut> {
         let Shape { m, n, k, normed, element } = shape;
         let groups = groups(m);
         super::stream(element, groups, 1)?;
         let fp8 = element == Element::E4m3;
+        let shared_max = limits.shared_max + if fp8 { STATIC_SPARE } else { 0 };
         let row_tiles = n.div_ceil(TILE);
         let norm = if normed { (2 * k).next_multiple_of(16) } else { 0 };
         let factors = if fp8 { 4 * k.div_ceil(BLOCK) * groups * GROUP } else { 0 };
@@ -169,7 +191,7 @@ impl Cut {
             let stage_x = if resident { 0 } else { m * element.x_pitch(chunk) };
             let stage = element.pitch(chunk) * TILE * tiles + stage_x;
             let rounds = passes * k.div_ceil(chunk);
-            let stages = limits.shared_max.saturating_sub(fixed) / stage;
+            let stages = shared_max.saturating_sub(fixed) / stage;
             let stages = stages.min(rounds).min(STAGES_MAX);
             let shared_bytes = fixed + stages * stage;
             let way = Way::Stream { groups, chunk, stages, resident };
@@ -181,9 +203,11 @@ impl Cut {
         // for a warp to do at a time.
         let tiles = match (element, groups) {
             (Element::Bf16, 1) | (Element::E4m3, 2) => [1, 1],
+            (Element::E4m3, _) if stage == Stage::Slim => [1, 1],
             _ => [2, 1],
         };
-        let chunk = CHUNK_BYTES / element.bytes();
+        let short = if fp8 && stage == Stage::Short { 2 } else { 1 };
+        let chunk = CHUNK_BYTES / element.bytes() / short;
         let shorter: &[usize] = if fp8 { &[1] } else { &[1, 2, 4, 16] };
         shorter
             .iter()
@@ -198,9 +222,9 @@ mod tests {
 
     const H100: Limits = Limits { multiprocessors: 132, shared_max: 232_448 - 4096 };
 
-    fn check(shape: Shape) {
+    fn check(shape: Shape, stage: Stage) {
         let Shape { m, n, k, normed, element } = shape;
-        let Some(cut) = Cut::new(shape, H100) else {
+        let Some(cut) = Cut::new(shape, H100, stage) else {
             let few = match element {
                 Element::Bf16 => !normed || m * k <= 64_000,
                 Element::E4m3 => m <= 16 && m * k <= 50_000,
@@ -208,8 +232,9 @@ mod tests {
             assert!(!few, "{shape:?} does not fit");
             return;
         };
-        let what = format!("{shape:?} {cut:?}");
-        assert!(cut.shared_bytes <= H100.shared_max, "{what}");
+        let what = format!("{shape:?} {stage:?} {cut:?}");
+        let spare = if element == Element::E4m3 { STATIC_SPARE } else { 0 };
+        assert!(cut.shared_bytes <= H100.shared_max + spare, "{what}");
         let row_groups = n.div_ceil(TILE * cut.tiles);
         match cut.way {
             Way::Held { steps } => {
@@ -237,9 +262,9 @@ mod tests {
             for n in [8, 16, 24, 896, 1024, 1152, 4104, 6144, 17_008, 24_576, 49_152, 151_936] {
                 for k in [8, 40, 136, 896, 1024, 1032, 3072, 4096, 4864, 9000, 12_288, 17_408] {
                     for normed in [false, true] {
-                        check(Shape { m, n, k, normed, element: Element::Bf16 });
-                        if k.is_multiple_of(16) {
-                            check(Shape { m, n, k, normed, element: Element::E4m3 });
+                        check(Shape { m, n, k, normed, element: Element::Bf16 }, Stage::Wide);
+                        for stage in Stage::ALL.into_iter().filter(|_| k.is_multiple_of(16)) {
+                            check(Shape { m, n, k, normed, element: Element::E4m3 }, stage);
                         }
                     }
                 }
@@ -257,7 +282,7 @@ mod tests {
             (24_576, 4096, true, 128, false),
         ] {
             let shape = Shape { m: 1, n, k, normed, element: Element::Bf16 };
-            let cut = Cut::new(shape, H100).unwrap();
+            let cut = Cut::new(shape, H100, Stage::Wide).unwrap();
             assert_eq!(cut.blocks, blocks, "{cut:?}");
             assert_eq!(matches!(cut.way, Way::Held { .. }), held, "{cut:?}");
         }

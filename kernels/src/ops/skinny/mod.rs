@@ -16,6 +16,7 @@ use crate::fp8::Fp8Weight;
 use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
+pub use cut::Stage;
 use cut::{Cut, Element, Limits, Shape, Way};
 
 /// Where a rank's part of one sum is to be written, besides its own [`Peers::delta`](crate::peers::Peers::delta).
@@ -108,8 +109,12 @@ impl SkinnyGemm<'_> {
     /// The same for a weight of e4m3 of `k` columns, which is streamed as long as x has room beside it; more rows are for
     /// [`MediumGemm`](super::MediumGemm). Measured on an H200.
     pub fn fp8_rows_worth(device: &Device, k: usize) -> usize {
-        let fits = |m: &usize| Cut::new(Shape::of_fp8(*m, k), limits(device)).is_some();
-        if device.has_clusters() { (1..=8).rev().find(fits).unwrap_or(0) } else { 0 }
+        (1..=8).rev().find(|&m| Self::fp8_fits(device, m, k, Stage::Wide)).unwrap_or(0)
+    }
+
+    /// Whether a weight of e4m3 can be streamed through such stages.
+    pub fn fp8_fits(device: &Device, m: usize, k: usize, stage: Stage) -> bool {
+        device.has_clusters() && Cut::new(Shape::of_fp8(m, k), limits(device), stage).is_some()
     }
 
     /// Whether [`SkinnyInput::Normed`] is faster than [`super::RmsNorm`] before it: each block computes the norm for
@@ -123,6 +128,14 @@ impl SkinnyGemm<'_> {
     /// # Errors
     /// See [`LaunchError`]; more than [`SkinnyGemm::rows_worth`] rows, or a norm over rows that no block can keep.
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
+        self.launch_by(device, Stage::default())
+    }
+
+    /// [`SkinnyGemm::launch`] through given stages, which change the time and, in the last bits, the order of sums.
+    ///
+    /// # Errors
+    /// As [`SkinnyGemm::launch`].
+    pub fn launch_by(self, device: &Device, stage: Stage) -> Result<(), LaunchError> {
         let check = Check::new("skinny_gemm", device);
         let (m, n, k) = (self.m, self.n, self.k);
         check.that(m <= Self::ROWS_MAX, || format!("m is {m}, the limit is {}", Self::ROWS_MAX))?;
@@ -172,7 +185,7 @@ impl SkinnyGemm<'_> {
             return Ok(());
         }
         let shape = Shape { m, n, k, normed: norm_weight != 0, element };
-        let cut = device.has_clusters().then(|| Cut::new(shape, limits(device))).flatten();
+        let cut = device.has_clusters().then(|| Cut::new(shape, limits(device), stage)).flatten();
         let kernel = match cut {
             Some(Cut { way: Way::Held { steps }, tiles, .. }) => held(element, tiles, steps),
             Some(Cut { way: Way::Stream { groups, chunk, stages, resident }, tiles, .. }) => {

@@ -16,8 +16,7 @@ mod stack;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{
-    AddShared, Choice, EXPERTS_MAX, ExpertsShape, Router, RouterInput, RouterNorm,
-    Score, TOP_MAX,
+    AddShared, Choice, EXPERTS_MAX, ExpertsShape, Router, RouterInput, RouterNorm, Score, TOP_MAX,
 };
 use minisgl_kernels::peers::Sum;
 

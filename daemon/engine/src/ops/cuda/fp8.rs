@@ -4,8 +4,8 @@
 //! choose by what was not there when the model was loaded.
 //!
 //! Few rows stay what they are, and the weight is widened where it is multiplied: `skinny` up to 8 rows, `medium` up to
-//! 64. More rows are quantised, each by itself, and multiplied by cuBLASLt, which is also taken from 9 rows on where that
-//! was faster while the model was loaded.
+//! 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
+//! cuBLASLt, which is also taken from [`CODED_ROWS_MIN`] rows on where that was faster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,14 @@ use half::bf16;
 use minisgl_kernels::fp8::{BLOCK, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmElement, GemmKind, GemmOut, GemmShape};
 use minisgl_kernels::ops::{
-    Fp8Product, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyInput, SkinnyOut,
+    Fp8Product, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyOut,
 };
-use minisgl_kernels::{Array, Device, LaunchError};
+use minisgl_kernels::{Array, Device};
 
 use super::linear::{Into, Rows, Target, gemm_rows, skinny_out};
 use super::memory::padded_tokens;
 use super::{Buffer, CudaOps, Matrix, failed};
+use crate::error::OpError;
 use crate::ops::{Linear, Norm, OpResult, Scratch, Stream};
 
 /// What a product by cuBLASLt costs beside it: x made e4m3 by a launch of its own. One H200, up to 64 rows.
@@ -69,23 +70,12 @@ impl Quantised {
     }
 }
 
-/// Our own product of few rows.
-fn own(
-    device: &Device,
-    weight: &Matrix,
-    (m, x): (usize, Array<'_, bf16>),
-    out: SkinnyOut<'_>,
-) -> Result<(), LaunchError> {
-    let (n, k) = (weight.padded_rows(), weight.inputs);
-    match (weight.coded(), Fp8Product::of(device, m, k)) {
-        (Some(weight), Some(Fp8Product::Medium)) => {
-            MediumGemm { x, weight, out, m, n, k }.launch(device)
-        }
-        _ => {
-            let input = SkinnyInput::Plain(x);
-            SkinnyGemm { input, weight: weight.into(), out, m, n, k }.launch(device)
-        }
-    }
+/// For fewer rows cuBLASLt is not asked: our own products are faster, and round no activation.
+pub(super) const CODED_ROWS_MIN: usize = 9;
+
+/// There is no product of ours for so many rows.
+fn too_many(rows: usize) -> OpError {
+    failed("linear")(format!("{rows} rows are too many for a product of ours with e4m3"))
 }
 
 /// `out = x head^T` of `rows` rows, where the head is of e4m3: x stays what it is for any number of them.
@@ -101,7 +91,12 @@ pub(super) fn logits_fp8(
         let x = x.slice(start * k..end * k);
         let mut out = out.slice_mut(start * n..end * n);
         let out = SkinnyOut::F32((&mut out).into());
-        own(device, head, (end - start, (&x).into()), out).map_err(failed("logits"))?;
+        let rows = end - start;
+        let (Some(product), Some(weight)) = (Fp8Product::of(device, rows, k), head.coded()) else {
+            return Err(too_many(rows));
+        };
+        let shape = [rows, n, k];
+        product.launch(device, (&x).into(), weight, out, shape).map_err(failed("logits"))?;
     }
     Ok(())
 }
@@ -157,7 +152,7 @@ impl CudaOps {
         let way = self.way(rows, input.room().min(scratch.gate_up.rows), linear, Into::Gated);
         // Kernels take gate and up so many rows at a time.
         let unit = match (way, linear.weight.scale_form()) {
-            (Way::Own(Fp8Product::Skinny), _) => Some(16),
+            (Way::Own(Fp8Product::Skinny(_)), _) => Some(16),
             (Way::Own(Fp8Product::Medium), Some(ScaleForm::Block)) => Some(2 * BLOCK),
             (Way::Own(Fp8Product::Medium), _) => Some(16),
             (Way::Library, _) => None,
@@ -179,11 +174,11 @@ impl CudaOps {
     /// By what was measured while the model was loaded.
     fn way(&self, rows: usize, room: usize, linear: &Linear<CudaOps>, into: Into) -> Way {
         let (n, k) = (linear.weight.padded_rows(), linear.weight.inputs);
-        let own = match rows {
+        let usual = match rows {
             0..=MediumGemm::ROWS_MAX => Fp8Product::of(&self.device, rows.max(1), k),
             _ => None,
         };
-        let (Some(own), Some(form)) = (own, linear.weight.scale_form()) else {
+        let (Some(usual), Some(form)) = (usual, linear.weight.scale_form()) else {
             return Way::Library;
         };
         let shape = GemmShape {
@@ -198,9 +193,12 @@ impl CudaOps {
             Into::Gated => QUANTISE_TIME + GATE_TIME,
             _ => QUANTISE_TIME,
         };
-        let sent = matches!(into, Into::Sent(_));
-        match sent || !self.gemm.is_tuned(shape) || self.gemm.prefers_skinny(shape, saved) {
-            true => Way::Own(own),
+        if matches!(into, Into::Sent(_)) {
+            return Way::Own(usual); // The one that sends.
+        }
+        let few = rows < CODED_ROWS_MIN || !self.gemm.is_tuned(shape);
+        match few || self.gemm.prefers_skinny(shape, saved) {
+            true => Way::Own(self.gemm.own_fp8(shape).unwrap_or(usual)),
             false => Way::Library,
         }
     }
@@ -221,20 +219,22 @@ impl CudaOps {
         };
         let x = match (input, product) {
             (Input::Plain(x), _) => x,
-            (Input::Normed(stream, norm), Fp8Product::Skinny) => {
-                return self.norm_skinny(rows, linear, (stream, norm), (out, into));
+            (Input::Normed(stream, norm), Fp8Product::Skinny(stage)) => {
+                return self.norm_skinny(rows, linear, (stream, norm), (out, into), stage);
             }
             (Input::Normed(stream, norm), Fp8Product::Medium) => {
                 self.normalise(rows, stream, norm)?;
                 &stream.normed
             }
         };
-        if product == Fp8Product::Skinny {
-            return self.skinny(rows, linear, (x, &Rows::Plain), out, into);
+        if let Fp8Product::Skinny(stage) = product {
+            return self.skinny(rows, linear, (x, &Rows::Plain), out, into, stage);
         }
+        let shape = [rows, linear.weight.padded_rows(), linear.weight.inputs];
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let out = skinny_out(into, &mut out, linear.bias.as_ref())?;
-        own(&self.device, &linear.weight, (rows, (&x).into()), out).map_err(failed("linear"))
+        let Some(weight) = linear.weight.coded() else { return Err(too_many(rows)) };
+        product.launch(&self.device, (&x).into(), weight, out, shape).map_err(failed("linear"))
     }
 
     /// By cuBLASLt, of activations that are made e4m3 before.

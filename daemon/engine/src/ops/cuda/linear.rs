@@ -8,7 +8,7 @@ use cudarc::driver::{CudaSlice, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
-use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut};
+use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut, Stage};
 use minisgl_kernels::peers::Inboxes;
 
 use super::fp8::Input;
@@ -125,7 +125,7 @@ impl CudaOps {
             }
         };
         if self.few(rows) {
-            return self.skinny(rows, linear, (x, &Rows::Plain), out, into);
+            return self.skinny(rows, linear, (x, &Rows::Plain), out, into, Stage::default());
         }
         let m = gemm_rows(rows, x.rows.min(out.rows));
         let (x, mut out) = (x.rows(m), out.rows_mut(m));
@@ -149,7 +149,7 @@ impl CudaOps {
         self.gemm.launch(&self.device, product).map_err(fault)
     }
 
-    /// [`CudaOps::product`] of few rows, with what is fused around it.
+    /// [`CudaOps::product`] of few rows, with what is fused around it; `stage` is for weights of e4m3.
     pub(super) fn skinny(
         &mut self,
         rows: usize,
@@ -157,6 +157,7 @@ impl CudaOps {
         (x, of): (&Buffer, &Rows<'_>),
         mut out: Target<'_>,
         into: Into,
+        stage: Stage,
     ) -> OpResult {
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let weight = &linear.weight;
@@ -175,7 +176,7 @@ impl CudaOps {
             n: weight.padded_rows(),
             k: weight.inputs,
         }
-        .launch(&self.device)
+        .launch_by(&self.device, stage)
         .map_err(failed("linear"))
     }
 
@@ -186,12 +187,13 @@ impl CudaOps {
         linear: &Linear<CudaOps>,
         (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
         (out, into): (Target<'_>, Into),
+        stage: Stage,
     ) -> OpResult {
         if !stream.has(norm) && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
             let of = Rows::Normed(&norm.weight);
-            return self.skinny(rows, linear, (&stream.residual, &of), out, into);
+            return self.skinny(rows, linear, (&stream.residual, &of), out, into, stage);
         }
         self.normalise(rows, stream, norm)?;
-        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out, into)
+        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out, into, stage)
     }
 }

@@ -16,7 +16,7 @@ use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
 use super::experts::ExpertRoom;
-use super::fp8::Quantised;
+use super::fp8::{CODED_ROWS_MIN, Quantised};
 use super::linear::gemm_rows;
 use super::memory::{ROW_UNIT, padded_tokens};
 use super::{CudaOps, experts, failed};
@@ -129,9 +129,6 @@ struct CodedTrial {
     out: CudaSlice<bf16>,
 }
 
-/// Fewer rows are not for cuBLASLt: there our own products are faster, and round no activation.
-const CODED_ROWS_MIN: usize = 9;
-
 impl CudaOps {
     /// Settles how every product that steps will need is run, so that none of them has to choose an
     /// algorithm or load code: times the algorithms, unless that was done on this machine before.
@@ -206,8 +203,7 @@ impl CudaOps {
         };
         let rows: BTreeSet<usize> = (1..=self.chunk_tokens)
             .map(|rows| gemm_rows(rows, self.chunk_tokens))
-            .filter(|&rows| rows >= CODED_ROWS_MIN)
-            .map(padded_tokens)
+            .map(|rows| if rows < CODED_ROWS_MIN { rows } else { padded_tokens(rows) })
             .collect();
         for shape in shapes {
             for &m in &rows {
@@ -264,9 +260,10 @@ impl CudaOps {
         };
         // Where our own kernels are there too, all are timed: they must be chosen from.
         let few = m <= MediumGemm::ROWS_MAX;
-        if (few || is_timed(m, padded_tokens(self.chunk_tokens)))
-            && !self.gemm.is_tuned(args.shape())
-        {
+        let by_library = m >= CODED_ROWS_MIN;
+        let is_known = (!few || self.gemm.own_fp8(args.shape()).is_some())
+            && (!by_library || self.gemm.is_tuned(args.shape()));
+        if (few || is_timed(m, padded_tokens(self.chunk_tokens))) && !is_known {
             let wide = trial.wide.slice(..if few { m * k } else { 0 });
             let wide = few.then(|| (&wide).into());
             self.gemm
@@ -274,7 +271,10 @@ impl CudaOps {
                 .map_err(fault)?;
             return Ok(());
         }
-        self.gemm.launch_fp8(&self.device, args).map_err(fault)
+        match by_library {
+            true => self.gemm.launch_fp8(&self.device, args).map_err(fault),
+            false => Ok(()),
+        }
     }
 
     /// Whether a product with weights of `n` rows adds a bias.

@@ -230,16 +230,55 @@ impl ExpertRoom {
                 let (gate_up, down) = (gate_up.into(), down.into());
                 let weights = ExpertWeights { gate_up, down, gate_up_bias, down_bias };
                 match way {
-                    Way::Few => ExpertsFew { x, weights, routed, gate, act, out, adds, workspace, shape, rows }.launch(device),
-                    Way::Many => ExpertsMany { x, weights, routed, gate, act, y, out, adds, shape, rows }.launch(device),
+                    Way::Few => ExpertsFew {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        out,
+                        adds,
+                        workspace,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
+                    Way::Many => {
+                        ExpertsMany { x, weights, routed, gate, act, y, out, adds, shape, rows }
+                            .launch(device)
+                    }
                 }
             }
             (Stack::Mxfp4(gate_up), Stack::Mxfp4(down)) => {
                 let (gate_up, down) = (gate_up.into(), down.into());
                 let weights = ExpertWeightsMxfp4 { gate_up, down, gate_up_bias, down_bias };
                 match way {
-                    Way::Few => ExpertsFewMxfp4 { x, weights, routed, gate, act, out, adds, workspace, shape, rows }.launch(device),
-                    Way::Many => ExpertsManyMxfp4 { x, weights, routed, gate, act, y, out, adds, shape, rows }.launch(device),
+                    Way::Few => ExpertsFewMxfp4 {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        out,
+                        adds,
+                        workspace,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
+                    Way::Many => ExpertsManyMxfp4 {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        y,
+                        out,
+                        adds,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
                 }
             }
             _ => {

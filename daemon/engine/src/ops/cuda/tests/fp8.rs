@@ -183,8 +183,10 @@ fn coded_products_are_the_cpus() {
         for rows in ROWS {
             let (x, residual) = (random.floats(rows * k), random.floats(rows * n));
             let with_norm = normed(&x, &norm_weight, cuda.eps);
-            let own = Fp8Product::of(&cuda.device, rows, k).map(Way::Own);
-            for way in own.into_iter().chain([Way::Library]) {
+            let own: Vec<Way> = Fp8Product::all_of(&cuda.device, rows, k).map(Way::Own).collect();
+            for way in own.iter().copied().chain([Way::Library]) {
+                // A norm in bf16 that is rounded to the other side can change what e4m3 it becomes.
+                let ulps = if way == Way::Library { 16.0 } else { 4.0 };
                 let what = |name: &str| format!("{name}, case {number}, {rows} rows, {way:?}");
                 let seen = |x: &[f32]| match way {
                     Way::Library => rounded(x, k, form),
@@ -210,7 +212,7 @@ fn coded_products_are_the_cpus() {
                     &what("of a norm, with bias"),
                     &cuda.values(&out, rows),
                     &expected,
-                    4.0,
+                    ulps,
                 );
 
                 // The norm may be there already.
@@ -218,17 +220,18 @@ fn coded_products_are_the_cpus() {
                 let mut out = cuda.poisoned(rows, n);
                 let input = Input::Normed(&mut stream, &norm);
                 cuda.run_fp8(way, rows, &plain, input, (&mut out).into(), Into::Output).unwrap();
-                assert_close(&what("of a norm"), &cuda.values(&out, rows), &of_norm, 4.0);
+                assert_close(&what("of a norm"), &cuda.values(&out, rows), &of_norm, ulps);
             }
             // By whichever way is chosen where nothing was timed: cuBLASLt for many rows.
             let mut stream = Stream::new(cuda.fill(k, &x), cuda.poisoned(rows, k));
             let mut scratch = Scratch { gate_up: cuda.poisoned(rows, n) };
             let mut out = cuda.poisoned(rows, n / 2);
             cuda.norm_gated(rows, &mut stream, &norm, &plain, &mut scratch, &mut out).unwrap();
-            let seen = if own.is_some() { with_norm } else { rounded(&with_norm, k, form) };
+            let seen = if !own.is_empty() { with_norm } else { rounded(&with_norm, k, form) };
             let expected = gated(&product(&mut cpu, &seen, &parts, (n, k)), n);
             let what = format!("gated, case {number}, {rows} rows");
-            assert_close(&what, &cuda.values(&out, rows), &expected, 8.0);
+            let ulps = if own.is_empty() { 24.0 } else { 8.0 };
+            assert_close(&what, &cuda.values(&out, rows), &expected, ulps);
         }
         // As a head.
         for rows in [1, 33, 100] {
