@@ -183,17 +183,6 @@ impl ModelConfig {
     pub fn ffn_width(&self) -> usize {
         self.layers.iter().map(|layer| layer.ffn.width()).max().unwrap_or(0)
     }
-
-    /// The same model for a device that has no window attention: full attention is exact as far as the
-    /// shortest window reaches, so the context ends there.
-    pub fn without_windows(mut self) -> ModelConfig {
-        for layer in &mut self.layers {
-            if let Some(window) = layer.attention.window.take() {
-                self.max_position = self.max_position.min(window);
-            }
-        }
-        self
-    }
 }
 
 #[cfg(test)]

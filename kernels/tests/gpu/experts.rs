@@ -6,6 +6,7 @@ use half::bf16;
 use minisgl_kernels::LaunchError;
 use minisgl_kernels::ops::*;
 
+use crate::gate_mul::gate_of;
 use crate::support::{Gpu, assert_close, assert_same};
 
 /// Weights of a layer, as files have them and as kernels take them.
@@ -133,13 +134,7 @@ impl Layer {
                     };
                     let gate = round(dot(row, &self.gates[at..at + hidden]) + bias(0));
                     let up = round(dot(row, &self.ups[at..at + hidden]) + bias(1));
-                    bf16::from_f64(match self.gate {
-                        Gate::Silu => gate / (1.0 + (-gate).exp()) * up,
-                        Gate::Clamped => {
-                            let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
-                            gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
-                        }
-                    })
+                    bf16::from_f64(gate_of(self.gate, gate, up))
                 })
                 .collect();
             for column in 0..hidden {

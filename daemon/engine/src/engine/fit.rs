@@ -48,7 +48,6 @@ impl Engine {
         options::check(options)?;
         let config = ModelConfig::from_dir(dir)?;
         let device = device::choose(options)?;
-        let config = load::for_device(config, &device);
         load::check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
@@ -165,8 +164,9 @@ fn on_gpus(
 fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> u64 {
     const FIXED_BYTES: u64 = 512 << 20;
     let heads = shard.heads.len() + 2 * shard.kv_heads.len();
+    let streams = if config.norms.after_blocks { 5 } else { 4 };
     let width =
-        4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
+        streams * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
     let activations = settings.chunk_tokens as u64 * width as u64 * WEIGHT_BYTES;
     let logits = settings.rows() as u64 * shard.vocab.len() as u64 * 8;
     activations + logits + FIXED_BYTES

@@ -44,7 +44,7 @@ impl Engine {
         options::check(options)?;
         let config = ModelConfig::from_dir(dir)?;
         let device = device::choose(options)?;
-        let config = Arc::new(for_device(config, &device));
+        let config = Arc::new(config);
         check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
@@ -179,15 +179,6 @@ impl Engine {
             tokens: vec![0; rows * tokens],
             pages: vec![0; rows * pages],
         }
-    }
-}
-
-/// The model as a device runs it: GPUs have no window attention yet.
-pub(super) fn for_device(config: ModelConfig, device: &Chosen) -> ModelConfig {
-    match device {
-        Chosen::Cpu => config,
-        #[cfg(feature = "cuda")]
-        Chosen::Cuda(_) => config.without_windows(),
     }
 }
 

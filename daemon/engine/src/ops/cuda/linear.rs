@@ -40,7 +40,7 @@ pub(super) enum Into {
     Output,
     /// It is added to what is there.
     Sum,
-    /// `silu(gate) * up` of it, with few rows only.
+    /// The model's activation of it, gate and up, with few rows only.
     Gated,
     /// It is the output, here and in the inboxes of other GPUs; with few rows only.
     Sent(Inboxes),
@@ -135,9 +135,10 @@ impl CudaOps {
         mut out: Target<'_>,
         into: Into,
     ) -> OpResult {
-        if linear.bias.is_some() && into != Into::Output {
-            return Err(failed("linear")("a bias goes with a plain output alone"));
+        if linear.bias.is_some() && into == Into::Gated {
+            return Err(failed("linear")("there is no kernel for a gate with a bias"));
         }
+        let bias = linear.bias.as_ref().map(Array::from);
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let weight = &linear.weight;
         SkinnyGemm {
@@ -151,13 +152,10 @@ impl CudaOps {
             },
             weight: (&weight.data).into(),
             out: match into {
-                Into::Output => SkinnyOut::Bf16 {
-                    out: (&mut out).into(),
-                    bias: linear.bias.as_ref().map(Array::from),
-                },
-                Into::Sum => SkinnyOut::AddTo((&mut out).into()),
-                Into::Gated => SkinnyOut::Gated((&mut out).into()),
-                Into::Sent(inboxes) => SkinnyOut::Sent((&mut out).into(), inboxes),
+                Into::Output => SkinnyOut::Bf16 { out: (&mut out).into(), bias },
+                Into::Sum => SkinnyOut::AddTo { residual: (&mut out).into(), bias },
+                Into::Gated => SkinnyOut::Gated((&mut out).into(), self.gate),
+                Into::Sent(inboxes) => SkinnyOut::Sent { out: (&mut out).into(), bias, inboxes },
             },
             m: rows,
             n: weight.padded_rows(),
@@ -175,7 +173,9 @@ impl CudaOps {
         (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
         (out, into): (&mut Buffer, Into),
     ) -> OpResult {
-        if !stream.has(norm) && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
+        // The product's own norm takes weights as they are.
+        let fused = !self.plus_one && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs);
+        if !stream.has(norm) && fused {
             let of = Rows::Normed(&norm.weight);
             return self.skinny(rows, linear, (&stream.residual, &of), out.into(), into);
         }

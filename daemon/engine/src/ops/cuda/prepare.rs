@@ -9,7 +9,7 @@ use std::time::Duration;
 use cudarc::driver::{CudaSlice, CudaView};
 use half::bf16;
 use minisgl_kernels::Array;
-use minisgl_kernels::attention::ATTENTION_HEAD_DIMS;
+use minisgl_kernels::attention::{ATTENTION_HEAD_DIMS, Heads};
 use minisgl_kernels::gemm::{GemmArgs, GemmError, GemmKind, GemmOut};
 use minisgl_kernels::ops::{HIDDEN_MAX, VOCAB_MAX};
 use rayon::prelude::*;
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::linear::gemm_rows;
 use super::memory::ROW_UNIT;
 use super::{CudaOps, failed};
-use crate::config::{Activation, Ffn, ModelConfig, NormSpec};
+use crate::config::{Ffn, ModelConfig, RopeConfig};
 use crate::error::OpError;
 use crate::ops::OpResult;
 use crate::rope;
@@ -29,16 +29,9 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
         let reason = format!("{what}; load with --device cpu");
         Err(OpError { operation: "choose kernels", reason })
     };
-    for (is_there, what) in [
-        (config.layers.iter().all(|layer| matches!(layer.ffn, Ffn::Dense { .. })), "experts"),
-        (config.layers.iter().all(|layer| layer.attention.window.is_none()), "windows"),
-        (config.ropes.len() == 1, "rotations that differ between layers"),
-        (!config.sinks, "attention with sinks"),
-        (!config.attention_bias.output, "a bias on the attention's output"),
-        (config.norms == NormSpec::default(), "norms after blocks, or with weights less 1"),
-        (config.embedding_scale == 1.0, "embeddings that are scaled"),
-        (config.activation == Activation::Silu, "this activation"),
-    ] {
+    for (is_there, what) in
+        [(config.layers.iter().all(|layer| matches!(layer.ffn, Ffn::Dense { .. })), "experts")]
+    {
         if !is_there {
             return refuse(format!("the GPU has no kernels for {what} yet"));
         }
@@ -68,12 +61,10 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
 }
 
 /// Cosines and sines of every position, rounded as on the CPU.
-pub(super) fn cos_sin(config: &ModelConfig, positions: usize) -> Vec<f32> {
-    let rope = &config.ropes[0];
-    let (frequencies, magnitude) =
-        (rope::frequencies(rope, config.head_dim), rope::magnitude(rope));
-    let mut table = vec![0.0; positions * config.head_dim];
-    table.par_chunks_mut(config.head_dim).enumerate().for_each(|(position, row)| {
+pub(super) fn cos_sin(rope: &RopeConfig, head_dim: usize, positions: usize) -> Vec<f32> {
+    let (frequencies, magnitude) = (rope::frequencies(rope, head_dim), rope::magnitude(rope));
+    let mut table = vec![0.0; positions * head_dim];
+    table.par_chunks_mut(head_dim).enumerate().for_each(|(position, row)| {
         let (cos, sin) = row.split_at_mut(frequencies.len());
         for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
             let angle = f64::from(position as f32 * frequency).sin_cos();
@@ -134,7 +125,10 @@ impl CudaOps {
                     continue; // There is one way to run those.
                 }
                 for kind in self.kinds(n) {
-                    self.prepare_product((m, n, k), kind, is_timed(m, rows_max), &mut trial)?;
+                    for &biased in self.biases((n, k), kind) {
+                        let timed = is_timed(m, rows_max);
+                        self.prepare_product((m, n, k), (kind, biased), timed, &mut trial)?;
+                    }
                 }
             }
         }
@@ -153,23 +147,34 @@ impl CudaOps {
         if n == self.head_rows() {
             return vec![GemmKind::F32];
         }
-        // What is summed over ranks is added there.
-        let sums = n == self.hidden && self.team.is_none();
+        // What is summed over ranks is added there, and what is normalised before it is added, after its norm.
+        let sums = n == self.hidden && self.team.is_none() && self.block.is_none();
         let outputs = n != self.hidden || n == qkv || !sums;
         let kinds = [(GemmKind::AddTo, sums), (GemmKind::Bf16, outputs)];
         kinds.into_iter().filter(|&(_, is)| is).map(|(kind, _)| kind).collect()
     }
 
+    /// Whether products with weights of this shape have a bias; of the attention's output that of one rank alone has, and
+    /// a block's last product may have the same shape and none.
+    fn biases(&self, (n, k): (usize, usize), kind: GemmKind) -> &'static [bool] {
+        let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
+        let is_qkv = n == (q_heads + 2 * kv_heads) * head_dim && kind == GemmKind::Bf16;
+        let is_o = n == self.hidden && k == q_heads * head_dim && kind != GemmKind::F32;
+        match (self.bias.qkv && is_qkv, self.bias.output && is_o) {
+            (_, true) => &[false, true],
+            (true, false) => &[true],
+            (false, false) => &[false],
+        }
+    }
+
     fn prepare_product(
         &mut self,
         (m, n, k): (usize, usize, usize),
-        kind: GemmKind,
+        (kind, biased): (GemmKind, bool),
         timed: bool,
         trial: &mut Trial,
     ) -> OpResult {
         let fault = |error: GemmError| failed("prepare products")(error);
-        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
-        let biased = self.qkv_bias && n == qkv && kind == GemmKind::Bf16;
         let x = trial.x.slice(..m * k);
         let bias = trial.bias.slice(..n);
         let cold = COLD_BYTES.div_ceil(2 * n * k).clamp(1, trial.weight.len() / (n * k));
