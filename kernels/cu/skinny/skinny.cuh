@@ -271,20 +271,20 @@ struct Output {
 template <class W, int GROUPS, int TILES>
 struct Ahead {
   static constexpr int TURNS = (16 * TILES * GROUPS * 8 + CONSUMERS - 1) / CONSUMERS;
-  minisgl_bf16 add[TURNS], bias[TURNS];
+  minisgl_bf16 add[TURNS];
   float2 scale[TURNS];  // Of e4m3's rows; of the gate's and of `up`'s.
 
   __device__ __forceinline__ Ahead(const minisgl_skinny_args& a, uint32_t first_tile, uint32_t first_token) {
 #pragma unroll
     for (int turn = 0; turn < TURNS; turn++) {
-      add[turn] = bias[turn] = __float2bfloat16_rn(0.0f);
+      add[turn] = __float2bfloat16_rn(0.0f);
       scale[turn] = make_float2(1.0f, 1.0f);
       const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
       if (!output.there) continue;
+      if (a.bias) add[turn] = a.bias[output.column];
       if (a.epilogue == MINISGL_SKINNY_ADD) {
         add[turn] = static_cast<const minisgl_bf16*>(a.out)[size_t(first_token + output.token) * a.n + output.column];
       }
-      if (a.bias) bias[turn] = a.bias[output.column];
       if (W::BYTES == 1 && a.scale_form == MINISGL_SCALE_ROW) {
         scale[turn].x = a.scales[output.column];
         if (a.epilogue == MINISGL_SKINNY_GATED) scale[turn].y = a.scales[a.n / 2 + output.column];
@@ -319,7 +319,8 @@ __device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float
     } else if (gated) {
       static_cast<minisgl_bf16*>(a.out)[token * (a.n / 2) + output.column] = minisgl::gated(sum, up, a.gate);
     } else {
-      sum += __bfloat162float(ahead.bias[turn]);
+      // Of two summands the bias is the one that is near by now.
+      if (a.epilogue == MINISGL_SKINNY_ADD && a.bias) sum += __bfloat162float(a.bias[output.column]);
       const minisgl_bf16 value = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
       static_cast<minisgl_bf16*>(a.out)[to] = value;
       for (uint32_t peer = 0; peer < a.peers; peer++) send(a.inbox[peer] + to, value);

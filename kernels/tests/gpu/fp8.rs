@@ -406,7 +406,9 @@ impl Many {
         let expected = self.out.of(product(&self.x.0, &self.weight.values, k), &self.add.0, n);
         // The tensor cores keep some 13 bits of a sum of e4m3 before it is added up in f32.
         let what = format!("{what}: {:?}, {:?}, {:?}", self.shape, self.out, self.weight.form);
-        assert_close(&what, result, &expected, 0.01);
+        // What is added to may be added after a rounding of the product.
+        let off = if matches!(self.out, Out::Add | Out::AddBias) { 0.1 } else { 0.01 };
+        assert_close(&what, result, &expected, off);
     }
 }
 
