@@ -26,7 +26,8 @@ typedef struct {
   uint32_t page_size;
   float scale;
   uint32_t dependent;          /* 1: programmatic dependent launch */
-  uint32_t reserved;
+  int32_t window_left;         /* _window: tokens before a row's own that it sees, as planned; negative for all */
+  const minisgl_bf16 *sinks;   /* _window: [q_heads]; or null */
 } minisgl_fi_args;
 
 /* How the work of a batch is cut up: host arrays in, a plan and the content of int_workspace out. */
@@ -46,6 +47,8 @@ typedef struct {
   uint32_t page_size;
   uint32_t kv_bytes;           /* of an element of the pages */
   uint32_t graph;              /* 1: a plan whose launch can be replayed with other lengths */
+  int32_t window_left;         /* tokens before a row's own that it sees; negative for all */
+  uint32_t reserved;
 } minisgl_fi_plan_args;
 
 /* Attention of the backend `fa`, launched by host code: the functions below, for sm_90a alone. */
@@ -66,6 +69,9 @@ typedef struct {
   uint32_t page_size;
   float scale;
   uint32_t tile;               /* rows of a tile, as the kernel has them */
+  const minisgl_bf16 *sinks;   /* _window: [q_heads]; or null */
+  int32_t window_left;         /* _window: tokens before a row's own that it sees, at most 2^30 */
+  uint32_t reserved;
 } minisgl_fa_args;
 
 /* Words of a plan. */
@@ -85,9 +91,21 @@ int minisgl_fi_run_256_fp16(const minisgl_fi_args *args, const int64_t *plan, vo
 int minisgl_fi_run_64_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
 int minisgl_fi_run_128_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
 int minisgl_fi_run_256_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_64(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_128(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_256(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_64_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_128_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_256_fp16(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_64_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_128_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
+int minisgl_fi_window_256_fp8(const minisgl_fi_args *args, const int64_t *plan, void *stream);
 int minisgl_fa_run_64(const minisgl_fa_args *args, void *stream);
 int minisgl_fa_run_128(const minisgl_fa_args *args, void *stream);
 int minisgl_fa_run_256(const minisgl_fa_args *args, void *stream);
+int minisgl_fa_window_64(const minisgl_fa_args *args, void *stream);
+int minisgl_fa_window_128(const minisgl_fa_args *args, void *stream);
+int minisgl_fa_window_256(const minisgl_fa_args *args, void *stream);
 #ifdef __cplusplus
 }
 #endif

@@ -69,8 +69,6 @@ typedef struct {
 } minisgl_router_args;
 
 /* minisgl_experts_few: batches of 8 pairs */
-#define MINISGL_GATE_SILU 0
-#define MINISGL_GATE_CLAMPED 1
 typedef struct {
   const minisgl_bf16 *x;       /* [rows, hidden] */
   const void *gate_up;         /* [experts], slabs of 2 * width rows */

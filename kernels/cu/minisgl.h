@@ -11,7 +11,7 @@
 #include "attention.h"
 #include "types.h"
 
-/* minisgl_embedding */
+/* minisgl_embedding, minisgl_embedding_scaled */
 typedef struct {
   const int32_t *tokens;       /* [rows]: id, or -(r + 1) for fed[r] */
   const int32_t *fed;          /* [fed_len]: what the step before sampled */
@@ -22,10 +22,10 @@ typedef struct {
   uint32_t fed_len;
   uint32_t vocab_start;
   uint32_t vocab_len;
-  uint32_t reserved;
+  float scale;                 /* _scaled: what the table's rows are multiplied by */
 } minisgl_embedding_args;
 
-/* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread */
+/* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread; with _plus_one behind, weights are stored less 1 */
 typedef struct {
   const minisgl_bf16 *x;       /* [x_rows, hidden] */
   const int32_t *index;        /* [rows]: row of x, negative for a padding row; or null for all rows of x */
@@ -37,7 +37,21 @@ typedef struct {
   float eps;
 } minisgl_rmsnorm_args;
 
-/* minisgl_qk_rope_page_64, _96, _128, _256: head_dim; pages of bf16, or with _fp16, _fp8 behind */
+/* minisgl_add_norm_1, _2: 16-byte vectors of a row held by one thread */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, hidden]: what a block gives */
+  const minisgl_bf16 *after;   /* [hidden]: weights of its norm */
+  minisgl_bf16 *residual;      /* [rows, hidden]: the norm is added to it */
+  const minisgl_bf16 *next;    /* [hidden]: weights of the norm of the sum; or null for none */
+  minisgl_bf16 *normed;        /* [rows, hidden]: the norm of the sum */
+  uint32_t rows;
+  uint32_t hidden;
+  float eps;
+  uint32_t plus_one;           /* 1: all weights are stored less 1 */
+} minisgl_add_norm_args;
+
+/* minisgl_qk_rope_page_64, _96, _128, _256: head_dim; pages of bf16, or with _fp16, _fp8 behind; then, where weights of
+ * norms are stored less 1, _plus_one */
 typedef struct {
   const minisgl_bf16 *qkv;      /* [rows, q_heads + 2 * kv_heads, head_dim] */
   const minisgl_bf16 *bias;     /* [q_heads + 2 * kv_heads, head_dim]; or null */
@@ -69,13 +83,15 @@ typedef struct {
   uint32_t reserved;
 } minisgl_widen_heads_args;
 
-/* minisgl_silu_mul */
+/* minisgl_silu_mul, minisgl_gate_mul */
 typedef struct {
   const minisgl_bf16 *gate_up; /* [rows, 2, width]: gate, then up */
   minisgl_bf16 *out;           /* [rows, width] */
   uint32_t rows;
   uint32_t width;
-} minisgl_silu_mul_args;
+  uint32_t gate;               /* MINISGL_GATE_; of silu_mul MINISGL_GATE_SILU */
+  uint32_t reserved;
+} minisgl_gate_mul_args;
 
 /* What a weight of e4m3 is multiplied by. */
 #define MINISGL_SCALE_BLOCK 0  /* f32 [ceil(n / 128), ceil(k / 128) up to a MINISGL_SCALE_UNIT]: one for 128 x 128 */
@@ -94,7 +110,7 @@ typedef struct {
   const minisgl_bf16 *norm_weight; /* [k]; or null */
   const void *weight;          /* [n, k], bf16 or e4m3; gated: gate, then up, [2, n / 2, k] */
   const float *scales;         /* e4m3: see MINISGL_SCALE_; else null */
-  const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 */
+  const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 and _ADD */
   void *out;                   /* [m, n]: bf16, f32, or bf16 read and written; gated: bf16 [m, n / 2] */
   uint32_t m;
   uint32_t n;
@@ -107,6 +123,8 @@ typedef struct {
   minisgl_bf16 *inbox[MINISGL_PEERS_MAX]; /* MINISGL_SKINNY_BF16: where `peers` other GPUs take `out` too, [m, n] */
   uint32_t peers;
   uint32_t scale_form;         /* MINISGL_SCALE_ */
+  uint32_t gate;               /* MINISGL_SKINNY_GATED: MINISGL_GATE_ */
+  uint32_t reserved;
 } minisgl_skinny_args;
 
 /* minisgl_medium_8, _16, _32, _64: tokens a kernel multiplies */
@@ -114,7 +132,7 @@ typedef struct {
   MINISGL_ALIGN(64) uint64_t map[16]; /* CUtensorMap of the weight: bytes [n, k], boxes of 128 x 128, 128-byte swizzle */
   const minisgl_bf16 *x;       /* [m, k] */
   const float *scales;         /* see MINISGL_SCALE_ */
-  const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 */
+  const minisgl_bf16 *bias;    /* [n]; or null; only with MINISGL_SKINNY_BF16 and _ADD */
   void *out;                   /* as in minisgl_skinny_args */
   uint32_t m;
   uint32_t n;                  /* gated: gate, then up, n / 2 rows each */
@@ -122,6 +140,7 @@ typedef struct {
   uint32_t epilogue;           /* MINISGL_SKINNY_ */
   uint32_t scale_form;         /* MINISGL_SCALE_ */
   uint32_t stages;             /* of the ring of weights and x */
+  uint32_t gate;               /* MINISGL_SKINNY_GATED: MINISGL_GATE_ */
 } minisgl_medium_args;
 
 /* minisgl_quantise_1, _2, _4: 16-byte vectors of a row held by one thread */
@@ -134,8 +153,10 @@ typedef struct {
   uint32_t hidden;
   uint32_t scale_stride;       /* at least rows */
   uint32_t scale_form;         /* MINISGL_SCALE_ */
-  uint32_t gated;              /* 1: silu(gate) * up */
+  uint32_t gated;              /* 1: of a gate and of up */
   float eps;
+  uint32_t gate;               /* gated: MINISGL_GATE_ */
+  uint32_t plus_one;           /* 1: norm_weight is stored less 1 */
 } minisgl_quantise_args;
 
 /* minisgl_dummy */
@@ -207,7 +228,8 @@ typedef struct {
   uint32_t reserved;
 } minisgl_history_reset_args;
 
-/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim. A grid of whole teams of kv_heads blocks. */
+/* minisgl_decode_bf16_64 .. minisgl_decode_fp8_256: element of the pages, head_dim; also minisgl_decode_window_bf16_64 .. .
+ * A grid of whole teams of kv_heads blocks. */
 typedef struct {
   const void *q;                /* [rows, q_heads, head_dim], fp16 for fp16 pages, else bf16; fused: bf16
                                    [rows, q_heads + 2 * kv_heads, head_dim] */
@@ -230,6 +252,9 @@ typedef struct {
   uint32_t fused;               /* 1: q is the projection; the new token's K and V are made and stored here */
   float eps;
   float scale;                  /* of the scores before softmax */
+  const minisgl_bf16 *sinks;    /* _window: [q_heads]: one more logit, a natural logarithm, of each head; or null */
+  uint32_t window;              /* _window: tokens that are seen, the newest the last; as planned */
+  uint32_t plus_one;            /* _window: 1: q_weight and k_weight are stored less 1 */
 } minisgl_decode_args;
 
 #endif

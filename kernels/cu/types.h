@@ -13,4 +13,9 @@ typedef __nv_bfloat16 minisgl_bf16;
 typedef uint16_t minisgl_bf16;
 #endif
 
+/* What stands between gate and up projection and the one back; see gate.cuh. */
+#define MINISGL_GATE_SILU 0
+#define MINISGL_GATE_CLAMPED 1
+#define MINISGL_GATE_GELU 2
+
 #endif

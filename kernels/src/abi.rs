@@ -20,7 +20,7 @@ pub struct EmbeddingArgs {
     pub fed_len: u32,
     pub vocab_start: u32,
     pub vocab_len: u32,
-    pub reserved: u32,
+    pub scale: f32,
 }
 
 #[repr(C)]
@@ -34,6 +34,20 @@ pub struct RmsNormArgs {
     pub x_rows: u32,
     pub hidden: u32,
     pub eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AddNormArgs {
+    pub x: Address,
+    pub after: Address,
+    pub residual: Address,
+    pub next: Address,
+    pub normed: Address,
+    pub rows: u32,
+    pub hidden: u32,
+    pub eps: f32,
+    pub plus_one: u32,
 }
 
 #[repr(C)]
@@ -72,11 +86,13 @@ pub struct WidenHeadsArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct SiluMulArgs {
+pub struct GateMulArgs {
     pub gate_up: Address,
     pub out: Address,
     pub rows: u32,
     pub width: u32,
+    pub gate: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -99,6 +115,8 @@ pub struct SkinnyArgs {
     pub inbox: [Address; RANKS_MAX - 1],
     pub peers: u32,
     pub scale_form: u32,
+    pub gate: u32,
+    pub reserved: u32,
 }
 
 #[repr(C, align(64))]
@@ -115,6 +133,7 @@ pub struct MediumArgs {
     pub epilogue: u32,
     pub scale_form: u32,
     pub stages: u32,
+    pub gate: u32,
 }
 
 #[repr(C)]
@@ -130,6 +149,8 @@ pub struct QuantiseArgs {
     pub scale_form: u32,
     pub gated: u32,
     pub eps: f32,
+    pub gate: u32,
+    pub plus_one: u32,
 }
 
 #[repr(C)]
@@ -287,6 +308,9 @@ pub struct DecodeArgs {
     pub fused: u32,
     pub eps: f32,
     pub scale: f32,
+    pub sinks: Address,
+    pub window: u32,
+    pub plus_one: u32,
 }
 
 #[repr(C)]
@@ -480,7 +504,8 @@ pub struct FiArgs {
     pub page_size: u32,
     pub scale: f32,
     pub dependent: u32,
-    pub reserved: u32,
+    pub window_left: i32,
+    pub sinks: Address,
 }
 
 #[repr(C)]
@@ -501,6 +526,8 @@ pub struct FiPlanArgs {
     pub page_size: u32,
     pub kv_bytes: u32,
     pub graph: u32,
+    pub window_left: i32,
+    pub reserved: u32,
 }
 
 #[repr(C)]
@@ -521,6 +548,9 @@ pub struct FaArgs {
     pub page_size: u32,
     pub scale: f32,
     pub tile: u32,
+    pub sinks: Address,
+    pub window_left: i32,
+    pub reserved: u32,
 }
 
 /// Words of a plan of the `fi` backend.

@@ -38,24 +38,28 @@ macro_rules! fence {
 fn rust_and_c_agree_on_every_size_and_offset() {
     let layout = fence! {
         EmbeddingArgs = minisgl_embedding_args {
-            tokens, fed, table, out, rows, hidden, fed_len, vocab_start, vocab_len, reserved,
+            tokens, fed, table, out, rows, hidden, fed_len, vocab_start, vocab_len, scale,
         }
         RmsNormArgs = minisgl_rmsnorm_args { x, index, weight, out, rows, x_rows, hidden, eps }
+        AddNormArgs = minisgl_add_norm_args {
+            x, after, residual, next, normed, rows, hidden, eps, plus_one,
+        }
         QkRopePageArgs = minisgl_qk_rope_page_args {
             qkv, bias, q_weight, k_weight, cos_sin, positions, slots, q_out, k_pages, v_pages, rows,
             q_heads, kv_heads, positions_len, slots_len, eps, q_fp16, reserved,
         }
         WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
-        SiluMulArgs = minisgl_silu_mul_args { gate_up, out, rows, width }
+        GateMulArgs = minisgl_gate_mul_args { gate_up, out, rows, width, gate, reserved }
         SkinnyArgs = minisgl_skinny_args {
             x, norm_weight, weight, scales, bias, out, m, n, k, eps, epilogue, chunk, stages, resident,
-            inbox, peers, scale_form,
+            inbox, peers, scale_form, gate, reserved,
         }
         MediumArgs = minisgl_medium_args {
-            map, x, scales, bias, out, m, n, k, epilogue, scale_form, stages,
+            map, x, scales, bias, out, m, n, k, epilogue, scale_form, stages, gate,
         }
         QuantiseArgs = minisgl_quantise_args {
             x, norm_weight, out, scales, rows, hidden, scale_stride, scale_form, gated, eps,
+            gate, plus_one,
         }
         DummyArgs = minisgl_dummy_args {
             out, key, first, rows, cols, width, scale, mean, reserved,
@@ -76,6 +80,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         DecodeArgs = minisgl_decode_args {
             q, bias, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
             arrived, q_heads, kv_heads, page_size, positions_len, stages, fused, eps, scale,
+            sinks, window, plus_one,
         }
         PackArgs = minisgl_pack_args {
             from, to, row_stride, column_stride, rows, columns, rows_are, reserved,
@@ -108,15 +113,16 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         FiArgs = minisgl_fi_args {
             q, k_pages, v_pages, out, q_starts, page_starts, pages, last_page_len, float_workspace,
             int_workspace, requests, q_heads, kv_heads, kv_stride, page_size, scale, dependent,
-            reserved,
+            window_left, sinks,
         }
         FiPlanArgs = minisgl_fi_plan_args {
             q_starts, page_starts, float_workspace, int_workspace, pinned, float_bytes, int_bytes,
             rows, requests, q_heads, kv_heads, head_dim, page_size, kv_bytes, graph,
+            window_left, reserved,
         }
         FaArgs = minisgl_fa_args {
             q, k_pages, v_pages, out, pages, work_starts, work, work_len, rows, q_heads, kv_heads,
-            kv_stride, page_size, scale, tile,
+            kv_stride, page_size, scale, tile, sinks, window_left, reserved,
         }
         PeerFault = minisgl_peer_fault { failed, missing, block, turn }
         PeersArgs = minisgl_peers { arrivals, turns, fault, patience_ns, rank, ranks }

@@ -201,17 +201,6 @@ impl ModelConfig {
         self.quantization = Quantization::projections(Scheme::Fp8 { scales: Scales::Channel });
         Ok(self)
     }
-
-    /// The same model for a device that has no window attention: full attention is exact as far as the
-    /// shortest window reaches, so the context ends there.
-    pub fn without_windows(mut self) -> ModelConfig {
-        for layer in &mut self.layers {
-            if let Some(window) = layer.attention.window.take() {
-                self.max_position = self.max_position.min(window);
-            }
-        }
-        self
-    }
 }
 
 #[cfg(test)]

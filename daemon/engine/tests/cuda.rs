@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use common::driver::{Drive, generate, load, score, tokens};
 use common::{Random, assert_broken, break_model, config, write_coded_model, write_model};
-use minisgl_proto::{Device, LoadOptions, Quantize, Sampled, SamplingParams};
+use minisgl_proto::{Attn, AttnBackend, Device, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -45,16 +45,24 @@ fn on(device: Device) -> LoadOptions {
     LoadOptions { device, ..LoadOptions::default() }
 }
 
-/// A tiny model of each architecture, of sizes that the GPU has kernels for, a vocabulary aside.
+/// A tiny model of each architecture, of sizes that the GPU has kernels for, a vocabulary aside. Windows are shorter than
+/// most prompts.
 fn models() -> Vec<(tempfile::TempDir, Value)> {
+    let windows = json!({"use_sliding_window": true, "sliding_window": 33, "max_window_layers": 1});
     let shapes = [
-        ("LlamaForCausalLM", 6, 2, 64),
-        ("MistralForCausalLM", 4, 4, 128),
-        ("Qwen2ForCausalLM", 5, 1, 64),
-        ("Qwen3ForCausalLM", 8, 2, 128),
+        ("LlamaForCausalLM", 6, 2, 64, json!({})),
+        ("MistralForCausalLM", 4, 4, 128, json!({})),
+        ("Qwen2ForCausalLM", 5, 1, 64, json!({})),
+        ("Qwen3ForCausalLM", 8, 2, 128, json!({})),
+        ("Qwen2ForCausalLM", 6, 2, 128, windows),
+        ("Gemma3ForCausalLM", 4, 1, 256, json!({})),
+        ("LlamaForCausalLM", 4, 2, 64, json!({"attention_bias": true})),
     ];
-    let model = |(architecture, heads, kv_heads, head_dim)| {
+    let model = |(architecture, heads, kv_heads, head_dim, changes): (_, _, _, _, Value)| {
         let mut config: Value = config(architecture, heads, kv_heads, head_dim);
+        for (key, value) in changes.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
         config["hidden_size"] = json!(208);
         config["intermediate_size"] = json!(328);
         config["vocab_size"] = json!(VOCAB);
@@ -208,10 +216,15 @@ fn every_architecture_is_the_cpus() {
         let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);
         let drive = Drive { forced: Some(tokens(&expected)), ..drive };
         let name = config["architectures"][0].as_str().unwrap();
-        for (what, chunk, page_size) in
-            [("in chunks of 64", 64, 16), ("whole", 512, 16), ("page size 1", 100, 1)]
-        {
-            let options = LoadOptions { page_size, ..on(Device::Cuda) };
+        let auto = Attn::default();
+        let fi = Attn { prefill: AttnBackend::Fi, decode: AttnBackend::Fi };
+        for (what, chunk, page_size, attn) in [
+            ("in chunks of 64", 64, 16, auto),
+            ("whole", 512, 16, auto),
+            ("page size 1", 100, 1, auto),
+            ("by fi", 64, 16, fi),
+        ] {
+            let options = LoadOptions { page_size, attn, ..on(Device::Cuda) };
             let drive = Drive { chunk, ..drive.clone() };
             let got = run(dir.path(), options, &drive, &prompts);
             assert_close(&format!("{name} {what}"), &got, &expected);

@@ -2,6 +2,8 @@
 //
 //   out[r, h] = softmax(scale * q[r, h] . K^T) V        over all tokens of r's request
 //
+// With WINDOW over the last `window` of them (pages before those are not read), with one more logit in the softmax of
+// each head, its sink, and with norms whose weights are stored less 1; each of the three where a launch has it.
 // Split and merged as in Flash-Decoding (Dao et al., 2023), with the online softmax of FlashAttention-2
 // (arXiv 2307.08691, section 3.1).
 // Shapes: q bf16 (fp16 with fp16 pages), out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D]; f32
@@ -22,7 +24,7 @@
 
 namespace minisgl {
 
-template <int D, typename Kv>
+template <int D, typename Kv, bool WINDOW = false>
 struct Decode {
   using Tile = minisgl::Tile<D, Kv>;
   using Stored = typename Kv::Stored;
@@ -69,7 +71,7 @@ struct Decode {
 
   // This warp's tiles of the block's segments, one after the other.
   struct Ahead {
-    Walk walk;
+    Walk<WINDOW> walk;
     Segment s;
     uint32_t at;
     bool live;
@@ -86,7 +88,8 @@ struct Decode {
       Lookup tile = {0, -1, live};
       const uint32_t token = at + lane;
       // Fused, the newest token is made here.
-      if (live && lane < TOKENS && token < s.end && !(a.fused && token + 1 == s.len)) {
+      const bool seen = !WINDOW || token >= first_seen<WINDOW>(s.len, a.window);
+      if (live && lane < TOKENS && token < s.end && seen && !(a.fused && token + 1 == s.len)) {
         tile.page = a.pages[s.first_page + token / a.page_size];
         tile.rest = token % a.page_size;
       }
@@ -124,13 +127,14 @@ struct Decode {
         out.x += share * part.x, out.y += share * part.y, out.z += share * part.z, out.w += share * part.w;
       }
       if (s.chunks == 1) {
+        add_sink<WINDOW>(a, head, most, out, sum);
         store_output(to + head * D + at, out, sum);
       } else {
         *reinterpret_cast<float4*>(partials.out + (place + head) * D + at) = out;
         if (at == 0) partials.sums[place + head] = make_float2(most, sum);
       }
     }
-    if (s.chunks > 1 && arrive_last(a, s, shared.flag)) merge<D, THREADS>(a, s);
+    if (s.chunks > 1 && arrive_last(a, s, shared.flag)) merge<D, THREADS, WINDOW>(a, s);
   }
 
   static __device__ __forceinline__ void run(const minisgl_decode_args& a) {
@@ -162,13 +166,13 @@ struct Decode {
     if (a.fused) wait_for_inputs();
     let_next_start();
 
-    Walk walk(a);
+    Walk<WINDOW> walk(a);
     Segment s;
     uint32_t stage = 0;
     while (walk.next(s)) {
       const bool fresh = a.fused && s.end == s.len;
       if (a.fused) {
-        make_heads<D, THREADS, Kv>(a, s, fresh, shared.q, Tile::Q_ROW, shared.fresh);
+        make_heads<D, THREADS, Kv, WINDOW>(a, s, fresh, shared.q, Tile::Q_ROW, shared.fresh);
       } else {
         copy_queries<D, THREADS, Kv>(a, s, shared.q, Tile::Q_ROW);
       }
@@ -200,12 +204,15 @@ struct Decode {
         float p[Tile::TOKENS8][4];
         Tile::score(p, queries, tile);
         const uint32_t limit = s.end - at;
+        // Before the window; a tile has a token of it at least.
+        const uint32_t seen = first_seen<WINDOW>(s.len, a.window), hidden = seen > at ? seen - at : 0;
         float high[2] = {most[0], most[1]};
 #pragma unroll
         for (int i = 0; i < Tile::TOKENS8; i++) {
 #pragma unroll
           for (int j = 0; j < 4; j++) {
-            p[i][j] = lane % 4 * 2 + i * 8 + j % 2 < limit ? p[i][j] * scale : -INFINITY;
+            const uint32_t token = lane % 4 * 2 + i * 8 + j % 2;
+            p[i][j] = token < limit && (!WINDOW || token >= hidden) ? p[i][j] * scale : -INFINITY;
             high[j / 2] = fmaxf(high[j / 2], p[i][j]);
           }
         }
@@ -260,4 +267,8 @@ struct Decode {
 #define DECODE(KV, NAME)                                                                              \
   KERNEL __launch_bounds__(128, 2) NAME(const __grid_constant__ minisgl_decode_args a) {               \
     minisgl::Decode<HEAD_DIM, minisgl::KV>::run(a);                                                    \
+  }
+#define DECODE_WINDOW(KV, NAME)                                                                       \
+  KERNEL __launch_bounds__(128, 2) NAME(const __grid_constant__ minisgl_decode_args a) {               \
+    minisgl::Decode<HEAD_DIM, minisgl::KV, true>::run(a);                                              \
   }

@@ -28,7 +28,7 @@ __device__ __forceinline__ void copy_queries(const minisgl_decode_args& a, const
 
 // Makes the queries of a pair from the projection; with `fresh` the new token's key and value as well, which go
 // to `fresh_kv` ([2, D]) and to their pages.
-template <int D, int THREADS, typename Kv>
+template <int D, int THREADS, typename Kv, bool WINDOW>
 __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const Segment& s, bool fresh, char* q,
                                            int q_row, typename Kv::Stored* fresh_kv) {
   constexpr uint32_t HALF = D / 2, USED = HALF / VEC;
@@ -72,13 +72,14 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
       const float scale = rsqrtf(sum_lanes<LANES>(squares) / D + a.eps);
       if (live && !is_v) {
         const minisgl_bf16* weight = (is_q ? a.q_weight : a.k_weight) + at;
+        const float more = WINDOW && a.plus_one ? 1.0f : 0.0f;
         float w[VEC];
         unpack(load8(weight), w);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) lo[j] *= scale * w[j];
+        for (int j = 0; j < VEC; j++) lo[j] *= scale * (WINDOW ? w[j] + more : w[j]);
         unpack(load8(weight + HALF), w);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) hi[j] *= scale * w[j];
+        for (int j = 0; j < VEC; j++) hi[j] *= scale * (WINDOW ? w[j] + more : w[j]);
       }
     }
     if (!live) continue;

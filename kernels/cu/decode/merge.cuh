@@ -25,6 +25,19 @@ __device__ __forceinline__ void store_output(minisgl_bf16* to, const float4& out
       make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
 }
 
+// A head's sink joins the sum of weights: one more logit, a natural logarithm, that belongs to no value. `most` is the
+// maximum that `out` and `sum` are relative to, as a power of 2.
+template <bool WINDOW>
+__device__ __forceinline__ void add_sink(const minisgl_decode_args& a, uint32_t head, float most, float4& out,
+                                         float& sum) {
+  if (!WINDOW || a.sinks == nullptr) return;
+  const uint32_t group = a.q_heads / a.kv_heads;
+  const float sink = __bfloat162float(a.sinks[head_of_block(a) * group + head]) * 1.4426950408889634f;
+  const float next = fmaxf(most, sink), kept = exp2_fast(most - next);
+  sum = sum * kept + exp2_fast(sink - next);
+  out.x *= kept, out.y *= kept, out.z *= kept, out.w *= kept;
+}
+
 // Where chunks are kept.
 struct Partials {
   float* out;    // [2 * blocks, group, D]
@@ -58,7 +71,7 @@ __device__ __forceinline__ bool arrive_last(const minisgl_decode_args& a, const 
   return last;
 }
 
-template <int D, int THREADS>
+template <int D, int THREADS, bool WINDOW>
 __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segment& s) {
   constexpr uint32_t VECTORS = D / 4, AHEAD = 8;
   const uint32_t group = a.q_heads / a.kv_heads;
@@ -98,6 +111,7 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
         out.z += share * part[j].z, out.w += share * part[j].w;
       }
     }
+    add_sink<WINDOW>(a, head, most, out, sum);
     store_output(to + head * D + at, out, sum);
   }
 }

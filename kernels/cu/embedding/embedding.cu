@@ -2,6 +2,8 @@
 //
 //   out[r, :] = table[id(r) - vocab_start, :]          id(r) = tokens[r], or fed[-tokens[r] - 1] if < 0
 //
+// In minisgl_embedding_scaled times a scale, in f32, rounded once.
+//
 // Shapes: tokens i32 [rows], fed i32 [fed_len], table bf16 [vocab_len, hidden], out bf16 [rows, hidden].
 // A negative token stands for one that the step before sampled, so it never visits the host. Ids that
 // this shard of the table does not hold give zeros, which the all-reduce of a vocabulary-parallel
@@ -13,7 +15,8 @@
 
 using namespace minisgl;
 
-KERNEL minisgl_embedding(const __grid_constant__ minisgl_embedding_args a) {
+template <bool SCALED>
+__device__ __forceinline__ void embedding(const minisgl_embedding_args& a) {
   wait_for_inputs();
   let_next_start();
 
@@ -29,5 +32,15 @@ KERNEL minisgl_embedding(const __grid_constant__ minisgl_embedding_args a) {
   const uint32_t local = static_cast<uint32_t>(id) - a.vocab_start;
   Vec8 v = {};
   if (id >= 0 && local < a.vocab_len) v = load8(a.table + at.in(a.hidden, local));
+  if constexpr (SCALED) {
+    float f[VEC];
+    unpack(v, f);
+#pragma unroll
+    for (int i = 0; i < VEC; i++) f[i] *= a.scale;
+    v = pack(f);
+  }
   store8(a.out + at.in(a.hidden), v);
 }
+
+KERNEL minisgl_embedding(const __grid_constant__ minisgl_embedding_args a) { embedding<false>(a); }
+KERNEL minisgl_embedding_scaled(const __grid_constant__ minisgl_embedding_args a) { embedding<true>(a); }

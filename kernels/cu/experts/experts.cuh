@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../experts.h"
+#include "../gate.cuh"
 #include "../skinny/skinny.cuh"
 
 namespace minisgl {
@@ -20,16 +21,6 @@ struct PlanAt {
   __device__ __forceinline__ PlanAt(T* of, uint32_t batches_max, uint32_t pairs_max)
       : head(of), batches(of + PLAN_HEAD), pairs(batches + 4 * batches_max), places(pairs + pairs_max) {}
 };
-
-// Rounded as if gate and `up` had been stored.
-__device__ __forceinline__ minisgl_bf16 gated(float gate, float up, uint32_t kind) {
-  gate = __bfloat162float(__float2bfloat16_rn(gate));
-  up = __bfloat162float(__float2bfloat16_rn(up));
-  if (kind == MINISGL_GATE_SILU) return __float2bfloat16_rn(__fdividef(gate, 1.0f + __expf(-gate)) * up);
-  gate = gate > 7.0f ? 7.0f : gate;
-  up = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
-  return __float2bfloat16_rn(__fdividef(gate, 1.0f + __expf(-1.702f * gate)) * (up + 1.0f));
-}
 
 // Adds one to a count of blocks, and tells what it was. What this thread knows of comes before, for whoever sees it.
 __device__ __forceinline__ uint32_t count_one(uint32_t* count) {

@@ -40,13 +40,22 @@ struct FencedTraits : Base {
   using MainloopPipeline = FencedPipeline<Base::NUM_STAGES>;
 };
 
-template <int D, int TILE_Q, int TILE_KV>
+// Every token up to a row's own.
+struct FaAll {
+  static constexpr bool WINDOW = false;
+  using Params = flashinfer::BatchPrefillPagedParams<cutlass::bfloat16_t, cutlass::bfloat16_t, cutlass::bfloat16_t, int32_t>;
+  using Variant = flashinfer::StandardAttention;
+
+  static void set(Params& p, const minisgl_fa_args*) { p.window_left = -1; }
+};
+
+template <int D, int TILE_Q, int TILE_KV, typename Form = FaAll>
 int fa_run(const minisgl_fa_args* a, void* stream) try {
   using namespace flashinfer;
   using bf16 = cutlass::bfloat16_t;
-  using Params = BatchPrefillPagedParams<bf16, bf16, bf16, int32_t>;
+  using Params = typename Form::Params;
   using Traits = FencedTraits<AttentionKernelTraits</*tma_for_kv=*/false, D, D, TILE_Q, TILE_KV, /*stages=*/2,
-                                                    bf16, bf16, bf16, int32_t, StandardAttention>>;
+                                                    bf16, bf16, bf16, int32_t, typename Form::Variant>>;
 
   if (a->tile != TILE_Q) return -1;
   const auto elements = [](const void* p) { return static_cast<bf16*>(const_cast<void*>(p)); };
@@ -65,7 +74,7 @@ int fa_run(const minisgl_fa_args* a, void* stream) try {
   p.num_kv_heads = a->kv_heads;
   p.group_size = a->q_heads / a->kv_heads;
   p.page_size = a->page_size;
-  p.window_left = -1;
+  Form::set(p, a);
   p.causal = true;
   p.additional_params.sm_scale = a->scale;
   p.kv_indices = const_cast<int32_t*>(a->pages);
@@ -81,7 +90,7 @@ int fa_run(const minisgl_fa_args* a, void* stream) try {
   p.kv_lens = list += a->work_len;
   p.batch_indices = p.head_indices;  // Read, and used for nothing here.
 
-  return BatchPrefillWithPagedKVCacheKernelTraitsDispatched<Traits, /*window=*/false, /*causal=*/true,
+  return BatchPrefillWithPagedKVCacheKernelTraitsDispatched<Traits, Form::WINDOW, /*causal=*/true,
                                                             /*same_schedule_for_all_heads=*/false, Params>(
       p, static_cast<cudaStream_t>(stream));
 } catch (...) {

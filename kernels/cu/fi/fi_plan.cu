@@ -17,7 +17,7 @@ extern "C" int minisgl_fi_plan(const minisgl_fi_plan_args* a, int64_t* plan, voi
       a->float_workspace, a->float_bytes, a->int_workspace, a->pinned, a->int_bytes, info,
       q_starts.data(), const_cast<int32_t*>(a->page_starts), a->rows, a->requests,
       a->q_heads, a->kv_heads, a->head_dim, a->head_dim, a->page_size, a->graph != 0,
-      /*sizeof_dtype_o=*/2, /*window_left=*/-1, /*fixed_split_size=*/-1, /*disable_split_kv=*/false,
+      /*sizeof_dtype_o=*/2, /*window_left=*/a->window_left, /*fixed_split_size=*/-1, /*disable_split_kv=*/false,
       /*num_colocated_ctas=*/0, /*uniform_q_len=*/0, static_cast<cudaStream_t>(stream), a->kv_bytes);
   const auto words = info.ToVector();
   if (words.size() != MINISGL_FI_PLAN_WORDS) return -1;

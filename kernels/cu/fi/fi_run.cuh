@@ -3,6 +3,7 @@
 //
 //   out[r, h] = softmax(scale * q[r, h] . K^T) V     over all tokens of r's request up to r's own
 //
+// In the form of `fi_window.cuh` over the last of them alone, and with one more logit a head, a sink, in the softmax.
 // Shapes: q, out bf16 [rows, q_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size, kv_heads, D] or with
 // heads less than D apart; f32 inside. The template multiplies in the type of q, and converts pages of one
 // byte, so pages of fp16 want q in fp16. Rows of one request are its last ones. Decode and prefill share the template: a tile of 16, 64 or 128 rows
@@ -23,12 +24,21 @@
 
 namespace minisgl {
 
-template <uint32_t D, typename Q, typename Kv>
+// Every token up to a row's own.
+template <typename Q, typename Kv>
+struct FiAll {
+  using Params = flashinfer::BatchPrefillPagedParams<Q, Kv, __nv_bfloat16, int32_t>;
+  using Variant = flashinfer::DefaultAttention</*custom_mask=*/false, /*window=*/false, /*soft_cap=*/false, /*alibi=*/false>;
+
+  static void set(Params&, const minisgl_fi_args*) {}
+};
+
+template <uint32_t D, typename Q, typename Kv, typename Form = FiAll<Q, Kv>>
 int fi_run(const minisgl_fi_args* a, const int64_t* plan, void* stream) try {
   using namespace flashinfer;
   using bf16 = __nv_bfloat16;
-  using Params = BatchPrefillPagedParams<Q, Kv, bf16, int32_t>;
-  using Variant = DefaultAttention</*custom_mask=*/false, /*window=*/false, /*soft_cap=*/false, /*alibi=*/false>;
+  using Params = typename Form::Params;
+  using Variant = typename Form::Variant;
 
   PrefillPlanInfo info;
   info.FromVector(std::vector<int64_t>(plan, plan + MINISGL_FI_PLAN_WORDS));
@@ -42,6 +52,7 @@ int fi_run(const minisgl_fi_args* a, const int64_t* plan, void* stream) try {
   Params params(static_cast<Q*>(const_cast<void*>(a->q)), cache, /*custom_mask=*/nullptr, const_cast<int32_t*>(a->q_starts),
                 nullptr, nullptr, a->out, /*lse=*/nullptr, nullptr, a->q_heads, a->q_heads * D, D,
                 /*window_left=*/-1, /*soft_cap=*/0.0f, a->scale, 1.0f, 1e4f);
+  Form::set(params, a);
 
   // What the plan put into the workspaces.
   const auto ints = [&](int64_t at) { return GetPtrFromBaseOffset<int32_t>(a->int_workspace, at); };

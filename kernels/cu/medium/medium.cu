@@ -16,6 +16,7 @@
 // before; three bring x beside it; two groups of four warps widen the weight in registers and multiply it from there with
 // the tensor cores (wgmma), tokens from shared memory as the other operand.
 
+#include "../gate.cuh"
 #include "instructions.cuh"
 
 using namespace minisgl;
@@ -211,15 +212,15 @@ __device__ __forceinline__ void finish(const minisgl_medium_args& a, const Work&
     __nv_bfloat162* out = reinterpret_cast<__nv_bfloat162*>(static_cast<minisgl_bf16*>(a.out) + to);
     if (gated) {
       up.x *= row_scale(a, width + column), up.y *= row_scale(a, width + column + 1);
-      // Rounded as if the gate and `up` had been stored.
-      const float2 g = __bfloat1622float2(__floats2bfloat162_rn(sum.x, sum.y));
-      const float2 u = __bfloat1622float2(__floats2bfloat162_rn(up.x, up.y));
-      *out = __floats2bfloat162_rn(g.x / (1.0f + __expf(-g.x)) * u.x, g.y / (1.0f + __expf(-g.y)) * u.y);
+      *out = __halves2bfloat162(minisgl::gated(sum.x, up.x, a.gate), minisgl::gated(sum.y, up.y, a.gate));
       continue;
     }
     float2 add = make_float2(0.0f, 0.0f);
     if (a.epilogue == MINISGL_SKINNY_ADD) add = __bfloat1622float2(*out);
-    if (a.bias) add = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(a.bias + column));
+    if (a.bias) {
+      const float2 bias = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(a.bias + column));
+      sum.x += bias.x, sum.y += bias.y;
+    }
     *out = __floats2bfloat162_rn(sum.x + add.x, sum.y + add.y);
   }
 }

@@ -1,7 +1,7 @@
 // Activations as e4m3 with scales, for products with weights of e4m3; before that, what makes them: nothing, the norm, or
-// the gate of a SwiGLU layer.
+// the gate of a feed-forward layer.
 //
-//   y = x                       or  bf16(rms_norm(x) * norm_weight)  or  bf16(silu(gate) * up)
+//   y = x                       or  bf16(rms_norm(x) * norm_weight)  or  bf16(gate(gate, up)), see gate.cuh
 //   scales[c / 128, r] = max |y[r, block of c]| / 448         or, for a whole row,  scales[r] = max |y[r, :]| / 448
 //   out[r, c] = e4m3(y[r, c] * (1 / scale))                   zeros where the scale is 0
 //
@@ -14,7 +14,7 @@
 
 #include <cuda_fp8.h>
 
-#include "../common.cuh"
+#include "../gate.cuh"
 
 using namespace minisgl;
 
@@ -90,7 +90,7 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
       unpack(y[v], g);
       unpack(up[v], u);
 #pragma unroll
-      for (int i = 0; i < VEC; i++) g[i] = g[i] / (1.0f + __expf(-g[i])) * u[i];
+      for (int i = 0; i < VEC; i++) g[i] = gate_of(g[i], u[i], a.gate);
       y[v] = pack(g);
     }
   } else if (a.norm_weight) {
@@ -110,7 +110,7 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
       unpack(y[v], f);
       unpack(weight[v], w);
 #pragma unroll
-      for (int i = 0; i < VEC; i++) f[i] = f[i] * scale * w[i];
+      for (int i = 0; i < VEC; i++) f[i] = f[i] * scale * (a.plus_one ? 1.0f + w[i] : w[i]);
       y[v] = pack(f);
     }
   }

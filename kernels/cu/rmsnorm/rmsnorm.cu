@@ -3,6 +3,8 @@
 //
 //   out[r, i] = s[i] * rsqrt(mean(s^2) + eps) * weight[i]               s = x[r, :], or x[index[r], :]
 //
+// With _plus_one weights are stored less 1, and the sum is f32's: in bf16 it would lose what the checkpoint has.
+//
 // Shapes: x bf16 [x_rows, hidden], index i32 [rows], out bf16 [rows, hidden], weight bf16 [hidden]; f32
 // inside. A row whose index is negative or not in x is padding: its output is left as it is. The residual
 // stream is added to where products end, so that nothing is added here.
@@ -13,7 +15,7 @@
 using namespace minisgl;
 
 // One block, one row, kept in registers: VECTORS 16-byte vectors a thread.
-template <int VECTORS>
+template <int VECTORS, bool PLUS_ONE>
 __device__ __forceinline__ void rmsnorm(const minisgl_rmsnorm_args& a) {
   __shared__ float shared[32];
   const uint32_t vectors = a.hidden / VEC;
@@ -61,14 +63,20 @@ __device__ __forceinline__ void rmsnorm(const minisgl_rmsnorm_args& a) {
     unpack(values[v], f);
     unpack(weight[v], w);
 #pragma unroll
-    for (int i = 0; i < VEC; i++) f[i] = f[i] * scale * w[i];
+    for (int i = 0; i < VEC; i++) f[i] = f[i] * scale * (PLUS_ONE ? 1.0f + w[i] : w[i]);
     store8(out + at * VEC, pack(f));
   }
 }
 
 KERNEL __launch_bounds__(1024) minisgl_rmsnorm_1(const __grid_constant__ minisgl_rmsnorm_args a) {
-  rmsnorm<1>(a);
+  rmsnorm<1, false>(a);
 }
 KERNEL __launch_bounds__(1024) minisgl_rmsnorm_2(const __grid_constant__ minisgl_rmsnorm_args a) {
-  rmsnorm<2>(a);
+  rmsnorm<2, false>(a);
+}
+KERNEL __launch_bounds__(1024) minisgl_rmsnorm_1_plus_one(const __grid_constant__ minisgl_rmsnorm_args a) {
+  rmsnorm<1, true>(a);
+}
+KERNEL __launch_bounds__(1024) minisgl_rmsnorm_2_plus_one(const __grid_constant__ minisgl_rmsnorm_args a) {
+  rmsnorm<2, true>(a);
 }

@@ -1,7 +1,7 @@
 // From the QKV projection to attention: bias, QK-norm, rotary embedding and the KV page write in one pass.
 //
 //   q, k, v = qkv[r] + bias                                              bias optional
-//   q, k = x * rsqrt(mean(x^2) + eps) * weight          per head         norm optional (Qwen3)
+//   q, k = x * rsqrt(mean(x^2) + eps) * weight          per head         norm optional (Qwen3); _plus_one: * (1 + weight)
 //   q, k = [lo * cos - hi * sin, hi * cos + lo * sin]                    halves lo, hi of a head
 //   q_out[r] = q,  k_pages[slots[r]] = k,  v_pages[slots[r]] = v
 //
@@ -47,7 +47,7 @@ struct Fp8 {
 };
 
 // A group of lanes has one head; a lane has 8 values of its lower half and the matching 8 of the upper.
-template <int D, typename Kv>
+template <int D, typename Kv, bool PLUS_ONE>
 __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a) {
   constexpr uint32_t HALF = D / 2, USED = HALF / VEC;
   constexpr uint32_t LANES = USED <= 4 ? 4 : USED <= 8 ? 8 : 16;
@@ -95,10 +95,10 @@ __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a)
       float w[VEC];
       unpack(load8(weight), w);
 #pragma unroll
-      for (int i = 0; i < VEC; i++) lo[i] *= scale * w[i];
+      for (int i = 0; i < VEC; i++) lo[i] *= scale * (PLUS_ONE ? 1.0f + w[i] : w[i]);
       unpack(load8(weight + HALF), w);
 #pragma unroll
-      for (int i = 0; i < VEC; i++) hi[i] *= scale * w[i];
+      for (int i = 0; i < VEC; i++) hi[i] *= scale * (PLUS_ONE ? 1.0f + w[i] : w[i]);
     }
   }
   if (!live) return;
@@ -139,17 +139,18 @@ __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a)
   }
 }
 
-#define QK_ROPE_PAGE(D)                                                                              \
-  KERNEL minisgl_qk_rope_page_##D(const __grid_constant__ minisgl_qk_rope_page_args a) {            \
-    qk_rope_page<D, Bf16>(a);                                                                        \
+#define QK_ROPE_PAGE(NAME, D, KV)                                                                    \
+  KERNEL minisgl_qk_rope_page_##NAME(const __grid_constant__ minisgl_qk_rope_page_args a) {         \
+    qk_rope_page<D, KV, false>(a);                                                                   \
   }                                                                                                  \
-  KERNEL minisgl_qk_rope_page_##D##_fp16(const __grid_constant__ minisgl_qk_rope_page_args a) {     \
-    qk_rope_page<D, Fp16>(a);                                                                        \
-  }                                                                                                  \
-  KERNEL minisgl_qk_rope_page_##D##_fp8(const __grid_constant__ minisgl_qk_rope_page_args a) {      \
-    qk_rope_page<D, Fp8>(a);                                                                         \
+  KERNEL minisgl_qk_rope_page_##NAME##_plus_one(const __grid_constant__ minisgl_qk_rope_page_args a) { \
+    qk_rope_page<D, KV, true>(a);                                                                    \
   }
-QK_ROPE_PAGE(64)
-QK_ROPE_PAGE(96)
-QK_ROPE_PAGE(128)
-QK_ROPE_PAGE(256)
+#define QK_ROPE_PAGES(D)            \
+  QK_ROPE_PAGE(D, D, Bf16)          \
+  QK_ROPE_PAGE(D##_fp16, D, Fp16)   \
+  QK_ROPE_PAGE(D##_fp8, D, Fp8)
+QK_ROPE_PAGES(64)
+QK_ROPE_PAGES(96)
+QK_ROPE_PAGES(128)
+QK_ROPE_PAGES(256)

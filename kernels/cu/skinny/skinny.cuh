@@ -3,7 +3,7 @@
 
 #include <cuda_fp16.h>
 
-#include "../common.cuh"
+#include "../gate.cuh"
 
 namespace minisgl {
 
@@ -281,10 +281,10 @@ struct Ahead {
       scale[turn] = make_float2(1.0f, 1.0f);
       const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
       if (!output.there) continue;
+      if (a.bias) add[turn] = a.bias[output.column];
       if (a.epilogue == MINISGL_SKINNY_ADD) {
         add[turn] = static_cast<const minisgl_bf16*>(a.out)[size_t(first_token + output.token) * a.n + output.column];
       }
-      if (a.bias) add[turn] = a.bias[output.column];
       if (W::BYTES == 1 && a.scale_form == MINISGL_SCALE_ROW) {
         scale[turn].x = a.scales[output.column];
         if (a.epilogue == MINISGL_SKINNY_GATED) scale[turn].y = a.scales[a.n / 2 + output.column];
@@ -317,12 +317,10 @@ __device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float
     if (a.epilogue == MINISGL_SKINNY_F32) {
       static_cast<float*>(a.out)[to] = sum;
     } else if (gated) {
-      // Rounded as if the gate and `up` had been stored.
-      const float gate = __bfloat162float(__float2bfloat16_rn(sum));
-      up = __bfloat162float(__float2bfloat16_rn(up));
-      minisgl_bf16* out = static_cast<minisgl_bf16*>(a.out) + token * (a.n / 2) + output.column;
-      *out = __float2bfloat16_rn(gate / (1.0f + __expf(-gate)) * up);
+      static_cast<minisgl_bf16*>(a.out)[token * (a.n / 2) + output.column] = minisgl::gated(sum, up, a.gate);
     } else {
+      // Of two summands the bias is the one that is near by now.
+      if (a.epilogue == MINISGL_SKINNY_ADD && a.bias) sum += __bfloat162float(a.bias[output.column]);
       const minisgl_bf16 value = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
       static_cast<minisgl_bf16*>(a.out)[to] = value;
       for (uint32_t peer = 0; peer < a.peers; peer++) send(a.inbox[peer] + to, value);

@@ -40,7 +40,8 @@ pub struct Prefill {
 }
 
 impl Prefill {
-    /// Allocates what the backend `wanted` needs; with `None`, what either needs that can serve this.
+    /// Allocates what the backend `wanted` needs for layers of these windows; with `None`, what either needs that can
+    /// serve this.
     ///
     /// # Errors
     /// The backend cannot serve this cache on this GPU, there is no kernel for these heads, or no memory.
@@ -49,6 +50,7 @@ impl Prefill {
         heads: Heads,
         kv: KvType,
         limits: AttentionLimits,
+        windows: &[Option<u32>],
         wanted: Option<Backend>,
     ) -> Result<Prefill, AttentionError> {
         let fa = wanted.unwrap_or(Backend::Fa) == Backend::Fa;
@@ -61,12 +63,12 @@ impl Prefill {
             return Err(LaunchError::Argument { op: "attention", what }.into());
         }
         let fa = match fa && can {
-            true => Some(PagedPrefill::new(device, heads, limits)?),
+            true => Some(PagedPrefill::new(device, heads, limits, windows)?),
             false => None,
         };
         let fi = match wanted {
             Some(Backend::Fa) => None,
-            _ => Some(PagedAttention::new(device, heads, kv, limits)?),
+            _ => Some(PagedAttention::new(device, heads, kv, limits, windows)?),
         };
         Ok(Prefill { fi, fa, chosen: Backend::Fi })
     }

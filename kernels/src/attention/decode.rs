@@ -1,6 +1,6 @@
 //! Attention of one new token a request over a paged KV cache; the kernel is `cu/decode/decode.cuh`.
 //!
-//! `out[r, h] = softmax(scale * q[r, h] . K^T) V` over all tokens of request r. A fixed grid of blocks
+//! `out[r, h] = softmax(scale * q[r, h] . K^T) V` over all tokens of request r, or the last of them. A fixed grid of blocks
 //! shares the batch out as the host planned it ([`DecodePlanner`]), so a launch captured in a graph serves
 //! any mix of lengths: only the work list changes. Contexts that are cut are merged in the same launch, in
 //! a fixed order: the same plan gives the same bits.
@@ -14,7 +14,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use half::bf16;
 
 use super::decode_plan::DecodeTuning;
-use super::{AttentionError, DecodePlanner, Heads, KvArray, KvArrayMut, KvType};
+use super::{AttentionError, DecodePlanner, Heads, KvArray, KvArrayMut, KvType, View};
 use crate::abi;
 use crate::array::DeviceArray;
 use crate::check::Check;
@@ -66,6 +66,8 @@ pub struct DecodeArgs<'a> {
     pub rows: usize,
     /// Of the scores before softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// What is seen: `work` was planned for the same window.
+    pub view: View<'a>,
 }
 
 /// The kernel for one model's heads, with its grid and the memory for chunks of contexts that are cut.
@@ -74,6 +76,8 @@ pub struct DecodeAttention {
     heads: Heads,
     kv: KvType,
     kernel: Kernel,
+    /// The same for windows, sinks, and norms whose weights are stored less 1.
+    window_kernel: Kernel,
     grid: Grid,
     stages: u32,
     tuning: DecodeTuning,
@@ -141,18 +145,22 @@ impl DecodeAttention {
             let what = format!("run {heads:?}: {block_max} bytes of shared memory are too few");
             return Err(AttentionError::Backend { what, code: -1 });
         };
-        let kernel = kernel.unwrap_or(Kernel::DecodeBf16D128);
+        let [kernel, window_kernel] =
+            kernel.unwrap_or([Kernel::DecodeBf16D128, Kernel::DecodeWindowBf16D128]);
         // Whole teams; what is left over of the grid is less than one.
         let teams = blocks * device.multiprocessors() / kv_heads as u32;
         check.that(teams > 0, || format!("{kv_heads} key heads are more than the GPU's blocks"))?;
         let blocks = teams * kv_heads as u32;
         let shared_bytes = bytes(stages) as u32;
-        device.allow_shared(kernel, shared_bytes).map_err(failed)?;
+        for kernel in [kernel, window_kernel] {
+            device.allow_shared(kernel, shared_bytes).map_err(failed)?;
+        }
         let floats = 2 * blocks as usize * (q_heads / kv_heads) * (head_dim + 2);
         Ok(DecodeAttention {
             heads,
             kv,
             kernel,
+            window_kernel,
             grid: Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes, cluster: 1 },
             stages,
             tuning,
@@ -172,7 +180,8 @@ impl DecodeAttention {
     /// The arrays do not fit together, or the launch failed.
     ///
     /// # Safety
-    /// When the kernel runs, `work` holds what [`DecodeAttention::planner`] wrote for at most `rows` requests;
+    /// When the kernel runs, `work` holds what [`DecodeAttention::planner`] wrote for at most `rows` requests and the
+    /// view's window;
     /// `pages` has at least the pages that it says, each id below the number of pages; no request's new
     /// token is in a page slot that another request reads; and with [`DecodeInput::Qkv`] every
     /// length is at most the number of positions. `work` and `pages` were not written by a kernel that
@@ -217,6 +226,9 @@ impl DecodeAttention {
             fused: 0,
             eps: 0.0,
             scale: args.scale,
+            sinks: args.view.check(&check, q_heads)?,
+            window: args.view.window.unwrap_or(u32::MAX),
+            plus_one: 0,
         };
         match &args.input {
             DecodeInput::Queries(q) => {
@@ -240,15 +252,19 @@ impl DecodeAttention {
                     call.q_weight = check.array("q_weight", &norm.q_weight, &[head_dim])?;
                     call.k_weight = check.array("k_weight", &norm.k_weight, &[head_dim])?;
                     call.eps = norm.eps;
+                    call.plus_one = u32::from(norm.plus_one);
                 }
             }
         }
         if rows == 0 {
             return Ok(());
         }
+        // Models that have none of this run the kernel that knows nothing of it.
+        let plain = args.view.is_plain() && call.plus_one == 0;
+        let kernel = if plain { self.kernel } else { self.window_kernel };
         // SAFETY: the struct is the kernel's for this head_dim and type of pages, and its arrays were checked
         // above; what they hold is the caller's promise.
-        Ok(unsafe { check.launch(self.kernel, self.grid, &call) }?)
+        Ok(unsafe { check.launch(kernel, self.grid, &call) }?)
     }
 }
 
@@ -269,20 +285,21 @@ fn shared_bytes(head_dim: usize, kv: KvType, stages: u32) -> usize {
     tiles + queries + fresh + warps * 8 + 8
 }
 
-fn kernel(head_dim: usize, kv: KvType) -> Option<Kernel> {
+/// The kernel that knows neither windows nor sinks, and the one that knows both.
+fn kernel(head_dim: usize, kv: KvType) -> Option<[Kernel; 2]> {
     Some(match (head_dim, kv) {
-        (64, KvType::Bf16) => Kernel::DecodeBf16D64,
-        (64, KvType::Fp16) => Kernel::DecodeFp16D64,
-        (64, KvType::Fp8) => Kernel::DecodeFp8D64,
-        (96, KvType::Bf16) => Kernel::DecodeBf16D96,
-        (96, KvType::Fp16) => Kernel::DecodeFp16D96,
-        (96, KvType::Fp8) => Kernel::DecodeFp8D96,
-        (128, KvType::Bf16) => Kernel::DecodeBf16D128,
-        (128, KvType::Fp16) => Kernel::DecodeFp16D128,
-        (128, KvType::Fp8) => Kernel::DecodeFp8D128,
-        (256, KvType::Bf16) => Kernel::DecodeBf16D256,
-        (256, KvType::Fp16) => Kernel::DecodeFp16D256,
-        (256, KvType::Fp8) => Kernel::DecodeFp8D256,
+        (64, KvType::Bf16) => [Kernel::DecodeBf16D64, Kernel::DecodeWindowBf16D64],
+        (64, KvType::Fp16) => [Kernel::DecodeFp16D64, Kernel::DecodeWindowFp16D64],
+        (64, KvType::Fp8) => [Kernel::DecodeFp8D64, Kernel::DecodeWindowFp8D64],
+        (96, KvType::Bf16) => [Kernel::DecodeBf16D96, Kernel::DecodeWindowBf16D96],
+        (96, KvType::Fp16) => [Kernel::DecodeFp16D96, Kernel::DecodeWindowFp16D96],
+        (96, KvType::Fp8) => [Kernel::DecodeFp8D96, Kernel::DecodeWindowFp8D96],
+        (128, KvType::Bf16) => [Kernel::DecodeBf16D128, Kernel::DecodeWindowBf16D128],
+        (128, KvType::Fp16) => [Kernel::DecodeFp16D128, Kernel::DecodeWindowFp16D128],
+        (128, KvType::Fp8) => [Kernel::DecodeFp8D128, Kernel::DecodeWindowFp8D128],
+        (256, KvType::Bf16) => [Kernel::DecodeBf16D256, Kernel::DecodeWindowBf16D256],
+        (256, KvType::Fp16) => [Kernel::DecodeFp16D256, Kernel::DecodeWindowFp16D256],
+        (256, KvType::Fp8) => [Kernel::DecodeFp8D256, Kernel::DecodeWindowFp8D256],
         _ => return None,
     })
 }

@@ -6,13 +6,14 @@
 //! for each key head, the last of them to finish merges the chunks. After the units of a request come some
 //! that nobody works on: either what it costs to begin a request, or as many as let every request start at a
 //! cut. FlashInfer (Ye et al., MLSys 2025, section 3.3) balances by the same idea with explicit lists of
-//! tiles.
+//! tiles. Layers whose tokens see a window have a list of their own, of the units from the window's first on.
 //!
 //! Owns: the work list's layout. Must never: touch a GPU, or allocate.
 //!
 //! The work list, i32:
 //! - for each team 8: first unit, end of its units, request it starts in, share; and that request's row
-//! - for each request 4, its row: first unit, units from it to the next request's, tokens, first page
+//! - for each request 4, its row: first unit, units from it to the next request's, tokens, first page, those before
+//!   the window included
 
 use crate::LaunchError;
 
@@ -58,7 +59,7 @@ impl DecodePlanner {
         TEAM_WORDS * self.teams as usize + ROW_WORDS * rows
     }
 
-    /// Writes the work list of one step.
+    /// Writes the work list of one step, for layers whose tokens see a window, or all before them.
     ///
     /// `lens` are the KV tokens of each request, the one of this step included; 0 is a request that is not
     /// there, of which nothing is read or written. `page_starts` say where each request's pages begin in the
@@ -71,8 +72,10 @@ impl DecodePlanner {
         &self,
         lens: &[u32],
         page_starts: &[i32],
+        window: Option<u32>,
         work: &mut [i32],
     ) -> Result<(), LaunchError> {
+        let units_of = |len: u32| units_of(len, window);
         let refuse = |what| Err(LaunchError::Argument { op: "decode", what });
         let teams = self.teams as usize;
         if work.len() < self.words(lens.len()) || page_starts.len() < lens.len() {
@@ -84,6 +87,9 @@ impl DecodePlanner {
             ));
         }
         let units: u64 = lens.iter().map(|&len| u64::from(units_of(len))).sum();
+        if window == Some(0) {
+            return refuse("a window has one token at least, the request's own".to_owned());
+        }
         let live = lens.iter().filter(|&&len| len > 0).count() as u64;
         let begin = u64::from(self.tuning.begin);
         let even = (units + live * begin).div_ceil(u64::from(self.teams));
@@ -96,7 +102,7 @@ impl DecodePlanner {
             ));
         }
         let even = (even as u32).max(self.tuning.share_min);
-        let aligned = self.aligned_share(lens, live, units);
+        let aligned = self.aligned_share(lens, units_of, live, units);
         let (share, aligned) = match aligned {
             Some(share) if share <= even + self.tuning.begin => (share, true),
             _ => (even, false),
@@ -138,7 +144,13 @@ impl DecodePlanner {
     }
 
     /// The least share with which every request can start at a cut; none if there are more requests than teams.
-    fn aligned_share(&self, lens: &[u32], live: u64, units: u64) -> Option<u32> {
+    fn aligned_share(
+        &self,
+        lens: &[u32],
+        units_of: impl Fn(u32) -> u32,
+        live: u64,
+        units: u64,
+    ) -> Option<u32> {
         let teams = u64::from(self.teams);
         if live == 0 || live > teams {
             return None;
@@ -162,8 +174,10 @@ impl DecodePlanner {
     }
 }
 
-fn units_of(len: u32) -> u32 {
-    len.div_ceil(UNIT as u32)
+/// Units that a request's newest token sees something of.
+fn units_of(len: u32, window: Option<u32>) -> u32 {
+    let first_seen = window.map_or(0, |window| len.saturating_sub(window));
+    len.div_ceil(UNIT as u32) - first_seen / UNIT as u32
 }
 
 #[cfg(test)]

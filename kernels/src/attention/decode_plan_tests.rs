@@ -13,7 +13,7 @@ struct Segment {
 }
 
 /// The walk of `cu/decode/walk.cuh`.
-fn walk(planner: &DecodePlanner, work: &[i32]) -> Vec<Segment> {
+fn walk(planner: &DecodePlanner, window: Option<u32>, work: &[i32]) -> Vec<Segment> {
     let rows = &work[TEAM_WORDS * planner.teams as usize..];
     let mut segments = Vec::new();
     for team in 0..planner.teams {
@@ -23,7 +23,8 @@ fn walk(planner: &DecodePlanner, work: &[i32]) -> Vec<Segment> {
         let mut of_row = [words[4], words[5], words[6], words[7]];
         while at < end {
             let [base, stride, len, _] = of_row;
-            let (from, units) = (at - base, units_of(len));
+            let (from, units) = (at - base, units_of(len, window));
+            let skipped = window.map_or(0, |window| len.saturating_sub(window)) / 16;
             if from >= units {
                 at = at.max(base + stride);
                 if at < end {
@@ -34,7 +35,7 @@ fn walk(planner: &DecodePlanner, work: &[i32]) -> Vec<Segment> {
             }
             let to = units.min(from + end - at);
             let first = base / share;
-            let tokens = from * 16..len.min(to * 16);
+            let tokens = (skipped + from) * 16..len.min((skipped + to) * 16);
             let chunks = (base + units - 1) / share - first + 1;
             segments.push(Segment { team, row, tokens, chunk: (team - first, chunks) });
             at = if to == units { base + stride } else { end };
@@ -45,15 +46,19 @@ fn walk(planner: &DecodePlanner, work: &[i32]) -> Vec<Segment> {
 
 /// Checks a plan; gives the most units of a team.
 fn check(planner: &DecodePlanner, lens: &[u32], rows: usize) -> u32 {
+    check_window(planner, lens, None, rows)
+}
+
+fn check_window(planner: &DecodePlanner, lens: &[u32], window: Option<u32>, rows: usize) -> u32 {
     let page_starts: Vec<i32> = (0..lens.len() as i32).map(|row| row * 7).collect();
     let mut work = vec![-1; planner.words(rows)];
-    planner.plan(lens, &page_starts, &mut work).unwrap();
+    planner.plan(lens, &page_starts, window, &mut work).unwrap();
     for (row, words) in work[TEAM_WORDS * planner.teams as usize..].chunks(ROW_WORDS).enumerate() {
         let live = lens.get(row).is_some_and(|&len| len > 0);
         let expected = if live { (lens[row] as i32, page_starts[row]) } else { (0, 0) };
         assert_eq!((words[2], words[3]), expected);
     }
-    let mut segments = walk(planner, &work);
+    let mut segments = walk(planner, window, &work);
     let mut most = vec![0; planner.teams as usize];
     for segment in &segments {
         most[segment.team as usize] += segment.tokens.len().div_ceil(UNIT) as u32;
@@ -69,7 +74,9 @@ fn check(planner: &DecodePlanner, lens: &[u32], rows: usize) -> u32 {
     segments.sort_by_key(|segment| (segment.row, segment.tokens.start));
     let mut segments = segments.into_iter().peekable();
     for (row, &len) in lens.iter().enumerate().filter(|&(_, &len)| len > 0) {
-        let (mut at, mut chunk, mut first, mut chunks) = (0, 0, None, 0);
+        // From the unit of the first token in the window on.
+        let begin = window.map_or(0, |window| len.saturating_sub(window)) / 16 * 16;
+        let (mut at, mut chunk, mut first, mut chunks) = (begin, 0, None, 0);
         while at < len {
             let segment = segments.next().unwrap();
             let got = (segment.row, segment.tokens.start, segment.chunk.0);
@@ -110,8 +117,30 @@ fn every_token_is_in_one_chunk() {
         let (begin, share_min) = (below(&mut state, 5), 1 + below(&mut state, 8));
         let (begin, share_min) = (begin as u32, share_min as u32);
         let tuning = DecodeTuning { begin, share_min, ..DecodeTuning::default() };
-        check(&DecodePlanner::new(teams, tuning), &lens, rows);
+        let window = match round % 3 {
+            0 => None,
+            _ => {
+                let scale = below(&mut state, 13);
+                Some(1 + below(&mut state, 1 << scale) as u32)
+            }
+        };
+        check_window(&DecodePlanner::new(teams, tuning), &lens, window, rows);
     }
+}
+
+/// A window costs what it holds, however long the request; and no more than the request, however wide the window.
+#[test]
+fn a_window_is_all_that_is_shared_out() {
+    assert_eq!(check_window(&planner(1), &[32_768], Some(128), 1), 8);
+    assert_eq!(check_window(&planner(1), &[32_769], Some(128), 1), 9);
+    assert_eq!(check_window(&planner(33), &[32_768; 33], Some(128), 33), 8);
+    assert_eq!(check_window(&planner(16), &[1000], Some(1), 1), 1);
+    assert_eq!(
+        check_window(&planner(16), &[1000], Some(1 << 20), 1),
+        check(&planner(16), &[1000], 1)
+    );
+    assert_eq!(check_window(&planner(1), &[17], Some(2), 1), 2);
+    assert_eq!(check_window(&planner(1), &[17], Some(1), 1), 1);
 }
 
 #[test]
@@ -129,7 +158,7 @@ fn shares_are_nearly_equal_whatever_the_mix() {
     for requests in [32, 64, 256] {
         let lens: Vec<u32> =
             (0..requests).map(|_| 100 + (random(&mut state) % 1500) as u32).collect();
-        let units: u32 = lens.iter().map(|&len| units_of(len)).sum();
+        let units: u32 = lens.iter().map(|&len| units_of(len, None)).sum();
         let most = check(&planner(33), &lens, requests as usize);
         let even = f64::from(units) / 33.0;
         assert!(f64::from(most) < 1.08 * even + 2.0, "{requests} requests: {most} of {even}");
@@ -150,9 +179,10 @@ fn nothing_to_do_is_a_plan_too() {
 fn what_does_not_fit_is_refused() {
     let planner = planner(33);
     let mut work = vec![0; planner.words(2)];
-    assert!(planner.plan(&[1, 2, 3], &[0, 1, 2], &mut work).is_err());
-    assert!(planner.plan(&[1, 2], &[0], &mut work).is_err());
-    assert!(planner.plan(&[1, 1 << 31], &[0, 1], &mut work).is_err());
+    assert!(planner.plan(&[1, 2, 3], &[0, 1, 2], None, &mut work).is_err());
+    assert!(planner.plan(&[1, 2], &[0], None, &mut work).is_err());
+    assert!(planner.plan(&[1, 1 << 31], &[0, 1], None, &mut work).is_err());
+    assert!(planner.plan(&[1, 2], &[0, 1], Some(0), &mut work).is_err());
     let mut work = vec![0; planner.words(17)];
-    assert!(planner.plan(&[i32::MAX as u32; 17], &[0; 17], &mut work).is_err());
+    assert!(planner.plan(&[i32::MAX as u32; 17], &[0; 17], None, &mut work).is_err());
 }

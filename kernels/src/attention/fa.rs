@@ -7,11 +7,13 @@
 //! 64 x 128 90 and 101, 16 x 64 29 and 42.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaSlice, PinnedHostSlice, result};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice, result};
 
+use super::view::{WINDOW_LEFT_MAX, check_windows, window_left};
 use super::wide::Wide;
-use super::work::{Group, LISTS, Tiles, Work, pieces_max};
+use super::work::{Group, LISTS, Shape, Tiles, Work, pieces_max};
 use super::{AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttentionArgs};
 use crate::abi::FaArgs;
 use crate::array::DeviceArray;
@@ -24,14 +26,17 @@ unsafe extern "C" {
     fn minisgl_fa_run_64(args: *const FaArgs, stream: *mut c_void) -> i32;
     fn minisgl_fa_run_128(args: *const FaArgs, stream: *mut c_void) -> i32;
     fn minisgl_fa_run_256(args: *const FaArgs, stream: *mut c_void) -> i32;
+    fn minisgl_fa_window_64(args: *const FaArgs, stream: *mut c_void) -> i32;
+    fn minisgl_fa_window_128(args: *const FaArgs, stream: *mut c_void) -> i32;
+    fn minisgl_fa_window_256(args: *const FaArgs, stream: *mut c_void) -> i32;
 }
 
-/// The kernel for heads of a width, and its tiles as `cu/fa/fa_run.cu` has them.
-fn kernel(width: usize) -> (Run, Tiles) {
+/// The kernels for heads of a width, the second for windows and sinks, and their tiles as `cu/fa` has them.
+fn kernels(width: usize) -> ([Run; 2], Tiles) {
     match width {
-        64 => (minisgl_fa_run_64, Tiles { rows: 192, keys: 96 }),
-        128 => (minisgl_fa_run_128, Tiles { rows: 128, keys: 96 }),
-        _ => (minisgl_fa_run_256, Tiles { rows: 128, keys: 64 }),
+        64 => ([minisgl_fa_run_64, minisgl_fa_window_64], Tiles { rows: 192, keys: 96 }),
+        128 => ([minisgl_fa_run_128, minisgl_fa_window_128], Tiles { rows: 128, keys: 96 }),
+        _ => ([minisgl_fa_run_256, minisgl_fa_window_256], Tiles { rows: 128, keys: 64 }),
     }
 }
 
@@ -42,15 +47,35 @@ pub struct PagedPrefill {
     /// Blocks of the kernel, one a multiprocessor.
     blocks: usize,
     work: Work,
+    /// One for each window.
+    plans: Vec<Plan>,
+    wide: Option<Wide>,
+    rows: [usize; 2],
+    requests: usize,
+}
+
+/// How a step is dealt out for the layers of one window.
+struct Plan {
+    window: Option<u32>,
     /// Starts of each block's pieces, then the lists.
     words: CudaSlice<i32>,
     pinned: PinnedHostSlice<i32>,
-    wide: Option<Wide>,
     /// After the last copy out of `pinned`.
     copied: Option<CudaEvent>,
     pieces: usize,
-    rows: [usize; 2],
-    requests: usize,
+}
+
+impl Plan {
+    fn new(
+        stream: &Arc<CudaStream>,
+        window: Option<u32>,
+        words: usize,
+    ) -> Result<Plan, DriverError> {
+        // SAFETY: plain integers, which the plan writes before anything reads them.
+        let pinned = unsafe { stream.context().alloc_pinned_with_flags::<i32>(words, 0) }?;
+        let words = stream.alloc_zeros(words)?;
+        Ok(Plan { window, words, pinned, copied: None, pieces: 0 })
+    }
 }
 
 impl PagedPrefill {
@@ -59,7 +84,7 @@ impl PagedPrefill {
         device.capability() == (9, 0)
     }
 
-    /// Allocates room for the work lists of every step within `limits`.
+    /// Allocates room for the work lists of every step within `limits`, for layers of these windows.
     ///
     /// # Errors
     /// There is no kernel for these heads or this GPU, or no memory.
@@ -67,31 +92,29 @@ impl PagedPrefill {
         device: &Device,
         heads: Heads,
         limits: AttentionLimits,
+        windows: &[Option<u32>],
     ) -> Result<PagedPrefill, AttentionError> {
         let check = Check::new("attention", device);
         heads.check(&check)?;
+        check_windows(&check, windows)?;
         check.that(PagedPrefill::available(device), || {
             let (major, minor) = device.capability();
             format!("fa is for prefill on sm_90, the GPU is sm_{major}{minor}; use fi")
         })?;
         let failed = |source| AttentionError::Driver { what: "allocating work lists", source };
         let (stream, blocks) = (device.stream(), device.multiprocessors() as usize);
-        let (_, tiles) = kernel(heads.width());
+        let (_, tiles) = kernels(heads.width());
         let pieces = pieces_max(limits.rows, limits.requests, tiles) * heads.q_heads;
         let words = starts_len(blocks) + pieces * LISTS;
         check.count("words of the work lists", words)?;
-        // SAFETY: plain integers, which the plan writes before anything reads them.
-        let pinned = unsafe { stream.context().alloc_pinned_with_flags::<i32>(words, 0) };
+        let plans = windows.iter().map(|&window| Plan::new(stream, window, words));
         Ok(PagedPrefill {
             heads,
             limits,
             blocks,
             work: Work::default(),
-            words: stream.alloc_zeros(words).map_err(failed)?,
-            pinned: pinned.map_err(failed)?,
+            plans: plans.collect::<Result<_, _>>().map_err(failed)?,
             wide: Wide::new(device, heads, limits)?,
-            copied: None,
-            pieces: 0,
             rows: [0; 2],
             requests: 0,
         })
@@ -100,7 +123,7 @@ impl PagedPrefill {
     /// Whether this backend is faster than `fi` for a batch. As measured on an H100, it is where three quarters of
     /// its tiles are rows of the batch, or half of them where they are few enough to run all at once.
     pub fn suits(&self, batch: AttentionBatch<'_>) -> bool {
-        let (_, tiles) = kernel(self.heads.width());
+        let (_, tiles) = kernels(self.heads.width());
         let of_each = batch.q_starts.windows(2).map(|ends| (ends[1] - ends[0]).max(0) as usize);
         let (rows, pieces) = of_each.fold((0, 0), |(rows, pieces), of_this| {
             (rows + of_this, pieces + of_this.div_ceil(tiles.rows))
@@ -109,8 +132,8 @@ impl PagedPrefill {
         rows * 4 >= pieces * tiles.rows * if at_once { 2 } else { 3 }
     }
 
-    /// Deals a batch out and copies the work lists to the device, on its stream. Waits if the copy of the plan
-    /// before has not been made yet.
+    /// Deals a batch out, for each window, and copies the work lists to the device, on its stream. Waits if the copy
+    /// of the plan before has not been made yet.
     ///
     /// # Errors
     /// The batch does not add up, exceeds the limits, or is for a graph.
@@ -136,27 +159,30 @@ impl PagedPrefill {
         let failed = |source| AttentionError::Driver { what: "planning attention", source };
         let stream = device.stream();
         stream.context().bind_to_thread().map_err(failed)?;
-        if let Some(copied) = self.copied.take() {
-            copied.synchronize().map_err(failed)?;
-        }
-        let len = self.pinned.len();
-        let at = self.pinned.as_mut_ptr().map_err(failed)?;
-        // SAFETY: `len` pinned integers that only this borrow reaches; the copy out of them is over.
-        let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
-        let (starts, lists) = words.split_at_mut(starts_len(self.blocks));
-        let (_, tiles) = kernel(self.heads.width());
+        let (_, tiles) = kernels(self.heads.width());
         let Heads { q_heads, kv_heads, page_size, .. } = self.heads;
         let group = Group { q_heads, size: q_heads / kv_heads };
-        let starts = &mut starts[..self.blocks + 1];
-        self.pieces = self.work.deal(batch, page_size, group, tiles, (starts, lists));
         (self.rows, self.requests) = (rows, requests);
-        let used = starts_len(self.blocks) + self.pieces * LISTS;
-        let to = Array::from(&self.words).address();
-        // SAFETY: both have `used` words and live as long as `self`; the host's are not written again
-        // before the event below has passed.
-        unsafe { result::memcpy_htod_async(to, &words[..used], stream.cu_stream()) }
-            .map_err(failed)?;
-        self.copied = Some(stream.record_event(None).map_err(failed)?);
+        for plan in &mut self.plans {
+            if let Some(copied) = plan.copied.take() {
+                copied.synchronize().map_err(failed)?;
+            }
+            let len = plan.pinned.len();
+            let at = plan.pinned.as_mut_ptr().map_err(failed)?;
+            // SAFETY: `len` pinned integers that only this borrow reaches; the copy out of them is over.
+            let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
+            let (starts, lists) = words.split_at_mut(starts_len(self.blocks));
+            let starts = &mut starts[..self.blocks + 1];
+            let shape = Shape { page_size, group, tiles, window: plan.window };
+            plan.pieces = self.work.deal(batch, shape, (starts, lists));
+            let used = starts_len(self.blocks) + plan.pieces * LISTS;
+            let to = Array::from(&plan.words).address();
+            // SAFETY: both have `used` words and live as long as `self`; the host's are not written again
+            // before the event below has passed.
+            unsafe { result::memcpy_htod_async(to, &words[..used], stream.cu_stream()) }
+                .map_err(failed)?;
+            plan.copied = Some(stream.record_event(None).map_err(failed)?);
+        }
         Ok(())
     }
 
@@ -184,8 +210,15 @@ impl PagedPrefill {
             // SAFETY: `q` was checked to have the planned rows.
             (q, out) = unsafe { wide.widen(&check, q, first..end)? };
         }
-        let words = Array::from(&self.words).address();
-        let (run, tiles) = kernel(self.heads.width());
+        let plan = args.view.find(&self.plans, |plan| plan.window)?;
+        let words = Array::from(&plan.words).address();
+        let ([run, window_run], tiles) = kernels(self.heads.width());
+        // Models that have neither windows nor sinks run what knows nothing of them.
+        let run = if args.view.is_plain() { run } else { window_run };
+        let window_left = match plan.window {
+            None => WINDOW_LEFT_MAX as i32,
+            window => window_left(window),
+        };
         let call = FaArgs {
             q,
             k_pages: args.k_pages.address(),
@@ -194,7 +227,7 @@ impl PagedPrefill {
             pages: args.pages.address(),
             work_starts: words,
             work: words + (starts_len(self.blocks) * size_of::<i32>()) as u64,
-            work_len: self.pieces as u32,
+            work_len: plan.pieces as u32,
             rows: end as u32,
             q_heads: q_heads as u32,
             kv_heads: kv_heads as u32,
@@ -202,6 +235,9 @@ impl PagedPrefill {
             page_size: page_size as u32,
             scale: args.scale,
             tile: tiles.rows as u32,
+            sinks: args.view.check(&check, q_heads)?,
+            window_left,
+            reserved: 0,
         };
         let failed = |source| AttentionError::Driver { what: "binding the context", source };
         device.stream().context().bind_to_thread().map_err(failed)?;

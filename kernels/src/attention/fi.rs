@@ -5,9 +5,11 @@
 //! units.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaSlice, PinnedHostSlice};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice};
 
+use super::view::{check_windows, window_left};
 use super::wide::Wide;
 use super::{AttentionBatch, AttentionError, AttentionLimits, Heads, KvType, PagedAttentionArgs};
 use crate::abi::{FI_PLAN_WORDS, FiArgs, FiPlanArgs};
@@ -28,6 +30,26 @@ unsafe extern "C" {
     fn minisgl_fi_run_64_fp8(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
     fn minisgl_fi_run_128_fp8(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
     fn minisgl_fi_run_256_fp8(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
+    fn minisgl_fi_window_64(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
+    fn minisgl_fi_window_128(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
+    fn minisgl_fi_window_256(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
+    fn minisgl_fi_window_64_fp16(args: *const FiArgs, plan: *const i64, stream: *mut c_void)
+    -> i32;
+    fn minisgl_fi_window_128_fp16(
+        args: *const FiArgs,
+        plan: *const i64,
+        stream: *mut c_void,
+    ) -> i32;
+    fn minisgl_fi_window_256_fp16(
+        args: *const FiArgs,
+        plan: *const i64,
+        stream: *mut c_void,
+    ) -> i32;
+    fn minisgl_fi_window_64_fp8(args: *const FiArgs, plan: *const i64, stream: *mut c_void) -> i32;
+    fn minisgl_fi_window_128_fp8(args: *const FiArgs, plan: *const i64, stream: *mut c_void)
+    -> i32;
+    fn minisgl_fi_window_256_fp8(args: *const FiArgs, plan: *const i64, stream: *mut c_void)
+    -> i32;
 }
 
 /// Rows of the smallest and the largest tile; a row of a tile is a query head of a group.
@@ -41,15 +63,36 @@ pub struct PagedAttention {
     heads: Heads,
     kv: KvType,
     limits: AttentionLimits,
+    /// Of one launch at a time.
     float_workspace: CudaSlice<u8>,
-    int_workspace: CudaSlice<u8>,
-    pinned: PinnedHostSlice<u8>,
+    /// One for each window.
+    plans: Vec<Plan>,
     wide: Option<Wide>,
-    /// After the last copy out of `pinned`.
-    copied: Option<CudaEvent>,
-    plan: [i64; FI_PLAN_WORDS],
     rows: [usize; 2],
     requests: usize,
+}
+
+/// How a step is cut up for the layers of one window.
+struct Plan {
+    window: Option<u32>,
+    int_workspace: CudaSlice<u8>,
+    pinned: PinnedHostSlice<u8>,
+    /// After the last copy out of `pinned`.
+    copied: Option<CudaEvent>,
+    words: [i64; FI_PLAN_WORDS],
+}
+
+impl Plan {
+    fn new(
+        stream: &Arc<CudaStream>,
+        window: Option<u32>,
+        bytes: usize,
+    ) -> Result<Plan, DriverError> {
+        // SAFETY: plain bytes, which the plan writes before anything reads them.
+        let pinned = unsafe { stream.context().alloc_pinned_with_flags::<u8>(bytes, 0) }?;
+        let int_workspace = stream.alloc_zeros(bytes)?;
+        Ok(Plan { window, int_workspace, pinned, copied: None, words: [0; FI_PLAN_WORDS] })
+    }
 }
 
 /// Bytes for partial results of split contexts and for work lists, whatever a step within the limits asks for.
@@ -74,7 +117,7 @@ fn workspace_bytes(
 }
 
 impl PagedAttention {
-    /// Allocates the workspaces: at most tens of MiB on the device.
+    /// Allocates the workspaces for layers of these windows: at most tens of MiB on the device.
     ///
     /// # Errors
     /// There is no kernel for these heads, or no memory.
@@ -83,32 +126,30 @@ impl PagedAttention {
         heads: Heads,
         kv: KvType,
         limits: AttentionLimits,
+        windows: &[Option<u32>],
     ) -> Result<PagedAttention, AttentionError> {
         let check = Check::new("attention", device);
         heads.check(&check)?;
+        check_windows(&check, windows)?;
         let failed = |source| AttentionError::Driver { what: "allocating workspaces", source };
         let stream = device.stream();
         let (float_bytes, int_bytes) =
             workspace_bytes(heads, limits, device.multiprocessors() as usize);
-        // SAFETY: plain bytes, which the plan writes before anything reads them.
-        let pinned = unsafe { stream.context().alloc_pinned_with_flags::<u8>(int_bytes, 0) };
+        let plans = windows.iter().map(|&window| Plan::new(stream, window, int_bytes));
         Ok(PagedAttention {
             heads,
             kv,
             limits,
             float_workspace: stream.alloc_zeros(float_bytes).map_err(failed)?,
-            int_workspace: stream.alloc_zeros(int_bytes).map_err(failed)?,
-            pinned: pinned.map_err(failed)?,
+            plans: plans.collect::<Result<_, _>>().map_err(failed)?,
             wide: Wide::new(device, heads, limits)?,
-            copied: None,
-            plan: [0; FI_PLAN_WORDS],
             rows: [0; 2],
             requests: 0,
         })
     }
 
-    /// Cuts a batch up and copies the work lists to the device, on its stream. Waits if the copy of the plan
-    /// before has not been made yet.
+    /// Cuts a batch up, for each window, and copies the work lists to the device, on its stream. Waits if the copy of
+    /// the plan before has not been made yet.
     ///
     /// # Errors
     /// The batch does not add up, or exceeds the limits.
@@ -129,35 +170,42 @@ impl PagedAttention {
         let failed = |source| AttentionError::Driver { what: "planning attention", source };
         let stream = device.stream();
         stream.context().bind_to_thread().map_err(failed)?;
-        if let Some(copied) = self.copied.take() {
-            copied.synchronize().map_err(failed)?;
+        for plan in &mut self.plans {
+            if let Some(copied) = plan.copied.take() {
+                copied.synchronize().map_err(failed)?;
+            }
+            let args = FiPlanArgs {
+                q_starts: batch.q_starts.as_ptr(),
+                page_starts: batch.page_starts.as_ptr(),
+                float_workspace: Array::from(&self.float_workspace).address(),
+                int_workspace: Array::from(&plan.int_workspace).address(),
+                pinned: plan.pinned.as_mut_ptr().map_err(failed)?,
+                float_bytes: self.float_workspace.len() as u64,
+                int_bytes: plan.int_workspace.len() as u64,
+                rows: check.count("rows", rows[1] - rows[0])?,
+                requests: check.count("requests", requests)?,
+                q_heads: check.count("q_heads", self.heads.q_heads)?,
+                kv_heads: check.count("kv_heads", self.heads.kv_heads)?,
+                head_dim: self.heads.width() as u32,
+                page_size: check.count("page_size", self.heads.page_size)?,
+                kv_bytes: self.kv.bytes() as u32,
+                graph: u32::from(batch.graph),
+                window_left: window_left(plan.window),
+                reserved: 0,
+            };
+            let words = plan.words.as_mut_ptr();
+            // SAFETY: the host arrays have `requests + 1` elements, the workspaces their sizes; the copy out
+            // of `pinned` before has been made, and the next waits for the event below.
+            let code = unsafe { minisgl_fi_plan(&args, words, stream.cu_stream().cast()) };
+            if code != 0 {
+                let (heads, window) = (self.heads, plan.window);
+                let what = format!(
+                    "plan {requests} requests of rows {rows:?} for {heads:?}, window {window:?}"
+                );
+                return Err(AttentionError::Backend { what, code });
+            }
+            plan.copied = Some(stream.record_event(None).map_err(failed)?);
         }
-        let args = FiPlanArgs {
-            q_starts: batch.q_starts.as_ptr(),
-            page_starts: batch.page_starts.as_ptr(),
-            float_workspace: Array::from(&self.float_workspace).address(),
-            int_workspace: Array::from(&self.int_workspace).address(),
-            pinned: self.pinned.as_mut_ptr().map_err(failed)?,
-            float_bytes: self.float_workspace.len() as u64,
-            int_bytes: self.int_workspace.len() as u64,
-            rows: check.count("rows", rows[1] - rows[0])?,
-            requests: check.count("requests", requests)?,
-            q_heads: check.count("q_heads", self.heads.q_heads)?,
-            kv_heads: check.count("kv_heads", self.heads.kv_heads)?,
-            head_dim: self.heads.width() as u32,
-            page_size: check.count("page_size", self.heads.page_size)?,
-            kv_bytes: self.kv.bytes() as u32,
-            graph: u32::from(batch.graph),
-        };
-        // SAFETY: the host arrays have `requests + 1` elements, the workspaces their sizes; the copy out
-        // of `pinned` before has been made, and the next waits for the event below.
-        let code =
-            unsafe { minisgl_fi_plan(&args, self.plan.as_mut_ptr(), stream.cu_stream().cast()) };
-        if code != 0 {
-            let what = format!("plan {requests} requests of rows {rows:?} for {:?}", self.heads);
-            return Err(AttentionError::Backend { what, code });
-        }
-        self.copied = Some(stream.record_event(None).map_err(failed)?);
         Ok(())
     }
 
@@ -187,6 +235,8 @@ impl PagedAttention {
             // SAFETY: `q` was checked to have the planned rows.
             (q, out) = unsafe { wide.widen(&check, q, first..end)? };
         }
+        let plan = args.view.find(&self.plans, |plan| plan.window)?;
+        let (sinks, plain) = (args.view.check(&check, q_heads)?, args.view.is_plain());
         let call = FiArgs {
             q,
             k_pages: args.k_pages.address(),
@@ -197,7 +247,7 @@ impl PagedAttention {
             pages: args.pages.address(),
             last_page_len: args.last_page_len.address(),
             float_workspace: Array::from(&self.float_workspace).address(),
-            int_workspace: Array::from(&self.int_workspace).address(),
+            int_workspace: Array::from(&plan.int_workspace).address(),
             requests: self.requests as u32,
             q_heads: q_heads as u32,
             kv_heads: kv_heads as u32,
@@ -205,9 +255,20 @@ impl PagedAttention {
             page_size: page_size as u32,
             scale: args.scale,
             dependent: u32::from(device.capability().0 >= 9),
-            reserved: 0,
+            window_left: window_left(plan.window),
+            sinks,
         };
+        // Models that have neither windows nor sinks run what knows nothing of them.
         let run: Run = match (self.heads.width(), self.kv) {
+            (64, KvType::Bf16) if !plain => minisgl_fi_window_64,
+            (128, KvType::Bf16) if !plain => minisgl_fi_window_128,
+            (_, KvType::Bf16) if !plain => minisgl_fi_window_256,
+            (64, KvType::Fp16) if !plain => minisgl_fi_window_64_fp16,
+            (128, KvType::Fp16) if !plain => minisgl_fi_window_128_fp16,
+            (_, KvType::Fp16) if !plain => minisgl_fi_window_256_fp16,
+            (64, KvType::Fp8) if !plain => minisgl_fi_window_64_fp8,
+            (128, KvType::Fp8) if !plain => minisgl_fi_window_128_fp8,
+            (_, KvType::Fp8) if !plain => minisgl_fi_window_256_fp8,
             (64, KvType::Bf16) => minisgl_fi_run_64,
             (128, KvType::Bf16) => minisgl_fi_run_128,
             (_, KvType::Bf16) => minisgl_fi_run_256,
@@ -222,7 +283,7 @@ impl PagedAttention {
         device.stream().context().bind_to_thread().map_err(failed)?;
         // SAFETY: the arrays were checked above, what they hold is the caller's promise, and the
         // plan is the one in the workspaces.
-        let code = unsafe { run(&call, self.plan.as_ptr(), device.stream().cu_stream().cast()) };
+        let code = unsafe { run(&call, plan.words.as_ptr(), device.stream().cu_stream().cast()) };
         let settled = device.settle().map_err(|error| error.0 as i32);
         let code = if code == 0 { settled.err().unwrap_or(0) } else { code };
         if code != 0 {

@@ -1,6 +1,7 @@
 //! Causal attention over a paged KV cache.
 //!
-//! `out[r, h] = softmax(scale * q[r, h] . K^T) V` over the tokens of r's request up to r's own.
+//! `out[r, h] = softmax(scale * q[r, h] . K^T) V` over the tokens of r's request up to r's own, or the last of them;
+//! a head may have a sink ([`View`]).
 //!
 //! Owns: what the backends share: the shapes, the batch as the host knows it, the arrays of a layer. Must
 //! never: choose for a model, or allocate after creation.
@@ -12,7 +13,7 @@
 //! | [`DecodeAttention`] (`fa`) | decode | bf16, fp16, fp8 | Ampere and later |
 //!
 //! The first two are FlashInfer's templates; pages are the same for all. Each step is planned on the host and
-//! then every layer launched. A plan serves a range of the step's requests, so that decode rows and prefill
+//! then every layer launched. A plan serves all layers, for each of the windows that they have; a range of the step's requests, so that decode rows and prefill
 //! rows can go to different backends: the range's part of `q_starts`, `page_starts` and `last_page_len`, and
 //! the rows, queries and pages of the whole step.
 
@@ -21,6 +22,7 @@ mod decode;
 mod decode_plan;
 mod fa;
 mod fi;
+mod view;
 mod wide;
 mod work;
 
@@ -31,6 +33,7 @@ pub use decode::{DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput};
 pub use decode_plan::{DecodePlanner, DecodeTuning};
 pub use fa::PagedPrefill;
 pub use fi::PagedAttention;
+pub use view::View;
 
 use crate::array::DeviceArray;
 use crate::check::Check;
@@ -176,6 +179,8 @@ pub struct PagedAttentionArgs<'a> {
     pub last_page_len: Array<'a, i32>,
     /// Of the scores before softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// What is seen; the window is one of those that were planned.
+    pub view: View<'a>,
 }
 
 impl PagedAttentionArgs<'_> {

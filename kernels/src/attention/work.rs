@@ -1,7 +1,7 @@
 //! Dealing out the work of a prefill step to the blocks of the backend `fa`.
 //!
 //! A piece of work is a tile of a request's rows for one query head; it costs as many steps as there are
-//! tiles of keys that the rows may see. As many blocks as multiprocessors walk a list each. Pieces are dealt
+//! tiles of keys that the rows may see, those before the first row's window not among them. As many blocks as multiprocessors walk a list each. Pieces are dealt
 //! from the costliest down, each to the block with the least to do (longest processing time first: Graham,
 //! "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 1969), so that all end together. They are
 //! dealt for a few key heads at a time, as many as keep all blocks busy: what these heads' keys and values
@@ -39,6 +39,32 @@ pub(super) struct Group {
     pub(super) size: usize,
 }
 
+/// What a step is dealt out for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Tokens of a page.
+    pub(super) page_size: usize,
+    /// Heads.
+    pub(super) group: Group,
+    /// Tiles.
+    pub(super) tiles: Tiles,
+    /// Tokens that a row sees, its own the last; `None`: all up to it.
+    pub(super) window: Option<u32>,
+}
+
+impl Shape {
+    /// Steps over keys of a tile of rows, of which the first sees up to token `first` and the last up to `last`.
+    fn steps(&self, first: usize, last: usize) -> u32 {
+        let keys = self.tiles.keys;
+        // The kernel's own rounding, `get_swa_begin_kv_tile_idx`: a tile of keys before the one where the window begins.
+        let skipped = match self.window {
+            None => 0,
+            Some(window) => ((first + 1).saturating_sub(window as usize) / keys).saturating_sub(1),
+        };
+        ((last + 1).div_ceil(keys) - skipped) as u32
+    }
+}
+
 /// A tile of a request's rows, for every query head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
@@ -68,11 +94,10 @@ impl Work {
     pub(super) fn deal(
         &mut self,
         batch: AttentionBatch<'_>,
-        page_size: usize,
-        Group { q_heads, size }: Group,
-        tiles: Tiles,
+        shape: Shape,
         (starts, lists): (&mut [i32], &mut [i32]),
     ) -> usize {
+        let Shape { page_size, group: Group { q_heads, size }, tiles, .. } = shape;
         let tokens = |request: usize| -> i32 {
             let pages = batch.page_starts[request + 1] - batch.page_starts[request];
             (pages - 1) * page_size as i32 + batch.last_page_len[request]
@@ -83,8 +108,9 @@ impl Work {
         for request in 0..batch.last_page_len.len() {
             let (rows, tokens) = (rows(request) as usize, tokens(request) as usize);
             for tile in 0..rows.div_ceil(tiles.rows) {
-                let seen = tokens - rows + ((tile + 1) * tiles.rows).min(rows);
-                let cost = seen.div_ceil(tiles.keys) as u32 + FIXED_COST;
+                let first = tokens - rows + tile * tiles.rows;
+                let last = tokens - rows + ((tile + 1) * tiles.rows).min(rows) - 1;
+                let cost = shape.steps(first, last) + FIXED_COST;
                 self.pieces.push(Piece { cost, request: request as u32, tile: tile as u32 });
             }
         }
@@ -148,10 +174,12 @@ mod tests {
     /// Requests of (tokens before, rows), behind 7 rows and 3 pages of others.
     fn deal(
         requests: &[(usize, usize)],
+        window: Option<u32>,
         (q_heads, size): (usize, usize),
         blocks: usize,
     ) -> (Vec<i32>, Vec<[i32; LISTS]>) {
         let (tiles, group) = (Tiles { rows: 128, keys: 64 }, Group { q_heads, size });
+        let shape = Shape { page_size: 16, group, tiles, window };
         let (mut q_starts, mut page_starts, mut last_page_len) = (vec![7], vec![3], Vec::new());
         for &(cached, rows) in requests {
             let tokens = (cached + rows) as i32;
@@ -168,7 +196,7 @@ mod tests {
         let rows = requests.iter().map(|request| request.1).sum();
         let room = pieces_max(rows, requests.len(), tiles) * q_heads * LISTS;
         let (mut starts, mut lists) = (vec![-1; blocks + 1], vec![-1; room]);
-        let len = Work::default().deal(batch, 16, group, tiles, (&mut starts, &mut lists));
+        let len = Work::default().deal(batch, shape, (&mut starts, &mut lists));
         let words = |at: usize| std::array::from_fn(|list| lists[list * len + at]);
         (starts, (0..len).map(words).collect())
     }
@@ -177,7 +205,7 @@ mod tests {
     fn every_tile_of_every_head_is_dealt_once() {
         let requests = [(0, 1), (100, 300), (4096, 128), (0, 129), (15, 128)];
         for blocks in [1, 7, 132] {
-            let (starts, mut pieces) = deal(&requests, (3, 1), blocks);
+            let (starts, mut pieces) = deal(&requests, None, (3, 1), blocks);
             assert_eq!((starts[0], starts[blocks]), (0, pieces.len() as i32));
             assert!(starts.is_sorted());
             pieces.sort_unstable();
@@ -202,7 +230,7 @@ mod tests {
     #[test]
     fn blocks_end_together() {
         // One long prompt: its tiles cost 4 to 130 steps.
-        let (starts, pieces) = deal(&[(0, 8192)], (32, 4), 132);
+        let (starts, pieces) = deal(&[(0, 8192)], None, (32, 4), 132);
         let cost = |words: &[i32; LISTS]| (words[0] + 1) * 2 + FIXED_COST as i32;
         let loads: Vec<i32> = starts
             .windows(2)
@@ -219,6 +247,22 @@ mod tests {
 
     #[test]
     fn nothing_to_do_is_dealt_to_nobody() {
-        assert_eq!(deal(&[], (4, 4), 5), (vec![0; 6], Vec::new()));
+        assert_eq!(deal(&[], None, (4, 4), 5), (vec![0; 6], Vec::new()));
+    }
+
+    /// Tiles of a long prompt cost the same wherever they are, once their window is full.
+    #[test]
+    fn a_window_bounds_what_a_tile_costs() {
+        let (tiles, group) = (Tiles { rows: 128, keys: 64 }, Group { q_heads: 1, size: 1 });
+        let steps = |window, first: usize| {
+            Shape { page_size: 16, group, tiles, window }.steps(first, first + 127)
+        };
+        assert_eq!([0, 128, 8064].map(|first| steps(None, first)), [2, 4, 128]);
+        assert_eq!([0, 128, 8064].map(|first| steps(Some(128), first)), [2, 4, 5]);
+        assert_eq!([0, 128, 8064].map(|first| steps(Some(1), first)), [2, 3, 3]);
+        assert_eq!(steps(Some(1 << 20), 8064), 128);
+        // As many for each block then, which with the costs of whole contexts they would not be.
+        let (starts, _) = deal(&[(65_536, 128 * 132)], Some(128), (1, 1), 132);
+        assert!(starts.windows(2).all(|ends| ends[1] - ends[0] == 1), "{starts:?}");
     }
 }

@@ -139,7 +139,7 @@ impl GemmOut<'_> {
         match self {
             GemmOut::Bf16(out) => SkinnyOut::Bf16 { out: out.reborrow(), bias },
             GemmOut::F32(out) => SkinnyOut::F32(out.reborrow()),
-            GemmOut::AddTo(out) => SkinnyOut::AddTo(out.reborrow()),
+            GemmOut::AddTo(out) => SkinnyOut::AddTo { residual: out.reborrow(), bias },
         }
     }
 }

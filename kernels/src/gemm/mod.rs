@@ -1,7 +1,7 @@
 //! Matrix products with weights, through cuBLASLt.
 //!
 //! `out = x * weight^T (+ bias)` with x bf16 `[m, k]`, weight bf16 `[n, k]`, out bf16 or f32 `[m, n]`, and sums
-//! in f32; or `out += x * weight^T` with out bf16, where some algorithms round the product before they add. x and weight may
+//! in f32; or `out += x * weight^T (+ bias)` with out bf16, where some algorithms round the product before they add. x and weight may
 //! both be e4m3 with scales ([`Gemm::launch_fp8`]).
 //! Bytes moved: `2 * (m k + n k) + out`; FLOPs: `2 m n k`. With few rows bound by reading the weights, with
 //! many by the matrix units.
@@ -274,9 +274,9 @@ impl Call {
             Some(bias) => check.array("bias", bias, &[n])?,
             None => 0,
         };
-        // Only activations have a bias: `SkinnyGemm` is to be able to compute the same.
-        check.that(bias == 0 || matches!(out, GemmOut::Bf16(_)), || {
-            "a bias is for a bf16 output that is not added to".into()
+        // Logits have no bias: `SkinnyGemm` is to be able to compute the same.
+        check.that(bias == 0 || !matches!(out, GemmOut::F32(_)), || {
+            "a bias is for a bf16 output".into()
         })?;
         let out = match out {
             GemmOut::Bf16(out) | GemmOut::AddTo(out) => check.array("out", out, &[m, n])?,

@@ -11,7 +11,7 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// `out[r] = table[id - vocab_start]`, where a token `-(i + 1)` stands for the id `fed[i]`, and zeros for
+/// `out[r] = scale * table[id - vocab_start]`, where a token `-(i + 1)` stands for the id `fed[i]`, and zeros for
 /// ids outside this shard of the table.
 ///
 /// bf16. Moves `4 * rows * hidden` bytes; bound by copy bandwidth.
@@ -32,6 +32,8 @@ pub struct Embedding<'a> {
     pub vocab_start: usize,
     /// Ids in the shard.
     pub vocab_len: usize,
+    /// What the table's rows are multiplied by; with 1 they are copied.
+    pub scale: f32,
 }
 
 impl Embedding<'_> {
@@ -52,10 +54,11 @@ impl Embedding<'_> {
             fed_len: check.count("the length of fed", self.fed.len())?,
             vocab_start: check.count("vocab_start", self.vocab_start)?,
             vocab_len: check.count("vocab_len", self.vocab_len)?,
-            reserved: 0,
+            scale: self.scale,
         };
         let grid = Grid::of_threads(self.rows * self.hidden / 8);
+        let kernel = if self.scale == 1.0 { Kernel::Embedding } else { Kernel::EmbeddingScaled };
         // SAFETY: the struct is the kernel's, and its arrays were checked above.
-        unsafe { check.launch(Kernel::Embedding, grid, &args) }
+        unsafe { check.launch(kernel, grid, &args) }
     }
 }

@@ -152,10 +152,10 @@ impl MediumGemm<'_> {
             format!("compute capability is {major}.{minor}, it must be 9.0 (Hopper)")
         })?;
         check.that(m <= Self::ROWS_MAX, || format!("m is {m}, the limit is {}", Self::ROWS_MAX))?;
-        check.that(!matches!(self.out, SkinnyOut::Sent(..)), || {
+        check.that(!matches!(self.out, SkinnyOut::Sent { .. }), || {
             "it does not send to other GPUs; use SkinnyGemm".into()
         })?;
-        let gated = matches!(self.out, SkinnyOut::Gated(_));
+        let gated = matches!(self.out, SkinnyOut::Gated(..));
         // A block of rows must not have some of the gate and some of `up`.
         let n_unit = match (gated, self.weight.form()) {
             (true, ScaleForm::Block) => ROWS,
@@ -176,6 +176,7 @@ impl MediumGemm<'_> {
             epilogue,
             scale_form: self.weight.form().code(),
             stages: 0,
+            gate: self.out.gate(),
         };
         if m == 0 {
             return Ok(());

@@ -23,6 +23,8 @@ pub struct QkNorm<'a> {
     pub k_weight: Array<'a, bf16>,
     /// Added to the mean square.
     pub eps: f32,
+    /// Weights are stored less 1.
+    pub plus_one: bool,
 }
 
 /// Takes the QKV projection apart: adds the bias, normalises and rotates queries and keys (halves of a
@@ -72,19 +74,32 @@ impl QkRopePage<'_> {
         let heads = self.q_heads + 2 * self.kv_heads;
         // A head's lanes: 8 values of each half a lane, in a group that divides a warp.
         use KvType::{Bf16, Fp8, Fp16};
-        let (kernel, lanes) = match (head_dim, self.k_pages.kv_type()) {
-            (64, Bf16) => (Kernel::QkRopePage64, 4),
-            (64, Fp16) => (Kernel::QkRopePage64Fp16, 4),
-            (64, Fp8) => (Kernel::QkRopePage64Fp8, 4),
-            (96, Bf16) => (Kernel::QkRopePage96, 8),
-            (96, Fp16) => (Kernel::QkRopePage96Fp16, 8),
-            (96, Fp8) => (Kernel::QkRopePage96Fp8, 8),
-            (128, Bf16) => (Kernel::QkRopePage128, 8),
-            (128, Fp16) => (Kernel::QkRopePage128Fp16, 8),
-            (128, Fp8) => (Kernel::QkRopePage128Fp8, 8),
-            (256, Bf16) => (Kernel::QkRopePage256, 16),
-            (256, Fp16) => (Kernel::QkRopePage256Fp16, 16),
-            (256, Fp8) => (Kernel::QkRopePage256Fp8, 16),
+        let plus_one = self.norm.as_ref().is_some_and(|norm| norm.plus_one);
+        let (kernel, lanes) = match (head_dim, self.k_pages.kv_type(), plus_one) {
+            (64, Bf16, false) => (Kernel::QkRopePage64, 4),
+            (64, Fp16, false) => (Kernel::QkRopePage64Fp16, 4),
+            (64, Fp8, false) => (Kernel::QkRopePage64Fp8, 4),
+            (96, Bf16, false) => (Kernel::QkRopePage96, 8),
+            (96, Fp16, false) => (Kernel::QkRopePage96Fp16, 8),
+            (96, Fp8, false) => (Kernel::QkRopePage96Fp8, 8),
+            (128, Bf16, false) => (Kernel::QkRopePage128, 8),
+            (128, Fp16, false) => (Kernel::QkRopePage128Fp16, 8),
+            (128, Fp8, false) => (Kernel::QkRopePage128Fp8, 8),
+            (256, Bf16, false) => (Kernel::QkRopePage256, 16),
+            (256, Fp16, false) => (Kernel::QkRopePage256Fp16, 16),
+            (256, Fp8, false) => (Kernel::QkRopePage256Fp8, 16),
+            (64, Bf16, true) => (Kernel::QkRopePage64PlusOne, 4),
+            (64, Fp16, true) => (Kernel::QkRopePage64Fp16PlusOne, 4),
+            (64, Fp8, true) => (Kernel::QkRopePage64Fp8PlusOne, 4),
+            (96, Bf16, true) => (Kernel::QkRopePage96PlusOne, 8),
+            (96, Fp16, true) => (Kernel::QkRopePage96Fp16PlusOne, 8),
+            (96, Fp8, true) => (Kernel::QkRopePage96Fp8PlusOne, 8),
+            (128, Bf16, true) => (Kernel::QkRopePage128PlusOne, 8),
+            (128, Fp16, true) => (Kernel::QkRopePage128Fp16PlusOne, 8),
+            (128, Fp8, true) => (Kernel::QkRopePage128Fp8PlusOne, 8),
+            (256, Bf16, true) => (Kernel::QkRopePage256PlusOne, 16),
+            (256, Fp16, true) => (Kernel::QkRopePage256Fp16PlusOne, 16),
+            (256, Fp8, true) => (Kernel::QkRopePage256Fp8PlusOne, 16),
             _ => {
                 let what = format!("head_dim is {head_dim}, there are kernels for {HEAD_DIMS:?}");
                 return Err(LaunchError::Argument { op: "qk_rope_page", what });

@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::Gate;
 use super::rmsnorm::HIDDEN_MAX;
 use crate::abi::QuantiseArgs;
 use crate::check::Check;
@@ -44,9 +45,11 @@ pub enum QuantiseInput<'a> {
         weight: Array<'a, bf16>,
         /// Added to the mean square.
         eps: f32,
+        /// The weight is stored less 1.
+        plus_one: bool,
     },
-    /// `silu(gate) * up`, as [`super::SiluMul`] computes it, of `[rows, 2, hidden]`.
-    Gated(Array<'a, bf16>),
+    /// What [`super::GateMul`] computes of `[rows, 2, hidden]`.
+    Gated(Array<'a, bf16>, Gate),
 }
 
 impl Quantise<'_> {
@@ -64,11 +67,11 @@ impl Quantise<'_> {
             QuantiseInput::Plain(x) => {
                 (check.array("x", x, &[rows, hidden])?, 0, 0.0, 0, Self::HIDDEN_MAX)
             }
-            QuantiseInput::Normed { x, weight, eps } => {
+            QuantiseInput::Normed { x, weight, eps, .. } => {
                 let weight = check.array("norm weight", weight, &[hidden])?;
                 (check.array("x", x, &[rows, hidden])?, weight, *eps, 0, HIDDEN_MAX)
             }
-            QuantiseInput::Gated(x) => {
+            QuantiseInput::Gated(x, _) => {
                 (check.array("gate_up", x, &[rows, 2, hidden])?, 0, 0.0, 1, Self::HIDDEN_MAX)
             }
         };
@@ -90,6 +93,14 @@ impl Quantise<'_> {
             scale_form: self.form.code(),
             gated,
             eps,
+            gate: match &self.input {
+                QuantiseInput::Gated(_, gate) => gate.number(),
+                _ => 0,
+            },
+            plus_one: match &self.input {
+                QuantiseInput::Normed { plus_one, .. } => u32::from(*plus_one),
+                _ => 0,
+            },
         };
         let vectors = args.hidden / 8;
         let (kernel, per_thread) = match vectors {

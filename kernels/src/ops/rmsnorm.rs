@@ -35,6 +35,8 @@ pub struct RmsNorm<'a> {
     pub hidden: usize,
     /// Added to the mean square.
     pub eps: f32,
+    /// The weight is stored less 1.
+    pub plus_one: bool,
 }
 
 impl RmsNorm<'_> {
@@ -68,8 +70,12 @@ impl RmsNorm<'_> {
             eps: self.eps,
         };
         let vectors = args.hidden / 8;
-        let (kernel, per_thread) =
-            if vectors <= 1024 { (Kernel::RmsNorm1, 1) } else { (Kernel::RmsNorm2, 2) };
+        let (kernel, per_thread) = match (vectors <= 1024, self.plus_one) {
+            (true, false) => (Kernel::RmsNorm1, 1),
+            (false, false) => (Kernel::RmsNorm2, 2),
+            (true, true) => (Kernel::RmsNorm1PlusOne, 1),
+            (false, true) => (Kernel::RmsNorm2PlusOne, 2),
+        };
         let threads = vectors.div_ceil(per_thread).next_multiple_of(32);
         let grid = Grid { blocks: (args.rows, 1), threads, shared_bytes: 0, cluster: 1 };
         // SAFETY: the struct is the kernel's, its arrays were checked above, and the threads of a

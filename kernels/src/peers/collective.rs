@@ -45,6 +45,8 @@ pub enum Sum {
     Residual,
     /// An addition to it: the end of a block.
     Addition,
+    /// What a block gives, without the residual stream: a norm of it comes first.
+    Block,
 }
 
 impl Peers {

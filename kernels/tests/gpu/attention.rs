@@ -10,6 +10,7 @@ use minisgl_kernels::attention::{
 
 use crate::attention_batch::{Batch, Planned, Request, Tensors, Uploaded};
 use crate::pages::{KV_TYPES, Pages, round};
+use crate::seen::Seen;
 use crate::support::{Gpu, POISON};
 
 /// Decode of every awkward length, whole prompts, chunks behind a cache, and all of it at once.
@@ -23,6 +24,9 @@ const MIXES: [&[Request]; 6] = [
 ];
 
 const PAGE_SIZES: [usize; 3] = [1, 16, 64];
+
+/// One layer whose rows see all up to their own.
+const ALL: [Seen; 1] = [Seen::ALL];
 
 /// Query and key heads: 1 to 16 share one, few where the reference would take long.
 fn groups(gpu: &mut Gpu, requests: &[Request]) -> (usize, usize) {
@@ -42,7 +46,7 @@ pub fn attention(gpu: &mut Gpu) {
                 for requests in if gpu.small { &MIXES[2..3] } else { &MIXES[..] } {
                     let (q_heads, kv_heads) = groups(gpu, requests);
                     let heads = Heads { q_heads, kv_heads, head_dim, page_size };
-                    check(gpu, heads, kv, requests, &[(Some(Backend::Fi), requests.len())]);
+                    check(gpu, heads, kv, requests, &[(Some(Backend::Fi), requests.len())], &ALL);
                 }
             }
         }
@@ -60,7 +64,40 @@ pub fn attention_fa(gpu: &mut Gpu) {
             for requests in if gpu.small { &MIXES[3..4] } else { &MIXES[..] } {
                 let (q_heads, kv_heads) = groups(gpu, requests);
                 let heads = Heads { q_heads, kv_heads, head_dim, page_size };
-                check(gpu, heads, KvType::Bf16, requests, &[(Some(Backend::Fa), requests.len())]);
+                let parts = [(Some(Backend::Fa), requests.len())];
+                check(gpu, heads, KvType::Bf16, requests, &parts, &ALL);
+            }
+        }
+    }
+}
+
+/// Windows of one token, at the edges of pages and tiles, and longer than any request; with sinks and without; several
+/// windows planned at once, as a model's layers have them. Chunks of prompts behind a cache, and decode.
+pub fn attention_windows(gpu: &mut Gpu) {
+    const WINDOWS: [u32; 12] = [1, 2, 16, 17, 64, 95, 97, 128, 200, 1000, 8192, 1 << 20];
+    let backends = match PagedPrefill::available(&gpu.device) {
+        true => &[Backend::Fi, Backend::Fa][..],
+        false => &[Backend::Fi],
+    };
+    for &backend in backends {
+        for kv in KV_TYPES {
+            if !backend.supports_prefill(&gpu.device, kv) {
+                continue;
+            }
+            for head_dim in ATTENTION_HEAD_DIMS {
+                for requests in if gpu.small { &MIXES[3..4] } else { &MIXES[..] } {
+                    let (q_heads, kv_heads) = groups(gpu, requests);
+                    let page_size = gpu.random.of(&PAGE_SIZES);
+                    let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+                    let (one, two) = (gpu.random.below(6), 6 + gpu.random.below(6));
+                    let sinks = [gpu.random.below(2) == 0, gpu.random.below(2) == 0];
+                    let seen = [
+                        Seen::new(gpu, q_heads, Some(WINDOWS[one]), sinks[0]),
+                        Seen::new(gpu, q_heads, Some(WINDOWS[two]), sinks[1]),
+                        Seen::new(gpu, q_heads, None, true),
+                    ];
+                    check(gpu, heads, kv, requests, &[(Some(backend), requests.len())], &seen);
+                }
             }
         }
     }
@@ -80,18 +117,22 @@ pub fn attention_split(gpu: &mut Gpu) {
             let page_size = gpu.random.of(&PAGE_SIZES);
             let heads = Heads { q_heads, kv_heads, head_dim, page_size };
             let parts = [(Some(Backend::Fi), 9), (prefill, 2), (None, 1)];
-            check(gpu, heads, KvType::Bf16, &requests, &parts);
+            check(gpu, heads, KvType::Bf16, &requests, &parts, &ALL);
+            let sinks = gpu.random.below(2) == 0;
+            let seen = Seen::new(gpu, q_heads, Some(40), sinks);
+            check(gpu, heads, KvType::Bf16, &requests, &parts, &[seen, Seen::default()]);
         }
     }
 }
 
-/// One step whose requests go in turn to these backends, so many to each.
+/// One step whose requests go in turn to these backends, so many to each; a layer for each of what is seen.
 fn check(
     gpu: &mut Gpu,
     heads: Heads,
     kv: KvType,
     requests: &[Request],
     parts: &[(Option<Backend>, usize)],
+    layers: &[Seen],
 ) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
     let tokens: usize = requests.iter().map(|(cached, new)| cached + new).sum();
@@ -108,24 +149,29 @@ fn check(
     let limits = AttentionLimits { rows: batch.rows(), requests: requests.len() };
     let mut first = 0;
     let mut planned = Vec::new();
+    let windows: Vec<Option<u32>> = layers.iter().map(|seen| seen.window).collect();
     for &(backend, count) in parts {
         let range = first..first + count;
-        let mut part = Planned::new(gpu, backend, heads, kv, limits);
+        let mut part = Planned::new(gpu, backend, heads, kv, limits, &windows);
         let chosen = part.plan(gpu, batch.host(range.clone(), false));
         assert_eq!(chosen, backend.unwrap_or(chosen));
         planned.push((part, range));
         first += count;
     }
-    for (part, range) in &planned {
-        part.launch(gpu, head_dim, (&uploaded, range.clone()), &mut tensors);
+    for seen in layers {
+        tensors.out = gpu.poisoned(q.len());
+        for (part, range) in &planned {
+            part.launch(gpu, (head_dim, seen), (&uploaded, range.clone()), &mut tensors);
+        }
+        let expected = batch.expected(heads, seen, &q, &k, &v);
+        let seen = seen.describe();
+        batch.assert_close(
+            &format!("{heads:?}, {kv:?}, {requests:?} by {parts:?}, {seen}"),
+            heads,
+            &gpu.download(&tensors.out),
+            &expected,
+        );
     }
-    let expected = batch.expected(heads, &q, &k, &v);
-    batch.assert_close(
-        &format!("{heads:?}, {kv:?}, {requests:?} by {parts:?}"),
-        heads,
-        &gpu.download(&tensors.out),
-        &expected,
-    );
 }
 
 /// One capture, replayed after other plans of as many requests, some of them padding.
@@ -133,11 +179,14 @@ pub fn attention_graph(gpu: &mut Gpu) {
     for (head_dim, kv) in
         [(128, KvType::Bf16), (96, KvType::Bf16), (64, KvType::Fp8), (256, KvType::Fp16)]
     {
-        replay(gpu, Heads { q_heads: 14, kv_heads: 2, head_dim, page_size: 16 }, kv);
+        let heads = Heads { q_heads: 14, kv_heads: 2, head_dim, page_size: 16 };
+        replay(gpu, heads, kv, &Seen::default());
+        let windowed = Seen::new(gpu, 14, Some(100), true);
+        replay(gpu, heads, kv, &windowed);
     }
 }
 
-fn replay(gpu: &mut Gpu, heads: Heads, kv: KvType) {
+fn replay(gpu: &mut Gpu, heads: Heads, kv: KvType, seen: &Seen) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
     let pool = 400;
     let (len, slack) = (pool * page_size * kv_heads * head_dim, heads.pages_slack());
@@ -155,7 +204,7 @@ fn replay(gpu: &mut Gpu, heads: Heads, kv: KvType) {
     let q_gpu = Pages::poisoned(gpu, of_q, 8 * q_heads * head_dim);
     let mut tensors = Tensors { q: q_gpu, k: k_gpu, v: v_gpu, out };
     let limits = AttentionLimits { rows: 8, requests: 8 };
-    let mut attention = Planned::new(gpu, Some(Backend::Fi), heads, kv, limits);
+    let mut attention = Planned::new(gpu, Some(Backend::Fi), heads, kv, limits, &[seen.window]);
     let mut graph = None;
     for requests in [
         [(3, 1), (0, 1), (100, 1), (15, 1), (16, 1), (17, 1), (1, 1), (2, 1)],
@@ -177,18 +226,18 @@ fn replay(gpu: &mut Gpu, heads: Heads, kv: KvType) {
         tensors.q.overwrite(gpu, &Pages::upload(gpu, of_q, &q));
         attention.plan(gpu, batch.host(0..8, true));
         if graph.is_none() {
-            attention.launch(gpu, head_dim, (&uploaded, 0..8), &mut tensors); // Loads what is loaded lazily.
+            attention.launch(gpu, (head_dim, seen), (&uploaded, 0..8), &mut tensors); // Loads what is loaded lazily.
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             stream.begin_capture(mode).unwrap();
-            attention.launch(gpu, head_dim, (&uploaded, 0..8), &mut tensors);
+            attention.launch(gpu, (head_dim, seen), (&uploaded, 0..8), &mut tensors);
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
             graph = stream.end_capture(flags).unwrap();
             stream.memcpy_htod(&poison, &mut tensors.out).unwrap();
         }
         graph.as_ref().unwrap().launch().unwrap();
-        let expected = batch.expected(heads, &q, &k, &v);
+        let expected = batch.expected(heads, seen, &q, &k, &v);
         batch.assert_close(
-            &format!("graph, {heads:?}, {kv:?}, {requests:?}"),
+            &format!("graph, {heads:?}, {kv:?}, {requests:?}, {}", seen.describe()),
             heads,
             &gpu.download(&tensors.out),
             &expected,
@@ -198,6 +247,7 @@ fn replay(gpu: &mut Gpu, heads: Heads, kv: KvType) {
 
 /// The workspaces hold the plan of every step within the limits.
 pub fn attention_limits(gpu: &mut Gpu) {
+    const WINDOWS: [Option<u32>; 3] = [None, Some(1), Some(1024)];
     let limits = AttentionLimits { rows: 8192, requests: 512 };
     for (q_heads, kv_heads, head_dim) in
         [(32, 32, 128), (16, 1, 256), (64, 8, 64), (14, 2, 96), (40, 8, 128), (128, 8, 128)]
@@ -205,11 +255,18 @@ pub fn attention_limits(gpu: &mut Gpu) {
         let page_size = gpu.random.of(&PAGE_SIZES);
         let heads = Heads { q_heads, kv_heads, head_dim, page_size };
         let mut planned: Vec<Planned> = vec![
-            Planned::new(gpu, Some(Backend::Fi), heads, KvType::Bf16, limits),
-            Planned::new(gpu, Some(Backend::Fi), heads, KvType::Fp8, limits),
+            Planned::new(gpu, Some(Backend::Fi), heads, KvType::Bf16, limits, &WINDOWS),
+            Planned::new(gpu, Some(Backend::Fi), heads, KvType::Fp8, limits, &WINDOWS),
         ];
         if PagedPrefill::available(&gpu.device) {
-            planned.push(Planned::new(gpu, Some(Backend::Fa), heads, KvType::Bf16, limits));
+            planned.push(Planned::new(
+                gpu,
+                Some(Backend::Fa),
+                heads,
+                KvType::Bf16,
+                limits,
+                &WINDOWS,
+            ));
         }
         let mut even = vec![(0, 16); 512];
         (0..512).for_each(|i| even[i].0 = gpu.random.below(100));
@@ -237,7 +294,7 @@ pub fn attention_refusals(gpu: &mut Gpu) {
         let said = result.expect_err(why).to_string();
         assert!(said.contains(why), "{said:?} does not say {why:?}");
     };
-    let mut fi = PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits).unwrap();
+    let mut fi = PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits, &[None]).unwrap();
     let mut plan = |gpu: &mut Gpu, requests: &[Request], change: fn(&mut Batch)| {
         let mut batch = Batch::new(gpu, requests, 16, 64);
         change(&mut batch);
@@ -248,17 +305,21 @@ pub fn attention_refusals(gpu: &mut Gpu) {
     refused(plan(gpu, &[(0, 5), (9, 5)], |batch| batch.q_starts[1] = 11), "do not descend");
     plan(gpu, &[(0, 20), (9, 20)], |_| ()).unwrap();
 
-    let new =
-        |heads: Heads| PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits).map(drop);
+    let new = |heads: Heads| {
+        PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits, &[None]).map(drop)
+    };
     refused(new(Heads { head_dim: 80, ..heads }), "head_dim is 80");
     refused(new(Heads { q_heads: 5, ..heads }), "do not share 2 key heads");
-    let prefill = |kv, wanted| Prefill::new(&gpu.device, heads, kv, limits, wanted).map(drop);
+    let none = PagedAttention::new(&gpu.device, heads, KvType::Bf16, limits, &[None, Some(0)]);
+    refused(none.map(drop), "it has a token at least");
+    let prefill =
+        |kv, wanted| Prefill::new(&gpu.device, heads, kv, limits, &[None], wanted).map(drop);
     refused(prefill(KvType::Fp8, Some(Backend::Fa)), "use --attn fi");
     prefill(KvType::Fp8, None).unwrap();
     if !PagedPrefill::available(&gpu.device) {
         return;
     }
-    let mut fa = PagedPrefill::new(&gpu.device, heads, limits).unwrap();
+    let mut fa = PagedPrefill::new(&gpu.device, heads, limits, &[None]).unwrap();
     let batch = Batch::new(gpu, &[(3, 9)], 16, 64);
     refused(fa.plan(&gpu.device, batch.host(0..1, true)), "not for graphs");
     let mut batch = Batch::new(gpu, &[(3, 9)], 16, 64);

@@ -10,6 +10,7 @@ use minisgl_kernels::attention::{
 };
 
 use crate::pages::Pages;
+use crate::seen::Seen;
 use crate::support::{Gpu, POISON};
 
 /// A request's tokens in the cache before this step, and its rows in it.
@@ -64,7 +65,7 @@ impl Batch {
     }
 
     /// Softmax of all scores at once, in f64; some of the rows on each of a few threads.
-    pub fn expected(&self, heads: Heads, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    pub fn expected(&self, heads: Heads, seen: &Seen, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
         let row_len = heads.q_heads * heads.head_dim;
         let mut expected = vec![0.0; self.rows() * row_len];
         let mut rows: Vec<_> = expected.chunks_mut(row_len).map(Some).collect();
@@ -81,7 +82,7 @@ impl Batch {
                 scope.spawn(move || {
                     for (request, row, tokens, out) in share {
                         self.expected_row(
-                            heads,
+                            (heads, seen),
                             (request, tokens),
                             &q[row * row_len..],
                             (k, v),
@@ -96,7 +97,7 @@ impl Batch {
 
     fn expected_row(
         &self,
-        heads: Heads,
+        (heads, seen): (Heads, &Seen),
         (request, tokens): (usize, usize),
         q: &[f32],
         (k, v): (&[f32], &[f32]),
@@ -115,12 +116,10 @@ impl Batch {
                 let sum: f32 = q.iter().zip(k).map(|(q, k)| q * k).sum();
                 f64::from(sum) / (head_dim as f64).sqrt()
             };
-            let scores: Vec<f64> = (0..tokens).map(score).collect();
-            let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
-            for (token, score) in scores.iter().enumerate() {
-                let share = (score - highest).exp() / sum;
-                let v = &v[at(token)..][..head_dim];
+            let first = seen.first(tokens);
+            let scores: Vec<f64> = (first..tokens).map(score).collect();
+            for (i, share) in seen.softmax(&scores, head).into_iter().enumerate() {
+                let v = &v[at(first + i)..][..head_dim];
                 out.iter_mut().zip(v).for_each(|(out, &v)| *out += share * f64::from(v));
             }
         }
@@ -186,8 +185,9 @@ impl Planned {
         heads: Heads,
         kv: KvType,
         limits: AttentionLimits,
+        windows: &[Option<u32>],
     ) -> Planned {
-        Planned(Prefill::new(&gpu.device, heads, kv, limits, backend).unwrap())
+        Planned(Prefill::new(&gpu.device, heads, kv, limits, windows, backend).unwrap())
     }
 
     pub fn plan(&mut self, gpu: &Gpu, batch: AttentionBatch<'_>) -> Backend {
@@ -197,7 +197,7 @@ impl Planned {
     pub fn launch(
         &self,
         gpu: &Gpu,
-        head_dim: usize,
+        (head_dim, seen): (usize, &Seen),
         (batch, range): (&Uploaded, Range<usize>),
         tensors: &mut Tensors,
     ) {
@@ -215,6 +215,7 @@ impl Planned {
             pages: (&batch.pages).into(),
             last_page_len: (&last_page_len).into(),
             scale: 1.0 / (head_dim as f32).sqrt(),
+            view: seen.view(),
         };
         // SAFETY: `Batch::new` made the indices for this pool and `plan` was given the same.
         unsafe { self.0.launch(&gpu.device, args) }.unwrap();

@@ -5,6 +5,7 @@ use minisgl_kernels::attention::{AttentionLimits, Backend, Heads, KvType, PagedP
 use crate::attention_batch::{Batch, Planned, Request, Tensors, Uploaded};
 use crate::bench::{Show, fill, time};
 use crate::pages::Pages;
+use crate::seen::Seen;
 use crate::support::Gpu;
 
 /// Decode with Qwen3's heads over live lengths of 100 to 1,600, one layer after the other.
@@ -16,7 +17,7 @@ pub fn decode(gpu: &mut Gpu, show: Show<'_>) {
         let tokens: usize = lens.iter().map(|(cached, new)| cached + new).sum();
         for kv in [KvType::Bf16, KvType::Fp8] {
             let heads = Heads { q_heads, kv_heads: 8, head_dim: 128, page_size: 16 };
-            let (seconds, _) = seconds(gpu, Backend::Fi, heads, kv, &lens);
+            let (seconds, _) = seconds(gpu, Backend::Fi, heads, (kv, &Seen::ALL), &lens);
             let bytes = tokens * 2 * heads.kv_heads * heads.head_dim * kv.bytes();
             show(&format!("decode, {q_heads}/8 x 128, page 16, {kv:?}"), requests, bytes, seconds);
         }
@@ -35,7 +36,8 @@ pub fn prefill(gpu: &mut Gpu) {
         let flops = (4 * count * seen * heads.q_heads * heads.head_dim) as f64;
         let requests = vec![(cached, new); count];
         let mut one = |backend| {
-            let (seconds, plan) = seconds(gpu, backend, heads, KvType::Bf16, &requests);
+            let (seconds, plan) =
+                seconds(gpu, backend, heads, (KvType::Bf16, &Seen::ALL), &requests);
             let rate = flops / seconds / 1e12;
             format!("{:>9.1} {:>9.1} {rate:>9.1}", plan * 1e6, seconds * 1e6)
         };
@@ -83,7 +85,7 @@ fn seconds(
     gpu: &mut Gpu,
     backend: Backend,
     heads: Heads,
-    kv: KvType,
+    (kv, seen): (KvType, &Seen),
     requests: &[Request],
 ) -> (f64, f64) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
@@ -113,7 +115,7 @@ fn seconds(
     }
     let uploaded = Uploaded::new(gpu, &batch);
     let limits = AttentionLimits { rows: batch.rows(), requests: requests.len() };
-    let mut attention = Planned::new(gpu, Some(backend), heads, kv, limits);
+    let mut attention = Planned::new(gpu, Some(backend), heads, kv, limits, &[seen.window]);
     let all = 0..requests.len();
     let graph = batch.rows() == requests.len();
     attention.plan(gpu, batch.host(all.clone(), graph));
@@ -124,7 +126,30 @@ fn seconds(
     }
     let plan = began.elapsed().as_secs_f64() / 8.0;
     let launched = time(gpu, layers, |layer| {
-        attention.launch(gpu, head_dim, (&uploaded, all.clone()), &mut tensors[layer]);
+        attention.launch(gpu, (head_dim, seen), (&uploaded, all.clone()), &mut tensors[layer]);
     });
     (launched, plan)
+}
+
+/// gpt-oss' heads with its window and without: a window costs what it holds.
+pub fn prefill_windows(gpu: &mut Gpu) {
+    let fa = PagedPrefill::available(&gpu.device);
+    println!(
+        "{:<34} {:>9} {:>9} {:>9} {:>9}",
+        "prefill us, 64/8 x 64", "fi all", "fi 128", "fa all", "fa 128"
+    );
+    for (count, cached, new) in [(1, 0, 2048), (1, 0, 8192), (8, 4096, 512), (1, 30_000, 2048)] {
+        let heads = Heads { q_heads: 64, kv_heads: 8, head_dim: 64, page_size: 16 };
+        let requests = vec![(cached, new); count];
+        print!("{:<34}", format!("{count} x {new} over {cached}"));
+        for backend in if fa { &[Backend::Fi, Backend::Fa][..] } else { &[Backend::Fi] } {
+            for window in [None, Some(128)] {
+                let seen = Seen { window, ..Seen::ALL };
+                let of = (KvType::Bf16, &seen);
+                let (seconds, _) = seconds(gpu, *backend, heads, of, &requests);
+                print!(" {:>9.1}", seconds * 1e6);
+            }
+        }
+        println!();
+    }
 }

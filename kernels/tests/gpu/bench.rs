@@ -51,6 +51,7 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     if wanted("attention") {
         crate::attention_bench::decode(gpu, &show);
         crate::attention_bench::prefill(gpu);
+        crate::attention_bench::prefill_windows(gpu);
     }
     if wanted("decode") {
         crate::decode_bench::bench(gpu);
@@ -148,6 +149,7 @@ fn embedding(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             hidden: HIDDEN,
             vocab_start: 0,
             vocab_len: VOCAB,
+            scale: 1.0,
         }
         .launch(&gpu.device)
         .unwrap();
@@ -171,6 +173,7 @@ fn rmsnorm(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
             x_rows: rows,
             hidden: HIDDEN,
             eps: 1e-6,
+            plus_one: false,
         }
         .launch(&gpu.device)
         .unwrap();
@@ -202,6 +205,7 @@ fn rope(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
                 q_weight: (&weight).into(),
                 k_weight: (&weight).into(),
                 eps: 1e-6,
+                plus_one: false,
             }),
             cos_sin: (&cos_sin).into(),
             positions: (&positions).into(),
@@ -227,9 +231,15 @@ fn silu_mul(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let seconds = time(gpu, sets, |i| {
         let from = x.slice(i * 2 * len..(i + 1) * 2 * len);
         let mut to = out.slice_mut(i * len..(i + 1) * len);
-        SiluMul { gate_up: (&from).into(), out: (&mut to).into(), rows, width: WIDTH }
-            .launch(&gpu.device)
-            .unwrap();
+        GateMul {
+            gate_up: (&from).into(),
+            out: (&mut to).into(),
+            rows,
+            width: WIDTH,
+            gate: Gate::Silu,
+        }
+        .launch(&gpu.device)
+        .unwrap();
     });
     show("silu_mul, width 12288", rows, bytes, seconds);
 }
@@ -261,6 +271,7 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
                 x_rows: rows,
                 hidden,
                 eps: 1e-6,
+                plus_one: false,
             }
             .launch(&gpu.device)
             .unwrap();
@@ -273,6 +284,7 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
                 q_weight: (&head_weight).into(),
                 k_weight: (&head_weight).into(),
                 eps: 1e-6,
+                plus_one: false,
             }),
             cos_sin: (&cos_sin).into(),
             positions: (&positions).into(),
@@ -288,9 +300,15 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
         .launch(&gpu.device)
         .unwrap();
         norm();
-        SiluMul { gate_up: (&gate_up).into(), out: (&mut out).into(), rows, width }
-            .launch(&gpu.device)
-            .unwrap();
+        GateMul {
+            gate_up: (&gate_up).into(),
+            out: (&mut out).into(),
+            rows,
+            width,
+            gate: Gate::Silu,
+        }
+        .launch(&gpu.device)
+        .unwrap();
     });
     show("layer: 4 small ops, 0.6B, warm", rows, bytes, seconds);
 }

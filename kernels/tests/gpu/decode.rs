@@ -8,6 +8,7 @@ use minisgl_kernels::ops::{HEAD_DIMS, QkNorm, QkRopePage};
 
 use crate::decode_batch::{Batch, Setup};
 use crate::pages::{KV_TYPES, Pages};
+use crate::seen::Seen;
 use crate::support::{Gpu, POISON, assert_same};
 
 /// Positions in the table.
@@ -36,20 +37,50 @@ pub fn decode(gpu: &mut Gpu) {
                     let long = lens[0] > 1000;
                     let kv_heads = gpu.random.of(if long { &[1, 2] } else { &[1, 2, 3, 8] });
                     let q_heads = kv_heads * gpu.random.of(&GROUPS);
-                    check(gpu, Heads { q_heads, kv_heads, head_dim, page_size }, kv, lens);
+                    let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+                    check(gpu, heads, kv, lens, Seen::default());
                 }
             }
         }
     }
     for group in GROUPS {
         let heads = Heads { q_heads: 2 * group, kv_heads: 2, head_dim: 128, page_size: 16 };
-        check(gpu, heads, KvType::Bf16, MIXES[3]);
+        check(gpu, heads, KvType::Bf16, MIXES[3], Seen::default());
     }
 }
 
-fn check(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
-    let what = format!("{heads:?}, {kv:?}, {lens:?}");
-    let batch = Batch::new(gpu, heads, lens, Batch::pool_for(lens, heads.page_size));
+/// Windows of one token, at the edges of units and pages, and longer than any request; with sinks and without. Tokens
+/// before the window are NaN.
+pub fn decode_windows(gpu: &mut Gpu) {
+    const WINDOWS: [u32; 12] = [1, 2, 15, 16, 17, 31, 33, 64, 128, 700, 4096, 1 << 20];
+    for head_dim in HEAD_DIMS {
+        for kv in KV_TYPES {
+            for page_size in [1, 16, 64] {
+                for at in 0..if gpu.small { 1 } else { 4 } {
+                    let window = match gpu.random.below(6) {
+                        0 => None,
+                        _ => Some(gpu.random.of(&WINDOWS)),
+                    };
+                    let with_sinks = window.is_none() || gpu.random.below(2) == 0;
+                    let kv_heads = gpu.random.of(&[1, 2, 3, 8]);
+                    let q_heads = kv_heads * gpu.random.of(&GROUPS);
+                    let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+                    let seen = Seen::new(gpu, q_heads, window, with_sinks);
+                    let lens = if at == 3 && kv_heads < 3 { MIXES[1] } else { MIXES[2 + at % 2] };
+                    check(gpu, heads, kv, lens, seen.clone());
+                    let fits = lens.len() > 1 || page_size == 16;
+                    if fits {
+                        check_fused(gpu, heads, kv, lens, seen);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32], seen: Seen) {
+    let what = format!("{heads:?}, {kv:?}, {lens:?}, {}", seen.describe());
+    let batch = Batch::new(gpu, heads, lens, Batch::pool_for(lens, heads.page_size)).seeing(seen);
     let (k, v) = (batch.values(gpu, kv, false), batch.values(gpu, kv, false));
     let (mut k_gpu, mut v_gpu) = (Pages::upload(gpu, kv, &k), Pages::upload(gpu, kv, &v));
     let q_len = lens.len() * heads.q_heads * heads.head_dim;
@@ -77,25 +108,30 @@ pub fn decode_fused(gpu: &mut Gpu) {
                     }
                     let kv_heads = gpu.random.of(if long { &[1, 2] } else { &[1, 2, 3, 8] });
                     let q_heads = kv_heads * gpu.random.of(&GROUPS);
-                    check_fused(gpu, Heads { q_heads, kv_heads, head_dim, page_size }, kv, lens);
+                    let heads = Heads { q_heads, kv_heads, head_dim, page_size };
+                    check_fused(gpu, heads, kv, lens, Seen::default());
                 }
             }
         }
     }
 }
 
-fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
+fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32], seen: Seen) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
     let (bias, norm) = (gpu.random.below(2) == 0, gpu.random.below(2) == 0);
-    let what = format!("fused, {heads:?}, {kv:?}, bias {bias}, norm {norm}, {lens:?}");
+    let (plus_one, of_weight) = gpu.random.of(&[(false, 1.0), (true, 0.01)]);
+    let what = format!(
+        "fused, {heads:?}, {kv:?}, bias {bias}, norm {norm}, less 1 {plus_one}, {lens:?}, {}",
+        seen.describe()
+    );
     let all_heads = q_heads + 2 * kv_heads;
-    let batch = Batch::new(gpu, heads, lens, Batch::pool_for(lens, page_size));
+    let batch = Batch::new(gpu, heads, lens, Batch::pool_for(lens, page_size)).seeing(seen);
     let (k, v) = (batch.values(gpu, kv, true), batch.values(gpu, kv, true));
     let (mut k_gpu, mut v_gpu) = (Pages::upload(gpu, kv, &k), Pages::upload(gpu, kv, &v));
     let (_, qkv) = gpu.normal(lens.len() * all_heads * head_dim, 1.0);
     let (_, biases) = gpu.normal(all_heads * head_dim, 1.0);
-    let (_, q_weight) = gpu.normal(head_dim, 1.0);
-    let (_, k_weight) = gpu.normal(head_dim, 1.0);
+    let (_, q_weight) = gpu.normal(head_dim, of_weight);
+    let (_, k_weight) = gpu.normal(head_dim, of_weight);
     let cos_sin: Vec<f32> = (0..POSITIONS * head_dim)
         .map(|i| {
             let (position, at) = (i / head_dim, i % head_dim);
@@ -107,7 +143,7 @@ fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
     let cos_sin = gpu.upload(&cos_sin);
     let norms = || {
         let (q_weight, k_weight) = ((&q_weight).into(), (&k_weight).into());
-        norm.then_some(QkNorm { q_weight, k_weight, eps: 1e-6 })
+        norm.then_some(QkNorm { q_weight, k_weight, eps: 1e-6, plus_one })
     };
     let setup = Setup::new(gpu, &batch, kv);
     let q_len = lens.len() * q_heads * head_dim;
@@ -165,12 +201,18 @@ fn check_fused(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32]) {
 
 /// One capture, replayed after other plans; the rows beyond the requests are padding.
 pub fn decode_graph(gpu: &mut Gpu) {
+    replay(gpu, Seen::default());
+    let windowed = Seen::new(gpu, 16, Some(100), true);
+    replay(gpu, windowed);
+}
+
+fn replay(gpu: &mut Gpu, seen: Seen) {
     let heads = Heads { q_heads: 16, kv_heads: 8, head_dim: 128, page_size: 16 };
     let (rows, pool, kv) = (8, 400, KvType::Bf16);
     let stream = gpu.device.stream().clone();
     let (mut q, mut q_gpu) = Pages::normal(gpu, kv, rows * heads.q_heads * heads.head_dim, 0);
     let mut out = gpu.poisoned(q.len());
-    let empty = Batch::new(gpu, heads, &[0; 8], pool);
+    let empty = Batch::new(gpu, heads, &[0; 8], pool).seeing(seen.clone());
     let nothing = empty.values(gpu, kv, false);
     let (mut k_gpu, mut v_gpu) =
         (Pages::upload(gpu, kv, &nothing), Pages::upload(gpu, kv, &nothing));
@@ -191,7 +233,7 @@ pub fn decode_graph(gpu: &mut Gpu) {
         &[1],
         &[6000],
     ] {
-        let batch = Batch::new(gpu, heads, lens, pool);
+        let batch = Batch::new(gpu, heads, lens, pool).seeing(seen.clone());
         let (k, v) = (batch.values(gpu, kv, false), batch.values(gpu, kv, false));
         for (values, pages) in [(&k, &mut k_gpu), (&v, &mut v_gpu)] {
             pages.overwrite(gpu, &Pages::upload(gpu, kv, values));
@@ -208,7 +250,8 @@ pub fn decode_graph(gpu: &mut Gpu) {
         }
         graph.launch().unwrap();
         let expected = batch.expected(&q, &k, &v);
-        batch.assert_close(&format!("graph, {lens:?}"), &gpu.download(&out), &expected);
+        let what = format!("graph, {lens:?}, {}", seen.describe());
+        batch.assert_close(&what, &gpu.download(&out), &expected);
     }
 }
 

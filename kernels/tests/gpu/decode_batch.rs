@@ -8,6 +8,7 @@ use minisgl_kernels::attention::{
 };
 
 use crate::pages::{Pages, round};
+use crate::seen::Seen;
 use crate::support::{Gpu, POISON};
 
 /// A batch over a shuffled page pool.
@@ -17,6 +18,7 @@ pub struct Batch {
     page_starts: Vec<i32>,
     pub pages: Vec<i32>,
     pool: usize,
+    pub seen: Seen,
 }
 
 impl Batch {
@@ -29,7 +31,11 @@ impl Batch {
             pages.extend(taken);
             page_starts.push(pages.len() as i32);
         }
-        Batch { heads, lens: lens.to_vec(), page_starts, pages, pool }
+        Batch { heads, lens: lens.to_vec(), page_starts, pages, pool, seen: Seen::default() }
+    }
+
+    pub fn seeing(self, seen: Seen) -> Batch {
+        Batch { seen, ..self }
     }
 
     pub fn pool_for(lens: &[u32], page_size: usize) -> usize {
@@ -42,13 +48,14 @@ impl Batch {
         page as usize * size + token % size
     }
 
-    /// NaN, but for the live tokens; without the newest ones if `stale`.
+    /// NaN, but for the live tokens, which are those that are seen; without the newest ones if `stale`.
     pub fn values(&self, gpu: &mut Gpu, kv: KvType, stale: bool) -> Vec<f32> {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
         let width = kv_heads * head_dim;
         let mut values = vec![f32::NAN; self.pool * page_size * width];
         for (request, &len) in self.lens.iter().enumerate() {
-            for token in 0..(len as usize).saturating_sub(usize::from(stale)) {
+            let len = len as usize;
+            for token in self.seen.first(len)..len.saturating_sub(usize::from(stale)) {
                 let slot = self.slot(request, token);
                 values[slot * width..][..width].fill_with(|| round(kv, gpu.random.normal()));
             }
@@ -59,7 +66,7 @@ impl Batch {
     /// The plan, for a launch of `rows`.
     pub fn work(&self, planner: DecodePlanner, rows: usize) -> Vec<i32> {
         let mut work = vec![-1; planner.words(rows)];
-        planner.plan(&self.lens, &self.page_starts, &mut work).unwrap();
+        planner.plan(&self.lens, &self.page_starts, self.seen.window, &mut work).unwrap();
         work
     }
 
@@ -80,13 +87,12 @@ impl Batch {
                         q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                     sum / (head_dim as f64).sqrt()
                 };
-                let scores: Vec<f64> = (0..len as usize).map(score).collect();
-                let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
+                let first = self.seen.first(len as usize);
+                let scores: Vec<f64> = (first..len as usize).map(score).collect();
                 let out = &mut expected[row..][..head_dim];
                 out.fill(0.0);
-                for (token, score) in scores.iter().enumerate() {
-                    let share = (score - highest).exp() / sum;
+                for (at, share) in self.seen.softmax(&scores, head).into_iter().enumerate() {
+                    let token = first + at;
                     let v = &v[of(token)..][..head_dim];
                     out.iter_mut().zip(v).for_each(|(out, v)| *out += share * f64::from(*v));
                 }
@@ -130,6 +136,7 @@ pub struct Setup {
     pub pages: CudaSlice<i32>,
     rows: usize,
     scale: f32,
+    seen: Seen,
 }
 
 impl Setup {
@@ -140,7 +147,8 @@ impl Setup {
         let mut pages = batch.pages.clone();
         pages.push(-1); // Never empty.
         let scale = 1.0 / (batch.heads.head_dim as f32).sqrt();
-        Setup { attention, work, pages: gpu.upload(&pages), rows, scale }
+        let seen = batch.seen.clone();
+        Setup { attention, work, pages: gpu.upload(&pages), rows, scale, seen }
     }
 
     pub fn launch(
@@ -169,6 +177,7 @@ impl Setup {
             pages: (&self.pages).into(),
             rows: self.rows,
             scale: self.scale,
+            view: self.seen.view(),
         };
         // SAFETY: `Batch` made the indices for this pool, the planner the work list; nothing but copies
         // wrote what is read early.

@@ -3,6 +3,7 @@
 use half::bf16;
 use minisgl_kernels::attention::{
     DecodeArgs, DecodeAttention, DecodeInput, DecodeTuning, Heads, KvArray, KvArrayMut, KvType,
+    View,
 };
 
 use crate::bench::{fill, time};
@@ -64,6 +65,7 @@ pub fn bench(gpu: &mut Gpu) {
         println!("  {:.0} %", floor / best * 100.0);
     }
     planning(gpu);
+    windows(gpu);
     // Other shapes, by the default setting.
     println!("{:<34} {:>8} {:>8} {:>7}", "decode, others", "rows", "us", "share");
     for (head_dim, kv_heads) in [(64, 8), (96, 8), (128, 8), (128, 4), (128, 1), (256, 4)] {
@@ -86,6 +88,24 @@ pub fn bench(gpu: &mut Gpu) {
     }
 }
 
+/// gpt-oss' heads with its window and without, fused: a window costs what it holds.
+fn windows(gpu: &mut Gpu) {
+    println!("{:<34} {:>8} {:>8} {:>8}", "decode us, 64/8 x 64, fused", "all", "128", "floor");
+    for (requests, len) in [(1, 128), (1, 1000), (1, 32_768), (32, 1000), (32, 32_768), (256, 4096)]
+    {
+        let heads = Heads { q_heads: 64, kv_heads: 8, head_dim: 64, page_size: 16 };
+        let mut data = Data::new(gpu, heads, &vec![len; requests]);
+        let mut micros = |window| {
+            data.window = window;
+            data.decode(gpu, DecodeTuning::default(), true)
+        };
+        let (all, windowed) = (micros(None), micros(Some(128)));
+        let floor = (requests * 128 * 2048) as f64 / READ * 1e6;
+        let name = format!("{requests} x {len}");
+        println!("{name:<34} {all:>8.1} {windowed:>8.1} {floor:>8.1}");
+    }
+}
+
 /// Time on the host: the mean of 1,000 plans.
 fn planning(gpu: &mut Gpu) {
     let heads = Heads { q_heads: 32, kv_heads: 8, head_dim: 128, page_size: 16 };
@@ -96,7 +116,7 @@ fn planning(gpu: &mut Gpu) {
         let mut work = vec![0; planner.words(requests)];
         let began = std::time::Instant::now();
         for _ in 0..1000 {
-            planner.plan(&lens, &page_starts, std::hint::black_box(&mut work)).unwrap();
+            planner.plan(&lens, &page_starts, None, std::hint::black_box(&mut work)).unwrap();
         }
         let micros = began.elapsed().as_secs_f64() * 1e3;
         println!("planning {requests} requests takes {micros:.2} us on the host");
@@ -107,6 +127,7 @@ fn planning(gpu: &mut Gpu) {
 struct Data {
     heads: Heads,
     kv: KvType,
+    window: Option<u32>,
     lens: Vec<u32>,
     page_starts: Vec<i32>,
     pages: Vec<i32>,
@@ -137,7 +158,18 @@ impl Data {
         let (_, q) = gpu.normal(lens.len() * (q_heads + 2 * kv_heads) * head_dim, 1.0);
         let out = gpu.poisoned(lens.len() * q_heads * head_dim);
         let kv = KvType::Bf16;
-        Data { heads, kv, lens: lens.to_vec(), page_starts, pages, layers, caches, q, out }
+        Data {
+            heads,
+            kv,
+            window: None,
+            lens: lens.to_vec(),
+            page_starts,
+            pages,
+            layers,
+            caches,
+            q,
+            out,
+        }
     }
 
     fn decode(&mut self, gpu: &mut Gpu, tuning: DecodeTuning, fused: bool) -> f64 {
@@ -149,7 +181,7 @@ impl Data {
         let rows = self.lens.len();
         let mut work = vec![0; attention.planner().words(rows)];
         let planner = attention.planner();
-        planner.plan(&self.lens, &self.page_starts, &mut work).unwrap();
+        planner.plan(&self.lens, &self.page_starts, self.window, &mut work).unwrap();
         let (work, pages) = (gpu.upload(&work), gpu.upload(&self.pages));
         let positions = *self.lens.iter().max().unwrap() as usize;
         let cos_sin = gpu.upload(&vec![0.7_f32; positions * head_dim]);
@@ -195,6 +227,7 @@ impl Data {
                 pages: (&pages).into(),
                 rows,
                 scale: 0.088,
+                view: View { window: self.window, sinks: None },
             };
             // SAFETY: the indices are of this pool, the work list the planner's; each layer's pages are
             // written by one kernel in many.

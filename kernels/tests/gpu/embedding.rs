@@ -1,4 +1,4 @@
-//! Embedding lookup: exact copies.
+//! Embedding lookup: exact copies, or copies times a scale, rounded once.
 
 use half::bf16;
 use minisgl_kernels::ops::Embedding;
@@ -21,6 +21,7 @@ pub fn embedding(gpu: &mut Gpu) {
                     _ => gpu.random.below(vocab) as i32,
                 })
                 .collect();
+            let scale = gpu.random.of(&[1.0, 33.75]);
             let mut out = gpu.poisoned(rows * hidden);
             Embedding {
                 tokens: (&gpu.upload(&tokens)).into(),
@@ -31,6 +32,7 @@ pub fn embedding(gpu: &mut Gpu) {
                 hidden,
                 vocab_start,
                 vocab_len,
+                scale,
             }
             .launch(&gpu.device)
             .unwrap();
@@ -45,7 +47,8 @@ pub fn embedding(gpu: &mut Gpu) {
                     false => &zeros[..],
                 }
             });
-            let expected: Vec<bf16> = expected.copied().collect();
+            let expected: Vec<bf16> =
+                expected.map(|x| bf16::from_f32(x.to_f32() * scale)).collect();
             assert_same(&format!("{rows} rows of {hidden}"), &gpu.download(&out), &expected);
         }
     }

@@ -4,6 +4,7 @@ use cudarc::driver::CudaSlice;
 use half::bf16;
 use minisgl_kernels::ops::*;
 
+use crate::gate_mul::gate_of;
 use crate::support::Gpu;
 
 /// Weights of a layer, as files have them and as kernels take them.
@@ -23,8 +24,8 @@ pub struct Layer {
 
 pub struct Biases {
     pub router: (Vec<bf16>, CudaSlice<bf16>),
-    gate_up: (Vec<bf16>, CudaSlice<bf16>),
-    down: (Vec<bf16>, CudaSlice<bf16>),
+    pub gate_up: (Vec<bf16>, CudaSlice<bf16>),
+    pub down: (Vec<bf16>, CudaSlice<bf16>),
 }
 
 pub fn shape(experts: usize, top: usize, hidden: usize, width: usize) -> ExpertsShape {
@@ -164,13 +165,7 @@ impl Layer {
                     };
                     let gate = round(dot(row, &self.gates[at..at + hidden]) + bias(0));
                     let up = round(dot(row, &self.ups[at..at + hidden]) + bias(1));
-                    bf16::from_f64(match self.gate {
-                        Gate::Silu => gate / (1.0 + (-gate).exp()) * up,
-                        Gate::Clamped => {
-                            let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
-                            gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
-                        }
-                    })
+                    bf16::from_f64(gate_of(self.gate, gate, up))
                 })
                 .collect();
             for column in 0..hidden {

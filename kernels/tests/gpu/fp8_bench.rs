@@ -6,7 +6,7 @@ use minisgl_kernels::ArrayMut;
 use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, Gemm, GemmOut};
 use minisgl_kernels::ops::{
-    MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight,
+    Gate, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight,
 };
 
 use crate::bench;
@@ -77,8 +77,10 @@ pub fn run(gpu: &mut Gpu) {
             let mut own = |own: Own| {
                 bench::time(gpu, sets, |i| {
                     let into = match name {
-                        "gate_up" => SkinnyOut::Gated(ArrayMut::from(&mut out).first(m * n / 2)),
-                        _ if add => SkinnyOut::AddTo((&mut out).into()),
+                        "gate_up" => {
+                            SkinnyOut::Gated(ArrayMut::from(&mut out).first(m * n / 2), Gate::Silu)
+                        }
+                        _ if add => SkinnyOut::AddTo { residual: (&mut out).into(), bias: None },
                         _ => SkinnyOut::Bf16 { out: (&mut out).into(), bias: None },
                     };
                     match own {

@@ -27,10 +27,11 @@ impl Case {
         Case { m, n, k, x, weight, bias, residual: None }
     }
 
-    /// Adds to a residual.
+    /// Adds to a residual, with a bias or without.
     fn adding(gpu: &mut Gpu, (m, n, k): (usize, usize, usize)) -> Case {
         let residual = Some(gpu.normal(m * n, 10.0).0);
-        Case { residual, ..Case::new(gpu, (m, n, k), false) }
+        let bias = gpu.random.below(2) == 0;
+        Case { residual, ..Case::new(gpu, (m, n, k), bias) }
     }
 
     fn expected(&self) -> Vec<f64> {

@@ -22,6 +22,7 @@ mod experts_layer;
 mod experts_mxfp4_bench;
 mod fp8;
 mod fp8_bench;
+mod gate_mul;
 mod gemm;
 mod greedy;
 mod pages;
@@ -31,7 +32,7 @@ mod refusal;
 mod rmsnorm;
 mod rope;
 mod sampler;
-mod silu_mul;
+mod seen;
 mod skinny;
 mod support;
 
@@ -47,8 +48,9 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
-    ("silu_mul", silu_mul::silu_mul),
+    ("gate_mul", gate_mul::gate_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
+    ("add_norm", rmsnorm::add_norm),
     ("qk_rope_page", rope::qk_rope_page),
     ("dummy", dummy::dummy),
     ("sampler_greedy", greedy::greedy),
@@ -68,12 +70,14 @@ const TESTS: &[Test] = &[
     ("fp8_refusals", fp8::refusals),
     ("attention", attention::attention),
     ("attention_fa", attention::attention_fa),
+    ("attention_windows", attention::attention_windows),
     ("attention_split", attention::attention_split),
     ("attention_graph", attention::attention_graph),
     ("attention_limits", attention::attention_limits),
     ("attention_refusals", attention::attention_refusals),
     ("decode", decode::decode),
     ("decode_fused", decode::decode_fused),
+    ("decode_windows", decode::decode_windows),
     ("decode_graph", decode::decode_graph),
     ("decode_refusals", decode::decode_refusals),
     ("peers_all_reduce", peers::all_reduce),

@@ -217,7 +217,9 @@ pub fn sent(gpu: &mut Gpu) {
                         let inboxes = peers[rank].inboxes(rows).unwrap();
                         let mut delta = peers[rank].delta(Sum::Addition).slice_mut(..len);
                         let out = match send {
-                            true => SkinnyOut::Sent((&mut delta).into(), inboxes),
+                            true => {
+                                SkinnyOut::Sent { out: (&mut delta).into(), bias: None, inboxes }
+                            }
                             false => SkinnyOut::Bf16 { out: (&mut delta).into(), bias: None },
                         };
                         let (input, weight) = (SkinnyInput::Plain(x.into()), weight.into());

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use minisgl_kernels::ops::{HIDDEN_MAX, RmsNorm, SiluMul};
+use minisgl_kernels::ops::{Gate, GateMul, HIDDEN_MAX, RmsNorm};
 use minisgl_kernels::{Device, LaunchError};
 
 use crate::support::{Gpu, assert_same};
@@ -18,7 +18,8 @@ pub fn refusals(gpu: &mut Gpu) {
     // The part of `out` that is offered, the shape that is claimed, and what is wrong with it.
     let mut silu = |part: Range<usize>, rows, width, device: &Device| {
         let mut out = out.slice_mut(part);
-        SiluMul { gate_up: (&x_gpu).into(), out: (&mut out).into(), rows, width }.launch(device)
+        GateMul { gate_up: (&x_gpu).into(), out: (&mut out).into(), rows, width, gate: Gate::Silu }
+            .launch(device)
     };
     refused(silu(0..48, 1, 24, &gpu.device), "out has 48 elements");
     refused(silu(0..24, 2, 12, &gpu.device), "multiple of 8");
@@ -34,6 +35,7 @@ pub fn refusals(gpu: &mut Gpu) {
         x_rows: 1,
         hidden: HIDDEN_MAX + 8,
         eps: 1e-6,
+        plus_one: false,
     };
     refused(wide.launch(&gpu.device), "the limit is 16384");
     gpu.device.synchronize().unwrap();
@@ -41,7 +43,7 @@ pub fn refusals(gpu: &mut Gpu) {
 
     // Nothing to do is no error.
     let (from, mut to) = (x_gpu.slice(..0), out.slice_mut(..0));
-    SiluMul { gate_up: (&from).into(), out: (&mut to).into(), rows: 0, width: 8 }
+    GateMul { gate_up: (&from).into(), out: (&mut to).into(), rows: 0, width: 8, gate: Gate::Silu }
         .launch(&gpu.device)
         .unwrap();
 }

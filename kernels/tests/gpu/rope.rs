@@ -85,8 +85,10 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
     // Sometimes more than fp8 can hold.
     let scale = gpu.random.of(&[1.0, 300.0]);
     let (biases, biases_gpu) = gpu.normal(heads * head_dim, scale);
-    let (q_weight, q_weight_gpu) = gpu.normal(head_dim, 1.0);
-    let (k_weight, k_weight_gpu) = gpu.normal(head_dim, 1.0);
+    let (plus_one, of_weight) = gpu.random.of(&[(false, 1.0), (true, 0.01)]);
+    let more = f64::from(u8::from(plus_one));
+    let (q_weight, q_weight_gpu) = gpu.normal(head_dim, of_weight);
+    let (k_weight, k_weight_gpu) = gpu.normal(head_dim, of_weight);
     let page_len = pages * page_size * kv_heads * head_dim;
     let of_q = if kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };
     let mut q_out = Pages::poisoned(gpu, of_q, rows * q_heads * head_dim);
@@ -99,6 +101,7 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
             q_weight: (&q_weight_gpu).into(),
             k_weight: (&k_weight_gpu).into(),
             eps: 1e-6,
+            plus_one,
         }),
         cos_sin: (&gpu.upload(&cos_sin)).into(),
         positions: (&gpu.upload(&positions)).into(),
@@ -134,7 +137,7 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
                 let weight = of(if head < q_heads { &q_weight } else { &k_weight }, 0);
                 let mean = x.iter().map(|x| x * x).sum::<f64>() / head_dim as f64;
                 let scale = 1.0 / (mean + 1e-6).sqrt();
-                x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * w);
+                x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * (more + w));
             }
             if !is_v && !padding {
                 let (cos, sin) =

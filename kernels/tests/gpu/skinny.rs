@@ -2,8 +2,9 @@
 
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use minisgl_kernels::ops::{RmsNorm, SkinnyGemm, SkinnyInput, SkinnyOut};
+use minisgl_kernels::ops::{Gate, RmsNorm, SkinnyGemm, SkinnyInput, SkinnyOut};
 
+use crate::gate_mul::gate_of;
 use crate::support::{Gpu, assert_close, assert_same};
 
 /// What becomes of the result.
@@ -13,12 +14,45 @@ pub enum Out {
     Bias,
     F32,
     Add,
-    Gated,
+    /// Two summands, the bias behind the rows that are there.
+    AddBias,
+    Gated(Gate),
 }
 
-pub const OUTS: [Out; 5] = [Out::Plain, Out::Bias, Out::F32, Out::Add, Out::Gated];
+pub const OUTS: [Out; 8] = [
+    Out::Plain,
+    Out::Bias,
+    Out::F32,
+    Out::Add,
+    Out::AddBias,
+    Out::Gated(Gate::Silu),
+    Out::Gated(Gate::Clamped),
+    Out::Gated(Gate::GeluTanh),
+];
 
 impl Out {
+    pub fn is_gated(self) -> bool {
+        matches!(self, Out::Gated(_))
+    }
+
+    /// Elements of what is added: rows, a bias, or rows and then a bias.
+    pub fn add_len(self, m: usize, n: usize) -> usize {
+        match self {
+            Out::Add => m * n,
+            Out::AddBias => m * n + n,
+            _ => n,
+        }
+    }
+
+    /// Where a product goes, with what was there before.
+    pub fn before(self, gpu: &Gpu, add: &[bf16], m: usize, n: usize) -> CudaSlice<bf16> {
+        match self {
+            Out::Add | Out::AddBias => gpu.upload(&add[..m * n]),
+            Out::Gated(_) => gpu.poisoned(m * n / 2),
+            _ => gpu.poisoned(m * n),
+        }
+    }
+
     /// What it makes of the sums of a product, `[rows, n]`.
     pub fn of(self, sums: Vec<f64>, add: &[bf16], n: usize) -> Vec<f64> {
         match self {
@@ -27,12 +61,17 @@ impl Out {
                 sums.iter().enumerate().map(|(i, sum)| sum + add[i % n].to_f64()).collect()
             }
             Out::Add => sums.iter().zip(add).map(|(sum, add)| sum + add.to_f64()).collect(),
-            Out::Gated => {
+            Out::AddBias => {
+                let bias = &add[sums.len()..];
+                let all = sums.iter().zip(add).zip(bias.iter().cycle());
+                all.map(|((sum, add), bias)| sum + add.to_f64() + bias.to_f64()).collect()
+            }
+            Out::Gated(gate) => {
                 let round = |sum: f64| bf16::from_f64(sum).to_f64();
-                let silu = |gate: f64| gate / (1.0 + (-gate).exp());
                 let row = |row: &[f64]| -> Vec<f64> {
-                    let (gate, up) = row.split_at(n / 2);
-                    gate.iter().zip(up).map(|(&g, &u)| silu(round(g)) * round(u)).collect()
+                    let (gates, up) = row.split_at(n / 2);
+                    let both = gates.iter().zip(up);
+                    both.map(|(&g, &u)| gate_of(gate, round(g), round(u))).collect()
                 };
                 sums.chunks_exact(n).flat_map(row).collect()
             }
@@ -62,7 +101,7 @@ impl Case {
         let (x, x_gpu) = gpu.normal(m * k, 1.0);
         // Sums of about 1.
         let weight = gpu.normal(n * k, (k as f32).powf(-0.5));
-        let add = gpu.normal(if out == Out::Add { m * n } else { n }, 2.0);
+        let add = gpu.normal(out.add_len(m, n), 2.0);
         let norm = normed.then(|| gpu.normal(k, 1.0).1);
         let x = match &norm {
             None => x,
@@ -77,6 +116,7 @@ impl Case {
                     x_rows: m,
                     hidden: k,
                     eps: EPS,
+                    plus_one: false,
                 }
                 .launch(&gpu.device)
                 .unwrap();
@@ -86,16 +126,10 @@ impl Case {
         Case { m, n, k, out, x, x_gpu, norm, weight, add }
     }
 
-    fn width(&self) -> usize {
-        if self.out == Out::Gated { self.n / 2 } else { self.n }
-    }
-
     fn run(&self, gpu: &Gpu) -> Vec<bf16> {
-        let mut out = match self.out {
-            Out::Add => gpu.upload(&self.add.0),
-            _ => gpu.poisoned(self.m * self.width()),
-        };
+        let mut out = self.out.before(gpu, &self.add.0, self.m, self.n);
         let mut logits = gpu.upload(&vec![f32::NAN; self.m * self.n]);
+        let bias = gpu.upload(&self.add.0[self.add.0.len() - self.n..]);
         SkinnyGemm {
             input: match &self.norm {
                 None => SkinnyInput::Plain((&self.x_gpu).into()),
@@ -112,8 +146,11 @@ impl Case {
                     SkinnyOut::Bf16 { out: (&mut out).into(), bias: Some((&self.add.1).into()) }
                 }
                 Out::F32 => SkinnyOut::F32((&mut logits).into()),
-                Out::Add => SkinnyOut::AddTo((&mut out).into()),
-                Out::Gated => SkinnyOut::Gated((&mut out).into()),
+                Out::Add => SkinnyOut::AddTo { residual: (&mut out).into(), bias: None },
+                Out::AddBias => {
+                    SkinnyOut::AddTo { residual: (&mut out).into(), bias: Some((&bias).into()) }
+                }
+                Out::Gated(gate) => SkinnyOut::Gated((&mut out).into(), gate),
             },
             m: self.m,
             n: self.n,
@@ -146,7 +183,7 @@ impl Case {
         let what = format!("[{m}, {k}] x [{n}, {k}], {out:?}, norm {}", self.norm.is_some());
         let result = self.run(gpu);
         // Rounding before the end may go to the other side of a tie, for x and for both halves.
-        let twice = *out == Out::Gated || self.norm.is_some();
+        let twice = out.is_gated() || self.norm.is_some();
         assert_close(&what, &result, &self.expected(), if twice { 0.03 } else { 1e-4 });
         assert_same(&format!("{what}, again"), &self.run(gpu), &result);
     }
@@ -179,7 +216,7 @@ pub fn skinny(gpu: &mut Gpu) {
             _ => &[1, 2, 3, 7, 8, 9, 15, 16],
         };
         for &m in rows {
-            for out in OUTS.into_iter().filter(|&out| out != Out::Gated || n % 16 == 0) {
+            for out in OUTS.into_iter().filter(|out| !out.is_gated() || n % 16 == 0) {
                 let normed = m * k <= NORMED_MAX && gpu.random.below(2) > 0;
                 Case::new(gpu, (m, n, k), out, normed).check(gpu);
             }

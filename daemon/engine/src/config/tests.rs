@@ -154,9 +154,6 @@ fn windows_are_where_transformers_puts_them() {
     let used = json!({"use_sliding_window": true, "sliding_window": 2048, "max_window_layers": 20});
     let config = parsed(QWEN3_0_6B, used);
     assert_eq!(windows(&config), [vec![None; 20], vec![Some(2048); 8]].concat());
-    // What has no windows ends where the shortest one does.
-    let capped = config.without_windows();
-    assert_eq!((windows(&capped), capped.max_position), (vec![None; 28], 2048));
     let listed = json!({"num_hidden_layers": 2, "sliding_window": 77, "use_sliding_window": true,
         "layer_types": ["sliding_attention", "full_attention"]});
     assert_eq!(windows(&parsed(QWEN3_0_6B, listed)), [Some(77), None]);

@@ -50,7 +50,6 @@ impl Engine {
         let stored = ModelConfig::from_dir(dir)?;
         let config = load::quantised(options, stored.clone())?;
         let device = device::choose(options)?;
-        let config = load::for_device(config, &device);
         load::check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
@@ -172,8 +171,9 @@ fn on_gpus(
 fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> u64 {
     const FIXED_BYTES: u64 = 512 << 20;
     let heads = shard.heads.len() + 2 * shard.kv_heads.len();
+    let streams = if config.norms.after_blocks { 5 } else { 4 };
     let width =
-        4 * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
+        streams * config.hidden_size + 2 * heads * config.head_dim + 3 * shard.dense_width(config);
     let experts = |layer: &LayerSpec| match &layer.ffn {
         Ffn::Dense { .. } => 0,
         Ffn::Experts(experts) => {

@@ -45,7 +45,7 @@ impl Engine {
         let stored = ModelConfig::from_dir(dir)?;
         let config = quantised(options, stored.clone())?;
         let device = device::choose(options)?;
-        let config = Arc::new(for_device(config, &device));
+        let config = Arc::new(config);
         check_len(options, &config)?;
         let tp = options.tp as usize;
         let shards = (0..tp).map(|rank| Shard::new(&config, tp, rank));
@@ -179,15 +179,6 @@ impl Engine {
             tokens: vec![0; rows * tokens],
             pages: vec![0; rows * pages],
         }
-    }
-}
-
-/// The model as a device runs it: GPUs have no window attention yet.
-pub(super) fn for_device(config: ModelConfig, device: &Chosen) -> ModelConfig {
-    match device {
-        Chosen::Cpu => config,
-        #[cfg(feature = "cuda")]
-        Chosen::Cuda(_) => config.without_windows(),
     }
 }
 

@@ -55,14 +55,14 @@ use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvTy
 use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{
-    Embedding, MediumGemm, Quantise, RmsNorm, SiluMul, Stage, sample_scratch_len,
+    AddNorm, Embedding, Gate, GateMul, MediumGemm, Quantise, RmsNorm, Stage, sample_scratch_len,
 };
 use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
 
-use self::attend::{Attention, no_kv};
+use self::attend::{Attention, AttentionShape, no_kv};
 use self::experts::ExpertRoom;
 use self::fp8::{Input, Quantised};
 use self::graphs::{Graphs, Mode};
@@ -70,7 +70,7 @@ use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::Into;
 use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
-use self::prepare::{check, cos_sin};
+use self::prepare::check;
 use self::requests::Requests;
 use self::results::Outputs;
 use self::scales::Scales;
@@ -81,7 +81,7 @@ use super::{
     StackShape, Storage, Stream,
 };
 use crate::batch::Batch;
-use crate::config::ModelConfig;
+use crate::config::{Activation, AttentionBias, ModelConfig};
 use crate::error::OpError;
 use crate::scheme::Code;
 use crate::shard::Shard;
@@ -128,7 +128,13 @@ pub struct CudaOps {
     shapes: RefCell<BTreeSet<(usize, usize, Option<ScaleForm>)>>,
     /// Where activations are made e4m3, if there is a matrix of it.
     quantised: Option<Quantised>,
-    qkv_bias: bool,
+    bias: AttentionBias,
+    /// Weights of norms are stored less 1.
+    plus_one: bool,
+    /// Of every feed-forward block.
+    gate: Gate,
+    /// What a block gives, where a norm of it comes before the sum: `[chunk_tokens, hidden]`.
+    block: Option<Buffer>,
     chunk_tokens: usize,
     /// Width of the residual stream.
     hidden: usize,
@@ -177,6 +183,14 @@ fn backends(attn: Attn) -> Backends {
     Backends { prefill: backend(attn.prefill), decode: backend(attn.decode) }
 }
 
+fn gate(activation: Activation) -> Gate {
+    match activation {
+        Activation::Silu => Gate::Silu,
+        Activation::GeluTanh => Gate::GeluTanh,
+        Activation::ClampedSwish => Gate::Clamped,
+    }
+}
+
 /// An op's failure, in the words of what failed.
 fn failed<E: ToString>(operation: &'static str) -> impl Fn(E) -> OpError {
     move |error| OpError { operation, reason: error.to_string() }
@@ -203,16 +217,25 @@ impl CudaOps {
         let stream = device.stream().clone();
         let rows = slots.min(chunk_tokens);
         let kv_type = kv_type(spec.kv_dtype)?;
-        let shape = (heads, kv_type, config.rms_norm_eps, config.attention_scale);
+        let shape = AttentionShape { heads, kv: kv_type, config, max_len };
         let limits = AttentionLimits { rows: chunk_tokens, requests: rows };
-        let table = cos_sin(config, max_len);
-        let attention = Attention::new(&device, shape, limits, backends(spec.attn), &table)
+        let attention = Attention::new(&device, shape, limits, backends(spec.attn))
             .map_err(failed("prepare attention"))?;
+        let block = match config.norms.after_blocks {
+            true => {
+                let (rows, width) = (chunk_tokens, config.hidden_size);
+                let data = stream.alloc_zeros(rows * width).map_err(memory)?;
+                Some(Buffer { data, rows, width })
+            }
+            false => None,
+        };
         let room = Room {
             tokens: chunk_tokens,
             rows,
             logit_rows: spec.logit_rows,
-            work: attention.decode_planner().map_or(0, |planner| planner.words(rows)),
+            work: attention
+                .decode_planner()
+                .map_or(0, |(planner, windows)| windows.len() * planner.words(rows)),
             pages: rows * max_len.div_ceil(page_size),
         };
         let logit_rows = rows.min(LOGIT_ROWS);
@@ -236,7 +259,10 @@ impl CudaOps {
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
             quantised: None,
-            qkv_bias: config.attention_bias.qkv,
+            bias: config.attention_bias,
+            plus_one: config.norms.plus_one,
+            gate: gate(config.activation),
+            block,
             chunk_tokens,
             hidden: config.hidden_size,
             layers: config.layers.len(),
@@ -282,6 +308,19 @@ impl CudaOps {
         team.measure(&self.device, &mut residual)
     }
 
+    /// Lends where a block leaves what it gives.
+    fn with_block<R>(
+        &mut self,
+        with: impl FnOnce(&mut Self, &mut Buffer) -> OpResult<R>,
+    ) -> OpResult<R> {
+        let Some(mut block) = self.block.take() else {
+            return Err(failed("linear")("the model has no norms after blocks"));
+        };
+        let done = with(self, &mut block);
+        self.block = Some(block);
+        done
+    }
+
     fn stream(&self) -> &Arc<CudaStream> {
         self.device.stream()
     }
@@ -317,17 +356,45 @@ impl CudaOps {
         Ok(())
     }
 
-    /// `out = silu(gate) * up`.
-    fn silu_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
+    /// `out` of the gate and of `up`.
+    fn gate_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
         let width = out.width;
-        SiluMul {
+        GateMul {
             gate_up: (&gate_up.rows(rows)).into(),
             out: (&mut out.rows_mut(rows)).into(),
             rows,
             width,
+            gate: self.gate,
         }
         .launch(&self.device)
-        .map_err(failed("silu_mul"))
+        .map_err(failed("gate_mul"))
+    }
+
+    /// The end of a block with a norm of its own: `residual += after(x)`, and the norm of the next one.
+    fn add_norm(
+        &self,
+        rows: usize,
+        x: &Buffer,
+        (after, next): (&Norm<Self>, Option<&Norm<Self>>),
+        stream: &mut Stream<Self>,
+    ) -> OpResult {
+        let Stream { residual, normed, .. } = stream;
+        let hidden = residual.width;
+        let mut normed = normed.rows_mut(rows);
+        AddNorm {
+            x: (&x.rows(rows)).into(),
+            after: (&after.weight).into(),
+            residual: (&mut residual.rows_mut(rows)).into(),
+            next: next.map(|next| ((&next.weight).into(), (&mut normed).into())),
+            rows,
+            hidden,
+            eps: self.eps,
+            plus_one: self.plus_one,
+        }
+        .launch(&self.device)
+        .map_err(failed("add_norm"))?;
+        stream.changed(next);
+        Ok(())
     }
 
     /// The norm of `rows` of `x_rows` rows: of those that `index` names, or of the first.
@@ -349,6 +416,7 @@ impl CudaOps {
             x_rows,
             hidden,
             eps: self.eps,
+            plus_one: self.plus_one,
         }
         .launch(&self.device)
         .map_err(failed("rms_norm"))
@@ -451,8 +519,9 @@ impl Ops for CudaOps {
         self.upload(parts, len)
     }
 
-    fn vector_plus_one(&self, _part: TensorPart<'_>) -> OpResult<CudaSlice<bf16>> {
-        Err(failed("choose kernels")("there are none for norms whose weights are stored less 1"))
+    /// As they are stored: the kernels add the 1 in f32, of which bf16 would keep too few digits.
+    fn vector_plus_one(&self, part: TensorPart<'_>) -> OpResult<CudaSlice<bf16>> {
+        self.vector(&[part])
     }
 
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
@@ -522,9 +591,6 @@ impl Ops for CudaOps {
         scale: f32,
         stream: &mut Stream<Self>,
     ) -> OpResult {
-        if scale != 1.0 {
-            return Err(failed("embed")("there is no kernel for embeddings that are scaled"));
-        }
         let numbers = table.plain()?;
         stream.changed(None);
         let out = &mut stream.residual;
@@ -540,6 +606,7 @@ impl Ops for CudaOps {
                 hidden,
                 vocab_start: self.vocab_part.start,
                 vocab_len: table.rows,
+                scale,
             }
             .launch(device)
             .map_err(failed("embed"))
@@ -612,7 +679,7 @@ impl Ops for CudaOps {
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, &mut scratch.gate_up, Into::Output)?;
-        self.silu_mul(rows, &scratch.gate_up, out)
+        self.gate_mul(rows, &scratch.gate_up, out)
     }
 
     /// One rank has nothing to sum over, and leaves the norm to the next block's product.
@@ -624,15 +691,18 @@ impl Ops for CudaOps {
         norms: Around<'_, Self>,
         stream: &mut Stream<Self>,
     ) -> OpResult {
-        if norms.after.is_some() {
-            return Err(failed("linear")("there is no kernel for a norm after a block"));
-        }
         let rows = self.issued(rows);
         if self.team.is_some() {
-            return self.linear_sum(rows, linear, x, norms.next, stream);
+            return self.linear_sum(rows, linear, x, norms, stream);
         }
         stream.changed(None);
-        self.product(rows, linear, x, &mut stream.residual, Into::Sum)
+        let Some(after) = norms.after else {
+            return self.product(rows, linear, x, &mut stream.residual, Into::Sum);
+        };
+        self.with_block(|ops, block| {
+            ops.product(rows, linear, x, block, Into::Output)?;
+            ops.add_norm(rows, block, (after, norms.next), stream)
+        })
     }
 
     fn experts_add(
@@ -657,7 +727,7 @@ impl Ops for CudaOps {
         out: &mut Buffer,
     ) -> OpResult {
         let rows = self.issued(batch.tokens().len());
-        self.attend(rows, attention.layer, attention.norms.as_ref(), qkv, out)
+        self.attend(rows, attention, qkv, out)
     }
 
     fn sample(&mut self, batch: &Batch, head: &Matrix, hidden: &Buffer) -> OpResult {

@@ -60,13 +60,17 @@ pub enum Gate {
     Silu,
     /// gpt-oss: the gate cut above 7, `up` at 7 and -7, then `gate * sigmoid(1.702 * gate) * (up + 1)`.
     Clamped,
+    /// `gelu(gate) * up`, approximated by tanh.
+    GeluTanh,
 }
 
 impl Gate {
-    fn number(self) -> u32 {
+    /// In the header, `MINISGL_GATE_`.
+    pub(super) fn number(self) -> u32 {
         match self {
             Gate::Silu => 0,
             Gate::Clamped => 1,
+            Gate::GeluTanh => 2,
         }
     }
 }

@@ -8,6 +8,7 @@ mod cut;
 use cudarc::driver::DevicePtr;
 use half::bf16;
 
+use super::Gate;
 use crate::abi::{Address, RANKS_MAX, SkinnyArgs};
 use crate::check::Check;
 use crate::device::Device;
@@ -88,12 +89,24 @@ pub enum SkinnyOut<'a> {
     },
     /// Logits, `[m, n]`.
     F32(ArrayMut<'a, f32>),
-    /// `residual = bf16(result + residual)`, `[m, n]`.
-    AddTo(ArrayMut<'a, bf16>),
-    /// `silu(gate) * up` of the rounded halves, `[m, n / 2]`.
-    Gated(ArrayMut<'a, bf16>),
-    /// Rounded, `[m, n]`, and written into the inboxes of other GPUs as well.
-    Sent(ArrayMut<'a, bf16>, Inboxes),
+    /// `residual = bf16(result + bias + residual)`.
+    AddTo {
+        /// `[m, n]`.
+        residual: ArrayMut<'a, bf16>,
+        /// `[n]`.
+        bias: Option<Array<'a, bf16>>,
+    },
+    /// Of the rounded halves, `[m, n / 2]`.
+    Gated(ArrayMut<'a, bf16>, Gate),
+    /// Rounded, after `bias` is added, and written into the inboxes of other GPUs as well.
+    Sent {
+        /// `[m, n]`.
+        out: ArrayMut<'a, bf16>,
+        /// `[n]`.
+        bias: Option<Array<'a, bf16>>,
+        /// Where else it goes.
+        inboxes: Inboxes,
+    },
 }
 
 impl SkinnyGemm<'_> {
@@ -146,7 +159,7 @@ impl SkinnyGemm<'_> {
                 (check.array("residual", residual, &[m, k])?, weight, *eps)
             }
         };
-        let n_unit = if matches!(self.out, SkinnyOut::Gated(_)) { 16 } else { 8 };
+        let n_unit = if matches!(self.out, SkinnyOut::Gated(..)) { 16 } else { 8 };
         let (epilogue, out, bias) = self.out.check(&check, m, n)?;
         let (element, (weight, scales), scale_form) = match &self.weight {
             SkinnyWeight::Bf16(weight) => {
@@ -174,8 +187,10 @@ impl SkinnyGemm<'_> {
             inbox: [0; RANKS_MAX - 1],
             peers: 0,
             scale_form,
+            gate: self.out.gate(),
+            reserved: 0,
         };
-        if let SkinnyOut::Sent(_, inboxes) = &self.out {
+        if let SkinnyOut::Sent { inboxes, .. } = &self.out {
             check.that(inboxes.room >= m * n, || {
                 format!("an inbox has room for {} elements, not for {m} x {n}", inboxes.room)
             })?;
@@ -224,19 +239,27 @@ impl SkinnyOut<'_> {
         m: usize,
         n: usize,
     ) -> Result<(u32, Address, Address), LaunchError> {
+        let of = |bias: &Option<Array<'_, bf16>>| match bias {
+            Some(bias) => check.array("bias", bias, &[n]),
+            None => Ok(0),
+        };
         Ok(match self {
-            SkinnyOut::Bf16 { out, bias } => {
-                let bias = match bias {
-                    Some(bias) => check.array("bias", bias, &[n])?,
-                    None => 0,
-                };
-                (0, check.array("out", out, &[m, n])?, bias)
-            }
+            SkinnyOut::Bf16 { out, bias } => (0, check.array("out", out, &[m, n])?, of(bias)?),
             SkinnyOut::F32(out) => (1, check.array("out", out, &[m, n])?, 0),
-            SkinnyOut::AddTo(out) => (2, check.array("residual", out, &[m, n])?, 0),
-            SkinnyOut::Sent(out, _) => (0, check.array("out", out, &[m, n])?, 0),
-            SkinnyOut::Gated(out) => (3, check.array("out", out, &[m, n / 2])?, 0),
+            SkinnyOut::AddTo { residual, bias } => {
+                (2, check.array("residual", residual, &[m, n])?, of(bias)?)
+            }
+            SkinnyOut::Sent { out, bias, .. } => (0, check.array("out", out, &[m, n])?, of(bias)?),
+            SkinnyOut::Gated(out, _) => (3, check.array("out", out, &[m, n / 2])?, 0),
         })
+    }
+
+    /// The gate's number in the header.
+    pub(super) fn gate(&self) -> u32 {
+        match self {
+            SkinnyOut::Gated(_, gate) => gate.number(),
+            _ => 0,
+        }
     }
 }
 

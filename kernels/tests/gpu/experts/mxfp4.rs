@@ -1,6 +1,7 @@
 //! Experts in MXFP4: packing bit by bit, and both ways of multiplying against plain loops over what the codes stand for.
 
 use super::*;
+use crate::experts_layer::Biases;
 
 /// What codes stand for (OCP Microscaling Formats 1.0, table 5).
 const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];

@@ -1,6 +1,7 @@
 //! Attention: rotation, KV pages, and the attention over them.
 //!
-//! Owns: which kernels serve which rows of a step. Must never: write a page that the plan does not name.
+//! Owns: which kernels serve which rows of a step, and the tables that layers differ in. Must never: write a page that
+//! the plan does not name.
 //!
 //! ```text
 //!   rows of a step    decode (one token each)          prefill (chunks of prompts)
@@ -8,34 +9,45 @@
 //!                     page write, attention            then FlashAttention-3 style
 //!   `fi`              QkRopePage, then FlashInfer      QkRopePage, then FlashInfer
 //! ```
+//!
+//! Layers may differ in their window. A step is planned for each window of the model once, and all of its layers take
+//! the same plan.
+
+use std::collections::BTreeSet;
 
 use cudarc::driver::{CudaSlice, DriverError};
 use half::{bf16, f16};
 use minisgl_kernels::attention::{
     AttentionBatch, AttentionError, AttentionLimits, Backend, Backends, DECODE_GROUP_MAX,
     DecodeArgs, DecodeAttention, DecodeInput, DecodePlanner, Heads, KvArray, KvArrayMut, KvType,
-    PagedAttention, PagedAttentionArgs, Prefill,
+    PagedAttention, PagedAttentionArgs, Prefill, View,
 };
 use minisgl_kernels::ops::{QkNorm, QkRopePage};
 use minisgl_kernels::{Array, ArrayMut, Device};
 
 use super::inputs::{Inputs, Starts};
 use super::kv::KvSpace;
-use super::{Buffer, CudaOps, failed};
+use super::prepare::cos_sin;
+use super::{Buffer, CudaOps, LayerAttention, failed};
+use crate::config::{AttentionSpec, ModelConfig};
 use crate::error::OpError;
-use crate::ops::{HeadNorms, OpResult};
+use crate::ops::OpResult;
 
 /// The attention of every layer, and the plan of the step in hand.
 pub(super) struct Attention {
     heads: Heads,
     kv: KvType,
     eps: f32,
+    /// Weights of norms are stored less 1.
+    plus_one: bool,
     /// What products of queries and keys are multiplied by.
     scale: f32,
+    /// Those of the model's layers, each once; `None` is a layer whose tokens see all before them.
+    windows: Vec<Option<u32>>,
     decode: Decode,
     prefill: Prefill,
-    /// For each position `head_dim / 2` cosines, then as many sines.
-    cos_sin: CudaSlice<f32>,
+    /// Of each rotation, for each position `head_dim / 2` cosines, then as many sines.
+    cos_sin: Vec<CudaSlice<f32>>,
     /// Rotated queries of one layer, `[tokens, q_heads, head_dim]`: bf16, or fp16 where the pages are.
     queries: CudaSlice<u16>,
     /// Requests of the step that decode, padding included; they come first.
@@ -44,24 +56,33 @@ pub(super) struct Attention {
     requests: usize,
 }
 
+/// What attention depends on, the step aside.
+pub(super) struct AttentionShape<'a> {
+    pub(super) heads: Heads,
+    pub(super) kv: KvType,
+    pub(super) config: &'a ModelConfig,
+    /// Positions of a request.
+    pub(super) max_len: usize,
+}
+
 enum Decode {
     Fa(Box<DecodeAttention>),
     Fi(Box<PagedAttention>),
 }
 
 impl Attention {
-    /// Kernels and workspaces for steps within `limits`, of requests with as many positions as `cos_sin`
-    /// has rows.
+    /// Kernels and workspaces for steps within `limits`.
     ///
     /// # Errors
     /// A backend that was asked for cannot serve this model or cache; or no memory.
     pub(super) fn new(
         device: &Device,
-        (heads, kv, eps, scale): (Heads, KvType, f32, f32),
+        shape: AttentionShape<'_>,
         limits: AttentionLimits,
         wanted: Backends,
-        cos_sin: &[f32],
     ) -> Result<Attention, AttentionError> {
+        let AttentionShape { heads, kv, config, max_len } = shape;
+        let windows = windows(config);
         let memory =
             |source: DriverError| AttentionError::Driver { what: "allocating workspaces", source };
         // Our own kernel is the faster one for every batch, where there is one.
@@ -70,29 +91,32 @@ impl Attention {
             Backend::Fa => Decode::Fa(Box::new(DecodeAttention::new(device, heads, kv)?)),
             Backend::Fi => {
                 let limits = AttentionLimits { rows: limits.requests, ..limits };
-                Decode::Fi(Box::new(PagedAttention::new(device, heads, kv, limits)?))
+                Decode::Fi(Box::new(PagedAttention::new(device, heads, kv, limits, &windows)?))
             }
         };
         let stream = device.stream();
         let queries = limits.rows * heads.q_heads * heads.head_dim;
+        let table = |rope| stream.clone_htod(&cos_sin(rope, heads.head_dim, max_len));
         Ok(Attention {
             heads,
             kv,
-            eps,
-            scale,
+            eps: config.rms_norm_eps,
+            plus_one: config.norms.plus_one,
+            scale: config.attention_scale,
             decode,
-            prefill: Prefill::new(device, heads, kv, limits, wanted.prefill)?,
-            cos_sin: stream.clone_htod(cos_sin).map_err(memory)?,
+            prefill: Prefill::new(device, heads, kv, limits, &windows, wanted.prefill)?,
+            windows,
+            cos_sin: config.ropes.iter().map(table).collect::<Result<_, _>>().map_err(memory)?,
             queries: stream.alloc_zeros(queries).map_err(memory)?,
             decoding: 0,
             requests: 0,
         })
     }
 
-    /// What cuts the decode rows of a step up, if that goes along with the step's inputs.
-    pub(super) fn decode_planner(&self) -> Option<DecodePlanner> {
+    /// What cuts the decode rows of a step up, if that goes along with the step's inputs, and for which windows.
+    pub(super) fn decode_planner(&self) -> Option<(DecodePlanner, &[Option<u32>])> {
         match &self.decode {
-            Decode::Fa(decode) => Some(decode.planner()),
+            Decode::Fa(decode) => Some((decode.planner(), &self.windows)),
             Decode::Fi(_) => None,
         }
     }
@@ -132,18 +156,24 @@ impl Attention {
         &mut self,
         device: &Device,
         (inputs, kv): (&Inputs, &mut KvSpace),
-        (layer, tokens): (usize, usize),
-        norms: Option<&HeadNorms<CudaOps>>,
+        (of, tokens): (&LayerAttention<CudaOps>, usize),
         (qkv, out): (&Buffer, &mut Buffer),
     ) -> OpResult {
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
+        let layer = of.layer;
         let norm = || {
-            norms.map(|norms| QkNorm {
+            of.norms.as_ref().map(|norms| QkNorm {
                 q_weight: (&norms.query).into(),
                 k_weight: (&norms.key).into(),
                 eps: self.eps,
+                plus_one: self.plus_one,
             })
         };
+        let window = window(&of.spec);
+        let view = View { window, sinks: of.sinks.as_ref().map(Array::from) };
+        let kind = self.windows.iter().position(|one| *one == window);
+        let kind = kind.ok_or_else(|| failed("attention")("a layer's window was not planned"))?;
+        let cos_sin = &self.cos_sin[of.spec.rope];
         let decoding = self.decoding;
         let scale = self.scale;
         let rotated_from = match &self.decode {
@@ -151,14 +181,14 @@ impl Attention {
             Decode::Fa(_) if decoding == 0 => 0,
             Decode::Fa(decode) => {
                 let (qkv, mut out) = (qkv.rows(decoding), out.rows_mut(decoding));
-                let (work, pages) = (inputs.work(), inputs.pages());
+                let (work, pages) = (inputs.work(kind), inputs.pages());
                 let launched = kv.pages(layer, |k_pages, v_pages| {
                     let args = DecodeArgs {
                         input: DecodeInput::Qkv {
                             qkv: (&qkv).into(),
                             bias: None,
                             norm: norm(),
-                            cos_sin: (&self.cos_sin).into(),
+                            cos_sin: cos_sin.into(),
                         },
                         k_pages,
                         v_pages,
@@ -167,8 +197,9 @@ impl Attention {
                         pages: (&pages).into(),
                         rows: decoding,
                         scale,
+                        view,
                     };
-                    // SAFETY: packing planned the work of the same rows, checked that pages are below
+                    // SAFETY: packing planned the work of the same rows and window, checked that pages are below
                     // their number, and that lengths are at most `max_len`, which is the number of
                     // positions. Work and pages come by a copy before the step's first kernel. Older
                     // tokens' pages were written by a step before, which several kernels lie between.
@@ -196,7 +227,7 @@ impl Attention {
                     qkv: (&rest).into(),
                     bias: None,
                     norm: norm(),
-                    cos_sin: (&self.cos_sin).into(),
+                    cos_sin: cos_sin.into(),
                     positions: (&positions.slice(rotated_from..)).into(),
                     slots: (&slots.slice(rotated_from..)).into(),
                     q_out,
@@ -222,7 +253,7 @@ impl Attention {
 
         let queries = self.queries.slice(..tokens * q_heads * head_dim);
         let len = queries.len();
-        let at = (layer, tokens);
+        let at = (layer, tokens, view);
         let attended = match self.kv {
             // SAFETY: any two bytes are an fp16.
             KvType::Fp16 => unsafe { queries.transmute::<f16>(len) }
@@ -239,7 +270,7 @@ impl Attention {
         &self,
         device: &Device,
         (inputs, kv): (&Inputs, &KvSpace),
-        (layer, tokens): (usize, usize),
+        (layer, tokens, view): (usize, usize, View<'_>),
         q: impl Fn() -> KvArray<'q>,
         out: &mut Buffer,
     ) -> OpResult {
@@ -261,6 +292,7 @@ impl Attention {
                     pages: (&pages).into(),
                     last_page_len: (&last_page_len).into(),
                     scale: self.scale,
+                    view,
                 };
                 // `plan` was given the same starts that were uploaded, and packing checked that pages are
                 // below their number, that last pages have 1 to `page_size` tokens, and that a request
@@ -286,6 +318,17 @@ impl Attention {
     }
 }
 
+/// Tokens that a layer's tokens see, if not all. More than any request has are as many.
+fn window(spec: &AttentionSpec) -> Option<u32> {
+    spec.window.map(|window| u32::try_from(window).unwrap_or(u32::MAX))
+}
+
+/// The windows of a model's layers, each once.
+fn windows(config: &ModelConfig) -> Vec<Option<u32>> {
+    let all = config.layers.iter().map(|layer| window(&layer.attention));
+    all.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// Rows, and what serves them.
 enum Rows<'a> {
     Decode(&'a PagedAttention),
@@ -297,14 +340,13 @@ impl CudaOps {
     pub(super) fn attend(
         &mut self,
         tokens: usize,
-        layer: usize,
-        norms: Option<&HeadNorms<CudaOps>>,
+        layer: &LayerAttention<CudaOps>,
         qkv: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
         let CudaOps { device, attention, inputs, kv, .. } = self;
         let kv = kv.as_mut().ok_or_else(no_kv)?;
-        attention.run(device, (inputs, kv), (layer, tokens), norms, (qkv, out))
+        attention.run(device, (inputs, kv), (layer, tokens), (qkv, out))
     }
 }
 

@@ -97,7 +97,7 @@ impl CudaOps {
         let mut team = self.team.take();
         let added = self.add_experts(rows, (norm, experts), stream, &mut room, team.as_mut());
         let done = added.and_then(|()| match &mut team {
-            Some(team) => self.add_over_ranks(team, rows, false, next, stream),
+            Some(team) => self.add_over_ranks(team, rows, next, stream),
             None => {
                 stream.changed(None);
                 Ok(())

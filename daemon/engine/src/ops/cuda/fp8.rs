@@ -162,7 +162,7 @@ impl CudaOps {
         }
         let target = (&mut scratch.gate_up).into();
         self.run_fp8(way, rows, linear, input, target, Into::Output)?;
-        self.silu_mul(rows, &scratch.gate_up, out)
+        self.gate_mul(rows, &scratch.gate_up, out)
     }
 
     /// Whether a product of `rows` rows can write to other GPUs itself. On all ranks the same: what a rank has of a coded
@@ -232,7 +232,7 @@ impl CudaOps {
         }
         let shape = [rows, linear.weight.padded_rows(), linear.weight.inputs];
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
-        let out = skinny_out(into, &mut out, linear.bias.as_ref())?;
+        let out = skinny_out(into, &mut out, linear.bias.as_ref(), self.gate)?;
         let Some(weight) = linear.weight.coded() else { return Err(too_many(rows)) };
         product.launch(&self.device, (&x).into(), weight, out, shape).map_err(failed("linear"))
     }
@@ -249,7 +249,7 @@ impl CudaOps {
         let weight = &linear.weight;
         let (n, k) = (weight.padded_rows(), weight.inputs);
         let m = padded_tokens(gemm_rows(rows, input.room().min(out.rows)));
-        let CudaOps { device, gemm, quantised, eps, .. } = self;
+        let CudaOps { device, gemm, quantised, eps, plus_one, .. } = self;
         let (Some(coded), Some(form), Some(quantised)) =
             (weight.coded(), weight.scale_form(), quantised)
         else {
@@ -267,6 +267,7 @@ impl CudaOps {
                     x: (&x).into(),
                     weight: (&norm.weight).into(),
                     eps: *eps,
+                    plus_one: *plus_one,
                 },
                 _ => QuantiseInput::Plain((&x).into()),
             },

@@ -26,7 +26,7 @@ pub(super) struct Room {
     pub(super) rows: usize,
     /// Tokens after which logits are wanted.
     pub(super) logit_rows: usize,
-    /// Words of how decode attention is shared out.
+    /// Words of how decode attention is shared out, for all windows.
     pub(super) work: usize,
     /// Entries of all page tables.
     pub(super) pages: usize,
@@ -43,7 +43,7 @@ struct Layout {
     page_starts: Range<usize>,
     last_page_len: Range<usize>,
     sampled: Range<usize>,
-    /// How decode attention is shared out.
+    /// How decode attention is shared out, for each window in turn.
     work: Range<usize>,
     /// Last: its length alone changes from one decode step to the next.
     pages: Range<usize>,
@@ -74,15 +74,15 @@ impl Layout {
 
 /// What a step's inputs depend on, the batch aside.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Packing {
+pub(super) struct Packing<'a> {
     /// Tokens a page.
     pub(super) page_size: usize,
     /// How many pages there are.
     pub(super) kv_pages: usize,
     /// Rows of the graph that a batch of decode rows is for.
     pub(super) padded: Option<usize>,
-    /// What shares the attention of decode rows out.
-    pub(super) decode: Option<DecodePlanner>,
+    /// What shares the attention of decode rows out, and for which windows.
+    pub(super) decode: Option<(DecodePlanner, &'a [Option<u32>])>,
 }
 
 /// Packs `batch` and how its rows of logits are sampled. A batch of decode rows is filled up to `padded`
@@ -95,7 +95,7 @@ fn pack(
     words: &mut [i32],
     batch: &Batch,
     samples: impl Iterator<Item = SampleRow>,
-    packing: Packing,
+    packing: Packing<'_>,
 ) -> Result<Layout, String> {
     let Packing { page_size, kv_pages, padded, decode } = packing;
     let rows = batch.rows();
@@ -104,7 +104,7 @@ fn pack(
     let pages: usize = rows.iter().map(|row| pages_of(row.start, row.len)).sum();
     let (tokens, sampled) = (batch.tokens().len(), batch.logit_rows().len());
     let decoding = padded.unwrap_or(batch.decoding());
-    let work = decode.map_or(0, |planner| planner.words(decoding));
+    let work = decode.map_or(0, |(planner, windows)| windows.len() * planner.words(decoding));
     let layout = Layout::new(
         tokens + padding,
         rows.len() + padding,
@@ -165,13 +165,15 @@ fn pack(
     if tokens != batch.tokens().len() {
         return Err(format!("rows feed {tokens} tokens of {}", batch.tokens().len()));
     }
-    if let Some(planner) = decode {
+    if let Some((planner, windows)) = decode {
         let lens = rows[..batch.decoding()].iter().map(|row| row.start + row.len);
         let lens: Vec<u32> = lens.collect();
         let (before, work) = words.split_at_mut(layout.work.start);
         let starts = &before[layout.page_starts.clone()];
-        let work = &mut work[..layout.work.len()];
-        planner.plan(&lens, starts, work).map_err(|error| error.to_string())?;
+        let lists = work[..layout.work.len()].chunks_exact_mut(planner.words(decoding));
+        for (&window, work) in windows.iter().zip(lists) {
+            planner.plan(&lens, starts, window, work).map_err(|error| error.to_string())?;
+        }
     }
     Ok(layout)
 }
@@ -198,6 +200,8 @@ pub(super) struct Inputs {
     staging: Vec<Staging>,
     turn: usize,
     layout: Layout,
+    /// Lists of work in it.
+    windows: usize,
 }
 
 impl Inputs {
@@ -212,7 +216,7 @@ impl Inputs {
             })
             .collect::<Result<_, DriverError>>()?;
         let device = stream.alloc_zeros(words)?;
-        Ok(Inputs { device, staging, turn: 0, layout: Layout::default() })
+        Ok(Inputs { device, staging, turn: 0, layout: Layout::default(), windows: 1 })
     }
 
     /// Packs a batch (see [`pack`]) and enqueues its copy; returns what attention is planned by.
@@ -221,7 +225,7 @@ impl Inputs {
         stream: &CudaStream,
         batch: &Batch,
         samples: impl Iterator<Item = SampleRow>,
-        packing: Packing,
+        packing: Packing<'_>,
     ) -> Result<Starts<'_>, String> {
         let driver = |error: DriverError| error.to_string();
         self.turn = (self.turn + 1) % self.staging.len();
@@ -233,6 +237,7 @@ impl Inputs {
         // is over.
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
         self.layout = pack(words, batch, samples, packing)?;
+        self.windows = packing.decode.map_or(1, |(_, windows)| windows.len());
         let filled = &words[..self.layout.pages.end];
         let to = super::memory::address(&self.device);
         // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
@@ -276,8 +281,11 @@ impl Inputs {
         self.words(&self.layout.last_page_len)
     }
 
-    pub(super) fn work(&self) -> CudaView<'_, i32> {
-        self.words(&self.layout.work)
+    /// How decode attention is shared out for the layers of the model's window `kind`.
+    pub(super) fn work(&self, kind: usize) -> CudaView<'_, i32> {
+        let Range { start, end } = self.layout.work;
+        let words = (end - start) / self.windows;
+        self.words(&(start + kind * words..start + (kind + 1) * words))
     }
 
     pub(super) fn pages(&self) -> CudaView<'_, i32> {
@@ -317,7 +325,7 @@ mod tests {
 
     use super::*;
 
-    fn packing(kv_pages: usize, padded: Option<usize>) -> Packing {
+    fn packing(kv_pages: usize, padded: Option<usize>) -> Packing<'static> {
         Packing { page_size: 4, kv_pages, padded, decode: None }
     }
 

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaSlice, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
-use minisgl_kernels::ops::{SkinnyGemm, SkinnyInput, SkinnyOut, Stage};
+use minisgl_kernels::ops::{Gate, SkinnyGemm, SkinnyInput, SkinnyOut, Stage};
 use minisgl_kernels::peers::Inboxes;
 
 use super::fp8::Input;
@@ -41,7 +41,7 @@ pub(super) enum Into {
     Output,
     /// It is added to what is there.
     Sum,
-    /// `silu(gate) * up` of it, with few rows only.
+    /// The model's activation of it, gate and up, with few rows only.
     Gated,
     /// It is the output, here and in the inboxes of other GPUs; with few rows only.
     Sent(Inboxes),
@@ -79,15 +79,17 @@ pub(super) fn skinny_out<'a>(
     into: Into,
     out: &'a mut CudaViewMut<'_, bf16>,
     bias: Option<&'a CudaSlice<bf16>>,
+    gate: Gate,
 ) -> OpResult<SkinnyOut<'a>> {
-    if bias.is_some() && into != Into::Output {
-        return Err(failed("linear")("a bias goes with a plain output alone"));
+    if bias.is_some() && into == Into::Gated {
+        return Err(failed("linear")("there is no kernel for a gate with a bias"));
     }
+    let (out, bias) = (out.into(), bias.map(Array::from));
     Ok(match into {
-        Into::Output => SkinnyOut::Bf16 { out: out.into(), bias: bias.map(Array::from) },
-        Into::Sum => SkinnyOut::AddTo(out.into()),
-        Into::Gated => SkinnyOut::Gated(out.into()),
-        Into::Sent(inboxes) => SkinnyOut::Sent(out.into(), inboxes),
+        Into::Output => SkinnyOut::Bf16 { out, bias },
+        Into::Sum => SkinnyOut::AddTo { residual: out, bias },
+        Into::Gated => SkinnyOut::Gated(out, gate),
+        Into::Sent(inboxes) => SkinnyOut::Sent { out, bias, inboxes },
     })
 }
 
@@ -171,7 +173,7 @@ impl CudaOps {
                 },
             },
             weight: weight.into(),
-            out: skinny_out(into, &mut out, linear.bias.as_ref())?,
+            out: skinny_out(into, &mut out, linear.bias.as_ref(), self.gate)?,
             m: rows,
             n: weight.padded_rows(),
             k: weight.inputs,
@@ -189,7 +191,9 @@ impl CudaOps {
         (out, into): (Target<'_>, Into),
         stage: Stage,
     ) -> OpResult {
-        if !stream.has(norm) && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs) {
+        // The product's own norm takes weights as they are.
+        let fused = !self.plus_one && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs);
+        if !stream.has(norm) && fused {
             let of = Rows::Normed(&norm.weight);
             return self.skinny(rows, linear, (&stream.residual, &of), out, into, stage);
         }

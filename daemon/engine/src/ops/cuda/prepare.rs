@@ -9,7 +9,7 @@ use std::time::Duration;
 use cudarc::driver::{CudaSlice, CudaView, DriverError};
 use half::bf16;
 use minisgl_kernels::Array;
-use minisgl_kernels::attention::ATTENTION_HEAD_DIMS;
+use minisgl_kernels::attention::{ATTENTION_HEAD_DIMS, Heads};
 use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, scale_stride};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmError, GemmKind, GemmOut};
 use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
@@ -20,7 +20,7 @@ use super::fp8::{CODED_ROWS_MIN, Quantised};
 use super::linear::gemm_rows;
 use super::memory::{ROW_UNIT, padded_tokens};
 use super::{CudaOps, experts, failed};
-use crate::config::{Activation, Ffn, LayerSpec, ModelConfig, NormSpec};
+use crate::config::{ModelConfig, RopeConfig};
 use crate::error::OpError;
 use crate::ops::OpResult;
 use crate::rope;
@@ -32,19 +32,6 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
         let reason = format!("{what}; load with --device cpu");
         Err(OpError { operation: "choose kernels", reason })
     };
-    for (is_there, what) in [
-        (config.layers.iter().all(|layer| layer.attention.window.is_none()), "windows"),
-        (config.ropes.len() == 1, "rotations that differ between layers"),
-        (!config.sinks, "attention with sinks"),
-        (!config.attention_bias.output, "a bias on the attention's output"),
-        (config.norms == NormSpec::default(), "norms after blocks, or with weights less 1"),
-        (config.embedding_scale == 1.0, "embeddings that are scaled"),
-        (has_activation(config), "this activation"),
-    ] {
-        if !is_there {
-            return refuse(format!("the GPU has no kernels for {what} yet"));
-        }
-    }
     if let Some(what) = experts::refusal(config, shard) {
         return refuse(what);
     }
@@ -72,26 +59,11 @@ pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
     Ok(())
 }
 
-/// Whether every block has kernels for the model's activation: gpt-oss's own goes with experts alone.
-fn has_activation(config: &ModelConfig) -> bool {
-    let experts_alone = |layer: &LayerSpec| match &layer.ffn {
-        Ffn::Experts(experts) => experts.shared.is_none(),
-        Ffn::Dense { .. } => false,
-    };
-    match config.activation {
-        Activation::Silu => true,
-        Activation::ClampedSwish => config.layers.iter().all(experts_alone),
-        Activation::GeluTanh => false,
-    }
-}
-
 /// Cosines and sines of every position, rounded as on the CPU.
-pub(super) fn cos_sin(config: &ModelConfig, positions: usize) -> Vec<f32> {
-    let rope = &config.ropes[0];
-    let (frequencies, magnitude) =
-        (rope::frequencies(rope, config.head_dim), rope::magnitude(rope));
-    let mut table = vec![0.0; positions * config.head_dim];
-    table.par_chunks_mut(config.head_dim).enumerate().for_each(|(position, row)| {
+pub(super) fn cos_sin(rope: &RopeConfig, head_dim: usize, positions: usize) -> Vec<f32> {
+    let (frequencies, magnitude) = (rope::frequencies(rope, head_dim), rope::magnitude(rope));
+    let mut table = vec![0.0; positions * head_dim];
+    table.par_chunks_mut(head_dim).enumerate().for_each(|(position, row)| {
         let (cos, sin) = row.split_at_mut(frequencies.len());
         for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
             let angle = f64::from(position as f32 * frequency).sin_cos();
@@ -164,7 +136,10 @@ impl CudaOps {
                     continue; // There is one way to run those.
                 }
                 for kind in self.kinds(n) {
-                    self.prepare_product((m, n, k), kind, is_timed(m, rows_max), &mut trial)?;
+                    for &biased in self.biases((n, k), kind) {
+                        let timed = is_timed(m, rows_max);
+                        self.prepare_product((m, n, k), (kind, biased), timed, &mut trial)?;
+                    }
                 }
             }
         }
@@ -223,7 +198,7 @@ impl CudaOps {
         trial: &mut CodedTrial,
     ) -> OpResult {
         let fault = |error: GemmError| failed("prepare products")(error);
-        let biased = self.is_biased(n, kind);
+        let biased = self.biases((n, k), kind).contains(&true);
         let scales_len = match form {
             ScaleForm::Block => n.div_ceil(BLOCK) * scale_stride(k),
             ScaleForm::Row => n,
@@ -277,12 +252,6 @@ impl CudaOps {
         }
     }
 
-    /// Whether a product with weights of `n` rows adds a bias.
-    fn is_biased(&self, n: usize, kind: GemmKind) -> bool {
-        let qkv = (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim;
-        self.qkv_bias && n == qkv && kind == GemmKind::Bf16
-    }
-
     /// Rows of the head, padded.
     fn head_rows(&self) -> usize {
         self.vocab_part.len().next_multiple_of(ROW_UNIT)
@@ -300,8 +269,9 @@ impl CudaOps {
         if n == self.head_rows() && n != self.router_rows() {
             return vec![GemmKind::F32];
         }
-        // What is summed over ranks is added there; what a shared expert gives goes through its gate first.
-        let sums = n == self.hidden && self.team.is_none();
+        // What is summed over ranks is added there, and what is normalised before it is added, after its norm; what a shared
+        // expert gives goes through its gate first.
+        let sums = n == self.hidden && self.team.is_none() && self.block.is_none();
         let gated = self.experts.as_ref().is_some_and(ExpertRoom::has_shared);
         let outputs = n != self.hidden || n == qkv || !sums || gated;
         let logits = n == self.router_rows();
@@ -309,15 +279,27 @@ impl CudaOps {
         kinds.into_iter().filter(|&(_, is)| is).map(|(kind, _)| kind).collect()
     }
 
+    /// Whether products with weights of this shape have a bias; of the attention's output that of one rank alone has, and
+    /// a block's last product may have the same shape and none.
+    fn biases(&self, (n, k): (usize, usize), kind: GemmKind) -> &'static [bool] {
+        let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
+        let is_qkv = n == (q_heads + 2 * kv_heads) * head_dim && kind == GemmKind::Bf16;
+        let is_o = n == self.hidden && k == q_heads * head_dim && kind != GemmKind::F32;
+        match (self.bias.qkv && is_qkv, self.bias.output && is_o) {
+            (_, true) => &[false, true],
+            (true, false) => &[true],
+            (false, false) => &[false],
+        }
+    }
+
     fn prepare_product(
         &mut self,
         (m, n, k): (usize, usize, usize),
-        kind: GemmKind,
+        (kind, biased): (GemmKind, bool),
         timed: bool,
         trial: &mut Trial,
     ) -> OpResult {
         let fault = |error: GemmError| failed("prepare products")(error);
-        let biased = self.is_biased(n, kind);
         let x = trial.x.slice(..m * k);
         let bias = trial.bias.slice(..n);
         let cold = COLD_BYTES.div_ceil(2 * n * k).clamp(1, trial.weight.len() / (n * k));

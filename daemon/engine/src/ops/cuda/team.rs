@@ -20,7 +20,7 @@ use super::{Buffer, CudaOps, Gpu, failed};
 use crate::collective::Member;
 use crate::config::ModelConfig;
 use crate::error::OpError;
-use crate::ops::{Linear, Norm, OpResult, Stream};
+use crate::ops::{Around, Linear, Norm, OpResult, Stream};
 use crate::patience::STEP_PATIENCE;
 use crate::shard::Shard;
 
@@ -158,17 +158,42 @@ const PREPARING: Duration = Duration::from_secs(900);
 const _: () = assert!(STEP_PATIENCE.as_millis() > PATIENCE.as_millis());
 
 impl CudaOps {
-    /// The end of a block where there are several ranks: this rank's product, then the sum over all.
+    /// The end of a block where there are several ranks: this rank's product, then the sum over all, then norms. A norm
+    /// of the sum comes after it, by a kernel of its own.
     pub(super) fn linear_sum(
         &mut self,
         rows: usize,
         linear: &Linear<CudaOps>,
         x: &Buffer,
-        next: Option<&Norm<CudaOps>>,
+        norms: Around<'_, CudaOps>,
         stream: &mut Stream<CudaOps>,
     ) -> OpResult {
+        if let Some(after) = norms.after {
+            return self.with_block(|ops, block| {
+                ops.sum_into(rows, linear, x, (Sum::Block, None), (block, None))?;
+                ops.add_norm(rows, block, (after, norms.next), stream)
+            });
+        }
+        // What comes along with a sum takes weights as they are.
+        let next = norms.next.filter(|_| !self.plus_one);
+        let Stream { residual, normed, .. } = stream;
+        let summed =
+            self.sum_into(rows, linear, x, (Sum::Addition, next), (residual, Some(normed)));
+        stream.changed(next);
+        summed
+    }
+
+    /// The sum of all ranks' products, added to `to` or put there, and the norm of it.
+    fn sum_into(
+        &mut self,
+        rows: usize,
+        linear: &Linear<CudaOps>,
+        x: &Buffer,
+        (sum, next): (Sum, Option<&Norm<CudaOps>>),
+        (to, normed): (&mut Buffer, Option<&mut Buffer>),
+    ) -> OpResult {
         let Some(mut team) = self.team.take() else { return Err(failed("linear")("one rank")) };
-        let (room, width) = (stream.residual.rows, stream.residual.width);
+        let (room, width) = (to.rows, to.width);
         // A product of few rows writes to the peers itself.
         let sends = match linear.weight.scale_form() {
             None => self.few(rows),
@@ -176,41 +201,50 @@ impl CudaOps {
         };
         let inboxes = if sends { team.peers.inboxes(rows) } else { None };
         let into = inboxes.map_or(Into::Output, Into::Sent);
-        let target = Target { data: team.peers.delta(Sum::Addition), rows: room, width };
+        let target = Target { data: team.peers.delta(sum), rows: room, width };
         let product = self.product_into(rows, linear, x, target, into);
         let sent = inboxes.is_some();
-        let summed =
-            product.and_then(|()| self.add_over_ranks(&mut team, rows, sent, next, stream));
+        let summed = product
+            .and_then(|()| self.sum_over_ranks(&mut team, rows, (sum, sent), next, (to, normed)));
         self.team = Some(team);
         summed
     }
 
-    /// `residual +=` what every rank has left for the next addition, in its peers' inboxes already if it was `sent`;
-    /// with the norm that follows.
+    /// `residual +=` what every rank has left for the next addition, with the norm that follows.
     pub(super) fn add_over_ranks(
         &self,
         team: &mut Team,
         rows: usize,
-        sent: bool,
         next: Option<&Norm<CudaOps>>,
         stream: &mut Stream<CudaOps>,
     ) -> OpResult {
+        let next = next.filter(|_| !self.plus_one);
         let Stream { residual, normed, .. } = &mut *stream;
-        let mut normed = normed.rows_mut(rows);
-        let norm = next.map(|norm| NextNorm {
+        let to = (residual, Some(normed));
+        let summed = self.sum_over_ranks(team, rows, (Sum::Addition, false), next, to);
+        stream.changed(next);
+        summed
+    }
+
+    /// What every rank has left for `sum`, in its peers' inboxes already if it was `sent`, added to `to` or put there; and
+    /// the norm of it.
+    fn sum_over_ranks(
+        &self,
+        team: &mut Team,
+        rows: usize,
+        sum: (Sum, bool),
+        next: Option<&Norm<CudaOps>>,
+        (to, normed): (&mut Buffer, Option<&mut Buffer>),
+    ) -> OpResult {
+        let mut normed = normed.map(|normed| normed.rows_mut(rows));
+        let norm = next.zip(normed.as_mut()).map(|(norm, normed)| NextNorm {
             weight: (&norm.weight).into(),
-            out: (&mut normed).into(),
+            out: normed.into(),
             eps: self.eps,
         });
-        let mut residual = residual.rows_mut(rows);
-        let summed = team.peers.all_reduce(
-            &self.device,
-            rows,
-            (Sum::Addition, sent),
-            (&mut residual).into(),
-            norm,
-        );
-        stream.changed(next);
-        summed.map_err(failed("all-reduce"))
+        let mut to = to.rows_mut(rows);
+        team.peers
+            .all_reduce(&self.device, rows, sum, (&mut to).into(), norm)
+            .map_err(failed("all-reduce"))
     }
 }

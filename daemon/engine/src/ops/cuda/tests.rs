@@ -11,7 +11,9 @@ use minisgl_sched::{Install, Plan, Row, Want};
 use super::linear::gemm_rows;
 use super::*;
 use crate::collective::Group;
-use crate::config::{Architecture, AttentionBias, AttentionSpec, Ffn};
+use crate::config::{
+    Activation, Architecture, AttentionBias, AttentionSpec, Ffn, NormSpec, RopeConfig, RopeScaling,
+};
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 use crate::ops::{HeadNorms, NormId};
 
@@ -59,6 +61,16 @@ trait Visible: Ops {
     fn weight(&self, values: &[f32]) -> Self::Vector {
         let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
         self.vector(&[TensorPart::of(&values)]).unwrap()
+    }
+
+    /// A norm's weight, stored less 1 or as it is.
+    fn norm_weight(&self, values: &[f32], plus_one: bool) -> Self::Vector {
+        if !plus_one {
+            return self.weight(values);
+        }
+        // So small that bf16 would lose most of it beside the 1.
+        let values: Vec<bf16> = values.iter().map(|value| bf16::from_f32(value * 0.02)).collect();
+        self.vector_plus_one(TensorPart::of(&values)).unwrap()
     }
 }
 
@@ -229,8 +241,6 @@ fn a_model_without_kernels_is_refused_by_what_it_lacks() {
     assert!(refusal(|config| config.hidden_size = 204).starts_with("hidden_size is 204"));
     let narrow = |config: &mut ModelConfig| config.layers[1].ffn = Ffn::Dense { width: 333 };
     assert!(refusal(narrow).contains("a multiple of 8"));
-    let window = |config: &mut ModelConfig| config.layers[1].attention.window = Some(5);
-    assert_eq!(refusal(window), "the GPU has no kernels for windows yet; load with --device cpu");
     assert!(refusal(|config| config.vocab_size = 1 << 20).starts_with("vocab_size is 1048576"));
 }
 
@@ -251,10 +261,10 @@ fn products_are_the_cpus() {
         (300, 1008, 200),
         (CHUNK, 64, 328),
     ] {
-        let (x, residual) = (random.floats(rows * k), random.floats(rows * n));
+        let x = random.floats(rows * k);
         let (weight, bias, norm) = (random.floats(n * k), random.floats(n), random.floats(k));
-        fn run<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 5]) -> [Vec<f32>; 4] {
-            let [x, weight, bias, norm, residual] = given;
+        fn run<O: Visible>(ops: &mut O, rows: usize, given: [&[f32]; 4]) -> [Vec<f32>; 3] {
+            let [x, weight, bias, norm] = given;
             let (n, k) = (bias.len(), weight.len() / bias.len());
             let matrix = || ops.weights(weight, k);
             let plain = Linear { weight: matrix(), bias: None };
@@ -272,15 +282,12 @@ fn products_are_the_cpus() {
             let mut gated = ops.poisoned(rows, n / 2);
             let mut fresh = stream(ops);
             ops.norm_gated(rows, &mut fresh, &norm, &plain, &mut scratch, &mut gated).unwrap();
-            let mut sum = Stream::new(ops.fill(n, residual), ops.poisoned(rows, n));
-            let norms = Around { after: None, next: None };
-            ops.linear_add(rows, &plain, &ops.fill(k, x), norms, &mut sum).unwrap();
             let [normed, with_norm] = out;
-            [normed, with_norm, sum.residual, gated].map(|buffer| ops.values(&buffer, rows))
+            [normed, with_norm, gated].map(|buffer| ops.values(&buffer, rows))
         }
-        let given = [&x[..], &weight, &bias, &norm, &residual];
+        let given = [&x[..], &weight, &bias, &norm];
         let (expected, got) = (run(&mut cpu, rows, given), run(&mut cuda, rows, given));
-        let names = ["of a norm", "of a norm, with bias", "sum", "gated"];
+        let names = ["of a norm", "of a norm, with bias", "gated"];
         for ((name, got), expected) in names.iter().zip(&got).zip(&expected) {
             // What is gated was rounded twice on its way.
             let ulps = if *name == "gated" { 8.0 } else { 3.5 };
@@ -289,14 +296,115 @@ fn products_are_the_cpus() {
     }
 }
 
-/// Steps over a few requests: prompts in chunks, decode rows, and both mixed.
+/// Every activation, between few rows and many; and norms whose weights are stored less 1 before it.
+#[test]
+fn gated_blocks_are_the_cpus() {
+    let kinds = [
+        (Activation::Silu, false),
+        (Activation::GeluTanh, true),
+        (Activation::ClampedSwish, false),
+    ];
+    for (activation, plus_one) in kinds {
+        let mut config = config(4, 2, 64);
+        config.activation = activation;
+        config.norms.plus_one = plus_one;
+        let Some((mut cpu, mut cuda)) = pair(&config, 16) else { return };
+        let mut random = Random(8);
+        let (k, width) = (200, 328);
+        for rows in [1, 2, 9, 16, 17, 300] {
+            let x: Vec<f32> = random.floats(rows * k).iter().map(|x| x * 4.0).collect();
+            let (weight, norm) = (random.floats(2 * width * k), random.floats(k));
+            fn run<O: Visible>(
+                ops: &mut O,
+                (rows, plus_one): (usize, bool),
+                [x, weight, norm]: [&[f32]; 3],
+            ) -> Vec<f32> {
+                let (k, width) = (norm.len(), weight.len() / norm.len() / 2);
+                let linear = Linear { weight: ops.weights(weight, k), bias: None };
+                let norm = Norm { id: NormId(0), weight: ops.norm_weight(norm, plus_one) };
+                let mut stream = Stream::new(ops.fill(k, x), ops.poisoned(rows, k));
+                let mut scratch = Scratch { gate_up: ops.poisoned(rows, 2 * width) };
+                let mut out = ops.poisoned(rows, width);
+                ops.norm_gated(rows, &mut stream, &norm, &linear, &mut scratch, &mut out).unwrap();
+                ops.values(&out, rows)
+            }
+            let given = [&x[..], &weight, &norm];
+            let expected = run(&mut cpu, (rows, plus_one), given);
+            let got = run(&mut cuda, (rows, plus_one), given);
+            assert_close(&format!("{activation:?}, {rows} rows"), &got, &expected, 10.0);
+        }
+    }
+}
+
+/// With a bias on what is added, with a norm of it, and with both; and the norm that the next block begins with.
+#[test]
+fn blocks_end_as_the_cpus() {
+    for (bias, after, plus_one) in
+        [(false, false, false), (true, false, false), (false, true, true), (true, true, false)]
+    {
+        let mut config = config(4, 2, 64);
+        config.attention_bias.output = bias;
+        config.norms = NormSpec { plus_one, after_blocks: after };
+        let Some((mut cpu, mut cuda)) = pair(&config, 16) else { return };
+        let mut random = Random(9);
+        let n = config.hidden_size;
+        for (rows, k) in
+            [(1, 328), (2, 8), (9, 64), (16, 1000), (17, 328), (300, 1000), (CHUNK, 64)]
+        {
+            let (x, residual) = (random.floats(rows * k), random.floats(rows * n));
+            let (weight, biases) = (random.floats(n * k), random.floats(n));
+            let (own, next, then) = (random.floats(n), random.floats(n), random.floats(64 * n));
+            struct Given<'a>(usize, [bool; 3], [&'a [f32]; 7]);
+            fn run<O: Visible>(ops: &mut O, given: &Given<'_>) -> [Vec<f32>; 2] {
+                let &Given(rows, [bias, after, plus_one], arrays) = given;
+                let [x, weight, biases, residual, own, next, then] = arrays;
+                let (n, k) = (biases.len(), weight.len() / biases.len());
+                let bias = bias.then(|| ops.weight(biases));
+                let linear = Linear { weight: ops.weights(weight, k), bias };
+                let norm = |id, weight| Norm { id: NormId(id), weight };
+                let own = norm(0, ops.norm_weight(own, plus_one));
+                let next = norm(1, ops.norm_weight(next, plus_one));
+                let mut stream = Stream::new(ops.fill(n, residual), ops.poisoned(rows, n));
+                let norms = Around { after: after.then_some(&own), next: Some(&next) };
+                ops.linear_add(rows, &linear, &ops.fill(k, x), norms, &mut stream).unwrap();
+                let then = Linear { weight: ops.weights(then, n), bias: None };
+                let mut out = ops.poisoned(rows, 64);
+                ops.norm_linear(rows, &mut stream, &next, &then, &mut out).unwrap();
+                [ops.values(&stream.residual, rows), ops.values(&out, rows)]
+            }
+            let arrays = [&x[..], &weight, &biases, &residual, &own, &next, &then];
+            let given = Given(rows, [bias, after, plus_one], arrays);
+            let (expected, got) = (run(&mut cpu, &given), run(&mut cuda, &given));
+            let what = format!("{rows} rows of {k}, bias {bias}, after {after}, less 1 {plus_one}");
+            assert_close(&format!("{what}: sum"), &got[0], &expected[0], 4.0);
+            assert_close(&format!("{what}: next block"), &got[1], &expected[1], 8.0);
+        }
+    }
+}
+
+/// Steps over a few requests: prompts in chunks, decode rows, and both mixed; layers that see all, that have windows,
+/// rotations of their own, and sinks.
 #[test]
 fn attention_and_pages_are_the_cpus() {
-    for (heads, kv_heads, head_dim, page_size) in
-        [(4, 2, 64, 16), (5, 1, 128, 1), (16, 8, 128, 16), (3, 3, 64, 7), (4, 1, 256, 64)]
-    {
-        let config = config(heads, kv_heads, head_dim);
+    for (heads, kv_heads, head_dim, page_size, window) in [
+        (4, 2, 64, 16, 1),
+        (5, 1, 128, 1, 40),
+        (16, 8, 128, 16, 128),
+        (3, 3, 64, 7, 17),
+        (4, 1, 256, 64, 300),
+        (64, 8, 64, 16, 128),
+    ] {
+        let mut config = config(heads, kv_heads, head_dim);
+        let layer = config.layers[0].clone();
+        config.layers = vec![layer; 3];
+        config.layers[1].attention = AttentionSpec { window: Some(window), rope: 1 };
+        config
+            .ropes
+            .push(RopeConfig { theta: 150_000.0, scaling: RopeScaling::Linear { factor: 8.0 } });
+        config.norms.plus_one = heads == 5;
         let Some((mut cpu, mut cuda)) = pair(&config, page_size) else { return };
+        let specs: Vec<AttentionSpec> =
+            config.layers.iter().map(|layer| layer.attention.clone()).collect();
         let mut random = Random(3);
         let pages = 4000 / page_size + 8;
         let mut free: Vec<u32> = (0..pages as u32).collect();
@@ -317,25 +425,27 @@ fn attention_and_pages_are_the_cpus() {
             vec![row(2, 1599, 1), row(3, 0, 89)],
         ];
         let norms = [random.floats(head_dim), random.floats(head_dim)];
+        let sinks: Vec<f32> = random.floats(heads).iter().map(|sink| 3.0 * sink).collect();
         let width = (heads + 2 * kv_heads) * head_dim;
         for rows in &steps {
             let batch = batch(&tables, rows, page_size, &mut random);
             let tokens = batch.tokens().len();
             let qkv = random.floats(tokens * width);
-            for layer in 0..2 {
-                let step = |with_norms| Case {
+            for (layer, spec) in specs.iter().enumerate() {
+                let case = Case {
                     batch: &batch,
                     layer,
-                    norms: &norms,
+                    spec,
+                    norms: (layer != 2).then_some(&norms),
+                    plus_one: config.norms.plus_one,
+                    sinks: (layer > 0).then_some(&sinks),
                     qkv: &qkv,
-                    with_norms,
                 };
                 let out_width = heads * head_dim;
-                let normed = layer == 0;
-                let expected = attend(&mut cpu, &step(normed), out_width);
-                let got = attend(&mut cuda, &step(normed), out_width);
+                let expected = attend(&mut cpu, &case, out_width);
+                let got = attend(&mut cuda, &case, out_width);
                 let what = format!(
-                    "{heads}/{kv_heads} heads of {head_dim}, pages of {page_size}, {rows:?}"
+                    "{heads}/{kv_heads} heads of {head_dim}, pages of {page_size}, {spec:?}, {rows:?}"
                 );
                 assert_close(&what, &got, &expected, 8.0);
             }
@@ -346,20 +456,23 @@ fn attention_and_pages_are_the_cpus() {
 struct Case<'a> {
     batch: &'a Batch,
     layer: usize,
-    norms: &'a [Vec<f32>; 2],
+    spec: &'a AttentionSpec,
+    norms: Option<&'a [Vec<f32>; 2]>,
+    plus_one: bool,
+    sinks: Option<&'a Vec<f32>>,
     qkv: &'a [f32],
-    with_norms: bool,
 }
 
 fn attend<O: Visible>(ops: &mut O, case: &Case<'_>, out_width: usize) -> Vec<f32> {
     let (batch, tokens) = (case.batch, case.batch.tokens().len());
-    let [query, key] = case.norms.each_ref().map(|norm| ops.weight(norm));
-    let norms = HeadNorms { query, key };
+    let norms = case.norms.map(|norms| {
+        let [query, key] = norms.each_ref().map(|norm| ops.norm_weight(norm, case.plus_one));
+        HeadNorms { query, key }
+    });
     let mut qkv = ops.fill(case.qkv.len() / tokens, case.qkv);
     let mut out = ops.poisoned(tokens, out_width);
-    let norms = case.with_norms.then_some(norms);
-    let spec = AttentionSpec { window: None, rope: 0 };
-    let attention = LayerAttention { layer: case.layer, spec, norms, sinks: None };
+    let sinks = case.sinks.map(|sinks| ops.weight(sinks));
+    let attention = LayerAttention { layer: case.layer, spec: case.spec.clone(), norms, sinks };
     ops.step(batch, &[], |ops| ops.attention(batch, &attention, &mut qkv, &mut out)).unwrap();
     ops.values(&out, tokens)
 }

@@ -1,16 +1,15 @@
-// The gate of a SwiGLU feed-forward layer.
+// The gate of a feed-forward layer that is not SwiGLU's.
 //
-//   out[r, i] = silu(gate[r, i]) * up[r, i]            silu(x) = x / (1 + exp(-x))
+//   out[r, i] = gate(gate[r, i], up[r, i])            see gate.cuh
 //
 // Shapes: gate_up bf16 [rows, 2, width] (one GEMM writes both), out bf16 [rows, width]; f32 inside.
 // Bytes moved: 6 * rows * width (two thirds read). Bound: copy bandwidth.
-// Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), width 12288: 99 % at 4,096 rows; 1.4 us at 1 row.
 
-#include "../common.cuh"
+#include "../gate.cuh"
 
 using namespace minisgl;
 
-KERNEL minisgl_silu_mul(const __grid_constant__ minisgl_silu_mul_args a) {
+KERNEL minisgl_gate_mul(const __grid_constant__ minisgl_gate_mul_args a) {
   wait_for_inputs();
   let_next_start();
 
@@ -23,6 +22,6 @@ KERNEL minisgl_silu_mul(const __grid_constant__ minisgl_silu_mul_args a) {
   unpack(gate_raw, gate);
   unpack(up_raw, up);
 #pragma unroll
-  for (int i = 0; i < VEC; i++) gate[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];
+  for (int i = 0; i < VEC; i++) gate[i] = gate_of(gate[i], up[i], a.gate);
   store8(a.out + at.in(a.width), pack(gate));
 }

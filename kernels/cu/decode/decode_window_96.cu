@@ -1,0 +1,7 @@
+#define HEAD_DIM 96
+
+#include "decode.cuh"
+
+DECODE_WINDOW(Bf16, minisgl_decode_window_bf16_96)
+DECODE_WINDOW(Fp16, minisgl_decode_window_fp16_96)
+DECODE_WINDOW(Fp8, minisgl_decode_window_fp8_96)

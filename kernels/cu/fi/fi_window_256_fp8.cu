@@ -1,0 +1,3 @@
+#include "fi_window.cuh"
+
+FI_WINDOW(minisgl_fi_window_256_fp8, 256, __nv_bfloat16, __nv_fp8_e4m3)
