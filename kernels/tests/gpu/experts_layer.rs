@@ -13,12 +13,12 @@ pub struct Layer {
     pub gate: Gate,
     pub router: (Vec<bf16>, CudaSlice<bf16>),
     /// `[experts, width, hidden]`, twice.
-    gates: Vec<bf16>,
-    ups: Vec<bf16>,
+    pub gates: Vec<bf16>,
+    pub ups: Vec<bf16>,
     /// `[experts, hidden, width]`.
-    downs: Vec<bf16>,
-    gate_up: CudaSlice<bf16>,
-    down: CudaSlice<bf16>,
+    pub downs: Vec<bf16>,
+    pub gate_up: CudaSlice<bf16>,
+    pub down: CudaSlice<bf16>,
     pub biases: Option<Biases>,
 }
 

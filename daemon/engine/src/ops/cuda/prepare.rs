@@ -137,7 +137,7 @@ impl CudaOps {
                 }
                 for kind in self.kinds(n) {
                     for &biased in self.biases((n, k), kind) {
-                        let timed = is_timed(m, rows_max);
+                        let timed = is_timed(m, rows_max) && !self.must_agree(n, kind);
                         self.prepare_product((m, n, k), (kind, biased), timed, &mut trial)?;
                     }
                 }
@@ -255,6 +255,13 @@ impl CudaOps {
     /// Rows of the head, padded.
     fn head_rows(&self) -> usize {
         self.vocab_part.len().next_multiple_of(ROW_UNIT)
+    }
+
+    /// Whether all ranks compute the same product, and must get the same bits of it: to time algorithms might give each
+    /// rank another, and by a router's logits they choose experts. Untimed, it is cuBLASLt's word, or that of the one file that all
+    /// ranks read.
+    fn must_agree(&self, n: usize, kind: GemmKind) -> bool {
+        self.team.is_some() && kind == GemmKind::F32 && n == self.router_rows()
     }
 
     /// Rows of the experts' routers, padded; 0 without experts.
