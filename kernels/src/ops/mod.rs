@@ -7,6 +7,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod medium;
+mod narrow;
 mod qk_rope_page;
 mod quantise;
 mod rmsnorm;
@@ -21,6 +22,7 @@ pub use experts::{
     PackExpert, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_slabs_len,
 };
 pub use medium::{Fp8Product, MediumGemm};
+pub use narrow::NarrowGemm;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use quantise::{Quantise, QuantiseInput};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};
