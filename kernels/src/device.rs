@@ -91,6 +91,7 @@ impl Device {
             "skinny_stream",
             "skinny_stream_e4m3",
             "medium",
+            "narrow",
             "experts_few",
             "experts_many",
             "mxfp4_few",

@@ -75,7 +75,8 @@ __device__ __forceinline__ float2 sum_of_all(uint32_t blocks, uint32_t address) 
 }
 
 // A 128 x 128 tile of the weight, 16-byte pieces of row r at place (piece ^ r % 8). What is not there becomes zeros.
-__device__ __forceinline__ void copy_tile(uint32_t to, const minisgl_medium_args& a, uint32_t row, uint32_t column,
+template <class Args>
+__device__ __forceinline__ void copy_tile(uint32_t to, const Args& a, uint32_t row, uint32_t column,
                                           uint32_t barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], "

@@ -16,22 +16,16 @@
 // before; three bring x beside it; two groups of four warps widen the weight in registers and multiply it from there with
 // the tensor cores (wgmma), tokens from shared memory as the other operand.
 
-#include "../gate.cuh"
-#include "instructions.cuh"
+#include "tiles.cuh"
 
 using namespace minisgl;
 
-// Groups of four warps that multiply, and threads of a block.
-[[maybe_unused]] constexpr int GROUPS = 2;
-constexpr uint32_t CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 128;
+// Threads of a block.
+constexpr uint32_t THREADS = CONSUMERS + 128;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr uint32_t ROWS = 256, HALF = 128, BLOCK = 128;
 constexpr uint32_t LOADERS = 96;
-constexpr uint32_t STAGES_MAX = 8;
-// Floats between two tokens of partial sums: without the 4, four lanes would meet in a bank.
-constexpr uint32_t TOKEN_STRIDE = ROWS + 4;
 
 // Shared memory; `medium.rs` counts the same bytes. From a multiple of 1024 on:
 //   ring     [stages]: the weight, [2][128] rows of 128 bytes; x, [2][N] tokens of 64 columns, 128 bytes
@@ -39,28 +33,6 @@ constexpr uint32_t TOKEN_STRIDE = ROWS + 4;
 template <int N>
 struct Layout {
   static constexpr uint32_t WEIGHT = ROWS * BLOCK, X = N * BLOCK * 2, STAGE = WEIGHT + X;
-};
-
-// Which tiles a cluster owns, and which blocks of columns are this block's share.
-struct Work {
-  uint32_t rank, size, tile, tiles, step, first, count;
-
-  __device__ __forceinline__ explicit Work(const minisgl_medium_args& a) {
-    rank = cluster_rank(), size = cluster_size();
-    const uint32_t blocks = (a.k + BLOCK - 1) / BLOCK;
-    first = blocks * rank / size, count = blocks * (rank + 1) / size - first;
-    tile = blockIdx.x / size, step = gridDim.x / size;
-    const uint32_t width = a.epilogue == MINISGL_SKINNY_GATED ? HALF : ROWS;
-    tiles = ((a.epilogue == MINISGL_SKINNY_GATED ? a.n / 2 : a.n) + width - 1) / width;
-  }
-  __device__ __forceinline__ uint32_t rounds() const {
-    return tile < tiles ? ((tiles - 1 - tile) / step + 1) * count : 0;
-  }
-  // The first row of the weight in a half of a tile.
-  __device__ __forceinline__ uint32_t row(const minisgl_medium_args& a, uint32_t of_tile, uint32_t half) const {
-    if (a.epilogue == MINISGL_SKINNY_GATED) return of_tile * HALF + (half ? a.n / 2 : 0);
-    return of_tile * ROWS + half * HALF;
-  }
 };
 
 template <int N>
@@ -183,45 +155,6 @@ __device__ __forceinline__ void add_scaled(float (&sum)[N / 2], const float (&pa
     sum[4 * eight + 1] += part[4 * eight + 1] * odd;
     sum[4 * eight + 2] += part[4 * eight + 2] * even;
     sum[4 * eight + 3] += part[4 * eight + 3] * odd;
-  }
-}
-
-// What belongs to row `row` of the weight.
-__device__ __forceinline__ float row_scale(const minisgl_medium_args& a, uint32_t row) {
-  return a.scale_form == MINISGL_SCALE_ROW ? a.scales[row] : 1.0f;
-}
-
-// Adds up the sums of the cluster for this block's share of the rows of a tile, two at a time, and hands them on.
-__device__ __forceinline__ void finish(const minisgl_medium_args& a, const Work& work, uint32_t partial, uint32_t tile) {
-  const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
-  const uint32_t pairs = (gated ? HALF : ROWS) / 2, width = gated ? a.n / 2 : a.n;
-  const uint32_t first = pairs * work.rank / work.size, count = pairs * (work.rank + 1) / work.size - first;
-  for (uint32_t at = threadIdx.x; at < count * a.m; at += CONSUMERS) {
-    const uint32_t token = at / count, row = (first + at % count) * 2;
-    const uint32_t column = tile * (gated ? HALF : ROWS) + row;
-    if (column >= width) continue;
-    const uint32_t from = partial + (token * TOKEN_STRIDE + row) * 4;
-    float2 sum = sum_of_all(work.size, from), up;
-    if (gated) up = sum_of_all(work.size, from + HALF * 4);
-    sum.x *= row_scale(a, column), sum.y *= row_scale(a, column + 1);
-    const size_t to = size_t(token) * width + column;
-    if (a.epilogue == MINISGL_SKINNY_F32) {
-      *reinterpret_cast<float2*>(static_cast<float*>(a.out) + to) = sum;
-      continue;
-    }
-    __nv_bfloat162* out = reinterpret_cast<__nv_bfloat162*>(static_cast<minisgl_bf16*>(a.out) + to);
-    if (gated) {
-      up.x *= row_scale(a, width + column), up.y *= row_scale(a, width + column + 1);
-      *out = __halves2bfloat162(minisgl::gated(sum.x, up.x, a.gate), minisgl::gated(sum.y, up.y, a.gate));
-      continue;
-    }
-    float2 add = make_float2(0.0f, 0.0f);
-    if (a.epilogue == MINISGL_SKINNY_ADD) add = __bfloat1622float2(*out);
-    if (a.bias) {
-      const float2 bias = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(a.bias + column));
-      sum.x += bias.x, sum.y += bias.y;
-    }
-    *out = __floats2bfloat162_rn(sum.x + add.x, sum.y + add.y);
   }
 }
 

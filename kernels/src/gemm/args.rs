@@ -3,7 +3,7 @@
 use half::bf16;
 
 use crate::fp8::{Fp8Weight, ScaleForm};
-use crate::ops::{Fp8Product, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
+use crate::ops::{Fp8Product, NarrowGemm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
 use crate::{Array, ArrayMut, Device, LaunchError};
 
 /// What a product is prepared for.
@@ -150,6 +150,16 @@ impl Fp8GemmArgs<'_> {
         let element = GemmElement::Fp8(self.weight.form());
         let bias = self.bias.is_some();
         GemmShape { m: self.m, n: self.n, k: self.k, bias, kind: self.out.kind(), element }
+    }
+
+    /// Computes the same with another weight by [`NarrowGemm`].
+    pub(super) fn narrow(
+        &mut self,
+        device: &Device,
+        weight: Fp8Weight<'_>,
+    ) -> Result<(), LaunchError> {
+        let (x, m, n, k) = (self.x, self.m, self.n, self.k);
+        NarrowGemm { x, weight, out: self.out.skinny(self.bias), m, n, k }.launch(device)
     }
 
     /// Computes the same from x as bf16 with another weight, by one of our own kernels.

@@ -71,6 +71,8 @@ pub struct Gemm {
     tuned: HashMap<GemmShape, Tuned>,
     /// Of our own products of few rows of e4m3, the fastest and its nanoseconds.
     own: HashMap<GemmShape, (Fp8Product, u32)>,
+    /// Nanoseconds of [`NarrowGemm`](crate::ops::NarrowGemm).
+    narrow: HashMap<GemmShape, u32>,
     plans: HashMap<GemmShape, Plan>,
 }
 
@@ -100,6 +102,7 @@ impl Gemm {
             workspace,
             tuned: HashMap::new(),
             own: HashMap::new(),
+            narrow: HashMap::new(),
             plans: HashMap::new(),
         })
     }

@@ -11,7 +11,7 @@ use super::tuned::{self, Tuned};
 use super::{Call, Fp8GemmArgs, Gemm, GemmArgs, GemmError, GemmShape, check_rows, time};
 use crate::check::Check;
 use crate::fp8::Fp8Weight;
-use crate::ops::{Fp8Product, SkinnyGemm};
+use crate::ops::{Fp8Product, MediumGemm, NarrowGemm, SkinnyGemm};
 use crate::{Array, Device};
 
 /// Algorithms timed for a shape.
@@ -121,6 +121,13 @@ impl Gemm {
             calls.push(Call { weight, scales: (call.scales.0, scales), ..call });
         }
         let lt = self.time_algorithms(device, &calls, began, budget)?;
+        if MediumGemm::is_there(device) && args.m <= NarrowGemm::ROWS_MAX {
+            let first = args.weight;
+            let seconds = time::time(device, calls.len(), f64::INFINITY, |i| {
+                Ok(args.narrow(device, if i == 0 { first } else { weights[i - 1] })?)
+            })?;
+            self.narrow.insert(shape, nanos(seconds));
+        }
         let own_s = wide.and(self.own.get(&shape)).map(|own| f64::from(own.1) * 1e-9);
         self.settle_on(device, shape, lt, own_s)
     }
@@ -146,6 +153,12 @@ impl Gemm {
             }
         }
         Ok(best)
+    }
+
+    /// Whether [`NarrowGemm`](crate::ops::NarrowGemm) computes `shape` faster than cuBLASLt. False where it was not timed.
+    pub fn prefers_narrow(&self, shape: GemmShape) -> bool {
+        let tuned = self.tuned.get(&shape).zip(self.narrow.get(&shape));
+        tuned.is_some_and(|(tuned, narrow)| *narrow < tuned.nanos)
     }
 
     /// The fastest of our own products of few rows for `shape`, where [`Gemm::tune_fp8`] or [`Gemm::restore`] has an answer.
@@ -217,14 +230,22 @@ impl Gemm {
     pub fn prefers_skinny(&self, shape: GemmShape, saved: Duration) -> bool {
         self.tuned.get(&shape).is_some_and(|tuned| {
             let saved = saved.as_nanos().min(u128::from(u32::MAX)) as u32;
-            tuned.skinny_nanos.is_some_and(|skinny| skinny < tuned.nanos.saturating_add(saved))
+            let narrow = self.narrow.get(&shape).copied().unwrap_or(u32::MAX);
+            let other = tuned.nanos.min(narrow).saturating_add(saved);
+            tuned.skinny_nanos.is_some_and(|skinny| skinny < other)
         })
     }
 
     /// What was tuned, for [`Gemm::restore`] on the same GPU with the same library.
     pub fn save(&self, device: &Device) -> String {
         let mut lines: Vec<String> = self.tuned.iter().map(tuned::line).collect();
-        lines.extend(self.own.iter().map(tuned::own_line));
+        lines.extend(
+            self.own
+                .iter()
+                .map(|(shape, (product, nanos))| tuned::own_line(shape, product.name(), *nanos)),
+        );
+        let narrow = self.narrow.iter();
+        lines.extend(narrow.map(|(shape, nanos)| tuned::own_line(shape, tuned::NARROW, *nanos)));
         lines.sort();
         format!("{}\n{}", header(device), lines.concat())
     }
@@ -238,7 +259,7 @@ impl Gemm {
         }
         let (own, tuned): (Vec<&str>, Vec<&str>) =
             rest.lines().partition(|line| tuned::is_own(line));
-        let own = own.into_iter().map(tuned::parse_own).collect::<Option<HashMap<_, _>>>();
+        let own = own.into_iter().map(tuned::parse_own).collect::<Option<Vec<_>>>();
         let tuned = tuned.into_iter().map(tuned::parse).collect::<Option<HashMap<_, _>>>();
         let (Some(own), Some(tuned)) = (own, tuned) else { return 0 };
         let fits = |(shape, tuned): (GemmShape, Tuned)| {
@@ -249,7 +270,12 @@ impl Gemm {
         let tuned: Vec<_> = tuned.into_iter().filter_map(fits).collect();
         let count = tuned.len() + own.len();
         self.tuned.extend(tuned);
-        self.own.extend(own);
+        for (shape, product, nanos) in own {
+            match product {
+                Some(product) => drop(self.own.insert(shape, (product, nanos))),
+                None => drop(self.narrow.insert(shape, nanos)),
+            }
+        }
         self.plans.clear();
         count
     }

@@ -29,11 +29,14 @@ pub(super) fn line((shape, tuned): (&GemmShape, &Tuned)) -> String {
 /// How a line of our own products begins.
 const OWN: &str = "own ";
 
-/// What is fastest of our own products as a line: `own`, m n k bias kind element, which, nanoseconds.
-pub(super) fn own_line((shape, (product, nanos)): (&GemmShape, &(Fp8Product, u32))) -> String {
+/// How [`NarrowGemm`](crate::ops::NarrowGemm) is called there.
+pub(super) const NARROW: &str = "narrow";
+
+/// What one of our own products takes as a line: `own`, m n k bias kind element, which, nanoseconds.
+pub(super) fn own_line(shape: &GemmShape, product: &str, nanos: u32) -> String {
     let &GemmShape { m, n, k, bias, kind, element } = shape;
     let (bias, kind, element) = (u8::from(bias), kind.name(), element.name());
-    format!("{OWN}{m} {n} {k} {bias} {kind} {element} {} {nanos}\n", product.name())
+    format!("{OWN}{m} {n} {k} {bias} {kind} {element} {product} {nanos}\n")
 }
 
 /// Whether a line is of our own products.
@@ -41,12 +44,13 @@ pub(super) fn is_own(line: &str) -> bool {
     line.starts_with(OWN)
 }
 
-/// The reverse of [`own_line`].
-pub(super) fn parse_own(line: &str) -> Option<(GemmShape, (Fp8Product, u32))> {
+/// The reverse of [`own_line`]; no product is [`NARROW`].
+pub(super) fn parse_own(line: &str) -> Option<(GemmShape, Option<Fp8Product>, u32)> {
     let words: Vec<&str> = line.strip_prefix(OWN)?.split(' ').collect();
-    let [m, n, k, bias, kind, element, product, nanos] = &words[..] else { return None };
+    let [m, n, k, bias, kind, element, product, nanos] = words[..] else { return None };
     let shape = parse_shape([m, n, k, bias, kind, element])?;
-    Some((shape, (Fp8Product::named(product)?, nanos.parse().ok()?)))
+    let product = if product == NARROW { None } else { Some(Fp8Product::named(product)?) };
+    Some((shape, product, nanos.parse().ok()?))
 }
 
 fn parse_shape([m, n, k, bias, kind, element]: [&str; 6]) -> Option<GemmShape> {
@@ -87,12 +91,13 @@ mod tests {
         let element = GemmElement::Fp8(ScaleForm::Block);
         let shape =
             GemmShape { m: 2, n: 4096, k: 1024, bias: false, kind: GemmKind::Bf16, element };
-        for name in ["skinny-wide", "skinny-slim", "skinny-short", "medium"] {
-            let product = Fp8Product::named(name).unwrap();
-            let text = own_line((&shape, &(product, 1_234)));
+        for name in ["skinny-wide", "skinny-slim", "skinny-short", "medium", NARROW] {
+            let product = Fp8Product::named(name);
+            assert_eq!(product.map_or(NARROW, Fp8Product::name), name);
+            let text = own_line(&shape, name, 1_234);
             assert!(is_own(&text) && text.contains(name), "{text}");
             assert_eq!(parse(text.trim_end()), None);
-            assert_eq!(parse_own(text.trim_end()), Some((shape, (product, 1_234))));
+            assert_eq!(parse_own(text.trim_end()), Some((shape, product, 1_234)));
             for damaged in
                 ["own ", &text.replacen(name, "large", 1), &text.replacen(" 1234", "", 1)]
             {

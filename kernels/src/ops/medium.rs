@@ -118,16 +118,16 @@ impl Fp8Product {
 }
 
 /// Rows of the weight that a cluster multiplies at a time, in halves.
-const ROWS: usize = 2 * BLOCK;
+pub(super) const ROWS: usize = 2 * BLOCK;
 /// Threads of a block: two groups of four warps that multiply, one that copies.
 const THREADS: u32 = 384;
 /// Blocks of a cluster, and stages of the ring, at most.
 const CLUSTER_MAX: usize = 8;
-const STAGES_MAX: usize = 8;
+pub(super) const STAGES_MAX: usize = 8;
 /// Static shared memory of the kernels at most, and what the driver takes of each block's.
-const SHARED_STATIC: usize = 4 << 10;
+pub(super) const SHARED_STATIC: usize = 4 << 10;
 /// The ring starts at a multiple of this.
-const SHARED_ALIGNMENT: usize = 1024;
+pub(super) const SHARED_ALIGNMENT: usize = 1024;
 /// What a pass over the columns costs beside its stages, in stages.
 const PASS_STAGES: usize = 2;
 
@@ -147,21 +147,13 @@ impl MediumGemm<'_> {
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
         let check = Check::new("medium_gemm", device);
         let (m, n, k) = (self.m, self.n, self.k);
-        check.that(Self::is_there(device), || {
-            let (major, minor) = device.capability();
-            format!("compute capability is {major}.{minor}, it must be 9.0 (Hopper)")
-        })?;
+        check_hopper(&check, device)?;
         check.that(m <= Self::ROWS_MAX, || format!("m is {m}, the limit is {}", Self::ROWS_MAX))?;
         check.that(!matches!(self.out, SkinnyOut::Sent { .. }), || {
             "it does not send to other GPUs; use SkinnyGemm".into()
         })?;
         let gated = matches!(self.out, SkinnyOut::Gated(..));
-        // A block of rows must not have some of the gate and some of `up`.
-        let n_unit = match (gated, self.weight.form()) {
-            (true, ScaleForm::Block) => ROWS,
-            (true, ScaleForm::Row) => 16,
-            (false, _) => 8,
-        };
+        let n_unit = rows_unit(gated, self.weight.form());
         let (epilogue, out, bias) = self.out.check(&check, m, n)?;
         let (weight, scales) = self.weight.check(&check, n, k)?;
         let mut args = MediumArgs {
@@ -200,11 +192,28 @@ impl MediumGemm<'_> {
         let at_once = device
             .medium_clusters(|cluster| device.clusters_at_once(kernel, grid(cluster, cluster)));
         let cut = Cut::new(tiles, k.div_ceil(BLOCK), &at_once.map_err(driver)?);
-        args.map = tensor_map(weight, n, k).map_err(driver)?;
+        args.map = tensor_map(weight, n, k, BLOCK).map_err(driver)?;
         let grid = grid(cut.clusters * cut.size, cut.size);
         // SAFETY: the struct is the kernel's, its arrays were checked above, and the cut covers every row and column
         // with the shared memory that the kernel counts on.
         unsafe { check.launch(kernel, grid, &args) }
+    }
+}
+
+/// Refuses where there are no products of warp groups.
+pub(super) fn check_hopper(check: &Check<'_>, device: &Device) -> Result<(), LaunchError> {
+    check.that(MediumGemm::is_there(device), || {
+        let (major, minor) = device.capability();
+        format!("compute capability is {major}.{minor}, it must be 9.0 (Hopper)")
+    })
+}
+
+/// Rows of a weight come in so many: a block of rows must not have some of the gate and some of `up`.
+pub(super) fn rows_unit(gated: bool, form: ScaleForm) -> usize {
+    match (gated, form) {
+        (true, ScaleForm::Block) => ROWS,
+        (true, ScaleForm::Row) => 16,
+        (false, _) => 8,
     }
 }
 
@@ -228,14 +237,14 @@ fn ring(tokens: usize, shared_max: usize) -> (usize, usize) {
 
 /// How tiles and columns are shared out: clusters of so many blocks, each over its tiles one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    size: usize,
-    clusters: usize,
+pub(super) struct Cut {
+    pub(super) size: usize,
+    pub(super) clusters: usize,
 }
 
 impl Cut {
     /// For `tiles` of rows and `blocks` of columns; `at_once` says how many clusters of 1, 2, .. blocks the GPU has room for.
-    fn new(tiles: usize, blocks: usize, at_once: &[u32; CLUSTER_MAX]) -> Cut {
+    pub(super) fn new(tiles: usize, blocks: usize, at_once: &[u32; CLUSTER_MAX]) -> Cut {
         let cost = |size: usize| {
             let clusters = tiles.min(at_once[size - 1] as usize);
             (clusters > 0 && size <= blocks).then(|| {
@@ -249,17 +258,22 @@ impl Cut {
     }
 }
 
-/// A driver's description of the weight: bytes `[n, k]`, copied in tiles of 128 x 128, 16-byte pieces of a row permuted so
+/// A driver's description of bytes `[n, k]`, copied in tiles of `rows` x 128, 16-byte pieces of a row permuted so
 /// that eight rows lie in different banks.
-fn tensor_map(weight: u64, n: usize, k: usize) -> Result<[u64; 16], cudarc::driver::DriverError> {
+pub(super) fn tensor_map(
+    weight: u64,
+    n: usize,
+    k: usize,
+    rows: usize,
+) -> Result<[u64; 16], cudarc::driver::DriverError> {
     #[repr(C, align(64))]
     struct Map([u64; 16]);
     const { assert!(size_of::<sys::CUtensorMap>() == size_of::<Map>()) };
     let mut map = Map([0; 16]);
     let (lengths, strides) = ([k as u64, n as u64], [k as u64]);
-    let (tile, steps) = ([BLOCK as u32; 2], [1_u32; 2]);
+    let (tile, steps) = ([BLOCK as u32, rows as u32], [1_u32; 2]);
     // SAFETY: the driver reads two lengths, one stride, and two sides and steps of the tile, and writes a map of the
-    // size checked above, aligned as it wants; it does not look at the weight.
+    // size checked above, aligned as it wants; it does not look at the bytes.
     unsafe {
         sys::cuTensorMapEncodeTiled(
             std::ptr::from_mut(&mut map).cast(),

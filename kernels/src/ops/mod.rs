@@ -9,6 +9,7 @@ mod embedding;
 mod experts;
 mod gate_mul;
 mod medium;
+mod narrow;
 mod qk_rope_page;
 mod quantise;
 mod rmsnorm;
@@ -26,6 +27,7 @@ pub use experts::{
 };
 pub use gate_mul::GateMul;
 pub use medium::{Fp8Product, MediumGemm};
+pub use narrow::NarrowGemm;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};
 pub use quantise::{Quantise, QuantiseInput};
 pub use rmsnorm::{HIDDEN_MAX, RmsNorm};

@@ -5,7 +5,7 @@
 //!
 //! Few rows stay what they are, and the weight is widened where it is multiplied: `skinny` up to 8 rows, `medium` up to
 //! 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
-//! cuBLASLt, which is also taken from [`CODED_ROWS_MIN`] rows on where that was faster.
+//! cuBLASLt, or up to 64 of them by `narrow`; so are fewer, from [`CODED_ROWS_MIN`] on, where that was faster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use half::bf16;
 use minisgl_kernels::fp8::{BLOCK, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmElement, GemmKind, GemmOut, GemmShape};
 use minisgl_kernels::ops::{
-    Fp8Product, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyOut,
+    Fp8Product, MediumGemm, NarrowGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyOut,
 };
 use minisgl_kernels::{Array, Device};
 
@@ -118,10 +118,24 @@ impl Input<'_> {
     }
 }
 
+/// What a product was timed as.
+fn fp8_shape(linear: &Linear<CudaOps>, m: usize, into: Into, form: ScaleForm) -> GemmShape {
+    GemmShape {
+        m,
+        n: linear.weight.padded_rows(),
+        k: linear.weight.inputs,
+        bias: linear.bias.is_some(),
+        kind: if into == Into::Sum { GemmKind::AddTo } else { GemmKind::Bf16 },
+        element: GemmElement::Fp8(form),
+    }
+}
+
 /// How a product is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
+    /// From activations as they are.
     Own(Fp8Product),
+    /// From activations of e4m3, by cuBLASLt or [`NarrowGemm`].
     Library,
 }
 
@@ -155,7 +169,13 @@ impl CudaOps {
             (Way::Own(Fp8Product::Skinny(_)), _) => Some(16),
             (Way::Own(Fp8Product::Medium), Some(ScaleForm::Block)) => Some(2 * BLOCK),
             (Way::Own(Fp8Product::Medium), _) => Some(16),
-            (Way::Library, _) => None,
+            (Way::Library, Some(form)) => {
+                let m = padded_tokens(gemm_rows(rows, input.room().min(scratch.gate_up.rows)));
+                let shape = fp8_shape(linear, m, Into::Gated, form);
+                let narrow = m <= NarrowGemm::ROWS_MAX && self.gemm.prefers_narrow(shape);
+                narrow.then_some(if form == ScaleForm::Block { 2 * BLOCK } else { 16 })
+            }
+            (Way::Library, None) => None,
         };
         if unit.is_some_and(|unit| linear.weight.rows.is_multiple_of(unit)) {
             return self.run_fp8(way, rows, linear, input, out.into(), Into::Gated);
@@ -173,7 +193,7 @@ impl CudaOps {
 
     /// By what was measured while the model was loaded.
     fn way(&self, rows: usize, room: usize, linear: &Linear<CudaOps>, into: Into) -> Way {
-        let (n, k) = (linear.weight.padded_rows(), linear.weight.inputs);
+        let k = linear.weight.inputs;
         let usual = match rows {
             0..=MediumGemm::ROWS_MAX => Fp8Product::of(&self.device, rows.max(1), k),
             _ => None,
@@ -181,14 +201,7 @@ impl CudaOps {
         let (Some(usual), Some(form)) = (usual, linear.weight.scale_form()) else {
             return Way::Library;
         };
-        let shape = GemmShape {
-            m: gemm_rows(rows, room),
-            n,
-            k,
-            bias: linear.bias.is_some(),
-            kind: if into == Into::Sum { GemmKind::AddTo } else { GemmKind::Bf16 },
-            element: GemmElement::Fp8(form),
-        };
+        let shape = fp8_shape(linear, gemm_rows(rows, room), into, form);
         let saved = match into {
             Into::Gated => QUANTISE_TIME + GATE_TIME,
             _ => QUANTISE_TIME,
@@ -249,7 +262,7 @@ impl CudaOps {
         let weight = &linear.weight;
         let (n, k) = (weight.padded_rows(), weight.inputs);
         let m = padded_tokens(gemm_rows(rows, input.room().min(out.rows)));
-        let CudaOps { device, gemm, quantised, eps, plus_one, .. } = self;
+        let CudaOps { device, gemm, quantised, eps, plus_one, gate, .. } = self;
         let (Some(coded), Some(form), Some(quantised)) =
             (weight.coded(), weight.scale_form(), quantised)
         else {
@@ -280,6 +293,13 @@ impl CudaOps {
         .launch(device)
         .map_err(failed("quantise"))?;
         let mut out = out.rows_mut(m);
+        let shape = fp8_shape(linear, m, into, form);
+        if m <= NarrowGemm::ROWS_MAX && gemm.prefers_narrow(shape) {
+            let x = Fp8Rows { data: (&data).into(), scales: (&scales).into() };
+            let out = skinny_out(into, &mut out, linear.bias.as_ref(), *gate)?;
+            let product = NarrowGemm { x, weight: coded, out, m, n, k };
+            return product.launch(device).map_err(failed("linear"));
+        }
         let product = Fp8GemmArgs {
             x: Fp8Rows { data: (&data).into(), scales: (&scales).into() },
             weight: coded,
