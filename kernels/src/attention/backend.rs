@@ -64,9 +64,9 @@ impl Prefill {
             );
             return Err(LaunchError::Argument { op: "attention", what }.into());
         }
-        let wide =
-            |window: &&Option<u32>| wanted.is_some() || PagedPrefill::suits_window(heads, **window);
-        let wide: Vec<Option<u32>> = windows.iter().filter(wide).copied().collect();
+        // A backend that was asked for has no choice.
+        let suits = |window: Option<u32>| wanted.is_some() || PagedPrefill::suits_window(window);
+        let wide: Vec<_> = windows.iter().copied().filter(|&window| suits(window)).collect();
         let fa = match fa && can && !wide.is_empty() {
             true => Some(PagedPrefill::new(device, heads, limits, &wide)?),
             false => None,
