@@ -31,9 +31,11 @@ pub struct Backends {
     pub decode: Option<Backend>,
 }
 
-/// Prefill rows, by the backend that was asked for or the one that is faster for a step.
+/// Prefill rows, by the backend that was asked for or the one that is faster for a step and a window.
 pub struct Prefill {
+    /// For all windows.
     fi: Option<PagedAttention>,
+    /// For all windows, or where there is a choice for those that are wide enough.
     fa: Option<PagedPrefill>,
     /// Of the planned step.
     chosen: Backend,
@@ -62,8 +64,11 @@ impl Prefill {
             );
             return Err(LaunchError::Argument { op: "attention", what }.into());
         }
-        let fa = match fa && can {
-            true => Some(PagedPrefill::new(device, heads, limits, windows)?),
+        // A backend that was asked for has no choice.
+        let suits = |window: Option<u32>| wanted.is_some() || PagedPrefill::suits_window(window);
+        let wide: Vec<_> = windows.iter().copied().filter(|&window| suits(window)).collect();
+        let fa = match fa && can && !wide.is_empty() {
+            true => Some(PagedPrefill::new(device, heads, limits, &wide)?),
             false => None,
         };
         let fi = match wanted {
@@ -86,6 +91,9 @@ impl Prefill {
             (fi, Some(fa)) if fi.is_none() || fa.suits(batch) => {
                 self.chosen = Backend::Fa;
                 fa.plan(device, batch)?;
+                if let Some(fi) = fi {
+                    fi.plan_some(device, batch, |window| !fa.has(window))?;
+                }
             }
             (Some(fi), _) => {
                 self.chosen = Backend::Fi;
@@ -110,9 +118,13 @@ impl Prefill {
     ) -> Result<(), AttentionError> {
         match (self.chosen, &self.fi, &self.fa) {
             // SAFETY: the caller's promise.
-            (Backend::Fi, Some(fi), _) => unsafe { fi.launch(device, args) },
+            (Backend::Fa, _, Some(fa)) if fa.has(args.view.window) => unsafe {
+                fa.launch(device, args)
+            },
             // SAFETY: the caller's promise.
-            (Backend::Fa, _, Some(fa)) => unsafe { fa.launch(device, args) },
+            (_, Some(fi), _) => unsafe { fi.launch(device, args) },
+            // SAFETY: the caller's promise; it refuses the window.
+            (_, None, Some(fa)) => unsafe { fa.launch(device, args) },
             _ => Ok(()), // `new` makes what `plan` chooses.
         }
     }

@@ -158,6 +158,16 @@ impl PagedAttention {
         device: &Device,
         batch: AttentionBatch<'_>,
     ) -> Result<(), AttentionError> {
+        self.plan_some(device, batch, |_| true)
+    }
+
+    /// [`PagedAttention::plan`] for those of the windows that will be launched.
+    pub(super) fn plan_some(
+        &mut self,
+        device: &Device,
+        batch: AttentionBatch<'_>,
+        wanted: impl Fn(Option<u32>) -> bool,
+    ) -> Result<(), AttentionError> {
         let check = Check::new("attention", device);
         let (requests, rows) = batch.check(&check, self.limits)?;
         check.that(!batch.graph || rows[1] - rows[0] <= self.limits.requests, || {
@@ -170,7 +180,7 @@ impl PagedAttention {
         let failed = |source| AttentionError::Driver { what: "planning attention", source };
         let stream = device.stream();
         stream.context().bind_to_thread().map_err(failed)?;
-        for plan in &mut self.plans {
+        for plan in self.plans.iter_mut().filter(|plan| wanted(plan.window)) {
             if let Some(copied) = plan.copied.take() {
                 copied.synchronize().map_err(failed)?;
             }

@@ -9,7 +9,7 @@
 //! | backend | rows | KV cache | GPUs |
 //! |---|---|---|---|
 //! | [`PagedAttention`] (`fi`) | decode, prefill, any mix | bf16, fp16, fp8 | Ampere and later |
-//! | [`PagedPrefill`] (`fa`) | prefill, 128 rows a request and more | bf16 | Hopper |
+//! | [`PagedPrefill`] (`fa`) | prefill, 128 rows a request and more, no narrow window | bf16 | Hopper |
 //! | [`DecodeAttention`] (`fa`) | decode | bf16, fp16, fp8 | Ampere and later |
 //!
 //! The first two are FlashInfer's templates; pages are the same for all. Each step is planned on the host and

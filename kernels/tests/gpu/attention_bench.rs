@@ -131,25 +131,22 @@ fn seconds(
     (launched, plan)
 }
 
-/// gpt-oss' heads with its window and without: a window costs what it holds.
+/// Windows in a long prompt, by both backends: a window costs what it holds.
 pub fn prefill_windows(gpu: &mut Gpu) {
-    let fa = PagedPrefill::available(&gpu.device);
-    println!(
-        "{:<34} {:>9} {:>9} {:>9} {:>9}",
-        "prefill us, 64/8 x 64", "fi all", "fi 128", "fa all", "fa 128"
-    );
-    for (count, cached, new) in [(1, 0, 2048), (1, 0, 8192), (8, 4096, 512), (1, 30_000, 2048)] {
-        let heads = Heads { q_heads: 64, kv_heads: 8, head_dim: 64, page_size: 16 };
-        let requests = vec![(cached, new); count];
-        print!("{:<34}", format!("{count} x {new} over {cached}"));
-        for backend in if fa { &[Backend::Fi, Backend::Fa][..] } else { &[Backend::Fi] } {
-            for window in [None, Some(128)] {
-                let seen = Seen { window, ..Seen::ALL };
+    println!("{:<34} {:>8} {:>9} {:>9}", "prefill us, 1 x 8192", "window", "fi", "fa");
+    for (q_heads, kv_heads, head_dim) in [(64, 8, 64), (32, 8, 128), (16, 8, 256), (4, 1, 256)] {
+        let heads = Heads { q_heads, kv_heads, head_dim, page_size: 16 };
+        for window in [Some(128), Some(256), Some(512), Some(1024), Some(4096), None] {
+            let seen = Seen { window, ..Seen::ALL };
+            let what = format!("{q_heads}/{kv_heads} x {head_dim}");
+            print!("{what:<34} {:>8}", window.map_or("all".into(), |window| window.to_string()));
+            let fa = PagedPrefill::available(&gpu.device);
+            for backend in if fa { &[Backend::Fi, Backend::Fa][..] } else { &[Backend::Fi] } {
                 let of = (KvType::Bf16, &seen);
-                let (seconds, _) = seconds(gpu, *backend, heads, of, &requests);
+                let (seconds, _) = seconds(gpu, *backend, heads, of, &[(0, 8192)]);
                 print!(" {:>9.1}", seconds * 1e6);
             }
+            println!();
         }
-        println!();
     }
 }

@@ -49,9 +49,9 @@ pub fn run(gpu: &mut Gpu, only: &str) {
         by_tokens.iter().filter(|(op, _)| wanted(op)).for_each(|(_, run)| run(gpu, rows, &show));
     }
     if wanted("attention") {
+        crate::attention_bench::prefill_windows(gpu);
         crate::attention_bench::decode(gpu, &show);
         crate::attention_bench::prefill(gpu);
-        crate::attention_bench::prefill_windows(gpu);
     }
     if wanted("decode") {
         crate::decode_bench::bench(gpu);
