@@ -1,6 +1,6 @@
 //! Timing the ways to compute a shape, and keeping what was found.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use cudarc::cublaslt::sys;
@@ -268,7 +268,9 @@ impl Gemm {
             Some((shape, Tuned { algorithm, ..tuned }))
         };
         let tuned: Vec<_> = tuned.into_iter().filter_map(fits).collect();
-        let count = tuned.len() + own.len();
+        let shapes =
+            tuned.iter().map(|(shape, _)| shape).chain(own.iter().map(|(shape, ..)| shape));
+        let count = shapes.collect::<HashSet<_>>().len();
         self.tuned.extend(tuned);
         for (shape, product, nanos) in own {
             match product {

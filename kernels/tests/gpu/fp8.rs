@@ -8,8 +8,8 @@ use minisgl_kernels::Array;
 use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, Gemm, GemmOut};
 use minisgl_kernels::ops::{
-    Gate, GateMul, MediumGemm, Quantise, QuantiseInput, RmsNorm, SkinnyGemm, SkinnyInput,
-    SkinnyOut, SkinnyWeight, Stage,
+    Gate, GateMul, MediumGemm, NarrowGemm, Quantise, QuantiseInput, RmsNorm, SkinnyGemm,
+    SkinnyInput, SkinnyOut, SkinnyWeight, Stage,
 };
 
 use crate::gate_mul::GATES;
@@ -405,14 +405,71 @@ impl Many {
         }
     }
 
+    fn run_narrow(&self, gpu: &Gpu) -> Vec<bf16> {
+        let (m, n, k) = self.shape;
+        let mut out = self.out.before(gpu, &self.add.0, m, n);
+        let mut out_f32 = gpu.upload(&vec![f32::NAN; m * n]);
+        let x = Fp8Rows { data: (&self.x.1).into(), scales: (&self.x.2).into() };
+        let bias = gpu.upload(&self.add.0[self.add.0.len() - n..]);
+        let into = match self.out {
+            Out::Plain => SkinnyOut::Bf16 { out: (&mut out).into(), bias: None },
+            Out::Bias => SkinnyOut::Bf16 { out: (&mut out).into(), bias: Some((&bias).into()) },
+            Out::F32 => SkinnyOut::F32((&mut out_f32).into()),
+            Out::Add => SkinnyOut::AddTo { residual: (&mut out).into(), bias: None },
+            Out::AddBias => {
+                SkinnyOut::AddTo { residual: (&mut out).into(), bias: Some((&bias).into()) }
+            }
+            Out::Gated(gate) => SkinnyOut::Gated((&mut out).into(), gate),
+        };
+        NarrowGemm { x, weight: self.weight.view(), out: into, m, n, k }
+            .launch(&gpu.device)
+            .unwrap();
+        match self.out {
+            Out::F32 => gpu.download(&out_f32).into_iter().map(bf16::from_f32).collect(),
+            _ => gpu.download(&out),
+        }
+    }
+
     fn check(&self, what: &str, result: &[bf16]) {
         let (_, n, k) = self.shape;
         let expected = self.out.of(product(&self.x.0, &self.weight.values, k), &self.add.0, n);
         // The tensor cores keep some 13 bits of a sum of e4m3 before it is added up in f32.
         let what = format!("{what}: {:?}, {:?}, {:?}", self.shape, self.out, self.weight.form);
-        // What is added to may be added after a rounding of the product.
-        let off = if matches!(self.out, Out::Add | Out::AddBias) { 0.1 } else { 0.01 };
+        // What is added to may be added after a rounding of the product, and both halves of what is gated are rounded before.
+        let off = match self.out {
+            Out::Add | Out::AddBias => 0.1,
+            out if out.is_gated() => 0.04,
+            _ => 0.01,
+        };
         assert_close(&what, result, &expected, off);
+    }
+}
+
+/// Cut tiles, blocks of columns and tokens, several passes, rings that wrap around.
+pub fn narrow(gpu: &mut Gpu) {
+    if !MediumGemm::is_there(&gpu.device) {
+        println!("no wgmma on this GPU: not run");
+        return;
+    }
+    let shapes = [
+        (4, 24, 16),
+        (8, 528, 272),
+        (12, 512, 640),
+        (32, 256, 2048),
+        (36, 2112, 1056),
+        (60, 512, 9008),
+        (64, 34_832, 144),
+    ];
+    for shape in shapes.into_iter().take(if gpu.small { 3 } else { shapes.len() }) {
+        for form in FORMS {
+            let unit = if form == ScaleForm::Block { 2 * BLOCK } else { 16 };
+            for out in OUTS.into_iter().filter(|out| !out.is_gated() || shape.1 % unit == 0) {
+                let case = Many::new(gpu, shape, out, form);
+                let result = case.run_narrow(gpu);
+                case.check("narrow", &result);
+                assert_same("narrow, again", &case.run_narrow(gpu), &result);
+            }
+        }
     }
 }
 

@@ -65,6 +65,7 @@ const TESTS: &[Test] = &[
     ("skinny_models", skinny::models),
     ("fp8_skinny", fp8::skinny),
     ("fp8_medium", fp8::medium),
+    ("fp8_narrow", fp8::narrow),
     ("fp8_quantise", fp8::quantise),
     ("fp8_gemm", fp8::gemm),
     ("fp8_refusals", fp8::refusals),
