@@ -239,7 +239,8 @@ pub enum Command {
     /// Run a file of requests in the OpenAI batch format; run it again to resume
     Batch(BatchArgs),
     /// Say what this machine has to run models on: driver, GPUs, libraries, models, and what to
-    /// install; the exit code is 0 only when a GPU is ready. Works without a daemon too
+    /// install; the exit code is 0 only when a GPU is ready. Of a MODEL: whether it is supported, in
+    /// which scheme its weights are, and whether it fits. Works without a daemon too
     Doctor(DoctorArgs),
     /// Print the versions of this program and of the daemon
     Version,
@@ -333,12 +334,18 @@ pub struct TopArgs {
 }
 
 /// `doctor`.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// A folder with config.json, or a repo id: what a load of it would come to, by the options below;
+    /// the exit code is 0 only when it would be served. Without a daemon, a folder alone
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
     /// Seconds that looking may take; the driver of many idle GPUs starts slowly
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub timeout: u64,
+    #[command(flatten)]
+    pub options: OptionArgs,
 }
 
 /// `batch`.

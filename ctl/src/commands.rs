@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::disk::{models, pull, rm};
-pub use self::load::{load, restart};
+pub use self::load::{load, restart, say_fit};
 pub use self::requests::{cancel, requests};
 pub use self::watch::{logs, ps, wait};
 use crate::args::Format;

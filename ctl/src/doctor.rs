@@ -1,5 +1,5 @@
-//! `doctor`: what this machine has for running models. The daemon is asked; where none answers, the
-//! `minisgld` beside this program, or in `PATH`, is run for it.
+//! `doctor`: what this machine has for running models, and what a load of one would come to. The daemon is asked; where
+//! none answers, the `minisgld` beside this program, or in `PATH`, is run for it.
 //!
 //! Must never: look at the machine itself; that is `minisgld probe`'s.
 
@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use minisgl_proto::VERSION;
-use minisgl_proto::admin::VersionInfo;
+use minisgl_proto::admin::{LoadRequest, VersionInfo};
+use minisgl_proto::disk::{FitAnswer, FitQuestion, FitReport};
 use minisgl_proto::doctor::{DoctorReport, Verdict};
+use minisgl_proto::{LoadOptions, VERSION};
+use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::args::{DoctorArgs, Format};
 use crate::client::Client;
+use crate::commands;
 use crate::doctor_view;
 use crate::error::CtlError;
 use crate::output::{print, print_json};
@@ -25,6 +29,10 @@ const WORDS_MAX: usize = 2000;
 /// `doctor`. Good only when models load onto a GPU.
 pub async fn run(client: &Client, args: &DoctorArgs, format: Format) -> Result<(), CtlError> {
     let patience = Duration::from_secs(args.timeout);
+    if let Some(model) = &args.model {
+        let report = of_model(client, model, args, patience).await?;
+        return commands::say_fit(report, format);
+    }
     let daemon: Result<VersionInfo, CtlError> = client.get("/admin/v1/version").await;
     let mut by = "the daemon".to_string();
     let asked = match &daemon {
@@ -72,6 +80,44 @@ pub async fn run(client: &Client, args: &DoctorArgs, format: Format) -> Result<(
     }
 }
 
+/// What a load of `model` would come to.
+async fn of_model(
+    client: &Client,
+    model: &str,
+    args: &DoctorArgs,
+    patience: Duration,
+) -> Result<FitReport, CtlError> {
+    let usage = |error: minisgl_proto::BadGpus| CtlError::Usage(error.to_string());
+    let options = args.options.over(LoadOptions::default()).map_err(usage)?;
+    let folder = std::fs::canonicalize(model).ok().filter(|path| path.is_dir());
+    let shown = folder.as_ref().map_or(model.to_owned(), |path| path.display().to_string());
+    let request = LoadRequest {
+        model: shown,
+        name: None,
+        options: options.clone(),
+        persist: false,
+        aliases: Vec::new(),
+    };
+    match client.post("/admin/v1/fit", &request).await {
+        Err(unreachable @ CtlError::Unreachable { .. }) => {
+            let (Some(dir), Some(program)) = (folder, find_minisgld()) else {
+                return Err(unreachable);
+            };
+            let question = FitQuestion { dir, options };
+            let question = serde_json::to_vec(&question).map_err(|error| {
+                CtlError::Failed(format!("the question does not encode: {error}"))
+            })?;
+            let answer: FitAnswer = run_child(&program, "fit", question, patience).await?;
+            let FitAnswer { fit, problem } = answer;
+            let fits = problem.is_none() && fit.is_some();
+            let notes =
+                vec!["no daemon answers: what its models hold is not known here".to_owned()];
+            Ok(FitReport { name: model.to_owned(), fits, problem, fit, notes })
+        }
+        said => said,
+    }
+}
+
 /// See `EXIT_CODES`.
 fn exit_code(verdict: Verdict) -> u8 {
     match verdict {
@@ -93,27 +139,51 @@ fn find_minisgld() -> Option<PathBuf> {
 }
 
 async fn probe(program: &Path, patience: Duration) -> Result<DoctorReport, CtlError> {
+    run_child(program, "probe", Vec::new(), patience).await
+}
+
+/// What `minisgld COMMAND` prints, given `question` on its standard input.
+async fn run_child<T: DeserializeOwned>(
+    program: &Path,
+    command: &str,
+    question: Vec<u8>,
+    patience: Duration,
+) -> Result<T, CtlError> {
     let shown = program.display();
-    let child = Command::new(program).arg("probe").stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(patience, child).await.map_err(|_| {
+    let work = async {
+        let mut child = Command::new(program)
+            .arg(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that does not ask may be gone already.
+            let _ = stdin.write_all(&question).await;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(patience, work).await.map_err(|_| {
         CtlError::Failed(format!(
-            "`{shown} probe` gave no answer in {} s: NVIDIA's driver may hang; try nvidia-smi and dmesg",
+            "`{shown} {command}` gave no answer in {} s: NVIDIA's driver may hang; try nvidia-smi and dmesg",
             patience.as_secs()
         ))
     })?;
-    let output =
-        output.map_err(|error| CtlError::Failed(format!("{shown} does not start: {error}")))?;
+    let output = output.map_err(|error: std::io::Error| {
+        CtlError::Failed(format!("{shown} does not start: {error}"))
+    })?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said: String = said.trim().chars().take(WORDS_MAX).collect();
     if !output.status.success() {
         return Err(CtlError::Failed(format!(
-            "`{shown} probe` failed ({}): {said}",
+            "`{shown} {command}` failed ({}): {said}",
             output.status
         )));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| {
         CtlError::Failed(format!(
-            "`{shown} probe` made no report ({error}); is it of version {VERSION}?"
+            "`{shown} {command}` made no report ({error}); is it of version {VERSION}?"
         ))
     })
 }

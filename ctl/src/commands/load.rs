@@ -112,7 +112,11 @@ async fn show(lines: &mut Lines, view: &mut LoadView) -> Result<ModelStatus, Ctl
 
 /// `load --dry-run`. Good only when it fits.
 async fn dry_run(client: &Client, request: &LoadRequest, format: Format) -> Result<(), CtlError> {
-    let report: FitReport = client.post("/admin/v1/fit", request).await?;
+    say_fit(client.post("/admin/v1/fit", request).await?, format)
+}
+
+/// Shows what a load would come to. Good only when it fits.
+pub fn say_fit(report: FitReport, format: Format) -> Result<(), CtlError> {
     match format {
         Format::Json => print_json(&report)?,
         Format::Table => print(&render::fit(&report))?,

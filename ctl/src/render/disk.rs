@@ -1,7 +1,7 @@
 //! What is on disk, and what would fit, for people.
 
 use minisgl_proto::GpuList;
-use minisgl_proto::disk::{DiskRepo, DiskReport, DiskRevision, Fit, FitReport};
+use minisgl_proto::disk::{DiskRepo, DiskReport, DiskRevision, Fit, FitReport, SchemeShare};
 
 use super::{bytes, count, pairs, plural, seconds, table};
 
@@ -62,11 +62,20 @@ pub fn fit(report: &FitReport) -> String {
     pairs(&lines)
 }
 
+fn stored(schemes: &[SchemeShare]) -> String {
+    let share = |share: &SchemeShare| match share.scheme.as_str() {
+        "plain" => format!("{} in 16 bits", bytes(share.bytes)),
+        scheme => format!("{} in {scheme}", bytes(share.bytes)),
+    };
+    schemes.iter().map(share).collect::<Vec<_>>().join(", ")
+}
+
 fn details(fit: &Fit) -> Vec<(&'static str, String)> {
     let about = if fit.is_estimate { "about " } else { "" };
     let of_each = if fit.gpus.len() > 1 { " on each GPU" } else { "" };
     let mut lines = vec![
         ("architecture", format!("{}, {} parameters", fit.architecture, count(fit.parameters))),
+        ("stored as", stored(&fit.schemes)),
         ("device", format!("{}, {}", fit.device, plural(fit.tp, "rank"))),
     ];
     if !fit.gpus.is_empty() {

@@ -2,7 +2,7 @@
 
 use expect_test::{Expect, expect};
 use minisgl_proto::admin::{RequestState, RequestStatus};
-use minisgl_proto::disk::{DiskRepo, DiskReport, DiskRevision, Fit, FitReport};
+use minisgl_proto::disk::{DiskRepo, DiskReport, DiskRevision, Fit, FitReport, SchemeShare};
 use minisgl_proto::{LoadOptions, ModelInfo};
 
 use super::*;
@@ -316,6 +316,10 @@ fn what_would_fit() {
         fit: Some(Fit {
             architecture: "LlamaForCausalLM".into(),
             parameters: 8_030_261_248,
+            schemes: vec![
+                SchemeShare { scheme: "fp8".into(), bytes: 14 << 30 },
+                SchemeShare { scheme: "plain".into(), bytes: 2 << 30 },
+            ],
             device: "2 x NVIDIA H200".into(),
             gpus: vec![0, 1],
             tp: 2,
@@ -336,6 +340,7 @@ fn what_would_fit() {
         model         org/small
         verdict       fits
         architecture  LlamaForCausalLM, 8.0B parameters
+        stored as     14.0 GiB in fp8, 2.0 GiB in 16 bits
         device        2 x NVIDIA H200, 2 ranks
         GPUs          0,1
         free memory   140.0 GiB on each GPU

@@ -136,6 +136,8 @@ pub struct Fit {
     pub architecture: String,
     /// Its parameters.
     pub parameters: u64,
+    /// How its weights would be held, most bytes first.
+    pub schemes: Vec<SchemeShare>,
     /// What it would run on.
     pub device: String,
     /// The driver's numbers of the GPUs; empty on the CPU.
@@ -158,6 +160,15 @@ pub struct Fit {
     pub max_len: u64,
     /// Requests of `max_len` tokens that the KV cache holds at once.
     pub full_requests: u64,
+}
+
+/// The weights of a model that are stored by one scheme.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemeShare {
+    /// `plain`, `fp8` or `mxfp4`.
+    pub scheme: String,
+    /// Their bytes, of all ranks together; plain ones as 16 bits.
+    pub bytes: u64,
 }
 
 /// What the daemon asks `minisgld fit`, on its standard input.

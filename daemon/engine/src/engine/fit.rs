@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use minisgl_proto::disk::Fit;
+use minisgl_proto::disk::{Fit, SchemeShare};
 use minisgl_proto::{LoadOptions, Quantize};
 
 use super::options::{self, Settings};
@@ -78,7 +78,16 @@ impl Engine {
                 is_estimate: !(is_here || options.dummy_weights),
             },
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(gpus) => on_gpus(&gpus, &config, &shards, &settings)?,
+            Chosen::Cuda(gpus) => {
+                for (rank, shard) in shards.iter().enumerate() {
+                    crate::ops::cuda::check(&config, shard).map_err(|error| EngineError::Rank {
+                        rank,
+                        operation: error.operation.to_owned(),
+                        reason: error.reason,
+                    })?;
+                }
+                on_gpus(&gpus, &config, &shards, &settings)?
+            }
         };
         Ok(reckon(&config, &shards, &settings, memory))
     }
@@ -113,6 +122,7 @@ fn reckon(
     let fit = Fit {
         architecture: config.architecture.name().to_owned(),
         parameters: model::parameters(config),
+        schemes: schemes(config),
         device: memory.device,
         gpus: memory.gpus,
         tp: settings.tp as u32,
@@ -126,6 +136,20 @@ fn reckon(
         full_requests: kv_tokens.checked_div(size.max_len).unwrap_or(0),
     };
     (fit, problem)
+}
+
+/// How the model's weights are held, most bytes first.
+fn schemes(config: &ModelConfig) -> Vec<SchemeShare> {
+    let mut shares: Vec<SchemeShare> = Vec::new();
+    for tensor in model::tensors(config) {
+        let (scheme, bytes) = (tensor.scheme.unwrap_or("plain"), tensor.bytes());
+        match shares.iter_mut().find(|share| share.scheme == scheme) {
+            Some(share) => share.bytes += bytes,
+            None => shares.push(SchemeShare { scheme: scheme.to_owned(), bytes }),
+        }
+    }
+    shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
+    shares
 }
 
 #[cfg(feature = "cuda")]

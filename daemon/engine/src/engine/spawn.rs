@@ -29,6 +29,7 @@ use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows}
 use crate::ops::{OpResult, Ops, Pending};
 use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
+#[cfg(feature = "cuda")]
 use crate::scheme::Scheme;
 use crate::shard::Shard;
 use crate::weights::WeightSource;

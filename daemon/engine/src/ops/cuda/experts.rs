@@ -28,7 +28,7 @@ use super::graphs::Mode;
 use super::linear::{Into, gemm_rows};
 use super::memory::ROW_UNIT;
 use super::{CudaOps, Team, failed};
-use crate::config::{self, ExpertsSpec, Ffn, ModelConfig};
+use crate::config::{self, ExpertsSpec, Ffn, ModelConfig, NormSpec};
 use crate::ops::{Experts, Norm, OpResult, Shared, Stream};
 use crate::shard::Shard;
 
@@ -53,6 +53,17 @@ pub(super) fn refusal(config: &ModelConfig, shard: &Shard) -> Option<String> {
     let spec = specs.next()?;
     if specs.any(|other| other != spec) {
         return Some("the GPU has no kernels for experts that differ between layers".to_owned());
+    }
+    if spec.bias {
+        return Some(
+            "mixtures of experts with biases (gpt-oss) have not been held to the CPU's on a GPU yet".to_owned(),
+        );
+    }
+    if config.norms != NormSpec::default() {
+        return Some(
+            "the GPU has no kernels for experts beside norms after blocks, or with weights less 1"
+                .to_owned(),
+        );
     }
     for (name, value, limit) in
         [("experts", spec.count, EXPERTS_MAX), ("experts of a token", spec.chosen, TOP_MAX)]

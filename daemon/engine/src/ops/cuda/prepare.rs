@@ -27,7 +27,10 @@ use crate::rope;
 use crate::shard::Shard;
 
 /// What there are kernels for.
-pub(super) fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
+///
+/// # Errors
+/// There are none for this model or shard: what there are none for, and the remedy.
+pub fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
     let refuse = |what: String| {
         let reason = format!("{what}; load with --device cpu");
         Err(OpError { operation: "choose kernels", reason })
