@@ -54,7 +54,6 @@ typedef struct {
  * norms are stored less 1, _plus_one */
 typedef struct {
   const minisgl_bf16 *qkv;      /* [rows, q_heads + 2 * kv_heads, head_dim] */
-  const minisgl_bf16 *bias;     /* [q_heads + 2 * kv_heads, head_dim]; or null */
   const minisgl_bf16 *q_weight; /* [head_dim]; or null for no norm */
   const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
   const float *cos_sin;         /* [positions_len, head_dim]: half the row cosines, half sines */
@@ -233,7 +232,6 @@ typedef struct {
 typedef struct {
   const void *q;                /* [rows, q_heads, head_dim], fp16 for fp16 pages, else bf16; fused: bf16
                                    [rows, q_heads + 2 * kv_heads, head_dim] */
-  const minisgl_bf16 *bias;     /* fused: [q_heads + 2 * kv_heads, head_dim]; or null */
   const minisgl_bf16 *q_weight; /* fused: [head_dim]; or null for no norm */
   const minisgl_bf16 *k_weight; /* [head_dim]; null together with q_weight */
   const float *cos_sin;         /* fused: [positions_len, head_dim]: half the row cosines, half sines */

@@ -54,7 +54,6 @@ pub struct AddNormArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct QkRopePageArgs {
     pub qkv: Address,
-    pub bias: Address,
     pub q_weight: Address,
     pub k_weight: Address,
     pub cos_sin: Address,
@@ -307,7 +306,6 @@ pub struct HistoryResetArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeArgs {
     pub q: Address,
-    pub bias: Address,
     pub q_weight: Address,
     pub k_weight: Address,
     pub cos_sin: Address,

@@ -45,7 +45,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             x, after, residual, next, normed, rows, hidden, eps, plus_one,
         }
         QkRopePageArgs = minisgl_qk_rope_page_args {
-            qkv, bias, q_weight, k_weight, cos_sin, positions, slots, q_out, k_pages, v_pages, rows,
+            qkv, q_weight, k_weight, cos_sin, positions, slots, q_out, k_pages, v_pages, rows,
             q_heads, kv_heads, positions_len, slots_len, eps, q_fp16, reserved,
         }
         WidenHeadsArgs = minisgl_widen_heads_args { x, out, heads, from, to, reserved }
@@ -81,7 +81,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             tokens, marks, len, prompt_len, vocab, reserved,
         }
         DecodeArgs = minisgl_decode_args {
-            q, bias, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
+            q, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
             arrived, q_heads, kv_heads, page_size, positions_len, stages, fused, eps, scale,
             sinks, window, plus_one,
         }

@@ -46,22 +46,13 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
     const bool live = i < heads && lane < USED, is_q = i < group, is_v = i > group;
     const uint32_t head = is_q ? kv_head * group + i : a.q_heads + (is_v ? a.kv_heads : 0) + kv_head;
 
-    // Load both halves; add the bias.
+    // Load both halves.
     float lo[VEC] = {}, hi[VEC] = {};
     if (live) {
       const minisgl_bf16* from = static_cast<const minisgl_bf16*>(a.q) + (row + head) * D + at;
       const Vec8 lo_raw = load8(from), hi_raw = load8(from + HALF);
       unpack(lo_raw, lo);
       unpack(hi_raw, hi);
-      if (a.bias) {
-        float b[VEC];
-        unpack(load8(a.bias + head * D + at), b);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) lo[j] += b[j];
-        unpack(load8(a.bias + head * D + at + HALF), b);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) hi[j] += b[j];
-      }
     }
 
     // Normalise queries and keys.

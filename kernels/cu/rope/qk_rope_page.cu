@@ -1,6 +1,6 @@
-// From the QKV projection to attention: bias, QK-norm, rotary embedding and the KV page write in one pass.
+// From the QKV projection to attention: QK-norm, rotary embedding and the KV page write in one pass.
 //
-//   q, k, v = qkv[r] + bias                                              bias optional
+//   q, k, v = qkv[r]
 //   q, k = x * rsqrt(mean(x^2) + eps) * weight          per head         norm optional (Qwen3); _plus_one: * (1 + weight)
 //   q, k = [lo * cos - hi * sin, hi * cos + lo * sin]                    halves lo, hi of a head
 //   q_out[r] = q,  k_pages[slots[r]] = k,  v_pages[slots[r]] = v
@@ -65,7 +65,7 @@ __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a)
   const bool live = slot < a.slots_len && position < a.positions_len && lane < USED;
   const bool is_q = head < a.q_heads, is_v = head >= a.q_heads + a.kv_heads;
 
-  // Load both halves; add the bias.
+  // Load both halves.
   const uint32_t at = lane * VEC;
   float lo[VEC] = {}, hi[VEC] = {};
   if (live) {
@@ -73,15 +73,6 @@ __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a)
     const Vec8 lo_raw = load8(from), hi_raw = load8(from + HALF);
     unpack(lo_raw, lo);
     unpack(hi_raw, hi);
-    if (a.bias) {
-      float b[VEC];
-      unpack(load8(a.bias + head * D + at), b);
-#pragma unroll
-      for (int i = 0; i < VEC; i++) lo[i] += b[i];
-      unpack(load8(a.bias + head * D + at + HALF), b);
-#pragma unroll
-      for (int i = 0; i < VEC; i++) hi[i] += b[i];
-    }
   }
 
   // Normalise queries and keys.

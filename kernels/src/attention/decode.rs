@@ -39,8 +39,6 @@ pub enum DecodeInput<'a> {
     Qkv {
         /// Queries, keys, values: `[rows, q_heads + 2 * kv_heads, head_dim]`.
         qkv: Array<'a, bf16>,
-        /// `[q_heads + 2 * kv_heads, head_dim]`.
-        bias: Option<Array<'a, bf16>>,
         /// Norm of queries and keys.
         norm: Option<QkNorm<'a>>,
         /// For each position `head_dim / 2` cosines, then as many sines: `[positions, head_dim]`.
@@ -207,7 +205,6 @@ impl DecodeAttention {
         let words = self.planner().words(rows);
         let mut call = abi::DecodeArgs {
             q: 0,
-            bias: 0,
             q_weight: 0,
             k_weight: 0,
             cos_sin: 0,
@@ -238,16 +235,13 @@ impl DecodeAttention {
                 })?;
                 call.q = check.array("q", q, &[rows, q_heads, head_dim])?;
             }
-            DecodeInput::Qkv { qkv, bias, norm, cos_sin } => {
+            DecodeInput::Qkv { qkv, norm, cos_sin } => {
                 let heads = q_heads + 2 * kv_heads;
                 let positions = cos_sin.len() / head_dim;
                 call.fused = 1;
                 call.q = check.array("qkv", qkv, &[rows, heads, head_dim])?;
                 call.cos_sin = check.array("cos_sin", cos_sin, &[positions, head_dim])?;
                 call.positions_len = check.multiple("the number of positions", positions, 1)?;
-                if let Some(bias) = bias {
-                    call.bias = check.array("bias", bias, &[heads, head_dim])?;
-                }
                 if let Some(norm) = norm {
                     call.q_weight = check.array("q_weight", &norm.q_weight, &[head_dim])?;
                     call.k_weight = check.array("k_weight", &norm.k_weight, &[head_dim])?;

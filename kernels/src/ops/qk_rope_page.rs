@@ -1,4 +1,4 @@
-//! Bias, QK-norm, rotary embedding and KV page write; the kernel is `cu/rope/qk_rope_page.cu`.
+//! QK-norm, rotary embedding and KV page write; the kernel is `cu/rope/qk_rope_page.cu`.
 
 use half::bf16;
 
@@ -27,7 +27,7 @@ pub struct QkNorm<'a> {
     pub plus_one: bool,
 }
 
-/// Takes the QKV projection apart: adds the bias, normalises and rotates queries and keys (halves of a
+/// Takes the QKV projection apart: normalises and rotates queries and keys (halves of a
 /// head as the planes), stores queries densely and keys and values in their pages.
 ///
 /// bf16, f32 inside; what goes to attention is rounded once to the type of its array, and clipped to what fp16
@@ -37,8 +37,6 @@ pub struct QkNorm<'a> {
 pub struct QkRopePage<'a> {
     /// Queries, keys, values: `[rows, q_heads + 2 * kv_heads, head_dim]`.
     pub qkv: Array<'a, bf16>,
-    /// `[q_heads + 2 * kv_heads, head_dim]`.
-    pub bias: Option<Array<'a, bf16>>,
     /// Norm of queries and keys.
     pub norm: Option<QkNorm<'a>>,
     /// For each position `head_dim / 2` cosines, then as many sines: `[positions, head_dim]`.
@@ -112,10 +110,6 @@ impl QkRopePage<'_> {
         let positions_len = self.cos_sin.len() / head_dim;
         let slots_len = self.k_pages.len() / (self.kv_heads * head_dim).max(1);
         let pages = [slots_len, self.kv_heads, head_dim];
-        let bias = match &self.bias {
-            Some(bias) => check.array("bias", bias, &[heads, head_dim])?,
-            None => 0,
-        };
         let (q_weight, k_weight, eps) = match &self.norm {
             Some(norm) => (
                 check.array("q_weight", &norm.q_weight, &[head_dim])?,
@@ -126,7 +120,6 @@ impl QkRopePage<'_> {
         };
         let args = QkRopePageArgs {
             qkv: check.array("qkv", &self.qkv, &[rows, heads, head_dim])?,
-            bias,
             q_weight,
             k_weight,
             cos_sin: check.array("cos_sin", &self.cos_sin, &[positions_len, head_dim])?,

@@ -200,7 +200,6 @@ fn rope(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let seconds = time(gpu, sets, |i| {
         QkRopePage {
             qkv: (&qkv.slice(i * len..(i + 1) * len)).into(),
-            bias: None,
             norm: Some(QkNorm {
                 q_weight: (&weight).into(),
                 k_weight: (&weight).into(),
@@ -279,7 +278,6 @@ fn layer(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
         norm();
         QkRopePage {
             qkv: (&qkv).into(),
-            bias: None,
             norm: Some(QkNorm {
                 q_weight: (&head_weight).into(),
                 k_weight: (&head_weight).into(),

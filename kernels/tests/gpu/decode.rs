@@ -139,10 +139,10 @@ fn check_fused(
     seen: Seen,
 ) {
     let Heads { q_heads, kv_heads, head_dim, page_size } = heads;
-    let (bias, norm) = (gpu.random.below(2) == 0, gpu.random.below(2) == 0);
+    let norm = gpu.random.below(2) == 0;
     let (plus_one, of_weight) = gpu.random.of(&[(false, 1.0), (true, 0.01)]);
     let what = format!(
-        "fused, {heads:?}, {kv:?}, bias {bias}, norm {norm}, less 1 {plus_one}, {lens:?}, {}",
+        "fused, {heads:?}, {kv:?}, norm {norm}, less 1 {plus_one}, {lens:?}, {}",
         seen.describe()
     );
     let all_heads = q_heads + 2 * kv_heads;
@@ -150,7 +150,6 @@ fn check_fused(
     let (k, v) = (batch.values(gpu, kv, true), batch.values(gpu, kv, true));
     let (mut k_gpu, mut v_gpu) = (Pages::upload(gpu, kv, &k), Pages::upload(gpu, kv, &v));
     let (_, qkv) = gpu.normal(lens.len() * all_heads * head_dim, 1.0);
-    let (_, biases) = gpu.normal(all_heads * head_dim, 1.0);
     let (_, q_weight) = gpu.normal(head_dim, of_weight);
     let (_, k_weight) = gpu.normal(head_dim, of_weight);
     let norms = || {
@@ -160,12 +159,7 @@ fn check_fused(
     let setup = Setup::new(gpu, &batch, kv);
     let q_len = lens.len() * q_heads * head_dim;
     let mut out = gpu.poisoned(q_len);
-    let input = DecodeInput::Qkv {
-        qkv: (&qkv).into(),
-        bias: bias.then_some((&biases).into()),
-        norm: norms(),
-        cos_sin: cos_sin.into(),
-    };
+    let input = DecodeInput::Qkv { qkv: (&qkv).into(), norm: norms(), cos_sin: cos_sin.into() };
     setup.launch(gpu, input, (&mut k_gpu, &mut v_gpu), &mut out);
 
     // One op after the other, on pages of their own.
@@ -180,7 +174,6 @@ fn check_fused(
     let (mut k_apart, mut v_apart) = (Pages::upload(gpu, kv, &k), Pages::upload(gpu, kv, &v));
     QkRopePage {
         qkv: (&qkv).into(),
-        bias: bias.then_some((&biases).into()),
         norm: norms(),
         cos_sin: cos_sin.into(),
         positions: (&gpu.upload(&positions)).into(),

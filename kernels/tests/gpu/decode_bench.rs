@@ -210,12 +210,7 @@ impl Data {
                 }
             };
             let input = match fused {
-                true => DecodeInput::Qkv {
-                    qkv: q.into(),
-                    bias: None,
-                    norm: None,
-                    cos_sin: (&cos_sin).into(),
-                },
+                true => DecodeInput::Qkv { qkv: q.into(), norm: None, cos_sin: (&cos_sin).into() },
                 false => DecodeInput::Queries(KvArray::Bf16((&queries).into())),
             };
             let args = DecodeArgs {

@@ -1,4 +1,4 @@
-//! Bias, QK-norm, rotary embedding and the KV page write, over every head_dim, groups of 1 to 16 queries a
+//! QK-norm, rotary embedding and the KV page write, over every head_dim, groups of 1 to 16 queries a
 //! key, pages of 1, 16 and 64 tokens and of every type.
 
 use half::bf16;
@@ -17,7 +17,6 @@ struct Shape {
     kv_heads: usize,
     head_dim: usize,
     page_size: usize,
-    bias: bool,
     norm: bool,
     kv: KvType,
 }
@@ -29,20 +28,20 @@ pub fn qk_rope_page(gpu: &mut Gpu) {
                 let many = rows > 1000;
                 let kv_heads = gpu.random.of(if many { &[1, 2] } else { &[1, 2, 3, 8] });
                 let group = 1 + gpu.random.below(if many { 5 } else { 16 });
-                let (bias, norm) = (gpu.random.below(2) == 0, gpu.random.below(2) == 0);
+                let norm = gpu.random.below(2) == 0;
                 let q_heads = kv_heads * group;
                 let kv = gpu.random.of(&KV_TYPES);
-                check(gpu, rows, &Shape { q_heads, kv_heads, head_dim, page_size, bias, norm, kv });
+                check(gpu, rows, &Shape { q_heads, kv_heads, head_dim, page_size, norm, kv });
             }
         }
     }
 }
 
 fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
-    let &Shape { q_heads, kv_heads, head_dim, page_size, bias, norm, kv } = shape;
+    let &Shape { q_heads, kv_heads, head_dim, page_size, norm, kv } = shape;
     let heads = q_heads + 2 * kv_heads;
     let what = format!(
-        "{rows} rows, {q_heads}/{kv_heads} heads of {head_dim}, {kv:?} pages of {page_size}, bias {bias}, norm {norm}"
+        "{rows} rows, {q_heads}/{kv_heads} heads of {head_dim}, {kv:?} pages of {page_size}, norm {norm}"
     );
 
     // Ragged requests over shuffled pages: a few tokens each, after a cached prefix of any length.
@@ -81,10 +80,9 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
                 .chain(half.map(move |i| angle(i).sin() as f32))
         })
         .collect();
-    let (qkv, qkv_gpu) = gpu.normal(rows * heads * head_dim, 1.0);
     // Sometimes more than fp8 can hold.
     let scale = gpu.random.of(&[1.0, 300.0]);
-    let (biases, biases_gpu) = gpu.normal(heads * head_dim, scale);
+    let (qkv, qkv_gpu) = gpu.normal(rows * heads * head_dim, scale);
     let (plus_one, of_weight) = gpu.random.of(&[(false, 1.0), (true, 0.01)]);
     let more = f64::from(u8::from(plus_one));
     let (q_weight, q_weight_gpu) = gpu.normal(head_dim, of_weight);
@@ -96,7 +94,6 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
     let mut v_pages = Pages::poisoned(gpu, kv, page_len);
     QkRopePage {
         qkv: (&qkv_gpu).into(),
-        bias: bias.then_some((&biases_gpu).into()),
         norm: norm.then_some(QkNorm {
             q_weight: (&q_weight_gpu).into(),
             k_weight: (&k_weight_gpu).into(),
@@ -129,9 +126,6 @@ fn check(gpu: &mut Gpu, rows: usize, shape: &Shape) {
                 values[at * head_dim..][..head_dim].iter().map(|value| value.to_f64()).collect()
             };
             let mut x = of(&qkv, row * heads + head);
-            if bias {
-                x.iter_mut().zip(of(&biases, head)).for_each(|(x, b)| *x += b);
-            }
             let is_v = head >= q_heads + kv_heads;
             if norm && !is_v {
                 let weight = of(if head < q_heads { &q_weight } else { &k_weight }, 0);

@@ -186,7 +186,6 @@ impl Attention {
                     let args = DecodeArgs {
                         input: DecodeInput::Qkv {
                             qkv: (&qkv).into(),
-                            bias: None,
                             norm: norm(),
                             cos_sin: cos_sin.into(),
                         },
@@ -225,7 +224,6 @@ impl Attention {
             kv.pages(layer, |k_pages, v_pages| {
                 QkRopePage {
                     qkv: (&rest).into(),
-                    bias: None,
                     norm: norm(),
                     cos_sin: cos_sin.into(),
                     positions: (&positions.slice(rotated_from..)).into(),
