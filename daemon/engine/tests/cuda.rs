@@ -192,6 +192,7 @@ fn models_of_e4m3_are_the_cpus() {
         for &tp in &ranks {
             for (chunk, bounds) in [
                 (8, (MEAN_ERROR_MAX, P99_ERROR_MAX)),
+                (40, (CODED_MEAN_ERROR_MAX, CODED_P99_ERROR_MAX)),
                 (512, (CODED_MEAN_ERROR_MAX, CODED_P99_ERROR_MAX)),
             ] {
                 let forced = Some(tokens(&expected));

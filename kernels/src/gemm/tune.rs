@@ -121,7 +121,7 @@ impl Gemm {
             calls.push(Call { weight, scales: (call.scales.0, scales), ..call });
         }
         let lt = self.time_algorithms(device, &calls, began, budget)?;
-        if MediumGemm::is_there(device) && args.m <= NarrowGemm::ROWS_MAX {
+        if MediumGemm::is_there(device) && NarrowGemm::takes(args.m) {
             let first = args.weight;
             let seconds = time::time(device, calls.len(), f64::INFINITY, |i| {
                 Ok(args.narrow(device, if i == 0 { first } else { weights[i - 1] })?)

@@ -41,6 +41,11 @@ impl NarrowGemm<'_> {
     /// Rows of x at most.
     pub const ROWS_MAX: usize = 64;
 
+    /// Whether it is for so many rows.
+    pub fn takes(m: usize) -> bool {
+        (1..=Self::ROWS_MAX).contains(&m) && m.is_multiple_of(TOKENS_UNIT)
+    }
+
     /// Puts the op onto the device's stream.
     ///
     /// # Errors

@@ -135,7 +135,9 @@ fn fp8_shape(linear: &Linear<CudaOps>, m: usize, into: Into, form: ScaleForm) ->
 pub(super) enum Way {
     /// From activations as they are.
     Own(Fp8Product),
-    /// From activations of e4m3, by cuBLASLt or [`NarrowGemm`].
+    /// From activations of e4m3, by [`NarrowGemm`].
+    Narrow,
+    /// The same by cuBLASLt.
     Library,
 }
 
@@ -167,15 +169,9 @@ impl CudaOps {
         // Kernels take gate and up so many rows at a time.
         let unit = match (way, linear.weight.scale_form()) {
             (Way::Own(Fp8Product::Skinny(_)), _) => Some(16),
-            (Way::Own(Fp8Product::Medium), Some(ScaleForm::Block)) => Some(2 * BLOCK),
-            (Way::Own(Fp8Product::Medium), _) => Some(16),
-            (Way::Library, Some(form)) => {
-                let m = padded_tokens(gemm_rows(rows, input.room().min(scratch.gate_up.rows)));
-                let shape = fp8_shape(linear, m, Into::Gated, form);
-                let narrow = m <= NarrowGemm::ROWS_MAX && self.gemm.prefers_narrow(shape);
-                narrow.then_some(if form == ScaleForm::Block { 2 * BLOCK } else { 16 })
-            }
-            (Way::Library, None) => None,
+            (Way::Own(Fp8Product::Medium) | Way::Narrow, Some(ScaleForm::Block)) => Some(2 * BLOCK),
+            (Way::Own(Fp8Product::Medium) | Way::Narrow, _) => Some(16),
+            (Way::Library, _) => None,
         };
         if unit.is_some_and(|unit| linear.weight.rows.is_multiple_of(unit)) {
             return self.run_fp8(way, rows, linear, input, out.into(), Into::Gated);
@@ -202,8 +198,9 @@ impl CudaOps {
             return Way::Library;
         };
         let shape = fp8_shape(linear, gemm_rows(rows, room), into, form);
+        let narrow = self.gemm.prefers_narrow(shape);
         let saved = match into {
-            Into::Gated => QUANTISE_TIME + GATE_TIME,
+            Into::Gated if !narrow => QUANTISE_TIME + GATE_TIME,
             _ => QUANTISE_TIME,
         };
         if matches!(into, Into::Sent(_)) {
@@ -212,6 +209,7 @@ impl CudaOps {
         let few = rows < CODED_ROWS_MIN || !self.gemm.is_tuned(shape);
         match few || self.gemm.prefers_skinny(shape, saved) {
             true => Way::Own(self.gemm.own_fp8(shape).unwrap_or(usual)),
+            false if narrow => Way::Narrow,
             false => Way::Library,
         }
     }
@@ -228,7 +226,9 @@ impl CudaOps {
     ) -> OpResult {
         let product = match way {
             Way::Own(product) => product,
-            Way::Library => return self.library_fp8(rows, linear, input, out, into),
+            Way::Narrow | Way::Library => {
+                return self.quantised_fp8(way, rows, linear, input, out, into);
+            }
         };
         let x = match (input, product) {
             (Input::Plain(x), _) => x,
@@ -250,9 +250,10 @@ impl CudaOps {
         product.launch(&self.device, (&x).into(), weight, out, shape).map_err(failed("linear"))
     }
 
-    /// By cuBLASLt, of activations that are made e4m3 before.
-    fn library_fp8(
+    /// Of activations that are made e4m3 before.
+    fn quantised_fp8(
         &mut self,
+        way: Way,
         rows: usize,
         linear: &Linear<CudaOps>,
         input: Input<'_>,
@@ -293,8 +294,7 @@ impl CudaOps {
         .launch(device)
         .map_err(failed("quantise"))?;
         let mut out = out.rows_mut(m);
-        let shape = fp8_shape(linear, m, into, form);
-        if m <= NarrowGemm::ROWS_MAX && gemm.prefers_narrow(shape) {
+        if way == Way::Narrow {
             let x = Fp8Rows { data: (&data).into(), scales: (&scales).into() };
             let out = skinny_out(into, &mut out, linear.bias.as_ref(), *gate)?;
             let product = NarrowGemm { x, weight: coded, out, m, n, k };

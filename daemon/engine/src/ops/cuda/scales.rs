@@ -19,13 +19,18 @@ pub(super) struct Scales {
 }
 
 impl Scales {
-    /// Of `parts`, stacked, each of `inputs` columns; for `rows` rows at least theirs. Where both forms say the same, a
-    /// scale for each row.
+    /// Of `parts`, stacked, each of `inputs` columns; for `rows` rows at least theirs. Where both forms say the same, the
+    /// one that they are stored in.
     ///
     /// # Errors
     /// No form can say them: in words.
     pub(super) fn of(parts: &[CodedMatrix], inputs: usize, rows: usize) -> Result<Scales, String> {
-        by_row(parts, rows).or_else(|| by_block(parts, inputs, rows)).ok_or_else(|| {
+        let are_rows = parts.iter().all(|part| part.scale_cols == 1);
+        let laid = match are_rows {
+            true => by_row(parts, rows),
+            false => by_block(parts, inputs, rows).or_else(|| by_row(parts, rows)),
+        };
+        laid.ok_or_else(|| {
             let sides = parts.first().map_or((0, 0), |part| (part.block_rows, part.block_cols));
             format!(
                 "its scales are for {} x {} weights and lie across the blocks of {BLOCK} x {BLOCK} that kernels take: \
@@ -143,6 +148,20 @@ mod tests {
         let padded: Vec<f32> =
             rows.iter().chain(&last).flat_map(|row| [row[0], row[1], row[2], 0.0]).collect();
         assert_eq!(scales, blocks(&padded));
+    }
+
+    /// Dummies have one scale all over; what is timed with them must be what their model is stored as.
+    #[test]
+    fn blocks_stay_blocks_though_all_are_the_same() {
+        let mut even = part([128, 300], [128, 128], [0, 0], 0.0);
+        even.scales.fill(2.0);
+        let scales = Scales::of(&[even.clone()], 300, 128).unwrap();
+        assert_eq!(scales, blocks(&[2.0, 2.0, 2.0, 0.0]));
+        // Where blocks lie across, rows say the same.
+        even.row_offset = 64;
+        even.scales = vec![2.0, 2.0, 2.0, 3.0, 3.0, 3.0];
+        let scales = Scales::of(&[even], 300, 128).unwrap();
+        assert_eq!((scales.form, scales.values[63], scales.values[64]), (ScaleForm::Row, 2.0, 3.0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod experts;
 mod fp8;
 
 use half::bf16;
-use minisgl_kernels::ops::Fp8Product;
+use minisgl_kernels::ops::{Fp8Product, NarrowGemm};
 use minisgl_proto::{Sampled, SamplingParams};
 use minisgl_sched::{Install, Plan, Row, Want};
 

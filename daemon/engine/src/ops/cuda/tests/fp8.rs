@@ -116,18 +116,6 @@ fn product(
     cpu.values(&sum.residual, rows)
 }
 
-/// As the GPU leaves it behind: in bf16.
-fn normed(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let k = weight.len();
-    let row = |row: &[f32]| -> Vec<f32> {
-        let mean = row.iter().map(|x| x * x).sum::<f32>() / k as f32;
-        let scale = (mean + eps).sqrt().recip();
-        let value = |(x, weight): (&f32, &f32)| bf16::from_f32(x * scale * weight).to_f32();
-        row.iter().zip(weight).map(value).collect()
-    };
-    x.chunks_exact(k).flat_map(row).collect()
-}
-
 /// What e4m3 leaves of activations, each block of columns, or each token, by its largest.
 fn rounded(x: &[f32], k: usize, form: ScaleForm) -> Vec<f32> {
     let codes = Code::E4m3.values();
@@ -182,14 +170,18 @@ fn coded_products_are_the_cpus() {
         let norm = Norm { id: NormId(0), weight: cuda.weight(&norm_weight) };
         for rows in ROWS {
             let (x, residual) = (random.floats(rows * k), random.floats(rows * n));
-            let with_norm = normed(&x, &norm_weight, cuda.eps);
+            // As the GPU leaves it behind, to the bit: what it becomes in e4m3 hangs on the last of them.
+            let mut stream = Stream::new(cuda.fill(k, &x), cuda.poisoned(rows, k));
+            cuda.normalise(rows, &mut stream, &norm).unwrap();
+            let with_norm = cuda.values(&stream.normed, rows);
             let own: Vec<Way> = Fp8Product::all_of(&cuda.device, rows, k).map(Way::Own).collect();
-            for way in own.iter().copied().chain([Way::Library]) {
-                // A norm in bf16 that is rounded to the other side can change what e4m3 it becomes.
-                let ulps = if way == Way::Library { 16.0 } else { 4.0 };
+            let narrow = (rows <= NarrowGemm::ROWS_MAX).then_some(Way::Narrow);
+            for way in own.iter().copied().chain(narrow).chain([Way::Library]) {
+                // An activation that is rounded to the other side of a tie is off by a sixteenth.
+                let ulps = if matches!(way, Way::Own(_)) { 4.0 } else { 12.0 };
                 let what = |name: &str| format!("{name}, case {number}, {rows} rows, {way:?}");
                 let seen = |x: &[f32]| match way {
-                    Way::Library => rounded(x, k, form),
+                    Way::Narrow | Way::Library => rounded(x, k, form),
                     Way::Own(_) => x.to_vec(),
                 };
                 let sums = product(&mut cpu, &seen(&x), &parts, (n, k));
@@ -200,7 +192,7 @@ fn coded_products_are_the_cpus() {
                 cuda.run_fp8(way, rows, &plain, Input::Plain(&input), (&mut out).into(), Into::Sum)
                     .unwrap();
                 let expected: Vec<f32> = sums.iter().zip(&residual).map(|(a, b)| a + b).collect();
-                assert_close(&what("sum"), &cuda.values(&out, rows), &expected, 3.5);
+                assert_close(&what("sum"), &cuda.values(&out, rows), &expected, ulps);
 
                 let mut stream = Stream::new(cuda.fill(k, &x), cuda.poisoned(rows, k));
                 let mut out = cuda.poisoned(rows, n);
@@ -230,7 +222,7 @@ fn coded_products_are_the_cpus() {
             let seen = if !own.is_empty() { with_norm } else { rounded(&with_norm, k, form) };
             let expected = gated(&product(&mut cpu, &seen, &parts, (n, k)), n);
             let what = format!("gated, case {number}, {rows} rows");
-            let ulps = if own.is_empty() { 24.0 } else { 8.0 };
+            let ulps = if own.is_empty() { 16.0 } else { 8.0 };
             assert_close(&what, &cuda.values(&out, rows), &expected, ulps);
         }
         // As a head.
