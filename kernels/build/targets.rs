@@ -34,10 +34,11 @@ pub fn is_host(source: &Path) -> bool {
     source.starts_with("cu/fi") || source.starts_with("cu/fa")
 }
 
-/// What a source is compiled for. `fa` is Hopper's alone; the less common types of `fi` run everywhere, from
-/// the machine code of the oldest or from PTX.
+/// What a source is compiled for. `fa` is Hopper's alone; the less common types of `fi`, and its windows, run
+/// everywhere, from the machine code of the oldest or from PTX.
 pub fn targets(source: &Path) -> Vec<&'static str> {
-    let rare = crate::stem(source).ends_with("_fp16") || crate::stem(source).ends_with("_fp8");
+    let stem = crate::stem(source);
+    let rare = stem.ends_with("_fp16") || stem.ends_with("_fp8") || stem.starts_with("fi_window");
     let mut targets = TARGETS.to_vec();
     targets.retain(|target| match () {
         () if source.starts_with("cu/fa") => target.contains("90a"),
