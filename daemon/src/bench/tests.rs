@@ -225,10 +225,10 @@ fn floors_add_up() {
     // Of codes a byte each is read, and a scale for each output; the head stays what it is.
     let coded = untied.quantised_to_fp8().unwrap();
     let stored = minisgl_engine::model::bytes_of(&coded, &Shard::whole(&coded));
-    let outputs = 28 * (4096 + 1024 + 2 * 3072 + 1024);
-    let norms = 28 * (2 * 1024 + 2 * 128) + 1024;
-    let projections = parameters as usize - table - norms;
-    assert_eq!(stored as usize, projections + 4 * outputs + 2 * (norms + 2 * table));
+    let outputs: u64 = 28 * (4096 + 1024 + 2 * 3072 + 1024);
+    let norms: u64 = 28 * (2 * 1024 + 2 * 128) + 1024;
+    let projections = parameters - table - norms;
+    assert_eq!(stored, projections + 4 * outputs + 2 * (norms + 2 * table));
     let costs_coded = Costs::of(&coded, stored, 114_688.0);
     assert!((costs_coded.weight_bytes / (stored as f64 - 2.0 * table as f64) - 1.0).abs() < 1e-9);
     assert_eq!((costs_coded.layer_flop, costs_coded.layer_speed), (costs.layer_flop, 2.0));
