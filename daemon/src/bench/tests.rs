@@ -175,6 +175,7 @@ fn a_run_is_split_into_prefill_and_decode() {
     };
     let costs = Costs {
         weight_bytes: 1e9,
+        experts: Vec::new(),
         kv_token_bytes: 1e3,
         layer_flop: 1e9,
         layer_speed: 1.0,
