@@ -98,6 +98,15 @@ impl Fp8Weight<'_> {
     }
 }
 
+/// Activations of e4m3 with scales.
+#[derive(Clone, Copy)]
+pub struct Fp8Rows<'a> {
+    /// `[m, k]`.
+    pub data: Array<'a, u8>,
+    /// [`ScaleForm::Block`]: `[ceil(k / 128), m]`; [`ScaleForm::Row`]: `[m]`.
+    pub scales: Array<'a, f32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,46 @@ fn fail(daemon: &Daemon, args: &[&str]) -> (i32, String) {
     (status.code().unwrap(), String::from_utf8(stderr).unwrap())
 }
 
+/// `doctor MODEL`, by the daemon and without one.
+#[test]
+fn a_model_is_looked_at_before_it_is_loaded() {
+    let daemon = Daemon::start();
+    let coded = paths::fixture("tiny/gpt_oss_mxfp4");
+    let looks = ["doctor", coded.to_str().unwrap(), "--device", "cpu", "-o", "json"];
+    let report = json_of(&daemon, &looks);
+    assert_eq!((&report["fits"], &report["problem"]), (&json!(true), &Value::Null), "{report}");
+    assert_eq!(report["fit"]["architecture"], "GptOssForCausalLM");
+    let schemes: Vec<&str> = report["fit"]["schemes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|share| share["scheme"].as_str().unwrap())
+        .collect();
+    assert!(schemes.contains(&"mxfp4") && schemes.contains(&"plain"), "{schemes:?}");
+    assert!(succeed(&daemon, &looks[..4]).contains("in mxfp4"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs::read_to_string(coded.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["quantization_config"] = json!({"quant_method": "awq", "bits": 4});
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let (code, said) = fail(&daemon, &["doctor", folder]);
+    assert!(code == 5 && said.contains("awq"), "{code}: {said}");
+
+    let alone = |model: &str| {
+        let mut ctl = std::process::Command::new(paths::binary("minisglctl"));
+        let nowhere = daemon.dir().join("nowhere.sock");
+        ctl.arg("--socket").arg(nowhere).args(["doctor", model, "--device", "cpu"]);
+        ctl.output().unwrap()
+    };
+    let Output { status, stdout, .. } = alone(coded.to_str().unwrap());
+    let said = String::from_utf8(stdout).unwrap();
+    assert!(status.success() && said.contains("GptOssForCausalLM"), "{status}: {said}");
+    assert_eq!(alone(folder).status.code(), Some(5));
+    assert_eq!(alone("org/repo").status.code(), Some(3), "without a daemon there is no hub");
+}
+
 #[test]
 fn from_load_to_unload() {
     let daemon = Daemon::start();

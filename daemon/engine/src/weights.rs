@@ -13,6 +13,7 @@
 mod checkpoint;
 mod coded;
 mod dummy;
+mod e4m3;
 mod error;
 mod file;
 mod made;

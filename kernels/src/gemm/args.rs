@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::fp8::{Fp8Weight, ScaleForm};
+use crate::fp8::{Fp8Rows, Fp8Weight, ScaleForm};
 use crate::ops::{Fp8Product, NarrowGemm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
 use crate::{Array, ArrayMut, Device, LaunchError};
 
@@ -114,15 +114,6 @@ pub struct Fp8GemmArgs<'a> {
     pub n: usize,
     /// Columns of both, a multiple of 16.
     pub k: usize,
-}
-
-/// Activations of e4m3 with scales.
-#[derive(Clone, Copy)]
-pub struct Fp8Rows<'a> {
-    /// `[m, k]`.
-    pub data: Array<'a, u8>,
-    /// [`ScaleForm::Block`]: `[ceil(k / 128), m]`; [`ScaleForm::Row`]: `[m]`.
-    pub scales: Array<'a, f32>,
 }
 
 impl GemmOut<'_> {

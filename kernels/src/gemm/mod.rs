@@ -31,7 +31,7 @@ use crate::fp8::{BLOCK, ScaleForm};
 use crate::library::{self, LibraryError};
 use crate::ops::Fp8Product;
 use crate::{Array, Device, LaunchError};
-pub use args::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
+pub use args::{Fp8GemmArgs, GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use plan::{Algorithm, Plan};
 pub use tune::Tuning;
 use tuned::Tuned;

@@ -8,8 +8,7 @@ use crate::abi::NarrowArgs;
 use crate::check::Check;
 use crate::device::Device;
 use crate::error::LaunchError;
-use crate::fp8::{BLOCK, Fp8Weight, ScaleForm};
-use crate::gemm::Fp8Rows;
+use crate::fp8::{BLOCK, Fp8Rows, Fp8Weight, ScaleForm};
 use crate::grid::Grid;
 use crate::kernel::Kernel;
 

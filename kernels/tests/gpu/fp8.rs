@@ -5,8 +5,8 @@ use std::time::Duration;
 use cudarc::driver::CudaSlice;
 use half::bf16;
 use minisgl_kernels::Array;
-use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
-use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, Gemm, GemmOut};
+use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
+use minisgl_kernels::gemm::{Fp8GemmArgs, Gemm, GemmOut};
 use minisgl_kernels::ops::{
     Gate, GateMul, MediumGemm, NarrowGemm, Quantise, QuantiseInput, RmsNorm, SkinnyGemm,
     SkinnyInput, SkinnyOut, SkinnyWeight, Stage,

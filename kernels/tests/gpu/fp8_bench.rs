@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use minisgl_kernels::ArrayMut;
-use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm};
-use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, Gemm, GemmOut};
+use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm};
+use minisgl_kernels::gemm::{Fp8GemmArgs, Gemm, GemmOut};
 use minisgl_kernels::ops::{
     Gate, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight,
 };

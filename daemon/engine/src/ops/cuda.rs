@@ -64,11 +64,11 @@ use minisgl_sched::Install;
 
 use self::attend::{Attention, AttentionShape, no_kv};
 use self::experts::ExpertRoom;
-use self::fp8::{Input, Quantised};
+use self::fp8::Quantised;
 use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
-use self::linear::Into;
+use self::linear::{Input, Into};
 use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 pub use self::prepare::check;
 use self::requests::Requests;

@@ -8,9 +8,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::e4m3;
 use super::file::MappedFile;
 use super::made::{DummyBytes, DummyTensor};
-use super::quantised;
 use super::window::Window;
 
 /// Elements that one task reads of a whole part.
@@ -330,7 +330,7 @@ impl<'a> TensorPart<'a> {
                     let len = ((row + 1) * coding.cols).min(end) - at;
                     let (codes, tail) = rest.0.split_at_mut(len);
                     let (numbers, numbers_tail) = rest.1.split_at(len);
-                    quantised::encode(numbers, coding.scales[row], codes);
+                    e4m3::encode(numbers, coding.scales[row], codes);
                     rest = (tail, numbers_tail);
                     at += len;
                 }

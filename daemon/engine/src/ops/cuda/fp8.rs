@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
 use half::bf16;
-use minisgl_kernels::fp8::{BLOCK, ScaleForm};
-use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmElement, GemmKind, GemmOut, GemmShape};
+use minisgl_kernels::fp8::{BLOCK, Fp8Rows, ScaleForm};
+use minisgl_kernels::gemm::{Fp8GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use minisgl_kernels::ops::{
     Fp8Product, MediumGemm, NarrowGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyOut,
 };
 use minisgl_kernels::{Array, Device};
 
-use super::linear::{Into, Rows, Target, gemm_rows, skinny_out};
+use super::linear::{Input, Into, Rows, Target, gemm_rows, skinny_out};
 use super::memory::padded_tokens;
 use super::{Buffer, CudaOps, Matrix, failed};
 use crate::error::OpError;
@@ -99,23 +99,6 @@ pub(super) fn logits_fp8(
         product.launch(device, (&x).into(), weight, out, shape).map_err(failed("logits"))?;
     }
     Ok(())
-}
-
-/// What a product is of.
-pub(super) enum Input<'a> {
-    /// Rows as they are.
-    Plain(&'a Buffer),
-    /// The norm of the residual stream.
-    Normed(&'a mut Stream<CudaOps>, &'a Norm<CudaOps>),
-}
-
-impl Input<'_> {
-    fn room(&self) -> usize {
-        match self {
-            Input::Plain(x) => x.rows,
-            Input::Normed(stream, _) => stream.residual.rows,
-        }
-    }
 }
 
 /// What a product was timed as.

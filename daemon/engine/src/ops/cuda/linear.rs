@@ -11,7 +11,6 @@ use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{Gate, SkinnyGemm, SkinnyInput, SkinnyOut, Stage};
 use minisgl_kernels::peers::Inboxes;
 
-use super::fp8::Input;
 use super::memory::{Data, LOGIT_ROWS};
 use super::{Buffer, CudaOps, failed};
 use crate::ops::{Linear, Norm, OpResult, Stream};
@@ -53,6 +52,23 @@ pub(super) enum Rows<'a> {
     Plain,
     /// To be normalised.
     Normed(&'a CudaSlice<bf16>),
+}
+
+/// What a product is of.
+pub(super) enum Input<'a> {
+    /// Rows as they are.
+    Plain(&'a Buffer),
+    /// The norm of the residual stream.
+    Normed(&'a mut Stream<CudaOps>, &'a Norm<CudaOps>),
+}
+
+impl Input<'_> {
+    pub(super) fn room(&self) -> usize {
+        match self {
+            Input::Plain(x) => x.rows,
+            Input::Normed(stream, _) => stream.residual.rows,
+        }
+    }
 }
 
 /// Where a product goes: room for `rows` rows of `width`.

@@ -10,8 +10,8 @@ use cudarc::driver::{CudaSlice, CudaView, DriverError};
 use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::attention::{ATTENTION_HEAD_DIMS, Heads};
-use minisgl_kernels::fp8::{BLOCK, Fp8Scales, Fp8Weight, ScaleForm, scale_stride};
-use minisgl_kernels::gemm::{Fp8GemmArgs, Fp8Rows, GemmArgs, GemmError, GemmKind, GemmOut};
+use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm, scale_stride};
+use minisgl_kernels::gemm::{Fp8GemmArgs, GemmArgs, GemmError, GemmKind, GemmOut};
 use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
@@ -186,7 +186,9 @@ impl CudaOps {
         for shape in shapes {
             for &m in &rows {
                 for kind in self.kinds(shape.0) {
-                    self.prepare_coded_product(m, shape, kind, &mut trial)?;
+                    for &biased in self.biases((shape.0, shape.1), kind) {
+                        self.prepare_coded_product(m, shape, (kind, biased), &mut trial)?;
+                    }
                 }
             }
         }
@@ -197,11 +199,10 @@ impl CudaOps {
         &mut self,
         m: usize,
         (n, k, form): (usize, usize, ScaleForm),
-        kind: GemmKind,
+        (kind, biased): (GemmKind, bool),
         trial: &mut CodedTrial,
     ) -> OpResult {
         let fault = |error: GemmError| failed("prepare products")(error);
-        let biased = self.biases((n, k), kind).contains(&true);
         let scales_len = match form {
             ScaleForm::Block => n.div_ceil(BLOCK) * scale_stride(k),
             ScaleForm::Row => n,

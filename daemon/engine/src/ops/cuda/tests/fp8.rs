@@ -4,7 +4,8 @@ use minisgl_proto::LoadOptions;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::super::fp8::{Input, Quantised, Way, logits_fp8};
+use super::super::fp8::{Quantised, Way, logits_fp8};
+use super::super::linear::Input;
 use super::*;
 use crate::scheme::{Element, Scales, Scheme};
 use crate::weights::{self, Part, WeightSource};
