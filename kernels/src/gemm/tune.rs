@@ -155,7 +155,7 @@ impl Gemm {
         Ok(best)
     }
 
-    /// Whether [`NarrowGemm`](crate::ops::NarrowGemm) computes `shape` faster than cuBLASLt. False where it was not timed.
+    /// Whether [`NarrowGemm`] computes `shape` faster than cuBLASLt. False where it was not timed.
     pub fn prefers_narrow(&self, shape: GemmShape) -> bool {
         let tuned = self.tuned.get(&shape).zip(self.narrow.get(&shape));
         tuned.is_some_and(|(tuned, narrow)| *narrow < tuned.nanos)
