@@ -25,7 +25,7 @@ use crate::model::parameters;
 use crate::model::{Decoder, Loader};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
-use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
+use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, check_is_proven, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
 use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
@@ -158,6 +158,11 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
 /// Starts a rank on each of the GPUs.
 #[cfg(feature = "cuda")]
 pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, EngineError> {
+    check_is_proven(model.config).map_err(|error| EngineError::Rank {
+        rank: 0,
+        operation: error.operation.to_owned(),
+        reason: error.reason,
+    })?;
     let memories: Vec<_> = gpus.iter().map(Gpu::memory).collect();
     let free_bytes = move || {
         let all = memories.iter().map(|memory| memory.free_bytes());

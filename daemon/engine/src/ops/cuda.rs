@@ -70,7 +70,7 @@ use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::{Input, Into};
 use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
-pub use self::prepare::check;
+pub use self::prepare::{check, check_is_proven};
 use self::requests::Requests;
 use self::results::Outputs;
 use self::scales::Scales;

@@ -54,11 +54,6 @@ pub(super) fn refusal(config: &ModelConfig, shard: &Shard) -> Option<String> {
     if specs.any(|other| other != spec) {
         return Some("the GPU has no kernels for experts that differ between layers".to_owned());
     }
-    if spec.bias {
-        return Some(
-            "mixtures of experts with biases (gpt-oss) have not been held to the CPU's on a GPU yet".to_owned(),
-        );
-    }
     if config.norms != NormSpec::default() {
         return Some(
             "the GPU has no kernels for experts beside norms after blocks, or with weights less 1"

@@ -245,7 +245,14 @@ fn experts_without_kernels_are_refused_by_what_they_lack() {
         config.activation = Activation::ClampedSwish;
         spec.shared = Some(SharedExpert { width: 32, gated: true });
     };
-    assert!(refusal(both, 1).contains("this activation"));
+    assert_eq!(refusal(both, 1), "", "a dense block has it too");
+    let after = |config: &mut ModelConfig, _: &mut ExpertsSpec| config.norms.after_blocks = true;
+    assert!(refusal(after, 1).contains("norms after blocks"));
+    let mut config = model(&spec(8, 2, 64, Router::SoftmaxOfChosen), Activation::Silu);
+    assert!(check_is_proven(&config).is_ok());
+    let biased = ExpertsSpec { bias: true, ..spec(8, 2, 64, Router::SoftmaxOfChosen) };
+    config.layers[1].ffn = Ffn::Experts(biased);
+    assert!(check_is_proven(&config).unwrap_err().reason.contains("gpt-oss"));
     // Layers that are not alike.
     let mut config = model(&spec(8, 2, 64, Router::SoftmaxOfChosen), Activation::Silu);
     config.layers[1].ffn = Ffn::Experts(spec(8, 2, 72, Router::SoftmaxOfChosen));
