@@ -224,7 +224,7 @@ impl CudaOps {
         let block = match config.norms.after_blocks {
             true => {
                 let (rows, width) = (chunk_tokens, config.hidden_size);
-                let data = stream.alloc_zeros(rows * width).map_err(memory)?;
+                let data = stream.alloc_zeros(padded_tokens(rows) * width).map_err(memory)?;
                 Some(Buffer { data, rows, width })
             }
             false => None,

@@ -10,7 +10,7 @@ use minisgl_kernels::ops::{
 };
 use minisgl_kernels::{Array, Device};
 
-use super::super::memory::ROW_UNIT;
+use super::super::memory::{ROW_UNIT, padded_tokens};
 use super::super::{Buffer, CudaOps, failed};
 use super::{Stack, specs};
 use crate::config::{Activation, ModelConfig};
@@ -159,7 +159,7 @@ impl ExpertRoom {
         let memory = |error: DriverError| failed("allocate the workspaces of experts")(error);
         let bf16s = |len: usize| stream.alloc_zeros::<bf16>(len.max(1)).map_err(memory);
         let buffer = |width: usize| -> OpResult<Buffer> {
-            Ok(Buffer { data: bf16s(tokens * width)?, rows: tokens, width })
+            Ok(Buffer { data: bf16s(padded_tokens(tokens) * width)?, rows: tokens, width })
         };
         let shared = match spec.shared {
             None => None,
