@@ -15,6 +15,7 @@
 #![allow(unsafe_code, reason = "the GPU's memory; each use says why it is sound")]
 
 mod attend;
+mod elementwise;
 mod experts;
 mod fp8;
 mod gpu;
@@ -22,6 +23,7 @@ mod graphs;
 mod inputs;
 mod kv;
 mod linear;
+mod matrix;
 mod memory;
 mod prepare;
 mod requests;
@@ -49,16 +51,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
+use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut, DriverError};
 use half::bf16;
+use minisgl_kernels::Device;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::gemm::Gemm;
-use minisgl_kernels::ops::{
-    AddNorm, Embedding, Gate, GateMul, MediumGemm, Quantise, RmsNorm, Stage, sample_scratch_len,
-};
+use minisgl_kernels::ops::{Embedding, Gate, Stage, sample_scratch_len};
 use minisgl_kernels::peers::{Peers, Sum};
-use minisgl_kernels::{Array, Device};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Install;
 
@@ -69,11 +69,11 @@ use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::{Input, Into};
+use self::matrix::{coded_parts, plain_parts};
 use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 pub use self::prepare::{check, check_is_proven};
 use self::requests::Requests;
 use self::results::Outputs;
-use self::scales::Scales;
 use self::tuned::TunedFile;
 use self::upload::{Element, Uploader};
 use super::{
@@ -83,9 +83,8 @@ use super::{
 use crate::batch::Batch;
 use crate::config::{Activation, AttentionBias, ModelConfig};
 use crate::error::OpError;
-use crate::scheme::Code;
 use crate::shard::Shard;
-use crate::weights::{CodedPart, MatrixPart, TensorPart};
+use crate::weights::{MatrixPart, TensorPart};
 
 /// What a GPU rank is made for.
 pub struct CudaSpec<'a> {
@@ -344,85 +343,6 @@ impl CudaOps {
     }
 }
 
-impl CudaOps {
-    /// Leaves the norm of the first `rows` rows in the stream, unless it is there.
-    fn normalise(&mut self, rows: usize, stream: &mut Stream<Self>, norm: &Norm<Self>) -> OpResult {
-        if stream.has(norm) {
-            return Ok(());
-        }
-        let Stream { residual, normed, .. } = stream;
-        self.launch_norm((rows, rows), None, residual, &norm.weight, normed)?;
-        stream.changed(Some(norm));
-        Ok(())
-    }
-
-    /// `out` of the gate and of `up`.
-    fn gate_mul(&mut self, rows: usize, gate_up: &Buffer, out: &mut Buffer) -> OpResult {
-        let width = out.width;
-        GateMul {
-            gate_up: (&gate_up.rows(rows)).into(),
-            out: (&mut out.rows_mut(rows)).into(),
-            rows,
-            width,
-            gate: self.gate,
-        }
-        .launch(&self.device)
-        .map_err(failed("gate_mul"))
-    }
-
-    /// The end of a block with a norm of its own: `residual += after(x)`, and the norm of the next one.
-    fn add_norm(
-        &self,
-        rows: usize,
-        x: &Buffer,
-        (after, next): (&Norm<Self>, Option<&Norm<Self>>),
-        stream: &mut Stream<Self>,
-    ) -> OpResult {
-        let Stream { residual, normed, .. } = stream;
-        let hidden = residual.width;
-        let mut normed = normed.rows_mut(rows);
-        AddNorm {
-            x: (&x.rows(rows)).into(),
-            after: (&after.weight).into(),
-            residual: (&mut residual.rows_mut(rows)).into(),
-            next: next.map(|next| ((&next.weight).into(), (&mut normed).into())),
-            rows,
-            hidden,
-            eps: self.eps,
-            plus_one: self.plus_one,
-        }
-        .launch(&self.device)
-        .map_err(failed("add_norm"))?;
-        stream.changed(next);
-        Ok(())
-    }
-
-    /// The norm of `rows` of `x_rows` rows: of those that `index` names, or of the first.
-    fn launch_norm(
-        &self,
-        (rows, x_rows): (usize, usize),
-        index: Option<&CudaView<'_, i32>>,
-        x: &Buffer,
-        weight: &CudaSlice<bf16>,
-        out: &mut Buffer,
-    ) -> OpResult {
-        let hidden = out.width;
-        RmsNorm {
-            x: (&x.rows(x_rows)).into(),
-            index: index.map(Array::from),
-            weight: weight.into(),
-            out: (&mut out.rows_mut(rows)).into(),
-            rows,
-            x_rows,
-            hidden,
-            eps: self.eps,
-            plus_one: self.plus_one,
-        }
-        .launch(&self.device)
-        .map_err(failed("rms_norm"))
-    }
-}
-
 impl Drop for CudaOps {
     /// What is in flight must not outlive the pinned memory that it copies from and to.
     fn drop(&mut self) {
@@ -430,64 +350,6 @@ impl Drop for CudaOps {
         let _ = self.device.synchronize();
     }
 }
-
-/// Parts of plain numbers.
-fn plain_parts<'a>(parts: &[MatrixPart<'a>]) -> OpResult<Vec<TensorPart<'a>>> {
-    let plain = |part: &MatrixPart<'a>| match part {
-        MatrixPart::Plain(part) => Ok(part.clone()),
-        MatrixPart::Coded(part) => Err(failed("choose kernels")(format!(
-            "there are none for {:?} weights here; load with --device cpu",
-            part.code()
-        ))),
-    };
-    parts.iter().map(plain).collect()
-}
-
-/// Parts of E4M3 codes, if all are.
-fn coded_parts<'p, 'a>(parts: &'p [MatrixPart<'a>]) -> Option<Vec<&'p CodedPart<'a>>> {
-    let coded = |part: &'p MatrixPart<'a>| match part {
-        MatrixPart::Coded(part) if part.code() == Code::E4m3 => Some(part),
-        _ => None,
-    };
-    parts.iter().map(coded).collect()
-}
-
-impl CudaOps {
-    /// A matrix of E4M3 codes.
-    fn coded_matrix(&self, parts: &[&CodedPart<'_>], inputs: usize) -> OpResult<Matrix> {
-        let refuse = |what: String| Err(failed("choose kernels")(what));
-        if !MediumGemm::is_there(&self.device) {
-            return refuse(format!(
-                "there are none for e4m3 weights on {}, only on Hopper (H100, H200); load with --device cpu",
-                self.device.name()
-            ));
-        }
-        let rows: usize = parts.iter().map(|part| part.rows()).sum();
-        if !inputs.is_multiple_of(INPUT_UNIT) || inputs > Quantise::HIDDEN_MAX {
-            return refuse(format!(
-                "a matrix of e4m3 has {inputs} inputs on a rank, it must be a multiple of {INPUT_UNIT} of at most {}; \
-                 load with another --tp, or with --device cpu",
-                Quantise::HIDDEN_MAX
-            ));
-        }
-        let padded_rows = rows.next_multiple_of(ROW_UNIT);
-        let scales: Vec<_> = parts.iter().map(|part| part.load_scales()).collect();
-        let Scales { form, values } = match Scales::of(&scales, inputs, padded_rows) {
-            Ok(scales) => scales,
-            Err(why) => return refuse(format!("a matrix of e4m3, {rows} x {inputs}: {why}")),
-        };
-        let codes: Vec<TensorPart<'_>> = parts.iter().map(|part| part.codes().clone()).collect();
-        let codes = self.upload(&codes, padded_rows * inputs)?;
-        let scales = self.stream().clone_htod(&values).map_err(failed("upload scales"))?;
-        self.weight_bytes.fetch_add(scales.num_bytes() as u64, Ordering::Relaxed);
-        let data = Data::Fp8 { codes, scales, form };
-        self.shapes.borrow_mut().insert((padded_rows, inputs, Some(form)));
-        Ok(Matrix { data, rows, inputs })
-    }
-}
-
-/// Inputs of a matrix of e4m3 are a multiple of this: rows start at multiples of 16 bytes.
-const INPUT_UNIT: usize = 16;
 
 impl Storage for CudaOps {
     type Matrix = Matrix;

@@ -7,7 +7,7 @@ use safetensors::tensor::TensorView;
 use super::super::fp8::{Quantised, Way, logits_fp8};
 use super::super::linear::Input;
 use super::*;
-use crate::scheme::{Element, Scales, Scheme};
+use crate::scheme::{Code, Element, Scales, Scheme};
 use crate::weights::{self, Part, WeightSource};
 
 const ROWS: [usize; 6] = [1, 5, 16, 33, 200, 1024];
