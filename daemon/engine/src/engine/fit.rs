@@ -79,14 +79,13 @@ impl Engine {
             },
             #[cfg(feature = "cuda")]
             Chosen::Cuda(gpus) => {
+                super::spawn::check_is_served(&config)?;
                 for (rank, shard) in shards.iter().enumerate() {
-                    crate::ops::cuda::check(&config, shard)
-                        .and_then(|()| crate::ops::cuda::check_is_proven(&config))
-                        .map_err(|error| EngineError::Rank {
-                            rank,
-                            operation: error.operation.to_owned(),
-                            reason: error.reason,
-                        })?;
+                    crate::ops::cuda::check(&config, shard).map_err(|error| EngineError::Rank {
+                        rank,
+                        operation: error.operation.to_owned(),
+                        reason: error.reason,
+                    })?;
                 }
                 on_gpus(&gpus, &config, &shards, &settings)?
             }

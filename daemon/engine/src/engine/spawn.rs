@@ -21,6 +21,8 @@ use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
 use crate::memory::available_bytes;
 #[cfg(feature = "cuda")]
+use crate::model;
+#[cfg(feature = "cuda")]
 use crate::model::parameters;
 use crate::model::{Decoder, Loader};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
@@ -30,7 +32,7 @@ use crate::ops::{OpResult, Ops, Pending};
 use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
 #[cfg(feature = "cuda")]
-use crate::scheme::Scheme;
+use crate::scheme::{Element, Scheme, TensorSpec};
 use crate::shard::Shard;
 use crate::weights::WeightSource;
 
@@ -155,14 +157,34 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
     })
 }
 
+/// Refuses what GPUs do not serve as a whole model, before anything is read: what was not proven, and experts as codes that
+/// no kernel takes.
+///
+/// # Errors
+/// It is such a model: which, and the remedy.
+#[cfg(feature = "cuda")]
+pub(super) fn check_is_served(config: &ModelConfig) -> Result<(), EngineError> {
+    let refused = |operation: &str, reason: String| EngineError::Rank {
+        rank: 0,
+        operation: operation.to_owned(),
+        reason,
+    };
+    let is_coded =
+        |tensor: &&TensorSpec| tensor.element == Element::E4m3 && tensor.name.contains(".experts.");
+    if let Some(tensor) = model::tensors(config).iter().find(is_coded) {
+        let reason = format!(
+            "the GPU has no kernels for experts in fp8 ({}) yet; load with --device cpu",
+            tensor.name
+        );
+        return Err(refused("choose kernels", reason));
+    }
+    check_is_proven(config).map_err(|error| refused(error.operation, error.reason))
+}
+
 /// Starts a rank on each of the GPUs.
 #[cfg(feature = "cuda")]
 pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, EngineError> {
-    check_is_proven(model.config).map_err(|error| EngineError::Rank {
-        rank: 0,
-        operation: error.operation.to_owned(),
-        reason: error.reason,
-    })?;
+    check_is_served(model.config)?;
     let memories: Vec<_> = gpus.iter().map(Gpu::memory).collect();
     let free_bytes = move || {
         let all = memories.iter().map(|memory| memory.free_bytes());
@@ -307,7 +329,29 @@ fn spawn<O: Ops + 'static>(
 
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
-    use super::even;
+    use super::*;
+
+    #[test]
+    fn experts_that_no_kernel_takes_are_refused_before_anything_is_read() {
+        let config = |quantization: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let text = format!(
+                r#"{{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+                "vocab_size": 256, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+                "moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2{quantization}}}"#
+            );
+            std::fs::write(dir.path().join("config.json"), text).unwrap();
+            ModelConfig::from_dir(dir.path()).unwrap()
+        };
+        let fp8 =
+            r#", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]"#;
+        check_is_served(&config("")).unwrap();
+        let said = check_is_served(&config(&format!("{fp8}}}"))).unwrap_err().to_string();
+        assert!(said.contains("experts in fp8") && said.contains("--device cpu"), "{said}");
+        let others = format!(r#"{fp8}, "modules_to_not_convert": ["experts"]}}"#);
+        check_is_served(&config(&others)).unwrap();
+    }
 
     #[test]
     fn gpus_that_differ_too_much_are_named() {
