@@ -73,8 +73,14 @@ fn models() -> Vec<(tempfile::TempDir, Value)> {
     shapes.map(model).into()
 }
 
-/// The same of mixtures of experts: of all layers, of all but one beside a shared expert, and of few.
+/// The same of mixtures of experts: of all layers, of all but one beside a shared expert, and of few; gpt-oss' with weights of
+/// bf16 and of MXFP4.
 fn mixtures() -> Vec<(tempfile::TempDir, Value)> {
+    let mxfp4 = json!({
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                   "model.embed_tokens", "lm_head"],
+    });
     let shapes = [
         ("Qwen3MoeForCausalLM", json!({"moe_intermediate_size": 48, "num_experts": 12})),
         (
@@ -82,6 +88,11 @@ fn mixtures() -> Vec<(tempfile::TempDir, Value)> {
             json!({"moe_intermediate_size": 32, "shared_expert_intermediate_size": 80}),
         ),
         ("MixtralForCausalLM", json!({"sliding_window": null})),
+        ("GptOssForCausalLM", json!({"intermediate_size": 80, "sliding_window": 24})),
+        (
+            "GptOssForCausalLM",
+            json!({"hidden_size": 256, "intermediate_size": 128, "quantization_config": mxfp4}),
+        ),
     ];
     let model = |(architecture, more): (&str, Value)| {
         let mut config: Value = config(architecture, 4, 2, 64);
@@ -92,7 +103,10 @@ fn mixtures() -> Vec<(tempfile::TempDir, Value)> {
             config[key] = value.clone();
         }
         let dir = tempfile::tempdir().unwrap();
-        write_model(dir.path(), &config, Dtype::BF16, 7);
+        match config.get("quantization_config") {
+            Some(_) => write_coded_model(dir.path(), &config, 7),
+            None => drop(write_model(dir.path(), &config, Dtype::BF16, 7)),
+        }
         (dir, config)
     };
     shapes.map(model).into()

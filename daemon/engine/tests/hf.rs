@@ -57,6 +57,10 @@ const TWO_ROUNDINGS: f64 = std::f64::consts::SQRT_2;
 /// round in other places, so neither is always ahead.
 const BF16_EXCESS_MAX: f64 = 1.1;
 
+/// Of the expected tokens that such a model may give no log-probability for, since others are likelier. In a mixture of experts,
+/// rounding decides which of two nearly equal experts a token goes to, and the other gives another token.
+const MISSING_MAX: f64 = 0.01;
+
 /// Differences of log-probabilities, and what is made of them.
 #[derive(Default)]
 struct Differences(Vec<f64>);
@@ -188,13 +192,20 @@ struct Comparison {
     /// What transformers in bf16 is from the same in f32, and from its other attention (for the table).
     bf16_to_f32: Differences,
     bf16_to_eager: Differences,
+    /// Expected tokens that were not reported: they count as if they were as likely as the last that was.
+    missing: usize,
 }
 
 impl Comparison {
     fn is_close(&self) -> bool {
-        let Comparison { to_bf16, to_f32, bf16_to_f32, .. } = self;
+        let Comparison { to_bf16, to_f32, bf16_to_f32, missing, .. } = self;
         if device() == Device::Cpu {
-            return to_f32.mean() <= F32_MEAN_MAX;
+            return *missing == 0 && to_f32.mean() <= F32_MEAN_MAX;
+        }
+        let amplifies = bf16_to_f32.p99() > BF16_P99_MAX;
+        let missing_max = if amplifies { MISSING_MAX * to_f32.0.len() as f64 } else { 0.0 };
+        if *missing as f64 > missing_max {
+            return false;
         }
         let bound = |plain: f64, its: f64| if its <= plain { plain } else { TWO_ROUNDINGS * its };
         to_bf16.mean() <= bound(BF16_MEAN_MAX, bf16_to_f32.mean())
@@ -210,15 +221,16 @@ fn compare(
 ) -> Comparison {
     let [mut to_bf16, mut to_f32, mut bf16_to_f32, mut bf16_to_eager]: [Differences; 4] =
         Default::default();
+    let mut missing = 0;
     for (prompt, outputs) in prompts.iter().zip(outputs) {
         assert_eq!(outputs.len(), prompt.tokens.len());
         for (at, output) in outputs.iter().enumerate().filter(|(at, _)| wanted(*at)) {
             let own: HashMap<u32, f32> =
                 output.top.iter().map(|top| (top.token, top.logprob)).collect();
+            let least = own.values().copied().fold(f32::INFINITY, f32::min);
             for (i, token) in prompt.tokens[at].iter().enumerate() {
-                let own = *own.get(token).unwrap_or_else(|| {
-                    panic!("{} tokens + {at}: {token} is not likely", prompt.prompt.len())
-                });
+                missing += usize::from(!own.contains_key(token));
+                let own = own.get(token).copied().unwrap_or(least);
                 let (bf16, f32) = (prompt.bf16[at][i], prompt.f32[at][i]);
                 to_bf16.add(own, bf16);
                 to_f32.add(own, f32);
@@ -227,7 +239,7 @@ fn compare(
             }
         }
     }
-    Comparison { to_bf16, to_f32, bf16_to_f32, bf16_to_eager }
+    Comparison { to_bf16, to_f32, bf16_to_f32, bf16_to_eager, missing }
 }
 
 /// Checks one way of running a model and prints its row; what is out of bounds is added to `failures`.
@@ -243,9 +255,10 @@ fn check(
     for (part, wanted) in parts {
         let found = compare(prompts, outputs, wanted);
         println!(
-            "| {} | {how} | {part} | {} | {} | {} | {} | {} |",
+            "| {} | {how} | {part} | {} | {} | {} | {} | {} | {} |",
             case.name,
             found.to_f32.0.len(),
+            found.missing,
             found.to_bf16,
             found.to_f32,
             found.bf16_to_f32,
@@ -277,7 +290,7 @@ fn log_probabilities_are_those_of_transformers() {
         );
         println!("mean, 99th percentile and worst of absolute differences, in nat, of");
         println!(
-            "| model | run | | values | ours - bf16 | ours - f32 | bf16 - f32 | bf16 - its eager |"
+            "| model | run | | values | missing | ours - bf16 | ours - f32 | bf16 - f32 | bf16 - its eager |"
         );
         let mut run = Run::load(case, 16);
         let mut held = |how: &str, outputs: &[Vec<Sampled>]| {

@@ -27,7 +27,7 @@ use crate::model::parameters;
 use crate::model::{Decoder, Loader};
 use crate::ops::cpu::{CpuOps, CpuSpec, KvElement};
 #[cfg(feature = "cuda")]
-use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, check_is_proven, decode_rows};
+use crate::ops::cuda::{CudaOps, CudaSpec, Gpu, KV_UNIT_BYTES, Team, decode_rows};
 use crate::ops::{OpResult, Ops, Pending};
 use crate::patience::StepCosts;
 use crate::rank::{Loaded, Ranks, Runner};
@@ -164,11 +164,6 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
 /// It is such a model: which, and the remedy.
 #[cfg(feature = "cuda")]
 pub(super) fn check_is_served(config: &ModelConfig) -> Result<(), EngineError> {
-    let refused = |operation: &str, reason: String| EngineError::Rank {
-        rank: 0,
-        operation: operation.to_owned(),
-        reason,
-    };
     let is_coded =
         |tensor: &&TensorSpec| tensor.element == Element::E4m3 && tensor.name.contains(".experts.");
     if let Some(tensor) = model::tensors(config).iter().find(is_coded) {
@@ -176,9 +171,9 @@ pub(super) fn check_is_served(config: &ModelConfig) -> Result<(), EngineError> {
             "the GPU has no kernels for experts in fp8 ({}) yet; load with --device cpu",
             tensor.name
         );
-        return Err(refused("choose kernels", reason));
+        return Err(EngineError::Rank { rank: 0, operation: "choose kernels".to_owned(), reason });
     }
-    check_is_proven(config).map_err(|error| refused(error.operation, error.reason))
+    Ok(())
 }
 
 /// Starts a rank on each of the GPUs.

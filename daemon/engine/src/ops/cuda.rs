@@ -71,7 +71,7 @@ use self::kv::{KvShape, KvSpace};
 use self::linear::{Input, Into};
 use self::matrix::{coded_parts, plain_parts};
 use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
-pub use self::prepare::{check, check_is_proven};
+pub use self::prepare::check;
 use self::requests::Requests;
 use self::results::Outputs;
 use self::tuned::TunedFile;

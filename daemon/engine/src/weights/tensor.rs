@@ -294,18 +294,19 @@ impl<'a> TensorPart<'a> {
         self.all(0, |start, out| self.read_bytes(start, out))
     }
 
-    /// Reads codes from `start` on.
+    /// Reads codes from `start` on, or powers of two as the E8M0 bytes that they are stored as.
     ///
     /// # Panics
-    /// The part has numbers, or ends before `out` is full.
+    /// The part has other numbers, or ends before `out` is full.
     pub fn read_bytes(&self, start: usize, out: &mut [u8]) {
         if let Some(coding) = self.coding {
             return self.encode(coding, start, out);
         }
         match &self.elements {
-            Elements::Mapped { stored: Stored::Byte, .. } => {
+            Elements::Mapped { stored: Stored::Byte | Stored::E8m0, .. } => {
                 self.decode(start, out, |[byte]: [u8; 1]| byte);
             }
+            Elements::Constant { value, bytes: 1 } => out.fill(exponent_of(*value)),
             Elements::DummyBytes(bytes) => {
                 let len = out.len();
                 let indices = self.stretches(start, len).flatten();
@@ -419,14 +420,32 @@ fn power_of_two([exponent]: [u8; 1]) -> f32 {
     }
 }
 
+/// The E8M0 byte of a power of two that is a normal f32.
+fn exponent_of(value: f32) -> u8 {
+    (value.to_bits() >> 23) as u8
+}
+
 #[cfg(test)]
 mod tests {
+    use super::{TensorPart, Window, exponent_of, power_of_two};
+
+    #[test]
+    fn powers_of_two_are_read_as_bytes() {
+        for exponent in 1..=254 {
+            assert_eq!(exponent_of(power_of_two([exponent])), exponent);
+        }
+        let part = TensorPart::constant(Window::vector(3), 1.0 / 128.0, 1);
+        let mut bytes = [0; 3];
+        part.read_bytes(0, &mut bytes);
+        assert_eq!(bytes, [120; 3]);
+    }
+
     #[test]
     fn a_byte_is_a_power_of_two() {
         for exponent in 0..=254u8 {
             let wanted = 2f64.powi(i32::from(exponent) - 127);
-            assert_eq!(f64::from(super::power_of_two([exponent])), wanted);
+            assert_eq!(f64::from(power_of_two([exponent])), wanted);
         }
-        assert!(super::power_of_two([255]).is_nan());
+        assert!(power_of_two([255]).is_nan());
     }
 }

@@ -155,6 +155,16 @@ pub fn write_coded_model(dir: &Path, config: &Value, seed: u64) {
                 let codes = (0..len).map(|_| code(random.float() * 448.0)).collect();
                 (Dtype::F8_E4M3, codes)
             }
+            Element::E2m1Pairs => {
+                // `[experts, outputs, blocks, 16]`.
+                inputs = 2 * shape[shape.len() - 2..].iter().product::<usize>();
+                (Dtype::U8, (0..len).map(|_| random.next() as u8).collect())
+            }
+            Element::E8m0 => {
+                // Codes are up to 6.
+                let size = (2.0 / (inputs as f32).sqrt() / 6.0).log2().round() as i32 + 127;
+                (Dtype::U8, (0..len).map(|_| (size - (random.next() % 3) as i32) as u8).collect())
+            }
             Element::Scale => {
                 let size = 2.0 / (inputs as f32).sqrt() / 448.0;
                 let scale = |_| size * (1.0 + random.float() / 2.0);

@@ -20,29 +20,11 @@ use super::fp8::{CODED_ROWS_MIN, Quantised};
 use super::linear::gemm_rows;
 use super::memory::{ROW_UNIT, padded_tokens};
 use super::{CudaOps, experts, failed};
-use crate::config::{Ffn, ModelConfig, RopeConfig};
+use crate::config::{ModelConfig, RopeConfig};
 use crate::error::OpError;
 use crate::ops::OpResult;
 use crate::rope;
 use crate::shard::Shard;
-
-/// Refuses what kernels are there for and have not been held to the CPU's as a whole model: mixtures of experts with biases
-/// (gpt-oss).
-///
-/// # Errors
-/// It is such a model.
-pub fn check_is_proven(config: &ModelConfig) -> OpResult {
-    let experts = config.layers.iter().filter_map(|layer| match &layer.ffn {
-        Ffn::Experts(experts) => Some(experts),
-        Ffn::Dense { .. } => None,
-    });
-    if experts.clone().any(|experts| experts.bias) {
-        return Err(failed("choose kernels")(
-            "mixtures of experts with biases (gpt-oss) have not been held to the CPU's on a GPU yet; load with --device cpu",
-        ));
-    }
-    Ok(())
-}
 
 /// What there are kernels for.
 ///
