@@ -18,7 +18,7 @@ tokens with their natural log-probabilities, as transformers computes them
 
 A quantised model's weights are what its codes and scales stand for, turned back here. Where its config.json asks for
 activations in FP8, f32 has them as they are, and bf16 and eager have what every quantised product gets rounded to e4m3, under a
-scale for each token and 128 of its columns: as transformers' and vLLM's kernels do it.
+scale for each token and 128 of its columns where weights have blocks, else for each token: as transformers' and vLLM's kernels do it.
 
 It runs on the GPU if there is one, and without a network.
 """
@@ -162,6 +162,8 @@ def e4m3(tensor, block):
 
 
 FP8_BLOCK = 128
+# More than any matrix has rows or columns.
+WHOLE = 1 << 30
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
@@ -188,7 +190,7 @@ def quantise(folder, scheme):
             stored[f"{key}_blocks"], stored[f"{key}_scales"], plain[key] = mxfp4(weight.shape)
         else:
             name = key.removesuffix(".weight")
-            block = {"fp8-block": (FP8_BLOCK, FP8_BLOCK), "fp8-channel": (1, 1 << 30)}.get(scheme, (1 << 30, 1 << 30))
+            block = {"fp8-block": (FP8_BLOCK, FP8_BLOCK), "fp8-channel": (1, WHOLE)}.get(scheme, (WHOLE, WHOLE))
             stored[key], scales, plain[key] = e4m3(weight, block)
             stored[f"{name}.weight_scale_inv" if scheme == "fp8-block" else f"{name}.weight_scale"] = (
                 scales.reshape(1) if scheme == "fp8-tensor" else scales)
@@ -211,11 +213,11 @@ def quantise(folder, scheme):
     json.dump(config, open(os.path.join(folder, "config.json"), "w"), indent=2)
 
 
-def round_activations(model):
-    """From now on what quantised projections get is rounded to e4m3, for each token and 128 columns."""
+def round_activations(model, columns):
+    """From now on what quantised projections get is rounded to e4m3, for each token and so many of its columns."""
     def rounded(module, inputs):
         x = inputs[0]
-        return (e4m3(x.reshape(-1, x.shape[-1]), (1, FP8_BLOCK))[2].reshape(x.shape).to(x.dtype),)
+        return (e4m3(x.reshape(-1, x.shape[-1]), (1, columns))[2].reshape(x.shape).to(x.dtype),)
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.startswith("model.layers.") and not name.endswith("mlp.gate"):
@@ -248,7 +250,8 @@ def load(folder, dtype, attention, device):
             module.embed_scale = module.embed_scale.to(torch.bfloat16).to(dtype)
     how = config.get("quantization_config", {})
     if dtype != torch.float32 and how.get("quant_method") in ("fp8", "compressed-tensors"):
-        round_activations(model)
+        # compressed-tensors says so by "token".
+        round_activations(model, FP8_BLOCK if how["quant_method"] == "fp8" else WHOLE)
     return model.to(device).eval()
 
 

@@ -38,6 +38,16 @@ pub fn floats(gpu: &mut Gpu, len: usize, scale: f32) -> (Vec<f32>, CudaSlice<f32
     (values, slice)
 }
 
+/// An element of what experts make, and what its bounds are made of.
+#[derive(Clone, Copy)]
+pub struct Sum {
+    pub value: f64,
+    /// How large the terms of all experts are together.
+    pub terms: f64,
+    /// What the largest product in it changes by if its activation is the next bf16.
+    pub step: f64,
+}
+
 impl Layer {
     /// `by_turns`: with weights, gate and biases as gpt-oss has them.
     pub fn new(gpu: &mut Gpu, shape: ExpertsShape, by_turns: bool) -> Layer {
@@ -111,43 +121,30 @@ impl Layer {
         }
     }
 
-    /// What the experts make of `out`, and how large the terms of each sum are together.
-    pub fn expected(
-        &self,
-        x: &[bf16],
-        ids: &[i32],
-        weights: &[f32],
-        out: &[bf16],
-    ) -> (Vec<f64>, Vec<f64>) {
+    /// What the experts make of `out`.
+    pub fn expected(&self, x: &[bf16], ids: &[i32], weights: &[f32], out: &[bf16]) -> Vec<Sum> {
         let ExpertsShape { top, hidden, .. } = self.shape;
-        let mut expected: Vec<f64> = out.iter().map(|value| value.to_f64()).collect();
-        let mut terms = vec![0.0; out.len()];
-        let rows = expected.chunks_mut(hidden).zip(terms.chunks_mut(hidden));
-        let rows = rows.zip(x.chunks(hidden).zip(ids.chunks(top).zip(weights.chunks(top))));
+        let start = |value: &bf16| Sum { value: value.to_f64(), terms: 0.0, step: 0.0 };
+        let mut sums: Vec<Sum> = out.iter().map(start).collect();
+        let inputs = x.chunks(hidden).zip(ids.chunks(top).zip(weights.chunks(top)));
+        let rows = sums.chunks_mut(hidden).zip(inputs);
         let rows = std::sync::Mutex::new(rows);
         let next = || rows.lock().unwrap().next();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    while let Some(((expected, terms), (row, (ids, weights)))) = next() {
-                        self.add_row(row, ids, weights, expected, terms);
+                    while let Some((sums, (row, (ids, weights)))) = next() {
+                        self.add_row(row, ids, weights, sums);
                     }
                 });
             }
         });
-        (expected, terms)
+        sums
     }
 
     /// One row of it.
-    fn add_row(
-        &self,
-        row: &[bf16],
-        ids: &[i32],
-        weights: &[f32],
-        expected: &mut [f64],
-        terms: &mut [f64],
-    ) {
+    fn add_row(&self, row: &[bf16], ids: &[i32], weights: &[f32], sums: &mut [Sum]) {
         let ExpertsShape { hidden, width, .. } = self.shape;
         let dot = |a: &[bf16], b: &[bf16]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(a.to_f32()) * f64::from(b.to_f32())).sum()
@@ -168,14 +165,17 @@ impl Layer {
                     bf16::from_f64(gate_of(self.gate, gate, up))
                 })
                 .collect();
-            for column in 0..hidden {
+            for (column, sum) in sums.iter_mut().enumerate() {
                 let at = (expert * hidden + column) * width;
                 let bias = self.biases.as_ref();
                 let bias = bias.map_or(0.0, |b| b.down.0[expert * hidden + column].to_f64());
-                let value = dot(&act, &self.downs[at..at + width]) + bias;
-                let term = f64::from(weight) * value;
-                expected[column] += term;
-                terms[column] += term.abs();
+                let down = &self.downs[at..at + width];
+                let term = f64::from(weight) * (dot(&act, down) + bias);
+                sum.value += term;
+                sum.terms += term.abs();
+                let size = |(a, b): (&bf16, &bf16)| (a.to_f64() * b.to_f64()).abs();
+                let largest = act.iter().zip(down).map(size).fold(0.0, f64::max);
+                sum.step = sum.step.max(f64::from(weight) * largest / 128.0);
             }
         }
     }
