@@ -6,7 +6,7 @@ mod fp8;
 use half::bf16;
 use minisgl_kernels::ops::{Fp8Product, NarrowGemm};
 use minisgl_proto::{Sampled, SamplingParams};
-use minisgl_sched::{Grown, Install, Plan, Row, Want};
+use minisgl_sched::{Grown, Install, Plan, Row, SAMPLED_LAST, Want};
 
 use super::linear::gemm_rows;
 use super::*;
@@ -514,7 +514,7 @@ fn tokens_are_the_cpus() {
             let mut plan = batch.plan().clone();
             for (at, token) in plan.tokens.iter_mut().enumerate() {
                 if want(at) == Want::Last {
-                    *token = !(at as i32);
+                    *token = SAMPLED_LAST;
                 }
             }
             batch.prepare(Arc::new(plan), 16);
