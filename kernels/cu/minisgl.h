@@ -25,6 +25,15 @@ typedef struct {
   float scale;                 /* _scaled: what the table's rows are multiplied by */
 } minisgl_embedding_args;
 
+/* minisgl_copy_runs */
+typedef struct {
+  const int32_t *runs; /* [count, 4]: first word in from, first in to, length, not read */
+  const int32_t *from; /* [from_len] */
+  int32_t *to;         /* [to_len] */
+  uint32_t from_len;
+  uint32_t to_len;
+} minisgl_copy_runs_args;
+
 /* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread; with _plus_one behind, weights are stored less 1 */
 typedef struct {
   const minisgl_bf16 *x;       /* [x_rows, hidden] */

@@ -25,6 +25,16 @@ pub struct EmbeddingArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct CopyRunsArgs {
+    pub runs: Address,
+    pub from: Address,
+    pub to: Address,
+    pub from_len: u32,
+    pub to_len: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct RmsNormArgs {
     pub x: Address,
     pub index: Address,

@@ -100,17 +100,17 @@ impl PrefixCache {
     /// they must not be written or read by anything planned later.
     ///
     /// `tokens` are the sequence's from its beginning. Only what is new since the last call is
-    /// looked at.
+    /// looked at. Returns how many pages of the table, from the front, are still the ones they were.
     ///
     /// # Panics
     /// If `table` has fewer pages than `tokens` fill.
-    pub fn publish(&mut self, table: &mut PageTable, tokens: &[u32]) {
+    pub fn publish(&mut self, table: &mut PageTable, tokens: &[u32]) -> usize {
         self.check_origin(table);
         self.settle();
         let page_size = self.page_size();
         let (first, end) = (table.shared, tokens.len() / page_size);
         if self.mode == Mode::Naive || end <= first {
-            return;
+            return table.pages.len();
         }
         let new_tokens = &tokens[first * page_size..end * page_size];
         let mut known = Vec::new();
@@ -128,6 +128,7 @@ impl PrefixCache {
         self.tree.pin(node);
         self.tree.unpin(table.node);
         (table.node, table.shared) = (node, end);
+        if fresh > first { first } else { table.pages.len() }
     }
 
     /// Evicts every page that no table pins; returns how many became free.

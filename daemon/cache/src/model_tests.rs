@@ -168,7 +168,10 @@ fn check(mode: Mode, page_size: usize, total: usize, steps: usize, seed: u64) {
                 let h = &mut held[at];
                 let filled = h.tokens.len().min(h.pages.len() * page_size);
                 let tokens = h.tokens[..rng.below(filled + 1)].to_vec();
-                cache.publish(&mut h.table, &tokens);
+                let before = h.table.pages().to_vec();
+                let kept = cache.publish(&mut h.table, &tokens);
+                let same = before.iter().zip(h.table.pages()).take_while(|(a, b)| a == b).count();
+                assert_eq!(kept, same, "what is told of the pages that changed");
                 let whole = tokens.len() / page_size * page_size;
                 if mode == Mode::Radix && whole > h.shared {
                     for end in (h.shared + page_size..=whole).step_by(page_size) {

@@ -55,8 +55,8 @@ fn duplicates_are_freed_and_replaced() {
     let mut cache = cache(8, 1);
     let (mut a, mut b) = (cache.match_prefix(&[1, 2, 3]), cache.match_prefix(&[1, 2, 4]));
     assert!(cache.grow(&mut a, 3) && cache.grow(&mut b, 3));
-    cache.publish(&mut a, &[1, 2, 3]);
-    cache.publish(&mut b, &[1, 2, 4]);
+    assert_eq!(cache.publish(&mut a, &[1, 2, 3]), 3);
+    assert_eq!(cache.publish(&mut b, &[1, 2, 4]), 0);
     assert_eq!(a.pages()[..2], b.pages()[..2]);
     assert_ne!(a.pages()[2], b.pages()[2]);
     assert_eq!(cache.counts(), Counts { free: 4, cached: 4, evictable: 0, owned: 0 });

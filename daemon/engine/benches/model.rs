@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use minisgl_engine::Engine;
 use minisgl_proto::{LoadOptions, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row, Want};
+use minisgl_sched::{Executor, Grown, Install, Plan, Row, SAMPLED_LAST, Want};
 
 const SMOLLM2_135M: &str = r#"{
     "architectures": ["LlamaForCausalLM"], "vocab_size": 49152, "hidden_size": 576,
@@ -109,13 +109,15 @@ fn prefill(engine: &mut Engine, step: &mut u64, length: u32) -> Result<f64, Fail
     let start = Instant::now();
     for first in (0..length).step_by(CHUNK as usize) {
         let len = (length - first).min(CHUNK);
-        let row = Row { slot: 0, start: first, len, tokens_at: 0, pages_at: 0, want: Want::Last };
+        let row = Row { slot: 0, start: first, len, tokens_at: 0, want: Want::Last };
+        let pages = (first + len).div_ceil(PAGE_SIZE);
         engine.launch(Plan {
             step: *step,
             installs: vec![install(0)],
+            grown: vec![Grown { slot: 0, at: 0, len: pages }],
+            pages: (0..pages).collect(),
             rows: vec![row],
             tokens: (0..len as i32).collect(),
-            pages: (0..(first + len).div_ceil(PAGE_SIZE)).collect(),
         })?;
         *step += 1;
         engine.wait()?;
@@ -139,11 +141,15 @@ fn decode(engine: &mut Engine, step: &mut u64, streams: u32, cached: u32) -> Res
                 start: cached + i,
                 len: 1,
                 tokens_at: slot,
-                pages_at: plan.pages.len() as u32,
                 want: Want::Last,
             });
-            plan.tokens.push(if i == 0 { 1 } else { -(slot as i32 + 1) });
-            plan.pages.extend(slot * 100..slot * 100 + (cached + i + 1).div_ceil(PAGE_SIZE));
+            plan.tokens.push(if i == 0 { 1 } else { SAMPLED_LAST });
+            let pages = (cached + i + 1).div_ceil(PAGE_SIZE);
+            let at = if i == 0 { 0 } else { (cached + i).div_ceil(PAGE_SIZE) };
+            if pages > at {
+                plan.grown.push(Grown { slot, at, len: pages - at });
+                plan.pages.extend(slot * 100 + at..slot * 100 + pages);
+            }
         }
         engine.launch(plan)?;
         *step += 1;

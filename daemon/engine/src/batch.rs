@@ -1,16 +1,18 @@
 //! A step's plan, unfolded once for all layers.
 //!
-//! Owns: what follows from a [`Plan`] and every op needs: the position of each token, where its keys and
-//! values go, after which of them logits are wanted. Must never: change a plan, or let a broken one through.
+//! Owns: the page tables of slots as a rank's host has them, and what follows from them, a [`Plan`] and every op needs: the
+//! position of each token, where its keys and values go, after which of them logits are wanted. Must never: change a plan, or let
+//! a broken one through.
 
 use std::sync::Arc;
 
-use minisgl_sched::{Plan, Row, Want};
+use minisgl_sched::{PageId, Plan, Row, SAMPLED_LAST, SlotId, Want};
 
 /// One step, as ops see it. Its buffers are reused from step to step.
 #[derive(Debug, Default)]
 pub struct Batch {
     plan: Arc<Plan>,
+    tables: Tables,
     positions: Vec<u32>,
     kv_slots: Vec<u32>,
     logit_rows: Vec<LogitRow>,
@@ -40,9 +42,11 @@ impl Batch {
         self.positions.clear();
         self.kv_slots.clear();
         self.logit_rows.clear();
+        self.tables.take(&plan);
         for (index, row) in plan.rows.iter().enumerate() {
+            let pages = self.tables.of(row.slot);
             for position in row.start..row.start + row.len {
-                let page = plan.pages[row.pages_at as usize + position as usize / page_size];
+                let page = pages[position as usize / page_size];
                 self.positions.push(position);
                 self.kv_slots.push(page * page_size as u32 + position % page_size as u32);
             }
@@ -74,7 +78,7 @@ impl Batch {
         self.plan.rows.iter().take_while(|row| row.len == 1).count()
     }
 
-    /// Input tokens: a token id, or `-(r + 1)` for the one that row `r` of the step before sampled.
+    /// Input tokens: a token id, or [`SAMPLED_LAST`] for the one that the row's slot sampled last.
     pub fn tokens(&self) -> &[i32] {
         &self.plan.tokens
     }
@@ -94,9 +98,49 @@ impl Batch {
         &self.logit_rows
     }
 
-    /// Page table of a row.
-    pub fn pages(&self, row: &Row) -> &[u32] {
-        &self.plan.pages[row.pages_at as usize..]
+    /// Slot whose last token a row begins or goes on with, by the index of that token.
+    pub fn fed_back(&self) -> impl Iterator<Item = (usize, SlotId)> {
+        let last = |row: &Row| (row.tokens_at + row.len) as usize - 1;
+        let rows = self.plan.rows.iter().map(move |row| (last(row), row.slot));
+        rows.filter(|&(at, _)| self.plan.tokens[at] == SAMPLED_LAST)
+    }
+
+    /// Page table of a slot, as far as its request has pages.
+    pub fn pages(&self, slot: SlotId) -> &[PageId] {
+        self.tables.of(slot)
+    }
+}
+
+/// The page tables of slots.
+#[derive(Debug, Default)]
+struct Tables(Vec<Vec<PageId>>);
+
+impl Tables {
+    /// Takes what a plan changes.
+    fn take(&mut self, plan: &Plan) {
+        for install in &plan.installs {
+            self.table(install.slot).clear();
+        }
+        let mut rest = &plan.pages[..];
+        for grown in &plan.grown {
+            let (pages, others) = rest.split_at(grown.len as usize);
+            let table = self.table(grown.slot);
+            table.truncate(grown.at as usize);
+            table.extend_from_slice(pages);
+            rest = others;
+        }
+    }
+
+    fn table(&mut self, slot: SlotId) -> &mut Vec<PageId> {
+        let slot = slot as usize;
+        if self.0.len() <= slot {
+            self.0.resize_with(slot + 1, Vec::new);
+        }
+        &mut self.0[slot]
+    }
+
+    fn of(&self, slot: SlotId) -> &[PageId] {
+        self.0.get(slot as usize).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -120,17 +164,85 @@ pub struct PlanLimits {
     pub vocab_size: usize,
 }
 
-impl PlanLimits {
-    /// Checks `plan`, which follows `previous` (the rows of the plan before, and whether each was
-    /// sampled).
+/// What plans so far have made of the slots, as far as the next one can be broken by it.
+#[derive(Debug)]
+pub struct PlanCheck {
+    limits: PlanLimits,
+    slots: Vec<SlotState>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct SlotState {
+    /// Entries of its page table.
+    pages: usize,
+    /// The plan before this one samples its next token.
+    sampled: bool,
+}
+
+impl PlanCheck {
+    /// No plan has run.
+    pub fn new(limits: PlanLimits) -> PlanCheck {
+        PlanCheck { limits, slots: vec![SlotState::default(); limits.slots] }
+    }
+
+    /// What it checks by.
+    pub fn limits(&self) -> &PlanLimits {
+        &self.limits
+    }
+
+    /// Forgets all plans.
+    pub fn restart(&mut self) {
+        *self = PlanCheck::new(self.limits);
+    }
+
+    /// Checks `plan`, which follows those that were checked before. After one that was broken none follows.
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn check(&self, plan: &Plan, previous: &[bool]) -> Result<(), String> {
-        let within = |what: &str, value: usize, limit: usize| {
-            if value <= limit { Ok(()) } else { Err(format!("{what} {value} exceeds {limit}")) }
-        };
-        within("number of tokens", plan.tokens.len(), self.chunk_tokens)?;
+    pub fn check(&mut self, plan: &Plan) -> Result<(), String> {
+        self.limits.check_installs(plan)?;
+        for install in &plan.installs {
+            self.slots[install.slot as usize] = SlotState::default();
+        }
+        self.check_grown(plan)?;
+        self.limits.check_rows(plan, &self.slots)?;
+        for slot in &mut self.slots {
+            slot.sampled = false;
+        }
+        for row in &plan.rows {
+            self.slots[row.slot as usize].sampled = row.is_sampled();
+        }
+        Ok(())
+    }
+
+    /// Takes what changes in the page tables.
+    fn check_grown(&mut self, plan: &Plan) -> Result<(), String> {
+        let limits = self.limits;
+        let mut pages = 0;
+        for grown in &plan.grown {
+            within("slot of a page table", grown.slot as usize + 1, limits.slots)?;
+            let slot = &mut self.slots[grown.slot as usize];
+            within("first new page of a slot", grown.at as usize, slot.pages)?;
+            slot.pages = grown.at as usize + grown.len as usize;
+            within("pages of a slot", slot.pages, limits.max_len.div_ceil(limits.page_size))?;
+            pages += grown.len as usize;
+        }
+        if pages != plan.pages.len() {
+            return Err(format!(
+                "page tables grow by {pages} pages, the plan has {}",
+                plan.pages.len()
+            ));
+        }
+        plan.pages.iter().try_for_each(|&page| within("page", page as usize + 1, limits.pages))
+    }
+}
+
+fn within(what: &str, value: usize, limit: usize) -> Result<(), String> {
+    if value <= limit { Ok(()) } else { Err(format!("{what} {value} exceeds {limit}")) }
+}
+
+impl PlanLimits {
+    fn check_installs(&self, plan: &Plan) -> Result<(), String> {
         for install in &plan.installs {
             within("installed slot", install.slot as usize + 1, self.slots)?;
             if install.counts.is_some() != install.sampling.needs_history() {
@@ -142,6 +254,11 @@ impl PlanLimits {
             let table = install.counts.map_or(0, |counts| counts as usize + 1);
             within("table of token counts", table, self.penalised)?;
         }
+        Ok(())
+    }
+
+    fn check_rows(&self, plan: &Plan, slots: &[SlotState]) -> Result<(), String> {
+        within("number of tokens", plan.tokens.len(), self.chunk_tokens)?;
         let (mut tokens, mut scored) = (0, 0);
         for (index, row) in plan.rows.iter().enumerate() {
             let end = row.start as usize + row.len as usize;
@@ -155,13 +272,20 @@ impl PlanLimits {
             tokens += row.len as usize;
             within("slot of a row", row.slot as usize + 1, self.slots)?;
             within("end of a row", end, self.max_len)?;
-            within("page table of a row", row.pages_at as usize + pages, plan.pages.len())?;
+            let slot = slots[row.slot as usize];
+            within("page table of a row", pages, slot.pages)?;
             if let Want::Each { first, next } = row.want {
                 within("first logits of a row", first as usize + 1, row.len as usize)?;
                 within("token id", next.map_or(0, |token| token as usize + 1), self.vocab_size)?;
                 scored += row.scored() as usize;
-                let fed = plan.tokens.get(row.tokens_at as usize..tokens).unwrap_or_default();
-                if fed.iter().any(|&token| token < 0) {
+            }
+            let fed = plan.tokens.get(row.tokens_at as usize..tokens).unwrap_or_default();
+            for (at, &token) in fed.iter().enumerate() {
+                if let Ok(token) = usize::try_from(token) {
+                    within("token id", token + 1, self.vocab_size)?;
+                } else if token != SAMPLED_LAST || at + 1 != fed.len() || !slot.sampled {
+                    return Err(format!("row {index}: slot {} sampled no token {token}", row.slot));
+                } else if matches!(row.want, Want::Each { .. }) {
                     return Err(format!("row {index}: the log-probability of a token in flight"));
                 }
             }
@@ -170,16 +294,6 @@ impl PlanLimits {
         if tokens != plan.tokens.len() {
             return Err(format!("rows feed {tokens} tokens, the plan has {}", plan.tokens.len()));
         }
-        for &page in &plan.pages {
-            within("page", page as usize + 1, self.pages)?;
-        }
-        for &token in &plan.tokens {
-            if let Ok(token) = usize::try_from(token) {
-                within("token id", token + 1, self.vocab_size)?;
-            } else if !previous.get(!token as usize).copied().unwrap_or(false) {
-                return Err(format!("row {} of the plan before sampled no token", !token));
-            }
-        }
         Ok(())
     }
 }
@@ -187,7 +301,7 @@ impl PlanLimits {
 #[cfg(test)]
 mod tests {
     use minisgl_proto::SamplingParams;
-    use minisgl_sched::Install;
+    use minisgl_sched::{Grown, Install};
 
     use super::*;
 
@@ -202,11 +316,15 @@ mod tests {
     };
 
     fn plan() -> Plan {
-        let row = Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, want: Want::Last };
-        let decode =
-            Row { slot: 1, start: 8, len: 1, tokens_at: 3, pages_at: 0, want: Want::Nothing };
-        let pages = vec![3, 0, 2];
-        Plan { rows: vec![row, decode], tokens: vec![8, 0, 5, -1], pages, ..Plan::default() }
+        let row = Row { slot: 0, start: 3, len: 3, tokens_at: 0, want: Want::Last };
+        let decode = Row { slot: 1, start: 8, len: 1, tokens_at: 3, want: Want::Nothing };
+        Plan {
+            grown: vec![Grown { slot: 0, at: 0, len: 2 }, Grown { slot: 1, at: 0, len: 3 }],
+            pages: vec![0, 2, 3, 0, 2],
+            rows: vec![row, decode],
+            tokens: vec![8, 0, 5, SAMPLED_LAST],
+            ..Plan::default()
+        }
     }
 
     #[test]
@@ -236,7 +354,7 @@ mod tests {
 
     fn install(counts: Option<u32>, presence_penalty: f32) -> Install {
         Install {
-            slot: 1,
+            slot: 0,
             sampling: SamplingParams { presence_penalty, ..SamplingParams::default() },
             counts,
             history: vec![],
@@ -252,24 +370,45 @@ mod tests {
         let check = |change: fn(&mut Plan)| {
             let mut plan = plan();
             change(&mut plan);
-            LIMITS.check(&plan, &[true])
+            let mut check = PlanCheck::new(LIMITS);
+            let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 0, want: Want::Last };
+            let before = Plan {
+                grown: vec![Grown { slot: 1, at: 0, len: 2 }],
+                pages: vec![3, 0],
+                rows: vec![decode],
+                tokens: vec![4],
+                ..Plan::default()
+            };
+            check.check(&before).unwrap();
+            check.check(&plan)
         };
         assert_eq!(check(|_| ()), Ok(()));
         assert_eq!(check(|plan| plan.installs.push(install(Some(0), 0.5))), Ok(()));
         type Change = fn(&mut Plan);
-        let broken: [(&str, Change); 13] = [
+        let broken: [(&str, Change); 19] = [
             ("token id 10 exceeds 9", |plan| plan.tokens[0] = 9),
-            ("row 1 of the plan before", |plan| plan.tokens[3] = -2),
+            ("row 1: slot 1 sampled no token -2", |plan| plan.tokens[3] = -2),
+            ("row 0: slot 0 sampled no token -1", |plan| plan.tokens[2] = SAMPLED_LAST),
+            ("row 1: slot 1 sampled no token -1", |plan| {
+                plan.installs.push(Install { slot: 1, ..install(Some(0), 0.5) });
+            }),
             ("page 5 exceeds 4", |plan| plan.pages[2] = 4),
+            ("first new page of a slot 3 exceeds 2", |plan| plan.grown[1].at = 3),
+            ("slot of a page table 3 exceeds 2", |plan| plan.grown[1].slot = 2),
+            ("pages of a slot 4 exceeds 3", |plan| plan.grown[1].at = 1),
             ("end of a row 11", |plan| plan.rows[1].start = 10),
             ("slot of a row 3", |plan| plan.rows[0].slot = 2),
-            ("slot 1: its table of token counts is Some(0)", |plan| {
+            ("slot 0: its table of token counts is Some(0)", |plan| {
                 plan.installs.push(install(Some(0), 0.0));
             }),
             ("table of token counts 2 exceeds 1", |plan| {
                 plan.installs.push(install(Some(1), 0.5));
             }),
-            ("page table of a row", |plan| plan.pages.truncate(2)),
+            ("page tables grow by 5 pages, the plan has 2", |plan| plan.pages.truncate(2)),
+            ("page table of a row 3 exceeds 2", |plan| {
+                plan.grown.truncate(1);
+                plan.pages.truncate(2);
+            }),
             ("0 tokens at 3", |plan| plan.rows[1].len = 0),
             ("the plan has 5", |plan| plan.tokens.push(1)),
             ("first logits of a row 4 exceeds 3", |plan| {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use minisgl_sched::{Executor, ExecutorError, Plan, Row, StepOutput, StepProfile};
+use minisgl_sched::{Executor, ExecutorError, Plan, StepOutput, StepProfile};
 
-use crate::batch::{IN_FLIGHT_MAX, PlanLimits};
+use crate::batch::{IN_FLIGHT_MAX, PlanCheck, PlanLimits};
 use crate::patience::StepCosts;
 use crate::rank::{Event, Hashes, Outcome, Ranks, redeem};
 
@@ -59,15 +59,13 @@ pub struct EngineInfo {
 /// A loaded model.
 pub struct Engine {
     ranks: Ranks,
-    limits: PlanLimits,
+    check: PlanCheck,
     /// By what it is known how long a step may take; `None` on the CPU, where it takes as long as it takes.
     costs: Option<StepCosts>,
     /// Plans launched and not waited for, and how long each may take.
     in_flight: VecDeque<(Arc<Plan>, Option<Duration>)>,
     /// Plans that have run, the oldest first.
     done: VecDeque<Arc<Plan>>,
-    /// Which rows of the last launched plan are sampled.
-    last_rows: Vec<bool>,
     next_step: u64,
     failed: Option<ExecutorError>,
     /// When the step last waited for ended.
@@ -82,11 +80,10 @@ impl Engine {
     fn new(ranks: Ranks, limits: PlanLimits, costs: Option<StepCosts>) -> Engine {
         Engine {
             ranks,
-            limits,
+            check: PlanCheck::new(limits),
             costs,
             in_flight: VecDeque::new(),
             done: VecDeque::new(),
-            last_rows: Vec::new(),
             next_step: 0,
             failed: None,
             last_ended: None,
@@ -104,7 +101,7 @@ impl Engine {
             }
         }
         self.next_step = 0;
-        self.last_rows.clear();
+        self.check.restart();
         self.done.clear();
         Ok(())
     }
@@ -189,11 +186,9 @@ impl Executor for Engine {
         if step != self.next_step {
             return Err(self.fail(format!("step {step} launched, step {} is next", self.next_step)));
         }
-        if let Err(reason) = self.limits.check(&plan, &self.last_rows) {
+        if let Err(reason) = self.check.check(&plan) {
             return Err(self.fail(format!("step {step}: {reason}")));
         }
-        self.last_rows.clear();
-        self.last_rows.extend(plan.rows.iter().map(Row::is_sampled));
         let patience = self.costs.map(|costs| costs.patience(&plan));
         let plan = Arc::new(plan);
         self.ranks.run(&plan, patience.unwrap_or(Duration::MAX));

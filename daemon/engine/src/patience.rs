@@ -112,7 +112,7 @@ mod tests {
     }
 
     fn plan(rows: u32, start: u32, len: u32) -> Plan {
-        let row = Row { slot: 0, start, len, tokens_at: 0, pages_at: 0, want: Want::Last };
+        let row = Row { slot: 0, start, len, tokens_at: 0, want: Want::Last };
         Plan { rows: vec![row; rows as usize], ..Plan::default() }
     }
 

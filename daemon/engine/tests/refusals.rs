@@ -8,7 +8,7 @@ use common::{config, write_coded_model, write_model};
 use minisgl_engine::Engine;
 use minisgl_proto::worker::LoadStage;
 use minisgl_proto::{Device, KvDtype, LoadOptions, Quantize};
-use minisgl_sched::{Executor, Plan, Row, Want};
+use minisgl_sched::{Executor, Grown, Plan, Row, SAMPLED_LAST, Want};
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -155,13 +155,23 @@ fn loading_reports_its_stages_and_what_it_made() {
     }
 }
 
+/// The first token of a request.
+fn one_token(step: u64) -> Plan {
+    Plan {
+        step,
+        grown: vec![Grown { slot: 0, at: 0, len: 1 }],
+        pages: vec![3],
+        rows: vec![Row { slot: 0, start: 0, len: 1, tokens_at: 0, want: Want::Last }],
+        tokens: vec![5],
+        ..Plan::default()
+    }
+}
+
 #[test]
 fn misuse_is_an_error_and_final() {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &config("LlamaForCausalLM", 2, 1, 8), Dtype::F32, 1);
-    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, want: Want::Last };
-    let plan =
-        |step| Plan { step, rows: vec![row], tokens: vec![5], pages: vec![3], ..Plan::default() };
+    let plan = one_token;
     let load = || Engine::load(dir.path(), &options(), &mut |_| ()).unwrap().0;
 
     let mut engine = load();
@@ -176,7 +186,7 @@ fn misuse_is_an_error_and_final() {
         ("step 7 launched, step 0 is next", |plan| plan.step = 7),
         ("step 0: token id 68 exceeds 67", |plan| plan.tokens[0] = 67),
         ("step 0: page 17 exceeds 16", |plan| plan.pages[0] = 16),
-        ("step 0: row 0 of the plan before sampled no token", |plan| plan.tokens[0] = -1),
+        ("step 0: row 0: slot 0 sampled no token -1", |plan| plan.tokens[0] = SAMPLED_LAST),
     ];
     for (message, misuse) in cases {
         let mut engine = load();
@@ -199,9 +209,7 @@ fn misuse_is_an_error_and_final() {
 fn a_plan_comes_back_when_every_rank_is_done_with_it() {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), &config("LlamaForCausalLM", 2, 2, 8), Dtype::F32, 1);
-    let row = Row { slot: 0, start: 0, len: 1, tokens_at: 0, pages_at: 0, want: Want::Last };
-    let plan =
-        |step| Plan { step, rows: vec![row], tokens: vec![5], pages: vec![3], ..Plan::default() };
+    let plan = one_token;
     let options = LoadOptions { tp: 2, ..options() };
     let mut engine = Engine::load(dir.path(), &options, &mut |_| ()).unwrap().0;
     assert_eq!(engine.reclaim(), None, "first steps are the engine's own");

@@ -84,7 +84,7 @@ impl Scheduler {
         request.cached = request.cached.min(in_prompt);
         request.computed = matched;
         request.prefix_len = request.tokens.len();
-        request.running = Some(Running { slot, counts, table });
+        request.running = Some(Running { slot, counts, table, told: 0 });
         draft.plan.installs.push(request.install(slot, counts));
         let rank = request.rank;
         let at = self.running.partition_point(|&other| self.requests[other].rank < rank);

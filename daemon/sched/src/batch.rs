@@ -4,7 +4,7 @@
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
-use crate::plan::{Plan, Row, Want};
+use crate::plan::{Grown, Plan, Row, SAMPLED_LAST, Want};
 use crate::request::Request;
 use crate::requests::Key;
 use crate::scheduler::{InFlight, Scheduler, Wanted};
@@ -57,7 +57,8 @@ impl Scheduler {
             let request = &mut self.requests[key];
             let Some(running) = &mut request.running else { continue };
             let computed = request.computed.min(request.tokens.len());
-            self.cache.publish(&mut running.table, &request.tokens[..computed]);
+            let kept = self.cache.publish(&mut running.table, &request.tokens[..computed]);
+            running.told = running.told.min(kept);
             self.admission_blocked = false;
         }
         let Draft { plan, wanted, prefill_tokens, .. } = draft;
@@ -82,6 +83,7 @@ impl Scheduler {
         plan.installs.clear();
         plan.rows.clear();
         plan.tokens.clear();
+        plan.grown.clear();
         plan.pages.clear();
         plan
     }
@@ -145,7 +147,6 @@ impl Scheduler {
     /// table has room.
     pub(crate) fn push_row(&mut self, key: Key, len: usize, draft: &mut Draft) {
         let request = &mut self.requests[key];
-        let running = request.running.as_ref().expect("it is planned, so it runs");
         let Draft { plan, wanted, .. } = draft;
         let (start, end) = (request.computed, request.computed + len);
         let sampled = end == request.total();
@@ -159,26 +160,31 @@ impl Scheduler {
                 next: (!sampled).then(|| request.tokens[end]),
             },
         };
+        let running = request.running.as_mut().expect("it is planned, so it runs");
         plan.rows.push(Row {
             slot: running.slot,
             start: start as u32,
             len: len as u32,
             tokens_at: plan.tokens.len() as u32,
-            pages_at: plan.pages.len() as u32,
             want,
         });
         plan.tokens.extend(request.tokens[start.min(known)..known].iter().map(|&t| t as i32));
         if end > known {
-            plan.tokens.push(-(request.pending_row as i32 + 1));
+            plan.tokens.push(SAMPLED_LAST);
         }
-        plan.pages.extend_from_slice(running.table.pages());
+        let pages = &running.table.pages()[running.told..];
+        if !pages.is_empty() {
+            let (at, len) = (running.told as u32, pages.len() as u32);
+            plan.grown.push(Grown { slot: running.slot, at, len });
+            plan.pages.extend_from_slice(pages);
+            running.told += pages.len();
+        }
         if start < request.prefix_len {
             draft.prefilled.push(key);
             draft.prefill_tokens += len;
         }
         if sampled {
             request.pending += 1;
-            request.pending_row = plan.rows.len() as u32 - 1;
         }
         if want != Want::Nothing {
             wanted.push(Wanted { key, scored: scored as u32, sampled });

@@ -45,7 +45,7 @@ impl Scheduler {
 
     fn release(&mut self, key: Key) {
         let request = &mut self.requests[key];
-        let Some(Running { slot, counts, mut table }) = request.running.take() else { return };
+        let Some(Running { slot, counts, mut table, .. }) = request.running.take() else { return };
         self.cache.publish(&mut table, request.publishable());
         self.free_slots.push(slot);
         self.free_counts.extend(counts);

@@ -23,5 +23,7 @@ pub use config::{ConfigError, SchedConfig};
 pub use driver::{BeginError, Driver};
 pub use executor::{Executor, ExecutorError, StepProfile};
 pub use integrity::IntegrityError;
-pub use plan::{CountsId, Install, PageId, Plan, Row, SlotId, StepOutput, Want};
+pub use plan::{
+    CountsId, Grown, Install, PageId, Plan, Row, SAMPLED_LAST, SlotId, StepOutput, Want,
+};
 pub use scheduler::{Event, Scheduler, Step};

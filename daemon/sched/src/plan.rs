@@ -1,15 +1,19 @@
-//! The plan of one step: what every rank runs, in flat arrays.
+//! The plan of one step: what every rank runs, in flat arrays, and what changes in its slots.
 //!
 //! Owns: the data that crosses from scheduler to engine. Must never: point back into the scheduler.
-//! A plan is complete: an executor needs nothing but the plans it was given, in order.
+//!
+//! An executor keeps a slot for each running request: its page table, how it is sampled, the token it sampled last. A
+//! plan says what changes there, so that its size does not grow with the lengths of requests. It is complete: an executor needs
+//! nothing but the plans it was given, in order.
 //!
 //! ```text
-//!             row 0 (decode)   row 1 (decode)   row 2 (prefill chunk)
-//!   tokens    [ -3 |           42 |             15 27 911 4 ... 88 ]
-//!               |              literal token id
-//!               sampled by row 2 of the plan before: -(row + 1)
-//!   pages     [ 7 9 12 |       1 30 |           3 4 5 ]
-//!               every page the row reads or writes, in the order of positions
+//!             row 0, slot 5 (decode)   row 1, slot 2 (decode)   row 2, slot 0 (prefill chunk)
+//!   tokens    [ -1 |                   42 |                     15 27 911 4 ... 88 ]
+//!               |                      literal token id
+//!               the token that slot 5 sampled last
+//!   grown     [ slot 5, entry 12 |                              slot 0, entries 0..3 ]
+//!   pages     [ 31 |                                            3 4 5 ]
+//!               what these entries of the slots' page tables become
 //! ```
 
 use minisgl_proto::SamplingParams;
@@ -32,15 +36,32 @@ pub type CountsId = u32;
 pub struct Plan {
     /// Counts up by one from 0.
     pub step: u64,
-    /// Requests that (re)start in this plan; their slots' state is replaced before the rows run.
+    /// Requests that (re)start in this plan; their slots' state is replaced before the rows run, and their page
+    /// tables are empty.
     pub installs: Vec<Install>,
+    /// What changes in the page tables of slots before the rows run, after `installs`.
+    pub grown: Vec<Grown>,
+    /// The entries of all `grown`, concatenated.
+    pub pages: Vec<PageId>,
     /// What runs.
     pub rows: Vec<Row>,
-    /// Input tokens of all rows, concatenated: a token id, or `-(r + 1)` for the token that row `r`
-    /// of plan `step - 1` samples.
+    /// Input tokens of all rows, concatenated: a token id, or [`SAMPLED_LAST`].
     pub tokens: Vec<i32>,
-    /// Page tables of all rows, concatenated.
-    pub pages: Vec<PageId>,
+}
+
+/// In the place of a token id: the token that the row's slot sampled last, in the plan before.
+pub const SAMPLED_LAST: i32 = -1;
+
+/// The entries `at .. at + len` of a slot's page table become the next `len` of [`Plan::pages`]. They follow what the table has, or
+/// replace its end: a table has no gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grown {
+    /// Whose table.
+    pub slot: SlotId,
+    /// First entry that changes.
+    pub at: u32,
+    /// Entries, the last of which is the table's last.
+    pub len: u32,
 }
 
 /// A request takes a slot.
@@ -65,7 +86,8 @@ pub struct Install {
     pub generated: u32,
 }
 
-/// A request's part of a step: `len` tokens at positions `start .. start + len`.
+/// A request's part of a step: `len` tokens at positions `start .. start + len`. Position `p` lives in page
+/// `p / page_size` of the slot's page table, at offset `p % page_size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The request's slot.
@@ -76,10 +98,6 @@ pub struct Row {
     pub len: u32,
     /// First token of the row in `Plan::tokens`.
     pub tokens_at: u32,
-    /// First page of the row in `Plan::pages`; position `p` lives in page
-    /// `pages[pages_at + p / page_size]` at offset `p % page_size`. There are exactly
-    /// `ceil((start + len) / page_size)`.
-    pub pages_at: u32,
     /// Of which of its tokens the logits are wanted.
     pub want: Want,
 }

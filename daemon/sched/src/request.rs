@@ -38,6 +38,8 @@ pub(crate) struct Running {
     /// There if it has penalties.
     pub(crate) counts: Option<CountsId>,
     pub(crate) table: PageTable,
+    /// Pages of the table, from the front, that the executor knows from the plans so far.
+    pub(crate) told: usize,
 }
 
 /// A request that has not ended.
@@ -58,8 +60,6 @@ pub(crate) struct Request {
     pub(crate) computed: usize,
     /// Tokens that plans in flight sample for it: 0 to 2.
     pub(crate) pending: usize,
-    /// The row of the newest plan that samples for it; means something while `pending > 0`.
-    pub(crate) pending_row: u32,
     /// Present while it runs.
     pub(crate) running: Option<Running>,
     pub(crate) submitted_s: f64,

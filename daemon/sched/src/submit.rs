@@ -111,7 +111,6 @@ impl Scheduler {
             max_total: self.max_total(prompt_len, stop.max_tokens),
             computed: 0,
             pending: 0,
-            pending_row: 0,
             running: None,
             submitted_s: now_s,
             queue_s: None,

@@ -4,6 +4,7 @@
 //! not be trusted: the kernels treat an index outside its table as padding.
 
 mod add_norm;
+mod copy_runs;
 mod dummy;
 mod embedding;
 mod experts;
@@ -17,6 +18,7 @@ mod sample;
 mod skinny;
 
 pub use add_norm::AddNorm;
+pub use copy_runs::CopyRuns;
 pub use dummy::{DummyCodes, DummyFill};
 pub use embedding::Embedding;
 pub use experts::{

@@ -11,6 +11,7 @@ mod attention;
 mod attention_batch;
 mod attention_bench;
 mod bench;
+mod copy_runs;
 mod decode;
 mod decode_batch;
 mod decode_bench;
@@ -48,6 +49,7 @@ type Test = (&'static str, fn(&mut Gpu));
 
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
+    ("copy_runs", copy_runs::copy_runs),
     ("gate_mul", gate_mul::gate_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("add_norm", rmsnorm::add_norm),

@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use minisgl_proto::worker::{LoadProgress, LoadStage};
 use minisgl_proto::{LoadOptions, Quantize, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row, Want};
+use minisgl_sched::{Executor, Grown, Install, Plan, Row, Want};
 
 use super::options::{self, Settings};
 use super::spawn::{self, FirstSteps, Shared, Spawned};
 use super::{Engine, EngineInfo};
-use crate::batch::{PlanLimits, SCORED_MAX};
+use crate::batch::{PlanCheck, PlanLimits, SCORED_MAX};
 use crate::config::ModelConfig;
 use crate::device::{self, Chosen};
 use crate::error::EngineError;
@@ -104,8 +104,8 @@ impl Engine {
         let kv_tokens = pages * settings.page_size as u64;
         let kv_bytes = budget.kv_bytes(kv_tokens) * memories;
         load.commit(&engine.ranks, pages as usize, kv_bytes)?;
-        engine.limits.pages = pages as usize;
-        engine.limits.max_len = size.max_len as usize;
+        let limits = PlanLimits { pages: pages as usize, max_len: size.max_len as usize, ..limits };
+        engine.check = PlanCheck::new(limits);
 
         let info = EngineInfo {
             architecture: config.architecture.name().to_owned(),
@@ -135,7 +135,8 @@ impl Engine {
     /// Runs prefills and decode steps over the first page, to which nothing was written yet: buffers reach
     /// their size, memory is touched, a GPU records its graphs, and what is broken breaks here.
     fn warm_up(&mut self, load: &mut Load<'_>, steps: &FirstSteps) -> Result<(), EngineError> {
-        let most = self.limits.chunk_tokens.min(self.limits.max_len);
+        let limits = *self.check.limits();
+        let most = limits.chunk_tokens.min(limits.max_len);
         let prefill = steps.prefill.iter().map(|&tokens| (1, tokens.min(most)));
         let decode = steps.decode.iter().map(|&rows| (rows, 1));
         let all: Vec<(usize, usize)> = prefill.chain(decode).collect();
@@ -163,21 +164,22 @@ impl Engine {
             min_tokens: 0,
             generated: 0,
         };
-        let pages = tokens.div_ceil(self.limits.page_size);
+        let pages = tokens.div_ceil(self.check.limits().page_size);
         let row = |row: usize| Row {
             slot: row as u32,
             start: 0,
             len: tokens as u32,
             tokens_at: (row * tokens) as u32,
-            pages_at: (row * pages) as u32,
             want: Want::Last,
         };
+        let grown = |row: usize| Grown { slot: row as u32, at: 0, len: pages as u32 };
         Plan {
             step,
             installs: vec![install],
+            grown: (0..rows).map(grown).collect(),
+            pages: vec![0; rows * pages],
             rows: (0..rows).map(row).collect(),
             tokens: vec![0; rows * tokens],
-            pages: vec![0; rows * pages],
         }
     }
 }

@@ -87,7 +87,7 @@ pub struct CpuOps {
     vocab_size: usize,
     vocab: Range<usize>,
     sampler: Sampler,
-    /// What each row of the last step sampled; 0 where it did not.
+    /// What each slot sampled last.
     last_sampled: Vec<u32>,
     /// What the step in hand sampled and scored.
     sampled: Vec<Sampled>,
@@ -195,7 +195,7 @@ impl CpuOps {
             vocab_size: config.vocab_size,
             vocab: shard.vocab.clone(),
             sampler: Sampler::new(slots, penalised, config.vocab_size),
-            last_sampled: Vec::with_capacity(slots.min(chunk_tokens)),
+            last_sampled: vec![0; slots],
             sampled: Vec::new(),
             scratch: vec![0.0; scratch],
             delta: vec![0.0; delta],
@@ -378,10 +378,11 @@ impl Ops for CpuOps {
         let tokens = batch.tokens();
         let out = &mut stream.residual;
         let width = out.width;
-        for (token, out) in tokens.iter().zip(out.data.chunks_exact_mut(width)) {
-            let id = match usize::try_from(*token) {
-                Ok(id) => id,
-                Err(_) => self.last_sampled[!*token as usize] as usize,
+        let mut fed_back = batch.fed_back().peekable();
+        for (at, (token, out)) in tokens.iter().zip(out.data.chunks_exact_mut(width)).enumerate() {
+            let id = match fed_back.next_if(|&(index, _)| index == at) {
+                Some((_, slot)) => self.last_sampled[slot as usize] as usize,
+                None => *token as usize,
             };
             if self.vocab.contains(&id) {
                 table.row(self.arch, id - self.vocab.start, out);
@@ -509,8 +510,6 @@ impl Ops for CpuOps {
     }
 
     fn sample(&mut self, batch: &Batch, head: &Matrix, hidden: &Buffer) -> OpResult {
-        self.last_sampled.clear();
-        self.last_sampled.resize(batch.rows().len(), 0);
         let mut all = Vec::with_capacity(batch.logit_rows().len());
         let (ranks, vocab, part) = (self.member.ranks(), self.vocab_size, self.vocab.len());
         for (block, rows) in batch.logit_rows().chunks(LOGIT_ROWS).enumerate() {
@@ -530,7 +529,7 @@ impl Ops for CpuOps {
                     Some(token) => self.sampler.score(row.slot, logits, token),
                     None => {
                         let sampled = self.sampler.sample(row.slot, logits, row.next_position());
-                        self.last_sampled[wanted.row as usize] = sampled.token;
+                        self.last_sampled[row.slot as usize] = sampled.token;
                         sampled
                     }
                 });

@@ -31,6 +31,7 @@ mod results;
 mod sample;
 mod scales;
 mod step;
+mod tables;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,7 @@ use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 pub use self::prepare::check;
 use self::requests::Requests;
 use self::results::Outputs;
+use self::tables::Tables;
 use self::tuned::TunedFile;
 use self::upload::{Element, Uploader};
 use super::{
@@ -148,6 +150,7 @@ pub struct CudaOps {
     /// If a layer has experts.
     experts: Option<ExpertRoom>,
     inputs: Inputs,
+    tables: Tables,
     requests: Requests,
     outputs: Outputs,
     graphs: Graphs,
@@ -235,7 +238,6 @@ impl CudaOps {
             work: attention
                 .decode_planner()
                 .map_or(0, |(planner, windows)| windows.len() * planner.words(rows)),
-            pages: rows * max_len.div_ceil(page_size),
         };
         let logit_rows = rows.min(LOGIT_ROWS);
         let logit_stride = config.vocab_size.next_multiple_of(ROW_UNIT);
@@ -271,10 +273,15 @@ impl CudaOps {
             vocab: config.vocab_size,
             vocab_part: shard.vocab.clone(),
             inputs: Inputs::new(&stream, room).map_err(memory)?,
+            tables: Tables::new(&stream, (slots, max_len.div_ceil(page_size)), rows)?,
             requests: Requests::new(&stream, requests, config.vocab_size, max_len)
                 .map_err(memory)?,
-            outputs: Outputs::new(&stream, (rows, spec.logit_rows), team.as_ref().map(Team::words))
-                .map_err(memory)?,
+            outputs: Outputs::new(
+                &stream,
+                (slots, spec.logit_rows),
+                team.as_ref().map(Team::words),
+            )
+            .map_err(memory)?,
             team,
             graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
             mode: Mode::Eager,

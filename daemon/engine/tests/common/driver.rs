@@ -4,7 +4,7 @@ use std::path::Path;
 
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
-use minisgl_sched::{Executor, Install, Plan, Row, Want};
+use minisgl_sched::{Executor, Grown, Install, Plan, Row, SAMPLED_LAST, Want};
 
 use super::Random;
 
@@ -55,8 +55,10 @@ struct Request {
     pages: Vec<u32>,
     /// Positions fed by launched plans.
     fed: usize,
-    /// Row of the last launched plan, if it was sampled there.
-    last_row: Option<usize>,
+    /// It was sampled in the last launched plan.
+    is_in_flight: bool,
+    /// Pages that the engine knows.
+    told: usize,
     output: Vec<Sampled>,
     scores: Vec<Sampled>,
 }
@@ -110,7 +112,8 @@ fn run(
                 prompt: prompt.clone(),
                 pages,
                 fed: 0,
-                last_row: None,
+                is_in_flight: false,
+                told: 0,
                 output: Vec::new(),
                 scores: Vec::new(),
             }
@@ -158,12 +161,11 @@ fn next_plan(
     }
     for slot in order {
         let request = &mut requests[slot];
-        let last_row = request.last_row.take();
+        let is_in_flight = std::mem::take(&mut request.is_in_flight);
         // The last token of all is never fed.
         let end = request.prompt.len() + drive.new_tokens - 1;
         let room = drive.chunk - plan.tokens.len();
         if request.fed >= end || room == 0 {
-            request.last_row = None;
             continue;
         }
         if request.fed == 0 {
@@ -193,7 +195,10 @@ fn next_plan(
             let sampled = request.output.get(generated).map(|sampled| sampled.token);
             let token = match forced.or(sampled) {
                 Some(token) => token as i32,
-                None => -(last_row.expect("sampled in the plan before") as i32 + 1),
+                None => {
+                    assert!(is_in_flight, "sampled in the plan before");
+                    SAMPLED_LAST
+                }
             };
             (vec![token], true)
         };
@@ -214,17 +219,22 @@ fn next_plan(
             start: start as u32,
             len: tokens.len() as u32,
             tokens_at: plan.tokens.len() as u32,
-            pages_at: plan.pages.len() as u32,
             want,
         };
         owners.extend(std::iter::repeat_n((slot, false), row.scored() as usize));
         if sample {
-            request.last_row = Some(plan.rows.len());
+            request.is_in_flight = true;
             owners.push((slot, true));
         }
         plan.rows.push(row);
         plan.tokens.extend(tokens);
-        plan.pages.extend(&request.pages[..request.fed.div_ceil(page_size)]);
+        let pages = request.fed.div_ceil(page_size);
+        if pages > request.told {
+            let (at, len) = (request.told as u32, (pages - request.told) as u32);
+            plan.grown.push(Grown { slot: slot as u32, at, len });
+            plan.pages.extend(&request.pages[request.told..pages]);
+            request.told = pages;
+        }
     }
     (plan, owners)
 }

@@ -3,12 +3,17 @@
 use std::collections::{HashMap, VecDeque};
 
 use minisgl_proto::Sampled;
-use minisgl_sched::{Executor, ExecutorError, Install, Plan, SchedConfig, StepOutput, Want};
+use minisgl_sched::{
+    Executor, ExecutorError, Install, Plan, SAMPLED_LAST, SchedConfig, StepOutput, Want,
+};
 
 use crate::model::{Kv, Sampling, feed, sample, score};
 
 struct Slot {
     install: Install,
+    pages: Vec<u32>,
+    /// The token it sampled, and in which plan.
+    sampled: Option<(u64, u32)>,
     /// Output tokens, as the executor counts them.
     generated: u32,
     /// Its prefix is computed: each row feeds one token.
@@ -27,8 +32,6 @@ pub struct SimExecutor {
     queue: VecDeque<Plan>,
     launched: u64,
     in_flight_max: usize,
-    /// By row of the plan run last.
-    last_sampled: Vec<Option<u32>>,
     spent: Option<Plan>,
     depths: Vec<usize>,
 }
@@ -46,7 +49,6 @@ impl SimExecutor {
             queue: VecDeque::new(),
             launched: 0,
             in_flight_max: if config.overlap { 2 } else { 1 },
-            last_sampled: Vec::new(),
             spent: None,
             depths: Vec::new(),
         }
@@ -66,21 +68,19 @@ impl SimExecutor {
         let mut users: HashMap<u32, usize> = HashMap::new();
         let mut written = Vec::new();
         let mut tokens = 0;
-        let mut pages_len = 0;
         for (i, row) in plan.rows.iter().enumerate() {
             assert!(row.len > 0);
             assert!(plan.rows[..i].iter().all(|other| other.slot != row.slot), "one row a request");
             assert_eq!(row.tokens_at as usize, tokens);
-            assert_eq!(row.pages_at as usize, pages_len);
             tokens += row.len as usize;
             let end = (row.start + row.len) as usize;
             let count = end.div_ceil(self.page_size);
-            let pages = &plan.pages[pages_len..pages_len + count];
-            pages_len += count;
+            let slot = self.slots[row.slot as usize].as_ref().expect("it was installed");
+            let pages = &slot.pages[..count];
             pages.iter().for_each(|&page| *users.entry(page).or_default() += 1);
             written.extend_from_slice(&pages[row.start as usize / self.page_size..]);
         }
-        assert_eq!((tokens, pages_len), (plan.tokens.len(), plan.pages.len()));
+        assert_eq!(tokens, plan.tokens.len());
         assert!(tokens <= self.chunk_tokens, "{tokens} tokens in a step");
         let scored: u32 = plan.rows.iter().map(|row| row.scored()).sum();
         assert!(scored <= self.scored_max, "{scored} log-probabilities in a step");
@@ -89,25 +89,44 @@ impl SimExecutor {
         }
     }
 
-    fn run(&mut self, plan: &Plan) -> Vec<Sampled> {
+    /// Takes what changes in the slots.
+    fn take_changes(&mut self, plan: &Plan) {
         for install in &plan.installs {
             assert_eq!(install.counts.is_some(), install.sampling.needs_history());
             if let Some(counts) = install.counts {
                 self.counts[counts as usize] = Some(install.slot);
             }
-            let slot =
-                Slot { generated: install.generated, install: install.clone(), decodes: false };
-            self.slots[install.slot as usize] = Some(slot);
+            self.slots[install.slot as usize] = Some(Slot {
+                generated: install.generated,
+                install: install.clone(),
+                pages: Vec::new(),
+                sampled: None,
+                decodes: false,
+            });
         }
-        let mut by_row = vec![None; plan.rows.len()];
+        let mut rest = &plan.pages[..];
+        for grown in &plan.grown {
+            let (pages, others) = rest.split_at(grown.len as usize);
+            rest = others;
+            let slot = self.slots[grown.slot as usize].as_mut().expect("it was installed");
+            assert!(slot.pages.len() >= grown.at as usize, "a page table without gaps");
+            assert_ne!(slot.pages.get(grown.at as usize), pages.first(), "nothing is told twice");
+            slot.pages.truncate(grown.at as usize);
+            slot.pages.extend_from_slice(pages);
+        }
+        assert!(rest.is_empty());
+    }
+
+    fn run(&mut self, plan: &Plan) -> Vec<Sampled> {
         let mut output = Vec::new();
         let mut chunks = false;
-        for (i, row) in plan.rows.iter().enumerate() {
-            let decodes = self.slots[row.slot as usize].as_ref().is_some_and(|slot| slot.decodes);
+        for row in &plan.rows {
+            let slot = self.slots[row.slot as usize].as_ref().expect("it was installed");
+            let (pages, fed_back, decodes) = (slot.pages.clone(), slot.sampled, slot.decodes);
             assert!(!(decodes && chunks), "decode rows come before chunks");
             chunks |= row.len > 1 || row.want != Want::Last;
             let place = |position: usize| {
-                let page = plan.pages[row.pages_at as usize + position / self.page_size] as usize;
+                let page = pages[position / self.page_size] as usize;
                 page * self.page_size + position % self.page_size
             };
             let mut last = None;
@@ -119,7 +138,12 @@ impl SimExecutor {
             for n in 0..row.len as usize {
                 let token = match plan.tokens[row.tokens_at as usize + n] {
                     token if token >= 0 => token as u32,
-                    from => self.last_sampled[(-from - 1) as usize].expect("that row was sampled"),
+                    other => {
+                        assert_eq!(other, SAMPLED_LAST);
+                        let (step, token) = fed_back.expect("the slot has sampled");
+                        assert_eq!(step + 1, plan.step, "what the host knows by now");
+                        token
+                    }
                 };
                 assert!(token < self.vocab_size);
                 last = Some(feed(last, token));
@@ -140,7 +164,8 @@ impl SimExecutor {
             if !row.is_sampled() {
                 continue;
             }
-            let Some(Slot { install, generated, decodes }) = &mut self.slots[row.slot as usize]
+            let Some(Slot { install, generated, decodes, sampled: last_sampled, .. }) =
+                &mut self.slots[row.slot as usize]
             else {
                 panic!("slot {} was never installed", row.slot)
             };
@@ -164,10 +189,9 @@ impl SimExecutor {
             if install.sampling.needs_history() {
                 install.history.push(sampled.token);
             }
-            by_row[i] = Some(sampled.token);
+            *last_sampled = Some((plan.step, sampled.token));
             output.push(sampled);
         }
-        self.last_sampled = by_row;
         output
     }
 }
@@ -186,6 +210,7 @@ impl Executor for SimExecutor {
         self.depths.push(self.queue.len());
         let nothing = || ExecutorError("nothing is in flight".into());
         let plan = self.queue.pop_front().ok_or_else(nothing)?;
+        self.take_changes(&plan);
         self.check_conflicts(&plan);
         let sampled = self.run(&plan);
         let step = plan.step;

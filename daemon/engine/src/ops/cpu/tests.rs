@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use minisgl_sched::{Plan, Row, Want};
+use minisgl_sched::{Grown, Plan, Row, Want};
 use pulp::Arch;
 
 use super::attention::{Heads, View, attention};
@@ -320,12 +320,13 @@ fn batch(shapes: &[(usize, usize)], tables: &[Vec<u32>], page_size: usize) -> Ba
         if *len == 0 {
             continue;
         }
+        let slot = plan.rows.len() as u32;
+        plan.grown.push(Grown { slot, at: 0, len: table.len() as u32 });
         plan.rows.push(Row {
-            slot: plan.rows.len() as u32,
+            slot,
             start: *start as u32,
             len: *len as u32,
             tokens_at: plan.tokens.len() as u32,
-            pages_at: plan.pages.len() as u32,
             want: Want::Last,
         });
         plan.tokens.extend(std::iter::repeat_n(0, *len));

@@ -28,6 +28,7 @@ use minisgl_kernels::{Array, ArrayMut, Device};
 use super::inputs::{Inputs, Starts};
 use super::kv::KvSpace;
 use super::prepare::cos_sin;
+use super::tables::Tables;
 use super::{Buffer, CudaOps, LayerAttention, failed};
 use crate::config::{AttentionSpec, ModelConfig};
 use crate::error::OpError;
@@ -155,7 +156,7 @@ impl Attention {
     fn run(
         &mut self,
         device: &Device,
-        (inputs, kv): (&Inputs, &mut KvSpace),
+        (inputs, tables, kv): (&Inputs, &Tables, &mut KvSpace),
         (of, tokens): (&LayerAttention<CudaOps>, usize),
         (qkv, out): (&Buffer, &mut Buffer),
     ) -> OpResult {
@@ -181,7 +182,7 @@ impl Attention {
             Decode::Fa(_) if decoding == 0 => 0,
             Decode::Fa(decode) => {
                 let (qkv, mut out) = (qkv.rows(decoding), out.rows_mut(decoding));
-                let (work, pages) = (inputs.work(kind), inputs.pages());
+                let (work, pages) = (inputs.work(kind), tables.tables());
                 let launched = kv.pages(layer, |k_pages, v_pages| {
                     let args = DecodeArgs {
                         input: DecodeInput::Qkv {
@@ -198,10 +199,11 @@ impl Attention {
                         scale,
                         view,
                     };
-                    // SAFETY: packing planned the work of the same rows and window, checked that pages are below
-                    // their number, and that lengths are at most `max_len`, which is the number of
-                    // positions. Work and pages come by a copy before the step's first kernel. Older
-                    // tokens' pages were written by a step before, which several kernels lie between.
+                    // SAFETY: packing planned the work of the same rows and window; each page of a table was
+                    // checked to be below their number; lengths are at most `max_len`, which is the number
+                    // of positions. Tables change before the copy that brings the work (`TablesChanged`), and
+                    // that copy ends before the step's first kernel begins. Older tokens' pages were written
+                    // by a step before, which several kernels lie between.
                     // All launches are on one stream.
                     unsafe { decode.launch(device, args) }
                 });
@@ -254,11 +256,13 @@ impl Attention {
         let at = (layer, tokens, view);
         let attended = match self.kv {
             // SAFETY: any two bytes are an fp16.
-            KvType::Fp16 => unsafe { queries.transmute::<f16>(len) }
-                .map(|q| self.attend(device, (inputs, kv), at, || Array::from(&q).into(), out)),
+            KvType::Fp16 => unsafe { queries.transmute::<f16>(len) }.map(|q| {
+                self.attend(device, (inputs, tables, kv), at, || Array::from(&q).into(), out)
+            }),
             // SAFETY: any two bytes are a bf16.
-            _ => unsafe { queries.transmute::<bf16>(len) }
-                .map(|q| self.attend(device, (inputs, kv), at, || Array::from(&q).into(), out)),
+            _ => unsafe { queries.transmute::<bf16>(len) }.map(|q| {
+                self.attend(device, (inputs, tables, kv), at, || Array::from(&q).into(), out)
+            }),
         };
         attended.ok_or_else(no_kv)?
     }
@@ -267,13 +271,13 @@ impl Attention {
     fn attend<'q>(
         &self,
         device: &Device,
-        (inputs, kv): (&Inputs, &KvSpace),
+        (inputs, tables, kv): (&Inputs, &Tables, &KvSpace),
         (layer, tokens, view): (usize, usize, View<'_>),
         q: impl Fn() -> KvArray<'q>,
         out: &mut Buffer,
     ) -> OpResult {
         let (q_starts, page_starts) = (inputs.q_starts(), inputs.page_starts());
-        let (pages, last_page_len) = (inputs.pages(), inputs.last_page_len());
+        let (pages, last_page_len) = (tables.listed(), inputs.last_page_len());
         let mut launch = |from: usize, to: usize, of: Rows<'_>| {
             let mut out = out.rows_mut(tokens);
             let (q_starts, page_starts) =
@@ -292,9 +296,9 @@ impl Attention {
                     scale: self.scale,
                     view,
                 };
-                // `plan` was given the same starts that were uploaded, and packing checked that pages are
-                // below their number, that last pages have 1 to `page_size` tokens, and that a request
-                // has its row's tokens at least.
+                // `plan` was given the same starts that were uploaded and that pages are listed at, each of which
+                // was checked to be below their number; packing sees to it that last pages have 1 to
+                // `page_size` tokens, and that a request has its row's tokens at least.
                 match of {
                     // SAFETY: as above.
                     Rows::Decode(fi) => unsafe { fi.launch(device, args) },
@@ -342,9 +346,9 @@ impl CudaOps {
         qkv: &Buffer,
         out: &mut Buffer,
     ) -> OpResult {
-        let CudaOps { device, attention, inputs, kv, .. } = self;
+        let CudaOps { device, attention, inputs, tables, kv, .. } = self;
         let kv = kv.as_mut().ok_or_else(no_kv)?;
-        attention.run(device, (inputs, kv), (layer, tokens), (qkv, out))
+        attention.run(device, (inputs, tables, kv), (layer, tokens), (qkv, out))
     }
 }
 

@@ -10,9 +10,10 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, DriverError, Pi
 use cudarc::driver::{DeviceRepr, result};
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::attention::DecodePlanner;
+use minisgl_sched::SlotId;
 
-use crate::batch::Batch;
-use crate::batch::IN_FLIGHT_MAX;
+use super::tables::TablesChanged;
+use crate::batch::{Batch, IN_FLIGHT_MAX};
 
 /// Every array starts at a multiple of 16 bytes.
 const ALIGNED_WORDS: usize = 4;
@@ -28,8 +29,6 @@ pub(super) struct Room {
     pub(super) logit_rows: usize,
     /// Words of how decode attention is shared out, for all windows.
     pub(super) work: usize,
-    /// Entries of all page tables.
-    pub(super) pages: usize,
 }
 
 /// Where the arrays of a step lie, in words of 4 bytes.
@@ -40,17 +39,16 @@ struct Layout {
     positions: Range<usize>,
     kv_slots: Range<usize>,
     q_starts: Range<usize>,
+    /// Of the rows whose pages are listed.
     page_starts: Range<usize>,
     last_page_len: Range<usize>,
     sampled: Range<usize>,
     /// How decode attention is shared out, for each window in turn.
     work: Range<usize>,
-    /// Last: its length alone changes from one decode step to the next.
-    pages: Range<usize>,
 }
 
 impl Layout {
-    fn new(tokens: usize, rows: usize, sampled: usize, work: usize, pages: usize) -> Layout {
+    fn new(tokens: usize, rows: usize, sampled: usize, work: usize) -> Layout {
         let mut end = 0usize;
         let mut take = |words: usize| {
             let start = end.next_multiple_of(ALIGNED_WORDS);
@@ -67,7 +65,6 @@ impl Layout {
             last_page_len: take(rows),
             sampled: take(sampled),
             work: take(work),
-            pages: take(pages),
         }
     }
 }
@@ -77,8 +74,8 @@ impl Layout {
 pub(super) struct Packing<'a> {
     /// Tokens a page.
     pub(super) page_size: usize,
-    /// How many pages there are.
-    pub(super) kv_pages: usize,
+    /// First row whose pages are listed.
+    pub(super) listed_from: usize,
     /// Rows of the graph that a batch of decode rows is for.
     pub(super) padded: Option<usize>,
     /// What shares the attention of decode rows out, and for which windows.
@@ -86,38 +83,31 @@ pub(super) struct Packing<'a> {
 }
 
 /// Packs `batch` and how its rows of logits are sampled. A batch of decode rows is filled up to `padded`
-/// rows, which read the first token of page 0, or nothing, and write nothing.
+/// rows, which read the first token of page 0, or nothing, and write nothing. `table_of` says where a slot's page table begins.
 ///
-/// After this, what the attention kernels trust holds: starts ascend from 0, every page id is below
-/// `kv_pages`, every last page has 1 to `page_size` tokens, no row is longer than its request, and the
-/// work is that of the rows that decode.
+/// After this, what the attention kernels trust holds: starts ascend from 0, every last page has 1 to `page_size` tokens, no row
+/// is longer than its request, and the work is that of the rows that decode.
 fn pack(
     words: &mut [i32],
     batch: &Batch,
     samples: impl Iterator<Item = SampleRow>,
+    table_of: impl Fn(SlotId) -> i32,
     packing: Packing<'_>,
 ) -> Result<Layout, String> {
-    let Packing { page_size, kv_pages, padded, decode } = packing;
+    let Packing { page_size, listed_from, padded, decode } = packing;
     let rows = batch.rows();
     let padding = padded.map_or(0, |padded| padded.saturating_sub(rows.len()));
     let pages_of = |start: u32, len: u32| (start as usize + len as usize).div_ceil(page_size);
-    let pages: usize = rows.iter().map(|row| pages_of(row.start, row.len)).sum();
     let (tokens, sampled) = (batch.tokens().len(), batch.logit_rows().len());
     let decoding = padded.unwrap_or(batch.decoding());
     let work = decode.map_or(0, |(planner, windows)| windows.len() * planner.words(decoding));
-    let layout = Layout::new(
-        tokens + padding,
-        rows.len() + padding,
-        sampled + padding,
-        work,
-        pages + padding,
-    );
-    if layout.pages.end > words.len() {
+    let layout = Layout::new(tokens + padding, rows.len() + padding, sampled + padding, work);
+    if layout.work.end > words.len() {
         return Err(format!(
-            "{} rows, {} tokens and {pages} pages take {} words, there is room for {}",
+            "{} rows and {} tokens take {} words, there is room for {}",
             rows.len(),
             batch.tokens().len(),
-            layout.pages.end,
+            layout.work.end,
             words.len()
         ));
     }
@@ -132,11 +122,15 @@ fn pack(
         padding.fill(rest);
     };
     put(&layout.tokens, batch.tokens(), 0);
+    let at = layout.tokens.start;
     put(&layout.positions, bytemuck::cast_slice(batch.positions()), 0);
     put(&layout.kv_slots, bytemuck::cast_slice(batch.kv_slots()), -1);
     put(&layout.sampled, &[], -1);
     for (index, wanted) in layout.sampled.clone().zip(batch.logit_rows()) {
         words[index] = wanted.token as i32;
+    }
+    for (index, slot) in batch.fed_back() {
+        words[at + index] = -(slot as i32) - 1;
     }
     let (mut tokens, mut at) = (0, 0);
     for (index, row) in rows.iter().enumerate() {
@@ -144,35 +138,24 @@ fn pack(
         words[layout.page_starts.start + index] = at as i32;
         let end = row.start + row.len;
         words[layout.last_page_len.start + index] = (end.max(1) - 1) as i32 % page_size as i32 + 1;
-        let count = pages_of(row.start, row.len);
-        for (to, &page) in
-            words[layout.pages.start + at..][..count].iter_mut().zip(batch.pages(row))
-        {
-            if page as usize >= kv_pages {
-                return Err(format!("row {index} names page {page}, there are {kv_pages}"));
-            }
-            *to = page as i32;
-        }
         tokens += row.len as usize;
-        at += count;
+        at += if index < listed_from { 0 } else { pages_of(row.start, row.len) };
     }
     for index in 0..=padding {
         words[layout.q_starts.start + rows.len() + index] = (tokens + index) as i32;
         words[layout.page_starts.start + rows.len() + index] = (at + index) as i32;
     }
     words[layout.last_page_len.start + rows.len()..layout.last_page_len.end].fill(1);
-    words[layout.pages.start + at..layout.pages.end].fill(0);
     if tokens != batch.tokens().len() {
         return Err(format!("rows feed {tokens} tokens of {}", batch.tokens().len()));
     }
     if let Some((planner, windows)) = decode {
         let lens = rows[..batch.decoding()].iter().map(|row| row.start + row.len);
         let lens: Vec<u32> = lens.collect();
-        let (before, work) = words.split_at_mut(layout.work.start);
-        let starts = &before[layout.page_starts.clone()];
-        let lists = work[..layout.work.len()].chunks_exact_mut(planner.words(decoding));
+        let starts: Vec<i32> = rows[..lens.len()].iter().map(|row| table_of(row.slot)).collect();
+        let lists = words[layout.work.clone()].chunks_exact_mut(planner.words(decoding));
         for (&window, work) in windows.iter().zip(lists) {
-            planner.plan(&lens, starts, window, work).map_err(|error| error.to_string())?;
+            planner.plan(&lens, &starts, window, work).map_err(|error| error.to_string())?;
         }
     }
     Ok(layout)
@@ -188,7 +171,7 @@ struct Staging {
 pub(super) struct Starts<'a> {
     /// First row of each request, and the number of rows.
     pub(super) q_starts: &'a [i32],
-    /// First page of each request among the pages, and their number.
+    /// First page of each request among those listed, and their number.
     pub(super) page_starts: &'a [i32],
     /// Tokens in the last page of each request.
     pub(super) last_page_len: &'a [i32],
@@ -206,8 +189,8 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
-        let Room { tokens, rows, logit_rows, work, pages } = room;
-        let words = Layout::new(tokens, rows, logit_rows, work, pages + rows).pages.end;
+        let Room { tokens, rows, logit_rows, work } = room;
+        let words = Layout::new(tokens, rows, logit_rows, work).work.end;
         let staging = (0..IN_FLIGHT_MAX)
             .map(|_| {
                 // SAFETY: plain integers, which are written before they are read.
@@ -219,12 +202,12 @@ impl Inputs {
         Ok(Inputs { device, staging, turn: 0, layout: Layout::default(), windows: 1 })
     }
 
-    /// Packs a batch (see [`pack`]) and enqueues its copy; returns what attention is planned by.
-    pub(super) fn upload(
+    /// Packs a batch (see [`pack`]); [`Inputs::upload`] comes next. Returns what attention is planned by.
+    pub(super) fn pack(
         &mut self,
-        stream: &CudaStream,
         batch: &Batch,
         samples: impl Iterator<Item = SampleRow>,
+        table_of: impl Fn(SlotId) -> i32,
         packing: Packing<'_>,
     ) -> Result<Starts<'_>, String> {
         let driver = |error: DriverError| error.to_string();
@@ -236,14 +219,8 @@ impl Inputs {
         // SAFETY: `len` pinned integers that only this borrow reaches; the copy that read them last
         // is over.
         let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
-        self.layout = pack(words, batch, samples, packing)?;
+        self.layout = pack(words, batch, samples, table_of, packing)?;
         self.windows = packing.decode.map_or(1, |(_, windows)| windows.len());
-        let filled = &words[..self.layout.pages.end];
-        let to = super::memory::address(&self.device);
-        // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
-        // not written before `copied` has passed.
-        unsafe { result::memcpy_htod_async(to, filled, stream.cu_stream()) }.map_err(driver)?;
-        staging.copied.record(stream).map_err(driver)?;
         let of = |range: &Range<usize>| &words[range.clone()];
         let Layout { q_starts, page_starts, last_page_len, .. } = &self.layout;
         Ok(Starts {
@@ -251,6 +228,22 @@ impl Inputs {
             page_starts: of(page_starts),
             last_page_len: of(last_page_len),
         })
+    }
+
+    /// Enqueues the copy of what was packed: the barrier behind which the step's kernels read it, and the page tables that
+    /// were changed before, as early as they like.
+    pub(super) fn upload(
+        &mut self,
+        stream: &CudaStream,
+        _tables: TablesChanged,
+    ) -> Result<(), DriverError> {
+        let staging = &mut self.staging[self.turn];
+        let filled = &staging.words.as_slice()?[..self.layout.work.end];
+        let to = super::memory::address(&self.device);
+        // SAFETY: the buffers are as long as `filled` at least, live as long as `self`, and the host's is
+        // not written before `copied` has passed.
+        unsafe { result::memcpy_htod_async(to, filled, stream.cu_stream()) }?;
+        staging.copied.record(stream)
     }
 
     fn words(&self, range: &Range<usize>) -> CudaView<'_, i32> {
@@ -288,10 +281,6 @@ impl Inputs {
         self.words(&(start + kind * words..start + (kind + 1) * words))
     }
 
-    pub(super) fn pages(&self) -> CudaView<'_, i32> {
-        self.words(&self.layout.pages)
-    }
-
     /// Index of each token after which logits are wanted.
     pub(super) fn sampled(&self) -> CudaView<'_, i32> {
         self.words(&self.layout.sampled)
@@ -321,23 +310,32 @@ fn view_as<'a, T: DeviceRepr + bytemuck::Pod>(
 
 #[cfg(test)]
 mod tests {
-    use minisgl_sched::{Plan, Row, Want};
+    use minisgl_sched::{Grown, Plan, Row, SAMPLED_LAST, Want};
 
     use super::*;
 
-    fn packing(kv_pages: usize, padded: Option<usize>) -> Packing<'static> {
-        Packing { page_size: 4, kv_pages, padded, decode: None }
+    /// Tables of three entries.
+    const ENTRIES: i32 = 3;
+
+    fn packed(
+        words: &mut [i32],
+        batch: &Batch,
+        sample: SampleRow,
+        padded: Option<usize>,
+    ) -> Result<Layout, String> {
+        let packing = Packing { page_size: 4, listed_from: 0, padded, decode: None };
+        pack(words, batch, std::iter::once(sample), |slot| slot as i32 * ENTRIES, packing)
     }
 
-    /// A chunk of a prompt, then a decode row; the page tables stand in another order.
+    /// A chunk of a prompt, then a decode row.
     fn batch(change: impl FnOnce(&mut Plan)) -> Batch {
-        let chunk =
-            Row { slot: 0, start: 3, len: 3, tokens_at: 0, pages_at: 1, want: Want::Nothing };
-        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, pages_at: 0, want: Want::Last };
+        let chunk = Row { slot: 0, start: 3, len: 3, tokens_at: 0, want: Want::Nothing };
+        let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, want: Want::Last };
         let mut plan = Plan {
+            grown: vec![Grown { slot: 0, at: 0, len: 2 }, Grown { slot: 1, at: 0, len: 2 }],
+            pages: vec![0, 2, 3, 0],
             rows: vec![chunk, decode],
-            tokens: vec![8, 0, 5, -1],
-            pages: vec![3, 0, 2],
+            tokens: vec![8, 0, 5, SAMPLED_LAST],
             ..Plan::default()
         };
         change(&mut plan);
@@ -350,15 +348,13 @@ mod tests {
     fn a_batch_becomes_arrays_in_the_order_of_rows() {
         let mut words = vec![-7; 100];
         let sample = SampleRow::greedy(8, 1);
-        let layout = pack(&mut words, &batch(|_| ()), std::iter::once(sample), packing(4, None))
-            .expect("it fits");
+        let layout = packed(&mut words, &batch(|_| ()), sample, None).expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
-        assert_eq!(at(&layout.tokens), [8, 0, 5, -1]);
+        assert_eq!(at(&layout.tokens), [8, 0, 5, -2], "what slot 1 sampled last");
         assert_eq!(at(&layout.positions), [3, 4, 5, 7]);
         assert_eq!(at(&layout.kv_slots), [3, 8, 9, 3]);
         assert_eq!(at(&layout.q_starts), [0, 3, 4]);
         assert_eq!(at(&layout.page_starts), [0, 2, 4]);
-        assert_eq!(at(&layout.pages), [0, 2, 3, 0]);
         assert_eq!(at(&layout.last_page_len), [2, 4]);
         assert_eq!(at(&layout.sampled), [3]);
         let packed: &[SampleRow] = bytemuck::cast_slice(at(&layout.samples));
@@ -368,20 +364,18 @@ mod tests {
     #[test]
     fn padding_reads_one_token_and_writes_none() {
         let decode = batch(|plan| {
-            plan.rows = vec![Row { tokens_at: 0, pages_at: 0, ..plan.rows[1] }];
+            plan.rows = vec![Row { tokens_at: 0, ..plan.rows[1] }];
             plan.tokens = vec![7];
         });
         let mut words = vec![-7; 100];
         let sample = SampleRow::greedy(8, 0);
-        let layout = pack(&mut words, &decode, std::iter::once(sample), packing(4, Some(3)))
-            .expect("it fits");
+        let layout = packed(&mut words, &decode, sample, Some(3)).expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
         assert_eq!(at(&layout.tokens), [7, 0, 0]);
         assert_eq!(at(&layout.positions), [7, 0, 0]);
         assert_eq!(at(&layout.kv_slots), [3, -1, -1]);
         assert_eq!(at(&layout.q_starts), [0, 1, 2, 3]);
         assert_eq!(at(&layout.page_starts), [0, 2, 3, 4]);
-        assert_eq!(at(&layout.pages), [3, 0, 0, 0]);
         assert_eq!(at(&layout.last_page_len), [4, 1, 1]);
         assert_eq!(at(&layout.sampled), [0, -1, -1]);
         let packed: &[SampleRow] = bytemuck::cast_slice(at(&layout.samples));
@@ -389,12 +383,19 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_could_not_bear_is_refused() {
-        let refusal = |words: usize, kv_pages| {
-            let packing = packing(kv_pages, None);
-            pack(&mut vec![0; words], &batch(|_| ()), std::iter::empty(), packing).unwrap_err()
-        };
-        assert!(refusal(100, 3).contains("row 1 names page 3, there are 3"));
-        assert!(refusal(20, 4).contains("there is room for 20"));
+    fn rows_that_decode_by_their_tables_are_not_listed() {
+        let mut words = vec![-7; 100];
+        let batch = batch(|plan| plan.rows.reverse());
+        let packing = Packing { page_size: 4, listed_from: 1, padded: None, decode: None };
+        let samples = std::iter::once(SampleRow::greedy(8, 1));
+        let layout = pack(&mut words, &batch, samples, |_| 0, packing).expect("it fits");
+        assert_eq!(words[layout.page_starts], [0, 0, 2]);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_refused() {
+        let sample = SampleRow::greedy(8, 1);
+        let refusal = packed(&mut [0; 20], &batch(|_| ()), sample, None).unwrap_err();
+        assert!(refusal.contains("there is room for 20"), "{refusal}");
     }
 }

@@ -124,8 +124,8 @@ impl Requests {
         self.slots[slot as usize].sampling.prompt_logprobs
     }
 
-    /// How the token of `slot` at `position` is sampled, as row `out` of the plan; counts it.
-    pub(super) fn sample_row(&mut self, slot: u32, position: u32, out: usize) -> SampleRow {
+    /// How the token of `slot` at `position` is sampled; counts it.
+    pub(super) fn sample_row(&mut self, slot: u32, position: u32) -> SampleRow {
         let state = &mut self.slots[slot as usize];
         let banned = state.generated < state.min_tokens;
         state.generated = state.generated.saturating_add(1);
@@ -133,7 +133,7 @@ impl Requests {
         SampleRow {
             seed: sampling.seed,
             position,
-            out: out as i32,
+            out: slot as i32,
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
@@ -151,13 +151,13 @@ impl Requests {
         }
     }
 
-    /// How `token`, the prompt's own, is reported for `slot`, in row `out` of the plan.
-    pub(super) fn score_row(&self, slot: u32, token: u32, out: usize) -> SampleRow {
+    /// How `token`, the prompt's own, is reported for `slot`.
+    pub(super) fn score_row(&self, slot: u32, token: u32) -> SampleRow {
         let top = self.prompt_logprobs(slot).unwrap_or(0);
         SampleRow {
             logprobs: top.min(i32::MAX as u32) as i32,
             given: token as i32,
-            ..SampleRow::greedy(0, out as i32)
+            ..SampleRow::greedy(0, slot as i32)
         }
     }
 }

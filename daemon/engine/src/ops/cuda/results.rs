@@ -41,7 +41,7 @@ struct Landing {
 
 /// What sampling writes on the GPU.
 pub(super) struct Outputs {
-    /// By row of the plan; the next step's tokens refer to it.
+    /// By slot, the token that it sampled last, which the next step may feed.
     pub(super) tokens: CudaSlice<i32>,
     /// By row of logits, as the rest.
     pub(super) logprob: CudaSlice<f32>,
@@ -61,8 +61,8 @@ pub(super) struct Outputs {
 /// What is wanted of a row of logits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    /// In the plan.
-    pub(super) row: usize,
+    /// Of the request.
+    pub(super) slot: usize,
     /// See `SamplingParams::logprobs`.
     pub(super) logprobs: Option<u32>,
     /// The token, where it is the prompt's own.
@@ -72,7 +72,7 @@ pub(super) struct Wanted {
 impl Outputs {
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        (rows, logit_rows): (usize, usize),
+        (slots, logit_rows): (usize, usize),
         words: Option<FaultWords>,
     ) -> Result<Outputs, DriverError> {
         let context = stream.context();
@@ -80,7 +80,7 @@ impl Outputs {
             // SAFETY: plain numbers, which the copies write before they are read.
             let landing = unsafe {
                 Landing {
-                    tokens: context.alloc_pinned_with_flags(rows, 0)?,
+                    tokens: context.alloc_pinned_with_flags(slots, 0)?,
                     logprob: context.alloc_pinned_with_flags(logit_rows, 0)?,
                     top_tokens: context.alloc_pinned_with_flags(logit_rows * TOP_MAX, 0)?,
                     top_logprobs: context.alloc_pinned_with_flags(logit_rows * TOP_MAX, 0)?,
@@ -92,7 +92,7 @@ impl Outputs {
             Ok(Arc::new(landing))
         };
         Ok(Outputs {
-            tokens: stream.alloc_zeros(rows)?,
+            tokens: stream.alloc_zeros(slots)?,
             logprob: stream.alloc_zeros(logit_rows)?,
             top_tokens: stream.alloc_zeros(logit_rows * TOP_MAX)?,
             top_logprobs: stream.alloc_zeros(logit_rows * TOP_MAX)?,
@@ -128,18 +128,13 @@ impl Outputs {
         Ok(())
     }
 
-    /// The results of the step that was begun, with `rows` rows, of whose logits `wanted` is wanted: what waits
-    /// for them, and what [`Outputs::send`] takes once sampling is enqueued.
-    pub(super) fn expect(
-        &mut self,
-        rows: usize,
-        wanted: Vec<Wanted>,
-    ) -> OpResult<(Box<dyn Pending>, Outgoing)> {
+    /// The results of the step that was begun, of whose logits `wanted` is wanted: what waits for them, and what [`Outputs::send`] takes once sampling is enqueued.
+    pub(super) fn expect(&mut self, wanted: Vec<Wanted>) -> OpResult<(Box<dyn Pending>, Outgoing)> {
         let landing = self.next.take();
         let landing = landing.ok_or_else(|| failed("send tokens")("the step was not begun"))?;
         let outgoing = Outgoing {
             landing: landing.clone(),
-            rows,
+            slots: wanted.iter().map(|wanted| wanted.slot + 1).max().unwrap_or(0),
             logit_rows: wanted.len(),
             top: wanted.iter().filter_map(|wanted| wanted.logprobs).max(),
         };
@@ -149,10 +144,10 @@ impl Outputs {
 
     /// Enqueues the copies of a step.
     pub(super) fn send(&self, stream: &CudaStream, outgoing: &Outgoing) -> Result<(), DriverError> {
-        let Outgoing { landing, rows, logit_rows, top } = outgoing;
+        let Outgoing { landing, slots, logit_rows, top } = outgoing;
         landing.ended.record(stream)?;
         if *logit_rows > 0 {
-            copy(stream, &self.tokens, &landing.tokens, *rows)?;
+            copy(stream, &self.tokens, &landing.tokens, *slots)?;
         }
         if let Some(top) = *top {
             copy(stream, &self.logprob, &landing.logprob, *logit_rows)?;
@@ -169,7 +164,8 @@ impl Outputs {
 /// Copies that a step ends with.
 pub(super) struct Outgoing {
     landing: Arc<Landing>,
-    rows: usize,
+    /// Up to the last whose token is wanted.
+    slots: usize,
     logit_rows: usize,
     /// The most log-probabilities that a row wants, if any does.
     top: Option<u32>,
@@ -206,8 +202,8 @@ impl InFlight {
         let (top_tokens, top_logprobs) =
             (landing.top_tokens.as_slice()?, landing.top_logprobs.as_slice()?);
         let sampled = self.wanted.iter().enumerate().map(|(at, wanted)| {
-            let token = wanted.given.unwrap_or(tokens[wanted.row] as u32);
-            if is_broken(wanted, tokens[wanted.row], logprob[at]) {
+            let token = wanted.given.unwrap_or(tokens[wanted.slot] as u32);
+            if is_broken(wanted, tokens[wanted.slot], logprob[at]) {
                 return Sampled { token: NO_TOKEN, logprob: None, top: Vec::new() };
             }
             let count = wanted.logprobs.map_or(0, |count| count as usize);

@@ -30,15 +30,14 @@ impl CudaOps {
     /// The results of the step in hand, and what sends them.
     pub(super) fn expect(&mut self, batch: &Batch) -> OpResult<(Box<dyn Pending>, Outgoing)> {
         let wanted = batch.logit_rows().iter().map(|wanted| {
-            let (row, given) = (wanted.row as usize, wanted.given);
-            let slot = batch.rows()[row].slot;
+            let (slot, given) = (batch.rows()[wanted.row as usize].slot, wanted.given);
             let logprobs = match given {
                 Some(_) => self.requests.prompt_logprobs(slot).or(Some(0)),
                 None => self.requests.logprobs(slot),
             };
-            Wanted { row, logprobs, given }
+            Wanted { slot: slot as usize, logprobs, given }
         });
-        self.outputs.expect(batch.rows().len(), wanted.collect())
+        self.outputs.expect(wanted.collect())
     }
 
     /// Samples or scores `rows` of the rows of logits: first the logits, then what becomes of them.

@@ -6,6 +6,7 @@ use minisgl_sched::Install;
 
 use super::graphs::{self, Mode};
 use super::inputs::Packing;
+use super::tables::Listing;
 use super::{CudaOps, failed};
 use crate::batch::Batch;
 use crate::ops::{OpResult, Pending};
@@ -27,27 +28,27 @@ impl CudaOps {
             Mode::Eager => None,
             Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
         };
-        let CudaOps { device, inputs, requests, attention, .. } = self;
+        let CudaOps { device, inputs, tables, requests, attention, .. } = self;
         let samples = batch.logit_rows().iter().map(|wanted| {
-            let (row, out) = (&batch.rows()[wanted.row as usize], wanted.row as usize);
+            let row = &batch.rows()[wanted.row as usize];
             match wanted.given {
-                Some(token) => requests.score_row(row.slot, token, out),
-                None => requests.sample_row(row.slot, row.next_position(), out),
+                Some(token) => requests.score_row(row.slot, token),
+                None => requests.sample_row(row.slot, row.next_position()),
             }
         });
-        let packing = Packing {
-            page_size: self.heads.page_size,
-            kv_pages: self.kv_pages,
-            padded,
-            decode: attention.decode_planner(),
-        };
-        let starts = inputs
-            .upload(device.stream(), batch, samples, packing)
-            .map_err(failed("upload the step"))?;
         let decoding = padded.unwrap_or(batch.decoding());
+        let decode = attention.decode_planner();
+        let listed_from = if decode.is_some() { decoding } else { 0 };
+        let packing = Packing { page_size: self.heads.page_size, listed_from, padded, decode };
+        let starts = inputs
+            .pack(batch, samples, |slot| tables.start(slot), packing)
+            .map_err(failed("upload the step"))?;
+        let listing = Listing { from_row: listed_from, starts: &starts.page_starts[listed_from..] };
+        let changed = tables.change(device, batch, self.kv_pages, listing)?;
         attention
             .plan(device, &starts, decoding, padded.is_some())
             .map_err(failed("plan attention"))?;
+        inputs.upload(device.stream(), changed).map_err(failed("upload the step"))?;
 
         let stream = self.stream().clone();
         self.outputs.begin(&stream)?;

@@ -6,7 +6,7 @@ mod fp8;
 use half::bf16;
 use minisgl_kernels::ops::{Fp8Product, NarrowGemm};
 use minisgl_proto::{Sampled, SamplingParams};
-use minisgl_sched::{Install, Plan, Row, Want};
+use minisgl_sched::{Grown, Install, Plan, Row, SAMPLED_LAST, Want};
 
 use super::linear::gemm_rows;
 use super::*;
@@ -181,7 +181,7 @@ fn assert_within((ulps, share): (f32, f64), what: &str, got: &[f32], expected: &
 }
 
 fn row(slot: u32, start: usize, len: usize) -> Row {
-    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, pages_at: 0, want: Want::Last }
+    Row { slot, start: start as u32, len: len as u32, tokens_at: 0, want: Want::Last }
 }
 
 /// A batch of rows, each with pages of its own, scattered; row `i` is of request `i`.
@@ -189,10 +189,12 @@ fn batch(tables: &[Vec<u32>], rows: &[Row], page_size: usize, random: &mut Rando
     let mut plan = Plan::default();
     for &row in rows {
         let end = (row.start + row.len) as usize;
-        let (tokens_at, pages_at) = (plan.tokens.len() as u32, plan.pages.len() as u32);
-        plan.rows.push(Row { tokens_at, pages_at, ..row });
+        let tokens_at = plan.tokens.len() as u32;
+        plan.rows.push(Row { tokens_at, ..row });
         plan.tokens.extend((0..row.len).map(|_| random.below(VOCAB) as i32));
-        plan.pages.extend(&tables[row.slot as usize][..end.div_ceil(page_size)]);
+        let len = end.div_ceil(page_size);
+        plan.grown.push(Grown { slot: row.slot, at: 0, len: len as u32 });
+        plan.pages.extend(&tables[row.slot as usize][..len]);
     }
     let mut batch = Batch::default();
     batch.prepare(Arc::new(plan), page_size);
@@ -512,7 +514,7 @@ fn tokens_are_the_cpus() {
             let mut plan = batch.plan().clone();
             for (at, token) in plan.tokens.iter_mut().enumerate() {
                 if want(at) == Want::Last {
-                    *token = !(at as i32);
+                    *token = SAMPLED_LAST;
                 }
             }
             batch.prepare(Arc::new(plan), 16);

@@ -1,0 +1,324 @@
+//! Page tables on the GPU: one for each slot, changed by what a plan says.
+//!
+//! Owns: the tables, the lists that rows of prompts are read by, and the order in which both come before a step. Must never: hold
+//! host memory that grows with the lengths of requests.
+//!
+//! ```text
+//!   plan: grown, pages ──copy──> sent ──CopyRuns──> tables [slots, entries] ──CopyRuns──> listed (rows of prompts)
+//!                                                    └─> decode attention
+//! ```
+
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaEvent, CudaSlice, CudaStream, CudaView, DriverError, PinnedHostSlice, result,
+};
+use minisgl_kernels::Device;
+use minisgl_kernels::ops::CopyRuns;
+use minisgl_sched::{Grown, PageId};
+
+use super::{failed, memory};
+use crate::batch::{Batch, IN_FLIGHT_MAX};
+use crate::ops::OpResult;
+
+/// Runs that are sent at a time.
+const RUNS_MAX: usize = 1024;
+
+/// Words that are sent at a time, runs and new pages. A plan with more takes several copies.
+const WORDS: usize = 1 << 16;
+
+const RUN_WORDS: usize = CopyRuns::RUN_WORDS;
+
+/// Tables and lists of a step are what its plan says as soon as the stream's next copy begins. Kernels may read them early, before
+/// those between have ended, if that copy comes first: it waits for every kernel before it, and every kernel after it waits
+/// for the copy.
+#[must_use = "the copy of a step's inputs comes after its tables"]
+pub(super) struct TablesChanged(());
+
+/// How large the tables are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TablesShape {
+    pub(super) slots: usize,
+    /// Pages of the longest request.
+    pub(super) entries: usize,
+    /// How many pages there are.
+    pub(super) kv_pages: usize,
+}
+
+/// Rows of a step whose pages are listed.
+pub(super) struct Listing<'a> {
+    /// The first of them; decode attention reads the tables themselves.
+    pub(super) from_row: usize,
+    /// Where each row's pages begin in the list, and where the last one's end; those of padding too, whose page is 0.
+    pub(super) starts: &'a [i32],
+}
+
+/// What is sent, and when it may be written again.
+struct Changes {
+    words: PinnedHostSlice<i32>,
+    /// After the last copy out of `words`.
+    copied: CudaEvent,
+}
+
+/// The page tables of one rank.
+pub(super) struct Tables {
+    slots: usize,
+    entries: usize,
+    /// `[slots, entries]`, and a last word that is always 0.
+    tables: CudaSlice<i32>,
+    listed: CudaSlice<i32>,
+    sent: CudaSlice<i32>,
+    changes: Vec<Changes>,
+    turn: usize,
+}
+
+impl Tables {
+    /// Empty tables for `slots` requests of up to `entries` pages, and lists for `rows` rows.
+    ///
+    /// # Errors
+    /// No memory, or more entries than a kernel counts.
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        (slots, entries): (usize, usize),
+        rows: usize,
+    ) -> OpResult<Tables> {
+        let memory = |error: DriverError| failed("make page tables")(error);
+        let words = |count: usize| {
+            let words = count.checked_mul(entries).filter(|&words| i32::try_from(words).is_ok());
+            words.ok_or_else(|| {
+                failed("make page tables")(format!(
+                    "{count} requests of {entries} pages each are more than a kernel counts; lower --max-running \
+                     or --max-len, or raise --page-size"
+                ))
+            })
+        };
+        let changes = || -> Result<Changes, DriverError> {
+            // SAFETY: plain integers, which are written before they are read.
+            let words = unsafe { stream.context().alloc_pinned_with_flags(WORDS, 0) }?;
+            Ok(Changes { words, copied: stream.context().new_event(None)? })
+        };
+        let changes = (0..IN_FLIGHT_MAX).map(|_| changes()).collect::<Result<_, _>>();
+        Ok(Tables {
+            slots,
+            entries,
+            tables: stream.alloc_zeros(words(slots)? + 1).map_err(memory)?,
+            // Padding has a page as well.
+            listed: stream.alloc_zeros(words(rows)? + rows).map_err(memory)?,
+            sent: stream.alloc_zeros(WORDS).map_err(memory)?,
+            changes: changes.map_err(memory)?,
+            turn: 0,
+        })
+    }
+
+    /// Where a slot's table begins.
+    pub(super) fn start(&self, slot: u32) -> i32 {
+        (slot as usize * self.entries) as i32
+    }
+
+    /// All tables.
+    pub(super) fn tables(&self) -> CudaView<'_, i32> {
+        self.tables.slice(..)
+    }
+
+    /// The pages that were listed for the step in hand.
+    pub(super) fn listed(&self) -> CudaView<'_, i32> {
+        self.listed.slice(..)
+    }
+
+    /// Enqueues what the batch's plan changes, and then the lists.
+    ///
+    /// # Errors
+    /// A change leaves its table, or names a page that is not there; the driver's.
+    pub(super) fn change(
+        &mut self,
+        device: &Device,
+        batch: &Batch,
+        kv_pages: usize,
+        listing: Listing<'_>,
+    ) -> OpResult<TablesChanged> {
+        let shape = TablesShape { slots: self.slots, entries: self.entries, kv_pages };
+        let mut rest = Rest { grown: &batch.plan().grown, done: 0, pages: &batch.plan().pages };
+        while !rest.grown.is_empty() {
+            let sent = self.send(device, |words| rest.fill(words, shape))?;
+            let Tables { tables, sent: words, .. } = self;
+            CopyRuns {
+                runs: (&words.slice(..sent.runs * RUN_WORDS)).into(),
+                from: (&words.slice(sent.data_at..)).into(),
+                to: tables.into(),
+                count: sent.runs,
+            }
+            .launch(device)
+            .map_err(failed("change page tables"))?;
+        }
+        let rows = batch.rows().get(listing.from_row..).unwrap_or_default();
+        let (entries, padding) = (self.entries, self.slots * self.entries);
+        let mut runs = listing.starts.windows(2).enumerate().map(|(index, ends)| {
+            let from = rows.get(index).map_or(padding, |row| row.slot as usize * entries);
+            [from as i32, ends[0], ends[1] - ends[0], 0]
+        });
+        let mut left = listing.starts.len().saturating_sub(1);
+        while left > 0 {
+            let sent = self.send(device, |words| {
+                let these = left.min(RUNS_MAX);
+                let words = words.chunks_exact_mut(RUN_WORDS);
+                words.zip(runs.by_ref().take(these)).for_each(|(to, run)| to.copy_from_slice(&run));
+                Ok(Sent { runs: these, data_at: these * RUN_WORDS, end: these * RUN_WORDS })
+            })?;
+            left -= sent.runs;
+            CopyRuns {
+                runs: (&self.sent.slice(..sent.end)).into(),
+                from: (&self.tables).into(),
+                to: (&mut self.listed).into(),
+                count: sent.runs,
+            }
+            .launch(device)
+            .map_err(failed("list pages"))?;
+        }
+        Ok(TablesChanged(()))
+    }
+
+    /// Enqueues a copy of what `fill` writes.
+    fn send(
+        &mut self,
+        device: &Device,
+        fill: impl FnOnce(&mut [i32]) -> Result<Sent, String>,
+    ) -> OpResult<Sent> {
+        let driver = |error: DriverError| failed("change page tables")(error);
+        self.turn = (self.turn + 1) % self.changes.len();
+        let changes = &mut self.changes[self.turn];
+        changes.copied.synchronize().map_err(driver)?;
+        let (len, at) = (changes.words.len(), changes.words.as_mut_ptr().map_err(driver)?);
+        // SAFETY: `len` pinned integers that only this borrow reaches; the copy that read them last is over.
+        let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
+        let sent = fill(words).map_err(failed("change page tables"))?;
+        let (stream, to) = (device.stream(), memory::address(&self.sent));
+        // SAFETY: both have `WORDS` words and live as long as `self`; the host's are not written before `copied` has passed.
+        unsafe { result::memcpy_htod_async(to, &words[..sent.end], stream.cu_stream()) }
+            .map_err(driver)?;
+        changes.copied.record(stream).map_err(driver)?;
+        Ok(sent)
+    }
+}
+
+/// What is sent at a time: runs, then what they copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sent {
+    runs: usize,
+    /// First word behind the room for runs.
+    data_at: usize,
+    end: usize,
+}
+
+/// What is left of a plan's changes.
+struct Rest<'a> {
+    grown: &'a [Grown],
+    /// Entries of the first of them that were sent.
+    done: u32,
+    pages: &'a [PageId],
+}
+
+impl Rest<'_> {
+    /// Takes as much as `words` have room for.
+    ///
+    /// # Errors
+    /// What could not be done, in words.
+    fn fill(&mut self, words: &mut [i32], shape: TablesShape) -> Result<Sent, String> {
+        let TablesShape { slots, entries, kv_pages } = shape;
+        let room = self.grown.len().min(RUNS_MAX);
+        let data_at = room * RUN_WORDS;
+        let mut sent = Sent { runs: 0, data_at, end: data_at };
+        while let Some(&Grown { slot, at, len }) = self.grown.first() {
+            let (at, len) = ((at + self.done) as usize, (len - self.done) as usize);
+            let now = len.min(words.len() - sent.end);
+            if sent.runs == room || (now == 0 && len > 0) {
+                break;
+            }
+            if slot as usize >= slots || at + len > entries || now > self.pages.len() {
+                return Err(format!(
+                    "{now} of {} pages become entries {at} to {} of slot {slot}; there are {slots} slots of {entries}",
+                    self.pages.len(),
+                    at + len
+                ));
+            }
+            let (pages, others) = self.pages.split_at(now);
+            if let Some(page) = pages.iter().find(|&&page| page as usize >= kv_pages) {
+                return Err(format!("slot {slot} names page {page}, there are {kv_pages}"));
+            }
+            let start = slot as usize * entries + at;
+            words[sent.runs * RUN_WORDS..][..RUN_WORDS].copy_from_slice(&[
+                (sent.end - data_at) as i32,
+                start as i32,
+                now as i32,
+                0,
+            ]);
+            let to = &mut words[sent.end..][..now];
+            to.iter_mut().zip(pages).for_each(|(to, &page)| *to = page as i32);
+            (sent.runs, sent.end, self.pages) = (sent.runs + 1, sent.end + now, others);
+            if now == len {
+                (self.grown, self.done) = (&self.grown[1..], 0);
+            } else {
+                self.done += now as u32;
+            }
+        }
+        Ok(sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: TablesShape = TablesShape { slots: 3, entries: 6, kv_pages: 100 };
+
+    /// What tables of [`SHAPE`] are after all changes, sent in pieces of `words`.
+    fn changed(
+        grown: &[Grown],
+        pages: &[PageId],
+        words: usize,
+    ) -> Result<(Vec<i32>, usize), String> {
+        let mut tables = vec![-1; SHAPE.slots * SHAPE.entries];
+        let mut rest = Rest { grown, done: 0, pages };
+        let mut pieces = 0;
+        while !rest.grown.is_empty() {
+            let mut words = vec![-7; words];
+            let sent = rest.fill(&mut words, SHAPE)?;
+            for run in words[..sent.runs * RUN_WORDS].chunks_exact(RUN_WORDS) {
+                let (from, to, len) = (run[0] as usize, run[1] as usize, run[2] as usize);
+                tables[to..to + len].copy_from_slice(&words[sent.data_at + from..][..len]);
+            }
+            pieces += 1;
+        }
+        Ok((tables, pieces))
+    }
+
+    fn grown(slot: u32, at: u32, len: u32) -> Grown {
+        Grown { slot, at, len }
+    }
+
+    #[test]
+    fn changes_are_the_same_in_any_number_of_pieces() {
+        let all = [grown(2, 0, 5), grown(0, 3, 1), grown(1, 1, 0), grown(1, 2, 4)];
+        let pages = [10, 11, 12, 13, 14, 99, 21, 22, 23, 24];
+        let (whole, pieces) = changed(&all, &pages, 64).unwrap();
+        assert_eq!(pieces, 1);
+        let expected =
+            [[-1, -1, -1, 99, -1, -1], [-1, -1, 21, 22, 23, 24], [10, 11, 12, 13, 14, -1]];
+        assert_eq!(whole, expected.concat());
+        for words in 17..30 {
+            let (tables, pieces) = changed(&all, &pages, words).unwrap();
+            assert!(pieces >= 1 && tables == whole, "{words} words, {pieces} pieces");
+        }
+        assert!(changed(&all, &pages, 17).unwrap().1 > 5);
+    }
+
+    #[test]
+    fn what_leaves_a_table_is_refused() {
+        let refusal = |change, pages: &[PageId]| changed(&[change], pages, 64).unwrap_err();
+        assert!(refusal(grown(3, 0, 1), &[1]).contains("slot 3; there are 3 slots of 6"));
+        assert!(refusal(grown(0, 5, 2), &[1, 2]).contains("entries 5 to 7 of slot 0"));
+        assert!(refusal(grown(0, 0, 2), &[1]).contains("2 of 1 pages"));
+        assert!(
+            refusal(grown(1, 0, 2), &[1, 100]).contains("slot 1 names page 100, there are 100")
+        );
+    }
+}

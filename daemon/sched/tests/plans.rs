@@ -1,0 +1,60 @@
+//! What plans carry, whatever else they say.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use minisgl_proto::{CacheMode, RequestId, Sampled, SamplingParams, StopParams, Submit};
+use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput};
+
+const REQUESTS: u32 = 300;
+
+fn output(plan: &Plan) -> Event {
+    let sampled = plan.rows.iter().filter(|row| row.is_sampled());
+    let sampled = sampled.map(|row| Sampled { token: row.slot, logprob: None, top: Vec::new() });
+    Event::Finished(StepOutput { step: plan.step, sampled: sampled.collect(), step_s: 0.01 })
+}
+
+/// Changes and pages of each of the first ten steps in which all requests decode, at page size 1.
+fn sizes(context: u32) -> Vec<(usize, usize)> {
+    let mut scheduler = Scheduler::new(SchedConfig {
+        pages: 2 * REQUESTS * (context + 500),
+        page_size: 1,
+        max_running: REQUESTS,
+        penalised_max: REQUESTS,
+        max_waiting: REQUESTS,
+        chunk_tokens: 4_096,
+        scored_max: 256,
+        max_len: context + 500,
+        vocab_size: 50_000,
+        eos_token_ids: vec![49_999],
+        cache: CacheMode::Radix,
+        overlap: false,
+    })
+    .unwrap();
+    let submits = (0..REQUESTS).map(|i| {
+        Event::Submit(Submit {
+            id: RequestId(u64::from(i)),
+            prompt: (0..context).map(|n| (i * 7 + n) % 40_000).collect(),
+            generated: Vec::new(),
+            sampling: SamplingParams::default(),
+            stop: StopParams { max_tokens: 400, ..StopParams::default() },
+            priority: 0,
+        })
+    });
+    let mut plan = scheduler.step(submits, 0.0).plan.unwrap();
+    let mut sizes = Vec::new();
+    while sizes.len() < 10 {
+        if plan.rows.len() == REQUESTS as usize && plan.rows.iter().all(|row| row.len == 1) {
+            sizes.push((plan.grown.len(), plan.pages.len()));
+        }
+        plan = scheduler.step([output(&plan)], 0.0).plan.unwrap();
+    }
+    sizes
+}
+
+/// Each row's new page, and nothing of those that it has: a step's work on the host does not grow with what is in the cache.
+#[test]
+fn a_decode_step_is_as_large_at_any_length() {
+    let each = REQUESTS as usize;
+    assert_eq!(sizes(60), [(each, each); 10]);
+    assert_eq!(sizes(900), sizes(60));
+}
