@@ -78,7 +78,7 @@ impl Engine {
             token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
             slack_bytes: spawned.kv_slack_bytes,
             unit_bytes: spawned.kv_unit_bytes,
-            max_position: config.max_position as u64,
+            max_position: config.max_position.min(spawned.max_len) as u64,
         };
         // Graphs and the first page take memory, too: it will be these pages at most.
         let most = budget.kv_size(&settings.wishes())?;

@@ -19,6 +19,8 @@ use crate::batch::Batch;
 use crate::collective::Group;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
+#[cfg(feature = "cuda")]
+use crate::memory::Budget;
 use crate::memory::available_bytes;
 #[cfg(feature = "cuda")]
 use crate::model;
@@ -68,6 +70,8 @@ pub(super) struct Spawned {
     pub(super) kv_slack_bytes: u64,
     /// What KV arrays are a multiple of.
     pub(super) kv_unit_bytes: u64,
+    /// Positions that there is room for beside the KV pages.
+    pub(super) max_len: usize,
     /// From the bytes of weights, once they are loaded, to all that is taken.
     pub(super) used_bytes: UsedBytes,
     /// The steps that warm it up.
@@ -151,14 +155,14 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         spare_bytes: 0,
         kv_slack_bytes: 0,
         kv_unit_bytes: 1,
+        max_len: model.config.max_position,
         used_bytes: Box::new(Ok),
         first_steps: FirstSteps { prefill: vec![page_size], decode: vec![1] },
         costs: None,
     })
 }
 
-/// Refuses what GPUs do not serve as a whole model, before anything is read: what was not proven, and experts as codes that
-/// no kernel takes.
+/// Refuses what GPUs do not serve as a whole model, before anything is read: experts as codes that no kernel takes.
 ///
 /// # Errors
 /// It is such a model: which, and the remedy.
@@ -198,7 +202,12 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
     if settings.kv_tokens.is_none() {
         even(&ordinals, &at_first)?;
     }
-    let max_len = settings.max_len.unwrap_or(config.max_position);
+    let shard = &model.shards[0];
+    let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
+    let heads =
+        Heads { q_heads, kv_heads, head_dim: config.head_dim, page_size: settings.page_size };
+    let kv_slack_bytes = (heads.pages_slack() * dtype_bytes(settings.kv_dtype)) as u64;
+    let max_len = positions(&config, model.shards, &settings, (available_bytes, kv_slack_bytes));
     let group = Group::new(gpus.len());
     let teams = match gpus.len() {
         1 => vec![None],
@@ -233,10 +242,6 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
         })
     })?;
     let Settings { page_size, chunk_tokens, .. } = *model.settings;
-    let shard = &model.shards[0];
-    let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
-    let head_dim = model.config.head_dim;
-    let slack = Heads { q_heads, kv_heads, head_dim, page_size }.pages_slack();
     Ok(Spawned {
         ranks,
         device,
@@ -248,8 +253,9 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
         },
         available_bytes,
         spare_bytes: GPU_SPARE_BYTES,
-        kv_slack_bytes: (slack * dtype_bytes(model.settings.kv_dtype)) as u64,
+        kv_slack_bytes,
         kv_unit_bytes: KV_UNIT_BYTES as u64,
+        max_len,
         used_bytes: Box::new(move |_| {
             let now = free_bytes()?;
             let used = at_first.iter().zip(now).map(|(first, now)| first.saturating_sub(now));
@@ -267,6 +273,32 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             dtype_bytes(model.settings.kv_dtype),
         )),
     })
+}
+
+/// The positions of a request that a GPU with `available_bytes` could hold keys and values of, were there nothing but the weights:
+/// page tables and rotations are made for no more, whatever context a model claims.
+#[cfg(feature = "cuda")]
+fn positions(
+    config: &ModelConfig,
+    shards: &[Shard],
+    settings: &Settings,
+    (available_bytes, slack_bytes): (u64, u64),
+) -> usize {
+    let weights = shards.iter().map(|shard| model::bytes_of(config, shard)).min();
+    let kv_heads = shards.iter().map(|shard| shard.kv_heads.len()).max().unwrap_or(0);
+    let budget = Budget {
+        available_bytes,
+        used_bytes: weights.unwrap_or(0),
+        spare_bytes: GPU_SPARE_BYTES,
+        arrays: 2 * config.layers.len() as u64,
+        token_bytes: (kv_heads * config.head_dim * dtype_bytes(settings.kv_dtype)) as u64,
+        slack_bytes,
+        unit_bytes: KV_UNIT_BYTES as u64,
+        max_position: config.max_position as u64,
+    };
+    // What does not fit at all is refused when the weights are there, by what they took.
+    let wished = settings.max_len.unwrap_or(config.max_position);
+    budget.kv_size(&settings.wishes()).map_or(wished, |size| size.max_len as usize)
 }
 
 /// GPUs may differ in their free memory by this factor at most: what the fuller one lacks is lost on all.
@@ -324,21 +356,46 @@ fn spawn<O: Ops + 'static>(
 
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
+    use minisgl_proto::LoadOptions;
+
     use super::*;
+    use crate::device::Chosen;
+
+    fn config(positions: usize, quantization: &str) -> ModelConfig {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            r#"{{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "vocab_size": 256, "max_position_embeddings": {positions}, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+            "moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2{quantization}}}"#
+        );
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        ModelConfig::from_dir(dir.path()).unwrap()
+    }
+
+    /// A token takes 2 KiB of this model in f32, and KV pages half of the memory.
+    #[test]
+    fn workspaces_are_for_what_the_memory_holds() {
+        let of = |positions: usize, max_len: Option<u32>, available_bytes: u64| {
+            let config = config(positions, "");
+            let shards = [Shard::new(&config, 1, 0).unwrap()];
+            let options = LoadOptions { max_len, ..LoadOptions::default() };
+            let settings = Settings::new(&options, &Chosen::Cpu).unwrap();
+            super::positions(&config, &shards, &settings, (available_bytes, 0))
+        };
+        let (mib, spare) = (1 << 20, GPU_SPARE_BYTES);
+        assert_eq!(of(4096, None, spare + 640 * mib), 4096);
+        let cut = of(1 << 20, None, spare + 640 * mib);
+        assert!((210 << 10..224 << 10).contains(&cut), "{cut}");
+        assert_eq!(of(1 << 20, Some(100_000), spare + 640 * mib), 100_000);
+        // What cannot be is refused later, with what the weights took.
+        assert_eq!(of(1 << 20, Some(300_000), spare + 640 * mib), 300_000);
+        assert_eq!(of(1 << 20, None, spare), 1 << 20);
+    }
 
     #[test]
     fn experts_that_no_kernel_takes_are_refused_before_anything_is_read() {
-        let config = |quantization: &str| {
-            let dir = tempfile::tempdir().unwrap();
-            let text = format!(
-                r#"{{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-                "vocab_size": 256, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-                "moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2{quantization}}}"#
-            );
-            std::fs::write(dir.path().join("config.json"), text).unwrap();
-            ModelConfig::from_dir(dir.path()).unwrap()
-        };
+        let config = |quantization: &str| config(128, quantization);
         let fp8 =
             r#", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]"#;
         check_is_served(&config("")).unwrap();
