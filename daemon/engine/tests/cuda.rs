@@ -305,6 +305,22 @@ fn overlap_changes_no_bit_and_batches_little() {
     }
 }
 
+/// Steps of more rows than logits are held of at once, recorded like others: sampled in parts.
+#[test]
+fn a_crowd_of_many_rows_is_the_cpus() {
+    let Some(_gpu) = gpu() else { return };
+    let (dir, _) = models().swap_remove(3);
+    let mut random = Random(23);
+    let prompts: Vec<_> = (0..410).map(|_| random.tokens(3, VOCAB)).collect();
+    let drive = Drive { new_tokens: 6, chunk: 2048, ..Drive::default() };
+    let of = |device| LoadOptions { max_running: 600, ..on(device) };
+    let expected = run(dir.path(), of(Device::Cpu), &drive, &prompts);
+    let drive = Drive { forced: Some(tokens(&expected)), ..drive };
+    let got = run(dir.path(), of(Device::Cuda), &drive, &prompts);
+    assert_close("410 rows", &got, &expected);
+    assert_eq!(run(dir.path(), of(Device::Cuda), &drive, &prompts), got, "twice");
+}
+
 /// Prompts score what they score on the CPU: in chunks, beside requests that decode, with few rows of logits held
 /// at once, and on two ranks where there are two GPUs. Tokens are those that come without a score.
 #[test]

@@ -362,15 +362,15 @@ mod tests {
     use crate::device::Chosen;
 
     fn config(positions: usize, quantization: &str) -> ModelConfig {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a folder");
         let text = format!(
             r#"{{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
             "vocab_size": 256, "max_position_embeddings": {positions}, "rms_norm_eps": 1e-6, "hidden_act": "silu",
             "moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2{quantization}}}"#
         );
-        std::fs::write(dir.path().join("config.json"), text).unwrap();
-        ModelConfig::from_dir(dir.path()).unwrap()
+        std::fs::write(dir.path().join("config.json"), text).expect("it is written");
+        ModelConfig::from_dir(dir.path()).expect("a model")
     }
 
     /// A token takes 2 KiB of this model in f32, and KV pages half of the memory.

@@ -71,7 +71,7 @@ use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::{Input, Into};
 use self::matrix::{coded_parts, plain_parts};
-use self::memory::{Data, LOGIT_ROWS, ROW_UNIT, padded_tokens};
+use self::memory::{Data, GRAPH_ROWS, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 pub use self::prepare::check;
 use self::requests::Requests;
 use self::results::Outputs;
@@ -283,7 +283,7 @@ impl CudaOps {
             )
             .map_err(memory)?,
             team,
-            graphs: Graphs::new(if device.settles() { 0 } else { logit_rows }),
+            graphs: Graphs::new(if device.settles() { 0 } else { rows.min(GRAPH_ROWS) }),
             mode: Mode::Eager,
             kv: None,
             kv_pages: 0,

@@ -11,7 +11,7 @@ use minisgl_kernels::gemm::{GemmArgs, GemmOut};
 use minisgl_kernels::ops::{Gate, SkinnyGemm, SkinnyInput, SkinnyOut, Stage};
 use minisgl_kernels::peers::Inboxes;
 
-use super::memory::{Data, LOGIT_ROWS};
+use super::memory::{Data, GRAPH_ROWS};
 use super::{Buffer, CudaOps, failed};
 use crate::ops::{Linear, Norm, OpResult, Stream};
 
@@ -28,7 +28,7 @@ pub(super) fn gemm_rows(rows: usize, room: usize) -> usize {
 
 /// Decode steps after which every graph of up to `rows_max` rows is recorded, by their rows.
 pub fn decode_rows(rows_max: usize) -> Vec<usize> {
-    let rows_max = rows_max.min(LOGIT_ROWS);
+    let rows_max = rows_max.min(GRAPH_ROWS);
     let all: BTreeSet<usize> = (1..=rows_max).map(|rows| gemm_rows(rows, rows_max)).collect();
     all.into_iter().flat_map(|rows| [rows, rows]).collect()
 }

@@ -14,6 +14,10 @@ use crate::ops::OpResult;
 /// Rows whose logits are held at once: whole vocabularies are long.
 pub(super) const LOGIT_ROWS: usize = 256;
 
+/// Decode rows of a step that is recorded, at most: a step of more takes the GPU far longer than the host, and each graph takes
+/// time to record.
+pub(super) const GRAPH_ROWS: usize = 1024;
+
 /// cuBLASLt wants rows that start at multiples of 16 bytes.
 pub(super) const ROW_UNIT: usize = 8;
 

@@ -230,6 +230,8 @@ fn a_decode_step_runs_twice_before_it_is_replayed() {
     }
     assert_eq!(Graphs::new(2).mode(&decode), (Mode::Eager, false));
     assert_eq!(decode_rows(3), [1, 1, 2, 2, 3, 3]);
+    let many = decode_rows(5000);
+    assert_eq!((many.len(), many[many.len() - 3..].to_vec()), (2 * 32, vec![960, 1024, 1024]));
 }
 
 #[test]
