@@ -305,6 +305,42 @@ fn overlap_changes_no_bit_and_batches_little() {
     }
 }
 
+/// Decode attention begins before the kernels ahead of it have ended. With one layer as few of them as there can be lie between the
+/// page that a step writes, or the table that it changes, and the next step's reads: one row and few, page after page.
+#[test]
+fn what_is_read_early_was_written() {
+    let Some(_gpu) = gpu() else { return };
+    for page_size in [1, 16] {
+        for (architecture, heads, kv_heads, head_dim) in
+            [("Qwen3ForCausalLM", 8, 2, 128), ("LlamaForCausalLM", 4, 2, 64)]
+        {
+            let mut config: Value = config(architecture, heads, kv_heads, head_dim);
+            config["num_hidden_layers"] = json!(1);
+            config["hidden_size"] = json!(64);
+            config["intermediate_size"] = json!(64);
+            config["vocab_size"] = json!(VOCAB);
+            let dir = tempfile::tempdir().unwrap();
+            write_model(dir.path(), &config, Dtype::BF16, 7);
+            let mut random = Random(29);
+            for lens in [&[5][..], &[1, 33, 2, 70, 16]] {
+                let prompts: Vec<_> = lens.iter().map(|&len| random.tokens(len, VOCAB)).collect();
+                let drive = Drive { new_tokens: 120, ..Drive::default() };
+                let of = |device| LoadOptions { page_size, ..on(device) };
+                let expected = run(dir.path(), of(Device::Cpu), &drive, &prompts);
+                let drive = Drive { forced: Some(tokens(&expected)), ..drive };
+                let got = run(dir.path(), of(Device::Cuda), &drive, &prompts);
+                let what = format!("{architecture}, one layer, pages of {page_size}, {lens:?}");
+                assert_close(&what, &got, &expected);
+                assert_eq!(
+                    run(dir.path(), of(Device::Cuda), &drive, &prompts),
+                    got,
+                    "{what}: twice"
+                );
+            }
+        }
+    }
+}
+
 /// Steps of more rows than logits are held of at once, recorded like others: sampled in parts.
 #[test]
 fn a_crowd_of_many_rows_is_the_cpus() {
