@@ -79,7 +79,9 @@ impl Engine {
             },
             #[cfg(feature = "cuda")]
             Chosen::Cuda(gpus) => {
-                super::spawn::check_is_served(&config)?;
+                for gpu in &gpus {
+                    super::spawn::check_is_served(&config, gpu.capability())?;
+                }
                 for (rank, shard) in shards.iter().enumerate() {
                     crate::ops::cuda::check(&config, shard).map_err(|error| EngineError::Rank {
                         rank,

@@ -17,6 +17,8 @@ use super::options::Settings;
 use super::options::dtype_bytes;
 use crate::batch::Batch;
 use crate::collective::Group;
+#[cfg(feature = "cuda")]
+use crate::config::Ffn;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
 #[cfg(feature = "cuda")]
@@ -42,6 +44,10 @@ use crate::weights::WeightSource;
 /// `Ready`, and grows its own tables.
 #[cfg(feature = "cuda")]
 pub(super) const GPU_SPARE_BYTES: u64 = 256 << 20;
+
+/// The compute capability that has kernels for experts and for weights in FP8.
+#[cfg(feature = "cuda")]
+const HOPPER: (i32, i32) = (9, 0);
 
 /// What all ranks of a model share.
 pub(super) struct Shared<'a> {
@@ -162,12 +168,29 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
     })
 }
 
-/// Refuses what GPUs do not serve as a whole model, before anything is read: experts as codes that no kernel takes.
+/// Refuses what GPUs of this compute capability do not serve as a whole model, before anything is read: experts and codes
+/// that no kernel takes.
 ///
 /// # Errors
 /// It is such a model: which, and the remedy.
 #[cfg(feature = "cuda")]
-pub(super) fn check_is_served(config: &ModelConfig) -> Result<(), EngineError> {
+pub(super) fn check_is_served(
+    config: &ModelConfig,
+    capability: (i32, i32),
+) -> Result<(), EngineError> {
+    let refuse = |reason: String| {
+        Err(EngineError::Rank { rank: 0, operation: "choose kernels".to_owned(), reason })
+    };
+    let has_experts = config.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_)));
+    let is_fp8 = config.quantization.schemes().any(|scheme| matches!(scheme, Scheme::Fp8 { .. }));
+    if capability != HOPPER && (has_experts || is_fp8) {
+        let (major, minor) = capability;
+        let what = if has_experts { "experts" } else { "weights in fp8" };
+        return refuse(format!(
+            "there are none for {what} at compute capability {major}.{minor}, only at 9.0 (H100, H200); load with \
+             --device cpu"
+        ));
+    }
     let is_coded =
         |tensor: &&TensorSpec| tensor.element == Element::E4m3 && tensor.name.contains(".experts.");
     if let Some(tensor) = model::tensors(config).iter().find(is_coded) {
@@ -175,7 +198,7 @@ pub(super) fn check_is_served(config: &ModelConfig) -> Result<(), EngineError> {
             "the GPU has no kernels for experts in fp8 ({}) yet; load with --device cpu",
             tensor.name
         );
-        return Err(EngineError::Rank { rank: 0, operation: "choose kernels".to_owned(), reason });
+        return refuse(reason);
     }
     Ok(())
 }
@@ -183,7 +206,7 @@ pub(super) fn check_is_served(config: &ModelConfig) -> Result<(), EngineError> {
 /// Starts a rank on each of the GPUs.
 #[cfg(feature = "cuda")]
 pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, EngineError> {
-    check_is_served(model.config)?;
+    gpus.iter().try_for_each(|gpu| check_is_served(model.config, gpu.capability()))?;
     let memories: Vec<_> = gpus.iter().map(Gpu::memory).collect();
     let free_bytes = move || {
         let all = memories.iter().map(|memory| memory.free_bytes());
@@ -398,11 +421,20 @@ mod tests {
         let config = |quantization: &str| config(128, quantization);
         let fp8 =
             r#", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]"#;
-        check_is_served(&config("")).unwrap();
-        let said = check_is_served(&config(&format!("{fp8}}}"))).unwrap_err().to_string();
+        check_is_served(&config(""), HOPPER).unwrap();
+        let said = check_is_served(&config(""), (8, 9)).unwrap_err().to_string();
+        assert!(said.contains("for experts at compute capability 8.9, only at 9.0"), "{said}");
+        let mut dense = config(&format!("{fp8}}}"));
+        let ffn = Ffn::Dense { width: 256 };
+        dense.layers.iter_mut().for_each(|layer| layer.ffn = ffn.clone());
+        check_is_served(&dense, HOPPER).unwrap();
+        let said = check_is_served(&dense, (10, 0)).unwrap_err().to_string();
+        assert!(said.contains("for weights in fp8 at compute capability 10.0"), "{said}");
+        let coded = config(&format!("{fp8}}}"));
+        let said = check_is_served(&coded, HOPPER).unwrap_err().to_string();
         assert!(said.contains("experts in fp8") && said.contains("--device cpu"), "{said}");
         let others = format!(r#"{fp8}, "modules_to_not_convert": ["experts"]}}"#);
-        check_is_served(&config(&others)).unwrap();
+        check_is_served(&config(&others), HOPPER).unwrap();
     }
 
     #[test]

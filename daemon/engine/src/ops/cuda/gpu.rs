@@ -68,6 +68,11 @@ impl Gpu {
         self.device.name()
     }
 
+    /// Compute capability, major and minor.
+    pub fn capability(&self) -> (i32, i32) {
+        self.device.capability()
+    }
+
     /// Its memory, to be watched.
     pub fn memory(&self) -> GpuMemory {
         GpuMemory(self.device.stream().clone())
