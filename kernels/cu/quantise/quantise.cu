@@ -68,8 +68,9 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
   for (int v = 0; v < VECTORS; v++) {
     if (a.norm_weight && at(v) < vectors) weight[v] = load8(a.norm_weight + at(v) * VEC);
   }
-  wait_for_inputs();
+  // What comes after fetches weights of its own while this waits.
   let_next_start();
+  wait_for_inputs();
 
   // Load everything before the first use; behind the row are zeros.
   const minisgl_bf16* x = a.x + size_t(blockIdx.x) * a.hidden * (a.gated ? 2 : 1);
@@ -147,6 +148,34 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
       const __grid_constant__ minisgl_quantise_args a) {                   \
     quantise<VECTORS>(a);                                                  \
   }
+
+// A thread, eight columns: scales for blocks of columns want nothing of the rest of a row. Rows are whole blocks.
+KERNEL __launch_bounds__(256) minisgl_quantise_blocks(const __grid_constant__ minisgl_quantise_args a) {
+  let_next_start();
+  wait_for_inputs();
+  const VectorAt at(a.hidden);
+  if (at.row >= a.rows) return;  // A block of columns as a whole.
+  Vec8 y;
+  if (a.gated) {
+    const minisgl_bf16* x = a.x + size_t(at.row) * a.hidden * 2 + at.column;
+    float g[VEC], u[VEC];
+    const Vec8 gate = load8(x), up = load8(x + a.hidden);
+    unpack(gate, g);
+    unpack(up, u);
+#pragma unroll
+    for (int i = 0; i < VEC; i++) g[i] = gate_of(g[i], u[i], a.gate);
+    y = pack(g);
+  } else {
+    y = load8(a.x + at.in(a.hidden));
+  }
+  float largest = max_of(y);
+  const uint32_t lanes = 0xffffu << threadIdx.x % 32 / LANES * LANES;
+#pragma unroll
+  for (int step = LANES / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(lanes, largest, step));
+  const float scale = largest / LARGEST;
+  if (threadIdx.x % LANES == 0) a.scales[size_t(at.column / 128) * a.scale_stride + at.row] = scale;
+  *reinterpret_cast<uint2*>(a.out + at.in(a.hidden)) = narrow(y, scale);
+}
 
 QUANTISE(1)
 QUANTISE(2)

@@ -224,7 +224,7 @@ impl CudaOps {
             true => {
                 let (rows, width) = (chunk_tokens, config.hidden_size);
                 let data = stream.alloc_zeros(padded_tokens(rows) * width).map_err(memory)?;
-                Some(Buffer { data, rows, width })
+                Some(Buffer::new(data, rows, width))
             }
             false => None,
         };
@@ -389,7 +389,7 @@ impl Ops for CudaOps {
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
         // A model without dense blocks has buffers of none.
         let data = self.stream().alloc_zeros((padded_tokens(rows) * width).max(1));
-        Ok(Buffer { data: data.map_err(failed("allocate activations"))?, rows, width })
+        Ok(Buffer::new(data.map_err(failed("allocate activations"))?, rows, width))
     }
 
     fn weight_bytes(&self) -> u64 {
@@ -526,13 +526,16 @@ impl Ops for CudaOps {
         rows: usize,
         stream: &mut Stream<Self>,
         norm: &Norm<Self>,
-        linear: &Linear<Self>,
+        [linear, down]: [&Linear<Self>; 2],
         scratch: &mut Scratch<Self>,
         out: &mut Buffer,
     ) -> OpResult {
         let rows = self.issued(rows);
         if linear.weight.scale_form().is_some() {
-            return self.gated_fp8(rows, linear, (stream, norm), scratch, out);
+            let into = if self.block.is_some() { Into::Output } else { Into::Sum };
+            // What is summed over ranks may be sent by the product itself, which takes activations as they are.
+            let down = self.team.is_none().then_some((down, into));
+            return self.gated_fp8(rows, (linear, down), (stream, norm), scratch, out);
         }
         // The kernel takes gate and up eight rows at a time.
         if linear.weight.rows.is_multiple_of(2 * ROW_UNIT) && self.few(rows) {
