@@ -1,26 +1,26 @@
 //! Products with weights of e4m3.
 //!
-//! Owns: by which kernels such a product is run, and activations as e4m3 on their way into one. Must never: allocate, or
-//! choose by what was not there when the model was loaded.
+//! Owns: by which kernels such a product is run; `quantised.rs` has activations as e4m3. Must never: allocate, or choose by
+//! what was not there when the model was loaded.
 //!
 //! Few rows stay what they are, and the weight is widened where it is multiplied: `skinny` up to 8 rows, `medium` up to
 //! 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
 //! cuBLASLt, or up to 64 of them by `narrow`; so are fewer, from [`CODED_ROWS_MIN`] on, where that was faster.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
+use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use minisgl_kernels::ops::{
-    Fp8Product, MediumGemm, NarrowGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyOut,
+    Fp8Product, MediumGemm, NarrowGemm, QuantiseInput, SkinnyGemm, SkinnyOut,
 };
 use minisgl_kernels::{Array, Device};
 
 use super::linear::{Input, Into, Rows, Target, gemm_rows, skinny_out};
 use super::memory::padded_tokens;
+use super::quantised::{CodesAt, Quantised, no_room};
 use super::{Buffer, CudaOps, Matrix, failed};
 use crate::error::OpError;
 use crate::ops::{Linear, Norm, OpResult, Scratch, Stream};
@@ -30,92 +30,12 @@ const QUANTISE_TIME: Duration = Duration::from_nanos(2_900);
 /// The same for gate and up, which others multiply by each other on their way out.
 const GATE_TIME: Duration = Duration::from_nanos(3_000);
 
-/// Room for activations of e4m3.
-pub(super) struct Quantised {
-    all: Codes,
-    /// For as many tokens as [`NarrowGemm`] takes: what it makes while it reads the others.
-    few: Codes,
-}
-
-struct Codes {
-    /// `[tokens, widest inputs]`
-    data: CudaSlice<u8>,
-    /// For 128 columns of each token.
-    scales: CudaSlice<f32>,
-}
-
-/// Where the rows of a buffer are as e4m3, with scales for blocks, instead of in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CodesAt {
-    /// Where every activation is made e4m3; until the next one is.
-    All,
-    /// Where [`NarrowGemm`] leaves what it gates.
-    Few,
-}
-
-impl Quantised {
-    /// For `tokens` rows of up to `inputs` columns.
-    ///
-    /// # Errors
-    /// No memory on the device.
-    pub(super) fn new(
-        stream: &Arc<CudaStream>,
-        tokens: usize,
-        inputs: usize,
-    ) -> Result<Quantised, DriverError> {
-        let codes = |tokens: usize| {
-            Ok(Codes {
-                data: stream.alloc_zeros(tokens * inputs)?,
-                scales: stream.alloc_zeros(tokens * inputs.div_ceil(BLOCK))?,
-            })
-        };
-        Ok(Quantised { all: codes(padded_tokens(tokens))?, few: codes(NarrowGemm::ROWS_MAX)? })
-    }
-
-    /// Views of `rows` rows of `inputs` columns at [`CodesAt::All`], and of their scales.
-    pub(super) fn rows(
-        &mut self,
-        rows: usize,
-        inputs: usize,
-        form: ScaleForm,
-    ) -> (CudaViewMut<'_, u8>, CudaViewMut<'_, f32>) {
-        self.all.rows(rows, inputs, form)
-    }
-
-    fn at(&mut self, at: CodesAt) -> &mut Codes {
-        match at {
-            CodesAt::All => &mut self.all,
-            CodesAt::Few => &mut self.few,
-        }
-    }
-}
-
-impl Codes {
-    /// Views of `rows` rows of `inputs` columns, and of their scales.
-    fn rows(
-        &mut self,
-        rows: usize,
-        inputs: usize,
-        form: ScaleForm,
-    ) -> (CudaViewMut<'_, u8>, CudaViewMut<'_, f32>) {
-        let scales_len = match form {
-            ScaleForm::Block => inputs.div_ceil(BLOCK) * rows,
-            ScaleForm::Row => rows,
-        };
-        (self.data.slice_mut(..rows * inputs), self.scales.slice_mut(..scales_len))
-    }
-}
-
 /// For fewer rows cuBLASLt is not asked: our own products are faster, and round no activation.
 pub(super) const CODED_ROWS_MIN: usize = 9;
 
 /// There is no product of ours for so many rows.
 fn too_many(rows: usize) -> OpError {
     failed("linear")(format!("{rows} rows are too many for a product of ours with e4m3"))
-}
-
-fn no_room() -> OpError {
-    failed("linear")("there is no room for activations of e4m3")
 }
 
 /// `out = x head^T` of `rows` rows, where the head is of e4m3: x stays what it is for any number of them.
@@ -192,7 +112,8 @@ impl CudaOps {
         let way = self.way(rows, room, linear, Into::Gated);
         let coded = down.is_some_and(|(down, into)| {
             let down_room = out.rows.min(stream.residual.rows);
-            let block = |linear: &Linear<CudaOps>| linear.weight.scale_form() == Some(ScaleForm::Block);
+            let block =
+                |linear: &Linear<CudaOps>| linear.weight.scale_form() == Some(ScaleForm::Block);
             block(linear)
                 && block(down)
                 && down.weight.inputs == out.width
@@ -380,43 +301,5 @@ impl CudaOps {
         };
         let fault = |error| failed("linear")(format!("[{m}, {k}] by e4m3 [{n}, {k}]: {error}"));
         gemm.launch_fp8(device, product).map_err(fault)
-    }
-
-    /// Makes x e4m3, after its norm if it is to have one: `m` rows of `k` columns, to [`CodesAt::All`].
-    fn quantise_input(
-        &mut self,
-        input: &Input<'_>,
-        (m, k): (usize, usize),
-        form: ScaleForm,
-    ) -> OpResult {
-        let x = match input {
-            Input::Plain(x) => x.rows(m),
-            Input::Normed(stream, norm) if stream.has(norm) => stream.normed.rows(m),
-            Input::Normed(stream, norm) => {
-                let x = stream.residual.rows(m);
-                let of = QuantiseInput::Normed {
-                    x: (&x).into(),
-                    weight: (&norm.weight).into(),
-                    eps: self.eps,
-                    plus_one: self.plus_one,
-                };
-                return self.quantise(of, (m, k), form);
-            }
-        };
-        self.quantise(QuantiseInput::Plain((&x).into()), (m, k), form)
-    }
-
-    /// The same of any input.
-    fn quantise(
-        &mut self,
-        input: QuantiseInput<'_>,
-        (rows, hidden): (usize, usize),
-        form: ScaleForm,
-    ) -> OpResult {
-        let room = self.quantised.as_mut().ok_or_else(no_room)?;
-        let (mut data, mut scales) = room.rows(rows, hidden, form);
-        let (out, scales) = ((&mut data).into(), (&mut scales).into());
-        let quantise = Quantise { input, out, scales, form, rows, hidden };
-        quantise.launch(&self.device).map_err(failed("quantise"))
     }
 }

@@ -9,7 +9,7 @@ use minisgl_kernels::fp8::{Fp8Scales, Fp8Weight, ScaleForm};
 use minisgl_kernels::ops::SkinnyWeight;
 
 use super::failed;
-use super::fp8::CodesAt;
+use super::quantised::CodesAt;
 use crate::ops::OpResult;
 
 /// Rows whose logits are held at once: whole vocabularies are long.

@@ -327,7 +327,8 @@ fn gated_blocks_are_the_cpus() {
                 let mut stream = Stream::new(ops.fill(k, x), ops.poisoned(rows, k));
                 let mut scratch = Scratch { gate_up: ops.poisoned(rows, 2 * width) };
                 let mut out = ops.poisoned(rows, width);
-                ops.norm_gated(rows, &mut stream, &norm, [&linear; 2], &mut scratch, &mut out).unwrap();
+                ops.norm_gated(rows, &mut stream, &norm, [&linear; 2], &mut scratch, &mut out)
+                    .unwrap();
                 ops.values(&out, rows)
             }
             let given = [&x[..], &weight, &norm];

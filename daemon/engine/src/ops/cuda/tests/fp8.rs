@@ -4,8 +4,9 @@ use minisgl_proto::LoadOptions;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::super::fp8::{Quantised, Way, logits_fp8};
+use super::super::fp8::{Way, logits_fp8};
 use super::super::linear::Input;
+use super::super::quantised::Quantised;
 use super::*;
 use crate::scheme::{Code, Element, Scales, Scheme};
 use crate::weights::{self, Part, WeightSource};
@@ -251,7 +252,7 @@ fn coded_blocks_go_from_product_to_product() {
         ([width, hidden], Piece::Rows(0..width)),
     ]));
     let down: &'static [_] = Box::leak(Box::new([([hidden, width], Piece::Rows(0..hidden))]));
-    let mut linear = |parts_of, inputs, random: &mut Random| {
+    let linear = |parts_of, inputs, random: &mut Random| {
         let case = Case { scales: BLOCK, parts: parts_of };
         let (dir, tensors) = folder(&case, random);
         let source = weights::open(dir.path(), &tensors, &LoadOptions::default()).unwrap();
