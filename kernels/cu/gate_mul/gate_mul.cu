@@ -10,8 +10,8 @@
 using namespace minisgl;
 
 KERNEL minisgl_gate_mul(const __grid_constant__ minisgl_gate_mul_args a) {
-  let_next_start();
   wait_for_inputs();
+  let_next_start();
 
   const VectorAt at(a.width);  // Of the output.
   if (at.row >= a.rows) return;

@@ -4,7 +4,8 @@
 //
 // Shapes: x and weight e4m3; scales for 128 columns of a token and 128 x 128 of the weight, or for a token and a row; m up to
 // 64, sums of 128 columns as the tensor cores add them, multiplied by their scales and added in f32. With scales for blocks
-// a gated weight's halves have whole blocks of rows.
+// a gated weight's halves have whole blocks of rows, and what is gated may be left as e4m3 with scales, as quantise.cu
+// would make it: then out_scales[c / 128, r] belongs to out[r, c].
 // Bytes moved: n k (and k m once for each cluster, out of the cache); FLOPs 2 m n k. Bound: read bandwidth.
 //
 // As medium.cu, whose tiles and cluster sums these are; but nothing is widened, so that a warp of a block only copies, x too,
@@ -25,6 +26,7 @@ constexpr uint32_t THREADS = CONSUMERS + 32;
 // Shared memory; `narrow.rs` counts the same bytes. From a multiple of 1024 on:
 //   ring     [stages]: the weight, [2][128] rows of 128 bytes; x, [N] tokens of 128 columns
 //   partial  [N][TOKEN_STRIDE] floats
+// and static: factors [STAGES_MAX][N], the scales of a stage's tokens
 template <int N>
 struct Layout {
   static constexpr uint32_t WEIGHT = ROWS * BLOCK, X = N * BLOCK, STAGE = WEIGHT + X;

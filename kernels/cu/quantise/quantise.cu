@@ -10,7 +10,8 @@
 // (act_quant of its integration), where a block of zeros would be NaN.
 // Bytes moved: 3 * rows * hidden, 5 from gate and up. Bound: copy bandwidth.
 // Measured (one H200 that copies 4.0 TB/s, 2026-11-29) at 8,192 rows: 4096 columns 30.7 us (82 %), with the norm 49.8 (51 %);
-// gate and up of 12288 245 (51 %). At 64 rows 2.4, 2.9 and 4.7 us.
+// gate and up of 12288 245 (51 %). At 64 rows 2.4, 2.9 and 4.7 us. All of these a block a row; blocks without a norm have a thread a vector
+// since, which was measured in whole models only (docs/benchmarks.md).
 
 #include <cuda_fp8.h>
 

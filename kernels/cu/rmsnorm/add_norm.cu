@@ -26,8 +26,8 @@ __device__ __forceinline__ void add_norm(const minisgl_add_norm_args& a) {
     if (at(v) < vectors) after[v] = load8(a.after + at(v) * VEC);
     if (at(v) < vectors && a.next) next[v] = load8(a.next + at(v) * VEC);
   }
-  let_next_start();
   wait_for_inputs();
+  let_next_start();
 
   // Load everything before the first use; behind the row are zeros.
   const size_t row = size_t(blockIdx.x) * a.hidden;

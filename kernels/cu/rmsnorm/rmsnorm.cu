@@ -27,8 +27,8 @@ __device__ __forceinline__ void rmsnorm(const minisgl_rmsnorm_args& a) {
     const uint32_t at = threadIdx.x + v * blockDim.x;
     if (at < vectors) weight[v] = load8(a.weight + at * VEC);
   }
-  let_next_start();
   wait_for_inputs();
+  let_next_start();
   const uint32_t from = a.index ? a.index[blockIdx.x] : blockIdx.x;
   if (from >= a.x_rows) return;
   const minisgl_bf16* x = a.x + size_t(from) * a.hidden;

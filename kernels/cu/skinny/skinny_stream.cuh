@@ -202,22 +202,15 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
   if (a.resident) keep_x<W, GROUPS>(a, layout, work, squares);
 
   constexpr int VECTORS = W::LANE / VEC;
-  const auto block_at = [&](int i) { return (i * WARPS + warp) * BLOCK; };
-  // Of a round's blocks of columns, fetched a round ahead: a stage would wait for them.
-  [[maybe_unused]] float2 next[BLOCKS_MAX][TILES];
-  [[maybe_unused]] const auto fetch_scales = [&](uint32_t group, uint32_t chunk) {
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      const BlockScales scales(a, group * TILES + tile);
-#pragma unroll
-      for (int i = 0; i < BLOCKS_MAX; i++) next[i][tile] = scales.at(chunk * a.chunk + block_at(i));
-    }
-  };
-  if constexpr (W::BYTES == 1) fetch_scales(work.group, 0);
   uint32_t round = 0;
   for (uint32_t group = work.group; group < work.groups; group += work.group_step) {
     const Ahead<W, GROUPS, TILES> ahead(a, group * TILES, 0);
     float sum[TILES][GROUPS][4] = {};
+    [[maybe_unused]] BlockScales scales[TILES];
+    if constexpr (W::BYTES == 1) {
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) scales[tile] = BlockScales(a, group * TILES + tile);
+    }
     for (uint32_t chunk = 0; chunk < work.chunks; chunk++, round++) {
       const uint32_t stage = round % a.stages, columns = min(a.chunk, a.k - chunk * a.chunk);
       const char* rows = layout.ring + stage * layout.stage_bytes + g * layout.pitch + t * 16;
@@ -256,15 +249,15 @@ __device__ __forceinline__ void consume(const minisgl_skinny_args& a, const Layo
           multiply<GROUPS, TILES>(sum, low, high, token);
         }
       } else {
-        barrier_wait(&full[stage], round / a.stages % 2);
+        // Scales come while the weights do.
+        const auto block_at = [&](int i) { return (i * WARPS + warp) * BLOCK; };
         float2 scale[BLOCKS_MAX][TILES];
 #pragma unroll
         for (int i = 0; i < BLOCKS_MAX; i++) {
 #pragma unroll
-          for (int tile = 0; tile < TILES; tile++) scale[i][tile] = next[i][tile];
+          for (int tile = 0; tile < TILES; tile++) scale[i][tile] = scales[tile].at(chunk * a.chunk + block_at(i));
         }
-        const bool last = chunk + 1 == work.chunks;
-        fetch_scales(last ? group + work.group_step : group, last ? 0 : chunk + 1);
+        barrier_wait(&full[stage], round / a.stages % 2);
         // Two steps are a block of columns. Several at once, each with sums of its own, so that none waits for another.
         constexpr int AT_ONCE = GROUPS * TILES == 1 ? BLOCKS_MAX : 1, STEPS = 2 * AT_ONCE;
 #pragma unroll
