@@ -151,7 +151,8 @@ typedef struct {
   uint32_t gate;               /* MINISGL_SKINNY_GATED: MINISGL_GATE_ */
 } minisgl_medium_args;
 
-/* minisgl_quantise_1, _2, _4: 16-byte vectors of a row held by one thread */
+/* minisgl_quantise_1, _2, _4: 16-byte vectors of a row held by one thread; minisgl_quantise_blocks: MINISGL_SCALE_BLOCK
+ * without a norm, hidden a multiple of 128 */
 typedef struct {
   const minisgl_bf16 *x;       /* [rows, hidden]; gated: gate, then up, [rows, 2, hidden] */
   const minisgl_bf16 *norm_weight; /* [hidden]; or null for no norm; null if gated */

@@ -11,7 +11,8 @@ typedef struct {
   const float *x_scales;       /* MINISGL_SCALE_BLOCK: [ceil(k / 128), m]; _ROW: [m] */
   const float *scales;         /* see MINISGL_SCALE_ */
   const minisgl_bf16 *bias;    /* [n]; or null; not if gated */
-  void *out;                   /* as in minisgl_skinny_args */
+  void *out;                   /* as in minisgl_skinny_args; e4m3 [m, n / 2] with out_scales */
+  float *out_scales;           /* gated with MINISGL_SCALE_BLOCK: [n / 2 / 128, m]; or null */
   uint32_t m;                  /* even */
   uint32_t n;                  /* gated: gate, then up, n / 2 rows each */
   uint32_t k;

@@ -154,6 +154,7 @@ pub struct NarrowArgs {
     pub scales: Address,
     pub bias: Address,
     pub out: Address,
+    pub out_scales: Address,
     pub m: u32,
     pub n: u32,
     pub k: u32,

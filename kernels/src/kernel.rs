@@ -85,6 +85,7 @@ kernels! {
     Narrow16 = "narrow" "minisgl_narrow_16",
     Narrow32 = "narrow" "minisgl_narrow_32",
     Narrow64 = "narrow" "minisgl_narrow_64",
+    QuantiseBlocks = "quantise" "minisgl_quantise_blocks",
     Quantise1 = "quantise" "minisgl_quantise_1",
     Quantise2 = "quantise" "minisgl_quantise_2",
     Quantise4 = "quantise" "minisgl_quantise_4",

@@ -59,7 +59,8 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             map, x, scales, bias, out, m, n, k, epilogue, scale_form, stages, gate,
         }
         NarrowArgs = minisgl_narrow_args {
-            map, x_map, x_scales, scales, bias, out, m, n, k, epilogue, scale_form, stages, gate,
+            map, x_map, x_scales, scales, bias, out, out_scales, m, n, k, epilogue, scale_form,
+            stages, gate,
         }
         QuantiseArgs = minisgl_quantise_args {
             x, norm_weight, out, scales, rows, hidden, scale_stride, scale_form, gated, eps,

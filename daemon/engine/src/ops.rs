@@ -318,8 +318,9 @@ pub trait Ops: Storage + Send {
         out: &mut Self::Buffer,
     ) -> OpResult;
 
-    /// The first half of a gated block: the model's activation of [`Ops::norm_linear`], where `linear` is the gate's
-    /// rows, then the up projection's. `out` is `[rows, width]`.
+    /// The first half of a gated block: the model's activation of [`Ops::norm_linear`]. Of the two
+    /// products the first is the gate's rows, then the up projection's; the second is the one that ends the block. `out` is
+    /// `[rows, width]`, for that one and nothing else: a device may leave it as that product takes it.
     ///
     /// # Errors
     /// The device failed.
@@ -328,7 +329,7 @@ pub trait Ops: Storage + Send {
         rows: usize,
         stream: &mut Stream<Self>,
         norm: &Norm<Self>,
-        linear: &Linear<Self>,
+        products: [&Linear<Self>; 2],
         scratch: &mut Scratch<Self>,
         out: &mut Self::Buffer,
     ) -> OpResult;

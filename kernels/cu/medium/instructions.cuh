@@ -46,30 +46,30 @@ __device__ __forceinline__ uint32_t cluster_size() {
   asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return size;
 }
-// Two floats of a block of the cluster. It must have been met since they were written.
-__device__ __forceinline__ float2 load_of(uint32_t block, uint32_t address) {
-  float2 two;
+// Four floats of a block of the cluster. It must have been met since they were written.
+__device__ __forceinline__ float4 load_of(uint32_t block, uint32_t address) {
+  float4 four;
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %2, %3;\n"
-      "ld.shared::cluster.v2.f32 {%0, %1}, [there];\n"
+      "mapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
       "}\n"
-      : "=f"(two.x), "=f"(two.y)
+      : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
       : "r"(address), "r"(block));
-  return two;
+  return four;
 }
 
 // The sum over all blocks of the cluster, in their order. All are asked before the first answers.
-__device__ __forceinline__ float2 sum_of_all(uint32_t blocks, uint32_t address) {
-  float2 of[CLUSTER_MAX], sum = make_float2(0.0f, 0.0f);
+__device__ __forceinline__ float4 sum_of_all(uint32_t blocks, uint32_t address) {
+  float4 of[CLUSTER_MAX], sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
   for (uint32_t block = 0; block < CLUSTER_MAX; block++) {
     if (block < blocks) of[block] = load_of(block, address);
   }
 #pragma unroll
   for (uint32_t block = 0; block < CLUSTER_MAX; block++) {
-    if (block < blocks) sum.x += of[block].x, sum.y += of[block].y;
+    if (block < blocks) sum.x += of[block].x, sum.y += of[block].y, sum.z += of[block].z, sum.w += of[block].w;
   }
   return sum;
 }

@@ -200,6 +200,8 @@ __device__ __forceinline__ void consume(const minisgl_medium_args& a, const Work
       __syncwarp();
       if (lane == 0) barrier_arrive(empty + 8 * stage);
     }
+    const Share<minisgl_medium_args> share(a, work, tile);
+    const Ahead<minisgl_medium_args> ahead(a, share);
     if (turn > 0) barrier_wait_cluster(taken, turn % 2 ^ 1);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
@@ -211,7 +213,7 @@ __device__ __forceinline__ void consume(const minisgl_medium_args& a, const Work
     }
     arrive_everywhere(summed, work.size);
     barrier_wait_cluster(summed, turn % 2);
-    finish(a, work, shared_address(partial), tile);
+    finish(a, work, shared_address(partial), share, ahead, [&](uint32_t, size_t to, uint2 four) { put(a, to, four); });
     arrive_everywhere(taken, work.size);
   }
   // A block must be there as long as others read its sums.

@@ -10,7 +10,8 @@
 // (act_quant of its integration), where a block of zeros would be NaN.
 // Bytes moved: 3 * rows * hidden, 5 from gate and up. Bound: copy bandwidth.
 // Measured (one H200 that copies 4.0 TB/s, 2026-11-29) at 8,192 rows: 4096 columns 30.7 us (82 %), with the norm 49.8 (51 %);
-// gate and up of 12288 245 (51 %). At 64 rows 2.4, 2.9 and 4.7 us.
+// gate and up of 12288 245 (51 %). At 64 rows 2.4, 2.9 and 4.7 us. All of these a block a row; blocks without a norm have a thread a vector
+// since, which was measured in whole models only (docs/benchmarks.md).
 
 #include <cuda_fp8.h>
 
@@ -68,8 +69,9 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
   for (int v = 0; v < VECTORS; v++) {
     if (a.norm_weight && at(v) < vectors) weight[v] = load8(a.norm_weight + at(v) * VEC);
   }
-  wait_for_inputs();
+  // What comes after fetches weights of its own while this waits.
   let_next_start();
+  wait_for_inputs();
 
   // Load everything before the first use; behind the row are zeros.
   const minisgl_bf16* x = a.x + size_t(blockIdx.x) * a.hidden * (a.gated ? 2 : 1);
@@ -147,6 +149,34 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
       const __grid_constant__ minisgl_quantise_args a) {                   \
     quantise<VECTORS>(a);                                                  \
   }
+
+// A thread, eight columns: scales for blocks of columns want nothing of the rest of a row. Rows are whole blocks.
+KERNEL __launch_bounds__(256) minisgl_quantise_blocks(const __grid_constant__ minisgl_quantise_args a) {
+  let_next_start();
+  wait_for_inputs();
+  const VectorAt at(a.hidden);
+  if (at.row >= a.rows) return;  // A block of columns as a whole.
+  Vec8 y;
+  if (a.gated) {
+    const minisgl_bf16* x = a.x + size_t(at.row) * a.hidden * 2 + at.column;
+    float g[VEC], u[VEC];
+    const Vec8 gate = load8(x), up = load8(x + a.hidden);
+    unpack(gate, g);
+    unpack(up, u);
+#pragma unroll
+    for (int i = 0; i < VEC; i++) g[i] = gate_of(g[i], u[i], a.gate);
+    y = pack(g);
+  } else {
+    y = load8(a.x + at.in(a.hidden));
+  }
+  float largest = max_of(y);
+  const uint32_t lanes = 0xffffu << threadIdx.x % 32 / LANES * LANES;
+#pragma unroll
+  for (int step = LANES / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(lanes, largest, step));
+  const float scale = largest / LARGEST;
+  if (threadIdx.x % LANES == 0) a.scales[size_t(at.column / 128) * a.scale_stride + at.row] = scale;
+  *reinterpret_cast<uint2*>(a.out + at.in(a.hidden)) = narrow(y, scale);
+}
 
 QUANTISE(1)
 QUANTISE(2)

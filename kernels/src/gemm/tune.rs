@@ -18,7 +18,7 @@ use crate::{Array, Device};
 const CANDIDATES_MAX: usize = 16;
 
 /// First line of what [`Gemm::save`] writes, before library version and GPU.
-const SAVE_HEADER: &str = "minisgl-gemm 4";
+const SAVE_HEADER: &str = "minisgl-gemm 5";
 
 /// What tuning a shape found.
 #[derive(Clone, Copy, Debug)]
@@ -155,10 +155,11 @@ impl Gemm {
         Ok(best)
     }
 
-    /// Whether [`NarrowGemm`] computes `shape` faster than cuBLASLt. False where it was not timed.
-    pub fn prefers_narrow(&self, shape: GemmShape) -> bool {
+    /// Whether [`NarrowGemm`] computes `shape` faster than cuBLASLt. It can do more in one launch: `saved` is what the ops
+    /// cost that it would make superfluous. False where it was not timed.
+    pub fn prefers_narrow(&self, shape: GemmShape, saved: Duration) -> bool {
         let tuned = self.tuned.get(&shape).zip(self.narrow.get(&shape));
-        tuned.is_some_and(|(tuned, narrow)| *narrow < tuned.nanos)
+        tuned.is_some_and(|(tuned, narrow)| *narrow < tuned.nanos.saturating_add(whole(saved)))
     }
 
     /// The fastest of our own products of few rows for `shape`, where [`Gemm::tune_fp8`] or [`Gemm::restore`] has an answer.
@@ -226,12 +227,13 @@ impl Gemm {
     }
 
     /// Whether [`SkinnyGemm`], or for e4m3 the fastest [`Fp8Product`], computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
-    /// that it would make superfluous. False where it was not timed.
-    pub fn prefers_skinny(&self, shape: GemmShape, saved: Duration) -> bool {
+    /// that it would make superfluous beside [`NarrowGemm`], and beside cuBLASLt. False where it was not timed.
+    pub fn prefers_skinny(&self, shape: GemmShape, saved: [Duration; 2]) -> bool {
         self.tuned.get(&shape).is_some_and(|tuned| {
-            let saved = saved.as_nanos().min(u128::from(u32::MAX)) as u32;
             let narrow = self.narrow.get(&shape).copied().unwrap_or(u32::MAX);
-            let other = tuned.nanos.min(narrow).saturating_add(saved);
+            let [narrow_saved, saved] = saved.map(whole);
+            let library = tuned.nanos.saturating_add(saved);
+            let other = narrow.saturating_add(narrow_saved).min(library);
             tuned.skinny_nanos.is_some_and(|skinny| skinny < other)
         })
     }
@@ -281,6 +283,11 @@ impl Gemm {
         self.plans.clear();
         count
     }
+}
+
+/// Nanoseconds.
+fn whole(time: Duration) -> u32 {
+    time.as_nanos().min(u128::from(u32::MAX)) as u32
 }
 
 fn nanos(seconds: f64) -> u32 {

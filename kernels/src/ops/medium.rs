@@ -26,7 +26,7 @@ pub struct MediumGemm<'a> {
     pub x: Array<'a, bf16>,
     /// `[n, k]`; for [`SkinnyOut::Gated`] the gate's rows, then as many of `up`.
     pub weight: Fp8Weight<'a>,
-    /// Where the result goes; not [`SkinnyOut::Sent`].
+    /// Where the result goes; not [`SkinnyOut::Sent`], nor [`SkinnyOut::GatedCodes`].
     pub out: SkinnyOut<'a>,
     /// Tokens, at most [`MediumGemm::ROWS_MAX`].
     pub m: usize,
@@ -152,6 +152,7 @@ impl MediumGemm<'_> {
         check.that(!matches!(self.out, SkinnyOut::Sent { .. }), || {
             "it does not send to other GPUs; use SkinnyGemm".into()
         })?;
+        self.out.check_plain(&check)?;
         let gated = matches!(self.out, SkinnyOut::Gated(..));
         let n_unit = rows_unit(gated, self.weight.form());
         let (epilogue, out, bias) = self.out.check(&check, m, n)?;

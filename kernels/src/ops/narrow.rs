@@ -21,7 +21,7 @@ pub struct NarrowGemm<'a> {
     pub x: Fp8Rows<'a>,
     /// `[n, k]`; for [`SkinnyOut::Gated`] the gate's rows, then as many of `up`.
     pub weight: Fp8Weight<'a>,
-    /// Where the result goes; not [`SkinnyOut::Sent`].
+    /// Where the result goes; not [`SkinnyOut::Sent`]. [`SkinnyOut::GatedCodes`] with scales for blocks only.
     pub out: SkinnyOut<'a>,
     /// Tokens, a multiple of 4, at most [`NarrowGemm::ROWS_MAX`].
     pub m: usize,
@@ -57,7 +57,11 @@ impl NarrowGemm<'_> {
         check.that(!matches!(self.out, SkinnyOut::Sent { .. }), || {
             "it does not send to other GPUs; use SkinnyGemm".into()
         })?;
-        let gated = matches!(self.out, SkinnyOut::Gated(..));
+        let coded = matches!(self.out, SkinnyOut::GatedCodes { .. });
+        check.that(!coded || self.weight.form() == ScaleForm::Block, || {
+            "it makes codes of what it gates with scales for blocks only; use Quantise".into()
+        })?;
+        let gated = coded || matches!(self.out, SkinnyOut::Gated(..));
         let n_unit = medium::rows_unit(gated, self.weight.form());
         let (epilogue, out, bias) = self.out.check(&check, m, n)?;
         let (weight, scales) = self.weight.check(&check, n, k)?;
@@ -78,6 +82,12 @@ impl NarrowGemm<'_> {
             scales,
             bias,
             out,
+            out_scales: match &self.out {
+                SkinnyOut::GatedCodes { scales, .. } => {
+                    check.array("scales of out", scales, &[n / 2 / BLOCK, m])?
+                }
+                _ => 0,
+            },
             m: check.multiple("m", m, TOKENS_UNIT)?,
             n: check.multiple("n", n, n_unit)?,
             k: check.multiple("k", k, 16)?,

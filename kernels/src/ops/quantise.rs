@@ -62,6 +62,7 @@ impl Quantise<'_> {
     /// See [`LaunchError`].
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
         let check = Check::new("quantise", device);
+        check.count("rows * hidden / 8", self.rows * self.hidden / 8)?;
         let (rows, hidden) = (self.rows, self.hidden);
         let (x, norm_weight, eps, gated, limit) = match &self.input {
             QuantiseInput::Plain(x) => {
@@ -102,6 +103,12 @@ impl Quantise<'_> {
                 _ => 0,
             },
         };
+        let normed = matches!(self.input, QuantiseInput::Normed { .. });
+        if self.form == ScaleForm::Block && !normed && hidden.is_multiple_of(BLOCK) {
+            let grid = Grid::of_threads(rows * hidden / 8);
+            // SAFETY: the struct is the kernel's, its arrays were checked above, and there is a thread for every vector.
+            return unsafe { check.launch(Kernel::QuantiseBlocks, grid, &args) };
+        }
         let vectors = args.hidden / 8;
         let (kernel, per_thread) = match vectors {
             0..=1024 => (Kernel::Quantise1, 1),

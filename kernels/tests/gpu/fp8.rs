@@ -430,6 +430,33 @@ impl Many {
         }
     }
 
+    /// What is gated as codes with scales: those that `Quantise` makes of what it would have been.
+    fn check_codes(&self, gpu: &Gpu, plain: &[bf16], gate: Gate) {
+        let (m, n, k) = self.shape;
+        let room = || {
+            (gpu.upload(&vec![0xa5_u8; m * n / 2]), gpu.upload(&vec![f32::NAN; n / 2 / BLOCK * m]))
+        };
+        let (mut codes, mut scales) = room();
+        let x = Fp8Rows { data: (&self.x.1).into(), scales: (&self.x.2).into() };
+        let out =
+            SkinnyOut::GatedCodes { out: (&mut codes).into(), scales: (&mut scales).into(), gate };
+        NarrowGemm { x, weight: self.weight.view(), out, m, n, k }.launch(&gpu.device).unwrap();
+        let (mut expected, mut expected_scales) = room();
+        Quantise {
+            input: QuantiseInput::Plain((&gpu.upload(plain)).into()),
+            out: (&mut expected).into(),
+            scales: (&mut expected_scales).into(),
+            form: ScaleForm::Block,
+            rows: m,
+            hidden: n / 2,
+        }
+        .launch(&gpu.device)
+        .unwrap();
+        let what = format!("codes of {:?}, {gate:?}", self.shape);
+        assert!(gpu.download(&scales) == gpu.download(&expected_scales), "scales of {what}");
+        assert!(gpu.download(&codes) == gpu.download(&expected), "{what}");
+    }
+
     fn check(&self, what: &str, result: &[bf16]) {
         let (_, n, k) = self.shape;
         let expected = self.out.of(product(&self.x.0, &self.weight.values, k), &self.add.0, n);
@@ -468,6 +495,9 @@ pub fn narrow(gpu: &mut Gpu) {
                 let result = case.run_narrow(gpu);
                 case.check("narrow", &result);
                 assert_same("narrow, again", &case.run_narrow(gpu), &result);
+                if let (Out::Gated(gate), ScaleForm::Block) = (out, form) {
+                    case.check_codes(gpu, &result, gate);
+                }
             }
         }
     }

@@ -48,7 +48,8 @@ impl<O: Ops> Decoder<O> {
             let (norm, norms) = (&layer.ffn_norm, Around { after: layer.after_ffn.as_ref(), next });
             match &layer.ffn {
                 FfnWeights::Dense { gate_up, down } => {
-                    ops.norm_gated(tokens, stream, norm, gate_up, scratch, activated)?;
+                    let products = [gate_up, down];
+                    ops.norm_gated(tokens, stream, norm, products, scratch, activated)?;
                     ops.linear_add(tokens, down, activated, norms, stream)?;
                 }
                 FfnWeights::Experts(experts) => {

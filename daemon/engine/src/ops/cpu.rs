@@ -431,7 +431,7 @@ impl Ops for CpuOps {
         rows: usize,
         stream: &mut Stream<Self>,
         norm: &Norm<Self>,
-        linear: &Linear<Self>,
+        [linear, _]: [&Linear<Self>; 2],
         scratch: &mut Scratch<Self>,
         out: &mut Buffer,
     ) -> OpResult {

@@ -26,6 +26,7 @@ mod linear;
 mod matrix;
 mod memory;
 mod prepare;
+mod quantised;
 mod requests;
 mod results;
 mod sample;
@@ -65,7 +66,6 @@ use minisgl_sched::Install;
 
 use self::attend::{Attention, AttentionShape, no_kv};
 use self::experts::ExpertRoom;
-use self::fp8::Quantised;
 use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
@@ -73,6 +73,7 @@ use self::linear::{Input, Into};
 use self::matrix::{coded_parts, plain_parts};
 use self::memory::{Data, GRAPH_ROWS, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 pub use self::prepare::check;
+use self::quantised::Quantised;
 use self::requests::Requests;
 use self::results::Outputs;
 use self::tables::Tables;
@@ -227,7 +228,7 @@ impl CudaOps {
             true => {
                 let (rows, width) = (chunk_tokens, config.hidden_size);
                 let data = stream.alloc_zeros(padded_tokens(rows) * width).map_err(memory)?;
-                Some(Buffer { data, rows, width })
+                Some(Buffer::new(data, rows, width))
             }
             false => None,
         };
@@ -396,7 +397,7 @@ impl Ops for CudaOps {
     fn buffer(&self, rows: usize, width: usize) -> OpResult<Buffer> {
         // A model without dense blocks has buffers of none.
         let data = self.stream().alloc_zeros((padded_tokens(rows) * width).max(1));
-        Ok(Buffer { data: data.map_err(failed("allocate activations"))?, rows, width })
+        Ok(Buffer::new(data.map_err(failed("allocate activations"))?, rows, width))
     }
 
     fn weight_bytes(&self) -> u64 {
@@ -533,13 +534,16 @@ impl Ops for CudaOps {
         rows: usize,
         stream: &mut Stream<Self>,
         norm: &Norm<Self>,
-        linear: &Linear<Self>,
+        [linear, down]: [&Linear<Self>; 2],
         scratch: &mut Scratch<Self>,
         out: &mut Buffer,
     ) -> OpResult {
         let rows = self.issued(rows);
         if linear.weight.scale_form().is_some() {
-            return self.gated_fp8(rows, linear, (stream, norm), scratch, out);
+            let into = if self.block.is_some() { Into::Output } else { Into::Sum };
+            // What is summed over ranks may be sent by the product itself, which takes activations as they are.
+            let down = self.team.is_none().then_some((down, into));
+            return self.gated_fp8(rows, (linear, down), (stream, norm), scratch, out);
         }
         // The kernel takes gate and up eight rows at a time.
         if linear.weight.rows.is_multiple_of(2 * ROW_UNIT) && self.few(rows) {

@@ -98,6 +98,16 @@ pub enum SkinnyOut<'a> {
     },
     /// Of the rounded halves, `[m, n / 2]`.
     Gated(ArrayMut<'a, bf16>, Gate),
+    /// The same as e4m3, as [`super::Quantise`] makes it, with a scale for 128 columns of a token; by
+    /// [`super::NarrowGemm`] alone.
+    GatedCodes {
+        /// `[m, n / 2]`.
+        out: ArrayMut<'a, u8>,
+        /// `[n / 2 / 128, m]`.
+        scales: ArrayMut<'a, f32>,
+        /// Which gate.
+        gate: Gate,
+    },
     /// Rounded, after `bias` is added, and written into the inboxes of other GPUs as well.
     Sent {
         /// `[m, n]`.
@@ -152,6 +162,7 @@ impl SkinnyGemm<'_> {
         let check = Check::new("skinny_gemm", device);
         let (m, n, k) = (self.m, self.n, self.k);
         check.that(m <= Self::ROWS_MAX, || format!("m is {m}, the limit is {}", Self::ROWS_MAX))?;
+        self.out.check_plain(&check)?;
         let (x, norm_weight, eps) = match &self.input {
             SkinnyInput::Plain(x) => (check.array("x", x, &[m, k])?, 0, 0.0),
             SkinnyInput::Normed { residual, weight, eps } => {
@@ -251,15 +262,23 @@ impl SkinnyOut<'_> {
             }
             SkinnyOut::Sent { out, bias, .. } => (0, check.array("out", out, &[m, n])?, of(bias)?),
             SkinnyOut::Gated(out, _) => (3, check.array("out", out, &[m, n / 2])?, 0),
+            SkinnyOut::GatedCodes { out, .. } => (3, check.array("out", out, &[m, n / 2])?, 0),
         })
     }
 
     /// The gate's number in the header.
     pub(super) fn gate(&self) -> u32 {
         match self {
-            SkinnyOut::Gated(_, gate) => gate.number(),
+            SkinnyOut::Gated(_, gate) | SkinnyOut::GatedCodes { gate, .. } => gate.number(),
             _ => 0,
         }
+    }
+
+    /// Refuses codes.
+    pub(super) fn check_plain(&self, check: &Check<'_>) -> Result<(), LaunchError> {
+        check.that(!matches!(self, SkinnyOut::GatedCodes { .. }), || {
+            "it makes no codes of what it gates; use NarrowGemm".into()
+        })
     }
 }
 

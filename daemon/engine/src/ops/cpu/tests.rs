@@ -412,7 +412,7 @@ fn largest_step(ops: &mut CpuOps, config: &ModelConfig, shard: &Shard) {
         let norms = || Around { after: None, next: None };
         ops.embed(&batch, &table.weight, 1.0, &mut stream)?;
         ops.norm_linear(tokens, &mut stream, &norm, &qkv, &mut out)?;
-        ops.norm_gated(tokens, &mut stream, &norm, &gate_up, &mut scratch, &mut gated)?;
+        ops.norm_gated(tokens, &mut stream, &norm, [&gate_up, &down], &mut scratch, &mut gated)?;
         ops.linear_add(tokens, &down, &gated, norms(), &mut stream)?;
         ops.norm_wanted(&batch, &stream, &norm, &mut last)?;
         ops.sample(&batch, &table.weight, &last)

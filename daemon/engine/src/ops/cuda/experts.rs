@@ -244,7 +244,7 @@ impl CudaOps {
         use crate::ops::Ops;
 
         let SharedRoom { scratch, activated, out } = room;
-        self.norm_gated(rows, stream, norm, &shared.gate_up, scratch, activated)?;
+        self.norm_gated(rows, stream, norm, [&shared.gate_up, &shared.down], scratch, activated)?;
         self.product(rows, &shared.down, activated, out, Into::Output)
     }
 }

@@ -1,26 +1,26 @@
 //! Products with weights of e4m3.
 //!
-//! Owns: by which kernels such a product is run, and activations as e4m3 on their way into one. Must never: allocate, or
-//! choose by what was not there when the model was loaded.
+//! Owns: by which kernels such a product is run; `quantised.rs` has activations as e4m3. Must never: allocate, or choose by
+//! what was not there when the model was loaded.
 //!
 //! Few rows stay what they are, and the weight is widened where it is multiplied: `skinny` up to 8 rows, `medium` up to
 //! 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
 //! cuBLASLt, or up to 64 of them by `narrow`; so are fewer, from [`CODED_ROWS_MIN`] on, where that was faster.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DriverError};
+use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use minisgl_kernels::ops::{
-    Fp8Product, MediumGemm, NarrowGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyOut,
+    Fp8Product, MediumGemm, NarrowGemm, QuantiseInput, SkinnyGemm, SkinnyOut,
 };
 use minisgl_kernels::{Array, Device};
 
 use super::linear::{Input, Into, Rows, Target, gemm_rows, skinny_out};
 use super::memory::padded_tokens;
+use super::quantised::{CodesAt, Quantised, no_room};
 use super::{Buffer, CudaOps, Matrix, failed};
 use crate::error::OpError;
 use crate::ops::{Linear, Norm, OpResult, Scratch, Stream};
@@ -29,46 +29,6 @@ use crate::ops::{Linear, Norm, OpResult, Scratch, Stream};
 const QUANTISE_TIME: Duration = Duration::from_nanos(2_900);
 /// The same for gate and up, which others multiply by each other on their way out.
 const GATE_TIME: Duration = Duration::from_nanos(3_000);
-
-/// Room for activations of e4m3.
-pub(super) struct Quantised {
-    /// `[tokens, widest inputs]`
-    data: CudaSlice<u8>,
-    /// For 128 columns of each token.
-    scales: CudaSlice<f32>,
-}
-
-impl Quantised {
-    /// For `tokens` rows of up to `inputs` columns.
-    ///
-    /// # Errors
-    /// No memory on the device.
-    pub(super) fn new(
-        stream: &Arc<CudaStream>,
-        tokens: usize,
-        inputs: usize,
-    ) -> Result<Quantised, DriverError> {
-        let tokens = padded_tokens(tokens);
-        Ok(Quantised {
-            data: stream.alloc_zeros(tokens * inputs)?,
-            scales: stream.alloc_zeros(tokens * inputs.div_ceil(BLOCK))?,
-        })
-    }
-
-    /// Views of `rows` rows of `inputs` columns, and of their scales.
-    pub(super) fn rows(
-        &mut self,
-        rows: usize,
-        inputs: usize,
-        form: ScaleForm,
-    ) -> (CudaViewMut<'_, u8>, CudaViewMut<'_, f32>) {
-        let scales_len = match form {
-            ScaleForm::Block => inputs.div_ceil(BLOCK) * rows,
-            ScaleForm::Row => rows,
-        };
-        (self.data.slice_mut(..rows * inputs), self.scales.slice_mut(..scales_len))
-    }
-}
 
 /// For fewer rows cuBLASLt is not asked: our own products are faster, and round no activation.
 pub(super) const CODED_ROWS_MIN: usize = 9;
@@ -134,34 +94,96 @@ impl CudaOps {
         out: Target<'_>,
         into: Into,
     ) -> OpResult {
-        let way = self.way(rows, input.room().min(out.rows), linear, into);
+        let way = match (self.way(rows, input.room().min(out.rows), linear, into), &input) {
+            // Left as e4m3 for a product that would take it so, and has another end here: a shared expert's.
+            (Way::Own(_), Input::Plain(Buffer { codes: Some(_), .. })) => Way::Library,
+            (way, _) => way,
+        };
         self.run_fp8(way, rows, linear, input, out, into)
     }
 
-    /// `out = silu(gate) * up` of a product whose weight is of e4m3.
+    /// `out = silu(gate) * up` of a product whose weight is of e4m3. Where `down`, the product that takes `out` and what
+    /// becomes of that, wants e4m3, `out` is left as such.
     pub(super) fn gated_fp8(
         &mut self,
         rows: usize,
-        linear: &Linear<CudaOps>,
+        (linear, down): (&Linear<CudaOps>, Option<(&Linear<CudaOps>, Into)>),
         (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
         scratch: &mut Scratch<CudaOps>,
         out: &mut Buffer,
     ) -> OpResult {
-        let input = Input::Normed(stream, norm);
-        let way = self.way(rows, input.room().min(scratch.gate_up.rows), linear, Into::Gated);
+        let room = stream.residual.rows.min(scratch.gate_up.rows);
+        let way = self.way(rows, room, linear, Into::Gated);
+        let coded = down.is_some_and(|(down, into)| {
+            let down_room = out.rows.min(stream.residual.rows);
+            let block =
+                |linear: &Linear<CudaOps>| linear.weight.scale_form() == Some(ScaleForm::Block);
+            block(linear)
+                && block(down)
+                && down.weight.inputs == out.width
+                && gemm_rows(rows, down_room) == gemm_rows(rows, room)
+                && !matches!(self.way(rows, down_room, down, into), Way::Own(_))
+        });
+        self.run_gated(way, coded, (rows, linear), (stream, norm), scratch, out)
+    }
+
+    /// [`CudaOps::gated_fp8`] by a given way; `coded` says whether `out` is wanted as e4m3, where the way leaves a choice.
+    pub(super) fn run_gated(
+        &mut self,
+        way: Way,
+        coded: bool,
+        (rows, linear): (usize, &Linear<CudaOps>),
+        (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
+        scratch: &mut Scratch<CudaOps>,
+        out: &mut Buffer,
+    ) -> OpResult {
+        let form = linear.weight.scale_form();
         // Kernels take gate and up so many rows at a time.
-        let unit = match (way, linear.weight.scale_form()) {
+        let unit = match (way, form) {
             (Way::Own(Fp8Product::Skinny(_)), _) => Some(16),
             (Way::Own(Fp8Product::Medium) | Way::Narrow, Some(ScaleForm::Block)) => Some(2 * BLOCK),
             (Way::Own(Fp8Product::Medium) | Way::Narrow, _) => Some(16),
             (Way::Library, _) => None,
         };
+        out.codes = None;
+        let coded = coded && !matches!(way, Way::Own(_));
+        let room = stream.residual.rows.min(scratch.gate_up.rows);
+        let input = Input::Normed(stream, norm);
         if unit.is_some_and(|unit| linear.weight.rows.is_multiple_of(unit)) {
-            return self.run_fp8(way, rows, linear, input, out.into(), Into::Gated);
+            if !coded {
+                return self.run_fp8(way, rows, linear, input, out.into(), Into::Gated);
+            }
+            let m = padded_tokens(gemm_rows(rows, room));
+            out.codes = Some(CodesAt::Few);
+            return self.gate_to_codes(m, linear, input);
         }
         let target = (&mut scratch.gate_up).into();
         self.run_fp8(way, rows, linear, input, target, Into::Output)?;
-        self.gate_mul(rows, &scratch.gate_up, out)
+        if !coded {
+            return self.gate_mul(rows, &scratch.gate_up, out);
+        }
+        let m = padded_tokens(gemm_rows(rows, room));
+        let gate_up = scratch.gate_up.rows(m);
+        let input = QuantiseInput::Gated((&gate_up).into(), self.gate);
+        out.codes = Some(CodesAt::All);
+        self.quantise(input, (m, out.width), ScaleForm::Block)
+    }
+
+    /// Gate and up of `m` rows, to [`CodesAt::Few`].
+    fn gate_to_codes(&mut self, m: usize, linear: &Linear<CudaOps>, input: Input<'_>) -> OpResult {
+        let (n, k) = (linear.weight.padded_rows(), linear.weight.inputs);
+        self.quantise_input(&input, (m, k), ScaleForm::Block)?;
+        let CudaOps { device, quantised: Some(Quantised { all, few }), gate, .. } = self else {
+            return Err(no_room());
+        };
+        let Some(weight) = linear.weight.coded() else { return Err(too_many(m)) };
+        let (data, scales) = all.rows(m, k, ScaleForm::Block);
+        let (mut to, mut to_scales) = few.rows(m, n / 2, ScaleForm::Block);
+        let x = Fp8Rows { data: (&data).into(), scales: (&scales).into() };
+        let (out, scales) = ((&mut to).into(), (&mut to_scales).into());
+        let out = SkinnyOut::GatedCodes { out, scales, gate: *gate };
+        let product = NarrowGemm { x, weight, out, m, n, k };
+        product.launch(device).map_err(failed("linear"))
     }
 
     /// Whether a product of `rows` rows can write to other GPUs itself. On all ranks the same: what a rank has of a coded
@@ -181,11 +203,9 @@ impl CudaOps {
             return Way::Library;
         };
         let shape = fp8_shape(linear, gemm_rows(rows, room), into, form);
-        let narrow = self.gemm.prefers_narrow(shape);
-        let saved = match into {
-            Into::Gated if !narrow => QUANTISE_TIME + GATE_TIME,
-            _ => QUANTISE_TIME,
-        };
+        let gate = if into == Into::Gated { GATE_TIME } else { Duration::ZERO };
+        let narrow = self.gemm.prefers_narrow(shape, gate);
+        let saved = [QUANTISE_TIME, QUANTISE_TIME + gate];
         if matches!(into, Into::Sent(_)) {
             return Way::Own(usual); // The one that sends.
         }
@@ -214,6 +234,9 @@ impl CudaOps {
             }
         };
         let x = match (input, product) {
+            (Input::Plain(x), _) if x.codes.is_some() => {
+                return Err(failed("linear")("x is there as e4m3 alone"));
+            }
             (Input::Plain(x), _) => x,
             (Input::Normed(stream, norm), Fp8Product::Skinny(stage)) => {
                 return self.norm_skinny(rows, linear, (stream, norm), (out, into), stage);
@@ -246,36 +269,18 @@ impl CudaOps {
         let weight = &linear.weight;
         let (n, k) = (weight.padded_rows(), weight.inputs);
         let m = padded_tokens(gemm_rows(rows, input.room().min(out.rows)));
-        let CudaOps { device, gemm, quantised, eps, plus_one, gate, .. } = self;
-        let (Some(coded), Some(form), Some(quantised)) =
-            (weight.coded(), weight.scale_form(), quantised)
-        else {
-            return Err(failed("linear")("there is no room for activations of e4m3"));
+        let (Some(coded), Some(form)) = (weight.coded(), weight.scale_form()) else {
+            return Err(no_room());
         };
-        let x = match &input {
-            Input::Plain(x) => x.rows(m),
-            Input::Normed(stream, norm) if stream.has(norm) => stream.normed.rows(m),
-            Input::Normed(stream, _) => stream.residual.rows(m),
+        let at = match &input {
+            Input::Plain(Buffer { codes: Some(at), .. }) => *at,
+            _ => {
+                self.quantise_input(&input, (m, k), form)?;
+                CodesAt::All
+            }
         };
-        let (mut data, mut scales) = quantised.rows(m, k, form);
-        Quantise {
-            input: match &input {
-                Input::Normed(stream, norm) if !stream.has(norm) => QuantiseInput::Normed {
-                    x: (&x).into(),
-                    weight: (&norm.weight).into(),
-                    eps: *eps,
-                    plus_one: *plus_one,
-                },
-                _ => QuantiseInput::Plain((&x).into()),
-            },
-            out: (&mut data).into(),
-            scales: (&mut scales).into(),
-            form,
-            rows: m,
-            hidden: k,
-        }
-        .launch(device)
-        .map_err(failed("quantise"))?;
+        let CudaOps { device, gemm, quantised, gate, .. } = self;
+        let (data, scales) = quantised.as_mut().ok_or_else(no_room)?.at(at).rows(m, k, form);
         let mut out = out.rows_mut(m);
         if way == Way::Narrow {
             let x = Fp8Rows { data: (&data).into(), scales: (&scales).into() };

@@ -9,6 +9,7 @@ use minisgl_kernels::fp8::{Fp8Scales, Fp8Weight, ScaleForm};
 use minisgl_kernels::ops::SkinnyWeight;
 
 use super::failed;
+use super::quantised::CodesAt;
 use crate::ops::OpResult;
 
 /// Rows whose logits are held at once: whole vocabularies are long.
@@ -99,9 +100,15 @@ pub struct Buffer {
     pub(super) data: CudaSlice<bf16>,
     pub(super) rows: usize,
     pub(super) width: usize,
+    /// Where they are instead, as e4m3.
+    pub(super) codes: Option<CodesAt>,
 }
 
 impl Buffer {
+    pub(super) fn new(data: CudaSlice<bf16>, rows: usize, width: usize) -> Buffer {
+        Buffer { data, rows, width, codes: None }
+    }
+
     pub(super) fn rows(&self, rows: usize) -> CudaView<'_, bf16> {
         self.data.slice(..rows * self.width)
     }

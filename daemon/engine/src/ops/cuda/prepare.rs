@@ -16,9 +16,10 @@ use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
 use super::experts::ExpertRoom;
-use super::fp8::{CODED_ROWS_MIN, Quantised};
+use super::fp8::CODED_ROWS_MIN;
 use super::linear::gemm_rows;
 use super::memory::{ROW_UNIT, padded_tokens};
+use super::quantised::Quantised;
 use super::{CudaOps, experts, failed};
 use crate::config::{ModelConfig, RopeConfig};
 use crate::error::OpError;

@@ -90,7 +90,7 @@ impl Visible for CudaOps {
         let rows = values.len() / width;
         let padding = padded_tokens(rows) * width - values.len();
         let values = [values, vec![bf16::NAN; padding]].concat();
-        Buffer { data: self.stream().clone_htod(&values).unwrap(), rows, width }
+        Buffer::new(self.stream().clone_htod(&values).unwrap(), rows, width)
     }
 
     fn values(&self, buffer: &Buffer, rows: usize) -> Vec<f32> {
@@ -287,7 +287,7 @@ fn products_are_the_cpus() {
             ops.norm_linear(rows, &mut fresh, &norm, &biased, with_norm).unwrap();
             let mut gated = ops.poisoned(rows, n / 2);
             let mut fresh = stream(ops);
-            ops.norm_gated(rows, &mut fresh, &norm, &plain, &mut scratch, &mut gated).unwrap();
+            ops.norm_gated(rows, &mut fresh, &norm, [&plain; 2], &mut scratch, &mut gated).unwrap();
             let [normed, with_norm] = out;
             [normed, with_norm, gated].map(|buffer| ops.values(&buffer, rows))
         }
@@ -331,7 +331,8 @@ fn gated_blocks_are_the_cpus() {
                 let mut stream = Stream::new(ops.fill(k, x), ops.poisoned(rows, k));
                 let mut scratch = Scratch { gate_up: ops.poisoned(rows, 2 * width) };
                 let mut out = ops.poisoned(rows, width);
-                ops.norm_gated(rows, &mut stream, &norm, &linear, &mut scratch, &mut out).unwrap();
+                ops.norm_gated(rows, &mut stream, &norm, [&linear; 2], &mut scratch, &mut out)
+                    .unwrap();
                 ops.values(&out, rows)
             }
             let given = [&x[..], &weight, &norm];

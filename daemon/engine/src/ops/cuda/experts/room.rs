@@ -159,7 +159,7 @@ impl ExpertRoom {
         let memory = |error: DriverError| failed("allocate the workspaces of experts")(error);
         let bf16s = |len: usize| stream.alloc_zeros::<bf16>(len.max(1)).map_err(memory);
         let buffer = |width: usize| -> OpResult<Buffer> {
-            Ok(Buffer { data: bf16s(padded_tokens(tokens) * width)?, rows: tokens, width })
+            Ok(Buffer::new(bf16s(padded_tokens(tokens) * width)?, tokens, width))
         };
         let shared = match spec.shared {
             None => None,

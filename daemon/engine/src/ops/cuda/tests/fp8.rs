@@ -4,8 +4,9 @@ use minisgl_proto::LoadOptions;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::super::fp8::{Quantised, Way, logits_fp8};
+use super::super::fp8::{Way, logits_fp8};
 use super::super::linear::Input;
+use super::super::quantised::Quantised;
 use super::*;
 use crate::scheme::{Code, Element, Scales, Scheme};
 use crate::weights::{self, Part, WeightSource};
@@ -219,7 +220,7 @@ fn coded_products_are_the_cpus() {
             let mut stream = Stream::new(cuda.fill(k, &x), cuda.poisoned(rows, k));
             let mut scratch = Scratch { gate_up: cuda.poisoned(rows, n) };
             let mut out = cuda.poisoned(rows, n / 2);
-            cuda.norm_gated(rows, &mut stream, &norm, &plain, &mut scratch, &mut out).unwrap();
+            cuda.norm_gated(rows, &mut stream, &norm, [&plain; 2], &mut scratch, &mut out).unwrap();
             let seen = if !own.is_empty() { with_norm } else { rounded(&with_norm, k, form) };
             let expected = gated(&product(&mut cpu, &seen, &parts, (n, k)), n);
             let what = format!("gated, case {number}, {rows} rows");
@@ -236,6 +237,63 @@ fn coded_products_are_the_cpus() {
             logits_fp8(&cuda.device, (rows, &input.rows(rows)), &plain.weight, out).unwrap();
             let got = cuda.stream().clone_dtoh(&logits).unwrap();
             assert_close(&format!("logits, case {number}, {rows} rows"), &got, &expected, 3.5);
+        }
+    }
+}
+
+/// What is gated may go into the next product as e4m3: the same bits as if it had been stored and quantised.
+#[test]
+fn coded_blocks_go_from_product_to_product() {
+    let Some((_, mut cuda)) = pair(&wide(), 16) else { return };
+    let mut random = Random(33);
+    let (hidden, width) = (256, 384);
+    let whole: &'static [_] = Box::leak(Box::new([
+        ([width, hidden], Piece::Rows(0..width)),
+        ([width, hidden], Piece::Rows(0..width)),
+    ]));
+    let down: &'static [_] = Box::leak(Box::new([([hidden, width], Piece::Rows(0..hidden))]));
+    let linear = |parts_of, inputs, random: &mut Random| {
+        let case = Case { scales: BLOCK, parts: parts_of };
+        let (dir, tensors) = folder(&case, random);
+        let source = weights::open(dir.path(), &tensors, &LoadOptions::default()).unwrap();
+        let weight = cuda.matrix(&parts(&case, &*source), inputs).unwrap();
+        Linear { weight, bias: None }
+    };
+    let gate_up = linear(whole, hidden, &mut random);
+    let down = linear(down, width, &mut random);
+    cuda.quantised = Some(Quantised::new(cuda.stream(), 1024, width).unwrap());
+    let norm = Norm { id: NormId(0), weight: cuda.weight(&random.floats(hidden)) };
+    for rows in [4, 9, 33, 64, 65, 200] {
+        let (x, residual) = (random.floats(rows * hidden), random.floats(rows * hidden));
+        for way in [Way::Narrow, Way::Library] {
+            if way == Way::Narrow && rows > NarrowGemm::ROWS_MAX {
+                continue;
+            }
+            let mut run = |coded: bool| {
+                let mut stream = Stream::new(cuda.fill(hidden, &x), cuda.poisoned(rows, hidden));
+                let mut scratch = Scratch { gate_up: cuda.poisoned(rows, 2 * width) };
+                let mut out = cuda.poisoned(rows, width);
+                let streams = (&mut stream, &norm);
+                cuda.run_gated(way, coded, (rows, &gate_up), streams, &mut scratch, &mut out)
+                    .unwrap();
+                assert_eq!(out.codes.is_some(), coded, "{way:?}, {rows} rows");
+                let mut sum = cuda.fill(hidden, &residual);
+                let to = (&mut sum).into();
+                cuda.run_fp8(way, rows, &down, Input::Plain(&out), to, Into::Sum).unwrap();
+                let own = Way::Own(Fp8Product::Medium);
+                let mut other = cuda.fill(hidden, &residual);
+                let to = (&mut other).into();
+                let few = rows <= NarrowGemm::ROWS_MAX;
+                if few && coded {
+                    let said = cuda.run_fp8(own, rows, &down, Input::Plain(&out), to, Into::Sum);
+                    assert!(said.unwrap_err().reason.contains("e4m3 alone"));
+                }
+                cuda.values(&sum, rows)
+            };
+            let plain = run(false);
+            assert!(plain.iter().all(|value| value.is_finite()), "{way:?}, {rows} rows");
+            assert!(plain.iter().zip(&residual).any(|(sum, before)| sum != before));
+            assert!(run(true) == plain, "{way:?}, {rows} rows");
         }
     }
 }
