@@ -90,6 +90,7 @@ kernels! {
     WidenHeads = "widen_heads" "minisgl_widen_heads",
     Dummy = "dummy" "minisgl_dummy",
     DummyE4m3 = "dummy" "minisgl_dummy_e4m3",
+    DummyE2m1 = "dummy" "minisgl_dummy_e2m1",
     SampleShared = "sample" "minisgl_sample_shared",
     SampleScratch = "sample" "minisgl_sample_scratch",
     SampleRanksShared = "sample" "minisgl_sample_ranks_shared",

@@ -17,7 +17,7 @@ mod sample;
 mod skinny;
 
 pub use add_norm::AddNorm;
-pub use dummy::{DummyCodes, DummyFill};
+pub use dummy::{DummyCode, DummyCodes, DummyFill};
 pub use embedding::Embedding;
 pub use experts::{
     AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew,
