@@ -7,8 +7,9 @@
 
 use std::ops::Range;
 
-use crate::config::{Ffn, LayerSpec, ModelConfig};
+use crate::config::{ExpertsSpec, Ffn, LayerSpec, ModelConfig};
 use crate::error::EngineError;
+use crate::scheme::Scheme;
 
 /// One rank's share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +43,24 @@ impl Shard {
         share(width, self.tp, self.rank)
     }
 
+    /// This rank's columns of each expert: as even as whole units go of codes that share a scale, if experts may have such.
+    pub fn expert_columns(&self, config: &ModelConfig, experts: &ExpertsSpec) -> Range<usize> {
+        let mxfp4 = |scheme: &Scheme| *scheme == Scheme::Mxfp4;
+        let unit = match config.quantization.schemes().find(mxfp4) {
+            Some(scheme) => scheme.block([1, experts.width])[1],
+            None => 1,
+        };
+        share_of_units(experts.width, unit, self.tp, self.rank)
+    }
+
     /// Outputs of the widest product in a feed-forward block of this rank.
     pub fn ffn_outputs(&self, config: &ModelConfig) -> usize {
         let outputs = |layer: &LayerSpec| match &layer.ffn {
             Ffn::Dense { width } => 2 * self.columns(*width).len(),
             Ffn::Experts(experts) => {
                 let shared = experts.shared.map_or(0, |shared| shared.width);
-                let width = self.columns(experts.width).len().max(self.columns(shared).len());
+                let width =
+                    self.expert_columns(config, experts).len().max(self.columns(shared).len());
                 (2 * width).max(experts.count)
             }
         };
@@ -101,12 +113,17 @@ const VOCAB_UNIT: usize = 8;
 
 /// Part `rank` of a vocabulary divided among `tp`, as evenly as whole units go.
 pub fn vocab_share(vocab: usize, tp: usize, rank: usize) -> Range<usize> {
-    let units = vocab.div_ceil(VOCAB_UNIT);
+    share_of_units(vocab, VOCAB_UNIT, tp, rank)
+}
+
+/// Part `rank` of `0..count` divided among `tp`, as evenly as whole units of `unit` go, if there is one for each.
+fn share_of_units(count: usize, unit: usize, tp: usize, rank: usize) -> Range<usize> {
+    let units = count.div_ceil(unit);
     if units < tp {
-        return share(vocab, tp, rank);
+        return share(count, tp, rank);
     }
     let part = share(units, tp, rank);
-    part.start * VOCAB_UNIT..(part.end * VOCAB_UNIT).min(vocab)
+    part.start * unit..(part.end * unit).min(count)
 }
 
 fn divides(config: &ModelConfig, tp: usize) -> bool {
