@@ -45,12 +45,7 @@ impl Shard {
 
     /// This rank's columns of each expert: as even as whole units go of codes that share a scale, if experts may have such.
     pub fn expert_columns(&self, config: &ModelConfig, experts: &ExpertsSpec) -> Range<usize> {
-        let mxfp4 = |scheme: &Scheme| *scheme == Scheme::Mxfp4;
-        let unit = match config.quantization.schemes().find(mxfp4) {
-            Some(scheme) => scheme.block([1, experts.width])[1],
-            None => 1,
-        };
-        share_of_units(experts.width, unit, self.tp, self.rank)
+        share_of_units(experts.width, expert_unit(config), self.tp, self.rank)
     }
 
     /// Outputs of the widest product in a feed-forward block of this rank.
@@ -102,6 +97,12 @@ impl Shard {
     }
 }
 
+/// A rank's part of an expert begins at a multiple of so many columns, if there are as many of them as ranks.
+pub fn expert_unit(config: &ModelConfig) -> usize {
+    let mxfp4 = config.quantization.schemes().find(|&scheme| scheme == Scheme::Mxfp4);
+    mxfp4.map_or(1, |scheme| scheme.block([1, 1])[1])
+}
+
 /// Part `rank` of `0..count` divided among `tp`, as evenly as it goes.
 pub fn share(count: usize, tp: usize, rank: usize) -> Range<usize> {
     rank * count / tp..(rank + 1) * count / tp
@@ -138,6 +139,29 @@ fn divides(config: &ModelConfig, tp: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// gpt-oss with experts of `width`, in MXFP4.
+    fn gpt_oss(width: usize) -> (ModelConfig, ExpertsSpec) {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/gpt_oss_mxfp4");
+        let config = ModelConfig::from_dir(std::path::Path::new(dir)).unwrap();
+        let Ffn::Experts(spec) = &config.layers[0].ffn else { panic!("it has experts") };
+        let spec = ExpertsSpec { width, ..spec.clone() };
+        (config, spec)
+    }
+
+    #[test]
+    fn experts_are_divided_between_blocks_that_share_a_scale() {
+        let of = |width: usize, tp: usize| -> Vec<Range<usize>> {
+            let (config, spec) = gpt_oss(width);
+            let shard = |rank| Shard { rank, tp, ..Shard::whole(&config) };
+            (0..tp).map(|rank| shard(rank).expert_columns(&config, &spec)).collect()
+        };
+        assert_eq!(of(2880, 4), [0..704, 704..1440, 1440..2144, 2144..2880]);
+        assert_eq!(of(2880, 2), [0..1440, 1440..2880]);
+        assert_eq!(of(2880, 1), [0..2880; 1]);
+        // Too few blocks: the CPU takes any columns.
+        assert_eq!(of(64, 4), [0..16, 16..32, 32..48, 48..64]);
+    }
 
     #[test]
     fn a_vocabulary_is_divided_in_whole_units_and_nothing_is_lost() {

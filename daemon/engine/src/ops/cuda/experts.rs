@@ -30,7 +30,7 @@ use super::memory::ROW_UNIT;
 use super::{CudaOps, Team, failed};
 use crate::config::{self, ExpertsSpec, Ffn, ModelConfig, NormSpec, SharedExpert};
 use crate::ops::{Experts, Norm, OpResult, Shared, Stream};
-use crate::shard::Shard;
+use crate::shard::{Shard, expert_unit};
 
 /// Widths of the model that the kernels take.
 const HIDDEN_UNIT: usize = 16;
@@ -73,13 +73,20 @@ pub(super) fn refusal(config: &ModelConfig, shard: &Shard) -> Option<String> {
             "hidden_size is {hidden}, with experts the GPU wants a multiple of {HIDDEN_UNIT}"
         ));
     }
+    let (unit, tp) = (expert_unit(config), shard.tp);
+    if spec.width.div_ceil(unit) < tp {
+        return Some(format!(
+            "an expert is {} wide, of which {unit} columns share a scale, and the GPU cannot divide those over tp {tp}: a \
+             smaller tp may do",
+            spec.width
+        ));
+    }
     let shared = |shared: SharedExpert| {
         ("the shared expert", shared.width, shard.columns(shared.width).len())
     };
     let own = ("an expert", spec.width, shard.expert_columns(config, spec).len());
     for (name, width, part) in [own].into_iter().chain(spec.shared.map(shared)) {
         if !part.is_multiple_of(ROW_UNIT) {
-            let tp = shard.tp;
             return Some(format!(
                 "a rank's part of {name} is {part} wide ({width} over tp {tp}), the GPU wants a multiple of \
                  {ROW_UNIT}: another tp may give one"
