@@ -3,8 +3,9 @@
 // minisgl_choose: what router.cu says of logits, `choose_rows` a block, and how many rows of a block go to each expert.
 // minisgl_place: the places of a block's pairs, of 64 rows. Every block adds up the counts of all for itself.
 //
-// Measured (H200, 2026-11-29, docs/benchmarks.md), 128 experts, both together: 16 us at 64 to 512 rows, 35 us at 8,192, with half the warps that minisgl_choose has now.
-// Bytes moved: 4 * rows * experts read, 16 * rows * top written, and 4 * experts * (rows / 64)^2 of counts from the cache.
+// Measured (H200, 2026-11-30, docs/benchmarks.md), in steps of 128 rows: 3.8 and 6.7 us with 128 experts, 3.0 and 3.5 with 32.
+// Bytes moved: 4 * rows * experts read, 16 * rows * top written, and 4 * experts * rows / 64 * rows / choose_rows of counts
+// from the cache.
 
 #include "route.cuh"
 

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   router    up to 32 rows one launch (norm, logits, choice, plan); more: norm | logits | choice, plan
-//!   experts   up to 64 rows one launch (both products, sum); more: rows brought together | two products | sum
+//!   experts   few rows one launch (both products, sum); more: rows brought together | two products | sum
 //!   shared    gate and up | down | what its gate lets through is added
 //!   ranks     the sum over them, as after any other block
 //! ```

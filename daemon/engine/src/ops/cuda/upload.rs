@@ -362,7 +362,8 @@ mod tests {
             for part in [part.codes(), part.scales()] {
                 let mut expected = vec![0; part.len()];
                 part.read_bytes(0, &mut expected);
-                let array = uploader.upload::<u8>(&device, &[part.clone()], part.len()).unwrap();
+                let array =
+                    uploader.upload::<u8>(&device, std::slice::from_ref(part), part.len()).unwrap();
                 assert!(
                     device.stream().clone_dtoh(&array).unwrap() == expected,
                     "{} bytes",
