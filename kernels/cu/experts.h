@@ -37,7 +37,7 @@ typedef struct {
   uint32_t reserved;
 } minisgl_pack_args;
 
-/* minisgl_router_S: S steps of 256 columns, with the plan; minisgl_choose, minisgl_place: from logits, without x */
+/* minisgl_router: with the plan; minisgl_choose, minisgl_place: from logits, without x */
 #define MINISGL_SCORE_SOFTMAX 0
 #define MINISGL_SCORE_SIGMOID 1
 typedef struct {
@@ -51,7 +51,7 @@ typedef struct {
   float *logits;                   /* [rows, logits_stride]: written by minisgl_router, read by minisgl_choose */
   int32_t *ids;                    /* [rows, top]; -1 for a padding row */
   float *weights;                  /* [rows, top]; 0 for a padding row */
-  int32_t *counts;                 /* [ceil(rows / 64), experts]: minisgl_choose and _place */
+  int32_t *counts;                 /* [ceil(rows / choose_rows), experts]: minisgl_choose and _place */
   int32_t *plan;
   uint32_t *arrived;               /* [2]: 0 between launches */
   uint32_t rows;
@@ -65,7 +65,7 @@ typedef struct {
   uint32_t batch;
   uint32_t batches_max;
   uint32_t logits_stride;          /* experts at least */
-  uint32_t reserved;
+  uint32_t choose_rows;            /* of a block of minisgl_choose; divides MINISGL_ROUTE_ROWS */
 } minisgl_router_args;
 
 /* minisgl_experts_few: batches of 8 pairs */

@@ -380,7 +380,7 @@ pub struct RouterArgs {
     pub batch: u32,
     pub batches_max: u32,
     pub logits_stride: u32,
-    pub reserved: u32,
+    pub choose_rows: u32,
 }
 
 #[repr(C)]

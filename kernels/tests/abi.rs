@@ -93,7 +93,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         RouterArgs = minisgl_router_args {
             x, norm_weight, weight, bias, correction, there, normed, logits, ids, weights, counts,
             plan, arrived, rows, hidden, experts, top, eps, scale, score, renormalise, batch,
-            batches_max, logits_stride, reserved,
+            batches_max, logits_stride, choose_rows,
         }
         ExpertsFewArgs = minisgl_experts_few_args {
             x, gate_up, down, up_bias, down_bias, weights, ids, plan, act, out, arrived, rows, top,

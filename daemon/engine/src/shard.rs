@@ -7,8 +7,9 @@
 
 use std::ops::Range;
 
-use crate::config::{Ffn, LayerSpec, ModelConfig};
+use crate::config::{ExpertsSpec, Ffn, LayerSpec, ModelConfig};
 use crate::error::EngineError;
+use crate::scheme::Scheme;
 
 /// One rank's share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +43,19 @@ impl Shard {
         share(width, self.tp, self.rank)
     }
 
+    /// This rank's columns of each expert: as even as whole units go of codes that share a scale, if experts may have such.
+    pub fn expert_columns(&self, config: &ModelConfig, experts: &ExpertsSpec) -> Range<usize> {
+        share_of_units(experts.width, expert_unit(config), self.tp, self.rank)
+    }
+
     /// Outputs of the widest product in a feed-forward block of this rank.
     pub fn ffn_outputs(&self, config: &ModelConfig) -> usize {
         let outputs = |layer: &LayerSpec| match &layer.ffn {
             Ffn::Dense { width } => 2 * self.columns(*width).len(),
             Ffn::Experts(experts) => {
                 let shared = experts.shared.map_or(0, |shared| shared.width);
-                let width = self.columns(experts.width).len().max(self.columns(shared).len());
+                let width =
+                    self.expert_columns(config, experts).len().max(self.columns(shared).len());
                 (2 * width).max(experts.count)
             }
         };
@@ -90,6 +97,12 @@ impl Shard {
     }
 }
 
+/// A rank's part of an expert begins at a multiple of so many columns, if there are as many of them as ranks.
+pub fn expert_unit(config: &ModelConfig) -> usize {
+    let mxfp4 = config.quantization.schemes().find(|&scheme| scheme == Scheme::Mxfp4);
+    mxfp4.map_or(1, |scheme| scheme.block([1, 1])[1])
+}
+
 /// Part `rank` of `0..count` divided among `tp`, as evenly as it goes.
 pub fn share(count: usize, tp: usize, rank: usize) -> Range<usize> {
     rank * count / tp..(rank + 1) * count / tp
@@ -101,12 +114,17 @@ const VOCAB_UNIT: usize = 8;
 
 /// Part `rank` of a vocabulary divided among `tp`, as evenly as whole units go.
 pub fn vocab_share(vocab: usize, tp: usize, rank: usize) -> Range<usize> {
-    let units = vocab.div_ceil(VOCAB_UNIT);
+    share_of_units(vocab, VOCAB_UNIT, tp, rank)
+}
+
+/// Part `rank` of `0..count` divided among `tp`, as evenly as whole units of `unit` go, if there is one for each.
+fn share_of_units(count: usize, unit: usize, tp: usize, rank: usize) -> Range<usize> {
+    let units = count.div_ceil(unit);
     if units < tp {
-        return share(vocab, tp, rank);
+        return share(count, tp, rank);
     }
     let part = share(units, tp, rank);
-    part.start * VOCAB_UNIT..(part.end * VOCAB_UNIT).min(vocab)
+    part.start * unit..(part.end * unit).min(count)
 }
 
 fn divides(config: &ModelConfig, tp: usize) -> bool {
@@ -121,6 +139,29 @@ fn divides(config: &ModelConfig, tp: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// gpt-oss with experts of `width`, in MXFP4.
+    fn gpt_oss(width: usize) -> (ModelConfig, ExpertsSpec) {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/gpt_oss_mxfp4");
+        let config = ModelConfig::from_dir(std::path::Path::new(dir)).unwrap();
+        let Ffn::Experts(spec) = &config.layers[0].ffn else { panic!("it has experts") };
+        let spec = ExpertsSpec { width, ..spec.clone() };
+        (config, spec)
+    }
+
+    #[test]
+    fn experts_are_divided_between_blocks_that_share_a_scale() {
+        let of = |width: usize, tp: usize| -> Vec<Range<usize>> {
+            let (config, spec) = gpt_oss(width);
+            let shard = |rank| Shard { rank, tp, ..Shard::whole(&config) };
+            (0..tp).map(|rank| shard(rank).expert_columns(&config, &spec)).collect()
+        };
+        assert_eq!(of(2880, 4), [0..704, 704..1440, 1440..2144, 2144..2880]);
+        assert_eq!(of(2880, 2), [0..1440, 1440..2880]);
+        assert_eq!(of(2880, 1), [0..2880; 1]);
+        // Too few blocks: the CPU takes any columns.
+        assert_eq!(of(64, 4), [0..16, 16..32, 32..48, 48..64]);
+    }
 
     #[test]
     fn a_vocabulary_is_divided_in_whole_units_and_nothing_is_lost() {

@@ -6,18 +6,23 @@
 // bandwidth; before those, what the cache brings of x to the multiprocessors.
 //
 // A block computes 256 rows of the weights (sixteen slabs) times all rows of a batch at a time, and goes on with the next
-// such item. Two warps, whose group has given its registers away, fill two rings by bulk copies alone: codes, four steps of
-// 64 columns at a time, and rows of x, one at a time. Each warp of two warpgroups widens its own slab into registers,
-// which wgmma takes as they are, while the products before are being computed. Results are turned around in shared
-// memory, so that whole lines go out.
+// such item. Two warps fill two rings by bulk copies alone: codes, four steps of 64 columns at a time, and rows of x, one at
+// a time. Others, in teams of eight, widen a slab each into registers, which wgmma takes as they are. With few rows to
+// a batch to widen is most of the work, and there are two teams, so that one widens while the other's products are
+// computed; with more a team has the registers of both, and two slabs a warp, of which one is widened meanwhile.
+// Results are turned around in shared memory, so that whole lines go out.
+// Measured (H200, 2026-11-30, docs/benchmarks.md), gpt-oss-20b, with what comes before and after: 250 us at 128 rows, 37 % of
+// reading; 3,350 us at 8,192.
 
 #include "mxfp4.cuh"
 #include "mxfp4_wgmma.cuh"
 
 using namespace minisgl;
 
-[[maybe_unused]] constexpr uint32_t TILES = 2, MANY_SLABS = 8, STAGES_MAX = 8;
-[[maybe_unused]] constexpr uint32_t MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
+[[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, STAGES_MAX = 8, TEAM = MANY_SLABS * 32, COPIERS = 128;
+
+// Teams of a block, for batches of up to so many rows.
+__host__ __device__ constexpr uint32_t teams_of(uint32_t rows) { return rows > 64 ? 1 : 2; }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -28,10 +33,12 @@ struct Barriers {
 // Shared memory, from a multiple of 1024 bytes on; `mxfp4_many.rs` counts the same bytes.
 //   codes     [CODES_STAGES]: four steps of each of sixteen slabs
 //   x         [X_STAGES][N] rows of 128 bytes
-//   turned    [max(N, 64)] rows of 128 bytes
+//   turned    [TEAMS][max(N, 64)] rows of 128 bytes
 template <bool DOWN, uint32_t N>
 struct Many {
-  static constexpr uint32_t SLABS = TILES * MANY_SLABS, CODES = SLABS * MX_QUAD_BYTES, X = N * 128;
+  static constexpr uint32_t TEAMS = teams_of(N), TILES = 2 / TEAMS, MULTIPLIERS = TEAMS * TEAM;
+  static constexpr uint32_t SLABS = TEAMS * TILES * MANY_SLABS, CODES = SLABS * MX_QUAD_BYTES, X = N * 128;
+  static constexpr uint32_t TURNED = (N > 64 ? N : 64) * 128;
   static constexpr uint32_t CODES_STAGES = N > 64 ? 3 : N > 32 ? 4 : 5, X_STAGES = N > 64 ? 6 : 8;
 
   const minisgl_experts_many_args& a;
@@ -61,7 +68,9 @@ struct Many {
   }
 };
 
-__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
+__device__ __forceinline__ void team_meets(uint32_t team) {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM) : "memory");
+}
 
 // Where a warp stands in a ring.
 struct Ring {
@@ -157,8 +166,8 @@ struct Position {
   uint32_t part, left, step, steps;
 };
 
-// The products of an item. While those with one tile are computed, the other's operands are widened.
-template <bool DOWN, uint32_t N>
+// The products of an item. While those with one tile are computed, the other's operands are widened, or other teams' are.
+template <bool DOWN, uint32_t N, uint32_t TILES>
 __device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&sums)[TILES][N / 2], Position& at) {
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, steps = work.matrix.steps;
   const uint32_t rows = shared_address(work.x);
@@ -189,25 +198,41 @@ __device__ __forceinline__ void multiply_all(const Many<DOWN, N>& work, float (&
     }
     products_commit();
     // What came before these has been computed.
-    products_wait<1>();
+    products_wait<TILES - 1>();
   };
   uint32_t before = 0;
   at.part = 0, at.left = 0;
   enter_codes();
+  if constexpr (TILES == 1) {
+#pragma unroll 1
+    for (uint32_t step = 0; step < steps; step++) {
+      widen(0);
+      if (++at.step == at.steps) {
+        release(&work.bars.codes_empty[at.codes.stage]);
+        at.codes.next(work.CODES_STAGES);
+        if (step + 1 < steps) enter_codes();
+      }
+      barrier_wait(&work.bars.x_full[at.x.stage], at.x.phase);
+      multiply(0, step > 0);
+      release(&work.bars.x_empty[at.x.stage]);
+      at.x.next(work.X_STAGES);
+    }
+    return;
+  }
   widen(0);
 #pragma unroll 1
   for (uint32_t step = 0; step < steps; step++) {
     barrier_wait(&work.bars.x_full[at.x.stage], at.x.phase);
     multiply(0, step > 0);
     if (step > 0) release(&work.bars.x_empty[before]);
-    widen(1);
+    widen(TILES - 1);
     // All that this warp wants of a stage of codes is in registers now.
     const bool done = ++at.step == at.steps;
     if (done) {
       release(&work.bars.codes_empty[at.codes.stage]);
       at.codes.next(work.CODES_STAGES);
     }
-    multiply(1, step > 0);
+    multiply(TILES - 1, step > 0);
     before = at.x.stage;
     at.x.next(work.X_STAGES);
     if (step + 1 < steps) {
@@ -224,7 +249,9 @@ template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4& batch, uint32_t slab,
                                           const float (&sum)[N / 2]) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const uint32_t team = work.TEAMS > 1 ? threadIdx.x / TEAM : 0, thread = threadIdx.x - team * TEAM;
+  const uint32_t warp = thread / 32, lane = thread % 32;
+  const char* const room_of_team = work.turned + team * work.TURNED;
 
   // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
   const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
@@ -235,9 +262,9 @@ __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4&
   }
   // A row of `turned` has the results of all eight warps for a token: 8 columns of each for up, 16 for down, where a
   // token takes two rows. Where it has less room than there are tokens, it is filled several times.
-  const uint32_t turned = shared_address(work.turned), room = max(N, 64u) / (DOWN ? 2 : 1);
+  const uint32_t turned = shared_address(room_of_team), room = work.TURNED / 128 / (DOWN ? 2 : 1);
   for (uint32_t from = 0; from < batch.z; from += room) {
-    multipliers_meet();
+    team_meets(team);
 #pragma unroll
     for (uint32_t i = 0; i < N; i += 32) {
       if (i < from || i >= from + room || i >= batch.z) continue;
@@ -263,14 +290,14 @@ __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4&
         store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
       }
     }
-    multipliers_meet();
+    team_meets(team);
     constexpr uint32_t UNITS = DOWN ? 16 : 8;
     const uint32_t tokens = min(uint32_t(batch.z) - from, room);
-    for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
+    for (uint32_t i = thread; i < tokens * UNITS; i += TEAM) {
       const uint32_t token = i / UNITS, unit = i % UNITS;
       const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
       if (DOWN && column >= width) continue;
-      const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
+      const char* row = room_of_team + (DOWN ? token * 2 + unit / 8 : token) * 128;
       const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
       if (DOWN) {
         *reinterpret_cast<uint4*>(a.out + size_t(batch.y + from + token) * width + column) = values;
@@ -287,11 +314,13 @@ __device__ __forceinline__ void store_all(const Many<DOWN, N>& work, const int4&
 // One item, whose batch has N rows at most.
 template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void item_of(const Many<DOWN, N>& work, const int4& batch, uint32_t slab, Position& at) {
+  constexpr uint32_t TILES = Many<DOWN, N>::TILES;
   float sums[TILES][N / 2];
   multiply_all(work, sums, at);
 #pragma unroll
   for (uint32_t tile = 0; tile < TILES; tile++) {
-    if (slab + tile * MANY_SLABS < work.matrix.slabs) store_all(work, batch, slab + tile * MANY_SLABS, sums[tile]);
+    const uint32_t first = slab + (TILES > 1 ? tile : threadIdx.x / TEAM) * MANY_SLABS;
+    if (first < work.matrix.slabs) store_all(work, batch, first, sums[tile]);
   }
 }
 
@@ -299,6 +328,8 @@ template <bool DOWN, uint32_t N>
 __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   extern __shared__ __align__(128) char shared[];
   __shared__ Barriers bars;
+  constexpr uint32_t MULTIPLIERS = Many<DOWN, N>::MULTIPLIERS;
+  constexpr bool MOVES_REGISTERS = Many<DOWN, N>::TEAMS == 1;
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < STAGES_MAX; i++) {
       barrier_init(&bars.codes_full[i], 1), barrier_init(&bars.codes_empty[i], MULTIPLIERS / 32);
@@ -312,14 +343,14 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args& a) {
   __syncthreads();
   work.load_plan();
   if (threadIdx.x >= MULTIPLIERS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if constexpr (MOVES_REGISTERS) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x < MULTIPLIERS + 32) {
       copy_codes(work);
     } else if (threadIdx.x == MULTIPLIERS + 32) {
       copy_rows(work);
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if constexpr (MOVES_REGISTERS) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     Position at;
     int4 batch = work.batch_of(blockIdx.x);
     for (uint32_t item = blockIdx.x; item < work.items; item += gridDim.x) {
@@ -340,10 +371,10 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args&) {
 #endif
 
 #define MANY(n)                                                                                                          \
-  KERNEL __launch_bounds__(THREADS, 1) minisgl_mxfp4_many_up_##n(const __grid_constant__ minisgl_experts_many_args a) {   \
+  KERNEL __launch_bounds__(teams_of(n) * TEAM + COPIERS, 1) minisgl_mxfp4_many_up_##n(const __grid_constant__ minisgl_experts_many_args a) {   \
     many<false, n>(a);                                                                                                   \
   }                                                                                                                      \
-  KERNEL __launch_bounds__(THREADS, 1) minisgl_mxfp4_many_down_##n(const __grid_constant__ minisgl_experts_many_args a) { \
+  KERNEL __launch_bounds__(teams_of(n) * TEAM + COPIERS, 1) minisgl_mxfp4_many_down_##n(const __grid_constant__ minisgl_experts_many_args a) { \
     many<true, n>(a);                                                                                                    \
   }
 

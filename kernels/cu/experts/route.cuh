@@ -5,7 +5,7 @@
 
 namespace minisgl {
 
-constexpr uint32_t ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / 32;
+constexpr uint32_t ROUTE_THREADS = 512, ROUTE_WARPS = ROUTE_THREADS / 32;
 
 // What a block knows of its rows, 64 at most.
 struct Chosen {
@@ -63,6 +63,7 @@ __device__ __forceinline__ int32_t choose_row(const minisgl_router_args& a, uint
 
   uint32_t mine = 0;
   float value = -INFINITY;
+#pragma unroll 1
   for (uint32_t j = 0; j < a.top; j++) {
     uint32_t best = 0;
 #pragma unroll

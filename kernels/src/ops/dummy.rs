@@ -43,8 +43,20 @@ pub struct DummyFill<'a> {
     pub mean: f32,
 }
 
-/// [`DummyFill`] of e4m3: the sum less its mean, times `scale`, cut to e4m3, no further from 0 than 448.
+/// What a byte of dummy codes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DummyCode {
+    /// One e4m3, no further from 0 than 448.
+    E4m3,
+    /// Two e2m1 (OCP Microscaling Formats 1.0, section 5.3.3), of the elements twice its index and the next, the first in the low
+    /// bits.
+    E2m1Pair,
+}
+
+/// [`DummyFill`] of codes: the sum less its mean, times `scale`, cut to the code.
 pub struct DummyCodes<'a> {
+    /// What they are. All that follows counts bytes.
+    pub code: DummyCode,
     /// `[rows, cols]`.
     pub out: ArrayMut<'a, u8>,
     /// Of the tensor.
@@ -89,9 +101,13 @@ impl DummyCodes<'_> {
     /// # Errors
     /// See [`LaunchError`].
     pub fn launch(self, device: &Device) -> Result<(), LaunchError> {
-        let DummyCodes { out, key, first, rows, cols, width, scale } = self;
+        let DummyCodes { code, out, key, first, rows, cols, width, scale } = self;
         let fill = Fill { key, first, rows, cols, width, scale, mean: 0.0 };
-        fill.launch(device, Kernel::DummyE4m3, &out)
+        let kernel = match code {
+            DummyCode::E4m3 => Kernel::DummyE4m3,
+            DummyCode::E2m1Pair => Kernel::DummyE2m1,
+        };
+        fill.launch(device, kernel, &out)
     }
 }
 

@@ -19,7 +19,7 @@ mod skinny;
 
 pub use add_norm::AddNorm;
 pub use copy_runs::CopyRuns;
-pub use dummy::{DummyCodes, DummyFill};
+pub use dummy::{DummyCode, DummyCodes, DummyFill};
 pub use embedding::Embedding;
 pub use experts::{
     AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew,

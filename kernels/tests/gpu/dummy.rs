@@ -1,7 +1,7 @@
 //! Dummy weights: the engine's own bits.
 
 use half::bf16;
-use minisgl_kernels::ops::{DummyCodes, DummyFill};
+use minisgl_kernels::ops::{DummyCode, DummyCodes, DummyFill};
 
 use crate::support::{Gpu, Random, assert_same};
 
@@ -16,6 +16,15 @@ fn code(key: u64, index: usize, scale: f32, all: &[f32]) -> u8 {
     let value = deviation(key, index) * scale;
     let below = all.partition_point(|&code| code <= value.abs()) as u8 - 1;
     if value < 0.0 { below | 0x80 } else { below }
+}
+
+/// The e2m1 next to an element, towards zero, once a value below a half has lost what a 149th bit after the point does
+/// not hold of 2^-126 of it.
+fn e2m1(key: u64, index: usize, scale: f32) -> u8 {
+    let (value, small) = (deviation(key, index) * scale, f32::MIN_POSITIVE);
+    let all = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0_f32];
+    let below = all.partition_point(|code| code * small <= value.abs() * small) as u8 - 1;
+    if value < 0.0 { below | 0x8 } else { below }
 }
 
 /// What an e4m3 without its sign is.
@@ -57,7 +66,8 @@ pub fn dummy(gpu: &mut Gpu) {
             let scale = gpu.random.of(&[2e-3, 1e-2, 1e-7]);
             let mut out = gpu.upload(&vec![0xff_u8; rows * cols]);
             let to = (&mut out).into();
-            DummyCodes { out: to, key, first, rows, cols, width, scale }
+            let e4m3 = DummyCode::E4m3;
+            DummyCodes { code: e4m3, out: to, key, first, rows, cols, width, scale }
                 .launch(&gpu.device)
                 .unwrap();
             let expected: Vec<u8> = (0..rows * cols)
@@ -65,6 +75,23 @@ pub fn dummy(gpu: &mut Gpu) {
                 .collect();
             let got = gpu.download(&out);
             assert!(got == expected, "e4m3, {rows} x {cols} of {width} by {scale}");
+
+            let scale = gpu.random.of(&[3e-5, 6.8e-5, 1e-6]);
+            let mut out = gpu.upload(&vec![0xff_u8; rows * cols]);
+            let to = (&mut out).into();
+            let pairs = DummyCode::E2m1Pair;
+            DummyCodes { code: pairs, out: to, key, first, rows, cols, width, scale }
+                .launch(&gpu.device)
+                .unwrap();
+            let expected: Vec<u8> = (0..rows * cols)
+                .map(|at| first + at / cols * width + at % cols)
+                .map(|at| {
+                    let half = |odd| e2m1(key, 2 * at + odd, scale);
+                    half(0) | half(1) << 4
+                })
+                .collect();
+            let got = gpu.download(&out);
+            assert!(got == expected, "e2m1, {rows} x {cols} of {width} by {scale}");
         }
     }
 }

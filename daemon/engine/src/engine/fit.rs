@@ -207,7 +207,7 @@ fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> 
             let shared = experts
                 .shared
                 .map_or(0, |shared| 3 * shard.columns(shared.width).len() + config.hidden_size);
-            let each = shard.columns(experts.width).len() + config.hidden_size;
+            let each = shard.expert_columns(config, experts).len() + config.hidden_size;
             // Logits are f32.
             experts.chosen * each + shared + 2 * experts.count
         }

@@ -247,7 +247,7 @@ impl<R: Reader> Layout<'_, R> {
 
     fn experts(&mut self, at: &str, spec: &ExpertsSpec) -> Result<Experts<R::Store>, R::Error> {
         let hidden = self.config.hidden_size;
-        let columns = self.columns(spec.width);
+        let columns = self.reader.shard().expert_columns(self.config, spec);
         let (router, block) = match self.config.architecture {
             Architecture::Mixtral => ("block_sparse_moe.gate", "block_sparse_moe"),
             Architecture::GptOss => ("mlp.router", "mlp"),

@@ -68,13 +68,19 @@ impl DummyBytes {
         }
     }
 
-    /// Of E4M3: the key, and the factor from the sum of four 16-bit uniforms, less its mean, to what is coded. A GPU
-    /// makes the same codes from them (`kernels/cu/dummy/dummy.cu`).
-    pub(super) fn e4m3(&self) -> Option<(u64, f32)> {
-        (self.code == Code::E4m3).then_some((self.key, self.scale()))
+    /// What a byte is.
+    pub(super) fn code(&self) -> Code {
+        self.code
     }
 
-    fn scale(&self) -> f32 {
+    /// With a code's index, all that it depends on. A GPU makes the same codes from it and the scale
+    /// (`kernels/cu/dummy/dummy.cu`).
+    pub(super) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// From the sum of four 16-bit uniforms, less its mean, to what is coded.
+    pub(super) fn scale(&self) -> f32 {
         STANDARD_DEVIATION * 1.732_050_8 / 65536.0 / Self::multiplier(self.code)
     }
 

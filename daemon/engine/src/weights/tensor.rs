@@ -12,6 +12,7 @@ use super::e4m3;
 use super::file::MappedFile;
 use super::made::{DummyBytes, DummyTensor};
 use super::window::Window;
+use crate::scheme::Code;
 
 /// Elements that one task reads of a whole part.
 const CHUNK: usize = 1 << 18;
@@ -118,10 +119,12 @@ pub struct DummyPart {
     pub width: usize,
 }
 
-/// How to make a part of a dummy tensor of E4M3 codes where it is needed, as [`DummyPart`].
+/// How to make a part of a dummy tensor of codes where it is needed, as [`DummyPart`], counted in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DummyCodePart {
-    /// With an element's index, all that it depends on.
+    /// What a byte is: one code, or two.
+    pub code: Code,
+    /// With a code's index, all that it depends on.
     pub key: u64,
     /// From the sum of four 16-bit uniforms, less its mean, to what is coded.
     pub scale: f32,
@@ -212,12 +215,21 @@ impl<'a> TensorPart<'a> {
         self.window.has_runs().then_some(DummyPart { tensor, first, rows, cols, width })
     }
 
-    /// How to make it, if it is a part of a dummy tensor of E4M3 codes whose rows are neighbours.
+    /// How to make it, if it is a part of a dummy tensor of codes whose rows are neighbours.
     pub fn dummy_codes(&self) -> Option<DummyCodePart> {
         let Elements::DummyBytes(bytes) = self.elements else { return None };
         let Window { first, rows, row_stride: width, cols, .. } = self.window;
-        let (key, scale) = bytes.e4m3().filter(|_| self.window.has_runs())?;
-        Some(DummyCodePart { key, scale, first, rows, cols, width })
+        let (code, key, scale) = (bytes.code(), bytes.key(), bytes.scale());
+        let part = DummyCodePart { code, key, scale, first, rows, cols, width };
+        self.window.has_runs().then_some(part)
+    }
+
+    /// What every byte of it is, if it is a power of two all over in bytes of E8M0.
+    pub fn constant_byte(&self) -> Option<u8> {
+        match self.elements {
+            Elements::Constant { value, bytes: 1 } => Some(exponent_of(value)),
+            _ => None,
+        }
     }
 
     /// Reads elements from `start` on as bfloat16, rounded to nearest, ties to even.
@@ -438,6 +450,8 @@ mod tests {
         let mut bytes = [0; 3];
         part.read_bytes(0, &mut bytes);
         assert_eq!(bytes, [120; 3]);
+        assert_eq!(part.constant_byte(), Some(120));
+        assert_eq!(TensorPart::constant(Window::vector(3), 1.0, 4).constant_byte(), None);
     }
 
     #[test]

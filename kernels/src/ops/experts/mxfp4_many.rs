@@ -16,8 +16,9 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// Threads of a block: eight warps that multiply, four of which one copies.
-const THREADS: u32 = 384;
+/// Threads of a team of eight warps that multiply, and of the four warps of which two copy.
+const TEAM: u32 = 256;
+const COPIERS: u32 = 128;
 /// Threads of a block that gathers, a warp for each pair.
 const GATHER_THREADS: u32 = 256;
 /// Slabs of an item.
@@ -95,9 +96,15 @@ impl Batch {
         BATCHES.iter().find(|batch| batch.pairs == pairs)
     }
 
+    /// With few pairs, two.
+    fn teams(&self) -> u32 {
+        if self.pairs > TURNED_MIN { 1 } else { 2 }
+    }
+
     fn shared_bytes(&self) -> usize {
         let row_bytes = STEP * 2;
-        let rows = self.x_stages * self.pairs + self.pairs.max(TURNED_MIN);
+        let turned = self.teams() as usize * self.pairs.max(TURNED_MIN);
+        let rows = self.x_stages * self.pairs + turned;
         ALIGNMENT + self.codes_stages * SLABS * QUAD_BYTES + rows * row_bytes
     }
 }
@@ -153,7 +160,7 @@ impl ExpertsManyMxfp4<'_> {
         let batches_max = batches_max(shape, rows, batch);
         let grid = Grid {
             blocks: (if rows == 0 { 0 } else { device.multiprocessors() }, 1),
-            threads: THREADS,
+            threads: kernels.teams() * TEAM + COPIERS,
             shared_bytes: kernels.shared_bytes() as u32,
             cluster: 1,
         };

@@ -11,12 +11,15 @@ use crate::grid::Grid;
 use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
-/// Threads of a block; where it chooses from logits, with a row for a warp at a time, more.
-const THREADS: u32 = 256;
-const CHOOSE_THREADS: u32 = 512;
-/// Experts of a block, and columns of a step.
+/// Threads of a block.
+const THREADS: u32 = 512;
+/// Experts of a block, and rows that it multiplies at a time.
 const EXPERTS_BLOCK: u32 = 8;
-const STEP: usize = 256;
+const ROWS_BLOCK: u32 = 16;
+/// Rows whose choices a block makes where logits are given, one for each warp, and rows up to which it does so; with more it
+/// has [`ROUTE_ROWS`], lest the blocks after it add up too many counts.
+const CHOOSE_ROWS: usize = 16;
+const CHOOSE_ROWS_MAX: usize = 1024;
 
 /// What experts are chosen by.
 #[derive(Clone, Copy)]
@@ -104,11 +107,12 @@ impl Router<'_> {
     /// Rows at most where the product is part of the op.
     pub const ROWS_MAX: usize = ROUTE_ROWS;
     /// Width of the model at most where the product is part of the op.
-    pub const HIDDEN_MAX: usize = 32 * STEP;
+    pub const HIDDEN_MAX: usize = 8192;
 
     /// Elements of the workspace for up to `rows` rows.
     pub fn workspace_len(shape: ExpertsShape, rows: usize) -> usize {
-        4 + rows.div_ceil(ROUTE_ROWS) * shape.experts
+        let blocks = rows.min(CHOOSE_ROWS_MAX).div_ceil(CHOOSE_ROWS).max(rows.div_ceil(ROUTE_ROWS));
+        4 + blocks * shape.experts
     }
 
     /// Puts the op onto the device's stream.
@@ -146,6 +150,7 @@ impl Router<'_> {
             Some(bias) => check.scalars("bias", bias, &[experts])?,
             None => 0,
         };
+        let choose_rows = if rows <= CHOOSE_ROWS_MAX { CHOOSE_ROWS } else { ROUTE_ROWS };
         let args = RouterArgs {
             x,
             norm_weight,
@@ -171,29 +176,25 @@ impl Router<'_> {
             batch: check.count("batch", self.batch)?,
             batches_max: check.count("batches", batches_max(shape, rows, self.batch))?,
             logits_stride: check.count("stride", stride)?,
-            reserved: 0,
+            choose_rows: choose_rows as u32,
         };
         if rows == 0 {
             return Ok(());
         }
-        let grid =
-            |blocks| Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes: 0, cluster: 1 };
+        let grid = |blocks| Grid { blocks, threads: THREADS, shared_bytes: 0, cluster: 1 };
         if x == 0 {
-            let blocks = args.rows.div_ceil(ROUTE_ROWS as u32);
-            let choose = Grid { threads: CHOOSE_THREADS, ..grid(blocks) };
-            // SAFETY: the struct is the kernel's, its arrays were checked above, and a block has 64 rows.
+            let choose = grid((args.rows.div_ceil(args.choose_rows), 1));
+            // SAFETY: the struct is the kernel's, its arrays were checked above, and a block has `choose_rows` rows.
             unsafe { check.launch(Kernel::ExpertsChoose, choose, &args) }?;
-            // SAFETY: as above.
-            return unsafe { check.launch(Kernel::ExpertsPlace, grid(blocks), &args) };
+            let place = grid((args.rows.div_ceil(ROUTE_ROWS as u32), 1));
+            // SAFETY: as above, and a block has 64 rows.
+            return unsafe { check.launch(Kernel::ExpertsPlace, place, &args) };
         }
-        let kernel = match hidden.div_ceil(STEP) {
-            ..=8 => Kernel::Router8,
-            9..=16 => Kernel::Router16,
-            _ => Kernel::Router32,
-        };
-        // SAFETY: the struct is the kernel's, its arrays were checked above, the steps cover the columns, and at most 64
-        // blocks fit on every GPU at once, as they wait for each other.
-        unsafe { check.launch(kernel, grid(args.experts.div_ceil(EXPERTS_BLOCK)), &args) }
+        let across = args.experts.div_ceil(EXPERTS_BLOCK);
+        let down = args.rows.div_ceil(ROWS_BLOCK).min(device.multiprocessors() / across).max(1);
+        // SAFETY: the struct is the kernel's, its arrays were checked above, and with one block for each multiprocessor, or at
+        // most 64, all of them are on the GPU at once, as they wait for each other.
+        unsafe { check.launch(Kernel::Router, grid((across, down)), &args) }
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   router    up to 32 rows one launch (norm, logits, choice, plan); more: norm | logits | choice, plan
-//!   experts   up to 64 rows one launch (both products, sum); more: rows brought together | two products | sum
+//!   experts   few rows one launch (both products, sum); more: rows brought together | two products | sum
 //!   shared    gate and up | down | what its gate lets through is added
 //!   ranks     the sum over them, as after any other block
 //! ```
@@ -28,9 +28,9 @@ use super::graphs::Mode;
 use super::linear::{Into, gemm_rows};
 use super::memory::ROW_UNIT;
 use super::{CudaOps, Team, failed};
-use crate::config::{self, ExpertsSpec, Ffn, ModelConfig, NormSpec};
+use crate::config::{self, ExpertsSpec, Ffn, ModelConfig, NormSpec, SharedExpert};
 use crate::ops::{Experts, Norm, OpResult, Shared, Stream};
-use crate::shard::Shard;
+use crate::shard::{Shard, expert_unit};
 
 /// Widths of the model that the kernels take.
 const HIDDEN_UNIT: usize = 16;
@@ -73,11 +73,20 @@ pub(super) fn refusal(config: &ModelConfig, shard: &Shard) -> Option<String> {
             "hidden_size is {hidden}, with experts the GPU wants a multiple of {HIDDEN_UNIT}"
         ));
     }
-    let shared = spec.shared.map(|shared| ("the shared expert", shared.width));
-    for (name, width) in [("an expert", spec.width)].into_iter().chain(shared) {
-        let part = shard.columns(width).len();
+    let (unit, tp) = (expert_unit(config), shard.tp);
+    if spec.width.div_ceil(unit) < tp {
+        return Some(format!(
+            "an expert is {} wide, of which {unit} columns share a scale, and the GPU cannot divide those over tp {tp}: a \
+             smaller tp may do",
+            spec.width
+        ));
+    }
+    let shared = |shared: SharedExpert| {
+        ("the shared expert", shared.width, shard.columns(shared.width).len())
+    };
+    let own = ("an expert", spec.width, shard.expert_columns(config, spec).len());
+    for (name, width, part) in [own].into_iter().chain(spec.shared.map(shared)) {
         if !part.is_multiple_of(ROW_UNIT) {
-            let tp = shard.tp;
             return Some(format!(
                 "a rank's part of {name} is {part} wide ({width} over tp {tp}), the GPU wants a multiple of \
                  {ROW_UNIT}: another tp may give one"
@@ -125,7 +134,7 @@ impl CudaOps {
         let ExpertsSpec { count, chosen, .. } = experts.spec;
         let (hidden, width) = (stream.residual.width, experts.width);
         let shape = ExpertsShape { experts: count, top: chosen, hidden, width };
-        let way = Way::of(shape, rows, |rows| room.kind.few_takes(&self.device, shape, rows));
+        let way = room.kind.way(&self.device, shape, rows);
         self.route(room, (way, shape, rows), (norm, experts), stream)?;
         if let (Some(room), Some(shared)) = (&mut room.shared, &experts.shared) {
             self.run_shared(room, rows, norm, shared, stream)?;

@@ -14,15 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaSlice, CudaStream, CudaViewMut, DeviceRepr, DriverError, result,
+    CudaContext, CudaEvent, CudaSlice, CudaStream, CudaViewMut, DevicePtrMut, DeviceRepr,
+    DriverError, result,
 };
 use cudarc::driver::{PinnedHostSlice, sys::CUdeviceptr};
 use half::bf16;
-use minisgl_kernels::ops::{DummyCodes, DummyFill};
-use minisgl_kernels::{Device, LaunchError};
+use minisgl_kernels::Device;
+use minisgl_kernels::ops::{DummyCode, DummyCodes, DummyFill};
 
 use super::failed;
 use crate::ops::OpResult;
+use crate::scheme::Code;
 use crate::weights::{DummyCodePart, DummyPart, TensorPart};
 
 /// Bytes of a staging.
@@ -58,12 +60,8 @@ pub(super) trait Element: DeviceRepr + Sync {
     /// There is room for as many behind `to`, which is aligned for them, and nobody else reaches it.
     unsafe fn read(part: &TensorPart<'_>, start: usize, to: *mut u8, len: usize);
 
-    /// Makes a part of a dummy tensor on the GPU; `None` if it is no such part.
-    fn make(
-        part: &TensorPart<'_>,
-        out: CudaViewMut<'_, Self>,
-        device: &Device,
-    ) -> Option<Result<(), LaunchError>>
+    /// Makes a part on the GPU; `None` if it must be read.
+    fn make(part: &TensorPart<'_>, out: CudaViewMut<'_, Self>, device: &Device) -> Option<OpResult>
     where
         Self: Sized;
 }
@@ -79,15 +77,16 @@ impl Element for bf16 {
         part: &TensorPart<'_>,
         mut out: CudaViewMut<'_, bf16>,
         device: &Device,
-    ) -> Option<Result<(), LaunchError>> {
+    ) -> Option<OpResult> {
         let DummyPart { tensor, first, rows, cols, width } = part.dummy()?;
         let (key, scale, mean) = (tensor.key, tensor.scale, tensor.mean);
         let out = (&mut out).into();
-        Some(DummyFill { out, key, first, rows, cols, width, scale, mean }.launch(device))
+        let fill = DummyFill { out, key, first, rows, cols, width, scale, mean };
+        Some(fill.launch(device).map_err(failed("make dummy weights")))
     }
 }
 
-/// A code.
+/// A code, two, or a scale of E8M0.
 impl Element for u8 {
     unsafe fn read(part: &TensorPart<'_>, start: usize, to: *mut u8, len: usize) {
         // SAFETY: the caller's promise.
@@ -99,10 +98,22 @@ impl Element for u8 {
         part: &TensorPart<'_>,
         mut out: CudaViewMut<'_, u8>,
         device: &Device,
-    ) -> Option<Result<(), LaunchError>> {
-        let DummyCodePart { key, scale, first, rows, cols, width } = part.dummy_codes()?;
-        let out = (&mut out).into();
-        Some(DummyCodes { out, key, first, rows, cols, width, scale }.launch(device))
+    ) -> Option<OpResult> {
+        if let Some(byte) = part.constant_byte() {
+            let (stream, len) = (device.stream(), out.len());
+            let (to, _used) = out.device_ptr_mut(stream);
+            // SAFETY: all bytes of the view, which only this borrow reaches.
+            let set = unsafe { result::memset_d8_async(to, byte, len, stream.cu_stream()) };
+            return Some(set.map_err(failed("make dummy weights")));
+        }
+        let DummyCodePart { code, key, scale, first, rows, cols, width } = part.dummy_codes()?;
+        let code = match code {
+            Code::E4m3 => DummyCode::E4m3,
+            Code::E2m1 => DummyCode::E2m1Pair,
+        };
+        let codes =
+            DummyCodes { code, out: (&mut out).into(), key, first, rows, cols, width, scale };
+        Some(codes.launch(device).map_err(failed("make dummy weights")))
     }
 }
 
@@ -145,7 +156,7 @@ impl Uploader {
             let range = at..at + part.len();
             at = range.end;
             if let Some(made) = T::make(part, array.slice_mut(range.clone()), device) {
-                made.map_err(failed("make dummy weights"))?;
+                made?;
                 continue;
             }
             let to = start_of_array + (range.start * element) as u64;
@@ -239,7 +250,8 @@ mod tests {
     use minisgl_proto::LoadOptions;
 
     use super::*;
-    use crate::weights::{self, HostTensor, Part, TensorSpec, WeightSource};
+    use crate::scheme::Scheme;
+    use crate::weights::{self, HostTensor, MatrixPart, Part, TensorSpec, WeightSource};
 
     fn tensors() -> Vec<TensorSpec> {
         let tensor = TensorSpec::plain;
@@ -321,6 +333,45 @@ mod tests {
             let source = weights::open(dir.path(), &tensors, &LoadOptions::default()).unwrap();
             every_window(&device, uploader, &*source);
         }
+    }
+
+    /// Codes of dummies, and scales that are the same all over, are made on the GPU, and are the host's.
+    #[test]
+    fn dummy_codes_are_made_where_they_are_needed() {
+        if !minisgl_kernels::testing::has_gpu() {
+            return;
+        }
+        let device = Device::open(0).unwrap();
+        let shape = [3, 40, 640];
+        let tensors = Scheme::Mxfp4.tensors("w", &shape);
+        let dummies = LoadOptions { dummy_weights: true, ..LoadOptions::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let source = weights::open(dir.path(), &tensors, &dummies).unwrap();
+        let uploader = &mut Uploader::new(device.stream());
+        // Every other row of the second matrix, and some columns of it.
+        let row = |first: usize, cols| Part::Strided {
+            first: 40 * 640 + first,
+            rows: 20,
+            row_stride: 2 * 640,
+            cols,
+            col_stride: 1,
+        };
+        for part in [row(0, 640), row(640, 640), row(64, 96)] {
+            let part = MatrixPart::of(&*source, "w", &shape, Scheme::Mxfp4, &part).unwrap();
+            let MatrixPart::Coded(part) = part else { panic!("these are codes") };
+            for part in [part.codes(), part.scales()] {
+                let mut expected = vec![0; part.len()];
+                part.read_bytes(0, &mut expected);
+                let array =
+                    uploader.upload::<u8>(&device, std::slice::from_ref(part), part.len()).unwrap();
+                assert!(
+                    device.stream().clone_dtoh(&array).unwrap() == expected,
+                    "{} bytes",
+                    part.len()
+                );
+            }
+        }
+        assert!(uploader.readers.is_empty(), "dummies take no pinned memory");
     }
 
     fn every_window(device: &Device, uploader: &mut Uploader, source: &dyn WeightSource) {

@@ -18,10 +18,6 @@ use crate::ops::{Experts, OpResult, Scratch};
 use crate::scheme::Scheme;
 use crate::shard::Shard;
 
-/// Pairs of a token and an expert that an expert has on average up to which `ExpertsFew` is faster: it computes eight at a
-/// time, and reads the weights again for every eight.
-const FEW_EACH: usize = ExpertsFew::BATCH;
-
 /// What lies between the kernels of a block, as large as the largest step needs it. Layers take turns.
 pub(in super::super) struct ExpertRoom {
     gate: Gate,
@@ -68,7 +64,7 @@ impl Kind {
     }
 
     /// Whether the kernel for few rows can have so many.
-    pub(super) fn few_takes(self, device: &Device, shape: ExpertsShape, rows: usize) -> bool {
+    fn few_takes(self, device: &Device, shape: ExpertsShape, rows: usize) -> bool {
         match self {
             Kind::Plain => ExpertsFew::takes(device, shape, rows),
             Kind::Mxfp4 => ExpertsFewMxfp4::takes(device, shape, rows),
@@ -80,6 +76,21 @@ impl Kind {
             Kind::Plain => ExpertsMany::takes(device),
             Kind::Mxfp4 => ExpertsManyMxfp4::takes(device),
         }
+    }
+
+    /// Pairs of a token and an expert that an expert has on average up to which the kernel for few rows is faster. It computes
+    /// eight at a time, and reads the weights again for every eight; and codes are widened again for every eight, which takes longer
+    /// than to read them.
+    fn few_each(self) -> usize {
+        match self {
+            Kind::Plain => ExpertsFew::BATCH,
+            Kind::Mxfp4 => 5,
+        }
+    }
+
+    /// Which kernels multiply so many rows.
+    pub(super) fn way(self, device: &Device, shape: ExpertsShape, rows: usize) -> Way {
+        Way::of(shape, rows, self.few_each(), |rows| self.few_takes(device, shape, rows))
     }
 
     /// Pairs of a row and an expert that are computed together at most.
@@ -111,9 +122,14 @@ impl Kind {
 }
 
 impl Way {
-    /// `few_takes` says how many rows the kernel for few can have.
-    pub(super) fn of(shape: ExpertsShape, rows: usize, few_takes: impl Fn(usize) -> bool) -> Way {
-        let few = rows * shape.top <= FEW_EACH * shape.experts && few_takes(rows);
+    /// `few_each` is how many pairs of an expert are few, on average; `few_takes` says how many rows the kernel for few can have.
+    fn of(
+        shape: ExpertsShape,
+        rows: usize,
+        few_each: usize,
+        few_takes: impl Fn(usize) -> bool,
+    ) -> Way {
+        let few = rows * shape.top <= few_each * shape.experts && few_takes(rows);
         if few { Way::Few } else { Way::Many }
     }
 }
@@ -145,13 +161,12 @@ impl ExpertRoom {
             )));
         }
         let hidden = config.hidden_size;
-        let width = shard.columns(spec.width).len();
+        let width = shard.expert_columns(config, spec).len();
         let shape = ExpertsShape { experts: spec.count, top: spec.chosen, hidden, width };
         let router_rows = spec.count.next_multiple_of(ROW_UNIT);
-        let few_takes = |rows| kind.few_takes(device, shape, rows);
         let [act_len, y_len, workspace_len] = kind.lens(shape, tokens);
         let plan_len = |rows| {
-            let batch = kind.batch(Way::of(shape, rows, few_takes), shape, rows);
+            let batch = kind.batch(kind.way(device, shape, rows), shape, rows);
             Routed::plan_len(shape, rows, batch)
         };
         let pairs = tokens * spec.chosen;
@@ -295,11 +310,13 @@ mod tests {
 
     #[test]
     fn experts_with_few_tokens_each_are_read_once() {
-        let way = |experts, top, rows| {
+        let way = |kind: Kind, experts, top, rows| {
             let shape = ExpertsShape { experts, top, hidden: 64, width: 64 };
-            Way::of(shape, rows, |rows| rows <= ExpertsFew::ROWS_MAX)
+            Way::of(shape, rows, kind.few_each(), |rows| rows <= ExpertsFew::ROWS_MAX)
         };
-        assert_eq!([1, 64, 65].map(|rows| way(128, 8, rows)), [Way::Few, Way::Few, Way::Many]);
-        assert_eq!([1, 32, 33].map(|rows| way(8, 2, rows)), [Way::Few, Way::Few, Way::Many]);
+        let few = [Way::Few, Way::Few, Way::Many];
+        assert_eq!([1, 64, 65].map(|rows| way(Kind::Plain, 128, 8, rows)), few);
+        assert_eq!([1, 32, 33].map(|rows| way(Kind::Plain, 8, 2, rows)), few);
+        assert_eq!([1, 40, 41].map(|rows| way(Kind::Mxfp4, 32, 4, rows)), few);
     }
 }

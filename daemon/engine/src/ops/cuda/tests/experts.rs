@@ -248,6 +248,20 @@ fn experts_without_kernels_are_refused_by_what_they_lack() {
     assert_eq!(refusal(both, 1), "", "a dense block has it too");
     let after = |config: &mut ModelConfig, _: &mut ExpertsSpec| config.norms.after_blocks = true;
     assert!(refusal(after, 1).contains("norms after blocks"));
+    // Codes, of which 32 columns share a scale: 90 blocks over 4 ranks, or 2.
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny/gpt_oss_mxfp4");
+    let coded = |width: usize, tp: usize| {
+        let mut config = ModelConfig::from_dir(std::path::Path::new(dir)).unwrap();
+        (config.hidden_size, config.head_dim) = (HIDDEN, 64);
+        for layer in &mut config.layers {
+            let Ffn::Experts(spec) = &mut layer.ffn else { panic!("all have experts") };
+            spec.width = width;
+        }
+        let shard = Shard { tp, ..Shard::whole(&config) };
+        check(&config, &shard).err().map(|error| error.reason).unwrap_or_default()
+    };
+    assert_eq!([coded(2880, 4), coded(64, 2)], ["", ""]);
+    assert!(coded(64, 4).contains("of which 32 columns share a scale"), "{}", coded(64, 4));
     // Layers that are not alike.
     let mut config = model(&spec(8, 2, 64, Router::SoftmaxOfChosen), Activation::Silu);
     config.layers[1].ffn = Ffn::Experts(spec(8, 2, 72, Router::SoftmaxOfChosen));
