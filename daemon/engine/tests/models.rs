@@ -11,7 +11,7 @@ use minisgl_proto::{KvDtype, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-const ARCHITECTURES: [&str; 9] = [
+const ARCHITECTURES: [&str; 10] = [
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
@@ -21,6 +21,7 @@ const ARCHITECTURES: [&str; 9] = [
     "MixtralForCausalLM",
     "GptOssForCausalLM",
     "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
 ];
 
 fn prompts(seed: u64) -> Vec<Vec<u32>> {

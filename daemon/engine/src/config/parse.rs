@@ -17,6 +17,7 @@ use half::{bf16, f16};
 use super::fields::{ConfigError, Fields};
 use super::{
     Activation, Architecture, AttentionBias, LayerSpec, ModelConfig, NormSpec, Quantization,
+    RopeConfig,
 };
 
 const VOCAB_MAX: usize = 1 << 22;
@@ -48,6 +49,7 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let types = layers::types(&fields, architecture, size("num_hidden_layers", LAYERS_MAX)?)?;
 
     let layers = layers::layers(&fields, architecture, &types)?;
+    let ropes = rope::ropes(&fields, architecture, head_dim)?;
     let quantization = quantization::quantization(&fields, architecture)?;
     refuse_halved_blocks(&fields, &quantization, hidden_size, &layers)?;
 
@@ -77,8 +79,11 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
             true => rounded_as_stored(&fields, (hidden_size as f32).sqrt())?,
             false => 1.0,
         },
-        max_position,
-        ropes: rope::ropes(&fields, architecture)?,
+        max_position: ropes
+            .iter()
+            .filter_map(RopeConfig::positions_max)
+            .fold(max_position, usize::min),
+        ropes,
         tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(is_gemma),
         quantization,
         eos_token_ids: eos_token_ids(&fields, generation.as_ref(), vocab_size)?,
@@ -106,7 +111,7 @@ fn refuse_halved_blocks(
 
 fn rms_norm_eps(fields: &Fields, architecture: Architecture) -> Result<f32, ConfigError> {
     let default = match architecture {
-        Architecture::Mixtral | Architecture::GptOss => 1e-5,
+        Architecture::Mixtral | Architecture::GptOss | Architecture::Phi3 => 1e-5,
         _ => 1e-6,
     };
     Ok(fields.number("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(default) as f32)
@@ -144,7 +149,9 @@ fn attention_bias(
         | Architecture::Qwen3Moe
         | Architecture::Gemma3 => both(said(false)?),
         // These classes do not look at the key.
-        Architecture::Mistral | Architecture::Mixtral => AttentionBias::default(),
+        Architecture::Mistral | Architecture::Mixtral | Architecture::Phi3 => {
+            AttentionBias::default()
+        }
     })
 }
 
@@ -194,7 +201,9 @@ fn refuse_what_changes_the_arithmetic(
     if fields.bool("use_bidirectional_attention")?.unwrap_or(false) {
         return Err(fields.unsupported("use_bidirectional_attention", "false"));
     }
-    if fields.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(1.0) != 1.0 {
+    if architecture != Architecture::Phi3
+        && fields.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(1.0) != 1.0
+    {
         return Err(fields.unsupported("partial_rotary_factor", "1.0"));
     }
     Ok(())

@@ -11,6 +11,7 @@ use crate::ops::{
     Attention, Experts, HeadNorms, Linear, Norm, NormId, Shared, StackOf, StackShape, Stacked,
     Storage,
 };
+use crate::rope;
 use crate::scheme::Scheme;
 use crate::weights::Part;
 
@@ -98,6 +99,15 @@ type StackedHalves<R> = (Stacked<<R as Reader>::Store>, Stacked<<R as Reader>::S
 type Parts<R> =
     (Linear<<R as Reader>::Store>, Attention<<R as Reader>::Store>, Linear<<R as Reader>::Store>);
 
+/// Where a projection is in a checkpoint: rows of a module, which other projections may share.
+struct Home {
+    module: String,
+    /// Rows of the module.
+    height: usize,
+    /// The projection's first.
+    first: usize,
+}
+
 struct Layout<'a, R: Reader> {
     config: &'a ModelConfig,
     reader: &'a mut R,
@@ -157,26 +167,31 @@ impl<R: Reader> Layout<'_, R> {
         let ModelConfig { hidden_size: hidden, heads, kv_heads, head_dim, .. } = *self.config;
         let config = self.config;
         let shard = self.reader.shard().clone();
-        let rows = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
-        let (q_rows, kv_rows) = (rows(&shard.heads), rows(&shard.kv_heads));
-        let pieces = |what: &str, tail: &[usize]| {
-            let one = |which: &str, heads: usize, rows: &Range<usize>| {
-                let shape = [&[heads * head_dim], tail].concat();
-                let module = format!("{at}.self_attn.{which}_proj");
-                let scheme = match what {
-                    "weight" => config.quantization.scheme_of(&module),
-                    _ => Scheme::Plain,
+        let whole = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
+        let q_rows = whole(&shard.heads);
+        let order = rope::order(&config.ropes[spec.attention.rope], head_dim);
+        // Rows of heads that are rotated, in the order that devices have them in.
+        let turned = |heads: &Range<usize>| match &order[..] {
+            [_] => vec![whole(heads)],
+            order => {
+                let of = |head: usize| {
+                    order.iter().map(move |d| head * head_dim + d.start..head * head_dim + d.end)
                 };
-                Piece::rows(format!("{module}.{what}"), &shape, rows.clone()).stored_by(scheme)
-            };
-            vec![
-                one("q", heads, &q_rows),
-                one("k", kv_heads, &kv_rows),
-                one("v", kv_heads, &kv_rows),
-            ]
+                heads.clone().flat_map(of).collect()
+            }
         };
+        let rows = [turned(&shard.heads), turned(&shard.kv_heads), vec![whole(&shard.kv_heads)]];
+        let heights = [heads, kv_heads, kv_heads].map(|heads| heads * head_dim);
+        let homes = self.homes(&format!("{at}.self_attn"), ["q", "k", "v"], "qkv", heights);
+        let pieces = |what: &str, tail: &[usize]| -> Vec<Piece> {
+            let of = |(home, rows): (&Home, &Vec<Range<usize>>)| -> Vec<Piece> {
+                rows.iter().map(|rows| self.rows_of(home, what, tail, rows)).collect()
+            };
+            homes.iter().zip(&rows).flat_map(of).collect()
+        };
+        let weight = pieces("weight", &[hidden]);
         let bias = if config.attention_bias.qkv { pieces("bias", &[]) } else { Vec::new() };
-        let qkv = self.reader.linear(&pieces("weight", &[hidden]), &bias, hidden)?;
+        let qkv = self.reader.linear(&weight, &bias, hidden)?;
         let norms = match config.qk_norm {
             true => Some(HeadNorms {
                 query: self.norm_weight(&format!("{at}.self_attn.q_norm.weight"), head_dim)?,
@@ -205,6 +220,42 @@ impl<R: Reader> Layout<'_, R> {
         Ok((qkv, Attention { layer, spec, norms, sinks }, o))
     }
 
+    /// Where projections of the same input are, of which each has so many outputs.
+    fn homes<const N: usize>(
+        &self,
+        at: &str,
+        alone: [&str; N],
+        together: &str,
+        heights: [usize; N],
+    ) -> [Home; N] {
+        let are_together = self.config.architecture == Architecture::Phi3;
+        let mut above = 0;
+        std::array::from_fn(|which| match are_together {
+            true => {
+                let module = format!("{at}.{together}_proj");
+                let first = above;
+                above += heights[which];
+                Home { module, height: heights.iter().sum(), first }
+            }
+            false => {
+                let module = format!("{at}.{}_proj", alone[which]);
+                Home { module, height: heights[which], first: 0 }
+            }
+        })
+    }
+
+    /// Rows of a projection's `weight` or `bias`.
+    fn rows_of(&self, home: &Home, what: &str, tail: &[usize], rows: &Range<usize>) -> Piece {
+        let Home { module, height, first } = home;
+        let scheme = match what {
+            "weight" => self.config.quantization.scheme_of(module),
+            _ => Scheme::Plain,
+        };
+        let shape = [&[*height], tail].concat();
+        let rows = first + rows.start..first + rows.end;
+        Piece::rows(format!("{module}.{what}"), &shape, rows).stored_by(scheme)
+    }
+
     /// A projection whose outputs are summed over ranks: rank 0 adds the bias.
     fn summed(
         &mut self,
@@ -220,10 +271,9 @@ impl<R: Reader> Layout<'_, R> {
     fn dense(&mut self, at: &str, width: usize) -> Result<Halves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let columns = self.columns(width);
-        let module = |which: &str| format!("{at}.{which}_proj");
-        let rows = |which: &str| self.rows(&module(which), [width, hidden], &columns);
-        let gate_up = [rows("gate"), rows("up")];
-        let down = self.cols(&module("down"), [hidden, width], &columns);
+        let homes = self.homes(at, ["gate", "up"], "gate_up", [width; 2]);
+        let gate_up = homes.map(|home| self.rows_of(&home, "weight", &[hidden], &columns));
+        let down = self.cols(&format!("{at}.down_proj"), [hidden, width], &columns);
         let gate_up = self.reader.linear(&gate_up, &[], hidden)?;
         Ok((gate_up, self.summed(&[down], &[], columns.len())?))
     }

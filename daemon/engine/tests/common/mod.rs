@@ -83,6 +83,10 @@ pub fn config(architecture: &str, heads: usize, kv_heads: usize, head_dim: usize
             "rope_local_base_freq": 300.0,
         }),
         "MistralForCausalLM" => json!({"sliding_window": 21}),
+        "Phi3ForCausalLM" => json!({
+            "sliding_window": 23, "partial_rotary_factor": 0.6, "original_max_position_embeddings": 128,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [2.0, 3.0, 5.0]},
+        }),
         _ => json!({}),
     };
     for (key, value) in more.as_object().into_iter().flatten() {

@@ -33,6 +33,7 @@ pub(super) fn types(
             | Architecture::Mistral
             | Architecture::Mixtral
             | Architecture::Qwen3Moe
+            | Architecture::Phi3
     );
     let known = "a list of \"full_attention\" and \"sliding_attention\", one for each layer";
     let listed = match has_kinds {
@@ -59,7 +60,10 @@ pub(super) fn types(
     let pattern = fields.integer("sliding_window_pattern", 1..=LAYERS_MAX)?.unwrap_or(6);
     let by_place = |layer: usize| match architecture {
         Architecture::Llama => false,
-        Architecture::Mistral | Architecture::Mixtral | Architecture::Qwen3Moe => true,
+        Architecture::Mistral
+        | Architecture::Mixtral
+        | Architecture::Qwen3Moe
+        | Architecture::Phi3 => true,
         Architecture::Qwen2 | Architecture::Qwen3 => layer >= first_windows,
         Architecture::Qwen2Moe => layer.is_multiple_of(2) && layer < first_windows,
         Architecture::GptOss => layer.is_multiple_of(2),
@@ -77,7 +81,7 @@ fn window(fields: &Fields, architecture: Architecture) -> Result<Option<usize>, 
     };
     Ok(match architecture {
         Architecture::Llama => None,
-        Architecture::Mixtral => said,
+        Architecture::Mixtral | Architecture::Phi3 => said,
         Architecture::GptOss => or(128),
         Architecture::Mistral | Architecture::Gemma3 => or(4096),
         Architecture::Qwen2
