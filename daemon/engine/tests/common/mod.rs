@@ -83,9 +83,12 @@ pub fn config(architecture: &str, heads: usize, kv_heads: usize, head_dim: usize
             "rope_local_base_freq": 300.0,
         }),
         "MistralForCausalLM" => json!({"sliding_window": 21}),
+        // Six of ten dimensions are rotated.
         "Phi3ForCausalLM" => json!({
-            "sliding_window": 23, "partial_rotary_factor": 0.6, "original_max_position_embeddings": 128,
-            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [2.0, 3.0, 5.0]},
+            "sliding_window": 23, "partial_rotary_factor": 0.6,
+            "original_max_position_embeddings": 128, "rope_scaling": {
+                "type": "longrope", "short_factor": ([1.0, 1.5, 2.5][..head_dim * 3 / 10]),
+            },
         }),
         _ => json!({}),
     };
