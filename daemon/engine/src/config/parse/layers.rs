@@ -4,6 +4,7 @@ use super::super::fields::{ConfigError, Fields};
 use super::super::{
     Architecture, AttentionSpec, ExpertsSpec, Ffn, LayerSpec, Router, SharedExpert,
 };
+use super::class::Class;
 use super::{EXPERTS_MAX, INTERMEDIATE_MAX, LAYERS_MAX, POSITION_MAX};
 
 /// How a layer's tokens see each other.
@@ -27,16 +28,8 @@ pub(super) fn types(
         _ => Kind::Full,
     };
     // Classes of one kind of layer do not look at the list.
-    let has_kinds = !matches!(
-        architecture,
-        Architecture::Llama
-            | Architecture::Mistral
-            | Architecture::Mixtral
-            | Architecture::Qwen3Moe
-            | Architecture::Phi3
-    );
     let known = "a list of \"full_attention\" and \"sliding_attention\", one for each layer";
-    let listed = match has_kinds {
+    let listed = match Class::of(architecture).has_kinds {
         true => fields.typed("layer_types", known, |value| {
             let list = value.as_array().filter(|list| list.len() == count)?;
             let is_window = |value: &serde_json::Value| match value.as_str()? {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::super::fields::{ConfigError, Fields};
 use super::super::{Architecture, RopeConfig, RopeScaling};
 use super::POSITION_MAX;
+use super::class::Class;
 
 /// Bases of the geometric row of wavelengths.
 const THETA: RangeInclusive<f64> = 1.0..=1e15;
@@ -17,26 +18,27 @@ pub(super) fn ropes(
     architecture: Architecture,
     head_dim: usize,
 ) -> Result<Vec<RopeConfig>, ConfigError> {
+    let theta = Class::of(architecture).rope_theta;
     match architecture {
-        Architecture::Gemma3 => gemma(fields),
-        Architecture::Mixtral => Ok(vec![one(fields, 1e6)?]),
-        Architecture::GptOss => Ok(vec![gpt_oss(fields)?]),
-        Architecture::Phi3 => Ok(vec![phi(fields, head_dim)?]),
+        Architecture::Gemma3 => gemma(fields, theta),
+        Architecture::GptOss => Ok(vec![gpt_oss(fields, theta)?]),
+        Architecture::Phi3 => Ok(vec![phi(fields, head_dim, theta)?]),
         Architecture::Llama
         | Architecture::Mistral
+        | Architecture::Mixtral
         | Architecture::Qwen2
         | Architecture::Qwen3
         | Architecture::Qwen2Moe
-        | Architecture::Qwen3Moe => Ok(vec![one(fields, 1e4)?]),
+        | Architecture::Qwen3Moe => Ok(vec![one(fields, theta)?]),
     }
 }
 
 /// A part of each head is rotated, and stretched by LongRoPE.
-fn phi(fields: &Fields, head_dim: usize) -> Result<RopeConfig, ConfigError> {
+fn phi(fields: &Fields, head_dim: usize, theta_default: f64) -> Result<RopeConfig, ConfigError> {
     let (inner, key) = said(fields)?;
     let inner = inner.as_ref();
     let first = |key: &str| inner.filter(|inner| inner.get(key).is_some()).unwrap_or(fields);
-    let theta = first("rope_theta").number("rope_theta", THETA)?.unwrap_or(1e4);
+    let theta = first("rope_theta").number("rope_theta", THETA)?.unwrap_or(theta_default);
 
     let part = "partial_rotary_factor";
     let share = first(part).number(part, 0.0..=1.0)?.unwrap_or(1.0);
@@ -90,7 +92,7 @@ fn long(fields: &Fields, inner: &Fields, rotated: usize) -> Result<RopeScaling, 
 
 /// Full attention and windows have rotations of their own: in `rope_parameters` by the type of layer, as
 /// transformers 5 writes them, or in `rope_theta`, `rope_scaling` and `rope_local_base_freq`.
-fn gemma(fields: &Fields) -> Result<Vec<RopeConfig>, ConfigError> {
+fn gemma(fields: &Fields, theta_default: f64) -> Result<Vec<RopeConfig>, ConfigError> {
     if let Some(by_type) = fields.object("rope_parameters")?
         && by_type.get("full_attention").is_some()
     {
@@ -98,19 +100,19 @@ fn gemma(fields: &Fields) -> Result<Vec<RopeConfig>, ConfigError> {
             Some(inner) => stretched(&by_type, &inner, kind, None, theta),
             None => Ok(RopeConfig { still: 0, theta, scaling: RopeScaling::None }),
         };
-        return Ok(vec![of("full_attention", 1e6)?, of("sliding_attention", 1e4)?]);
+        return Ok(vec![of("full_attention", theta_default)?, of("sliding_attention", 1e4)?]);
     }
     let local = fields.number("rope_local_base_freq", THETA)?.unwrap_or(1e4);
     let local = RopeConfig { still: 0, theta: local, scaling: RopeScaling::None };
-    Ok(vec![one(fields, 1e6)?, local])
+    Ok(vec![one(fields, theta_default)?, local])
 }
 
 /// Without any word on it, gpt-oss is stretched all the same.
-fn gpt_oss(fields: &Fields) -> Result<RopeConfig, ConfigError> {
+fn gpt_oss(fields: &Fields, theta_default: f64) -> Result<RopeConfig, ConfigError> {
     if fields.get("rope_parameters").is_some() || fields.get("rope_scaling").is_some() {
-        return one(fields, 150_000.0);
+        return one(fields, theta_default);
     }
-    let theta = fields.number("rope_theta", THETA)?.unwrap_or(150_000.0);
+    let theta = fields.number("rope_theta", THETA)?.unwrap_or(theta_default);
     let scaling = RopeScaling::Yarn {
         factor: 32.0,
         beta_fast: 32.0,
