@@ -5,15 +5,7 @@
 //!
 //! Every architecture served is one decoder whose layers say what they are ([`crate::config::LayerSpec`]).
 //!
-//! # Adding a model
-//! 1. `config`: a variant of [`crate::config::Architecture`] with its name in `config.json`, and what its keys mean
-//!    for the layers (`config/parse/layers.rs`). A kind of layer that is not there yet is a new word in
-//!    `config/spec.rs`.
-//! 2. `model/layout.rs`: the names of its tensors, where they are not the usual ones.
-//!    How matrices are stored ([`crate::scheme`]) follows from their modules' names.
-//! 3. An op that is missing is added to [`crate::ops::Ops`], to `ops/cpu` first: it is the reference of the others.
-//! 4. `daemon/engine/tests/models.rs` holds every architecture against a naive forward pass, and
-//!    `tests/tiny.rs` against transformers.
+//! How another one is added is in `docs/adding-a-model.md`.
 
 mod decoder;
 pub mod layout;

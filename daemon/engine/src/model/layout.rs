@@ -3,6 +3,8 @@
 //! Owns: the names of a checkpoint's tensors, for every architecture. Must never: read a weight, or know a device:
 //! whoever reads is a [`Reader`].
 
+mod home;
+
 use std::ops::Range;
 
 use super::reader::{Piece, Reader, Vector};
@@ -14,6 +16,7 @@ use crate::ops::{
 use crate::rope;
 use crate::scheme::Scheme;
 use crate::weights::Part;
+use home::Home;
 
 /// A rank's weights.
 pub struct Weights<S: Storage> {
@@ -98,15 +101,6 @@ type StackedHalves<R> = (Stacked<<R as Reader>::Store>, Stacked<<R as Reader>::S
 /// What attention is made of: its projections, and what stands between them.
 type Parts<R> =
     (Linear<<R as Reader>::Store>, Attention<<R as Reader>::Store>, Linear<<R as Reader>::Store>);
-
-/// Where a projection is in a checkpoint: rows of a module, which other projections may share.
-struct Home {
-    module: String,
-    /// Rows of the module.
-    height: usize,
-    /// The projection's first.
-    first: usize,
-}
 
 struct Layout<'a, R: Reader> {
     config: &'a ModelConfig,
@@ -218,42 +212,6 @@ impl<R: Reader> Layout<'_, R> {
         let o = self.summed(&[o], &bias, inputs)?;
         let spec = spec.attention.clone();
         Ok((qkv, Attention { layer, spec, norms, sinks }, o))
-    }
-
-    /// Where projections of the same input are, of which each has so many outputs.
-    fn homes<const N: usize>(
-        &self,
-        at: &str,
-        alone: [&str; N],
-        together: &str,
-        heights: [usize; N],
-    ) -> [Home; N] {
-        let are_together = self.config.architecture == Architecture::Phi3;
-        let mut above = 0;
-        std::array::from_fn(|which| match are_together {
-            true => {
-                let module = format!("{at}.{together}_proj");
-                let first = above;
-                above += heights[which];
-                Home { module, height: heights.iter().sum(), first }
-            }
-            false => {
-                let module = format!("{at}.{}_proj", alone[which]);
-                Home { module, height: heights[which], first: 0 }
-            }
-        })
-    }
-
-    /// Rows of a projection's `weight` or `bias`.
-    fn rows_of(&self, home: &Home, what: &str, tail: &[usize], rows: &Range<usize>) -> Piece {
-        let Home { module, height, first } = home;
-        let scheme = match what {
-            "weight" => self.config.quantization.scheme_of(module),
-            _ => Scheme::Plain,
-        };
-        let shape = [&[*height], tail].concat();
-        let rows = first + rows.start..first + rows.end;
-        Piece::rows(format!("{module}.{what}"), &shape, rows).stored_by(scheme)
     }
 
     /// A projection whose outputs are summed over ranks: rank 0 adds the bias.
