@@ -41,15 +41,18 @@ pub fn pairs(rope: &RopeConfig, head_dim: usize) -> Vec<Pair> {
     (0..head_dim / 2).map(one).collect()
 }
 
-/// The dimensions of a head as a checkpoint counts them, in the order that devices have them in. A checkpoint rotates
-/// the first half of its rotated dimensions against the second, and has the others after both.
-pub fn order(rope: &RopeConfig, head_dim: usize) -> Vec<Range<usize>> {
+/// The rows of a checkpoint's query or key heads, in the order that devices have them in. A checkpoint rotates the first
+/// half of a head's rotated dimensions against the second, and has the others after both.
+pub fn rows(rope: &RopeConfig, head_dim: usize, heads: Range<usize>) -> Vec<Range<usize>> {
+    let all = heads.start * head_dim..heads.end * head_dim;
     if rope.still == 0 {
-        return vec![Range { start: 0, end: head_dim }];
+        return std::iter::once(all).collect();
     }
     let rotated = head_dim - rope.still;
     let middle = rotated + rope.still / 2;
-    vec![0..rotated / 2, rotated..middle, rotated / 2..rotated, middle..head_dim]
+    let order = [0..rotated / 2, rotated..middle, rotated / 2..rotated, middle..head_dim];
+    let of = |first: usize| order.clone().map(|rows| first + rows.start..first + rows.end);
+    all.step_by(head_dim).flat_map(of).collect()
 }
 
 fn magnitude(rope: &RopeConfig) -> f32 {
@@ -105,7 +108,7 @@ fn scale(frequency: f64, pair: usize, (low, high): (f64, f64), scaling: &RopeSca
 
 #[cfg(test)]
 mod tests {
-    use super::{Pair, order, pairs, scale};
+    use super::{Pair, pairs, rows, scale};
     use crate::config::{RopeConfig, RopeScaling};
 
     /// What stands still is neither turned nor stretched, and every dimension is somewhere once.
@@ -121,7 +124,8 @@ mod tests {
         let turns = [turning(1.0), turning(0.01 / 2.0), turning(0.0001 / 4.0)];
         assert_eq!(pairs(&rope, 10), [&turns[..], &[Pair::STILL; 2]].concat());
         assert_eq!(Pair::STILL.at(77), (1.0, 0.0));
-        assert_eq!(order(&rope, 10), [0..3, 6..8, 3..6, 8..10]);
+        let expected = [20..23, 26..28, 23..26, 28..30, 30..33, 36..38, 33..36, 38..40];
+        assert_eq!(rows(&rope, 10, 2..4), expected);
     }
 
     #[test]

@@ -163,17 +163,8 @@ impl<R: Reader> Layout<'_, R> {
         let shard = self.reader.shard().clone();
         let whole = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
         let q_rows = whole(&shard.heads);
-        let order = rope::order(&config.ropes[spec.attention.rope], head_dim);
-        // Rows of heads that are rotated, in the order that devices have them in.
-        let turned = |heads: &Range<usize>| match &order[..] {
-            [_] => vec![whole(heads)],
-            order => {
-                let of = |head: usize| {
-                    order.iter().map(move |d| head * head_dim + d.start..head * head_dim + d.end)
-                };
-                heads.clone().flat_map(of).collect()
-            }
-        };
+        let rope = &config.ropes[spec.attention.rope];
+        let turned = |heads: &Range<usize>| rope::rows(rope, head_dim, heads.clone());
         let rows = [turned(&shard.heads), turned(&shard.kv_heads), vec![whole(&shard.kv_heads)]];
         let heights = [heads, kv_heads, kv_heads].map(|heads| heads * head_dim);
         let homes = self.homes(&format!("{at}.self_attn"), ["q", "k", "v"], "qkv", heights);
