@@ -47,8 +47,10 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let class = Class::of(architecture);
     let types = layers::types(&fields, architecture, size("num_hidden_layers", LAYERS_MAX)?)?;
 
-    let layers = layers::layers(&fields, architecture, &types)?;
     let ropes = rope::ropes(&fields, architecture, head_dim)?;
+    let ends = ropes.iter().filter_map(RopeConfig::positions_max);
+    let max_position = ends.fold(max_position, usize::min);
+    let layers = layers::layers(&fields, architecture, &types, max_position)?;
     let quantization = quantization::quantization(&fields, architecture)?;
     refuse_halved_blocks(&fields, &quantization, hidden_size, &layers)?;
 
@@ -72,10 +74,7 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
             true => rounded_as_stored(&fields, (hidden_size as f32).sqrt())?,
             false => 1.0,
         },
-        max_position: ropes
-            .iter()
-            .filter_map(RopeConfig::positions_max)
-            .fold(max_position, usize::min),
+        max_position,
         ropes,
         tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(class.is_tied),
         quantization,

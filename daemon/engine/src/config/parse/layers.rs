@@ -87,11 +87,12 @@ fn window(fields: &Fields, architecture: Architecture) -> Result<Option<usize>, 
     })
 }
 
-/// The layers, of the kinds given.
+/// The layers, of the kinds given. A window as long as the context is none.
 pub(super) fn layers(
     fields: &Fields,
     architecture: Architecture,
     kinds: &[Kind],
+    context: usize,
 ) -> Result<Vec<LayerSpec>, ConfigError> {
     let size = |key: &str| fields.required(key, fields.integer(key, 1..=INTERMEDIATE_MAX)?);
     let experts = experts(fields, architecture)?;
@@ -110,7 +111,7 @@ pub(super) fn layers(
             };
             let (window, is_local) = match kind {
                 Kind::Full => (None, false),
-                Kind::Window(window) => (Some(*window), true),
+                Kind::Window(window) => (Some(*window).filter(|window| *window < context), true),
             };
             let rope = usize::from(is_local && architecture == Architecture::Gemma3);
             Ok(LayerSpec { attention: AttentionSpec { window, rope }, ffn })

@@ -39,7 +39,12 @@ fn phi_rotates_a_part_of_each_head_as_far_as_its_first_context_goes() {
     let scaling = long(1.190_238_071_423_808_3);
     assert_eq!(config.ropes, [RopeConfig { still: 32, theta: 1e4, scaling }]);
     assert_eq!((config.max_position, config.head_dim, config.kv_heads), (4096, 128, 8));
-    assert_eq!(windows(&config), [Some(262_144); 32]);
+    // Longer than the context.
+    assert_eq!(windows(&config), [None; 32]);
+    for (window, found) in [(4096, None), (4095, Some(4095)), (2047, Some(2047))] {
+        let config = parsed(PHI_4_MINI, phi(48, json!({"sliding_window": window})));
+        assert_eq!(windows(&config), [found; 32]);
+    }
     assert_eq!(config.attention_bias, AttentionBias::default());
     assert_eq!((config.rms_norm_eps, config.tie_word_embeddings), (1e-5, true));
     // What Phi 3 mini called it, and transformers 5 writes, with the share beside the factors.
