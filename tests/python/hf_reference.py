@@ -36,8 +36,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
-    AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config,
-    Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig)
+    AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, LlamaConfig, MistralConfig, MixtralConfig, Phi3Config,
+    Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig)
 
 PROMPT_LENS = [1, 2, 17, 64, 129, 300, 511, 700]
 NEW = 32
@@ -84,6 +84,16 @@ SHAPES = {
         num_key_value_heads=1, head_dim=256, max_position_embeddings=4096, sliding_window=128,
         rope_parameters={"full_attention": dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
                          "sliding_attention": dict(rope_type="default", rope_theta=10000.0)})),
+    # Phi 4's groups and Phi 3's window; then three quarters of each head, in LongRoPE's first context.
+    "phi-window": (Phi3Config, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=3584, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=2, max_position_embeddings=4096, sliding_window=100)),
+    "phi-longrope": (Phi3Config, dict(
+        vocab_size=50000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=131072, original_max_position_embeddings=4096,
+        tie_word_embeddings=True, rope_parameters=dict(
+            rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75,
+            short_factor=[1.0 + pair / 16 for pair in range(48)], long_factor=[1.0 + pair for pair in range(48)]))),
     "qwen3-moe": (Qwen3MoeConfig, dict(
         vocab_size=50000, hidden_size=1024, intermediate_size=3072, moe_intermediate_size=384, num_hidden_layers=6,
         num_attention_heads=16, num_key_value_heads=4, head_dim=128, num_experts=32, num_experts_per_tok=8,

@@ -43,11 +43,13 @@ pub enum Architecture {
     GptOss,
     /// Gemma 3, its text half: windows in most layers, norms around each block.
     Gemma3,
+    /// Phi 3 and 4: Llama's shape, with projections that read the same input in one tensor.
+    Phi3,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Architecture; 9] = [
+    pub const ALL: [Architecture; 10] = [
         Architecture::Llama,
         Architecture::Mistral,
         Architecture::Qwen2,
@@ -57,6 +59,7 @@ impl Architecture {
         Architecture::Mixtral,
         Architecture::GptOss,
         Architecture::Gemma3,
+        Architecture::Phi3,
     ];
 
     /// The name in `architectures` of `config.json`.
@@ -71,12 +74,13 @@ impl Architecture {
             Architecture::Mixtral => "MixtralForCausalLM",
             Architecture::GptOss => "GptOssForCausalLM",
             Architecture::Gemma3 => "Gemma3ForCausalLM",
+            Architecture::Phi3 => "Phi3ForCausalLM",
         }
     }
 }
 
 /// How the rotation frequencies are stretched for long contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
@@ -111,15 +115,37 @@ pub enum RopeScaling {
         /// What rotated vectors are multiplied by.
         magnitude: f64,
     },
+    /// LongRoPE (Ding et al., 2024), within the context that a model had before it: each pair has a divisor of its own.
+    /// Texts that grow longer would have other divisors, from their first token on; they are not served.
+    LongRope {
+        /// One for each pair that is rotated.
+        divisors: Vec<f64>,
+        /// Context length before stretching.
+        original_max_position: usize,
+        /// What rotated vectors are multiplied by.
+        magnitude: f64,
+    },
 }
 
 /// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
+    /// Dimensions of a head that are not rotated, its last ones: even, and less than all. None where `qk_norm` is.
+    pub still: usize,
     /// Base of the geometric row of wavelengths.
     pub theta: f64,
     /// Long-context scaling.
     pub scaling: RopeScaling,
+}
+
+impl RopeConfig {
+    /// Positions that it holds for, where they have an end of their own.
+    pub fn positions_max(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::LongRope { original_max_position, .. } => Some(original_max_position),
+            _ => None,
+        }
+    }
 }
 
 /// A decoder-only transformer: RMSNorm, rotary attention with grouped KV heads, gated feed-forward blocks,
@@ -159,7 +185,7 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Embeddings are multiplied by this on their way into the residual stream.
     pub embedding_scale: f32,
-    /// The context length.
+    /// The context length, as far as the rotations hold.
     pub max_position: usize,
     /// Rotary position embeddings that layers name.
     pub ropes: Vec<RopeConfig>,
@@ -225,7 +251,7 @@ impl ModelConfig {
             rms_norm_eps: 1e-5,
             embedding_scale: 1.0,
             max_position: 256,
-            ropes: vec![RopeConfig { theta: 10_000.0, scaling: RopeScaling::None }],
+            ropes: vec![RopeConfig { still: 0, theta: 10_000.0, scaling: RopeScaling::None }],
             tie_word_embeddings: true,
             quantization: Quantization::default(),
             eos_token_ids: Vec::new(),

@@ -5,15 +5,7 @@
 //!
 //! Every architecture served is one decoder whose layers say what they are ([`crate::config::LayerSpec`]).
 //!
-//! # Adding a model
-//! 1. `config`: a variant of [`crate::config::Architecture`] with its name in `config.json`, and what its keys mean
-//!    for the layers (`config/parse/layers.rs`). A kind of layer that is not there yet is a new word in
-//!    `config/spec.rs`.
-//! 2. `model/layout.rs`: the names of its tensors, where they are not the usual ones.
-//!    How matrices are stored ([`crate::scheme`]) follows from their modules' names.
-//! 3. An op that is missing is added to [`crate::ops::Ops`], to `ops/cpu` first: it is the reference of the others.
-//! 4. `daemon/engine/tests/models.rs` holds every architecture against a naive forward pass, and
-//!    `tests/tiny.rs` against transformers.
+//! How another one is added is in `docs/adding-a-model.md`.
 
 mod decoder;
 pub mod layout;
@@ -93,6 +85,13 @@ mod tests {
     const GEMMA_3_1B: &str = r#"{"architectures": ["Gemma3ForCausalLM"], "vocab_size": 262144,
         "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "head_dim": 256,
         "num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 32768}"#;
+    const PHI_4: &str = r#"{"architectures": ["Phi3ForCausalLM"], "vocab_size": 100352,
+        "hidden_size": 5120, "intermediate_size": 17920, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "num_key_value_heads": 10, "max_position_embeddings": 16384}"#;
+    const PHI_4_MINI: &str = r#"{"architectures": ["Phi3ForCausalLM"], "vocab_size": 200064,
+        "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+        "num_attention_heads": 24, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+        "partial_rotary_factor": 0.75, "tie_word_embeddings": true}"#;
 
     /// The counts on the model cards, or of their files.
     #[test]
@@ -104,6 +103,8 @@ mod tests {
             (QWEN1_5_MOE, 14_315_784_192),
             (GPT_OSS_20B, 20_914_757_184),
             (GEMMA_3_1B, 999_885_952),
+            (PHI_4, 14_659_507_200),
+            (PHI_4_MINI, 3_836_021_760),
         ] {
             let config = config(json);
             assert_eq!(super::parameters(&config), parameters, "{:?}", config.architecture);
@@ -184,16 +185,49 @@ mod tests {
         let gemma = tensors(&config(GEMMA_3_1B));
         let name = "model.layers.0.pre_feedforward_layernorm.weight";
         assert_eq!(shape(&gemma, name), Some(vec![1152]));
+        let phi = tensors(&config(PHI_4));
+        let name = "model.layers.39.self_attn.qkv_proj.weight";
+        assert_eq!(shape(&phi, name), Some(vec![60 * 128, 5120]));
+        let name = "model.layers.0.mlp.gate_up_proj.weight";
+        assert_eq!(shape(&phi, name), Some(vec![2 * 17_920, 5120]));
+        // Once each, whatever is cut out of it.
+        let count = |json| (tensors(&config(json)).len(), config(json).layers.len());
+        assert_eq!((count(PHI_4), count(PHI_4_MINI)), ((40 * 6 + 3, 40), (32 * 6 + 2, 32)));
+    }
+
+    /// What `tp` ranks hold together.
+    fn held(config: &ModelConfig, tp: usize) -> (u64, u64) {
+        let ranks = (0..tp).map(|rank| Shard::new(config, tp, rank).unwrap());
+        let of = |shard: Shard| (parameters_of(config, &shard), bytes_of(config, &shard));
+        ranks.map(of).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
     /// All ranks together hold every element once, but for what each of them needs whole.
     #[test]
     fn ranks_divide_experts_as_they_divide_all_else() {
         let config = config(MIXTRAL);
-        let ranks = (0..4).map(|rank| Shard::new(&config, 4, rank).unwrap());
-        let held: u64 = ranks.map(|shard| parameters_of(&config, &shard)).sum();
         // Norms, and routers of 8 experts, in 32 layers.
         let whole = 65 * 4096 + 32 * 8 * 4096;
-        assert_eq!(held, super::parameters(&config) + 3 * whole);
+        assert_eq!(held(&config, 4).0, super::parameters(&config) + 3 * whole);
+    }
+
+    /// Projections that share a tensor are cut out of it, each number and each scale once.
+    #[test]
+    fn ranks_divide_projections_that_share_a_tensor() {
+        for (json, norms) in [(PHI_4, 81 * 5120), (PHI_4_MINI, 65 * 3072)] {
+            let plain = config(json);
+            let parameters = super::parameters(&plain);
+            for tp in [1, 2, 5, 8] {
+                if plain.kv_heads.is_multiple_of(tp) {
+                    let whole = (tp as u64 - 1) * norms;
+                    let expected = (parameters + whole, 2 * (parameters + whole));
+                    assert_eq!(held(&plain, tp), expected, "tp {tp}");
+                }
+            }
+            let coded = plain.quantised_to_fp8().unwrap();
+            let stored: u64 = tensors(&coded).iter().map(TensorSpec::bytes).sum();
+            // Of what ranks sum, each has the scales of all outputs; they are counted by its share of the inputs.
+            assert_eq!(held(&coded, 2), (parameters + norms, stored + 2 * norms));
+        }
     }
 }

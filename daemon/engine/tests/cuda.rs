@@ -48,6 +48,7 @@ fn on(device: Device) -> LoadOptions {
 /// A tiny model of each architecture, of sizes that the GPU has kernels for, a vocabulary aside. Windows are shorter than
 /// most prompts.
 fn models() -> Vec<(tempfile::TempDir, Value)> {
+    let part = json!({"partial_rotary_factor": 0.75, "rope_scaling": null});
     let windows = json!({"use_sliding_window": true, "sliding_window": 33, "max_window_layers": 1});
     let shapes = [
         ("LlamaForCausalLM", 6, 2, 64, json!({})),
@@ -57,6 +58,7 @@ fn models() -> Vec<(tempfile::TempDir, Value)> {
         ("Qwen2ForCausalLM", 6, 2, 128, windows),
         ("Gemma3ForCausalLM", 4, 1, 256, json!({})),
         ("LlamaForCausalLM", 4, 2, 64, json!({"attention_bias": true})),
+        ("Phi3ForCausalLM", 4, 2, 96, part),
     ];
     let model = |(architecture, heads, kv_heads, head_dim, changes): (_, _, _, _, Value)| {
         let mut config: Value = config(architecture, heads, kv_heads, head_dim);

@@ -11,7 +11,7 @@ use minisgl_proto::{KvDtype, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-const ARCHITECTURES: [&str; 9] = [
+const ARCHITECTURES: [&str; 10] = [
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
@@ -21,6 +21,7 @@ const ARCHITECTURES: [&str; 9] = [
     "MixtralForCausalLM",
     "GptOssForCausalLM",
     "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
 ];
 
 fn prompts(seed: u64) -> Vec<Vec<u32>> {
@@ -117,7 +118,9 @@ fn every_weight_type_and_scaling_matches() {
 #[test]
 fn weights_quantised_at_load_are_the_dequantised_ones() {
     let fp8 = |tp| LoadOptions { quantize: Quantize::Fp8, tp, ..LoadOptions::default() };
-    for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM"] {
+    for architecture in
+        ["LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"]
+    {
         against_oracle(&config(architecture, 6, 2, 10), Dtype::BF16, fp8(1), 2e-4);
     }
     for (dtype, tp) in [(Dtype::F16, 1), (Dtype::F32, 2)] {
@@ -248,6 +251,7 @@ fn ranks_agree() {
         ("MistralForCausalLM", 4, 4, &[2, 4][..]),
         ("Qwen2ForCausalLM", 8, 2, &[2, 4, 8][..]),
         ("Qwen3ForCausalLM", 8, 4, &[2, 4, 8][..]),
+        ("Phi3ForCausalLM", 8, 2, &[2, 4, 8][..]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &config(architecture, heads, kv_heads, 8), Dtype::BF16, 13);

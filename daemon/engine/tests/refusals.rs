@@ -66,6 +66,18 @@ fn options_that_cannot_be_served_are_refused() {
     assert!(Engine::load(dir.path(), &options(), &mut |_| ()).is_ok());
 }
 
+/// What follows the context that LongRoPE begins with would need other rotations from the first token on.
+#[test]
+fn a_context_that_longrope_stretched_ends_where_it_began() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config("Phi3ForCausalLM", 8, 4, 10), Dtype::BF16, 1);
+    let of = |max_len| LoadOptions { max_len, ..options() };
+    let wanted = "option max_len is 129: at most the context that the model had before LongRoPE stretched it, 128";
+    assert_eq!(refusal(dir.path(), of(Some(129))), wanted);
+    let (_engine, info) = Engine::load(dir.path(), &of(None), &mut |_| ()).unwrap();
+    assert_eq!(info.max_len, 128);
+}
+
 #[test]
 fn what_cannot_be_quantised_is_refused() {
     let fp8 = || LoadOptions { quantize: Quantize::Fp8, ..options() };

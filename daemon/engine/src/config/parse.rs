@@ -8,16 +8,16 @@ use std::path::Path;
 use minisgl_proto::limits::END_TOKENS_MAX;
 use serde_json::Value;
 
+mod class;
 mod layers;
 mod quantization;
 mod rope;
 
+use class::Class;
 use half::{bf16, f16};
 
 use super::fields::{ConfigError, Fields};
-use super::{
-    Activation, Architecture, AttentionBias, LayerSpec, ModelConfig, NormSpec, Quantization,
-};
+use super::{Architecture, AttentionBias, LayerSpec, ModelConfig, Quantization, RopeConfig};
 
 const VOCAB_MAX: usize = 1 << 22;
 const HIDDEN_MAX: usize = 1 << 17;
@@ -44,10 +44,13 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
     let max_position = size("max_position_embeddings", POSITION_MAX)?;
     let head_dim = head_dim(&fields, architecture, hidden_size, heads)?;
     let is_gemma = architecture == Architecture::Gemma3;
-    let is_gpt_oss = architecture == Architecture::GptOss;
+    let class = Class::of(architecture);
     let types = layers::types(&fields, architecture, size("num_hidden_layers", LAYERS_MAX)?)?;
 
-    let layers = layers::layers(&fields, architecture, &types)?;
+    let ropes = rope::ropes(&fields, architecture, head_dim)?;
+    let ends = ropes.iter().filter_map(RopeConfig::positions_max);
+    let max_position = ends.fold(max_position, usize::min);
+    let layers = layers::layers(&fields, architecture, &types, max_position)?;
     let quantization = quantization::quantization(&fields, architecture)?;
     refuse_halved_blocks(&fields, &quantization, hidden_size, &layers)?;
 
@@ -61,25 +64,19 @@ pub(super) fn from_dir(dir: &Path) -> Result<ModelConfig, ConfigError> {
         head_dim,
         attention_scale: attention_scale(&fields, architecture, head_dim)?,
         attention_bias: attention_bias(&fields, architecture)?,
-        qk_norm: matches!(
-            architecture,
-            Architecture::Qwen3 | Architecture::Qwen3Moe | Architecture::Gemma3
-        ),
-        sinks: is_gpt_oss,
-        activation: match architecture {
-            Architecture::Gemma3 => Activation::GeluTanh,
-            Architecture::GptOss => Activation::ClampedSwish,
-            _ => Activation::Silu,
-        },
-        norms: NormSpec { plus_one: is_gemma, after_blocks: is_gemma },
-        rms_norm_eps: rms_norm_eps(&fields, architecture)?,
+        qk_norm: class.qk_norm,
+        sinks: class.sinks,
+        activation: class.activation,
+        norms: class.norms,
+        rms_norm_eps: fields.number("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(class.rms_norm_eps)
+            as f32,
         embedding_scale: match is_gemma {
             true => rounded_as_stored(&fields, (hidden_size as f32).sqrt())?,
             false => 1.0,
         },
         max_position,
-        ropes: rope::ropes(&fields, architecture)?,
-        tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(is_gemma),
+        ropes,
+        tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(class.is_tied),
         quantization,
         eos_token_ids: eos_token_ids(&fields, generation.as_ref(), vocab_size)?,
     })
@@ -102,14 +99,6 @@ fn refuse_halved_blocks(
         }
     }
     Ok(())
-}
-
-fn rms_norm_eps(fields: &Fields, architecture: Architecture) -> Result<f32, ConfigError> {
-    let default = match architecture {
-        Architecture::Mixtral | Architecture::GptOss => 1e-5,
-        _ => 1e-6,
-    };
-    Ok(fields.number("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(default) as f32)
 }
 
 /// The product of queries and keys is multiplied by this.
@@ -144,7 +133,9 @@ fn attention_bias(
         | Architecture::Qwen3Moe
         | Architecture::Gemma3 => both(said(false)?),
         // These classes do not look at the key.
-        Architecture::Mistral | Architecture::Mixtral => AttentionBias::default(),
+        Architecture::Mistral | Architecture::Mixtral | Architecture::Phi3 => {
+            AttentionBias::default()
+        }
     })
 }
 
@@ -194,7 +185,9 @@ fn refuse_what_changes_the_arithmetic(
     if fields.bool("use_bidirectional_attention")?.unwrap_or(false) {
         return Err(fields.unsupported("use_bidirectional_attention", "false"));
     }
-    if fields.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(1.0) != 1.0 {
+    if architecture != Architecture::Phi3
+        && fields.number("partial_rotary_factor", 0.0..=1.0)?.unwrap_or(1.0) != 1.0
+    {
         return Err(fields.unsupported("partial_rotary_factor", "1.0"));
     }
     Ok(())
@@ -221,13 +214,10 @@ fn head_dim(
     match fields.integer("head_dim", 1..=HEAD_DIM_MAX)? {
         Some(head_dim) if head_dim.is_multiple_of(2) => return Ok(head_dim),
         Some(_) => return Err(fields.invalid("head_dim", even)),
-        None if !fields.is_null("head_dim") => match architecture {
-            Architecture::Qwen3 => return Ok(128),
-            Architecture::Gemma3 => return Ok(256),
-            Architecture::GptOss => return Ok(64),
+        None => match Class::of(architecture).head_dim {
+            Some(head_dim) if !fields.is_null("head_dim") => return Ok(head_dim),
             _ => {}
         },
-        None => {}
     }
     if !hidden_size.is_multiple_of(heads) {
         return Err(fields.invalid(

@@ -1,3 +1,4 @@
+mod phi;
 mod quantization;
 
 use std::fs;
@@ -85,6 +86,7 @@ fn llama_3_1_8b() {
             embedding_scale: 1.0,
             max_position: 131_072,
             ropes: vec![RopeConfig {
+                still: 0,
                 theta: 500_000.0,
                 scaling: RopeScaling::Llama3 {
                     factor: 8.0,
@@ -104,7 +106,7 @@ fn llama_3_1_8b() {
 fn qwen3_0_6b() {
     let config = parse(&object(QWEN3_0_6B), None).unwrap();
     assert_eq!((config.qk_norm, config.attention_bias.qkv), (true, false));
-    assert_eq!(config.ropes, [RopeConfig { theta: 1e6, scaling: RopeScaling::None }]);
+    assert_eq!(config.ropes, [RopeConfig { still: 0, theta: 1e6, scaling: RopeScaling::None }]);
     // Heads times their width is more than the hidden size.
     assert_eq!((config.heads * config.head_dim, config.hidden_size), (2048, 1024));
     assert!(config.tie_word_embeddings);
@@ -170,13 +172,14 @@ fn windows_are_where_transformers_puts_them() {
 fn rope_in_all_its_spellings() {
     let rope = |changes| parsed(LLAMA_3_1_8B, changes).ropes.remove(0);
     let old = json!({"rope_scaling": {"type": "linear", "factor": 2}});
-    let linear = RopeConfig { theta: 500_000.0, scaling: RopeScaling::Linear { factor: 2.0 } };
+    let scaling = RopeScaling::Linear { factor: 2.0 };
+    let linear = RopeConfig { still: 0, theta: 500_000.0, scaling };
     assert_eq!(rope(old), linear);
     let five = json!({"rope_scaling": "-", "rope_theta": "-",
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000}});
     assert_eq!(rope(five), linear);
     let plain = json!({"rope_scaling": "-", "rope_theta": "-", "rope_parameters": {"rope_theta": 7e4, "rope_type": "default"}});
-    assert_eq!(rope(plain), RopeConfig { theta: 7e4, scaling: RopeScaling::None });
+    assert_eq!(rope(plain), RopeConfig { still: 0, theta: 7e4, scaling: RopeScaling::None });
     let mut llama3 = object(LLAMA_3_1_8B)["rope_scaling"].clone();
     llama3["rope_theta"] = json!(500_000);
     let five = json!({"rope_scaling": "-", "rope_theta": "-", "rope_parameters": llama3});
@@ -209,7 +212,7 @@ fn arithmetic_that_is_not_implemented_is_refused() {
         "\"architectures\" is [\"FalconForCausalLM\"], which is not supported; supported: \
          LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
          Qwen2MoeForCausalLM, Qwen3MoeForCausalLM, MixtralForCausalLM, GptOssForCausalLM, \
-         Gemma3ForCausalLM",
+         Gemma3ForCausalLM, Phi3ForCausalLM",
     );
     refused(
         LLAMA_3_1_8B,
@@ -345,7 +348,7 @@ fn gemma_3_has_two_rotations_and_norms_all_around() {
     assert_eq!(windows(&config), expected);
     let ropes: Vec<usize> = config.layers.iter().map(|layer| layer.attention.rope).collect();
     assert_eq!(ropes, [1, 1, 1, 1, 1, 0, 1]);
-    let plain = |theta| RopeConfig { theta, scaling: RopeScaling::None };
+    let plain = |theta| RopeConfig { still: 0, theta, scaling: RopeScaling::None };
     assert_eq!(config.ropes, [plain(1e6), plain(1e4)]);
     assert_eq!(config.norms, NormSpec { plus_one: true, after_blocks: true });
     assert_eq!((config.attention_scale, config.embedding_scale), (1.0 / 16.0, 34.0));
@@ -355,7 +358,8 @@ fn gemma_3_has_two_rotations_and_norms_all_around() {
     let new = gemma(json!({"rope_theta": "-", "rope_local_base_freq": "-", "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}));
-    let linear = RopeConfig { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } };
+    let scaling = RopeScaling::Linear { factor: 8.0 };
+    let linear = RopeConfig { still: 0, theta: 1e6, scaling };
     assert_eq!(new.ropes, [linear, plain(1e4)]);
     assert_eq!(gemma(json!({"dtype": "float32"})).embedding_scale, 1152.0f32.sqrt());
 }

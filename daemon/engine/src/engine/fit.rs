@@ -238,8 +238,12 @@ mod tests {
     }"#;
 
     fn folder() -> tempfile::TempDir {
+        folder_of(CONFIG)
+    }
+
+    fn folder_of(config: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
         dir
     }
 
@@ -250,14 +254,18 @@ mod tests {
 
     #[test]
     fn a_fit_is_what_a_load_comes_to() {
-        let dir = folder();
-        for change in [
-            |_: &mut LoadOptions| (),
-            |options: &mut LoadOptions| options.kv_tokens = Some(100),
-            |options: &mut LoadOptions| options.max_len = Some(50),
-            |options: &mut LoadOptions| options.tp = 2,
-            |options: &mut LoadOptions| options.kv_dtype = minisgl_proto::KvDtype::Bf16,
+        // The same sizes, with tensors that projections share.
+        let phi = CONFIG.replace("Llama", "Phi3");
+        for (config, change) in [
+            (CONFIG, (|_| ()) as fn(&mut LoadOptions)),
+            (CONFIG, |options| options.kv_tokens = Some(100)),
+            (CONFIG, |options| options.max_len = Some(50)),
+            (CONFIG, |options| options.tp = 2),
+            (CONFIG, |options| options.kv_dtype = minisgl_proto::KvDtype::Bf16),
+            (&phi, |_| ()),
+            (&phi, |options| options.tp = 2),
         ] {
+            let dir = folder_of(config);
             let mut options = options();
             change(&mut options);
             let (fit, problem) = Engine::fit(dir.path(), &options).unwrap();

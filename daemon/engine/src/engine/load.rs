@@ -216,11 +216,18 @@ pub(super) fn open_weights(
 /// Whether the model has as many positions as were asked for.
 pub(super) fn check_len(options: &LoadOptions, config: &ModelConfig) -> Result<(), EngineError> {
     match options.max_len {
-        Some(len) if len as usize > config.max_position => Err(EngineError::Option {
-            option: "max_len",
-            value: len.to_string(),
-            expected: format!("at most the model's own {}", config.max_position),
-        }),
+        Some(len) if len as usize > config.max_position => {
+            let most = Some(config.max_position);
+            let whose = match config.ropes.iter().any(|rope| rope.positions_max() == most) {
+                true => "the context that the model had before LongRoPE stretched it,",
+                false => "the model's own",
+            };
+            Err(EngineError::Option {
+                option: "max_len",
+                value: len.to_string(),
+                expected: format!("at most {whose} {}", config.max_position),
+            })
+        }
         _ => Ok(()),
     }
 }

@@ -3,6 +3,8 @@
 //! Owns: the names of a checkpoint's tensors, for every architecture. Must never: read a weight, or know a device:
 //! whoever reads is a [`Reader`].
 
+mod home;
+
 use std::ops::Range;
 
 use super::reader::{Piece, Reader, Vector};
@@ -11,8 +13,10 @@ use crate::ops::{
     Attention, Experts, HeadNorms, Linear, Norm, NormId, Shared, StackOf, StackShape, Stacked,
     Storage,
 };
+use crate::rope;
 use crate::scheme::Scheme;
 use crate::weights::Part;
+use home::Home;
 
 /// A rank's weights.
 pub struct Weights<S: Storage> {
@@ -157,26 +161,22 @@ impl<R: Reader> Layout<'_, R> {
         let ModelConfig { hidden_size: hidden, heads, kv_heads, head_dim, .. } = *self.config;
         let config = self.config;
         let shard = self.reader.shard().clone();
-        let rows = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
-        let (q_rows, kv_rows) = (rows(&shard.heads), rows(&shard.kv_heads));
-        let pieces = |what: &str, tail: &[usize]| {
-            let one = |which: &str, heads: usize, rows: &Range<usize>| {
-                let shape = [&[heads * head_dim], tail].concat();
-                let module = format!("{at}.self_attn.{which}_proj");
-                let scheme = match what {
-                    "weight" => config.quantization.scheme_of(&module),
-                    _ => Scheme::Plain,
-                };
-                Piece::rows(format!("{module}.{what}"), &shape, rows.clone()).stored_by(scheme)
+        let whole = |heads: &Range<usize>| heads.start * head_dim..heads.end * head_dim;
+        let q_rows = whole(&shard.heads);
+        let rope = &config.ropes[spec.attention.rope];
+        let turned = |heads: &Range<usize>| rope::rows(rope, head_dim, heads.clone());
+        let rows = [turned(&shard.heads), turned(&shard.kv_heads), vec![whole(&shard.kv_heads)]];
+        let heights = [heads, kv_heads, kv_heads].map(|heads| heads * head_dim);
+        let homes = self.homes(&format!("{at}.self_attn"), ["q", "k", "v"], "qkv", heights);
+        let pieces = |what: &str, tail: &[usize]| -> Vec<Piece> {
+            let of = |(home, rows): (&Home, &Vec<Range<usize>>)| -> Vec<Piece> {
+                rows.iter().map(|rows| self.rows_of(home, what, tail, rows)).collect()
             };
-            vec![
-                one("q", heads, &q_rows),
-                one("k", kv_heads, &kv_rows),
-                one("v", kv_heads, &kv_rows),
-            ]
+            homes.iter().zip(&rows).flat_map(of).collect()
         };
+        let weight = pieces("weight", &[hidden]);
         let bias = if config.attention_bias.qkv { pieces("bias", &[]) } else { Vec::new() };
-        let qkv = self.reader.linear(&pieces("weight", &[hidden]), &bias, hidden)?;
+        let qkv = self.reader.linear(&weight, &bias, hidden)?;
         let norms = match config.qk_norm {
             true => Some(HeadNorms {
                 query: self.norm_weight(&format!("{at}.self_attn.q_norm.weight"), head_dim)?,
@@ -220,10 +220,9 @@ impl<R: Reader> Layout<'_, R> {
     fn dense(&mut self, at: &str, width: usize) -> Result<Halves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let columns = self.columns(width);
-        let module = |which: &str| format!("{at}.{which}_proj");
-        let rows = |which: &str| self.rows(&module(which), [width, hidden], &columns);
-        let gate_up = [rows("gate"), rows("up")];
-        let down = self.cols(&module("down"), [hidden, width], &columns);
+        let homes = self.homes(at, ["gate", "up"], "gate_up", [width; 2]);
+        let gate_up = homes.map(|home| self.rows_of(&home, "weight", &[hidden], &columns));
+        let down = self.cols(&format!("{at}.down_proj"), [hidden, width], &columns);
         let gate_up = self.reader.linear(&gate_up, &[], hidden)?;
         Ok((gate_up, self.summed(&[down], &[], columns.len())?))
     }

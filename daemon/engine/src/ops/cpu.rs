@@ -36,7 +36,7 @@ use crate::batch::Batch;
 use crate::collective::Member;
 use crate::config::{Activation, ModelConfig, RopeConfig};
 use crate::error::OpError;
-use crate::rope;
+use crate::rope::{self, Pair};
 use crate::sampler::Sampler;
 use crate::shard::{Shard, vocab_share};
 use crate::weights::{MatrixPart, TensorPart};
@@ -103,8 +103,7 @@ pub struct CpuOps {
 
 /// A rotation, and its angles for the current batch.
 struct Rotation {
-    frequencies: Vec<f32>,
-    magnitude: f32,
+    pairs: Vec<Pair>,
     /// `[tokens, head_dim / 2]`
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -113,20 +112,18 @@ struct Rotation {
 impl Rotation {
     /// With room for `angles`.
     fn new(rope: &RopeConfig, head_dim: usize, angles: usize) -> Rotation {
-        let (frequencies, magnitude) = (rope::frequencies(rope, head_dim), rope::magnitude(rope));
         let (cos, sin) = (Vec::with_capacity(angles), Vec::with_capacity(angles));
-        Rotation { frequencies, magnitude, cos, sin }
+        Rotation { pairs: rope::pairs(rope, head_dim), cos, sin }
     }
 
     fn prepare(&mut self, positions: &[u32]) {
         self.cos.clear();
         self.sin.clear();
         for &position in positions {
-            for frequency in &self.frequencies {
-                // The product is rounded to f32, as in the code the checkpoints were trained with.
-                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                self.cos.push(cos as f32 * self.magnitude);
-                self.sin.push(sin as f32 * self.magnitude);
+            for pair in &self.pairs {
+                let (cos, sin) = pair.at(position as usize);
+                self.cos.push(cos);
+                self.sin.push(sin);
             }
         }
     }

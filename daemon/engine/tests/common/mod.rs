@@ -83,6 +83,14 @@ pub fn config(architecture: &str, heads: usize, kv_heads: usize, head_dim: usize
             "rope_local_base_freq": 300.0,
         }),
         "MistralForCausalLM" => json!({"sliding_window": 21}),
+        // Six of ten dimensions are rotated.
+        "Phi3ForCausalLM" => json!({
+            "sliding_window": 23, "partial_rotary_factor": 0.6,
+            "original_max_position_embeddings": 128, "rope_scaling": {
+                "type": "longrope",
+                "short_factor": Vec::from_iter((0..head_dim * 3 / 10).map(|pair| 1.0 + 0.5 * pair as f64)),
+            },
+        }),
         _ => json!({}),
     };
     for (key, value) in more.as_object().into_iter().flatten() {

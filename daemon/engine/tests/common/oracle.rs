@@ -22,8 +22,23 @@ pub fn log_probabilities(
     for (layer, spec) in config.layers.iter().enumerate() {
         let get = |name: &str| weight(&format!("model.layers.{layer}.{name}"));
         let normed = norm_all(config, &x, &get("input_layernorm.weight"));
+        let is_phi = config.architecture == Architecture::Phi3;
         let project = |which: &str| -> Vec<Vec<f64>> {
-            let mut out = matmul(&normed, &get(&format!("self_attn.{which}_proj.weight")));
+            let weight = match is_phi {
+                false => get(&format!("self_attn.{which}_proj.weight")),
+                // Queries, then keys, then values.
+                true => {
+                    let all = get("self_attn.qkv_proj.weight");
+                    let (q, kv) = (config.heads * dim * hidden, config.kv_heads * dim * hidden);
+                    let (first, len) = match which {
+                        "q" => (0, q),
+                        "k" => (q, kv),
+                        _ => (q + kv, kv),
+                    };
+                    all[first..first + len].to_vec()
+                }
+            };
+            let mut out = matmul(&normed, &weight);
             if config.attention_bias.qkv {
                 let bias = get(&format!("self_attn.{which}_proj.bias"));
                 out.iter_mut().for_each(|row| add(row, &bias));
@@ -80,9 +95,14 @@ pub fn log_probabilities(
             if is_gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         let normed = norm_all(config, &x, &get(&format!("{before}.weight")));
         let mut delta = match &spec.ffn {
-            Ffn::Dense { .. } => {
-                block(config, &normed, |which| get(&format!("mlp.{which}_proj.weight")))
-            }
+            Ffn::Dense { .. } => block(config, &normed, |which| match (is_phi, which) {
+                (true, "gate" | "up") => {
+                    let mut gate = get("mlp.gate_up_proj.weight");
+                    let up = gate.split_off(gate.len() / 2);
+                    if which == "up" { up } else { gate }
+                }
+                _ => get(&format!("mlp.{which}_proj.weight")),
+            }),
             Ffn::Experts(experts) => {
                 normed.iter().map(|x| mixture(config, experts, x, &get)).collect()
             }
@@ -242,14 +262,14 @@ fn log_sum_exp(x: &[f64]) -> f64 {
 }
 
 fn rotate(rope: &RopeConfig, head: &mut [f64], position: usize) {
-    let half = head.len() / 2;
+    let half = (head.len() - rope.still) / 2;
     let magnitude = match rope.scaling {
-        RopeScaling::Yarn { magnitude, .. } => magnitude,
+        RopeScaling::Yarn { magnitude, .. } | RopeScaling::LongRope { magnitude, .. } => magnitude,
         _ => 1.0,
     };
     for i in 0..half {
         let frequency = rope.theta.powf(-(i as f64) / half as f64);
-        let angle = position as f64 * stretched(frequency, rope);
+        let angle = position as f64 * stretched(frequency, i, rope);
         let (sin, cos) = angle.sin_cos();
         let (a, b) = (head[i], head[i + half]);
         head[i] = (a * cos - b * sin) * magnitude;
@@ -258,8 +278,9 @@ fn rotate(rope: &RopeConfig, head: &mut [f64], position: usize) {
 }
 
 /// By wavelength, as the Llama 3.1 reference states it; YaRN by dimension, as its paper's code does.
-fn stretched(frequency: f64, rope: &RopeConfig) -> f64 {
+fn stretched(frequency: f64, pair: usize, rope: &RopeConfig) -> f64 {
     match rope.scaling {
+        RopeScaling::LongRope { ref divisors, .. } => frequency / divisors[pair],
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 {

@@ -4,6 +4,7 @@ use super::super::fields::{ConfigError, Fields};
 use super::super::{
     Architecture, AttentionSpec, ExpertsSpec, Ffn, LayerSpec, Router, SharedExpert,
 };
+use super::class::Class;
 use super::{EXPERTS_MAX, INTERMEDIATE_MAX, LAYERS_MAX, POSITION_MAX};
 
 /// How a layer's tokens see each other.
@@ -27,15 +28,8 @@ pub(super) fn types(
         _ => Kind::Full,
     };
     // Classes of one kind of layer do not look at the list.
-    let has_kinds = !matches!(
-        architecture,
-        Architecture::Llama
-            | Architecture::Mistral
-            | Architecture::Mixtral
-            | Architecture::Qwen3Moe
-    );
     let known = "a list of \"full_attention\" and \"sliding_attention\", one for each layer";
-    let listed = match has_kinds {
+    let listed = match Class::of(architecture).has_kinds {
         true => fields.typed("layer_types", known, |value| {
             let list = value.as_array().filter(|list| list.len() == count)?;
             let is_window = |value: &serde_json::Value| match value.as_str()? {
@@ -59,7 +53,10 @@ pub(super) fn types(
     let pattern = fields.integer("sliding_window_pattern", 1..=LAYERS_MAX)?.unwrap_or(6);
     let by_place = |layer: usize| match architecture {
         Architecture::Llama => false,
-        Architecture::Mistral | Architecture::Mixtral | Architecture::Qwen3Moe => true,
+        Architecture::Mistral
+        | Architecture::Mixtral
+        | Architecture::Qwen3Moe
+        | Architecture::Phi3 => true,
         Architecture::Qwen2 | Architecture::Qwen3 => layer >= first_windows,
         Architecture::Qwen2Moe => layer.is_multiple_of(2) && layer < first_windows,
         Architecture::GptOss => layer.is_multiple_of(2),
@@ -77,7 +74,7 @@ fn window(fields: &Fields, architecture: Architecture) -> Result<Option<usize>, 
     };
     Ok(match architecture {
         Architecture::Llama => None,
-        Architecture::Mixtral => said,
+        Architecture::Mixtral | Architecture::Phi3 => said,
         Architecture::GptOss => or(128),
         Architecture::Mistral | Architecture::Gemma3 => or(4096),
         Architecture::Qwen2
@@ -90,11 +87,12 @@ fn window(fields: &Fields, architecture: Architecture) -> Result<Option<usize>, 
     })
 }
 
-/// The layers, of the kinds given.
+/// The layers, of the kinds given. A window as long as the context is none.
 pub(super) fn layers(
     fields: &Fields,
     architecture: Architecture,
     kinds: &[Kind],
+    context: usize,
 ) -> Result<Vec<LayerSpec>, ConfigError> {
     let size = |key: &str| fields.required(key, fields.integer(key, 1..=INTERMEDIATE_MAX)?);
     let experts = experts(fields, architecture)?;
@@ -113,7 +111,7 @@ pub(super) fn layers(
             };
             let (window, is_local) = match kind {
                 Kind::Full => (None, false),
-                Kind::Window(window) => (Some(*window), true),
+                Kind::Window(window) => (Some(*window).filter(|window| *window < context), true),
             };
             let rope = usize::from(is_local && architecture == Architecture::Gemma3);
             Ok(LayerSpec { attention: AttentionSpec { window, rope }, ffn })

@@ -65,13 +65,12 @@ pub fn check(config: &ModelConfig, shard: &Shard) -> OpResult {
 
 /// Cosines and sines of every position, rounded as on the CPU.
 pub(super) fn cos_sin(rope: &RopeConfig, head_dim: usize, positions: usize) -> Vec<f32> {
-    let (frequencies, magnitude) = (rope::frequencies(rope, head_dim), rope::magnitude(rope));
+    let pairs = rope::pairs(rope, head_dim);
     let mut table = vec![0.0; positions * head_dim];
     table.par_chunks_mut(head_dim).enumerate().for_each(|(position, row)| {
-        let (cos, sin) = row.split_at_mut(frequencies.len());
-        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
-            let angle = f64::from(position as f32 * frequency).sin_cos();
-            (*sin, *cos) = (angle.0 as f32 * magnitude, angle.1 as f32 * magnitude);
+        let (cos, sin) = row.split_at_mut(pairs.len());
+        for ((cos, sin), pair) in cos.iter_mut().zip(sin).zip(&pairs) {
+            (*cos, *sin) = pair.at(position);
         }
     });
     table

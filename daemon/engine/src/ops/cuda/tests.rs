@@ -405,9 +405,8 @@ fn attention_and_pages_are_the_cpus() {
         let layer = config.layers[0].clone();
         config.layers = vec![layer; 3];
         config.layers[1].attention = AttentionSpec { window: Some(window), rope: 1 };
-        config
-            .ropes
-            .push(RopeConfig { theta: 150_000.0, scaling: RopeScaling::Linear { factor: 8.0 } });
+        let scaling = RopeScaling::Linear { factor: 8.0 };
+        config.ropes.push(RopeConfig { still: 0, theta: 150_000.0, scaling });
         config.norms.plus_one = heads == 5;
         let Some((mut cpu, mut cuda)) = pair(&config, page_size) else { return };
         let specs: Vec<AttentionSpec> =
