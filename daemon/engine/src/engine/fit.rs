@@ -179,23 +179,33 @@ fn on_gpus(
     let (q_heads, kv_heads) = (shard.heads.len(), shard.kv_heads.len());
     let page_size = settings.page_size;
     let slack = Heads { q_heads, kv_heads, head_dim: config.head_dim, page_size }.pages_slack();
+    let slack_bytes = (slack * options::dtype_bytes(settings.kv_dtype)) as u64;
+    let available_bytes = free.iter().copied().min().unwrap_or(0);
+    let positions =
+        super::spawn::positions(config, shards, settings, (available_bytes, slack_bytes));
     Ok(Memory {
         device: if gpus.len() == 1 { name.to_owned() } else { format!("{} x {name}", gpus.len()) },
         gpus: ordinals,
-        available_bytes: free.iter().copied().min().unwrap_or(0),
+        available_bytes,
         spare_bytes: super::spawn::GPU_SPARE_BYTES,
-        slack_bytes: (slack * options::dtype_bytes(settings.kv_dtype)) as u64,
+        slack_bytes,
         unit_bytes: crate::ops::cuda::KV_UNIT_BYTES as u64,
         weight_bytes: weights.unwrap_or(0),
-        other_bytes: workspace_bytes(config, shard, settings),
+        other_bytes: workspace_bytes(config, shard, settings, positions),
         is_estimate: true,
     })
 }
 
 /// About what a GPU's workspaces, graphs and libraries take: activations of a step at its largest, those between the
-/// products of all experts that its tokens chose, logits of its rows in f32 and their copy for sampling, and half a GiB for graphs, cuBLASLt and code.
+/// products of all experts that its tokens chose, logits of its rows in f32 and their copy for sampling, page tables and rotations of requests of up
+/// to `positions`, and half a GiB for graphs, cuBLASLt and code.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU's workspaces are small"))]
-fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> u64 {
+fn workspace_bytes(
+    config: &ModelConfig,
+    shard: &Shard,
+    settings: &Settings,
+    positions: usize,
+) -> u64 {
     const FIXED_BYTES: u64 = 512 << 20;
     let heads = shard.heads.len() + 2 * shard.kv_heads.len();
     let streams = if config.norms.after_blocks { 5 } else { 4 };
@@ -222,7 +232,10 @@ fn workspace_bytes(config: &ModelConfig, shard: &Shard, settings: &Settings) -> 
         activations += settings.chunk_tokens as u64 * (width + width / 32) as u64;
     }
     let logits = settings.rows() as u64 * shard.vocab.len() as u64 * 8;
-    activations + logits + FIXED_BYTES
+    // By slot, and once more those of a step's rows as lists.
+    let tables = 4 * (settings.slots + settings.rows()) * positions.div_ceil(settings.page_size);
+    let rotations = 4 * config.ropes.len() * positions * config.head_dim;
+    activations + logits + (tables + rotations) as u64 + FIXED_BYTES
 }
 
 #[cfg(test)]
@@ -313,8 +326,12 @@ mod tests {
         let settings = Settings::new(&options(), &Chosen::Cpu).unwrap();
         let mut larger = settings.clone();
         larger.chunk_tokens *= 2;
-        let of = |settings| workspace_bytes(&config, &one, settings);
+        let of = |settings| workspace_bytes(&config, &one, settings, 4096);
         assert!(of(&larger) > of(&settings));
+        // A table for each slot and each row, and cosines and sines for each position.
+        let entries = (settings.slots + settings.rows()) * 4096 / settings.page_size;
+        let longer = workspace_bytes(&config, &one, &settings, 8192) - of(&settings);
+        assert_eq!(longer, (4 * (entries + config.ropes.len() * 4096 * config.head_dim)) as u64);
         // What lies between the experts' products: 32 values of 4 experts and 64 of what they give, and two logits.
         let mut mixture = config.clone();
         let router = crate::config::Router::SoftmaxOfChosen;
@@ -326,7 +343,7 @@ mod tests {
             bias: false,
             shared: None,
         });
-        let more = workspace_bytes(&mixture, &one, &settings) - of(&settings);
+        let more = workspace_bytes(&mixture, &one, &settings, 4096) - of(&settings);
         assert_eq!(more, settings.chunk_tokens as u64 * (4 * (32 + 64) + 2 * 8) * 2);
     }
 }

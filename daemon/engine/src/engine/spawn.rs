@@ -301,7 +301,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
 /// The positions of a request that a GPU with `available_bytes` could hold keys and values of, were there nothing but the weights:
 /// page tables and rotations are made for no more, whatever context a model claims.
 #[cfg(feature = "cuda")]
-fn positions(
+pub(super) fn positions(
     config: &ModelConfig,
     shards: &[Shard],
     settings: &Settings,

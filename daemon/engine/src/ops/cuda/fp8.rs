@@ -19,8 +19,8 @@ use minisgl_kernels::ops::{
 use minisgl_kernels::{Array, Device};
 
 use super::linear::{Input, Into, Rows, Target, gemm_rows, skinny_out};
-use super::memory::padded_tokens;
-use super::quantised::{CodesAt, Quantised, no_room};
+use super::memory::{CodesAt, padded_tokens};
+use super::quantised::{Quantised, no_room};
 use super::{Buffer, CudaOps, Matrix, failed};
 use crate::error::OpError;
 use crate::ops::{Linear, Norm, OpResult, Scratch, Stream};

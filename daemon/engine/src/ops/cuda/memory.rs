@@ -9,7 +9,6 @@ use minisgl_kernels::fp8::{Fp8Scales, Fp8Weight, ScaleForm};
 use minisgl_kernels::ops::SkinnyWeight;
 
 use super::failed;
-use super::quantised::CodesAt;
 use crate::ops::OpResult;
 
 /// Rows whose logits are held at once: whole vocabularies are long.
@@ -93,6 +92,15 @@ impl<'a> From<&'a Matrix> for SkinnyWeight<'a> {
             }
         }
     }
+}
+
+/// Where the rows of a buffer are as e4m3, with scales for blocks, instead of in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CodesAt {
+    /// Where every activation is made e4m3; until the next one is.
+    All,
+    /// Where [`NarrowGemm`](minisgl_kernels::ops::NarrowGemm) leaves what it gates.
+    Few,
 }
 
 /// Activations `[rows, width]`, in memory for [`padded_tokens`].

@@ -9,7 +9,7 @@ use minisgl_kernels::fp8::{BLOCK, ScaleForm};
 use minisgl_kernels::ops::{NarrowGemm, Quantise, QuantiseInput};
 
 use super::linear::Input;
-use super::memory::padded_tokens;
+use super::memory::{CodesAt, padded_tokens};
 use super::{CudaOps, failed};
 use crate::error::OpError;
 use crate::ops::OpResult;
@@ -26,15 +26,6 @@ pub(super) struct Codes {
     data: CudaSlice<u8>,
     /// For 128 columns of each token.
     scales: CudaSlice<f32>,
-}
-
-/// Where the rows of a buffer are as e4m3, with scales for blocks, instead of in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CodesAt {
-    /// Where every activation is made e4m3; until the next one is.
-    All,
-    /// Where [`NarrowGemm`] leaves what it gates.
-    Few,
 }
 
 impl Quantised {
