@@ -199,11 +199,10 @@ impl Attention {
                         scale,
                         view,
                     };
-                    // SAFETY: packing planned the work of the same rows and window; each page of a table was
-                    // checked to be below their number; lengths are at most `max_len`, which is the number
-                    // of positions. Tables change before the copy that brings the work (`TablesChanged`), and
-                    // that copy ends before the step's first kernel begins. Older tokens' pages were written
-                    // by a step before, which several kernels lie between.
+                    // SAFETY: packing planned the work of the same rows and window; pages of tables were checked
+                    // to be there; lengths are at most `max_len`, the number of positions. Tables change before
+                    // the copy that brings the work (`TablesChanged`), and the step's kernels begin after it.
+                    // Older tokens' pages were written by a step before, which several kernels lie between.
                     // All launches are on one stream.
                     unsafe { decode.launch(device, args) }
                 });
