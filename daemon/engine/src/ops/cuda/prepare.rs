@@ -222,7 +222,7 @@ impl CudaOps {
             })
             .collect();
         let Some(quantised) = &mut self.quantised else { return Ok(()) };
-        let (data, x_scales) = quantised.rows(m, k, form);
+        let (data, x_scales) = quantised.all.rows(m, k, form);
         let bias = trial.bias.slice(..n);
         let mut out = trial.out.slice_mut(..m * n);
         let args = Fp8GemmArgs {

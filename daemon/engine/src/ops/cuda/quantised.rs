@@ -47,16 +47,6 @@ impl Quantised {
         Ok(Quantised { all: codes(padded_tokens(tokens))?, few: codes(NarrowGemm::ROWS_MAX)? })
     }
 
-    /// Views of `rows` rows of `inputs` columns at [`CodesAt::All`], and of their scales.
-    pub(super) fn rows(
-        &mut self,
-        rows: usize,
-        inputs: usize,
-        form: ScaleForm,
-    ) -> (CudaViewMut<'_, u8>, CudaViewMut<'_, f32>) {
-        self.all.rows(rows, inputs, form)
-    }
-
     pub(super) fn at(&mut self, at: CodesAt) -> &mut Codes {
         match at {
             CodesAt::All => &mut self.all,
@@ -118,7 +108,7 @@ impl CudaOps {
         form: ScaleForm,
     ) -> OpResult {
         let room = self.quantised.as_mut().ok_or_else(no_room)?;
-        let (mut data, mut scales) = room.rows(rows, hidden, form);
+        let (mut data, mut scales) = room.all.rows(rows, hidden, form);
         let (out, scales) = ((&mut data).into(), (&mut scales).into());
         let quantise = Quantise { input, out, scales, form, rows, hidden };
         quantise.launch(&self.device).map_err(failed("quantise"))
