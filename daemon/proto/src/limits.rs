@@ -6,6 +6,15 @@
 /// Tokens in `logit_bias`, each once.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 
+/// Tokens in `allowed_token_ids`.
+pub const ALLOWED_TOKENS_MAX: usize = 4096;
+
+/// Sequences in `bad_words`.
+pub const BAD_WORDS_MAX: usize = 256;
+
+/// Tokens of one of them.
+pub const BAD_WORD_TOKENS_MAX: usize = 32;
+
 /// Most likely tokens whose log-probabilities are reported beside the sampled one's.
 pub const TOP_LOGPROBS_MAX: u32 = 20;
 

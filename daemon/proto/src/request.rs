@@ -45,6 +45,13 @@ pub struct SamplingParams {
     pub prompt_logprobs: Option<u32>,
     /// See `prompt_logprobs`.
     pub prompt_logprobs_from: u32,
+    /// No other tokens are sampled; empty allows all. At most
+    /// [`ALLOWED_TOKENS_MAX`](crate::limits::ALLOWED_TOKENS_MAX).
+    pub allowed_token_ids: Vec<u32>,
+    /// Sequences of tokens that the output never has: the last token of each is not sampled after those before
+    /// it. At most [`BAD_WORDS_MAX`](crate::limits::BAD_WORDS_MAX), each of 1 to
+    /// [`BAD_WORD_TOKENS_MAX`](crate::limits::BAD_WORD_TOKENS_MAX) tokens.
+    pub bad_words: Vec<Vec<u32>>,
 }
 
 impl Default for SamplingParams {
@@ -62,6 +69,8 @@ impl Default for SamplingParams {
             logprobs: None,
             prompt_logprobs: None,
             prompt_logprobs_from: 0,
+            allowed_token_ids: Vec::new(),
+            bad_words: Vec::new(),
         }
     }
 }
@@ -214,7 +223,7 @@ pub enum Finish {
     Length,
     /// Aborted by the daemon.
     Aborted,
-    /// Never started.
+    /// Never started; or it has ruled every token out.
     Rejected(Reject),
     /// The worker or its engine failed; the text says what.
     Failed(String),
@@ -258,6 +267,11 @@ pub enum Reject {
         /// What it may ask for.
         limit: u32,
     },
+    /// A bad word has no tokens, or what the request says of its output allows no token there.
+    #[error(
+        "no token may come next: bad_words, allowed_token_ids and min_tokens, which rules end tokens out, leave none"
+    )]
+    NothingAllowed,
     /// The worker is draining.
     #[error("the model is being unloaded")]
     Draining,

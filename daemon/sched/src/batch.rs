@@ -4,7 +4,8 @@
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
-use crate::plan::{Grown, Plan, Row, SAMPLED_LAST, Want};
+use crate::guide::{mask_words, push_all};
+use crate::plan::{Grown, Late, Plan, Row, SAMPLED_LAST, Want};
 use crate::request::Request;
 use crate::requests::Key;
 use crate::scheduler::{InFlight, Scheduler, Wanted};
@@ -15,6 +16,8 @@ pub(crate) struct Draft {
     pub(crate) plan: Plan,
     /// Whose logits are wanted, in the order of rows.
     pub(crate) wanted: Vec<Wanted>,
+    /// Whose rows are sampled under a mask, in the order of rows.
+    pub(crate) masked: Vec<Key>,
     /// Whose rows compute tokens that were known when they were admitted.
     pub(crate) prefilled: Vec<Key>,
     pub(crate) prefill_tokens: usize,
@@ -42,6 +45,7 @@ impl Scheduler {
         let mut draft = Draft {
             plan: self.blank_plan(),
             wanted: Vec::with_capacity(rows),
+            masked: Vec::new(),
             prefilled: Vec::new(),
             prefill_tokens: 0,
             budget: self.config.chunk_tokens as usize - decoding,
@@ -61,7 +65,7 @@ impl Scheduler {
             running.told = running.told.min(kept);
             self.admission_blocked = false;
         }
-        let Draft { plan, wanted, prefill_tokens, .. } = draft;
+        let Draft { plan, wanted, masked, prefill_tokens, .. } = draft;
         if plan.rows.is_empty() {
             self.recycle(plan);
             return None;
@@ -71,6 +75,7 @@ impl Scheduler {
             rows: plan.rows.len() as u32,
             prefill_tokens: prefill_tokens as u32,
             wanted,
+            masked,
         });
         self.plans += 1;
         Some(plan)
@@ -85,7 +90,31 @@ impl Scheduler {
         plan.tokens.clear();
         plan.grown.clear();
         plan.pages.clear();
+        plan.masked.clear();
         plan
+    }
+
+    /// The masks that the oldest plan in flight waits for, if it does: all that they depend on is known.
+    pub(crate) fn late(&mut self) -> Option<Late> {
+        let oldest = self.in_flight.front_mut().filter(|plan| !plan.masked.is_empty())?;
+        let (step, rows) = (oldest.step, std::mem::take(&mut oldest.masked));
+        let vocab_size = self.config.vocab_size as usize;
+        let mut masks = Vec::with_capacity(rows.len() * mask_words(vocab_size));
+        for key in rows {
+            let at = masks.len();
+            let request = self.requests.get(key);
+            match request.and_then(|request| Some((request, request.guide.as_ref()?))) {
+                Some((request, guide)) => guide.push_mask(request.output(), &mut masks),
+                // It has ended, and what its row samples means nothing.
+                None => push_all(vocab_size, &mut masks),
+            }
+            // Whatever is sampled then fails the request.
+            if masks[at..].iter().all(|&word| word == 0) {
+                masks.truncate(at);
+                push_all(vocab_size, &mut masks);
+            }
+        }
+        Some(Late { step, masks })
     }
 
     /// Rows for the running requests: those that decode, then those that prefill, each by rank. Pages
@@ -147,7 +176,7 @@ impl Scheduler {
     /// table has room.
     pub(crate) fn push_row(&mut self, key: Key, len: usize, draft: &mut Draft) {
         let request = &mut self.requests[key];
-        let Draft { plan, wanted, .. } = draft;
+        let Draft { plan, wanted, masked, .. } = draft;
         let (start, end) = (request.computed, request.computed + len);
         let sampled = end == request.total();
         let known = end.min(request.tokens.len());
@@ -185,6 +214,10 @@ impl Scheduler {
         }
         if sampled {
             request.pending += 1;
+        }
+        if sampled && request.guide.is_some() {
+            plan.masked.push(plan.rows.len() as u32 - 1);
+            masked.push(key);
         }
         if want != Want::Nothing {
             wanted.push(Wanted { key, scored: scored as u32, sampled });

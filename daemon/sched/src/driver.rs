@@ -27,7 +27,7 @@
 //! ```
 
 use crate::executor::{Executor, ExecutorError};
-use crate::plan::StepOutput;
+use crate::plan::{Late, Plan, StepOutput};
 use crate::scheduler::{Event, Scheduler, Step};
 
 /// A turn whose plan could not be launched.
@@ -71,12 +71,24 @@ impl<E: Executor> Driver<E> {
     ) -> Result<Step, BeginError> {
         let finished = self.output.take().map(Event::Finished);
         let mut step = self.scheduler.step(finished.into_iter().chain(events), now_s);
-        let plan = step.plan.take();
+        let (plan, late) = (step.plan.take(), step.late.take());
         self.launched = plan.is_some();
-        match plan.map_or(Ok(()), |plan| self.executor.launch(plan)) {
+        match self.hand_over(plan, late) {
             Ok(()) => Ok(step),
             Err(error) => Err(BeginError { step: Box::new(step), error }),
         }
+    }
+
+    /// Launches a plan and tells what one waits for: itself, or the one in flight, which samples before this one runs.
+    fn hand_over(&mut self, plan: Option<Plan>, late: Option<Late>) -> Result<(), ExecutorError> {
+        let own = plan.as_ref().map(|plan| plan.step);
+        let (before, after) = match late {
+            Some(late) if Some(late.step) == own => (None, Some(late)),
+            late => (late, None),
+        };
+        before.map_or(Ok(()), |late| self.executor.complete(late))?;
+        plan.map_or(Ok(()), |plan| self.executor.launch(plan))?;
+        after.map_or(Ok(()), |late| self.executor.complete(late))
     }
 
     /// Second half: waits for the oldest plan in flight, unless it is the only one and was launched

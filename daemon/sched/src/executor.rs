@@ -1,15 +1,29 @@
 //! The seam between scheduling and computing.
 
-use crate::plan::{Plan, StepOutput};
+use crate::plan::{Late, Plan, StepOutput};
 
 /// Runs plans, strictly in the order they are launched. Two may be in flight: one running, one
 /// queued behind it, whose device-fed tokens come from the one before.
+///
+/// A plan runs in two phases: the forward pass, for which it is complete, and sampling, for which one with
+/// [`Plan::masked`] rows waits for what comes late. Others sample at once.
+///
+/// ```text
+///   launch(n)   complete(n)   launch(n + 1)   wait -> n   complete(n + 1)   launch(n + 2)   wait -> n + 1
+///   device:     forward n ... sample n, forward n + 1 ................... sample n + 1, forward n + 2
+/// ```
 pub trait Executor {
     /// Hands over the next plan and returns without waiting for it to run.
     ///
     /// # Errors
     /// The engine is broken for good; the worker says so and exits.
     fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError>;
+
+    /// Hands over what the plan launched last waits for, before another is launched or that one is waited for.
+    ///
+    /// # Errors
+    /// As `launch`. What no plan waits for is an error too.
+    fn complete(&mut self, late: Late) -> Result<(), ExecutorError>;
 
     /// Waits for the oldest plan in flight.
     ///

@@ -77,6 +77,8 @@ impl Scheduler {
         let limit = self.config.slots() + self.config.max_waiting as usize;
         ensure(alive <= limit, "the queue is over its limit")?;
         ensure(self.in_flight.len() <= self.config.plans_in_flight(), "too many plans in flight")?;
+        let oldest = self.in_flight.front().is_none_or(|plan| plan.masked.is_empty());
+        ensure(oldest, "the oldest plan in flight was not told its masks")?;
         let stuck = alive > 0 && self.in_flight.is_empty();
         ensure(!stuck, "there are requests, and nothing in flight that would move them")
     }

@@ -10,6 +10,7 @@ mod batch;
 mod config;
 mod driver;
 pub mod executor;
+pub mod guide;
 mod integrity;
 mod leave;
 mod output;
@@ -24,6 +25,6 @@ pub use driver::{BeginError, Driver};
 pub use executor::{Executor, ExecutorError, StepProfile};
 pub use integrity::IntegrityError;
 pub use plan::{
-    CountsId, Grown, Install, PageId, Plan, Row, SAMPLED_LAST, SlotId, StepOutput, Want,
+    CountsId, Grown, Install, Late, PageId, Plan, Row, SAMPLED_LAST, SlotId, StepOutput, Want,
 };
 pub use scheduler::{Event, Scheduler, Step};

@@ -1,6 +1,6 @@
 //! The way home: what a plan sampled and reports, and what ends because of it.
 
-use minisgl_proto::{Finish, NO_TOKEN, Sampled, TokenEvent};
+use minisgl_proto::{Finish, NO_TOKEN, Reject, Sampled, TokenEvent};
 
 use crate::leave::finish_event;
 use crate::plan::StepOutput;
@@ -61,8 +61,8 @@ impl Scheduler {
         if let Some(sampled) = sampled {
             event.finish = self.take_token(key, sampled.token);
             // One that failed was not sampled.
-            event.sampled =
-                Some(sampled).filter(|_| !matches!(event.finish, Some(Finish::Failed(_))));
+            event.sampled = Some(sampled)
+                .filter(|_| !matches!(event.finish, Some(Finish::Failed(_) | Finish::Rejected(_))));
         } else if request.is_scored_out() {
             event.finish = Some(Finish::Length);
         }
@@ -96,6 +96,9 @@ impl Scheduler {
             return Some(Finish::Failed(format!(
                 "the engine sampled token {token}, the vocabulary has {vocab_size}"
             )));
+        }
+        if request.guide.as_ref().is_some_and(|guide| !guide.allows(request.output(), token)) {
+            return Some(Finish::Rejected(Reject::NothingAllowed));
         }
         let may_stop = request.generated() >= request.min_tokens as usize;
         request.tokens.push(token);

@@ -47,6 +47,19 @@ pub struct Plan {
     pub rows: Vec<Row>,
     /// Input tokens of all rows, concatenated: a token id, or [`SAMPLED_LAST`].
     pub tokens: Vec<i32>,
+    /// Rows, ascending, whose tokens are sampled under a mask. It may depend on what the plan before samples, so that it
+    /// is not in here: with such rows nothing of this plan is sampled before its [`Late`] part is there.
+    pub masked: Vec<u32>,
+}
+
+/// What a plan with [`Plan::masked`] rows needs before it samples: it may come while the forward pass runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Late {
+    /// [`Plan::step`] of the plan it belongs to.
+    pub step: u64,
+    /// The masks of `Plan::masked`, concatenated: a bit for each token of the vocabulary, see [`crate::guide`]. Where it
+    /// is not set, the token is not sampled. One bit at least is set in each.
+    pub masks: Vec<u32>,
 }
 
 /// In the place of a token id: the token that the row's slot sampled last, in the plan before.
@@ -78,12 +91,10 @@ pub struct Install {
     pub history: Vec<u32>,
     /// How many tokens of `history` are prompt.
     pub prompt_len: u32,
-    /// Tokens that must not be sampled while the output is shorter than `min_tokens`.
-    pub banned_until_min: Vec<u32>,
-    /// See `banned_until_min`.
-    pub min_tokens: u32,
-    /// Output tokens so far: 0, or more after a preemption or another worker's death.
-    pub generated: u32,
+    /// Tokens that must not be sampled at positions below `banned_below`.
+    pub banned: Vec<u32>,
+    /// Position of the first token that may be one of `banned`.
+    pub banned_below: u32,
 }
 
 /// A request's part of a step: `len` tokens at positions `start .. start + len`. Position `p` lives in page

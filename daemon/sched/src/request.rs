@@ -15,6 +15,7 @@
 use minisgl_cache::PageTable;
 use minisgl_proto::{RequestId, SamplingParams};
 
+use crate::guide::Guide;
 use crate::plan::{CountsId, Install, SlotId};
 
 /// Higher priority first, then the order of arrival.
@@ -48,6 +49,8 @@ pub(crate) struct Request {
     pub(crate) id: RequestId,
     pub(crate) rank: Rank,
     pub(crate) sampling: SamplingParams,
+    /// There if not every token may come at any time.
+    pub(crate) guide: Option<Guide>,
     /// Tokens that end it.
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) min_tokens: u32,
@@ -84,7 +87,12 @@ impl Request {
 
     /// Output tokens known.
     pub(crate) fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+        self.output().len()
+    }
+
+    /// The output as far as it is known.
+    pub(crate) fn output(&self) -> &[u32] {
+        &self.tokens[self.prompt_len..]
     }
 
     /// Log-probabilities of its prompt are still to be planned.
@@ -154,13 +162,8 @@ impl Request {
             sampling: self.sampling.clone(),
             prompt_len: self.prompt_len.min(history.len()) as u32,
             history: history.to_vec(),
-            banned_until_min: if self.min_tokens > 0 {
-                self.stop_tokens.clone()
-            } else {
-                Vec::new()
-            },
-            min_tokens: self.min_tokens,
-            generated: self.generated() as u32,
+            banned: if self.min_tokens > 0 { self.stop_tokens.clone() } else { Vec::new() },
+            banned_below: (self.prompt_len as u32).saturating_add(self.min_tokens),
         }
     }
 }

@@ -30,6 +30,9 @@
 //! - Pages that a request gives up may be handed out again at once: a plan in flight still writes
 //!   them before their new owner does. But never within the plan that writes them, so requests are
 //!   planned by rank, and those preempted for want of pages come after the last one planned.
+//! - A mask may depend on the token that the plan in flight samples. So a plan whose rows have masks is launched without them:
+//!   its forward pass runs, and waits for [`Late`] before it samples. That follows once the plan before has
+//!   run, and comes before another plan is launched.
 //! - An end that depends on a token's value is seen one step late; the row planned meanwhile is run
 //!   and its result discarded. An end by length is known ahead, and no such row is planned.
 //!
@@ -47,7 +50,7 @@ use minisgl_cache::{Mode, PrefixCache};
 use minisgl_proto::{CacheMode, RequestId, StepStats, Submit, TokenEvent};
 
 use crate::config::{ConfigError, SchedConfig};
-use crate::plan::{CountsId, Plan, SlotId, StepOutput};
+use crate::plan::{CountsId, Late, Plan, SlotId, StepOutput};
 use crate::request::Rank;
 use crate::requests::{Key, Requests};
 
@@ -71,6 +74,9 @@ pub enum Event {
 pub struct Step {
     /// To be launched; absent when there is nothing to run, or enough in flight.
     pub plan: Option<Plan>,
+    /// What a plan waits for before it samples: of the one in flight, and then it comes before `plan` is launched; or of
+    /// `plan` itself.
+    pub late: Option<Late>,
     /// At most one for each request, if no more than one plan finished.
     pub token_events: Vec<TokenEvent>,
     /// Pages freed by each [`Event::Flush`], in order.
@@ -85,6 +91,8 @@ pub(crate) struct InFlight {
     pub(crate) prefill_tokens: u32,
     /// What its output holds for whom, in the order of rows. Some may have ended.
     pub(crate) wanted: Vec<Wanted>,
+    /// Whose rows wait for a mask; none once it was told.
+    pub(crate) masked: Vec<Key>,
 }
 
 /// What a row's logits become.
@@ -175,9 +183,12 @@ impl Scheduler {
                 Event::Drain => self.draining = true,
             }
         }
+        step.late = self.late();
         if self.in_flight.len() < self.config.plans_in_flight() {
             step.plan = self.plan(now_s);
         }
+        // Where nothing else is in flight, nothing is unknown that the masks of this one depend on.
+        step.late = step.late.or_else(|| self.late());
         step
     }
 

@@ -1,8 +1,12 @@
 //! The way in: what is refused, and what is queued.
 
-use minisgl_proto::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use minisgl_proto::limits::{
+    ALLOWED_TOKENS_MAX, BAD_WORD_TOKENS_MAX, BAD_WORDS_MAX, LOGIT_BIAS_MAX, STOP_TOKENS_MAX,
+    TOP_LOGPROBS_MAX,
+};
 use minisgl_proto::{Finish, Reject, Submit, TokenEvent};
 
+use crate::guide::Guide;
 use crate::leave::finish_event;
 use crate::request::{Rank, Request};
 use crate::scheduler::Scheduler;
@@ -55,7 +59,9 @@ impl Scheduler {
         let limit = self.config.len_limit() - 1;
         let vocab_size = self.config.vocab_size;
         let biased = submit.sampling.logit_bias.iter().map(|(token, _)| token);
-        let mut tokens = submit.prompt.iter().chain(&submit.generated).chain(biased);
+        let guided = submit.sampling.bad_words.iter().flatten();
+        let guided = guided.chain(&submit.sampling.allowed_token_ids);
+        let mut tokens = submit.prompt.iter().chain(&submit.generated).chain(biased).chain(guided);
         if self.draining {
             return Err(Reject::Draining);
         }
@@ -70,6 +76,7 @@ impl Scheduler {
             return Err(Reject::BadToken { token, vocab_size });
         }
         let Submit { sampling, stop, .. } = submit;
+        let longest = sampling.bad_words.iter().map(Vec::len).max().unwrap_or(0);
         for (field, count, limit) in [
             ("logit_bias", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
             ("logprobs", sampling.logprobs.unwrap_or(0) as usize, TOP_LOGPROBS_MAX as usize),
@@ -79,11 +86,18 @@ impl Scheduler {
                 TOP_LOGPROBS_MAX as usize,
             ),
             ("stop_token_ids", stop.stop_token_ids.len(), STOP_TOKENS_MAX),
+            ("allowed_token_ids", sampling.allowed_token_ids.len(), ALLOWED_TOKENS_MAX),
+            ("bad_words", sampling.bad_words.len(), BAD_WORDS_MAX),
+            ("bad_words", longest, BAD_WORD_TOKENS_MAX),
         ] {
             if count > limit {
                 let (count, limit) = (count as u32, limit as u32);
                 return Err(Reject::TooMany { field: field.into(), count, limit });
             }
+        }
+        let guide = Guide::of(sampling, vocab_size);
+        if sampling.bad_words.iter().any(Vec::is_empty) || guide.is_some_and(|g| !g.allows_any()) {
+            return Err(Reject::NothingAllowed);
         }
         // A request for which there is a slot does not count as waiting.
         let max_waiting = self.config.max_waiting;
@@ -104,6 +118,7 @@ impl Scheduler {
         let request = Request {
             id,
             rank,
+            guide: Guide::of(&sampling, self.config.vocab_size),
             sampling,
             stop_tokens: stop_tokens.filter(|&token| token < self.config.vocab_size).collect(),
             min_tokens: stop.min_tokens,

@@ -213,7 +213,6 @@ fn a_preempted_request_waits_for_its_token_in_flight() {
     assert_eq!(event.id, RequestId(2));
     assert_eq!(event.sampled.as_ref().map(|sampled| sampled.token), Some(token));
     let resumed = step.plan.expect("it goes on");
-    assert_eq!(resumed.installs[0].generated, 1);
     assert_eq!(resumed.tokens, [token as i32], "the page of its prompt is still cached");
 }
 
@@ -227,11 +226,11 @@ fn a_resumed_request_is_installed_with_what_it_had() {
     worker.submit([request(1, prompt(0, 4), 24), young]);
     worker.run_until_idle();
     let mut installs = worker.plans().iter().flat_map(|plan| &plan.installs);
-    let resumed = installs.find(|install| install.generated > 0).expect("it was preempted");
+    let resumed = installs.find(|install| install.history.len() > 4).expect("it was preempted");
     assert_eq!(resumed.prompt_len, 4);
-    assert_eq!(resumed.history.len() as u32, 4 + resumed.generated);
-    assert_eq!(resumed.history[4..], worker.tokens(2)[..resumed.generated as usize]);
-    assert_eq!((resumed.min_tokens, &resumed.banned_until_min[..]), (20, &[1, 2][..]));
+    let generated = resumed.history.len() - 4;
+    assert_eq!(resumed.history[4..], worker.tokens(2)[..generated]);
+    assert_eq!((resumed.banned_below, &resumed.banned[..]), (4 + 20, &[1, 2][..]));
 }
 
 #[test]
@@ -251,7 +250,7 @@ fn another_worker_goes_on_at_the_next_token() {
         assert_eq!(worker.tokens(1), whole[cut..], "cut after {cut}");
         assert_eq!(worker.cached(1).is_some(), cut == 0, "told once");
         let install = &worker.plans()[0].installs[0];
-        assert_eq!((install.prompt_len, install.generated as usize), (9, cut));
+        assert_eq!((install.prompt_len, install.history.len()), (9, 9 + cut));
         assert_eq!(install.history.len(), 9 + cut);
     }
 }

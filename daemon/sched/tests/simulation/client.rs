@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use minisgl_proto::{Finish, Reject, RequestId, Sampled, Submit, TokenEvent};
+use minisgl_proto::{Finish, Reject, RequestId, Sampled, SamplingParams, Submit, TokenEvent};
 use minisgl_sched::SchedConfig;
 
 use crate::model::{Kv, Sampling, feed, sample, score};
@@ -30,6 +30,8 @@ pub struct Client {
     pub scores: u64,
     pub all_tokens: u64,
     pub cached_tokens: u64,
+    /// Requests that had ruled every token out.
+    pub stuck: u64,
 }
 
 impl Client {
@@ -42,6 +44,7 @@ impl Client {
             scores: 0,
             all_tokens: 0,
             cached_tokens: 0,
+            stuck: 0,
         }
     }
 
@@ -117,12 +120,16 @@ impl Client {
             let generated = expected.tokens.len() - expected.submit.prompt.len();
             let min_tokens = expected.submit.stop.min_tokens as usize;
             let is_early = generated < min_tokens;
+            let output = &expected.tokens[expected.submit.prompt.len()..];
+            let params = &expected.submit.sampling;
+            let allows = |token: u32| may_come(params, output, token);
             let alone = sample(
                 expected.last.expect("the prompt has a token"),
                 &Sampling {
-                    params: &expected.submit.sampling,
+                    params,
                     history: &expected.tokens,
                     banned: if is_early { &expected.stops } else { &[] },
+                    allows: &allows,
                     vocab_size: self.config.vocab_size,
                     position: expected.tokens.len() as u32,
                 },
@@ -148,7 +155,7 @@ impl Client {
             Some(Finish::Aborted) => assert!(expected.aborted),
             Some(Finish::Rejected(reject)) => {
                 assert!(event.sampled.is_none());
-                assert!(!expected.resumed || is_draining(reject), "it was taken in before");
+                assert!(!expected.resumed || is_late(reject), "it was taken in before");
                 let submit = &expected.submit;
                 match reject {
                     Reject::QueueFull { limit } => assert_eq!(*limit, self.config.max_waiting),
@@ -158,6 +165,16 @@ impl Client {
                     }
                     Reject::Empty => assert!(submit.prompt.is_empty()),
                     Reject::BadToken { token, .. } => assert!(*token >= self.config.vocab_size),
+                    Reject::NothingAllowed => {
+                        let output = &expected.tokens[submit.prompt.len()..];
+                        let is_early = output.len() < submit.stop.min_tokens as usize;
+                        let may = |token: u32| {
+                            may_come(&submit.sampling, output, token)
+                                && !(is_early && expected.stops.contains(&token))
+                        };
+                        assert!(!(0..self.config.vocab_size).any(may), "{submit:?} can go on");
+                        self.stuck += u64::from(!output.is_empty());
+                    }
                     Reject::TooMany { .. } => panic!("within the limits: {submit:?}"),
                     Reject::Draining => {}
                 }
@@ -193,6 +210,15 @@ fn expected_scores(submit: &Submit) -> VecDeque<Sampled> {
     scores
 }
 
-fn is_draining(reject: &Reject) -> bool {
-    *reject == Reject::Draining
+/// Whether it may be said to a request that was taken in before.
+fn is_late(reject: &Reject) -> bool {
+    matches!(reject, Reject::Draining | Reject::NothingAllowed)
+}
+
+/// What the parameters say of a token after `output`, spelled out.
+fn may_come(params: &SamplingParams, output: &[u32], token: u32) -> bool {
+    let is_allowed =
+        params.allowed_token_ids.is_empty() || params.allowed_token_ids.contains(&token);
+    let with = [output, &[token]].concat();
+    is_allowed && !params.bad_words.iter().any(|word| with.ends_with(word))
 }

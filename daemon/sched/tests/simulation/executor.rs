@@ -4,7 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use minisgl_proto::Sampled;
 use minisgl_sched::{
-    Executor, ExecutorError, Install, Plan, SAMPLED_LAST, SchedConfig, StepOutput, Want,
+    Executor, ExecutorError, Install, Late, Plan, SAMPLED_LAST, SchedConfig, StepOutput, Want,
+    guide,
 };
 
 use crate::model::{Kv, Sampling, feed, sample, score};
@@ -14,8 +15,6 @@ struct Slot {
     pages: Vec<u32>,
     /// The token it sampled, and in which plan.
     sampled: Option<(u64, u32)>,
-    /// Output tokens, as the executor counts them.
-    generated: u32,
     /// Its prefix is computed: each row feeds one token.
     decodes: bool,
 }
@@ -29,7 +28,10 @@ pub struct SimExecutor {
     slots: Vec<Option<Slot>>,
     /// The slot that each table of token counts was given to last.
     counts: Vec<Option<u32>>,
-    queue: VecDeque<Plan>,
+    /// With what came late.
+    queue: VecDeque<(Plan, Option<Late>)>,
+    /// Masks of all plans.
+    masked: u64,
     launched: u64,
     in_flight_max: usize,
     spent: Option<Plan>,
@@ -47,6 +49,7 @@ impl SimExecutor {
             slots: (0..config.max_running).map(|_| None).collect(),
             counts: vec![None; config.penalised_max as usize],
             queue: VecDeque::new(),
+            masked: 0,
             launched: 0,
             in_flight_max: if config.overlap { 2 } else { 1 },
             spent: None,
@@ -56,6 +59,16 @@ impl SimExecutor {
 
     pub fn in_flight(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Plans in flight that lack nothing.
+    pub fn ready(&self) -> usize {
+        self.queue.len() - usize::from(self.is_waiting())
+    }
+
+    /// Rows that were sampled under a mask.
+    pub fn masked(&self) -> u64 {
+        self.masked
     }
 
     /// How many were in flight at each wait.
@@ -97,7 +110,6 @@ impl SimExecutor {
                 self.counts[counts as usize] = Some(install.slot);
             }
             self.slots[install.slot as usize] = Some(Slot {
-                generated: install.generated,
                 install: install.clone(),
                 pages: Vec::new(),
                 sampled: None,
@@ -117,10 +129,14 @@ impl SimExecutor {
         assert!(rest.is_empty());
     }
 
-    fn run(&mut self, plan: &Plan) -> Vec<Sampled> {
+    fn run(&mut self, plan: &Plan, late: Option<&Late>) -> Vec<Sampled> {
         let mut output = Vec::new();
         let mut chunks = false;
-        for row in &plan.rows {
+        let words = guide::mask_words(self.vocab_size as usize);
+        let mut masks = late.map_or(&[][..], |late| &late.masks).chunks_exact(words);
+        assert_eq!(masks.len(), plan.masked.len(), "a mask for each row that has one");
+        let mut masked = plan.masked.iter().peekable();
+        for (index, row) in plan.rows.iter().enumerate() {
             let slot = self.slots[row.slot as usize].as_ref().expect("it was installed");
             let (pages, fed_back, decodes) = (slot.pages.clone(), slot.sampled, slot.decodes);
             assert!(!(decodes && chunks), "decode rows come before chunks");
@@ -164,7 +180,11 @@ impl SimExecutor {
             if !row.is_sampled() {
                 continue;
             }
-            let Some(Slot { install, generated, decodes, sampled: last_sampled, .. }) =
+            let mask = masked.next_if(|&&at| at as usize == index).and_then(|_| masks.next());
+            let allows = |token| mask.is_none_or(|mask| guide::is_allowed(mask, token));
+            assert!(mask.is_none_or(|mask| mask.iter().any(|&word| word != 0)), "none is empty");
+            self.masked += u64::from(mask.is_some());
+            let Some(Slot { install, decodes, sampled: last_sampled, .. }) =
                 &mut self.slots[row.slot as usize]
             else {
                 panic!("slot {} was never installed", row.slot)
@@ -173,18 +193,18 @@ impl SimExecutor {
                 let owner = self.counts[counts as usize];
                 assert_eq!(owner, Some(row.slot), "a row counts tokens in another's table");
             }
-            let is_early = *generated < install.min_tokens;
+            let is_early = row.next_position() < install.banned_below;
             let sampled = sample(
                 last.expect("a row feeds at least one token"),
                 &Sampling {
                     params: &install.sampling,
                     history: &install.history,
-                    banned: if is_early { &install.banned_until_min } else { &[] },
+                    banned: if is_early { &install.banned } else { &[] },
+                    allows: &allows,
                     vocab_size: self.vocab_size,
                     position: row.next_position(),
                 },
             );
-            *generated += 1;
             *decodes = true;
             if install.sampling.needs_history() {
                 install.history.push(sampled.token);
@@ -192,7 +212,13 @@ impl SimExecutor {
             *last_sampled = Some((plan.step, sampled.token));
             output.push(sampled);
         }
+        assert!(masked.next().is_none(), "masked rows are sampled, and in order");
         output
+    }
+
+    /// The plan launched last still waits for what comes late.
+    fn is_waiting(&self) -> bool {
+        self.queue.back().is_some_and(|(plan, late)| !plan.masked.is_empty() && late.is_none())
     }
 }
 
@@ -200,19 +226,28 @@ impl Executor for SimExecutor {
     fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
         assert_eq!(plan.step, self.launched, "plans are numbered in order");
         assert!(!plan.rows.is_empty());
+        assert!(!self.is_waiting(), "the plan before has not sampled");
         self.launched += 1;
-        self.queue.push_back(plan);
+        self.queue.push_back((plan, None));
         assert!(self.queue.len() <= self.in_flight_max);
+        Ok(())
+    }
+
+    fn complete(&mut self, late: Late) -> Result<(), ExecutorError> {
+        assert!(self.is_waiting(), "nothing waits for {late:?}");
+        let (plan, waits_for) = self.queue.back_mut().expect("it waits");
+        assert_eq!(plan.step, late.step);
+        *waits_for = Some(late);
         Ok(())
     }
 
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
         self.depths.push(self.queue.len());
         let nothing = || ExecutorError("nothing is in flight".into());
-        let plan = self.queue.pop_front().ok_or_else(nothing)?;
+        let (plan, late) = self.queue.pop_front().ok_or_else(nothing)?;
         self.take_changes(&plan);
         self.check_conflicts(&plan);
-        let sampled = self.run(&plan);
+        let sampled = self.run(&plan, late.as_ref());
         let step = plan.step;
         self.spent = Some(plan);
         Ok(StepOutput { step, sampled, step_s: 0.25 })

@@ -43,11 +43,17 @@ fn run_worlds(first_seed: u64, mortal: bool) {
         all.preemptions += tally.preemptions;
         all.cached_tokens += tally.cached_tokens;
         all.resumed += tally.resumed;
+        all.masked += tally.masked;
+        all.overlapped_masks += tally.overlapped_masks;
+        all.stuck += tally.stuck;
     }
     eprintln!("{all:?}");
     assert!(all.preemptions > all.finished / 100, "the pools are too large to preempt");
     assert!(all.scores > all.finished / 3, "too few prompts are scored");
     assert!(all.cached_tokens > all.finished / 10, "the prompts share too little");
+    assert!(all.masked > all.tokens / 50, "too few tokens are sampled under a mask");
+    assert!(all.overlapped_masks > all.masked / 50, "too few masks come late");
+    assert!(all.stuck > 0, "none rules every token out");
     assert!(
         !mortal || all.resumed > all.finished / 20,
         "too few were running when their worker died"

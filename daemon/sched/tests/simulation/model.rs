@@ -25,6 +25,8 @@ pub struct Sampling<'a> {
     /// Prompt and output, looked at only if the parameters need it.
     pub history: &'a [u32],
     pub banned: &'a [u32],
+    /// Whether it may come next, bans aside.
+    pub allows: &'a dyn Fn(u32) -> bool,
     pub vocab_size: u32,
     /// Position of the token to be sampled.
     pub position: u32,
@@ -46,7 +48,8 @@ pub fn sample(last: Kv, s: &Sampling) -> Sampled {
     }
     let first = (hash % u64::from(s.vocab_size)) as u32;
     let candidates = (0..s.vocab_size).map(|i| (first + i) % s.vocab_size);
-    let token = candidates.clone().find(|t| !s.banned.contains(t)).unwrap_or(first);
+    let token =
+        candidates.clone().find(|&t| !s.banned.contains(&t) && (s.allows)(t)).unwrap_or(first);
     // All of the state shows in the log-probability, however small the vocabulary.
     Sampled { token, logprob: Some((hash >> 40) as f32), top: Vec::new() }
 }

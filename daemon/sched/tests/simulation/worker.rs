@@ -6,7 +6,8 @@ use minisgl_proto::{
     CacheMode, Finish, NO_TOKEN, RequestId, Sampled, SamplingParams, StopParams, Submit, TokenEvent,
 };
 use minisgl_sched::{
-    BeginError, Driver, Event, Executor, ExecutorError, Plan, SchedConfig, Scheduler, StepOutput,
+    BeginError, Driver, Event, Executor, ExecutorError, Late, Plan, SchedConfig, Scheduler,
+    StepOutput,
 };
 
 use crate::executor::SimExecutor;
@@ -28,6 +29,10 @@ impl Executor for Recorder {
         }
         self.plans.push(plan.clone());
         self.executor.launch(plan)
+    }
+
+    fn complete(&mut self, late: Late) -> Result<(), ExecutorError> {
+        self.executor.complete(late)
     }
 
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {

@@ -17,6 +17,9 @@ pub struct Tally {
     pub preemptions: u64,
     pub resumed: u64,
     pub cached_tokens: u64,
+    pub masked: u64,
+    pub overlapped_masks: u64,
+    pub stuck: u64,
 }
 
 pub fn random_config(rng: &mut Rng) -> SchedConfig {
@@ -53,6 +56,10 @@ pub struct World {
     /// Of workers that died.
     preemptions: u64,
     resumed: u64,
+    /// Masks that came while their plan's forward pass ran.
+    overlapped_masks: u64,
+    /// Of workers that died.
+    masked: u64,
 }
 
 impl World {
@@ -74,6 +81,8 @@ impl World {
             mortal,
             preemptions: 0,
             resumed: 0,
+            overlapped_masks: 0,
+            masked: 0,
         }
     }
 
@@ -91,6 +100,12 @@ impl World {
         }
         self.next_id += 1;
         let scored = rng.one_in(3);
+        let guided = rng.one_in(4);
+        let words = if guided { rng.below(5) } else { 0 };
+        let bad_words =
+            (0..words).map(|_| (0..1 + rng.below(3)).map(|_| rng.below(vocab) as u32).collect());
+        let bad_words = bad_words.collect();
+        let allowed = if guided && rng.one_in(2) { 1 + rng.below(4) } else { 0 };
         Submit {
             id: RequestId(self.next_id),
             prompt,
@@ -99,6 +114,8 @@ impl World {
                 seed: rng.next(),
                 repetition_penalty: if rng.one_in(3) { 1.1 } else { 1.0 },
                 prompt_logprobs: scored.then(|| rng.below(3) as u32),
+                allowed_token_ids: (0..allowed).map(|_| rng.below(vocab) as u32).collect(),
+                bad_words,
                 prompt_logprobs_from: if rng.one_in(2) { 0 } else { rng.below(len + 2) as u32 },
                 ..SamplingParams::default()
             },
@@ -123,8 +140,20 @@ impl World {
         let running_before = self.scheduler.stats();
         let step = self.scheduler.step(events, self.now_s);
         step.token_events.iter().for_each(|event| self.client.receive(event));
+        let own = step.plan.as_ref().map(|plan| plan.step);
+        let (before, after) = match step.late {
+            Some(late) if Some(late.step) == own => (None, Some(late)),
+            late => (late, None),
+        };
+        if let Some(late) = before {
+            self.overlapped_masks += 1;
+            self.executor.complete(late).unwrap();
+        }
         if let Some(plan) = step.plan {
             self.executor.launch(plan).unwrap();
+        }
+        if let Some(late) = after {
+            self.executor.complete(late).unwrap();
         }
         if let Some(plan) = self.executor.reclaim().filter(|_| self.rng.one_in(2)) {
             self.scheduler.recycle(plan);
@@ -153,6 +182,7 @@ impl World {
         let mut config = self.scheduler.config().clone();
         config.overlap = self.rng.one_in(2);
         config.cache = if self.rng.one_in(5) { CacheMode::Naive } else { CacheMode::Radix };
+        self.masked += self.executor.masked();
         self.executor = SimExecutor::new(&config);
         self.scheduler = Scheduler::new(config).unwrap();
         let resumed = self.client.resume();
@@ -180,8 +210,8 @@ impl World {
         // Mostly one result a turn, in front; now and then none, all of them, or behind the rest.
         let results = match self.rng.below(10) {
             0 => 0,
-            1 => self.executor.in_flight(),
-            _ => self.executor.in_flight().min(1),
+            1 => self.executor.ready(),
+            _ => self.executor.ready().min(1),
         };
         let outputs: Vec<_> =
             (0..results).map(|_| Event::Finished(self.executor.wait().unwrap())).collect();
@@ -231,6 +261,9 @@ impl World {
             preemptions: self.preemptions + stats.preemptions,
             resumed: self.resumed,
             cached_tokens: self.client.cached_tokens,
+            masked: self.masked + self.executor.masked(),
+            overlapped_masks: self.overlapped_masks,
+            stuck: self.client.stuck,
         }
     }
 }
