@@ -181,11 +181,9 @@ typedef struct {
   uint32_t reserved;
 } minisgl_dummy_args;
 
-/* How one row is sampled. */
+/* How a request's tokens are sampled. */
 typedef struct {
   uint64_t seed;
-  uint32_t position;           /* of the token that is sampled */
-  int32_t out;                 /* where in `tokens`; negative for a padding row */
   float temperature;           /* not above 0, or NaN: greedy */
   uint32_t top_k;              /* 0: off */
   float top_p;                 /* 1: off */
@@ -198,14 +196,26 @@ typedef struct {
   uint32_t bias_len;
   uint32_t banned_at;          /* first of its entries in banned */
   uint32_t banned_len;
+  uint32_t banned_below;       /* position of the first token that may be one of them */
+  uint32_t reserved;
+} minisgl_sample_params;
+
+/* One row of logits, and what becomes of it. */
+typedef struct {
+  uint32_t slot;               /* whose `params` */
+  uint32_t position;           /* of the token that is sampled */
+  int32_t out;                 /* where in `tokens`; negative for a padding row */
   int32_t logprobs;            /* how many of the most likely tokens; negative for no logprobs */
   int32_t given;               /* a token of which the log-probability alone is wanted; negative: draw one */
+  int32_t mask;                /* which of `masks`; negative for none */
 } minisgl_sample_row;
 
 /* minisgl_sample_shared, minisgl_sample_scratch: where the working copy of the logits is */
 typedef struct {
   const float *logits;             /* [rows, stride], the first `vocab` of each row used */
-  const minisgl_sample_row *params; /* [rows] */
+  const minisgl_sample_row *draws; /* [rows] */
+  const minisgl_sample_params *params; /* [slots] */
+  const uint32_t *masks;           /* [masks_len, ceil(vocab / 32)]: a bit for each token, set if it may be drawn */
   const uint32_t *bias_tokens;     /* [bias_len]; each token once in a row's entries */
   const float *bias_values;        /* [bias_len] */
   const uint32_t *banned;          /* [banned_len] */
@@ -216,9 +226,11 @@ typedef struct {
   int32_t *top_tokens;             /* [rows, top_max]: most likely first */
   float *top_logprobs;             /* [rows, top_max] */
   uint32_t rows;
+  uint32_t slots;
   uint32_t vocab;
   uint32_t stride;
   uint32_t tables;
+  uint32_t masks_len;
   uint32_t tokens_len;
   uint32_t bias_len;
   uint32_t banned_len;

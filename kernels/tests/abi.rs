@@ -69,15 +69,16 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         DummyArgs = minisgl_dummy_args {
             out, key, first, rows, cols, width, scale, mean, reserved,
         }
-        SampleRow = minisgl_sample_row {
-            seed, position, out, temperature, top_k, top_p, min_p, repetition_penalty,
-            presence_penalty, frequency_penalty, history, bias_at, bias_len, banned_at, banned_len,
-            logprobs, given,
+        SampleParams = minisgl_sample_params {
+            seed, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+            frequency_penalty, history, bias_at, bias_len, banned_at, banned_len, banned_below,
+            reserved,
         }
+        SampleRow = minisgl_sample_row { slot, position, out, logprobs, given, mask, }
         SampleArgs = minisgl_sample_args {
-            logits, params, bias_tokens, bias_values, banned, marks, scratch, tokens, logprob,
-            top_tokens, top_logprobs, rows, vocab, stride, tables, tokens_len, bias_len, banned_len,
-            top_max, part, stagger,
+            logits, draws, params, masks, bias_tokens, bias_values, banned, marks, scratch, tokens,
+            logprob, top_tokens, top_logprobs, rows, slots, vocab, stride, tables, masks_len,
+            tokens_len, bias_len, banned_len, top_max, part, stagger,
         }
         HistoryResetArgs = minisgl_history_reset_args {
             tokens, marks, len, prompt_len, vocab, reserved,
@@ -154,7 +155,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
     ];
     let structs: usize = headers.map(|text| text.matches("typedef struct").count()).iter().sum();
     assert_eq!(structs, layout.rust.lines().filter(|line| !line.contains('.')).count());
-    assert_eq!(size_of::<SampleRow>(), 8 + 16 * 4, "Pod allows no padding");
+    assert_eq!(size_of::<SampleRow>(), 6 * 4, "Pod allows no padding");
 
     let dir = tempfile::tempdir().unwrap();
     let (source, program) = (dir.path().join("layout.c"), dir.path().join("layout"));

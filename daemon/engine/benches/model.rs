@@ -98,9 +98,8 @@ fn install(slot: u32) -> Install {
         sampling: SamplingParams::default(),
         history: Vec::new(),
         prompt_len: 1,
-        banned_until_min: Vec::new(),
-        min_tokens: 0,
-        generated: 0,
+        banned: Vec::new(),
+        banned_below: 0,
     }
 }
 
@@ -118,6 +117,7 @@ fn prefill(engine: &mut Engine, step: &mut u64, length: u32) -> Result<f64, Fail
             pages: (0..pages).collect(),
             rows: vec![row],
             tokens: (0..len as i32).collect(),
+            ..Plan::default()
         })?;
         *step += 1;
         engine.wait()?;

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use minisgl_sched::{PageId, Plan, Row, SAMPLED_LAST, SlotId, Want};
+use minisgl_sched::guide::mask_words;
+use minisgl_sched::{Late, PageId, Plan, Row, SAMPLED_LAST, SlotId, Want};
 
 /// One step, as ops see it. Its buffers are reused from step to step.
 #[derive(Debug, Default)]
@@ -96,6 +97,11 @@ impl Batch {
     /// The logits that are wanted, in the order of tokens.
     pub fn logit_rows(&self) -> &[LogitRow] {
         &self.logit_rows
+    }
+
+    /// Which of the plan's masks the token after a row is sampled under, if it has one.
+    pub fn mask_of(&self, row: u32) -> Option<usize> {
+        self.plan.masked.binary_search(&row).ok()
     }
 
     /// Slot whose last token a row begins or goes on with, by the index of that token.
@@ -215,6 +221,25 @@ impl PlanCheck {
         Ok(())
     }
 
+    /// Checks what comes late for `plan`, which was checked.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check_late(&self, plan: &Plan, late: &Late) -> Result<(), String> {
+        if late.step != plan.step {
+            return Err(format!("masks are of step {}", late.step));
+        }
+        let (rows, vocab) = (plan.masked.len(), self.limits.vocab_size);
+        if late.masks.len() != rows * mask_words(vocab) {
+            return Err(format!(
+                "masks of {rows} rows over {vocab} tokens take {} words, there are {}",
+                rows * mask_words(vocab),
+                late.masks.len()
+            ));
+        }
+        Ok(())
+    }
+
     /// Takes what changes in the page tables.
     fn check_grown(&mut self, plan: &Plan) -> Result<(), String> {
         let limits = self.limits;
@@ -291,6 +316,12 @@ impl PlanLimits {
             }
         }
         within("number of log-probabilities", scored, SCORED_MAX)?;
+        for (index, &masked) in plan.masked.iter().enumerate() {
+            let row = plan.rows.get(masked as usize);
+            if index > 0 && masked <= plan.masked[index - 1] || !row.is_some_and(Row::is_sampled) {
+                return Err(format!("row {masked} has a mask, and is not sampled or has another"));
+            }
+        }
         if tokens != plan.tokens.len() {
             return Err(format!("rows feed {tokens} tokens, the plan has {}", plan.tokens.len()));
         }
@@ -359,10 +390,20 @@ mod tests {
             counts,
             history: vec![],
             prompt_len: 0,
-            banned_until_min: vec![],
-            min_tokens: 0,
-            generated: 0,
+            banned: vec![],
+            banned_below: 0,
         }
+    }
+
+    #[test]
+    fn masks_that_are_not_a_plans_are_refused() {
+        let plan = Plan { masked: vec![0], ..plan() };
+        let check = PlanCheck::new(LIMITS);
+        let late = |step, masks| check.check_late(&plan, &Late { step, masks });
+        assert_eq!(late(0, vec![7]), Ok(()));
+        assert_eq!(late(1, vec![7]), Err("masks are of step 1".to_owned()));
+        assert!(late(0, vec![7, 7]).unwrap_err().contains("take 1 words, there are 2"));
+        assert!(late(0, vec![]).unwrap_err().contains("masks of 1 rows over 9 tokens"));
     }
 
     #[test]
@@ -385,7 +426,7 @@ mod tests {
         assert_eq!(check(|_| ()), Ok(()));
         assert_eq!(check(|plan| plan.installs.push(install(Some(0), 0.5))), Ok(()));
         type Change = fn(&mut Plan);
-        let broken: [(&str, Change); 19] = [
+        let broken: [(&str, Change); 22] = [
             ("token id 10 exceeds 9", |plan| plan.tokens[0] = 9),
             ("row 1: slot 1 sampled no token -2", |plan| plan.tokens[3] = -2),
             ("row 0: slot 0 sampled no token -1", |plan| plan.tokens[2] = SAMPLED_LAST),
@@ -417,6 +458,9 @@ mod tests {
             ("token id 10 exceeds 9", |plan| {
                 plan.rows[0].want = Want::Each { first: 0, next: Some(9) };
             }),
+            ("row 1 has a mask", |plan| plan.masked.push(1)),
+            ("row 2 has a mask", |plan| plan.masked.push(2)),
+            ("row 0 has a mask", |plan| plan.masked.extend([0, 0])),
             ("row 1: the log-probability of a token in flight", |plan| {
                 plan.rows[1].want = Want::Each { first: 0, next: None };
             }),

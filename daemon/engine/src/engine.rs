@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use minisgl_sched::{Executor, ExecutorError, Plan, StepOutput, StepProfile};
+use minisgl_sched::{Executor, ExecutorError, Late, Plan, StepOutput, StepProfile};
 
 use crate::batch::{IN_FLIGHT_MAX, PlanCheck, PlanLimits};
 use crate::patience::StepCosts;
@@ -64,6 +64,8 @@ pub struct Engine {
     costs: Option<StepCosts>,
     /// Plans launched and not waited for, and how long each may take.
     in_flight: VecDeque<(Arc<Plan>, Option<Duration>)>,
+    /// The plan launched last lacks its masks.
+    is_waiting: bool,
     /// Plans that have run, the oldest first.
     done: VecDeque<Arc<Plan>>,
     next_step: u64,
@@ -83,6 +85,7 @@ impl Engine {
             check: PlanCheck::new(limits),
             costs,
             in_flight: VecDeque::new(),
+            is_waiting: false,
             done: VecDeque::new(),
             next_step: 0,
             failed: None,
@@ -186,10 +189,14 @@ impl Executor for Engine {
         if step != self.next_step {
             return Err(self.fail(format!("step {step} launched, step {} is next", self.next_step)));
         }
+        if self.is_waiting {
+            return Err(self.fail(format!("step {step}: the step before lacks its masks")));
+        }
         if let Err(reason) = self.check.check(&plan) {
             return Err(self.fail(format!("step {step}: {reason}")));
         }
         let patience = self.costs.map(|costs| costs.patience(&plan));
+        self.is_waiting = !plan.masked.is_empty();
         let plan = Arc::new(plan);
         self.ranks.run(&plan, patience.unwrap_or(Duration::MAX));
         self.in_flight.push_back((plan, patience));
@@ -197,9 +204,28 @@ impl Executor for Engine {
         Ok(())
     }
 
+    fn complete(&mut self, late: Late) -> Result<(), ExecutorError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let Some((plan, _)) = self.in_flight.back().filter(|_| self.is_waiting) else {
+            return Err(self.fail(format!("no step waits for the masks of step {}", late.step)));
+        };
+        if let Err(reason) = self.check.check_late(plan, &late) {
+            let step = plan.step;
+            return Err(self.fail(format!("step {step}: {reason}")));
+        }
+        self.is_waiting = false;
+        self.ranks.complete(&Arc::new(late));
+        Ok(())
+    }
+
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
+        }
+        if self.is_waiting && self.in_flight.len() == 1 {
+            return Err(self.fail("the step in flight lacks its masks".to_owned()));
         }
         if self.in_flight.is_empty() {
             return Err(ExecutorError("nothing is in flight to wait for".to_owned()));

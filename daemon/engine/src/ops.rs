@@ -15,7 +15,7 @@ pub mod cuda;
 use std::time::Duration;
 
 use minisgl_proto::Sampled;
-use minisgl_sched::Install;
+use minisgl_sched::Late;
 
 use crate::batch::Batch;
 use crate::config::{AttentionSpec, ExpertsSpec};
@@ -193,6 +193,22 @@ pub struct Scratch<O: Ops> {
     pub gate_up: O::Buffer,
 }
 
+/// What a device runs of a model in a step, in two parts. It may record what a part issues, and replay it another time
+/// instead of calling it.
+pub trait Pass<O: Ops>: Send {
+    /// From tokens to the residual stream after the last layer.
+    ///
+    /// # Errors
+    /// An op failed.
+    fn forward(&mut self, ops: &mut O, batch: &Batch) -> OpResult;
+
+    /// From there to tokens; ends with [`Ops::sample`].
+    ///
+    /// # Errors
+    /// An op failed.
+    fn read(&mut self, ops: &mut O, batch: &Batch) -> OpResult;
+}
+
 /// One rank of a device.
 pub trait Ops: Storage + Send {
     /// Activations `[rows, width]`, room for the largest batch.
@@ -268,16 +284,26 @@ pub trait Ops: Storage + Send {
     // A step.
 
     /// Runs a step: replaces the state of (re)started requests and takes what the batch needs to the device, then
-    /// issues `forward`, whose last op is [`Ops::sample`], and returns the tokens to come. A device may record what
-    /// `forward` issues, and replay it another time instead of calling `forward`.
+    /// issues both parts of `pass`, and returns the tokens to come. Of a plan whose rows have masks it issues
+    /// [`Pass::forward`] alone, and returns nothing: [`Ops::complete`] comes next.
     ///
     /// # Errors
-    /// Those of `forward` and of the device.
+    /// Those of `pass` and of the device.
     fn step(
         &mut self,
         batch: &Batch,
-        installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult + Send,
+        pass: &mut impl Pass<Self>,
+    ) -> OpResult<Option<Box<dyn Pending>>>;
+
+    /// Takes the masks of the step in hand to the device and issues [`Pass::read`].
+    ///
+    /// # Errors
+    /// Those of `pass` and of the device.
+    fn complete(
+        &mut self,
+        batch: &Batch,
+        late: &Late,
+        pass: &mut impl Pass<Self>,
     ) -> OpResult<Box<dyn Pending>>;
 
     /// `residual[t] = scale * table[tokens[t]]` for all tokens, those sampled in the step before included. `table`
@@ -381,7 +407,8 @@ pub trait Ops: Storage + Send {
     ) -> OpResult;
 
     /// Logits over this rank's part of the vocabulary (`hidden head^T`) for each of [`Batch::logit_rows`], then,
-    /// over those of all ranks, the request's own sampling, or the log-probability of the token that is given.
+    /// over those of all ranks, the request's own sampling, under the row's mask if it has one, or the log-probability of
+    /// the token that is given.
     /// Every rank draws the same tokens and keeps them for the next step's [`Ops::embed`].
     ///
     /// # Errors
@@ -395,4 +422,19 @@ pub struct Around<'a, S: Storage> {
     pub after: Option<&'a Norm<S>>,
     /// Of the residual stream, with which the next block begins.
     pub next: Option<&'a Norm<S>>,
+}
+
+/// A part of a test's own, in the place of a model.
+#[cfg(test)]
+pub(crate) struct Closure<F>(pub(crate) F);
+
+#[cfg(test)]
+impl<O: Ops, F: FnMut(&mut O) -> OpResult + Send> Pass<O> for Closure<F> {
+    fn forward(&mut self, ops: &mut O, _batch: &Batch) -> OpResult {
+        (self.0)(ops)
+    }
+
+    fn read(&mut self, _ops: &mut O, _batch: &Batch) -> OpResult {
+        Ok(())
+    }
 }

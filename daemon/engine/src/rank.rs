@@ -14,6 +14,7 @@
 //!     | -- CommitKv(pages) ------> |
 //!     | <--------------- KvReady - |
 //!     | -- Run(Arc<Plan>) -------> |
+//!     | -- Complete(Arc<Late>) --> |  if the plan waits for masks
 //!     | <- Step, of the only rank; |
 //!     |      Done, from rank 0's   |  of several, each has a thread that waits for its steps: none fails
 //!     |                    watcher |  unseen
@@ -25,6 +26,7 @@ mod redeem;
 mod watch;
 
 use std::any::Any;
+use std::hash::{DefaultHasher, Hash};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{
@@ -33,11 +35,11 @@ use std::sync::mpsc::{
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use minisgl_sched::Plan;
+use minisgl_sched::{Late, Plan};
 
 use crate::batch::IN_FLIGHT_MAX;
 use crate::collective::Group;
-use crate::error::EngineError;
+use crate::error::{EngineError, OpError};
 use crate::ops::{OpResult, Pending};
 use inject::Fault;
 use watch::{Enqueued, Watcher};
@@ -69,11 +71,17 @@ pub trait Runner {
     /// No memory.
     fn commit_kv(&mut self, pages: usize) -> OpResult;
 
-    /// Runs a plan, or on a GPU enqueues it.
+    /// Runs a plan, or on a GPU enqueues it; one that waits for masks up to where it samples.
     ///
     /// # Errors
     /// An op failed; the rank cannot go on.
-    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>>;
+    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Option<Box<dyn Pending>>>;
+
+    /// The rest of the plan that waits for masks.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    fn complete(&mut self, late: &Late) -> OpResult<Box<dyn Pending>>;
 }
 
 /// What a rank has loaded.
@@ -108,7 +116,7 @@ pub enum Event {
         step: u64,
         /// When the rank took it up.
         started: Instant,
-        /// Seconds until all of it was enqueued; on the CPU, had run.
+        /// Seconds that it took to enqueue all of it; on the CPU, to run it.
         enqueue_s: f32,
         /// How long to wait for it at most.
         patience: Duration,
@@ -151,7 +159,11 @@ enum Command {
     ReserveKv(usize),
     CommitKv(usize),
     Run(Arc<Plan>, Duration),
+    Complete(Arc<Late>),
 }
+
+/// Commands that a rank has not taken, at most: plans in flight, and what one of them waits for.
+const COMMANDS_MAX: usize = IN_FLIGHT_MAX + 1;
 
 /// All ranks of one worker.
 pub struct Ranks {
@@ -189,7 +201,7 @@ impl Ranks {
         let load = Arc::new(load);
         let mut ranks = Ranks { commands: Vec::new(), events, threads: Vec::new(), group };
         for rank in 0..count {
-            let (commands_in, commands) = sync_channel(IN_FLIGHT_MAX);
+            let (commands_in, commands) = sync_channel(COMMANDS_MAX);
             let (events, load, group) = (events_in.clone(), load.clone(), ranks.group.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("rank{rank}"))
@@ -229,7 +241,12 @@ impl Ranks {
         self.send(|| Command::Run(plan.clone(), patience));
     }
 
-    /// The queue never fills: no more than [`IN_FLIGHT_MAX`] commands are unanswered. A rank that is gone
+    /// Hands every rank what the plan that was queued last waits for.
+    pub fn complete(&self, late: &Arc<Late>) {
+        self.send(|| Command::Complete(late.clone()));
+    }
+
+    /// The queue never fills: no more than [`COMMANDS_MAX`] commands are unanswered. A rank that is gone
     /// has left its reason among the events.
     fn send(&self, command: impl Fn() -> Command) {
         for commands in &self.commands {
@@ -298,6 +315,7 @@ fn run<R: Runner>(
         let watcher = if ranks > 1 { Some(Watcher::start(rank, events)?) } else { None };
         // Dropped in this order.
         let (watcher, runner) = held.insert((watcher, runner));
+        let mut waiting: Option<Begun> = None;
         for command in commands {
             match command {
                 Command::Prepare => {
@@ -325,25 +343,22 @@ fn run<R: Runner>(
                     }
                     let pending = runner.run(plan)?;
                     let enqueue_s = started.elapsed().as_secs_f32();
-                    match watcher {
-                        Some(watcher) => watcher.watch(Enqueued {
-                            step,
-                            started,
-                            enqueue_s,
-                            patience,
-                            pending,
-                            hash,
-                        }),
-                        None => {
-                            let _ = events.send(Event::Step {
-                                step,
-                                started,
-                                enqueue_s,
-                                patience,
-                                pending,
-                            });
-                        }
+                    let begun = Begun { step, started, enqueue_s, patience, hash };
+                    match pending {
+                        Some(pending) => begun.hand_over(pending, watcher.as_ref(), events),
+                        None => waiting = Some(begun),
                     }
+                }
+                Command::Complete(late) => {
+                    let Some(mut begun) = waiting.take() else {
+                        let reason = "no step waits for masks".to_owned();
+                        return Err(OpError { operation: "complete a step", reason });
+                    };
+                    let taken_up = Instant::now();
+                    begun.add(&late);
+                    let pending = runner.complete(&late)?;
+                    begun.enqueue_s += taken_up.elapsed().as_secs_f32();
+                    begun.hand_over(pending, watcher.as_ref(), events);
                 }
             }
         }
@@ -360,6 +375,43 @@ fn run<R: Runner>(
     group.poison(&message);
 }
 
+/// A step that was enqueued, or its forward pass.
+struct Begun {
+    step: u64,
+    started: Instant,
+    enqueue_s: f32,
+    patience: Duration,
+    /// Of its plan, if ranks are compared.
+    hash: Option<DefaultHasher>,
+}
+
+impl Begun {
+    /// What came late counts for the comparison of ranks, too.
+    fn add(&mut self, late: &Late) {
+        if let Some(hash) = &mut self.hash {
+            late.masks.hash(hash);
+        }
+    }
+
+    /// Tells of the step once it is over: the engine waits for that of an only rank, a watcher for those of several.
+    fn hand_over(
+        self,
+        pending: Box<dyn Pending>,
+        watcher: Option<&Watcher>,
+        events: &Sender<Event>,
+    ) {
+        let Begun { step, started, enqueue_s, patience, hash } = self;
+        match watcher {
+            Some(watcher) => {
+                watcher.watch(Enqueued { step, started, enqueue_s, patience, pending, hash });
+            }
+            None => {
+                let _ = events.send(Event::Step { step, started, enqueue_s, patience, pending });
+            }
+        }
+    }
+}
+
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
@@ -372,7 +424,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     use super::*;
     use crate::collective::Member;
-    use crate::error::OpError;
 
     const LOADED: Loaded = Loaded { weight_bytes: 10, read_s: 0.0 };
     const LONG: Duration = Duration::from_secs(60);
@@ -426,7 +477,7 @@ mod tests {
             Ok(())
         }
 
-        fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>> {
+        fn run(&mut self, plan: Arc<Plan>) -> OpResult<Option<Box<dyn Pending>>> {
             if plan.step == 1 && self.rank == 1 {
                 match self.fate {
                     Fate::Fine => {}
@@ -435,9 +486,15 @@ mod tests {
                         return Err(OpError { operation: "add", reason });
                     }
                     Fate::Panics => panic!("index out of bounds"),
-                    Fate::NeverEnds => return Ok(Box::new(Endless)),
+                    Fate::NeverEnds => return Ok(Some(Box::new(Endless))),
                 }
             }
+            self.member.all_reduce(&mut [1.0; 8])?;
+            let pending: Box<dyn Pending> = Box::new(Nothing);
+            Ok(plan.masked.is_empty().then_some(pending))
+        }
+
+        fn complete(&mut self, _late: &Late) -> OpResult<Box<dyn Pending>> {
             self.member.all_reduce(&mut [1.0; 8])?;
             Ok(Box::new(Nothing))
         }

@@ -16,8 +16,8 @@
 //!    token are all that is wanted of its logits.
 //! 3. **Adjust.** `logit_bias` is added. Every token in prompt or output: `z / r` if `z > 0`, else
 //!    `z * r`, with `r = repetition_penalty`. Every token that is `n > 0` times in the output:
-//!    `(z - presence_penalty) - frequency_penalty * n`. Tokens that are banned until `min_tokens`
-//!    become -inf while the output is shorter.
+//!    `(z - presence_penalty) - frequency_penalty * n`. Tokens that are banned below a position become -inf there, and
+//!    those that the mask, where there is one, does not allow.
 //! 4. **Rank** by logit, the larger first, and by token id among equals, the lower first.
 //!    `temperature <= 0` (or NaN) takes the first of the ranking: that is greedy.
 //! 5. **Weigh.** Otherwise `w = floor(2^40 * exp((z - z_max) / temperature))`, an integer; see
@@ -37,6 +37,7 @@ mod tests;
 mod weight;
 
 use minisgl_proto::{NO_TOKEN, Sampled, SamplingParams};
+use minisgl_sched::guide::is_allowed;
 use minisgl_sched::{CountsId, Install};
 
 use filter::{Candidate, draw, keep_count, keep_mass, key};
@@ -61,9 +62,8 @@ pub struct Sampler {
 #[derive(Default)]
 struct Slot {
     sampling: SamplingParams,
-    banned_until_min: Vec<u32>,
-    min_tokens: u32,
-    generated: u32,
+    banned: Vec<u32>,
+    banned_below: u32,
     /// Its table, if it has penalties.
     counts: Option<CountsId>,
 }
@@ -88,9 +88,8 @@ impl Sampler {
     pub fn install(&mut self, install: &Install) {
         let slot = &mut self.slots[install.slot as usize];
         slot.sampling.clone_from(&install.sampling);
-        slot.banned_until_min.clone_from(&install.banned_until_min);
-        slot.min_tokens = install.min_tokens;
-        slot.generated = install.generated;
+        slot.banned.clone_from(&install.banned);
+        slot.banned_below = install.banned_below;
         slot.counts = install.counts;
         if let Some(counts) = install.counts {
             let history = &mut self.histories[counts as usize];
@@ -99,11 +98,18 @@ impl Sampler {
         }
     }
 
-    /// Samples the token at `position` from `logits`, `[vocab]`, and adds it to the slot's history.
+    /// Samples the token at `position` from `logits`, `[vocab]`, of which `mask` allows some (see
+    /// [`minisgl_sched::guide`]), and adds it to the slot's history.
     ///
     /// # Panics
     /// If there is no such slot, or `logits` is not as long as the vocabulary.
-    pub fn sample(&mut self, slot: u32, logits: &[f32], position: u32) -> Sampled {
+    pub fn sample(
+        &mut self,
+        slot: u32,
+        logits: &[f32],
+        position: u32,
+        mask: Option<&[u32]>,
+    ) -> Sampled {
         assert_eq!(logits.len(), self.vocab_size, "one logit for each token of the vocabulary");
         if is_broken(logits) {
             return nothing();
@@ -117,10 +123,14 @@ impl Sampler {
             let normalizer = logprobs::normalizer(&self.logits);
             (normalizer, logprobs::top(&self.logits, normalizer, count, &mut self.candidates))
         });
-        slot.adjust(&mut self.logits, history.as_deref());
+        slot.adjust(&mut self.logits, history.as_deref(), position);
+        if let Some(mask) = mask {
+            let tokens = self.logits.iter_mut().zip(0..);
+            let others = tokens.filter(|&(_, token)| !is_allowed(mask, token));
+            others.for_each(|(logit, _)| *logit = f32::NEG_INFINITY);
+        }
         let (scaled, candidates) = (&mut self.scaled, &mut self.candidates);
         let token = choose(&self.logits, &slot.sampling, position, scaled, candidates);
-        slot.generated = slot.generated.saturating_add(1);
         if let Some(history) = &mut history {
             history.push(token);
         }
@@ -156,8 +166,8 @@ impl Sampler {
 }
 
 impl Slot {
-    /// Step 3 of the module's definition.
-    fn adjust(&self, logits: &mut [f32], history: Option<&History>) {
+    /// Step 3 of the module's definition, the mask aside.
+    fn adjust(&self, logits: &mut [f32], history: Option<&History>, position: u32) {
         let sampling = &self.sampling;
         for &(token, bias) in &sampling.logit_bias {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -175,8 +185,8 @@ impl Slot {
                 }
             }
         }
-        if self.generated < self.min_tokens {
-            for &token in &self.banned_until_min {
+        if position < self.banned_below {
+            for &token in &self.banned {
                 if let Some(logit) = logits.get_mut(token as usize) {
                     *logit = f32::NEG_INFINITY;
                 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use common::driver::{Drive, generate, load, score, tokens};
+use common::driver::{Drive, allowed, generate, load, score, tokens};
 use common::{Random, assert_broken, break_model, config, write_coded_model, write_model};
 use minisgl_proto::{Attn, AttnBackend, Device, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
@@ -351,12 +351,40 @@ fn a_crowd_of_many_rows_is_the_cpus() {
     let mut random = Random(23);
     let prompts: Vec<_> = (0..410).map(|_| random.tokens(3, VOCAB)).collect();
     let drive = Drive { new_tokens: 6, chunk: 2048, ..Drive::default() };
-    let of = |device| LoadOptions { max_running: 600, ..on(device) };
+    let of = |device| LoadOptions { max_running: 600, kv_tokens: Some(1 << 13), ..on(device) };
     let expected = run(dir.path(), of(Device::Cpu), &drive, &prompts);
     let drive = Drive { forced: Some(tokens(&expected)), ..drive };
     let got = run(dir.path(), of(Device::Cuda), &drive, &prompts);
     assert_close("410 rows", &got, &expected);
     assert_eq!(run(dir.path(), of(Device::Cuda), &drive, &prompts), got, "twice");
+}
+
+/// Masks come between two halves of a step: as on the CPU, with graphs and eagerly, and on two ranks where there are two
+/// GPUs. Of rows that have none nothing changes.
+#[test]
+fn tokens_under_masks_are_the_cpus() {
+    let Some(_gpu) = gpu() else { return };
+    let (dir, _) = models().swap_remove(3);
+    let prompts = prompts(31);
+    let drive = Drive { new_tokens: 12, masked: true, ..Drive::default() };
+    let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);
+    let drive = Drive { forced: Some(tokens(&expected)), ..drive };
+    let ranks = if minisgl_kernels::Device::count() > 1 { 2 } else { 1 };
+    for (tp, overlap) in [(1, true), (1, false), (ranks, true)] {
+        let drive = Drive { overlap, ..drive.clone() };
+        let options = LoadOptions { tp, ..on(Device::Cuda) };
+        let got = run(dir.path(), options.clone(), &drive, &prompts);
+        for (slot, (prompt, output)) in prompts.iter().zip(&got).enumerate() {
+            for (at, sampled) in output.iter().enumerate() {
+                let allows = |token: u32| allowed(slot, prompt.len() + at, token);
+                let best = sampled.top.iter().find(|top| allows(top.token));
+                assert!(best.is_none_or(|best| best.token == sampled.token), "{slot} at {at}");
+                assert!(allows(sampled.token), "request {slot}, token {at}");
+            }
+        }
+        assert_close(&format!("tp {tp}, overlap {overlap}"), &got, &expected);
+        assert_eq!(run(dir.path(), options, &drive, &prompts), got, "twice");
+    }
 }
 
 /// Prompts score what they score on the CPU: in chunks, beside requests that decode, with few rows of logits held

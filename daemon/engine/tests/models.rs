@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::driver::{Drive, generate, load, score, tokens};
+use common::driver::{Drive, allowed, generate, load, score, tokens};
 use common::{Random, assert_broken, break_model, config, oracle, write_model};
 use minisgl_engine::scheme::Code;
 use minisgl_proto::{KvDtype, LoadOptions, Quantize, Sampled, SamplingParams};
@@ -286,5 +286,42 @@ fn a_model_whose_logits_are_nan_gives_no_token() {
         let scored = Drive { sampling, new_tokens: 1, ..drive };
         let prompts = [vec![1, 2, 3, 4, 5, 6, 7]];
         assert_broken(&score(&mut engine, &info, &mut step, &prompts, &scored), 6);
+    }
+}
+
+/// A request with masks gets the most likely token that each allows; others beside it get what they get without. On one
+/// rank and on two, with steps that overlap and without, when masks come while the forward pass runs.
+#[test]
+fn a_mask_that_comes_late_is_sampled_under() {
+    let config = config("Qwen3ForCausalLM", 6, 2, 10);
+    let vocab = config["vocab_size"].as_u64().unwrap() as u32;
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config, Dtype::F32, 3);
+    let prompts = prompts(5);
+    let drive = Drive { logprobs: Some(vocab), new_tokens: 6, chunk: 40, ..Drive::default() };
+    let drive = Drive { masked: true, ..drive };
+    let got = run(dir.path(), LoadOptions::default(), &prompts, &drive);
+    let mut changed = 0;
+    for (slot, (prompt, output)) in prompts.iter().zip(&got).enumerate() {
+        for (at, sampled) in output.iter().enumerate() {
+            let allows = |token: u32| allowed(slot, prompt.len() + at, token);
+            let best = sampled.top.iter().find(|top| allows(top.token)).unwrap();
+            assert_eq!(sampled.token, best.token, "request {slot}, token {at}");
+            changed += usize::from(sampled.token != sampled.top[0].token);
+        }
+    }
+    assert!(changed > prompts.len(), "the masks exclude too little: {changed}");
+    for (tp, overlap) in [(1, false), (2, true)] {
+        let drive = Drive { overlap, ..drive.clone() };
+        let options = LoadOptions { tp, ..LoadOptions::default() };
+        let again = run(dir.path(), options, &prompts, &drive);
+        assert_eq!(tokens(&again), tokens(&got), "tp {tp}, overlap {overlap}");
+    }
+    let hot = SamplingParams { temperature: 1.0, seed: 4, ..SamplingParams::default() };
+    let drive = Drive { sampling: hot, ..drive };
+    let drawn = run(dir.path(), LoadOptions::default(), &prompts, &drive);
+    for (slot, (prompt, output)) in prompts.iter().zip(&drawn).enumerate() {
+        let all = output.iter().enumerate();
+        assert!(all.clone().all(|(at, s)| allowed(slot, prompt.len() + at, s.token)));
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn push_all(vocab_size: usize, masks: &mut Vec<u32>) {
 
 fn all(vocab_size: usize) -> Vec<u32> {
     let mut mask = vec![u32::MAX; mask_words(vocab_size)];
-    if let Some(last) = mask.last_mut().filter(|_| vocab_size % BITS > 0) {
+    if let Some(last) = mask.last_mut().filter(|_| !vocab_size.is_multiple_of(BITS)) {
         *last = (1 << (vocab_size % BITS)) - 1;
     }
     mask

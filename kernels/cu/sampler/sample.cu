@@ -7,7 +7,7 @@
 //   5 w = floor(2^40 exp((z - z_max) / temperature))     6 top-k, top-p, min-p keep a first part
 //   7 the first token, in the order of ids, with which the running sum of w exceeds floor(u * sum / 2^64)
 //
-// Shapes: logits f32 [rows, stride], only read; parameters in minisgl_sample_row. One launch for all rows, on each
+// Shapes: logits f32 [rows, stride], only read; parameters in minisgl_sample_params, by the slots that rows name. One launch for all rows, on each
 // GPU that has some of the columns (ranks.cuh). A row belongs to the blocks of one cluster, each with a working copy of its part: read from
 // memory once, then worked on in shared memory (or in `scratch`, where no cluster is to be had).
 // Several blocks share a multiprocessor, so that one copies while another computes, and a
@@ -24,7 +24,7 @@ using namespace minisgl;
 namespace {
 
 struct Shared {
-  minisgl_sample_row row;
+  Row row;
 #if __CUDA_ARCH__ >= 900
   Arrivals copy;
 #endif
@@ -34,6 +34,15 @@ struct Shared {
     Filter filter;  // Takes over where the list was too short.
   };
 };
+
+// Copies a struct of words, by one warp.
+template <class T>
+__device__ __forceinline__ void take(T& to, const T* from, uint32_t warp) {
+  const uint32_t word = threadIdx.x - warp * 32;
+  if (word < sizeof(T) / sizeof(uint32_t)) {
+    reinterpret_cast<uint32_t*>(&to)[word] = reinterpret_cast<const uint32_t*>(from)[word];
+  }
+}
 
 // Rows up to which a padding row is not worth looking for before its logits are asked for.
 constexpr uint32_t EAGER_ROWS = 8;
@@ -50,7 +59,7 @@ struct Copies {
   uint32_t parity;  // Of the next one to arrive.
 
   __device__ static bool is_real(const minisgl_sample_args& a, uint32_t row) {
-    return row < a.rows && static_cast<uint32_t>(a.params[row].out) < a.tokens_len;
+    return row < a.rows && static_cast<uint32_t>(a.draws[row].out) < a.tokens_len;
   }
 
   // By one thread, when no one uses the copy before any more.
@@ -97,7 +106,7 @@ template <class Team>
 struct Publisher {
   const minisgl_sample_args& a;
   const Team& team;
-  const minisgl_sample_row& row;
+  const Row& row;
   uint32_t row_at;
   float raw_highest;
   double log_sum;
@@ -177,7 +186,7 @@ __device__ __noinline__ uint32_t sample_flat(const minisgl_sample_args& a, Part 
 template <bool IN_SHARED, class Team>
 __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t row_at, Part part, Shared& shared,
                                        uint32_t& round, Team& team) {
-  const minisgl_sample_row& row = shared.row;
+  const Row& row = shared.row;
 
   // 1. Rank. +inf passes for the largest finite logit, so then that must be made true first.
   const auto rank_all = [&] {
@@ -244,7 +253,8 @@ __device__ __forceinline__ void sample(const minisgl_sample_args& a, uint32_t ro
 
   // 3. and 4. Adjust, and rank again.
   const bool penalised = static_cast<uint32_t>(row.history) < a.tables;
-  const bool adjusted = row.bias_len > 0 || row.banned_len > 0 || penalised;
+  const bool masked = static_cast<uint32_t>(row.mask) < a.masks_len;
+  const bool adjusted = row.bias_len > 0 || row.is_banned() || penalised || masked;
   if (adjusted) {
     adjust(a, row, part);
     best = rank_all();
@@ -356,11 +366,8 @@ __device__ __forceinline__ void sample_all(const minisgl_sample_args& a, const m
     const Part part = part_of(row_at);
     const uint32_t next = row_at + clusters;
     const bool next_is_real = threadIdx.x == 0 && Copies::is_real(a, next);
-    constexpr uint32_t WORDS = sizeof(minisgl_sample_row) / sizeof(uint32_t);
-    if (threadIdx.x < WORDS) {
-      reinterpret_cast<uint32_t*>(&shared.row)[threadIdx.x] =
-          reinterpret_cast<const uint32_t*>(a.params + row_at)[threadIdx.x];
-    }
+    take(static_cast<minisgl_sample_row&>(shared.row), a.draws + row_at, 0);
+    take(static_cast<minisgl_sample_params&>(shared.row), a.params + min(a.draws[row_at].slot, a.slots - 1), 1);
     const float* logits = logits_of(row_at);
     for (uint32_t i = copies.len + threadIdx.x; i < padded; i += threads()) {
       part.z[i] = i < count ? logits[i] : -INFINITY;

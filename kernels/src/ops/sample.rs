@@ -1,6 +1,6 @@
 //! The sampler; the kernels are in `cu/sampler/`.
 
-use crate::abi::{Address, HistoryResetArgs, SampleArgs, SampleRow};
+use crate::abi::{Address, HistoryResetArgs, SampleArgs, SampleParams, SampleRow};
 use crate::array::DeviceArray;
 use crate::check::Check;
 use crate::device::Device;
@@ -109,7 +109,7 @@ pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: us
     if Cut::new(CutLimits::of(device), rows, vocab, 1).in_shared { 0 } else { rows * stride }
 }
 
-/// Draws one token a row as [`SampleRow`] says, writes it to `tokens[row.out]`, and counts it in the row's
+/// Draws one token a row as [`SampleRow`] and its slot's [`SampleParams`] say, writes it to `tokens[row.out]`, and counts it in the row's
 /// table of `marks`; a row whose token is given gets its log-probability alone. Given the same logits, the same token as
 /// the CPU sampler, to the bit: whole numbers and unfused f32 operations in a fixed order.
 ///
@@ -119,12 +119,17 @@ pub fn sample_scratch_len(device: &Device, rows: usize, vocab: usize, stride: us
 /// Moves `4 * rows * vocab` bytes; bound by read bandwidth and the arithmetic of the exponentials.
 pub struct Sample<'a> {
     /// `[rows]`.
-    pub params: Array<'a, SampleRow>,
-    /// Entries of all rows, concatenated.
+    pub draws: Array<'a, SampleRow>,
+    /// `[slots]`, of which there is one at least. A row of a slot past the end has the last one's.
+    pub params: Array<'a, SampleParams>,
+    /// `[.., vocab / 32]`: words of a bit for each token, the lowest for the first, set where it may be drawn. Where none
+    /// that may has a logit above -inf, the token is 0.
+    pub masks: Array<'a, u32>,
+    /// Entries of all slots, concatenated.
     pub bias_tokens: Array<'a, u32>,
     /// Parallel to `bias_tokens`.
     pub bias_values: Array<'a, f32>,
-    /// Tokens that must not be sampled, of all rows, concatenated.
+    /// Tokens that must not be sampled yet, of all slots, concatenated.
     pub banned: Array<'a, u32>,
     /// Token counts, `[tables, vocab]`; see [`HistoryReset`]. Two rows never share a table.
     pub marks: ArrayMut<'a, u32>,
@@ -195,9 +200,15 @@ impl Sample<'_> {
         let scratch_len = if cut.in_shared { 0 } else { rows * stride };
         let tables = self.marks.len() / vocab;
         let (top, biases) = ([rows, self.top_max], [self.bias_values.len()]);
+        let slots = self.params.len();
+        check.that(slots > 0, || "there are no slots".to_owned())?;
+        let mask_words = vocab.div_ceil(u32::BITS as usize);
+        let masks = self.masks.len() / mask_words;
         Ok(SampleArgs {
             logits,
-            params: check.scalars("params", &self.params, &[rows])?,
+            draws: check.scalars("draws", &self.draws, &[rows])?,
+            params: check.scalars("params", &self.params, &[slots])?,
+            masks: check.scalars("masks", &self.masks, &[masks, mask_words])?,
             bias_tokens: check.scalars("bias_tokens", &self.bias_tokens, &biases)?,
             bias_values: check.scalars("bias_values", &self.bias_values, &biases)?,
             banned: check.scalars("banned", &self.banned, &[self.banned.len()])?,
@@ -208,9 +219,11 @@ impl Sample<'_> {
             top_tokens: check.scalars("top_tokens", &self.top_tokens, &top)?,
             top_logprobs: check.scalars("top_logprobs", &self.top_logprobs, &top)?,
             rows: check.count("rows", rows)?,
+            slots: check.count("the number of slots", slots)?,
             vocab: check.count("vocab", vocab)?,
             stride: check.multiple("stride", stride, 4)?,
             tables: check.count("the number of tables", tables)?,
+            masks_len: check.count("the number of masks", masks)?,
             tokens_len: check.count("the length of tokens", self.tokens.len())?,
             bias_len: check.count("the length of bias_tokens", self.bias_tokens.len())?,
             banned_len: check.count("the length of banned", self.banned.len())?,

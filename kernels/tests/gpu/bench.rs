@@ -6,7 +6,7 @@ use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
 use minisgl_kernels::ArrayMut;
-use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::abi::{SampleParams, SampleRow};
 use minisgl_kernels::gemm::{Gemm, GemmArgs, GemmOut};
 use minisgl_kernels::ops::*;
 
@@ -368,18 +368,30 @@ fn gemm(gpu: &mut Gpu) {
     }
 }
 
-/// Ways to sample, by name.
-pub fn settings() -> [(&'static str, SampleRow); 6] {
-    let plain = SampleRow { temperature: 0.6, ..SampleRow::greedy(1, 0) };
+/// Ways to sample, by name, with how many log-probabilities are wanted.
+pub fn settings() -> [(&'static str, SampleParams, i32); 6] {
+    let greedy = SampleParams::default();
+    let plain = SampleParams { temperature: 0.6, ..greedy };
     [
-        ("greedy", SampleRow::greedy(1, 0)),
-        ("temperature", plain),
-        ("top_p 0.95", SampleRow { top_p: 0.95, ..plain }),
-        ("top_k 20, top_p 0.95", SampleRow { top_p: 0.95, top_k: 20, ..plain }),
+        ("greedy", greedy, -1),
+        ("temperature", plain, -1),
+        ("top_p 0.95", SampleParams { top_p: 0.95, ..plain }, -1),
+        ("top_k 20, top_p 0.95", SampleParams { top_p: 0.95, top_k: 20, ..plain }, -1),
         // Too many tokens for a list.
-        ("top_p 0.95, flat", SampleRow { top_p: 0.95, temperature: 50.0, ..plain }),
-        ("top 5 logprobs", SampleRow { logprobs: 5, ..plain }),
+        ("top_p 0.95, flat", SampleParams { top_p: 0.95, temperature: 50.0, ..plain }, -1),
+        ("top 5 logprobs", plain, 5),
     ]
+}
+
+/// Rows that are sampled so, each with a seed of its own.
+pub fn draws(
+    rows: usize,
+    params: SampleParams,
+    logprobs: i32,
+) -> (Vec<SampleRow>, Vec<SampleParams>) {
+    let row = |at: u32| SampleRow { logprobs, ..SampleRow::drawn(at, 1, at as i32) };
+    let of = |at: u64| SampleParams { seed: at, ..params };
+    ((0..rows as u32).map(row).collect(), (0..rows as u64).map(of).collect())
 }
 
 /// Logits of a model: normal, with a few that stand out.
@@ -409,12 +421,14 @@ fn sample(gpu: &mut Gpu, rows: usize, show: Show<'_>) {
     let mut top_logprobs = gpu.upload(&vec![0_f32; rows * top_max]);
     let (none_u32, none_f32) = (gpu.upload(&[0_u32]), gpu.upload(&[0_f32]));
     let mut scratch = gpu.upload(&[0_f32]);
-    for (name, row) in settings() {
-        let row = |at| SampleRow { seed: at as u64, out: at, ..row };
-        let params = gpu.upload(&(0..rows as i32).map(row).collect::<Vec<_>>());
+    for (name, params, logprobs) in settings() {
+        let (draws, params) = draws(rows, params, logprobs);
+        let (draws, params) = (gpu.upload(&draws), gpu.upload(&params));
         let seconds = time(gpu, sets, |i| {
             Sample {
+                draws: (&draws).into(),
                 params: (&params).into(),
+                masks: (&none_u32.slice(..0)).into(),
                 bias_tokens: (&none_u32).into(),
                 bias_values: (&none_f32).into(),
                 banned: (&none_u32).into(),

@@ -57,9 +57,9 @@ fn check(gpu: &mut Gpu, rows: usize, vocab: usize, logits: &[f32]) {
     if rows > 2 {
         out_index[1] = gpu.random.of(&[-1, rows as i32 + 3]);
     }
-    let params: Vec<SampleRow> = out_index.iter().map(|&out| SampleRow::greedy(0, out)).collect();
+    let draws: Vec<SampleRow> = out_index.iter().map(|&out| SampleRow::drawn(0, 0, out)).collect();
     let mut tokens = gpu.upload(&vec![-7_i32; rows + 3]);
-    launch(gpu, &Launch { logits, params: &params, rows, vocab, stride }, &mut tokens);
+    launch(gpu, &Launch { logits, draws: &draws, rows, vocab, stride }, &mut tokens);
     let mut expected = vec![-7; rows + 3];
     for (row, &out) in out_index.iter().enumerate() {
         if (0..rows as i32 + 3).contains(&out) {

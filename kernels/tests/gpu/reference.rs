@@ -1,6 +1,6 @@
 //! The sampler's definition, written out naively: a full sort, one token after the other.
 
-use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::abi::{SampleParams, SampleRow};
 
 /// 1 in the fixed point of weights.
 const ONE: u64 = 1 << 40;
@@ -14,6 +14,8 @@ pub struct Extras<'a> {
     pub banned: &'a [u32],
     /// For each token twice the times it is in the output, plus one if it is in the prompt.
     pub marks: Option<&'a [u32]>,
+    /// A bit for each token that may be drawn.
+    pub mask: Option<&'a [u32]>,
 }
 
 /// What sampling a row reports.
@@ -64,7 +66,11 @@ fn uniform(seed: u64, position: u32) -> u64 {
     u64::from(c[1]) << 32 | u64::from(c[0])
 }
 
-pub fn sample(logits: &[f32], row: &SampleRow, extras: &Extras<'_>) -> Sampled {
+pub fn sample(
+    logits: &[f32],
+    (row, params): (&SampleRow, &SampleParams),
+    extras: &Extras<'_>,
+) -> Sampled {
     if logits.iter().any(|z| z.is_nan()) || logits.iter().all(|&z| z == f32::NEG_INFINITY) {
         return Sampled { token: NO_TOKEN, logprob: f32::NAN, top: Vec::new() };
     }
@@ -91,41 +97,45 @@ pub fn sample(logits: &[f32], row: &SampleRow, extras: &Extras<'_>) -> Sampled {
         return Sampled { token, logprob: logprob(token), top };
     }
 
-    // Bias, penalties, bans.
+    // Bias, penalties, bans, the mask.
     let mut z = raw.clone();
     for &(token, bias) in extras.bias {
         z[token as usize] = clean(z[token as usize] + bias);
     }
     for (z, &mark) in z.iter_mut().zip(extras.marks.unwrap_or_default()) {
         if mark > 0 {
-            let penalty = row.repetition_penalty;
+            let penalty = params.repetition_penalty;
             *z = clean(if *z > 0.0 { *z / penalty } else { *z * penalty });
         }
         if mark > 1 {
-            let frequency = row.frequency_penalty * (mark / 2) as f32;
-            *z = clean((*z - row.presence_penalty) - frequency);
+            let frequency = params.frequency_penalty * (mark / 2) as f32;
+            *z = clean((*z - params.presence_penalty) - frequency);
         }
     }
     for &token in extras.banned {
         z[token as usize] = f32::NEG_INFINITY;
     }
+    if let Some(mask) = extras.mask {
+        let may = |at: usize| mask[at / 32] >> (at % 32) & 1 == 1;
+        (0..z.len()).filter(|&at| !may(at)).for_each(|at| z[at] = f32::NEG_INFINITY);
+    }
 
     let (greedy, highest) = first(&z);
     let drawn = |token| Sampled { token, logprob: logprob(token), top };
-    if highest == f32::NEG_INFINITY || row.temperature.is_nan() || row.temperature <= 0.0 {
+    if highest == f32::NEG_INFINITY || params.temperature.is_nan() || params.temperature <= 0.0 {
         return drawn(greedy);
     }
 
     // Weigh, then filter the ranking.
-    let weight_of = |token: u32| weight((z[token as usize] - highest) / row.temperature);
+    let weight_of = |token: u32| weight((z[token as usize] - highest) / params.temperature);
     let mut kept: Vec<(u32, u64)> = by_rank(&z).into_iter().map(|t| (t, weight_of(t))).collect();
     kept.retain(|&(_, w)| w > 0);
-    if row.top_k > 0 {
-        kept.truncate(row.top_k as usize);
+    if params.top_k > 0 {
+        kept.truncate(params.top_k as usize);
     }
-    if row.top_p < 1.0 {
+    if params.top_p < 1.0 {
         let sum: u64 = kept.iter().map(|&(_, w)| w).sum();
-        let need = (f64::from(row.top_p) * sum as f64).ceil() as u64;
+        let need = (f64::from(params.top_p) * sum as f64).ceil() as u64;
         let mut running = 0;
         let enough = kept.iter().position(|&(_, w)| {
             running += w;
@@ -133,15 +143,15 @@ pub fn sample(logits: &[f32], row: &SampleRow, extras: &Extras<'_>) -> Sampled {
         });
         kept.truncate(enough.map_or(kept.len(), |last| last + 1));
     }
-    if row.min_p > 0.0 {
-        let least = (f64::from(row.min_p.min(1.0)) * ONE as f64).ceil() as u64;
+    if params.min_p > 0.0 {
+        let least = (f64::from(params.min_p.min(1.0)) * ONE as f64).ceil() as u64;
         kept.retain(|&(_, w)| w >= least);
     }
 
     // Draw in the order of ids.
     kept.sort_by_key(|&(token, _)| token);
     let sum: u64 = kept.iter().map(|&(_, w)| w).sum();
-    let target = (u128::from(uniform(row.seed, row.position)) * u128::from(sum)) >> 64;
+    let target = (u128::from(uniform(params.seed, row.position)) * u128::from(sum)) >> 64;
     let mut running = 0;
     let (token, _) = kept
         .iter()

@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaSlice;
 use minisgl_kernels::Device;
-use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::abi::{SampleParams, SampleRow};
 use minisgl_kernels::ops::{HistoryReset, Sample, VOCAB_MAX, sample_scratch_len};
 use minisgl_kernels::peers::{PeerShape, Peers, RANKS_MAX};
 
@@ -93,11 +93,10 @@ fn logits(random: &mut Random, vocab: usize) -> Vec<f32> {
         .collect()
 }
 
-fn row(random: &mut Random, vocab: usize, out: i32) -> SampleRow {
+fn params(random: &mut Random, vocab: usize) -> SampleParams {
     let maybe = |random: &mut Random| random.below(2) == 0;
-    SampleRow {
+    SampleParams {
         seed: random.bits(),
-        position: random.below(1 << 20) as u32,
         temperature: random.of(&[0.0, 0.6, 1.0, 1.7, 1e-6, 50.0, f32::NAN, f32::INFINITY]),
         top_k: if maybe(random) { random.of(&[1, 2, 20, 50, vocab as u32, u32::MAX]) } else { 0 },
         top_p: if maybe(random) { random.of(&[0.0, 1e-6, 0.5, 0.9, 0.999_999]) } else { 1.0 },
@@ -105,30 +104,50 @@ fn row(random: &mut Random, vocab: usize, out: i32) -> SampleRow {
         repetition_penalty: random.of(&[1.0, 1.3, 0.8]),
         presence_penalty: random.of(&[0.0, 1.5, -2.0]),
         frequency_penalty: random.of(&[0.0, 0.7, -0.1]),
+        ..SampleParams::default()
+    }
+}
+
+fn row(random: &mut Random, vocab: usize, slot: u32, out: i32) -> SampleRow {
+    SampleRow {
         logprobs: random.of(&[-1, 0, 1, 5, TOP_MAX as i32]),
         given: if random.below(4) == 0 { random.below(vocab) as i32 } else { -1 },
-        ..SampleRow::greedy(0, out)
+        ..SampleRow::drawn(slot, random.below(1 << 20) as u32, out)
     }
+}
+
+/// A mask that leaves much, little or nothing.
+fn mask(random: &mut Random, vocab: usize) -> Vec<u32> {
+    let sparse = random.below(3);
+    let word = |random: &mut Random| match sparse {
+        0 => random.bits() as u32,
+        1 => (random.bits() & random.bits() & random.bits()) as u32,
+        _ if random.below(vocab.div_ceil(64)) == 0 => 1 << random.below(32),
+        _ => 0,
+    };
+    (0..vocab.div_ceil(32)).map(|_| word(random)).collect()
 }
 
 /// Rows that want a token and nothing else.
 pub struct Launch<'a> {
     pub logits: &'a [f32],
-    pub params: &'a [SampleRow],
+    pub draws: &'a [SampleRow],
     pub rows: usize,
     pub vocab: usize,
     pub stride: usize,
 }
 
 pub fn launch(gpu: &Gpu, what: &Launch<'_>, tokens: &mut CudaSlice<i32>) {
-    let &Launch { logits, params, rows, vocab, stride } = what;
+    let &Launch { logits, draws, rows, vocab, stride } = what;
     let (none_u32, none_f32) = (gpu.upload(&[0_u32]), gpu.upload(&[0_f32]));
     let mut unused = gpu.upload(&[0_f32]);
     let (mut none, mut logprob) = (gpu.upload(&[0_i32]), gpu.upload(&vec![0_f32; rows]));
     let mut no_scratch = gpu.upload(&[0_f32]);
     let mut marks = gpu.upload(&[0_u32]);
     Sample {
-        params: (&gpu.upload(params)).into(),
+        draws: (&gpu.upload(draws)).into(),
+        params: (&gpu.upload(&[SampleParams::default()])).into(),
+        masks: (&none_u32.slice(..0)).into(),
         bias_tokens: (&none_u32).into(),
         bias_values: (&none_f32).into(),
         banned: (&none_u32).into(),
@@ -152,7 +171,11 @@ struct Case {
     stride: usize,
     /// `[rows, stride]`.
     logits: Vec<f32>,
-    params: Vec<SampleRow>,
+    draws: Vec<SampleRow>,
+    /// Of each row, in another order.
+    params: Vec<SampleParams>,
+    /// Of every third row, `[rows / 3, vocab / 32]`.
+    masks: Vec<u32>,
     /// Of each row.
     biases: Vec<Vec<(u32, f32)>>,
     bans: Vec<Vec<u32>>,
@@ -169,12 +192,20 @@ impl Case {
         let stride = vocab.next_multiple_of(4) + random.of(&[0, 4]);
         let tables = rows / 2;
         let mut z = Vec::with_capacity(rows * stride);
-        let (mut params, mut biases, mut bans) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut draws, mut biases, mut bans) = (Vec::new(), Vec::new(), Vec::new());
+        let mut all_params = vec![SampleParams::default(); rows];
+        let mut masks = Vec::new();
         let (mut bias_tokens, mut bias_values, mut banned) = (Vec::new(), Vec::new(), Vec::new());
         for at in 0..rows {
             z.extend(logits(random, vocab));
             z.resize((at + 1) * stride, 1e30); // What is past the vocabulary must not count.
-            let mut row = row(random, vocab, (rows - at) as i32);
+            let slot = rows - 1 - at;
+            let mut row = row(random, vocab, slot as u32, (rows - at) as i32);
+            let mut params = params(random, vocab);
+            if at % 3 == 1 {
+                row.mask = (masks.len() / vocab.div_ceil(32)) as i32;
+                masks.extend(mask(random, vocab));
+            }
             let some = |random: &mut Random| -> Vec<u32> {
                 let count = if random.below(3) == 0 { random.below(300) } else { 0 };
                 let mut tokens: Vec<u32> = (0..count).map(|_| random.below(vocab) as u32).collect();
@@ -186,18 +217,22 @@ impl Case {
             let bias: Vec<(u32, f32)> =
                 some(random).into_iter().map(|token| (token, random.normal() * 30.0)).collect();
             let ban = some(random);
-            (row.bias_at, row.bias_len) = (bias_tokens.len() as u32, bias.len() as u32);
-            (row.banned_at, row.banned_len) = (banned.len() as u32, ban.len() as u32);
-            row.history = if at % 2 == 0 && at / 2 < tables { (at / 2) as i32 } else { -1 };
+            (params.bias_at, params.bias_len) = (bias_tokens.len() as u32, bias.len() as u32);
+            (params.banned_at, params.banned_len) = (banned.len() as u32, ban.len() as u32);
+            // At this position, or no more.
+            params.banned_below = row.position + random.below(2) as u32;
+            params.history = if at % 2 == 0 && at / 2 < tables { (at / 2) as i32 } else { -1 };
+            let is_banned = row.position < params.banned_below;
             if at % 7 == 3 {
                 row = SampleRow::padding();
             }
             bias_tokens.extend(bias.iter().map(|&(token, _)| token));
             bias_values.extend(bias.iter().map(|&(_, bias)| bias));
             banned.extend(&ban);
-            params.push(row);
+            draws.push(row);
+            all_params[slot] = params;
             biases.push(bias);
-            bans.push(ban);
+            bans.push(if is_banned { ban } else { Vec::new() });
         }
         let marks = (0..tables * vocab)
             .map(|_| if random.below(5) == 0 { random.below(9) as u32 } else { 0 })
@@ -206,12 +241,15 @@ impl Case {
         bias_tokens.push(0);
         bias_values.push(0.0);
         banned.push(0);
+        masks.extend(vec![0; vocab.div_ceil(32)]);
         let logits = z;
         Case {
             vocab,
             stride,
             logits,
-            params,
+            draws,
+            params: all_params,
+            masks,
             biases,
             bans,
             bias_tokens,
@@ -223,9 +261,11 @@ impl Case {
 
     fn upload(&self, device: &Device, scratch_len: usize) -> OnGpu {
         let stream = device.stream();
-        let rows = self.params.len();
+        let rows = self.draws.len();
         OnGpu {
+            draws: stream.clone_htod(&self.draws).unwrap(),
             params: stream.clone_htod(&self.params).unwrap(),
+            masks: stream.clone_htod(&self.masks).unwrap(),
             bias_tokens: stream.clone_htod(&self.bias_tokens).unwrap(),
             bias_values: stream.clone_htod(&self.bias_values).unwrap(),
             banned: stream.clone_htod(&self.banned).unwrap(),
@@ -242,7 +282,7 @@ impl Case {
 
     /// Holds what was drawn to the reference.
     fn verify(&self, device: &Device, on_gpu: &OnGpu, what: &str) {
-        let (vocab, rows, stream) = (self.vocab, self.params.len(), device.stream());
+        let (vocab, rows, stream) = (self.vocab, self.draws.len(), device.stream());
         let mut marks = self.marks.clone();
         let tokens = stream.clone_dtoh(&on_gpu.tokens).unwrap();
         let logprob = stream.clone_dtoh(&on_gpu.logprob).unwrap();
@@ -251,20 +291,24 @@ impl Case {
         let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
         let close = |a: f32, b: f32| same(a, b) || (a - b).abs() <= 1e-6 * b.abs().max(1.0);
         let mut expected_tokens = vec![-7; rows + 1];
-        for (at, row) in self.params.iter().enumerate() {
-            let what = format!("{what}, row {at}: {row:?}");
+        for (at, row) in self.draws.iter().enumerate() {
+            let params = &self.params[row.slot as usize];
+            let what = format!("{what}, row {at}: {row:?} {params:?}");
             let top_at = at * TOP_MAX..(at + 1) * TOP_MAX;
             let mut expected_top = [(-7, 7.0); TOP_MAX];
             let mut expected_logprob = 7.0;
             if row.out >= 0 {
-                let table = (row.history >= 0).then(|| row.history as usize * vocab..);
+                let table = (params.history >= 0).then(|| params.history as usize * vocab..);
+                let words = vocab.div_ceil(32);
                 let extras = Extras {
                     bias: &self.biases[at],
                     banned: &self.bans[at],
                     marks: table.clone().map(|table| &marks[table][..vocab]),
+                    mask: (row.mask >= 0)
+                        .then(|| &self.masks[row.mask as usize * words..][..words]),
                 };
                 let logits = &self.logits[at * self.stride..][..vocab];
-                let sampled = reference::sample(logits, row, &extras);
+                let sampled = reference::sample(logits, (row, params), &extras);
                 // What is given is neither drawn nor counted.
                 if row.given < 0 {
                     expected_tokens[row.out as usize] = sampled.token as i32;
@@ -299,7 +343,9 @@ impl Case {
 
 /// What the sampler reads of a [`Case`] besides logits, and what it writes.
 struct OnGpu {
-    params: CudaSlice<SampleRow>,
+    draws: CudaSlice<SampleRow>,
+    params: CudaSlice<SampleParams>,
+    masks: CudaSlice<u32>,
     bias_tokens: CudaSlice<u32>,
     bias_values: CudaSlice<f32>,
     banned: CudaSlice<u32>,
@@ -316,7 +362,9 @@ impl OnGpu {
     /// Calls `launch` with the op.
     fn with<R>(&mut self, case: &Case, launch: impl FnOnce(Sample<'_>) -> R) -> R {
         launch(Sample {
+            draws: (&self.draws).into(),
             params: (&self.params).into(),
+            masks: (&self.masks).into(),
             bias_tokens: (&self.bias_tokens).into(),
             bias_values: (&self.bias_values).into(),
             banned: (&self.banned).into(),
@@ -326,7 +374,7 @@ impl OnGpu {
             logprob: (&mut self.logprob).into(),
             top_tokens: (&mut self.top_tokens).into(),
             top_logprobs: (&mut self.top_logprobs).into(),
-            rows: case.params.len(),
+            rows: case.draws.len(),
             vocab: case.vocab,
             top_max: TOP_MAX,
         })
@@ -440,12 +488,11 @@ pub fn bench_ranks(gpu: &mut Gpu) {
     let shape = PeerShape { hidden: 8, rows: 1, logit_rows: 256, columns };
     let mut peers = group.peers(&shape);
     println!("{:<32} {:>6} {:>10}", format!("sample, {ranks} ranks"), "rows", "time/us");
-    for (name, row) in crate::bench::settings() {
+    for (name, params, logprobs) in crate::bench::settings() {
         for rows in [1, 32, 256] {
             let mut case = Case::random(&mut gpu.random, vocab, rows);
             case.marks.clear();
-            case.params =
-                (0..rows as i32).map(|at| SampleRow { seed: at as u64, out: at, ..row }).collect();
+            (case.draws, case.params) = crate::bench::draws(rows, params, logprobs);
             for (peers, device) in peers.iter_mut().zip(&group.devices) {
                 let logits = crate::bench::likely(gpu, peers.logits().len());
                 device.stream().memcpy_htod(&logits, peers.logits()).unwrap();
@@ -460,7 +507,7 @@ pub fn bench_ranks(gpu: &mut Gpu) {
 
 /// Seconds of one draw among many.
 fn time(group: &Group, peers: &mut [Peers], case: &Case) -> f64 {
-    let (turns, rows, stride) = (50, case.params.len(), case.vocab);
+    let (turns, rows, stride) = (50, case.draws.len(), case.vocab);
     std::thread::scope(|scope| {
         let threads: Vec<_> = peers
             .iter_mut()

@@ -160,9 +160,8 @@ impl Engine {
             sampling: SamplingParams::default(),
             history: Vec::new(),
             prompt_len: 1,
-            banned_until_min: Vec::new(),
-            min_tokens: 0,
-            generated: 0,
+            banned: Vec::new(),
+            banned_below: 0,
         };
         let pages = tokens.div_ceil(self.check.limits().page_size);
         let row = |row: usize| Row {
@@ -180,6 +179,7 @@ impl Engine {
             pages: vec![0; rows * pages],
             rows: (0..rows).map(row).collect(),
             tokens: vec![0; rows * tokens],
+            masked: Vec::new(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 #[cfg(feature = "cuda")]
 use minisgl_kernels::attention::Heads;
 use minisgl_proto::KvDtype;
-use minisgl_sched::Plan;
+use minisgl_sched::{Late, Plan};
 
 use super::options::Settings;
 #[cfg(feature = "cuda")]
@@ -117,10 +117,13 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.ops.commit_kv(pages)
     }
 
-    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>> {
+    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Option<Box<dyn Pending>>> {
         self.batch.prepare(plan, self.page_size);
-        let (batch, model) = (&self.batch, &mut self.model);
-        self.ops.step(batch, &batch.plan().installs, |ops| model.forward(ops, batch))
+        self.ops.step(&self.batch, &mut self.model)
+    }
+
+    fn complete(&mut self, late: &Late) -> OpResult<Box<dyn Pending>> {
+        self.ops.complete(&self.batch, late, &mut self.model)
     }
 }
 

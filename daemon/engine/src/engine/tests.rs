@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use minisgl_proto::Sampled;
+use minisgl_sched::{Grown, Row, Want};
 
 use super::*;
 use crate::collective::Group;
@@ -18,12 +19,12 @@ struct Clockwork {
     measures: bool,
 }
 
-struct Late {
+struct Running {
     ends: Instant,
     measures: bool,
 }
 
-impl Pending for Late {
+impl Pending for Running {
     fn is_over(&self) -> bool {
         Instant::now() >= self.ends
     }
@@ -65,9 +66,9 @@ impl Runner for Clockwork {
         Ok(())
     }
 
-    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Box<dyn Pending>> {
+    fn run(&mut self, plan: Arc<Plan>) -> OpResult<Option<Box<dyn Pending>>> {
         if plan.step == HANGS_AT {
-            return Ok(Box::new(Hangs));
+            return Ok(Some(Box::new(Hangs)));
         }
         if plan.step == SLEEPS_AT {
             loop {
@@ -75,13 +76,24 @@ impl Runner for Clockwork {
             }
         }
         self.free_at = self.free_at.max(Instant::now()) + STEP;
-        Ok(Box::new(Late { ends: self.free_at, measures: self.measures }))
+        match plan.masked.is_empty() {
+            true => self.complete(&Late::default()).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Sampling takes no time.
+    fn complete(&mut self, _late: &Late) -> OpResult<Box<dyn Pending>> {
+        self.free_at = self.free_at.max(Instant::now());
+        Ok(Box::new(Running { ends: self.free_at, measures: self.measures }))
     }
 }
 
 /// Steps that do not end: on the device, or before they reach it.
 const HANGS_AT: u64 = 3;
 const SLEEPS_AT: u64 = 100;
+/// From here on no step is special.
+const FIRST: u64 = 200;
 
 const LIMITS: PlanLimits = PlanLimits {
     chunk_tokens: 8,
@@ -119,12 +131,11 @@ fn plan(step: u64) -> Plan {
 
 /// Seconds of steps that overlap, and of all of them on the wall.
 fn overlapped(mut engine: Engine, steps: u64) -> (Vec<f64>, f64) {
-    // Numbers from 200 on are no special ones.
-    engine.next_step = 200;
+    engine.next_step = FIRST;
     let began = Instant::now();
-    engine.launch(plan(200)).unwrap();
+    engine.launch(plan(FIRST)).unwrap();
     let mut all = Vec::new();
-    for step in 201..200 + steps {
+    for step in FIRST + 1..FIRST + steps {
         engine.launch(plan(step)).unwrap();
         all.push(f64::from(engine.wait().unwrap().step_s));
     }
@@ -166,4 +177,61 @@ fn a_step_that_never_ends_breaks_the_engine_in_words() {
         assert_eq!(engine.launch(plan(step + 1)).unwrap_err(), error);
         std::mem::forget(engine);
     }
+}
+
+/// A plan whose only row has a mask.
+fn masked(step: u64) -> Plan {
+    let start = step.saturating_sub(FIRST) as u32;
+    let row = Row { slot: 0, start, len: 1, tokens_at: 0, want: Want::Last };
+    let grown = Grown { slot: 0, at: 0, len: 1 };
+    let (grown, pages) = if start == 0 { (vec![grown], vec![0]) } else { (vec![], vec![]) };
+    Plan { rows: vec![row], tokens: vec![1], grown, pages, masked: vec![0], ..plan(step) }
+}
+
+fn late(step: u64) -> Late {
+    Late { step, masks: vec![0b10] }
+}
+
+/// Masks that come while the forward pass runs cost nothing: the next one is there when the one before ends.
+#[test]
+fn a_forward_pass_runs_before_its_masks_are_there() {
+    for tp in [1, 2] {
+        let mut engine = engine(tp, false, None);
+        engine.next_step = FIRST;
+        let began = Instant::now();
+        engine.launch(masked(FIRST)).unwrap();
+        engine.complete(late(FIRST)).unwrap();
+        for step in FIRST + 1..=FIRST + 5 {
+            engine.launch(masked(step)).unwrap();
+            assert_eq!(engine.wait().unwrap().step, step - 1);
+            engine.complete(late(step)).unwrap();
+        }
+        assert_eq!(engine.wait().unwrap().step, FIRST + 5);
+        let steps = began.elapsed().as_secs_f64() / STEP.as_secs_f64();
+        assert!((6.0..8.0).contains(&steps), "tp {tp}: 6 steps took as long as {steps:.2}");
+    }
+}
+
+#[test]
+fn masks_come_once_for_the_plan_that_waits_for_them() {
+    let broken = |act: fn(&mut Engine) -> Result<(), ExecutorError>| {
+        let mut engine = engine(1, false, None);
+        engine.launch(masked(0)).unwrap();
+        let error = act(&mut engine).unwrap_err();
+        assert_eq!(engine.launch(plan(1)).unwrap_err(), error, "it stays broken");
+        error.0
+    };
+    assert_eq!(
+        broken(|engine| engine.launch(masked(1))),
+        "step 1: the step before lacks its masks"
+    );
+    assert_eq!(broken(|engine| engine.wait().map(drop)), "the step in flight lacks its masks");
+    assert_eq!(broken(|engine| engine.complete(late(1))), "step 0: masks are of step 1");
+    let short = |engine: &mut Engine| engine.complete(Late::default());
+    assert!(broken(short).contains("take 1 words, there are 0"));
+    let twice = |engine: &mut Engine| {
+        engine.complete(late(0)).unwrap();
+        engine.complete(late(0))
+    };
+    assert_eq!(broken(twice), "no step waits for the masks of step 0");
 }

@@ -6,7 +6,7 @@ use super::loader::Loader;
 use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
-use crate::ops::{Around, OpResult, Ops, Scratch, Stream};
+use crate::ops::{Around, OpResult, Ops, Pass, Scratch, Stream};
 
 /// One rank's weights and activations.
 pub struct Decoder<O: Ops> {
@@ -28,13 +28,9 @@ struct Workspace<O: Ops> {
     scratch: Scratch<O>,
 }
 
-impl<O: Ops> Decoder<O> {
-    /// Runs one step, and samples.
-    ///
-    /// # Errors
-    /// An op failed.
-    pub fn forward(&mut self, ops: &mut O, batch: &Batch) -> OpResult {
-        let Workspace { stream, qkv, attention, activated, last, scratch } = &mut self.work;
+impl<O: Ops> Pass<O> for Decoder<O> {
+    fn forward(&mut self, ops: &mut O, batch: &Batch) -> OpResult {
+        let Workspace { stream, qkv, attention, activated, scratch, .. } = &mut self.work;
         let weights = &self.weights;
         let tokens = batch.tokens().len();
         ops.embed(batch, &weights.embedding, self.embedding_scale, stream)?;
@@ -57,10 +53,17 @@ impl<O: Ops> Decoder<O> {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn read(&mut self, ops: &mut O, batch: &Batch) -> OpResult {
+        let (weights, Workspace { stream, last, .. }) = (&self.weights, &mut self.work);
         ops.norm_wanted(batch, stream, &weights.norm, last)?;
         ops.sample(batch, weights.head.as_ref().unwrap_or(&weights.embedding), last)
     }
+}
 
+impl<O: Ops> Decoder<O> {
     /// Loads this rank's shard, with activations for `chunk_tokens` tokens, and logits after `logit_rows` of them.
     ///
     /// # Errors

@@ -22,14 +22,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use minisgl_proto::Sampled;
-use minisgl_sched::Install;
+use minisgl_sched::Late;
+use minisgl_sched::guide::mask_words;
 use pulp::Arch;
 
 use self::attention::Heads;
 use self::kv::KvPages;
 use self::linear::widen;
 use super::{
-    Around, Attention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pending, Scratch,
+    Around, Attention, Experts, HeadNorms, Linear, Norm, OpResult, Ops, Pass, Pending, Scratch,
     StackShape, Storage, Stream,
 };
 use crate::batch::Batch;
@@ -91,6 +92,8 @@ pub struct CpuOps {
     last_sampled: Vec<u32>,
     /// What the step in hand sampled and scored.
     sampled: Vec<Sampled>,
+    /// Its masks, concatenated.
+    masks: Vec<u32>,
     /// Products on their way from columns to rows. This and what follows is as long as the largest step needs it from
     /// the start: the system gives the memory when it is first written.
     scratch: Vec<f32>,
@@ -194,6 +197,7 @@ impl CpuOps {
             sampler: Sampler::new(slots, penalised, config.vocab_size),
             last_sampled: vec![0; slots],
             sampled: Vec::new(),
+            masks: Vec::new(),
             scratch: vec![0.0; scratch],
             delta: vec![0.0; delta],
             logits: vec![0.0; logits * config.vocab_size],
@@ -277,6 +281,13 @@ impl CpuOps {
         Ok(())
     }
 
+    /// The second part of a step.
+    fn read(&mut self, batch: &Batch, pass: &mut impl Pass<Self>) -> OpResult<Box<dyn Pending>> {
+        let pool = self.pool.clone();
+        pool.install(|| pass.read(self, batch))?;
+        Ok(Box::new(Done(std::mem::take(&mut self.sampled))))
+    }
+
     /// A buffer for what a block adds to the residual stream, which [`CpuOps::add`] takes.
     fn delta(&mut self, width: usize) -> Buffer {
         Buffer { data: std::mem::take(&mut self.delta), width }
@@ -355,14 +366,26 @@ impl Ops for CpuOps {
     fn step(
         &mut self,
         batch: &Batch,
-        installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult + Send,
-    ) -> OpResult<Box<dyn Pending>> {
-        installs.iter().for_each(|install| self.sampler.install(install));
+        pass: &mut impl Pass<Self>,
+    ) -> OpResult<Option<Box<dyn Pending>>> {
+        batch.plan().installs.iter().for_each(|install| self.sampler.install(install));
         self.ropes.iter_mut().for_each(|rope| rope.prepare(batch.positions()));
         let pool = self.pool.clone();
-        pool.install(|| forward(self))?;
-        Ok(Box::new(Done(std::mem::take(&mut self.sampled))))
+        pool.install(|| pass.forward(self, batch))?;
+        match batch.plan().masked.is_empty() {
+            true => self.read(batch, pass).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn complete(
+        &mut self,
+        batch: &Batch,
+        late: &Late,
+        pass: &mut impl Pass<Self>,
+    ) -> OpResult<Box<dyn Pending>> {
+        self.masks.clone_from(&late.masks);
+        self.read(batch, pass)
     }
 
     fn embed(
@@ -525,7 +548,11 @@ impl Ops for CpuOps {
                 all.push(match wanted.given {
                     Some(token) => self.sampler.score(row.slot, logits, token),
                     None => {
-                        let sampled = self.sampler.sample(row.slot, logits, row.next_position());
+                        let words = mask_words(vocab);
+                        let mask = batch.mask_of(wanted.row);
+                        let mask = mask.map(|at| &self.masks[at * words..][..words]);
+                        let position = row.next_position();
+                        let sampled = self.sampler.sample(row.slot, logits, position, mask);
                         self.last_sampled[row.slot as usize] = sampled.token;
                         sampled
                     }

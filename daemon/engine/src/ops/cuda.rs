@@ -23,6 +23,7 @@ mod graphs;
 mod inputs;
 mod kv;
 mod linear;
+mod masks;
 mod matrix;
 mod memory;
 mod prepare;
@@ -62,7 +63,7 @@ use minisgl_kernels::gemm::Gemm;
 use minisgl_kernels::ops::{Embedding, Gate, Stage, sample_scratch_len};
 use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
-use minisgl_sched::Install;
+use minisgl_sched::Late;
 
 use self::attend::{Attention, AttentionShape, no_kv};
 use self::experts::ExpertRoom;
@@ -70,6 +71,7 @@ use self::graphs::{Graphs, Mode};
 use self::inputs::{Inputs, Room};
 use self::kv::{KvShape, KvSpace};
 use self::linear::{Input, Into};
+use self::masks::Masks;
 use self::matrix::{coded_parts, plain_parts};
 use self::memory::{Data, GRAPH_ROWS, LOGIT_ROWS, ROW_UNIT, padded_tokens};
 pub use self::prepare::check;
@@ -80,8 +82,8 @@ use self::tables::Tables;
 use self::tuned::TunedFile;
 use self::upload::{Element, Uploader};
 use super::{
-    Around, Attention as LayerAttention, Experts, Linear, Norm, OpResult, Ops, Pending, Scratch,
-    StackShape, Storage, Stream,
+    Around, Attention as LayerAttention, Experts, Linear, Norm, OpResult, Ops, Pass, Pending,
+    Scratch, StackShape, Storage, Stream,
 };
 use crate::batch::Batch;
 use crate::config::{Activation, AttentionBias, ModelConfig};
@@ -153,6 +155,7 @@ pub struct CudaOps {
     inputs: Inputs,
     tables: Tables,
     requests: Requests,
+    masks: Masks,
     outputs: Outputs,
     graphs: Graphs,
     mode: Mode,
@@ -277,6 +280,7 @@ impl CudaOps {
             tables: Tables::new(&stream, (slots, max_len.div_ceil(page_size)), rows)?,
             requests: Requests::new(&stream, requests, config.vocab_size, max_len)
                 .map_err(memory)?,
+            masks: Masks::new(&stream, slots, config.vocab_size).map_err(memory)?,
             outputs: Outputs::new(
                 &stream,
                 (slots, spec.logit_rows),
@@ -296,6 +300,12 @@ impl CudaOps {
             tuned,
             device,
         })
+    }
+
+    /// Why a step failed: a GPU that waited in vain refuses whatever comes next.
+    fn explain(&self, error: OpError) -> OpError {
+        let words = self.team.as_ref().map(Team::words);
+        words.map_or(error.clone(), |words| words.explain(error))
     }
 
     /// As many rows as an op issues of `rows`: those of the graph, if the step becomes one.
@@ -445,13 +455,20 @@ impl Ops for CudaOps {
     fn step(
         &mut self,
         batch: &Batch,
-        installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult + Send,
+        pass: &mut impl Pass<Self>,
+    ) -> OpResult<Option<Box<dyn Pending>>> {
+        let done = self.issue(batch, pass);
+        done.map_err(|error| self.explain(error))
+    }
+
+    fn complete(
+        &mut self,
+        batch: &Batch,
+        late: &Late,
+        pass: &mut impl Pass<Self>,
     ) -> OpResult<Box<dyn Pending>> {
-        let words = self.team.as_ref().map(Team::words);
-        let done = self.issue(batch, installs, forward);
-        // A GPU that waited in vain refuses whatever comes next.
-        done.map_err(|error| words.map_or(error.clone(), |words| words.explain(error)))
+        let done = self.issue_rest(batch, late, pass);
+        done.map_err(|error| self.explain(error))
     }
 
     fn embed(

@@ -18,16 +18,15 @@ fn install(slot: u32, sampling: &SamplingParams) -> Install {
         sampling: sampling.clone(),
         history: vec![],
         prompt_len: 0,
-        banned_until_min: vec![],
-        min_tokens: 0,
-        generated: 0,
+        banned: vec![],
+        banned_below: 0,
     }
 }
 
 fn draw(sampling: &SamplingParams, logits: &[f32], position: u32) -> u32 {
     let mut sampler = Sampler::new(1, 1, logits.len());
     sampler.install(&install(0, sampling));
-    sampler.sample(0, logits, position).token
+    sampler.sample(0, logits, position, None).token
 }
 
 /// Random bits for the tests themselves.
@@ -82,14 +81,14 @@ impl Bits {
             seed: self.next(),
             logprobs: self.one_of(&[None, Some(0), Some(3), Some(1000)]),
             prompt_logprobs: self.one_of(&[Some(0), Some(3), Some(1000)]),
-            prompt_logprobs_from: 0,
+            ..SamplingParams::default()
         };
         Request {
             sampling,
             prompt: tokens(self, 6),
             output: tokens(self, 6),
-            banned_until_min: tokens(self, 3),
-            min_tokens: self.below(8) as u32,
+            banned: tokens(self, 3),
+            banned_below: self.below(4) as u32,
         }
     }
 }
@@ -110,7 +109,17 @@ fn equals_the_reference_that_sorts_everything() {
                 1 => logits.fill(f32::NEG_INFINITY),
                 _ => {}
             }
-            let expected = request.sample(&logits, position);
+            // Much, little or nothing is allowed.
+            let sparse = bits.below(3);
+            let mask: Option<Vec<u32>> = (bits.below(3) == 0).then(|| {
+                let word = |bits: &mut Bits| match sparse {
+                    0 => bits.next() as u32,
+                    1 => (bits.next() & bits.next() & bits.next()) as u32,
+                    _ => 0,
+                };
+                (0..vocab_size.div_ceil(32)).map(|_| word(&mut bits)).collect()
+            });
+            let expected = request.sample(&logits, position, mask.as_deref());
             broken += u32::from(expected.token == NO_TOKEN);
             // A score is what a sampled token gets, and leaves nothing behind.
             let token = if expected.token == NO_TOKEN { 0 } else { expected.token };
@@ -121,7 +130,7 @@ fn equals_the_reference_that_sorts_everything() {
             }
             let tops = vocab_size.min(count.unwrap_or(0) as usize);
             assert_eq!(scored.top.len(), if expected.token == NO_TOKEN { 0 } else { tops });
-            let found = sampler.sample(2, &logits, position);
+            let found = sampler.sample(2, &logits, position, mask.as_deref());
             assert_eq!(found, expected, "case {case} at {position}: {request:?} {logits:?}");
         }
         temperatures += u32::from(request.sampling.temperature > 0.0);
@@ -146,8 +155,8 @@ fn equals_the_reference_on_a_whole_vocabulary() {
         sampler.install(&install(0, &sampling));
         let mut request = Request { sampling, ..Request::default() };
         for position in 0..3 {
-            let expected = request.sample(&logits, position);
-            assert_eq!(sampler.sample(0, &logits, position), expected, "{request:?}");
+            let expected = request.sample(&logits, position, None);
+            assert_eq!(sampler.sample(0, &logits, position, None), expected, "{request:?}");
         }
     }
 }
@@ -161,7 +170,7 @@ fn fits(sampling: &SamplingParams, logits: &[f32], shares: &[f64], quantile: f64
     sampler.install(&install(0, &SamplingParams { seed: 42, ..sampling.clone() }));
     let mut counts = vec![0_u32; logits.len()];
     for position in 0..DRAWS {
-        counts[sampler.sample(0, logits, position).token as usize] += 1;
+        counts[sampler.sample(0, logits, position, None).token as usize] += 1;
     }
     let sum: f64 = shares.iter().sum();
     let mut statistic = 0.0;
@@ -215,7 +224,7 @@ fn a_draw_depends_on_seed_and_position_only() {
     }
     for position in (0..64).rev() {
         for slot in 0..9 {
-            let token = crowd.sample(slot, &logits, position).token;
+            let token = crowd.sample(slot, &logits, position, None).token;
             if slot % 2 == 0 {
                 assert_eq!(token, alone[position as usize], "slot {slot} at {position}");
             }
@@ -262,16 +271,16 @@ fn logits_that_are_no_numbers_give_no_token() {
         for broken in [[NAN, 1.0, 2.0], [9.0, 1.0, NAN], [NAN, INF, -INF], [NAN; 3], [-INF; 3]] {
             let mut sampler = Sampler::new(1, 1, 3);
             let install = Install {
-                banned_until_min: vec![1],
-                min_tokens: 1,
+                banned: vec![1],
+                banned_below: 1,
                 ..install(0, &SamplingParams { presence_penalty: 2.0, ..sampling.clone() })
             };
             sampler.install(&Install { counts: Some(0), ..install });
-            assert_eq!(sampler.sample(0, &broken, 0), nothing(), "{broken:?}");
+            assert_eq!(sampler.sample(0, &broken, 0, None), nothing(), "{broken:?}");
             assert_eq!(sampler.score(0, &broken, 1), nothing(), "{broken:?}");
-            // It counts as nothing: neither as a token of the minimum nor in the history.
-            assert_eq!(sampler.sample(0, &[1.0, 9.0, -INF], 0).token, 0, "{broken:?}");
-            assert_eq!(sampler.sample(0, &[1.0, 0.0, -INF], 0).token, 1, "{broken:?}");
+            // It counts as nothing in the history.
+            assert_eq!(sampler.sample(0, &[1.0, 9.0, -INF], 0, None).token, 0, "{broken:?}");
+            assert_eq!(sampler.sample(0, &[1.0, 0.0, -INF], 1, None).token, 1, "{broken:?}");
         }
         // These are numbers.
         assert_eq!(draw(&sampling, &[-INF, 1.0, -INF], 0), 1);
@@ -290,18 +299,13 @@ fn logits_that_are_no_numbers_give_no_token() {
 fn banned_tokens_wait_for_the_minimum() {
     let logits = [5.0, 1.0, 4.0];
     let mut sampler = Sampler::new(1, 1, 3);
-    let banned = Install {
-        banned_until_min: vec![0, 2, 77],
-        min_tokens: 3,
-        generated: 1,
-        ..install(0, &greedy())
-    };
+    let banned = Install { banned: vec![0, 2, 77], banned_below: 2, ..install(0, &greedy()) };
     sampler.install(&banned);
-    let tokens: Vec<u32> = (0..4).map(|p| sampler.sample(0, &logits, p).token).collect();
+    let tokens: Vec<u32> = (0..4).map(|p| sampler.sample(0, &logits, p, None).token).collect();
     assert_eq!(tokens, [1, 1, 0, 0]);
     // Where all are banned, it is not the model that has failed.
-    sampler.install(&Install { banned_until_min: vec![0, 1, 2], ..banned });
-    assert_eq!(sampler.sample(0, &logits, 0).token, 0);
+    sampler.install(&Install { banned: vec![0, 1, 2], ..banned });
+    assert_eq!(sampler.sample(0, &logits, 0, None).token, 0);
 }
 
 #[test]
@@ -316,11 +320,11 @@ fn penalties_and_bias_by_hand() {
     let mut sampler = Sampler::new(1, 1, 4);
     let history = vec![0, 1, 1, 1];
     sampler.install(&Install { history, prompt_len: 2, ..install(0, &sampling) });
-    sampler.sample(0, &[4.0, 4.0, 4.0, -6.0], 0);
+    sampler.sample(0, &[4.0, 4.0, 4.0, -6.0], 0, None);
     // 0 in the prompt; 1 in both, twice in the output; 2 unseen; 3 biased.
     assert_eq!(sampler.logits, [2.0, 2.0 - 0.5 - 2.0 * 0.25, 4.0, 4.0]);
     // The first of the best two was token 2: now it is once in the output.
-    sampler.sample(0, &[-4.0, 4.0, 4.0, -6.0], 1);
+    sampler.sample(0, &[-4.0, 4.0, 4.0, -6.0], 1, None);
     assert_eq!(sampler.logits, [-8.0, 1.0, 2.0 - 0.5 - 0.25, 4.0]);
 }
 
@@ -344,8 +348,12 @@ fn a_preempted_request_goes_on_as_if_it_had_not_been() {
                 slot = 1 - slot;
                 moved.install(&Request { output: output.clone(), ..request.clone() }.install(slot));
             }
-            let sampled = steady.sample(0, logits, position);
-            assert_eq!(sampled, moved.sample(slot, logits, position), "case {case}: {request:?}");
+            let sampled = steady.sample(0, logits, position, None);
+            assert_eq!(
+                sampled,
+                moved.sample(slot, logits, position, None),
+                "case {case}: {request:?}"
+            );
             output.push(sampled.token);
         }
     }
@@ -362,7 +370,7 @@ fn logprobs_are_of_the_raw_logits() {
     };
     let mut sampler = Sampler::new(1, 1, 5);
     sampler.install(&install(0, &sampling));
-    let sampled = sampler.sample(0, &logits, 0);
+    let sampled = sampler.sample(0, &logits, 0, None);
     let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
     let exact = |token: usize| f64::from(logits[token]) - sum.ln();
     assert_eq!(sampled.token, 1);
@@ -373,7 +381,7 @@ fn logprobs_are_of_the_raw_logits() {
     }
     // A token too unlikely to be drawn still has its log-probability.
     sampler.install(&install(0, &SamplingParams { logprobs: Some(9), ..greedy() }));
-    let all = sampler.sample(0, &logits, 0).top;
+    let all = sampler.sample(0, &logits, 0, None).top;
     assert_eq!(all.len(), 5);
     assert!((f64::from(all[4].logprob) - exact(4)).abs() < 1e-5);
 }
@@ -386,7 +394,7 @@ fn buffers_never_grow() {
     let before = room(&sampler);
     for position in 0..500 {
         sampler.install(&bits.request(50).install(0));
-        sampler.sample(0, &bits.logits(50), position);
+        sampler.sample(0, &bits.logits(50), position, None);
     }
     assert_eq!(room(&sampler), before);
 }

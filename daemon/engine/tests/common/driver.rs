@@ -4,7 +4,8 @@ use std::path::Path;
 
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
-use minisgl_sched::{Executor, Grown, Install, Plan, Row, SAMPLED_LAST, Want};
+use minisgl_sched::guide::mask_words;
+use minisgl_sched::{Executor, Grown, Install, Late, Plan, Row, SAMPLED_LAST, Want};
 
 use super::Random;
 
@@ -25,6 +26,18 @@ pub struct Drive {
     pub forced: Option<Vec<Vec<u32>>>,
     /// How tokens are sampled, but for `logprobs`.
     pub sampling: SamplingParams,
+    /// Whether two of three requests have masks, which come late: [`allowed`].
+    pub masked: bool,
+}
+
+/// Whether the mask of request `slot` allows `token` at `position`, where requests have masks: a quarter of the tokens.
+pub fn allowed(slot: usize, position: usize, token: u32) -> bool {
+    let seed = (slot as u64) << 40 ^ (position as u64) << 20 ^ u64::from(token);
+    !has_mask(slot) || Random(seed).below(4) == 0
+}
+
+fn has_mask(slot: usize) -> bool {
+    slot % 3 != 1
 }
 
 impl Default for Drive {
@@ -37,6 +50,7 @@ impl Default for Drive {
             seed: 1,
             forced: None,
             sampling: SamplingParams::default(),
+            masked: false,
         }
     }
 }
@@ -121,15 +135,24 @@ fn run(
         .collect();
 
     let mut in_flight: Vec<Vec<Owner>> = Vec::new();
+    let mut late: Option<Late> = None;
     loop {
         let (plan, sampled) = next_plan(&mut requests, drive, page_size, *first_step);
         let idle = plan.rows.is_empty();
+        // As late as may be: the forward pass has run, or runs.
+        if let Some(late) = late.take() {
+            engine.complete(late).unwrap();
+        }
         if !idle {
+            late = masks_of(&plan, info.vocab_size);
             engine.launch(plan).unwrap();
             *first_step += 1;
             in_flight.push(sampled);
         }
         let keep = usize::from(drive.overlap && !idle);
+        if let Some(late) = late.take_if(|_| keep == 0) {
+            engine.complete(late).unwrap();
+        }
         while in_flight.len() > keep {
             let output = engine.wait().unwrap();
             let owners = in_flight.remove(0);
@@ -143,6 +166,20 @@ fn run(
             return requests;
         }
     }
+}
+
+/// The masks that a plan waits for.
+fn masks_of(plan: &Plan, vocab_size: u32) -> Option<Late> {
+    let words = mask_words(vocab_size as usize);
+    let mut masks = vec![0; plan.masked.len() * words];
+    for (mask, &row) in masks.chunks_exact_mut(words).zip(&plan.masked) {
+        let row = &plan.rows[row as usize];
+        let (slot, position) = (row.slot as usize, row.next_position() as usize);
+        for token in (0..vocab_size).filter(|&token| allowed(slot, position, token)) {
+            mask[token as usize / 32] |= 1 << (token % 32);
+        }
+    }
+    (!masks.is_empty()).then_some(Late { step: plan.step, masks })
 }
 
 /// A plan, and which request each row of logits belongs to.
@@ -179,9 +216,8 @@ fn next_plan(
                     Vec::new()
                 },
                 prompt_len: request.prompt.len() as u32,
-                banned_until_min: Vec::new(),
-                min_tokens: 0,
-                generated: 0,
+                banned: Vec::new(),
+                banned_below: 0,
             });
         }
         let start = request.fed;
@@ -225,6 +261,9 @@ fn next_plan(
         if sample {
             request.is_in_flight = true;
             owners.push((slot, true));
+        }
+        if sample && drive.masked && has_mask(slot) {
+            plan.masked.push(plan.rows.len() as u32);
         }
         plan.rows.push(row);
         plan.tokens.extend(tokens);

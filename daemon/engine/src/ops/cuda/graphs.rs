@@ -1,4 +1,5 @@
-//! Decode steps as CUDA graphs: recorded once for each number of rows, replayed as one launch.
+//! Decode steps as CUDA graphs: recorded once for each number of rows, replayed as one launch; as two where masks come
+//! between the forward pass and sampling.
 //!
 //! Owns: the graphs, and which steps are one. Must never: record a kernel that has not run before; what is
 //! loaded lazily must not be loaded while recording.
@@ -27,9 +28,20 @@ pub(super) enum Mode {
     Replay(usize),
 }
 
-/// The graphs of one rank, by rows; `None` for a number of rows that ran once.
+/// What of a step is issued, and recorded, at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Part {
+    /// All of it.
+    Whole,
+    /// Up to the residual stream.
+    Forward,
+    /// The rest.
+    Read,
+}
+
+/// The graphs of one rank; `None` for rows and a part that ran once.
 pub(super) struct Graphs {
-    recorded: HashMap<usize, Option<CudaGraph>>,
+    recorded: HashMap<(usize, Part), Option<CudaGraph>>,
     rows_max: usize,
 }
 
@@ -43,8 +55,8 @@ impl Graphs {
         Graphs { recorded: HashMap::new(), rows_max: if disabled { 0 } else { rows_max } }
     }
 
-    /// How to issue `batch`, and whether to record it.
-    pub(super) fn mode(&self, batch: &Batch) -> (Mode, bool) {
+    /// How to issue a part of `batch`, and whether to record it. All parts have the same rows.
+    pub(super) fn mode(&self, batch: &Batch, part: Part) -> (Mode, bool) {
         let decode =
             |batch: &Batch| batch.rows().iter().all(|row| row.len == 1 && row.want == Want::Last);
         let rows = batch.rows().len();
@@ -52,26 +64,27 @@ impl Graphs {
             return (Mode::Eager, false);
         }
         let padded = gemm_rows(rows, self.rows_max);
-        match self.recorded.get(&padded) {
+        match self.recorded.get(&(padded, part)) {
             None => (Mode::Padded(padded), false),
             Some(None) => (Mode::Padded(padded), true),
             Some(Some(_)) => (Mode::Replay(padded), false),
         }
     }
 
-    /// Keeps what was recorded as the graph of `rows` rows.
-    pub(super) fn keep(&mut self, rows: usize, graph: Option<CudaGraph>) {
-        self.recorded.insert(rows, graph);
+    /// Keeps what was recorded as the graph of a part of `rows` rows.
+    pub(super) fn keep(&mut self, rows: usize, part: Part, graph: Option<CudaGraph>) {
+        self.recorded.insert((rows, part), graph);
     }
 
-    /// A step of `rows` rows ran.
-    pub(super) fn ran(&mut self, rows: usize) {
-        self.recorded.entry(rows).or_insert(None);
+    /// A part of a step of `rows` rows ran.
+    pub(super) fn ran(&mut self, rows: usize, part: Part) {
+        self.recorded.entry((rows, part)).or_insert(None);
     }
 
-    /// Enqueues the graph of `rows` rows.
-    pub(super) fn replay(&self, rows: usize) -> Result<(), DriverError> {
-        self.recorded.get(&rows).and_then(Option::as_ref).map_or(Ok(()), CudaGraph::launch)
+    /// Enqueues the graph of a part of `rows` rows.
+    pub(super) fn replay(&self, rows: usize, part: Part) -> Result<(), DriverError> {
+        let recorded = self.recorded.get(&(rows, part));
+        recorded.and_then(Option::as_ref).map_or(Ok(()), CudaGraph::launch)
     }
 }
 

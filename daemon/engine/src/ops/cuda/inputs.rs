@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn a_batch_becomes_arrays_in_the_order_of_rows() {
         let mut words = vec![-7; 100];
-        let sample = SampleRow::greedy(8, 1);
+        let sample = SampleRow::drawn(1, 8, 1);
         let layout = packed(&mut words, &batch(|_| ()), sample, None).expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
         assert_eq!(at(&layout.tokens), [8, 0, 5, -2], "what slot 1 sampled last");
@@ -368,7 +368,7 @@ mod tests {
             plan.tokens = vec![7];
         });
         let mut words = vec![-7; 100];
-        let sample = SampleRow::greedy(8, 0);
+        let sample = SampleRow::drawn(0, 8, 0);
         let layout = packed(&mut words, &decode, sample, Some(3)).expect("it fits");
         let at = |range: &Range<usize>| &words[range.clone()];
         assert_eq!(at(&layout.tokens), [7, 0, 0]);
@@ -387,14 +387,14 @@ mod tests {
         let mut words = vec![-7; 100];
         let batch = batch(|plan| plan.rows.reverse());
         let packing = Packing { page_size: 4, listed_from: 1, padded: None, decode: None };
-        let samples = std::iter::once(SampleRow::greedy(8, 1));
+        let samples = std::iter::once(SampleRow::drawn(1, 8, 1));
         let layout = pack(&mut words, &batch, samples, |_| 0, packing).expect("it fits");
         assert_eq!(words[layout.page_starts], [0, 0, 2]);
     }
 
     #[test]
     fn what_there_is_no_room_for_is_refused() {
-        let sample = SampleRow::greedy(8, 1);
+        let sample = SampleRow::drawn(1, 8, 1);
         let refusal = packed(&mut [0; 20], &batch(|_| ()), sample, None).unwrap_err();
         assert!(refusal.contains("there is room for 20"), "{refusal}");
     }

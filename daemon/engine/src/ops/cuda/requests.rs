@@ -1,37 +1,40 @@
 //! What sampling knows of each running request.
 //!
-//! Owns: parameters by slot on the host; on the GPU, biases and banned tokens by slot, and tables of token counts. Must never:
-//! look at logits.
+//! Owns: parameters, biases and banned tokens by slot on the GPU, and tables of token counts there. Must never: look at
+//! logits.
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use minisgl_kernels::Device;
-use minisgl_kernels::abi::SampleRow;
+use minisgl_kernels::abi::{SampleParams, SampleRow};
 use minisgl_kernels::ops::HistoryReset;
 use minisgl_proto::SamplingParams;
 use minisgl_proto::limits::{BANNED_MAX, LOGIT_BIAS_MAX};
-use minisgl_sched::{CountsId, Install};
+use minisgl_sched::Install;
 
 use super::failed;
 use super::results::TOP_MAX;
 use crate::ops::OpResult;
 
-#[derive(Clone, Default)]
-struct Slot {
-    sampling: SamplingParams,
-    bias_len: usize,
-    banned_len: usize,
-    min_tokens: u32,
-    generated: u32,
-    /// Its table in `marks`, if it has penalties.
-    counts: Option<CountsId>,
+/// Parameters that are sent at a time, from memory that the driver copies before it returns.
+const PARAMS_SENT: usize = 512;
+
+/// What a slot's rows report.
+#[derive(Clone, Copy, Default)]
+struct Reports {
+    logprobs: Option<u32>,
+    prompt_logprobs: Option<u32>,
 }
 
 /// The slots of one rank.
 pub(super) struct Requests {
-    slots: Vec<Slot>,
+    reports: Vec<Reports>,
     vocab: usize,
+    /// What `params` becomes, or is.
+    params_host: Vec<SampleParams>,
+    /// `[slots]`.
+    pub(super) params: CudaSlice<SampleParams>,
     /// `[slots, LOGIT_BIAS_MAX]`, as the next.
     pub(super) bias_tokens: CudaSlice<u32>,
     pub(super) bias_values: CudaSlice<f32>,
@@ -51,8 +54,10 @@ impl Requests {
         max_len: usize,
     ) -> Result<Requests, DriverError> {
         Ok(Requests {
-            slots: vec![Slot::default(); slots],
+            reports: vec![Reports::default(); slots],
             vocab,
+            params_host: vec![SampleParams::default(); slots],
+            params: stream.clone_htod(&vec![SampleParams::default(); slots])?,
             bias_tokens: stream.alloc_zeros(slots * LOGIT_BIAS_MAX)?,
             bias_values: stream.alloc_zeros(slots * LOGIT_BIAS_MAX)?,
             banned: stream.alloc_zeros(slots * BANNED_MAX)?,
@@ -61,19 +66,35 @@ impl Requests {
         })
     }
 
-    /// Replaces a slot's state; in the order of the stream, so that steps before it see the old one. What
-    /// few requests have, a bias or a history, is copied from pageable memory.
+    /// Replaces the state of slots; in the order of the stream, so that steps before it see the old one.
     ///
     /// # Errors
     /// The driver's, and a request beyond the [`limits`](minisgl_proto::limits), which the scheduler lets
     /// no request be.
-    pub(super) fn install(&mut self, device: &Device, install: &Install) -> OpResult {
+    pub(super) fn install_all(&mut self, device: &Device, installs: &[Install]) -> OpResult {
+        for install in installs {
+            self.install(device, install)?;
+        }
+        let slots = installs.iter().map(|install| install.slot as usize);
+        let (Some(first), Some(last)) = (slots.clone().min(), slots.max()) else { return Ok(()) };
+        // Those between are sent as they are there.
+        for start in (first..=last).step_by(PARAMS_SENT) {
+            let range = start..(start + PARAMS_SENT).min(last + 1);
+            let mut to = self.params.slice_mut(range.clone());
+            let sent = device.stream().memcpy_htod(&self.params_host[range], &mut to);
+            sent.map_err(failed("start a request"))?;
+        }
+        Ok(())
+    }
+
+    /// Replaces what one slot refers to. What few requests have, a bias or a history, is copied from pageable memory.
+    fn install(&mut self, device: &Device, install: &Install) -> OpResult {
         let fault = |error: DriverError| failed("start a request")(error);
         let stream = device.stream();
         within_limits(install, self.history.len()).map_err(failed("start a request"))?;
         let bias = merged(&install.sampling.logit_bias);
         let (tokens, values): (Vec<u32>, Vec<f32>) = bias.into_iter().unzip();
-        let banned = &install.banned_until_min;
+        let banned = &install.banned;
         if !tokens.is_empty() {
             let at = install.slot as usize * LOGIT_BIAS_MAX;
             let room = at..at + tokens.len();
@@ -103,37 +124,11 @@ impl Requests {
                 reset.launch(device).map_err(failed("start a request"))?;
             }
         }
-        self.slots[install.slot as usize] = Slot {
-            sampling: install.sampling.clone(),
-            bias_len: tokens.len(),
-            banned_len: banned.len(),
-            min_tokens: install.min_tokens,
-            generated: install.generated,
-            counts: install.counts,
-        };
-        Ok(())
-    }
-
-    /// Whether and how many log-probabilities a slot wants.
-    pub(super) fn logprobs(&self, slot: u32) -> Option<u32> {
-        self.slots[slot as usize].sampling.logprobs
-    }
-
-    /// The same of its prompt.
-    pub(super) fn prompt_logprobs(&self, slot: u32) -> Option<u32> {
-        self.slots[slot as usize].sampling.prompt_logprobs
-    }
-
-    /// How the token of `slot` at `position` is sampled; counts it.
-    pub(super) fn sample_row(&mut self, slot: u32, position: u32) -> SampleRow {
-        let state = &mut self.slots[slot as usize];
-        let banned = state.generated < state.min_tokens;
-        state.generated = state.generated.saturating_add(1);
-        let sampling = &state.sampling;
-        SampleRow {
+        let (slot, sampling) = (install.slot, &install.sampling);
+        let SamplingParams { logprobs, prompt_logprobs, .. } = *sampling;
+        self.reports[slot as usize] = Reports { logprobs, prompt_logprobs };
+        self.params_host[slot as usize] = SampleParams {
             seed: sampling.seed,
-            position,
-            out: slot as i32,
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
@@ -141,13 +136,33 @@ impl Requests {
             repetition_penalty: sampling.repetition_penalty,
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
-            history: state.counts.map_or(-1, |counts| counts as i32),
+            history: install.counts.map_or(-1, |counts| counts as i32),
             bias_at: slot * LOGIT_BIAS_MAX as u32,
-            bias_len: state.bias_len as u32,
+            bias_len: tokens.len() as u32,
             banned_at: slot * BANNED_MAX as u32,
-            banned_len: if banned { state.banned_len as u32 } else { 0 },
-            logprobs: sampling.logprobs.map_or(-1, |count| count.min(i32::MAX as u32) as i32),
-            given: -1,
+            banned_len: banned.len() as u32,
+            banned_below: install.banned_below,
+            reserved: 0,
+        };
+        Ok(())
+    }
+
+    /// Whether and how many log-probabilities a slot wants.
+    pub(super) fn logprobs(&self, slot: u32) -> Option<u32> {
+        self.reports[slot as usize].logprobs
+    }
+
+    /// The same of its prompt.
+    pub(super) fn prompt_logprobs(&self, slot: u32) -> Option<u32> {
+        self.reports[slot as usize].prompt_logprobs
+    }
+
+    /// How the token of `slot` at `position` is sampled, under one of the step's masks or none.
+    pub(super) fn sample_row(&self, slot: u32, position: u32, mask: Option<usize>) -> SampleRow {
+        SampleRow {
+            logprobs: self.logprobs(slot).map_or(-1, |count| count.min(i32::MAX as u32) as i32),
+            mask: mask.map_or(-1, |mask| mask as i32),
+            ..SampleRow::drawn(slot, position, slot as i32)
         }
     }
 
@@ -157,7 +172,7 @@ impl Requests {
         SampleRow {
             logprobs: top.min(i32::MAX as u32) as i32,
             given: token as i32,
-            ..SampleRow::greedy(0, slot as i32)
+            ..SampleRow::drawn(slot, 0, slot as i32)
         }
     }
 }
@@ -167,7 +182,7 @@ fn within_limits(install: &Install, history_max: usize) -> Result<(), String> {
     let sampling = &install.sampling;
     for (what, count, limit) in [
         ("biases", sampling.logit_bias.len(), LOGIT_BIAS_MAX),
-        ("banned tokens", install.banned_until_min.len(), BANNED_MAX),
+        ("banned tokens", install.banned.len(), BANNED_MAX),
         ("tokens", install.history.len(), history_max),
         ("log-probabilities", sampling.logprobs.unwrap_or(0) as usize, TOP_MAX),
         (
@@ -217,9 +232,8 @@ mod tests {
                 prompt_logprobs: Some(of_prompt),
                 ..SamplingParams::default()
             },
-            banned_until_min: vec![2; banned],
-            min_tokens: 1,
-            generated: 0,
+            banned: vec![2; banned],
+            banned_below: 1,
             history: Vec::new(),
             prompt_len: 0,
         };

@@ -91,15 +91,20 @@ impl CudaOps {
             None => sample_scratch_len(device, count, self.vocab, stride),
         };
 
-        let CudaOps { device, inputs, requests, outputs, logits, scratch, team, vocab, .. } = self;
+        let CudaOps {
+            device, inputs, requests, masks, outputs, logits, scratch, team, vocab, ..
+        } = self;
         let tops = rows.start * TOP_MAX..rows.end * TOP_MAX;
-        let sample = |params: &CudaView<'_, _>| -> Result<(), PeerError> {
+        let allowed = masks.all();
+        let sample = |draws: &CudaView<'_, _>| -> Result<(), PeerError> {
             let mut scratch = scratch.slice_mut(..scratch_len);
             let mut logprob = outputs.logprob.slice_mut(rows.clone());
             let mut top_tokens = outputs.top_tokens.slice_mut(tops.clone());
             let mut top_logprobs = outputs.top_logprobs.slice_mut(tops);
             let sample = Sample {
-                params: params.into(),
+                draws: draws.into(),
+                params: (&requests.params).into(),
+                masks: (&allowed).into(),
                 bias_tokens: (&requests.bias_tokens).into(),
                 bias_values: (&requests.bias_values).into(),
                 banned: (&requests.banned).into(),

@@ -2,29 +2,52 @@
 //!
 //! Owns: the order of what is enqueued. Must never: know what an op does.
 
-use minisgl_sched::Install;
+use minisgl_sched::Late;
 
-use super::graphs::{self, Mode};
+use super::graphs::{self, Mode, Part};
 use super::inputs::Packing;
 use super::tables::Listing;
 use super::{CudaOps, failed};
 use crate::batch::Batch;
-use crate::ops::{OpResult, Pending};
+use crate::ops::{OpResult, Pass, Pending};
 
 impl CudaOps {
-    /// Everything of a step, onto the stream.
+    /// Everything of a step, onto the stream; of one that waits for masks, up to where it samples.
     pub(super) fn issue(
         &mut self,
         batch: &Batch,
-        installs: &[Install],
-        forward: impl FnOnce(&mut Self) -> OpResult,
+        pass: &mut impl Pass<Self>,
+    ) -> OpResult<Option<Box<dyn Pending>>> {
+        let waits = !batch.plan().masked.is_empty();
+        let part = if waits { Part::Forward } else { Part::Whole };
+        self.requests.install_all(&self.device, &batch.plan().installs)?;
+        self.bring(batch)?;
+        let stream = self.stream().clone();
+        self.outputs.begin(&stream)?;
+        self.issue_part(batch, part, |ops| {
+            pass.forward(ops, batch)?;
+            if waits { Ok(()) } else { pass.read(ops, batch) }
+        })?;
+        if waits { Ok(None) } else { self.send_results(batch).map(Some) }
+    }
+
+    /// The rest of the step in hand, which waited for `late`.
+    pub(super) fn issue_rest(
+        &mut self,
+        batch: &Batch,
+        late: &Late,
+        pass: &mut impl Pass<Self>,
     ) -> OpResult<Box<dyn Pending>> {
-        for install in installs {
-            self.requests.install(&self.device, install)?;
-        }
-        let (mode, record) = self.graphs.mode(batch);
-        self.mode = mode;
-        let padded = match mode {
+        let stream = self.stream().clone();
+        self.masks.send(&stream, &late.masks).map_err(failed("upload masks"))?;
+        self.issue_part(batch, Part::Read, |ops| pass.read(ops, batch))?;
+        self.send_results(batch)
+    }
+
+    /// Packs what the step's kernels read, and enqueues its way to the GPU.
+    fn bring(&mut self, batch: &Batch) -> OpResult {
+        // Whatever part comes first, rows are padded alike.
+        let padded = match self.graphs.mode(batch, Part::Whole).0 {
             Mode::Eager => None,
             Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
         };
@@ -33,7 +56,10 @@ impl CudaOps {
             let row = &batch.rows()[wanted.row as usize];
             match wanted.given {
                 Some(token) => requests.score_row(row.slot, token),
-                None => requests.sample_row(row.slot, row.next_position()),
+                None => {
+                    let mask = batch.mask_of(wanted.row);
+                    requests.sample_row(row.slot, row.next_position(), mask)
+                }
             }
         });
         let decoding = padded.unwrap_or(batch.decoding());
@@ -48,32 +74,46 @@ impl CudaOps {
         attention
             .plan(device, &starts, decoding, padded.is_some())
             .map_err(failed("plan attention"))?;
-        inputs.upload(device.stream(), changed).map_err(failed("upload the step"))?;
+        inputs.upload(device.stream(), changed).map_err(failed("upload the step"))
+    }
 
-        let stream = self.stream().clone();
-        self.outputs.begin(&stream)?;
+    /// Issues a part of the step as its rows want it: op by op, recorded, or replayed.
+    fn issue_part(
+        &mut self,
+        batch: &Batch,
+        part: Part,
+        issue: impl FnOnce(&mut Self) -> OpResult,
+    ) -> OpResult {
+        let (mode, record) = self.graphs.mode(batch, part);
+        self.mode = mode;
         match (mode, record) {
             // A plan may do no more than install requests.
-            (Mode::Eager, _) if batch.tokens().is_empty() => {}
-            (Mode::Eager, _) => forward(self)?,
+            (Mode::Eager, _) if batch.tokens().is_empty() => Ok(()),
+            (Mode::Eager, _) => issue(self),
             (Mode::Padded(rows), false) => {
-                forward(self)?;
-                self.graphs.ran(rows);
+                issue(self)?;
+                self.graphs.ran(rows, part);
+                Ok(())
             }
             (Mode::Padded(rows), true) => {
+                let stream = self.stream().clone();
                 graphs::begin(&stream).map_err(failed("record a step"))?;
-                let done = forward(self);
+                let done = issue(self);
                 let recorded = graphs::end(&stream);
                 done?;
-                self.graphs.keep(rows, recorded.map_err(failed("record a step"))?);
-                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
+                self.graphs.keep(rows, part, recorded.map_err(failed("record a step"))?);
+                self.graphs.replay(rows, part).map_err(failed("run a recorded step"))
             }
             (Mode::Replay(rows), _) => {
-                self.graphs.replay(rows).map_err(failed("run a recorded step"))?;
+                self.graphs.replay(rows, part).map_err(failed("run a recorded step"))
             }
         }
+    }
+
+    /// Enqueues the results' way to the host.
+    fn send_results(&mut self, batch: &Batch) -> OpResult<Box<dyn Pending>> {
         let (pending, outgoing) = self.expect(batch)?;
-        self.outputs.send(&stream, &outgoing).map_err(failed("send tokens"))?;
+        self.outputs.send(self.stream(), &outgoing).map_err(failed("send tokens"))?;
         Ok(pending)
     }
 }

@@ -8,6 +8,7 @@ use minisgl_kernels::ops::{Fp8Product, NarrowGemm};
 use minisgl_proto::{Sampled, SamplingParams};
 use minisgl_sched::{Grown, Install, Plan, Row, SAMPLED_LAST, Want};
 
+use super::graphs::Part;
 use super::linear::gemm_rows;
 use super::*;
 use crate::collective::Group;
@@ -15,7 +16,7 @@ use crate::config::{
     Activation, Architecture, AttentionBias, AttentionSpec, Ffn, NormSpec, RopeConfig, RopeScaling,
 };
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
-use crate::ops::{HeadNorms, NormId};
+use crate::ops::{Closure, HeadNorms, NormId};
 
 const SLOTS: usize = 300;
 const CHUNK: usize = 1000;
@@ -220,15 +221,17 @@ fn a_decode_step_runs_twice_before_it_is_replayed() {
     };
     let decode = of(&[row(0, 3, 1), row(1, 4, 1), row(2, 5, 1)]);
     let mut graphs = Graphs::new(256);
-    assert_eq!(graphs.mode(&decode), (Mode::Padded(4), false));
-    graphs.ran(4);
-    assert_eq!(graphs.mode(&decode), (Mode::Padded(4), true));
-    assert_eq!(graphs.mode(&of(&[row(0, 3, 1)])), (Mode::Padded(1), false));
+    assert_eq!(graphs.mode(&decode, Part::Whole), (Mode::Padded(4), false));
+    graphs.ran(4, Part::Whole);
+    assert_eq!(graphs.mode(&decode, Part::Whole), (Mode::Padded(4), true));
+    assert_eq!(graphs.mode(&decode, Part::Forward), (Mode::Padded(4), false), "its own graph");
+    assert_eq!(graphs.mode(&of(&[row(0, 3, 1)]), Part::Whole), (Mode::Padded(1), false));
     let chunk = Row { want: Want::Nothing, ..row(1, 0, 1) };
     for eager in [&[row(0, 3, 1), row(1, 0, 2)][..], &[chunk], &[]] {
-        assert_eq!(graphs.mode(&of(eager)), (Mode::Eager, false), "{eager:?}");
+        let mode = graphs.mode(&of(eager), Part::Whole);
+        assert_eq!(mode, (Mode::Eager, false), "{eager:?}");
     }
-    assert_eq!(Graphs::new(2).mode(&decode), (Mode::Eager, false));
+    assert_eq!(Graphs::new(2).mode(&decode, Part::Whole), (Mode::Eager, false));
     assert_eq!(decode_rows(3), [1, 1, 2, 2, 3, 3]);
     let many = decode_rows(5000);
     assert_eq!((many.len(), many[many.len() - 3..].to_vec()), (2 * 32, vec![960, 1024, 1024]));
@@ -479,7 +482,8 @@ fn attend<O: Visible>(ops: &mut O, case: &Case<'_>, out_width: usize) -> Vec<f32
     let mut out = ops.poisoned(tokens, out_width);
     let sinks = case.sinks.map(|sinks| ops.weight(sinks));
     let attention = LayerAttention { layer: case.layer, spec: case.spec.clone(), norms, sinks };
-    ops.step(batch, &[], |ops| ops.attention(batch, &attention, &mut qkv, &mut out)).unwrap();
+    let pass = |ops: &mut O| ops.attention(batch, &attention, &mut qkv, &mut out);
+    ops.step(batch, &mut Closure(pass)).unwrap();
     ops.values(&out, tokens)
 }
 
@@ -511,20 +515,21 @@ fn tokens_are_the_cpus() {
         let rows: Vec<Row> =
             (0..SLOTS).map(|slot| Row { want: want(slot), ..row(slot as u32, step, 1) }).collect();
         let mut batch = batch(&tables, &rows, 16, &mut random);
-        if step == 1 {
+        let mut plan = batch.plan().clone();
+        if step == 0 {
+            plan.installs.clone_from(&installs);
+        } else {
             // What was sampled is fed back, where it was.
-            let mut plan = batch.plan().clone();
             for (at, token) in plan.tokens.iter_mut().enumerate() {
                 if want(at) == Want::Last {
                     *token = SAMPLED_LAST;
                 }
             }
-            batch.prepare(Arc::new(plan), 16);
         }
+        batch.prepare(Arc::new(plan), 16);
         let mut picks = vec![0.0; SLOTS * hidden];
         (0..SLOTS).for_each(|row| picks[row * hidden + random.below(hidden)] = 1.0);
-        let installs = if step == 0 { &installs[..] } else { &[] };
-        let given = Given { batch: &batch, installs, head: &head, table: &table, picks: &picks };
+        let given = Given { batch: &batch, head: &head, table: &table, picks: &picks };
         let (expected, got) = (draw(&mut cpu, &given), draw(&mut cuda, &given));
         assert_eq!(got.embedded, expected.embedded, "step {step}: embeddings are copies");
         assert_close("norm of sampled rows", &got.normed, &expected.normed, 2.5);
@@ -580,16 +585,14 @@ fn install(slot: u32, random: &mut Random) -> Install {
         counts: sampling.needs_history().then_some(slot),
         prompt_len: history.len() as u32 / 2,
         history,
-        banned_until_min: tokens(slot as usize % 4, random),
-        min_tokens: slot % 3,
-        generated: 0,
+        banned: tokens(slot as usize % 4, random),
+        banned_below: 8 * (slot % 3),
         sampling: SamplingParams { logit_bias, seed: random.next(), ..sampling },
     }
 }
 
 struct Given<'a> {
     batch: &'a Batch,
-    installs: &'a [Install],
     head: &'a [f32],
     table: &'a [f32],
     picks: &'a [f32],
@@ -613,16 +616,17 @@ fn draw<O: Visible>(ops: &mut O, given: &Given<'_>) -> Drawn {
     let mut picks = ops.fill(hidden, given.picks);
     let mut stream = Stream::new(ops.poisoned(tokens, hidden), ops.poisoned(tokens, hidden));
     let mut last = ops.poisoned(tokens, hidden);
-    let pending = ops.step(batch, given.installs, |ops| {
+    let pass = |ops: &mut O| {
         // Buffers are Send, and need not be Sync.
         let picks = &mut picks;
         ops.embed(batch, &table, 1.0, &mut stream)?;
         ops.norm_wanted(batch, &stream, &norm, &mut last)?;
         ops.sample(batch, &head, picks)
-    });
+    };
+    let pending = ops.step(batch, &mut Closure(pass));
     Drawn {
         embedded: ops.values(&stream.residual, tokens),
         normed: ops.values(&last, batch.logit_rows().len()),
-        sampled: pending.unwrap().wait().unwrap(),
+        sampled: pending.unwrap().expect("it waits for nothing").wait().unwrap(),
     }
 }

@@ -15,8 +15,8 @@ pub(super) struct Request {
     pub(super) sampling: SamplingParams,
     pub(super) prompt: Vec<u32>,
     pub(super) output: Vec<u32>,
-    pub(super) banned_until_min: Vec<u32>,
-    pub(super) min_tokens: u32,
+    pub(super) banned: Vec<u32>,
+    pub(super) banned_below: u32,
 }
 
 fn clean(logit: f32) -> f32 {
@@ -50,18 +50,27 @@ impl Request {
             sampling: self.sampling.clone(),
             history,
             prompt_len: self.prompt.len() as u32,
-            banned_until_min: self.banned_until_min.clone(),
-            min_tokens: self.min_tokens,
-            generated: self.output.len() as u32,
+            banned: self.banned.clone(),
+            banned_below: self.banned_below,
         }
     }
 
-    pub(super) fn sample(&mut self, logits: &[f32], position: u32) -> Sampled {
+    pub(super) fn sample(
+        &mut self,
+        logits: &[f32],
+        position: u32,
+        mask: Option<&[u32]>,
+    ) -> Sampled {
         if logits.iter().any(|z| z.is_nan()) || logits.iter().all(|&z| z == f32::NEG_INFINITY) {
             return Sampled { token: NO_TOKEN, logprob: None, top: Vec::new() };
         }
         let raw: Vec<f32> = logits.iter().map(|&logit| clean(logit)).collect();
-        let adjusted: Vec<f32> = raw.iter().zip(0..).map(|(&z, id)| self.adjusted(z, id)).collect();
+        let may = |id: u32| mask.is_none_or(|mask| mask[id as usize / 32] >> (id % 32) & 1 == 1);
+        let adjusted = |(&z, id): (&f32, u32)| match may(id) {
+            true => self.adjusted(z, id, position),
+            false => f32::NEG_INFINITY,
+        };
+        let adjusted: Vec<f32> = raw.iter().zip(0..).map(adjusted).collect();
         let token = self.choose(&adjusted, position);
         self.output.push(token);
 
@@ -79,7 +88,7 @@ impl Request {
         }
     }
 
-    fn adjusted(&self, mut z: f32, id: u32) -> f32 {
+    fn adjusted(&self, mut z: f32, id: u32, position: u32) -> f32 {
         let sampling = &self.sampling;
         for &(_, bias) in sampling.logit_bias.iter().filter(|(token, _)| *token == id) {
             z = clean(z + bias);
@@ -93,8 +102,11 @@ impl Request {
             let frequency = sampling.frequency_penalty * count as f32;
             z = clean((z - sampling.presence_penalty) - frequency);
         }
-        let short = self.output.len() < self.min_tokens as usize;
-        if short && self.banned_until_min.contains(&id) { f32::NEG_INFINITY } else { z }
+        if position < self.banned_below && self.banned.contains(&id) {
+            f32::NEG_INFINITY
+        } else {
+            z
+        }
     }
 
     fn choose(&self, logits: &[f32], position: u32) -> u32 {
