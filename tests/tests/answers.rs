@@ -59,6 +59,44 @@ fn answers_make_sense() {
     }
 }
 
+/// A bad word is kept out of an answer that would have it, and of its stream; alone an allowed token comes again and again,
+/// and where both leave nothing the client is told so. Answers beside them stay what they are.
+#[test]
+fn bad_words_do_not_come_and_allowed_tokens_alone_do() {
+    let daemon = Daemon::with_smollm2(model_options());
+    let ask = |more: serde_json::Value| {
+        let mut body = json!({
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "temperature": 0,
+            "max_tokens": 24,
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        daemon.post("/v1/chat/completions", &body)
+    };
+    let text = |more| {
+        let reply = ask(more).ok();
+        reply["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let plain = text(json!({}));
+    assert!(plain.contains("capital of France is Paris"), "{plain}");
+    let both = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| text(json!({})));
+        let without = text(json!({"bad_words": ["Paris", "capital of France is"]}));
+        (without, beside.join().unwrap())
+    });
+    assert!(!both.0.contains("Paris") && !both.0.contains("capital of France is"), "{}", both.0);
+    assert_eq!(both.1, plain);
+    let first = text(json!({"max_tokens": 1}));
+    let ids = daemon.post("/tokenize", &json!({"model": "smollm2", "prompt": first})).ok();
+    let id = ids["tokens"][0].as_u64().unwrap();
+    let again = text(json!({"allowed_token_ids": [id], "max_tokens": 5}));
+    assert_eq!(again, first.repeat(5));
+    let nothing = ask(json!({"allowed_token_ids": [id], "bad_words": [first.repeat(2)], "n": 1}));
+    assert_eq!(nothing.status, 400, "{}", nothing.text());
+    assert!(nothing.text().contains("no token may come next"), "{}", nothing.text());
+}
+
 #[test]
 fn log_probabilities_are_those_of_transformers() {
     let daemon = Daemon::with_smollm2(model_options());

@@ -6,7 +6,10 @@ mod forms;
 
 use std::collections::BTreeMap;
 
-use minisgl_proto::limits::{LOGIT_BIAS_MAX, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use minisgl_proto::limits::{
+    ALLOWED_TOKENS_MAX, BAD_WORD_TOKENS_MAX, BAD_WORDS_MAX, LOGIT_BIAS_MAX, STOP_TOKENS_MAX,
+    TOP_LOGPROBS_MAX,
+};
 use minisgl_proto::{SamplingParams, StopParams};
 
 use crate::error::ApiError;
@@ -28,6 +31,8 @@ fields! {
         presence_penalty: f64,
         frequency_penalty: f64,
         logit_bias: Biases,
+        allowed_token_ids: List<Int, SHORT_LIST_MAX>,
+        bad_words: List<String, SHORT_LIST_MAX>,
         seed: Int,
         /// SGLang's name for the same.
         sampling_seed: Int,
@@ -98,6 +103,8 @@ pub struct Wanted {
     pub n: u32,
     /// Whether the client chose the seed.
     pub seeded: bool,
+    /// Texts that the output never has: [`Wanted::avoid`] takes their tokens.
+    pub bad_words: Vec<String>,
     /// Stop strings.
     pub stop_strings: Vec<String>,
     /// Deliver the stop string too.
@@ -175,19 +182,15 @@ impl SamplingFields {
             logprobs: endpoint.logprobs,
             prompt_logprobs,
             prompt_logprobs_from: prompt_logprobs_from.unwrap_or(0),
+            allowed_token_ids: token_ids(
+                ("allowed_token_ids", f.allowed_token_ids),
+                ALLOWED_TOKENS_MAX,
+                vocab_size,
+            )?,
+            bad_words: Vec::new(),
         };
-        let stop_token_ids = f.stop_token_ids.map(|List(ids)| ids).unwrap_or_default();
-        if stop_token_ids.len() > STOP_TOKENS_MAX {
-            return Err(ApiError::field(
-                "stop_token_ids",
-                format!("stop_token_ids: at most {STOP_TOKENS_MAX} are allowed"),
-            ));
-        }
-        let stop_token_ids = stop_token_ids.into_iter().map(|Int(token)| {
-            let id = u32::try_from(token).ok().filter(|&id| id < vocab_size);
-            id.ok_or_else(|| bad_token("stop_token_ids", token, vocab_size))
-        });
-        let stop_token_ids = stop_token_ids.collect::<Result<_, _>>()?;
+        let stop_token_ids =
+            token_ids(("stop_token_ids", f.stop_token_ids), STOP_TOKENS_MAX, vocab_size)?;
         let min_tokens = same(("min_tokens", f.min_tokens), ("min_new_tokens", f.min_new_tokens))?;
         let min_tokens = min_tokens.map_or(0, |Int(value)| value);
         let min_tokens = whole("min_tokens", min_tokens, 0, u32::MAX.into())? as u32;
@@ -217,6 +220,7 @@ impl SamplingFields {
             clamp: settings.clamp_max_tokens,
             n: whole("n", f.n.map_or(1, |Int(n)| n), 1, settings.choices_max as i64)? as u32,
             seeded: seed.is_some(),
+            bad_words: bad_words(f.bad_words)?,
             stop_strings: stop_strings(f.stop, settings)?,
             include_stop: include_stop.unwrap_or(false),
             skip_special: f.skip_special_tokens.unwrap_or(true),
@@ -226,6 +230,34 @@ impl SamplingFields {
 }
 
 impl Wanted {
+    /// What a tokenizer is to make of the bad words: each at the beginning of a text, and after a space.
+    pub fn bad_texts(&self) -> Vec<String> {
+        let both = |word: &String| [word.clone(), format!(" {word}")];
+        self.bad_words.iter().flat_map(both).collect()
+    }
+
+    /// Takes the tokens of [`Wanted::bad_texts`].
+    ///
+    /// # Errors
+    /// 400: a word has no tokens, or too many.
+    pub fn avoid(&mut self, mut tokens: Vec<Vec<u32>>) -> Result<(), ApiError> {
+        for (word, forms) in self.bad_words.iter().zip(tokens.chunks(2)) {
+            let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
+            if longest > BAD_WORD_TOKENS_MAX || forms.iter().any(Vec::is_empty) {
+                return Err(ApiError::field(
+                    "bad_words",
+                    format!(
+                        "bad_words: {word:?} has {longest} tokens; it must have 1 to {BAD_WORD_TOKENS_MAX}"
+                    ),
+                ));
+            }
+        }
+        tokens.sort_unstable();
+        tokens.dedup();
+        self.sampling.bad_words = tokens;
+        Ok(())
+    }
+
     /// Ends a generation with this token, too, unless the client wants no such end.
     pub fn end_with(&mut self, token: u32) {
         if !self.stop.ignore_eos && !self.stop.stop_token_ids.contains(&token) {
@@ -363,6 +395,46 @@ fn logit_bias(given: BTreeMap<String, f64>, vocab_size: u32) -> Result<Vec<(u32,
         biases.push((token as u32, number(&param, Some(bias), 0.0, -100.0, 100.0)?));
     }
     Ok(biases)
+}
+
+/// Token ids of the vocabulary, so many at most.
+fn token_ids(
+    (name, given): (&str, Option<List<Int, SHORT_LIST_MAX>>),
+    limit: usize,
+    vocab_size: u32,
+) -> Result<Vec<u32>, ApiError> {
+    let given = given.map(|List(given)| given).unwrap_or_default();
+    if given.len() > limit {
+        return Err(ApiError::field(name, format!("{name}: at most {limit} are allowed")));
+    }
+    let ids = given.into_iter().map(|Int(token)| {
+        let id = u32::try_from(token).ok().filter(|&id| id < vocab_size);
+        id.ok_or_else(|| bad_token(name, token, vocab_size))
+    });
+    ids.collect()
+}
+
+/// Bytes of a bad word.
+const BAD_WORD_BYTES_MAX: usize = 256;
+
+fn bad_words(given: Option<List<String, SHORT_LIST_MAX>>) -> Result<Vec<String>, ApiError> {
+    let words = given.map(|List(words)| words).unwrap_or_default();
+    // Each has two forms.
+    let limit = BAD_WORDS_MAX / 2;
+    if words.len() > limit {
+        let why = format!("bad_words: at most {limit} words are allowed");
+        return Err(ApiError::field("bad_words", why));
+    }
+    // With a space in front or without makes no difference.
+    let words = words.into_iter().map(|word| word.trim_start_matches(' ').to_owned());
+    let checked = words.map(|word| match word.len() {
+        1..=BAD_WORD_BYTES_MAX => Ok(word),
+        _ => Err(ApiError::field(
+            "bad_words",
+            format!("bad_words: a word has 1 to {BAD_WORD_BYTES_MAX} bytes, spaces in front aside"),
+        )),
+    });
+    checked.collect()
 }
 
 fn stop_strings(stop: Option<OneOrMany>, settings: &Settings) -> Result<Vec<String>, ApiError> {

@@ -62,7 +62,10 @@ pub async fn serve<S: Surface>(
         front.read::<S::Body, _>(incoming, S::ROUTE, |body| S::intent(body)).await?;
     let (mut intent, surface) = read;
     let found = front.find(intent.model.as_deref(), &record).await?;
-    let wanted = wanted(&mut intent, &front, &found)?;
+    let mut wanted = wanted(&mut intent, &front, &found)?;
+    if !wanted.bad_words.is_empty() {
+        wanted.avoid(found.text.encode(wanted.bad_texts(), "bad_words", false, None).await?)?;
+    }
     let (is_batch, stream, telling) = (is_batch(&intent), intent.stream, intent.telling);
     let (logprobs, param, ids) = (intent.logprobs.is_some(), intent.param, intent.ids);
     let (prompts, repeated) = tokenize(intent, &front, &found, &mut share).await?;

@@ -181,6 +181,7 @@ async fn sampling_fields_reach_the_model() {
         "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1,
         "presence_penalty": -1, "frequency_penalty": 2, "logit_bias": {"7": -100, "8": 1.5},
         "seed": -1, "stop_token_ids": [9], "ignore_eos": true, "min_tokens": 2, "priority": 3,
+        "allowed_token_ids": [7, 8], "bad_words": ["ab", "  b"],
         "max_completion_tokens": 5, "max_tokens": null, "user": "u", "unknown": {"a": 1},
         "response_format": {"type": "text"}, "tool_choice": "auto", "parallel_tool_calls": true,
     });
@@ -190,6 +191,13 @@ async fn sampling_fields_reach_the_model() {
     assert_eq!((s.temperature, s.top_p, s.top_k, s.min_p), (0.0, 0.5, 0, 0.1));
     assert_eq!((s.repetition_penalty, s.presence_penalty, s.frequency_penalty), (1.1, -1.0, 2.0));
     assert_eq!((&s.logit_bias[..], s.seed), (&[(7, -100.0), (8, 1.5)][..], u64::MAX));
+    assert_eq!(s.allowed_token_ids, [7, 8]);
+    let words = ["ab", "b"].map(|word| (word.as_bytes(), [b" ", word.as_bytes()].concat()));
+    for (plain, spaced) in words {
+        let ids = |text: &[u8]| text.iter().map(|&byte| u32::from(byte)).collect::<Vec<_>>();
+        assert!(s.bad_words.contains(&ids(plain)) && s.bad_words.contains(&ids(&spaced)));
+    }
+    assert_eq!(s.bad_words.len(), 4, "each with a space in front and without");
     assert_eq!(request.stop.stop_token_ids, [9]);
     assert!(request.stop.ignore_eos && request.priority == 3);
     assert_eq!((request.stop.max_tokens, request.stop.min_tokens), (5, 2));

@@ -49,6 +49,12 @@ async fn fields_out_of_range_are_named() {
     ] {
         check(&house, json!({field: value}), 400, json!(field), json!("invalid_value")).await;
     }
+    let ids = json!({"allowed_token_ids": [5, 100_000]});
+    check(&house, ids, 400, json!("allowed_token_ids"), json!("invalid_value")).await;
+    for words in [json!([" "]), json!(["x".repeat(257)]), json!(vec!["x"; 129])] {
+        let words = json!({"bad_words": words});
+        check(&house, words, 400, json!("bad_words"), json!("invalid_value")).await;
+    }
     let bias = json!({"logit_bias": {"5": 101}});
     check(&house, bias, 400, json!("logit_bias.5"), json!("invalid_value")).await;
     let bias = json!({"logit_bias": {"100000": 1}});
@@ -87,7 +93,6 @@ async fn what_is_not_built_is_refused() {
         (json!({"best_of": 2}), "best_of"),
         (json!({"chat_template": "x"}), "chat_template"),
         (json!({"functions": [{}]}), "functions"),
-        (json!({"allowed_token_ids": [1]}), "allowed_token_ids"),
         (json!({"stop_regex": "a+"}), "stop_regex"),
         (json!({"truncate_prompt_tokens": 1}), "truncate_prompt_tokens"),
         (

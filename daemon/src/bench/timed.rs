@@ -5,7 +5,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-use minisgl_sched::{Executor, ExecutorError, Plan, SlotId, StepOutput, StepProfile};
+use minisgl_sched::{Executor, ExecutorError, Late, Plan, SlotId, StepOutput, StepProfile};
 
 /// What a step held and how long the host spent on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -112,6 +112,18 @@ impl<E: Executor> Executor for Timed<E> {
         Ok(())
     }
 
+    /// Counts as launching.
+    fn complete(&mut self, late: Late) -> Result<(), ExecutorError> {
+        let start = Instant::now();
+        self.inner.complete(late)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.launched_s += seconds;
+        if let Some(record) = self.in_flight.back_mut() {
+            record.launch_s += seconds;
+        }
+        Ok(())
+    }
+
     fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
         let start = Instant::now();
         let output = self.inner.wait()?;
@@ -146,6 +158,11 @@ mod tests {
             Ok(())
         }
 
+        fn complete(&mut self, _late: Late) -> Result<(), ExecutorError> {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Ok(())
+        }
+
         fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
             Ok(StepOutput::default())
         }
@@ -161,6 +178,8 @@ mod tests {
         assert_eq!(timed.launched_s() - once, 0.0);
         timed.launch(Plan::default()).unwrap();
         assert!(timed.launched_s() - once >= 0.02);
+        timed.complete(Late::default()).unwrap();
+        assert!(timed.launched_s() - once >= 0.04, "masks are part of it");
         timed.wait().unwrap();
         assert!(timed.launched_s() >= 0.04);
     }

@@ -275,7 +275,7 @@ mod tests {
 
     use minisgl_proto::frame::{self, HEADER_BYTES};
     use minisgl_proto::{RequestId, Sampled, SamplingParams, StopParams, Submit};
-    use minisgl_sched::{ExecutorError, Plan, StepOutput};
+    use minisgl_sched::{ExecutorError, Late, Plan, StepOutput};
 
     use super::*;
 
@@ -355,6 +355,10 @@ mod tests {
         fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
             self.0.push_back(plan);
             Ok(())
+        }
+
+        fn complete(&mut self, late: Late) -> Result<(), ExecutorError> {
+            panic!("no request has masks: {late:?}")
         }
 
         fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
