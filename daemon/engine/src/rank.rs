@@ -21,12 +21,12 @@
 //!     | <------ Failed, from any r |  then the group is poisoned, and all ranks end
 //! ```
 
+mod begun;
 mod inject;
 mod redeem;
 mod watch;
 
 use std::any::Any;
-use std::hash::{DefaultHasher, Hash};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{
@@ -41,8 +41,9 @@ use crate::batch::IN_FLIGHT_MAX;
 use crate::collective::Group;
 use crate::error::{EngineError, OpError};
 use crate::ops::{OpResult, Pending};
+use begun::Begun;
 use inject::Fault;
-use watch::{Enqueued, Watcher};
+use watch::Watcher;
 
 pub use redeem::Outcome;
 pub(crate) use redeem::redeem;
@@ -373,43 +374,6 @@ fn run<R: Runner>(
     let message = format!("rank {rank} failed in {doing}: {reason}");
     let _ = events.send(Event::Failed { rank, operation: doing, reason });
     group.poison(&message);
-}
-
-/// A step that was enqueued, or its forward pass.
-struct Begun {
-    step: u64,
-    started: Instant,
-    enqueue_s: f32,
-    patience: Duration,
-    /// Of its plan, if ranks are compared.
-    hash: Option<DefaultHasher>,
-}
-
-impl Begun {
-    /// What came late counts for the comparison of ranks, too.
-    fn add(&mut self, late: &Late) {
-        if let Some(hash) = &mut self.hash {
-            late.masks.hash(hash);
-        }
-    }
-
-    /// Tells of the step once it is over: the engine waits for that of an only rank, a watcher for those of several.
-    fn hand_over(
-        self,
-        pending: Box<dyn Pending>,
-        watcher: Option<&Watcher>,
-        events: &Sender<Event>,
-    ) {
-        let Begun { step, started, enqueue_s, patience, hash } = self;
-        match watcher {
-            Some(watcher) => {
-                watcher.watch(Enqueued { step, started, enqueue_s, patience, pending, hash });
-            }
-            None => {
-                let _ = events.send(Event::Step { step, started, enqueue_s, patience, pending });
-            }
-        }
-    }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

@@ -23,7 +23,7 @@ const QUEUE_FRAMES_MAX: usize = 4096;
 #[derive(Debug)]
 pub enum Incoming {
     /// A frame from the daemon.
-    Frame(ToWorker),
+    Frame(Box<ToWorker>),
     /// The daemon is gone, or sent something that is not a frame; nothing follows.
     Closed(String),
     /// A frame for the daemon cannot be sent; those before it are, and none after it.
@@ -96,7 +96,7 @@ fn read(mut stream: UnixStream, inbox: &SyncSender<Incoming>) {
     let closed = loop {
         match read_frame(&mut stream) {
             Ok(Some(message)) => {
-                if inbox.send(Incoming::Frame(message)).is_err() {
+                if inbox.send(Incoming::Frame(Box::new(message))).is_err() {
                     return;
                 }
             }

@@ -218,25 +218,28 @@ impl<E: Executor> Worker<E> {
     /// # Errors
     /// The worker cannot go on.
     fn accept(&mut self, incoming: Incoming) -> anyhow::Result<Option<Event>> {
-        Ok(match incoming {
-            Incoming::Frame(ToWorker::Submit(submit)) => Some(Event::Submit(submit)),
-            Incoming::Frame(ToWorker::Abort(id)) => Some(Event::Abort(id)),
-            Incoming::Frame(ToWorker::Flush) => Some(Event::Flush),
-            Incoming::Frame(ToWorker::Drain) => Some(Event::Drain),
-            Incoming::Frame(ToWorker::Ping(nonce)) => {
-                self.link.send(FromWorker::Pong(nonce));
-                None
-            }
-            Incoming::Frame(ToWorker::Load(_)) => {
-                tracing::warn!("a second Load frame was ignored");
-                None
-            }
+        let frame = match incoming {
+            Incoming::Frame(frame) => *frame,
             Incoming::Closed(why) => {
                 tracing::info!("{why}; exiting");
                 self.closed = true;
-                None
+                return Ok(None);
             }
             Incoming::Unsendable(why) => bail!(why),
+        };
+        Ok(match frame {
+            ToWorker::Submit(submit) => Some(Event::Submit(submit)),
+            ToWorker::Abort(id) => Some(Event::Abort(id)),
+            ToWorker::Flush => Some(Event::Flush),
+            ToWorker::Drain => Some(Event::Drain),
+            ToWorker::Ping(nonce) => {
+                self.link.send(FromWorker::Pong(nonce));
+                None
+            }
+            ToWorker::Load(_) => {
+                tracing::warn!("a second Load frame was ignored");
+                None
+            }
         })
     }
 
