@@ -26,8 +26,6 @@ const P99_ERROR_MAX: f64 = 0.12;
 /// The same where activations are e4m3 as well, in steps of more rows than 8: each value is off by up to a sixteenth.
 const CODED_MEAN_ERROR_MAX: f64 = 0.15;
 const CODED_P99_ERROR_MAX: f64 = 0.6;
-/// The same for mixtures of experts of e4m3.
-const CODED_MIXTURE_ERROR_MAX: (f64, f64) = (0.2, 0.8);
 /// The same for mixtures of experts: where two experts are nearly as likely, rounding decides which a token goes to.
 const MIXTURE_ERROR_MAX: (f64, f64) = (0.06, 0.6);
 
@@ -225,16 +223,15 @@ fn models_of_e4m3_are_the_cpus() {
         let mut prompts = prompts(3);
         let mut random = Random(19);
         prompts.extend((0..if experts { 20 } else { 0 }).map(|_| random.tokens(5, VOCAB)));
-        let few = if experts { MIXTURE_ERROR_MAX } else { (MEAN_ERROR_MAX, P99_ERROR_MAX) };
-        let many = match experts {
-            true => CODED_MIXTURE_ERROR_MAX,
-            false => (CODED_MEAN_ERROR_MAX, CODED_P99_ERROR_MAX),
-        };
         let drive = Drive { new_tokens: 12, ..Drive::default() };
         let on = |device| LoadOptions { quantize, ..on(device) };
         let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);
         for &tp in &ranks {
-            for (chunk, bounds) in [(8, few), (40, many), (512, many)] {
+            for (chunk, bounds) in [
+                (8, (MEAN_ERROR_MAX, P99_ERROR_MAX)),
+                (40, (CODED_MEAN_ERROR_MAX, CODED_P99_ERROR_MAX)),
+                (512, (CODED_MEAN_ERROR_MAX, CODED_P99_ERROR_MAX)),
+            ] {
                 let count = prompts.len().min(chunk);
                 let (prompts, expected) = (&prompts[..count], &expected[..count]);
                 let forced = Some(tokens(expected));
