@@ -22,7 +22,7 @@
 
 namespace minisgl {
 
-// Pairs of a batch are eight, the narrow side of mma. Slabs of gate and up are read one by one: two at a time leave the
+// Pairs of a batch are eight, the narrow side of mma. Slabs of bf16 of gate and up are read one by one: two at a time leave the
 // ring fewer stages, and sixteen pairs even fewer, and both were slower.
 constexpr uint32_t FEW_STAGES_MAX = 16, FEW_ROWS_MAX = 64, FEW_BATCH = 8;
 
