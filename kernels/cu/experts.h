@@ -3,7 +3,7 @@
  * Weights of experts are kept in slabs of 16 rows, so that a slab is read from end to end, and is what the tensor
  * cores read from shared memory: [experts][n / 16 slabs][ceil(columns / 64) steps][16 rows][64 columns]. Columns past
  * the last are zeros. The eight 16-byte units of a row are permuted: unit u of row r lies at u ^ (r % 8). Gate and up
- * share a slab: 8 rows of the gate, then the same 8 of `up`.
+ * share a slab: 8 rows of the gate, then the same 8 of `up`. Weights of e4m3 lie as bf16 of half the columns would.
  *
  * A plan says which pairs of a row and one of its experts are computed together, `batch` at most:
  *   [4]                 batches there are, pairs there are, 0, 0
@@ -68,7 +68,7 @@ typedef struct {
   uint32_t choose_rows;            /* of a block of minisgl_choose; divides MINISGL_ROUTE_ROWS */
 } minisgl_router_args;
 
-/* minisgl_experts_few: batches of 8 pairs */
+/* minisgl_experts_few, and minisgl_fp8_few with weights of e4m3: batches of 8 pairs */
 typedef struct {
   const minisgl_bf16 *x;       /* [rows, hidden] */
   const void *gate_up;         /* [experts], slabs of 2 * width rows */
@@ -81,17 +81,21 @@ typedef struct {
   minisgl_bf16 *act;           /* [rows * top, width]: by places */
   minisgl_bf16 *out;           /* [rows, hidden] */
   uint32_t *arrived;           /* [2]: 0 between launches */
+  const float *up_scales;      /* of minisgl_fp8_few: see experts/fp8.cuh */
+  const float *down_scales;
   uint32_t rows;
   uint32_t top;
   uint32_t hidden;
   uint32_t width;
   uint32_t batches_max;
   uint32_t gate;               /* MINISGL_GATE_ */
-  uint32_t up_steps;           /* steps of 64 columns in a stage */
+  uint32_t up_steps;           /* steps of 64 columns, or 128 of e4m3, in a stage */
   uint32_t down_steps;
   uint32_t stages;             /* of the ring */
   uint32_t stage_bytes;
   uint32_t adds;               /* 1: to what is in `out` */
+  uint32_t up_form;            /* MINISGL_SCALE_: of up_scales */
+  uint32_t down_form;
   uint32_t reserved;
 } minisgl_experts_few_args;
 
@@ -188,6 +192,41 @@ typedef struct {
   uint32_t adds;               /* 1: to what is in `out` */
   uint32_t reserved;
 } minisgl_mxfp4_few_args;
+
+/* minisgl_fp8_gather: rows brought together, and made e4m3 */
+typedef struct {
+  const minisgl_bf16 *x;       /* [rows, columns]; or [rows * top, columns], by places */
+  const int32_t *plan;
+  uint8_t *to;                 /* [ceil(columns / 128), rows * top, 128], by places */
+  float *scales;               /* [2][ceil(columns / 128)][scale_stride]: by places, and by places and 1 */
+  uint32_t rows;
+  uint32_t top;
+  uint32_t columns;
+  uint32_t batches_max;
+  uint32_t scale_stride;       /* rows * top + 1 at least, a multiple of 4 */
+  uint32_t by_places;          /* 1: so is x */
+} minisgl_fp8_gather_args;
+
+/* minisgl_fp8_many_up_block, _up_row, _down_block, _down_row */
+typedef struct {
+  const uint8_t *x;            /* what minisgl_fp8_gather has left */
+  const float *x_scales;
+  const void *weight;          /* [experts], slabs of n rows */
+  const float *scales;         /* see experts/fp8.cuh */
+  const minisgl_bf16 *bias;    /* up: [experts, 2, n / 2], gate, then up; down: [experts, n]; or null */
+  const int32_t *plan;
+  minisgl_bf16 *out;           /* by places: up [rows * top, n / 2], down [rows * top, n] */
+  uint32_t rows;
+  uint32_t top;
+  uint32_t n;
+  uint32_t columns;
+  uint32_t batches_max;
+  uint32_t batch;              /* pairs of a batch at most: 32, 64 or 128 */
+  uint32_t stages;             /* of the ring */
+  uint32_t gate;               /* MINISGL_GATE_ */
+  uint32_t scale_stride;
+  uint32_t reserved;
+} minisgl_fp8_many_args;
 
 /* minisgl_mxfp4_many_up_B, _down_B for batches of B pairs: minisgl_experts_many_args */
 

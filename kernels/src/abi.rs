@@ -428,6 +428,8 @@ pub struct ExpertsFewArgs {
     pub act: Address,
     pub out: Address,
     pub arrived: Address,
+    pub up_scales: Address,
+    pub down_scales: Address,
     pub rows: u32,
     pub top: u32,
     pub hidden: u32,
@@ -439,6 +441,8 @@ pub struct ExpertsFewArgs {
     pub stages: u32,
     pub stage_bytes: u32,
     pub adds: u32,
+    pub up_form: u32,
+    pub down_form: u32,
     pub reserved: u32,
 }
 
@@ -494,6 +498,43 @@ pub struct AddSharedArgs {
     pub out: Address,
     pub rows: u32,
     pub hidden: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Fp8GatherArgs {
+    pub x: Address,
+    pub plan: Address,
+    pub to: Address,
+    pub scales: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub columns: u32,
+    pub batches_max: u32,
+    pub scale_stride: u32,
+    pub by_places: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Fp8ManyArgs {
+    pub x: Address,
+    pub x_scales: Address,
+    pub weight: Address,
+    pub scales: Address,
+    pub bias: Address,
+    pub plan: Address,
+    pub out: Address,
+    pub rows: u32,
+    pub top: u32,
+    pub n: u32,
+    pub columns: u32,
+    pub batches_max: u32,
+    pub batch: u32,
+    pub stages: u32,
+    pub gate: u32,
+    pub scale_stride: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]

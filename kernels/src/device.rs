@@ -94,6 +94,8 @@ impl Device {
             "narrow",
             "experts_few",
             "experts_many",
+            "fp8_few",
+            "fp8_many",
             "mxfp4_few",
             "mxfp4_many",
         ];

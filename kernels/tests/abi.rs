@@ -97,9 +97,9 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             batches_max, logits_stride, choose_rows,
         }
         ExpertsFewArgs = minisgl_experts_few_args {
-            x, gate_up, down, up_bias, down_bias, weights, ids, plan, act, out, arrived, rows, top,
-            hidden, width, batches_max, gate, up_steps, down_steps, stages, stage_bytes,
-            adds, reserved,
+            x, gate_up, down, up_bias, down_bias, weights, ids, plan, act, out, arrived, up_scales,
+            down_scales, rows, top, hidden, width, batches_max, gate, up_steps, down_steps, stages,
+            stage_bytes, adds, up_form, down_form, reserved,
         }
         ExpertsManyArgs = minisgl_experts_many_args {
             x, weight, bias, plan, out, rows, top, n, columns, batches_max, batch, stages, gate,
@@ -107,6 +107,13 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         GatherArgs = minisgl_gather_args { x, plan, to, rows, top, columns, batches_max }
         CombineArgs = minisgl_combine_args { y, weights, place, out, rows, top, hidden, adds }
         AddSharedArgs = minisgl_add_shared_args { x, gate, y, out, rows, hidden }
+        Fp8GatherArgs = minisgl_fp8_gather_args {
+            x, plan, to, scales, rows, top, columns, batches_max, scale_stride, by_places,
+        }
+        Fp8ManyArgs = minisgl_fp8_many_args {
+            x, x_scales, weight, scales, bias, plan, out, rows, top, n, columns, batches_max,
+            batch, stages, gate, scale_stride, reserved,
+        }
         Mxfp4PackArgs = minisgl_mxfp4_pack_args {
             codes, scales, to, row_bytes, scales_stride, rows, columns, above, left, to_rows,
             to_columns, rows_are, in_parts,

@@ -77,6 +77,16 @@ impl Architecture {
             Architecture::Phi3 => "Phi3ForCausalLM",
         }
     }
+
+    /// The module that a layer's experts are in, below the layer's, and those of each of them: gate, up and down; `None` where
+    /// all experts are one module.
+    pub fn expert_modules(self) -> (&'static str, Option<[&'static str; 3]>) {
+        match self {
+            Architecture::Mixtral => ("block_sparse_moe.experts", Some(["w1", "w3", "w2"])),
+            Architecture::GptOss => ("mlp.experts", None),
+            _ => ("mlp.experts", Some(["gate_proj", "up_proj", "down_proj"])),
+        }
+    }
 }
 
 /// How the rotation frequencies are stretched for long contexts.
@@ -212,17 +222,26 @@ impl ModelConfig {
         self.layers.iter().map(|layer| layer.ffn.width()).max().unwrap_or(0)
     }
 
+    /// How the experts' matrices are stored, if there are some: as those of the first one.
+    pub fn expert_scheme(&self) -> Scheme {
+        let has_experts = |layer: &LayerSpec| matches!(layer.ffn, Ffn::Experts(_));
+        let Some(layer) = self.layers.iter().position(has_experts) else { return Scheme::Plain };
+        let (all, each) = self.architecture.expert_modules();
+        let first = each.map_or(String::new(), |[gate, ..]| format!(".0.{gate}"));
+        self.quantization.scheme_of(&format!("model.layers.{layer}.{all}{first}"))
+    }
+
     /// The same model with its layers' projections as E4M3 codes, a scale for each output. Embedding, head, routers and
     /// norms stay what they are.
     ///
     /// # Errors
-    /// Why not, as what is expected instead: some matrix is coded already, or the model is a mixture of experts.
+    /// Why not, as what is expected instead: some matrix is coded already, or experts are stored with inputs before outputs.
     pub fn quantised_to_fp8(mut self) -> Result<ModelConfig, String> {
         if let Some(name) = self.quantization.schemes().find_map(Scheme::name) {
             return Err(format!("none: the checkpoint's weights are {name} already"));
         }
-        if self.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_))) {
-            return Err("none: experts cannot be quantised at load yet".to_owned());
+        if self.architecture == Architecture::GptOss {
+            return Err("none: experts of gpt-oss cannot be quantised at load".to_owned());
         }
         self.quantization = Quantization::projections(Scheme::Fp8 { scales: Scales::Channel });
         Ok(self)

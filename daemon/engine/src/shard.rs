@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::config::{ExpertsSpec, Ffn, LayerSpec, ModelConfig};
 use crate::error::EngineError;
-use crate::scheme::Scheme;
+use crate::scheme::{Scales, Scheme};
 
 /// One rank's share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,8 +99,12 @@ impl Shard {
 
 /// A rank's part of an expert begins at a multiple of so many columns, if there are as many of them as ranks.
 pub fn expert_unit(config: &ModelConfig) -> usize {
-    let mxfp4 = config.quantization.schemes().find(|&scheme| scheme == Scheme::Mxfp4);
-    mxfp4.map_or(1, |scheme| scheme.block([1, 1])[1])
+    match config.expert_scheme() {
+        scheme @ Scheme::Mxfp4 => scheme.block([1, 1])[1],
+        // Columns of `down`, and rows of gate and up.
+        Scheme::Fp8 { scales: Scales::Block { rows, cols } } => rows.max(cols),
+        Scheme::Fp8 { .. } | Scheme::Plain => 1,
+    }
 }
 
 /// Part `rank` of `0..count` divided among `tp`, as evenly as it goes.
@@ -161,6 +165,30 @@ mod tests {
         assert_eq!(of(2880, 1), [0..2880; 1]);
         // Too few blocks: the CPU takes any columns.
         assert_eq!(of(64, 4), [0..16, 16..32, 32..48, 48..64]);
+    }
+
+    #[test]
+    fn experts_of_e4m3_are_divided_between_blocks_where_there_are_some() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "vocab_size": 256, "max_position_embeddings": 64, "moe_intermediate_size": 768, "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}"#;
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let mut config = ModelConfig::from_dir(dir.path()).unwrap();
+        let Ffn::Experts(spec) = config.layers[0].ffn.clone() else { panic!("it has experts") };
+        let of = |config: &ModelConfig, tp: usize| -> Vec<Range<usize>> {
+            let shard = |rank| Shard { rank, tp, ..Shard::whole(config) };
+            (0..tp).map(|rank| shard(rank).expert_columns(config, &spec)).collect()
+        };
+        assert_eq!(of(&config, 2), [0..384, 384..768]);
+        assert_eq!(of(&config, 4), [0..128, 128..384, 384..512, 512..768]);
+        // Rows and tensors have scales that no cut divides.
+        config.quantization = crate::config::Quantization::default();
+        let config = config.quantised_to_fp8().unwrap();
+        assert_eq!(expert_unit(&config), 1);
+        assert_eq!(of(&config, 3)[1], 256..512);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod common;
 
 use common::driver::{Drive, allowed, generate, load, score, tokens};
 use common::{Random, assert_broken, break_model, config, oracle, write_model};
-use minisgl_engine::scheme::Code;
+use minisgl_engine::scheme::{Code, Element};
 use minisgl_proto::{KvDtype, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -58,10 +58,9 @@ fn against_oracle(config: &Value, dtype: Dtype, options: LoadOptions, tolerance:
     let dir = tempfile::tempdir().unwrap();
     let (config, mut weights) = write_model(dir.path(), config, dtype, 7);
     if options.quantize == Quantize::Fp8 {
-        let projections = weights.iter_mut().filter(|(name, _)| name.ends_with("_proj.weight"));
-        for (name, values) in projections {
-            let tensors = minisgl_engine::model::tensors(&config);
-            let spec = tensors.iter().find(|spec| spec.name == *name).unwrap();
+        let coded = minisgl_engine::model::tensors(&config.clone().quantised_to_fp8().unwrap());
+        for spec in coded.iter().filter(|spec| spec.element == Element::E4m3) {
+            let values = weights.get_mut(&spec.name).unwrap();
             values.chunks_exact_mut(spec.shape[1]).for_each(through_e4m3);
         }
     }
@@ -118,11 +117,17 @@ fn every_weight_type_and_scaling_matches() {
 #[test]
 fn weights_quantised_at_load_are_the_dequantised_ones() {
     let fp8 = |tp| LoadOptions { quantize: Quantize::Fp8, tp, ..LoadOptions::default() };
-    for architecture in
-        ["LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"]
-    {
+    for architecture in [
+        "LlamaForCausalLM",
+        "Qwen2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Phi3ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "MixtralForCausalLM",
+    ] {
         against_oracle(&config(architecture, 6, 2, 10), Dtype::BF16, fp8(1), 2e-4);
     }
+    against_oracle(&config("Qwen3MoeForCausalLM", 6, 2, 10), Dtype::BF16, fp8(2), 2e-4);
     for (dtype, tp) in [(Dtype::F16, 1), (Dtype::F32, 2)] {
         against_oracle(&config("Qwen3ForCausalLM", 6, 2, 10), dtype, fp8(tp), 2e-4);
     }

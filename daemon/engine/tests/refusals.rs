@@ -92,8 +92,8 @@ fn what_cannot_be_quantised_is_refused() {
     assert_eq!(Engine::fit(dir.path(), &fp8()).unwrap_err().to_string(), wanted);
 
     let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path(), &config("MixtralForCausalLM", 8, 4, 8), Dtype::BF16, 1);
-    let wanted = "option quantize is fp8: none: experts cannot be quantised at load yet";
+    write_model(dir.path(), &config("GptOssForCausalLM", 8, 4, 8), Dtype::BF16, 1);
+    let wanted = "option quantize is fp8: none: experts of gpt-oss cannot be quantised at load";
     assert_eq!(refusal(dir.path(), fp8()), wanted);
 
     // A fit reckons with what a load makes of the weights.

@@ -21,17 +21,7 @@ KERNEL minisgl_gather(const __grid_constant__ minisgl_gather_args a) {
   if (place >= min(uint32_t(head.y), a.rows * a.top)) return;
   const minisgl_bf16* x = a.x + size_t(min(uint32_t(__ldcg(plan.pairs + place)) / a.top, a.rows - 1)) * a.columns;
 
-  // The last batch that begins at this place or before it.
-  uint32_t low = 0, high = min(uint32_t(head.x), a.batches_max);
-  while (high - low > 1) {
-    const uint32_t middle = (low + high) / 2;
-    if (uint32_t(plan.batches[4 * middle + 1]) <= place) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  const uint32_t swizzle = (place - plan.batches[4 * low + 1]) % 8;
+  const uint32_t swizzle = (place - first_of_batch(plan, head.x, a.batches_max, place)) % 8;
   const uint32_t units = (a.columns + STEP_COLUMNS - 1) / STEP_COLUMNS * 8;
 #pragma unroll 4
   for (uint32_t unit = lane; unit < units; unit += 32) {

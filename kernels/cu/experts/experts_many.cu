@@ -16,16 +16,10 @@
 // Measured (H200, 2026-11-30, docs/benchmarks.md), Qwen3-30B-A3B: up 185 us and down 98 at 256 rows, 95 and 90 % of
 // 4.6 TB/s; 776 and 389 us at 8,192 rows, 530 TFLOP/s.
 
-#include "experts.cuh"
+#include "many.cuh"
 #include "wgmma.cuh"
 
 using namespace minisgl;
-
-[[maybe_unused]] constexpr uint32_t MANY_SLABS = 8, MANY_A_BYTES = MANY_SLABS * SLAB_STEP_BYTES, MANY_STAGES_MAX = 12;
-[[maybe_unused]] constexpr uint32_t MANY_BATCH_MAX = 256, MULTIPLIERS = 256, THREADS = MULTIPLIERS + 128;
-
-// Batches of up to so many rows are most experts' only ones.
-[[maybe_unused]] constexpr uint32_t READ_ONCE_BATCH = 64;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -61,8 +55,6 @@ struct Many {
   }
 };
 
-__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
-
 // One warp: a lane copies a slab's step, another the rows of x.
 __device__ __forceinline__ void many_produce(const Many& work) {
   const minisgl_experts_many_args& a = work.a;
@@ -97,16 +89,6 @@ __device__ __forceinline__ void many_produce(const Many& work) {
   }
 }
 
-__device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
-               "r"(d)
-               : "memory");
-}
-
-__device__ __forceinline__ uint32_t two(minisgl_bf16 low, minisgl_bf16 high) {
-  return uint32_t(__bfloat16_as_ushort(low)) | uint32_t(__bfloat16_as_ushort(high)) << 16;
-}
-
 // The products of an item, for up to N rows of x.
 template <int N>
 __device__ __forceinline__ void multiply_all(const Many& work, float (&sum)[N / 2], uint32_t& stage, uint32_t& phase) {
@@ -135,63 +117,20 @@ __device__ __forceinline__ void multiply_all(const Many& work, float (&sum)[N / 
 template <bool DOWN, int N>
 __device__ __forceinline__ void store_all(const Many& work, const int4& batch, uint32_t slab, const float (&sum)[N / 2]) {
   const minisgl_experts_many_args& a = work.a;
-  const uint32_t thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-
-  // Lane 4 g + t has rows g and g + 8 of its warp's slab, tokens 8 i + 2 t and the next.
-  const uint32_t g = lane / 4, mine = slab + warp, width = DOWN ? a.n : a.n / 2;
+  const uint32_t mine = slab + threadIdx.x / 32, width = DOWN ? a.n : a.n / 2;
   float bias[2] = {};
-  if (a.bias && mine < work.slabs) {
-    const minisgl_bf16* from = a.bias + size_t(batch.x) * a.n + mine * (DOWN ? SLAB : SLAB / 2) + g;
-    bias[0] = __bfloat162float(from[0]), bias[1] = __bfloat162float(from[DOWN ? SLAB / 2 : width]);
-  }
-  // A row of `turned` has the results of all eight warps for a token: 8 columns of each for up, 16 for down, where a
-  // token takes two rows, and those of half the tokens fit.
-  constexpr uint32_t AT_ONCE = DOWN ? (N / 2 + 31) / 32 * 32 : N;
-  const uint32_t turned = shared_address(work.turned);
-#pragma unroll
-  for (uint32_t begin = 0; begin < N; begin += AT_ONCE) {
-    multipliers_meet();
-#pragma unroll
-    for (uint32_t i = begin; i < begin + AT_ONCE && i < N; i += 32) {
-      const uint32_t token = i - begin + lane;  // Whose row this lane gives the address of.
-      uint32_t low[4], high[4];
-#pragma unroll
-      for (uint32_t j = 0; j < 4; j++) {
-        const float* d = sum + (i + 8 * j) / 2;
-        if (DOWN) {
-          low[j] = two(__float2bfloat16_rn(d[0] + bias[0]), __float2bfloat16_rn(d[1] + bias[0]));
-          high[j] = two(__float2bfloat16_rn(d[2] + bias[1]), __float2bfloat16_rn(d[3] + bias[1]));
-        } else {
-          low[j] = two(gated(d[0] + bias[0], d[2] + bias[1], a.gate), gated(d[1] + bias[0], d[3] + bias[1], a.gate));
-        }
-      }
-      if (DOWN) {
-        const uint32_t unit = warp % 4 * 2, row = token * 2 + warp / 4;
-        store_turned(turned + row * 128 + (unit ^ row / 2 % 8) * 16, low[0], low[1], low[2], low[3]);
-        store_turned(turned + row * 128 + (unit + 1 ^ row / 2 % 8) * 16, high[0], high[1], high[2], high[3]);
-      } else {
-        store_turned(turned + token * 128 + (warp ^ token % 8) * 16, low[0], low[1], low[2], low[3]);
-      }
+  if (mine < work.slabs) load_bias<DOWN>(bias, a.bias, batch.x, a.n, mine);
+  turn_around<DOWN, N>(work.turned, sum, bias, a.gate, batch.z, [&](uint32_t token, uint32_t unit, const uint4& values) {
+    const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
+    if (DOWN) {
+      if (column < width) *reinterpret_cast<uint4*>(a.out + size_t(batch.y + token) * width + column) = values;
+    } else {
+      // A tile has the columns of one step of down; those past the last are zeros.
+      const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + token;
+      *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ token % 8) * VEC) =
+          column < width ? values : make_uint4(0, 0, 0, 0);
     }
-    multipliers_meet();
-    constexpr uint32_t UNITS = DOWN ? 16 : 8;
-    const uint32_t tokens = min(max(batch.z, int32_t(begin)) - begin, AT_ONCE);
-    for (uint32_t i = thread; i < tokens * UNITS; i += MULTIPLIERS) {
-      const uint32_t token = i / UNITS, unit = i % UNITS;
-      const uint32_t column = slab * (DOWN ? SLAB : SLAB / 2) + unit * VEC;
-      if (DOWN && column >= width) continue;
-      const char* row = work.turned + (DOWN ? token * 2 + unit / 8 : token) * 128;
-      const uint4 values = *reinterpret_cast<const uint4*>(row + (unit % 8 ^ token % 8) * 16);
-      if (DOWN) {
-        *reinterpret_cast<uint4*>(a.out + size_t(batch.y + begin + token) * width + column) = values;
-      } else {
-        // A tile has the columns of one step of down; those past the last are zeros.
-        const size_t at = size_t(column / STEP_COLUMNS) * a.rows * a.top + batch.y + begin + token;
-        *reinterpret_cast<uint4*>(a.out + at * STEP_COLUMNS + (unit ^ token % 8) * VEC) =
-            column < width ? values : make_uint4(0, 0, 0, 0);
-      }
-    }
-  }
+  });
 }
 
 // An item with up to N rows. What an N needs is compiled for it alone: work for more rows than there are, even hoisted out of
@@ -254,9 +193,9 @@ __device__ __forceinline__ void many(const minisgl_experts_many_args&) {
 
 #endif
 
-KERNEL __launch_bounds__(THREADS, 1) minisgl_experts_many_up(const __grid_constant__ minisgl_experts_many_args a) {
+KERNEL __launch_bounds__(MANY_THREADS, 1) minisgl_experts_many_up(const __grid_constant__ minisgl_experts_many_args a) {
   many<false>(a);
 }
-KERNEL __launch_bounds__(THREADS, 1) minisgl_experts_many_down(const __grid_constant__ minisgl_experts_many_args a) {
+KERNEL __launch_bounds__(MANY_THREADS, 1) minisgl_experts_many_down(const __grid_constant__ minisgl_experts_many_args a) {
   many<true>(a);
 }

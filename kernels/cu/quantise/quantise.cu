@@ -13,14 +13,12 @@
 // gate and up of 12288 245 (51 %). At 64 rows 2.4, 2.9 and 4.7 us. All of these a block a row; blocks without a norm have a thread a vector
 // since, which was measured in whole models only (docs/benchmarks.md).
 
-#include <cuda_fp8.h>
-
 #include "../gate.cuh"
+#include "e4m3.cuh"
 
 using namespace minisgl;
 
-// The largest value of e4m3, and lanes that hold a block of 128 columns.
-constexpr float LARGEST = 448.0f;
+// Lanes that hold a block of 128 columns.
 constexpr uint32_t LANES = 128 / VEC;
 
 // Maximum over a block of whole warps; every thread gets it. `shared` is for one use.
@@ -34,26 +32,6 @@ __device__ __forceinline__ float max_block(float x, float (&shared)[32]) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
   return x;
-}
-
-__device__ __forceinline__ float max_of(const Vec8& y) {
-  float f[VEC], largest = 0.0f;
-  unpack(y, f);
-#pragma unroll
-  for (int i = 0; i < VEC; i++) largest = fmaxf(largest, fabsf(f[i]));
-  return largest;
-}
-
-__device__ __forceinline__ uint2 narrow(const Vec8& y, float scale) {
-  float f[VEC];
-  unpack(y, f);
-  const float up = scale > 0.0f ? 1.0f / scale : 0.0f;
-  __nv_fp8x2_storage_t two[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    two[i] = __nv_cvt_float2_to_fp8x2(make_float2(f[2 * i] * up, f[2 * i + 1] * up), __NV_SATFINITE, __NV_E4M3);
-  }
-  return make_uint2(two[0] | uint32_t(two[1]) << 16, two[2] | uint32_t(two[3]) << 16);
 }
 
 // One block, one row, kept in registers: VECTORS 16-byte vectors a thread.

@@ -22,10 +22,11 @@ pub use copy_runs::CopyRuns;
 pub use dummy::{DummyCode, DummyCodes, DummyFill};
 pub use embedding::Embedding;
 pub use experts::{
-    AddShared, Choice, EXPERTS_MAX, ExpertRows, ExpertWeights, ExpertWeightsMxfp4, ExpertsFew,
-    ExpertsFewMxfp4, ExpertsMany, ExpertsManyMxfp4, ExpertsShape, Gate, PackExpert,
-    PackExpertMxfp4, Routed, Router, RouterInput, RouterNorm, Score, TOP_MAX,
-    expert_down_mxfp4_len, expert_gate_up_mxfp4_len, expert_slabs_len,
+    AddShared, Choice, EXPERTS_MAX, ExpertMatrixFp8, ExpertRows, ExpertWeights, ExpertWeightsFp8,
+    ExpertWeightsMxfp4, ExpertsFew, ExpertsFewFp8, ExpertsFewMxfp4, ExpertsMany, ExpertsManyFp8,
+    ExpertsManyMxfp4, ExpertsShape, Gate, PackExpert, PackExpertFp8, PackExpertMxfp4, Routed,
+    Router, RouterInput, RouterNorm, Score, TOP_MAX, expert_down_mxfp4_len,
+    expert_gate_up_mxfp4_len, expert_scales_len, expert_slabs_fp8_len, expert_slabs_len,
 };
 pub use gate_mul::GateMul;
 pub use medium::{Fp8Product, MediumGemm};

@@ -59,6 +59,9 @@ pub fn run(gpu: &mut Gpu, only: &str) {
     if wanted("experts") {
         crate::experts_bench::bench(gpu, &show);
     }
+    if wanted("experts_fp8") {
+        crate::experts_fp8_bench::bench(gpu, &show);
+    }
     if wanted("experts_mxfp4") {
         crate::experts_mxfp4_bench::bench(gpu, &show);
     }

@@ -1,11 +1,13 @@
 //! A mixture of experts: packing, routing, and both ways of multiplying, against plain loops.
 
+pub mod fp8;
 pub mod mxfp4;
 
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
 use minisgl_kernels::LaunchError;
+use minisgl_kernels::fp8::{BLOCK, ScaleForm};
 use minisgl_kernels::ops::*;
 
 use crate::experts_layer::{Layer, Sum, floats, shape};

@@ -2,8 +2,10 @@
 
 use cudarc::driver::CudaSlice;
 use half::bf16;
+use minisgl_kernels::fp8::BLOCK;
 use minisgl_kernels::ops::*;
 
+use crate::fp8::rounded;
 use crate::gate_mul::gate_of;
 use crate::support::Gpu;
 
@@ -20,6 +22,8 @@ pub struct Layer {
     pub gate_up: CudaSlice<bf16>,
     pub down: CudaSlice<bf16>,
     pub biases: Option<Biases>,
+    /// Rows are made e4m3 before each product, 128 columns by their largest.
+    pub rounds: bool,
 }
 
 pub struct Biases {
@@ -109,7 +113,7 @@ impl Layer {
             down: gpu.normal(experts * hidden, 1.0),
         });
         let gate = if by_turns { Gate::Clamped } else { Gate::Silu };
-        Layer { shape, gate, router, gates, ups, downs, gate_up, down, biases }
+        Layer { shape, gate, router, gates, ups, downs, gate_up, down, biases, rounds: false }
     }
 
     pub fn weights(&self) -> ExpertWeights<'_> {
@@ -146,10 +150,20 @@ impl Layer {
     /// One row of it.
     fn add_row(&self, row: &[bf16], ids: &[i32], weights: &[f32], sums: &mut [Sum]) {
         let ExpertsShape { hidden, width, .. } = self.shape;
-        let dot = |a: &[bf16], b: &[bf16]| -> f64 {
-            a.iter().zip(b).map(|(a, b)| f64::from(a.to_f32()) * f64::from(b.to_f32())).sum()
+        let dot = |a: &[f64], b: &[bf16]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| a * f64::from(b.to_f32())).sum()
         };
         let round = |value: f64| bf16::from_f64(value).to_f64();
+        let as_taken = |row: &[bf16]| -> Vec<f64> {
+            match self.rounds {
+                true => row.chunks(BLOCK).flat_map(rounded).collect(),
+                false => row.iter().map(|x| x.to_f64()).collect(),
+            }
+        };
+        // How far off the next value that an activation can be rounded to is, of its size; many are, if the largest of
+        // them is, by which they are rounded.
+        let next = if self.rounds { 0.25 } else { 1.0 / 128.0 };
+        let row = &as_taken(row)[..];
         for (&id, &weight) in ids.iter().zip(weights) {
             let Ok(expert) = usize::try_from(id) else { continue };
             let act: Vec<bf16> = (0..width)
@@ -165,6 +179,7 @@ impl Layer {
                     bf16::from_f64(gate_of(self.gate, gate, up))
                 })
                 .collect();
+            let act = as_taken(&act);
             for (column, sum) in sums.iter_mut().enumerate() {
                 let at = (expert * hidden + column) * width;
                 let bias = self.biases.as_ref();
@@ -173,9 +188,9 @@ impl Layer {
                 let term = f64::from(weight) * (dot(&act, down) + bias);
                 sum.value += term;
                 sum.terms += term.abs();
-                let size = |(a, b): (&bf16, &bf16)| (a.to_f64() * b.to_f64()).abs();
+                let size = |(a, b): (&f64, &bf16)| (a * b.to_f64()).abs();
                 let largest = act.iter().zip(down).map(size).fold(0.0, f64::max);
-                sum.step = sum.step.max(f64::from(weight) * largest / 128.0);
+                sum.step = sum.step.max(f64::from(weight) * largest * next);
             }
         }
     }

@@ -19,13 +19,29 @@ use crate::support::{Gpu, assert_near, assert_same};
 const FORMS: [ScaleForm; 2] = [ScaleForm::Block, ScaleForm::Row];
 
 /// The value of an e4m3.
-fn widened(byte: u8) -> f64 {
+pub fn widened(byte: u8) -> f64 {
     let (exponent, fraction) = (i32::from(byte >> 3 & 15), f64::from(byte & 7));
     let size = match exponent {
         0 => fraction * 2_f64.powi(-9),
         _ => (8.0 + fraction) * 2_f64.powi(exponent - 10),
     };
     if byte & 0x80 == 0 { size } else { -size }
+}
+
+/// What e4m3 leaves of values, by their largest.
+pub fn rounded(block: &[bf16]) -> Vec<f64> {
+    let largest = block.iter().fold(0.0_f32, |most, x| most.max(x.to_f32().abs()));
+    let scale = largest / 448.0;
+    let up = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let nearest = |value: f32| {
+        let size = f64::from(value.abs());
+        // The last code that is no larger, or the next one.
+        let low = (0..0x7e).take_while(|&code| widened(code) <= size).last().unwrap_or(0);
+        let middle = (widened(low) + widened(low + 1)) / 2.0;
+        let up = size > middle || size == middle && low % 2 == 1;
+        widened(if up { low + 1 } else { low }).copysign(f64::from(value))
+    };
+    block.iter().map(|x| nearest(x.to_f32() * up) * f64::from(scale)).collect()
 }
 
 /// Any e4m3 but NaN. In every third block of columns only small ones, subnormals among them.

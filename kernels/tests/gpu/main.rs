@@ -19,6 +19,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod experts_bench;
+mod experts_fp8_bench;
 mod experts_layer;
 mod experts_mxfp4_bench;
 mod fp8;
@@ -97,6 +98,12 @@ const TESTS: &[Test] = &[
     ("experts_shared", experts::shared),
     ("experts_graph", experts::graph),
     ("experts_refusals", experts::refusals),
+    ("experts_fp8_packing", experts::fp8::packing),
+    ("experts_fp8_few", experts::fp8::few),
+    ("experts_fp8_few_alone", experts::fp8::few_alone),
+    ("experts_fp8_many", experts::fp8::many),
+    ("experts_fp8_graph", experts::fp8::graph),
+    ("experts_fp8_refusals", experts::fp8::refusals),
     ("experts_mxfp4_packing", experts::mxfp4::packing),
     ("experts_mxfp4_few", experts::mxfp4::few),
     ("experts_mxfp4_few_alone", experts::mxfp4::few_alone),

@@ -217,7 +217,10 @@ fn workspace_bytes(
             let shared = experts
                 .shared
                 .map_or(0, |shared| 3 * shard.columns(shared.width).len() + config.hidden_size);
-            let each = shard.expert_columns(config, experts).len() + config.hidden_size;
+            let width = shard.expert_columns(config, experts).len();
+            // In bf16, and once more as codes with scales.
+            let coded = matches!(config.expert_scheme(), Scheme::Fp8 { .. });
+            let each = width + if coded { width * 17 / 32 } else { 0 } + config.hidden_size;
             // Logits are f32.
             experts.chosen * each + shared + 2 * experts.count
         }

@@ -172,7 +172,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
 }
 
 /// Refuses what GPUs of this compute capability do not serve as a whole model, before anything is read: experts and codes
-/// that no kernel takes.
+/// that no kernel takes, and experts of several kinds.
 ///
 /// # Errors
 /// It is such a model: which, and the remedy.
@@ -194,14 +194,23 @@ pub(super) fn check_is_served(
              --device cpu"
         ));
     }
-    let is_coded =
-        |tensor: &&TensorSpec| tensor.element == Element::E4m3 && tensor.name.contains(".experts.");
-    if let Some(tensor) = model::tensors(config).iter().find(is_coded) {
-        let reason = format!(
-            "the GPU has no kernels for experts in fp8 ({}) yet; load with --device cpu",
-            tensor.name
-        );
-        return refuse(reason);
+    // Kernels take the experts of a model as one kind.
+    let mut experts = model::tensors(config).into_iter().filter(|tensor| {
+        tensor.name.contains(".experts.")
+            && !tensor.name.ends_with("bias")
+            && tensor.element != Element::Scale
+    });
+    if let Some(first) = experts.next()
+        && let Some(other) = experts.find(|tensor| tensor.scheme != first.scheme)
+    {
+        let said = |tensor: &TensorSpec| {
+            format!("{} ({})", tensor.name, tensor.scheme.unwrap_or("plain numbers"))
+        };
+        return refuse(format!(
+            "the GPU has no kernels for experts that are stored in several ways, as {} and {} are; load with --device cpu",
+            said(&first),
+            said(&other)
+        ));
     }
     Ok(())
 }
@@ -433,11 +442,15 @@ mod tests {
         check_is_served(&dense, HOPPER).unwrap();
         let said = check_is_served(&dense, (10, 0)).unwrap_err().to_string();
         assert!(said.contains("for weights in fp8 at compute capability 10.0"), "{said}");
-        let coded = config(&format!("{fp8}}}"));
-        let said = check_is_served(&coded, HOPPER).unwrap_err().to_string();
-        assert!(said.contains("experts in fp8") && said.contains("--device cpu"), "{said}");
+        check_is_served(&config(&format!("{fp8}}}")), HOPPER).unwrap();
         let others = format!(r#"{fp8}, "modules_to_not_convert": ["experts"]}}"#);
         check_is_served(&config(&others), HOPPER).unwrap();
+        // Those of one layer are numbers.
+        let some = format!(r#"{fp8}, "modules_to_not_convert": ["model.layers.1.mlp.experts"]}}"#);
+        let said = check_is_served(&config(&some), HOPPER).unwrap_err().to_string();
+        let (first, other) = ("layers.0.mlp.experts.0.gate_proj.weight (fp8)", "(plain numbers)");
+        assert!(said.contains(first) && said.contains(other), "{said}");
+        assert!(said.contains("--device cpu"), "{said}");
     }
 
     #[test]

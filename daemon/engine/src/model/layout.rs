@@ -258,11 +258,13 @@ impl<R: Reader> Layout<'_, R> {
         };
         let bias = if spec.bias { vec![router_piece("bias", &[])] } else { Vec::new() };
         let router = self.reader.linear(&[router_piece("weight", &[hidden])], &bias, hidden)?;
-        let at = format!("{at}.{block}");
-        let (gate_up, down) = match self.config.architecture {
-            Architecture::GptOss => self.stacked_experts(&at, spec, &columns)?,
-            _ => self.single_experts(&at, spec, &columns)?,
+        let (all, each) = self.config.architecture.expert_modules();
+        let module = format!("{at}.{all}");
+        let (gate_up, down) = match each {
+            None => self.stacked_experts(&module, spec, &columns)?,
+            Some(each) => self.single_experts((&module, each), spec, &columns)?,
         };
+        let at = format!("{at}.{block}");
         let shared = match spec.shared {
             None => None,
             Some(shared) => {
@@ -288,16 +290,12 @@ impl<R: Reader> Layout<'_, R> {
     /// Experts of which each has its own tensors.
     fn single_experts(
         &mut self,
-        at: &str,
+        (all, [gate, up, down]): (&str, [&str; 3]),
         spec: &ExpertsSpec,
         columns: &Range<usize>,
     ) -> Result<StackedHalves<R>, R::Error> {
         let hidden = self.config.hidden_size;
-        let [gate, up, down] = match self.config.architecture {
-            Architecture::Mixtral => ["w1", "w3", "w2"],
-            _ => ["gate_proj", "up_proj", "down_proj"],
-        };
-        let module = |expert: usize, which: &str| format!("{at}.experts.{expert}.{which}");
+        let module = |expert: usize, which: &str| format!("{all}.{expert}.{which}");
         let rows = |expert, which| self.rows(&module(expert, which), [spec.width, hidden], columns);
         let gate_up: Vec<Piece> =
             (0..spec.count).flat_map(|expert| [rows(expert, gate), rows(expert, up)]).collect();
@@ -325,14 +323,13 @@ impl<R: Reader> Layout<'_, R> {
     /// gpt-oss: all experts in one tensor, gate and up in turn; plain numbers have inputs before outputs, codes after.
     fn stacked_experts(
         &mut self,
-        at: &str,
+        module: &str,
         spec: &ExpertsSpec,
         columns: &Range<usize>,
     ) -> Result<StackedHalves<R>, R::Error> {
         let hidden = self.config.hidden_size;
         let (count, width) = (spec.count, spec.width);
-        let module = format!("{at}.experts");
-        let scheme = self.config.quantization.scheme_of(&module);
+        let scheme = self.config.quantization.scheme_of(module);
         let piece = |name: &str, shape: &[usize], part: Part| {
             Piece::new(format!("{module}.{name}"), shape, part)
         };

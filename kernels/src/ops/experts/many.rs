@@ -14,18 +14,18 @@ use crate::kernel::Kernel;
 use crate::{Array, ArrayMut};
 
 /// Threads of a block: eight warps that multiply, four of which one copies.
-const THREADS: u32 = 384;
+pub(super) const THREADS: u32 = 384;
 /// Threads of a block that gathers, a warp for each pair.
-const GATHER_THREADS: u32 = 256;
+pub(super) const GATHER_THREADS: u32 = 256;
 /// Slabs of an item.
-const SLABS: usize = 8;
-const STAGES_MAX: usize = 12;
+pub(super) const SLABS: usize = 8;
+pub(super) const STAGES_MAX: usize = 12;
 /// Pairs of a batch that there can be.
 const BATCHES: [usize; 4] = [32, 64, 128, 256];
 /// Results are turned around in room for so many rows at least.
-const TURNED_MIN: usize = 64;
+pub(super) const TURNED_MIN: usize = 64;
 /// Static shared memory of the kernels at most.
-const SHARED_STATIC: usize = 512;
+pub(super) const SHARED_STATIC: usize = 512;
 /// What of the dynamic part is lost to alignment.
 const ALIGNMENT: usize = 1024;
 

@@ -4,9 +4,12 @@
 //! for the GPU, or let a launch depend on what the router chose.
 //!
 //! A layer is [`Router`], then [`ExpertsFew`] or [`ExpertsMany`], with the same `batch`. Weights are [`PackExpert`]ed once.
-//! In MXFP4: [`ExpertsFewMxfp4`], [`ExpertsManyMxfp4`], [`PackExpertMxfp4`].
+//! In e4m3: [`ExpertsFewFp8`], [`ExpertsManyFp8`], [`PackExpertFp8`]. In MXFP4: [`ExpertsFewMxfp4`], [`ExpertsManyMxfp4`], [`PackExpertMxfp4`].
 
 mod few;
+mod fp8;
+mod fp8_few;
+mod fp8_many;
 mod many;
 mod mxfp4;
 mod mxfp4_few;
@@ -23,6 +26,11 @@ use crate::{Array, ArrayMut};
 use half::bf16;
 
 pub use few::ExpertsFew;
+pub use fp8::{
+    ExpertMatrixFp8, ExpertWeightsFp8, PackExpertFp8, expert_scales_len, expert_slabs_fp8_len,
+};
+pub use fp8_few::ExpertsFewFp8;
+pub use fp8_many::ExpertsManyFp8;
 pub use many::ExpertsMany;
 pub use mxfp4::{
     ExpertWeightsMxfp4, PackExpertMxfp4, expert_down_mxfp4_len, expert_gate_up_mxfp4_len,

@@ -302,6 +302,7 @@ impl Mxfp4 {
             gate_up: gpu.poisoned(1),
             down: gpu.poisoned(1),
             biases,
+            rounds: false,
         };
         Mxfp4 { numbers, gate_up, down }
     }

@@ -11,6 +11,7 @@
 //! ```
 
 mod room;
+mod scales;
 mod stack;
 
 use minisgl_kernels::Array;

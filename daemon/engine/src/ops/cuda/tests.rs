@@ -1,6 +1,7 @@
 //! Every op against the CPU's, on odd shapes, into poisoned buffers. Without a GPU nothing runs.
 
 mod experts;
+mod experts_fp8;
 mod fp8;
 
 use half::bf16;

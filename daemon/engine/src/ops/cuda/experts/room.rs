@@ -5,17 +5,19 @@
 use cudarc::driver::{CudaSlice, CudaViewMut, DriverError};
 use half::bf16;
 use minisgl_kernels::ops::{
-    ExpertWeights, ExpertWeightsMxfp4, ExpertsFew, ExpertsFewMxfp4, ExpertsMany, ExpertsManyMxfp4,
-    ExpertsShape, Gate, Routed, Router,
+    ExpertMatrixFp8, ExpertWeights, ExpertWeightsFp8, ExpertWeightsMxfp4, ExpertsFew,
+    ExpertsFewFp8, ExpertsFewMxfp4, ExpertsMany, ExpertsManyFp8, ExpertsManyMxfp4, ExpertsShape,
+    Gate, Routed, Router,
 };
 use minisgl_kernels::{Array, Device};
 
+use super::super::fp8::CODED_ROWS_MIN;
 use super::super::memory::{ROW_UNIT, padded_tokens};
 use super::super::{Buffer, CudaOps, failed};
 use super::{Stack, specs};
 use crate::config::{Activation, ModelConfig};
 use crate::ops::{Experts, OpResult, Scratch};
-use crate::scheme::Scheme;
+use crate::scheme::Code;
 use crate::shard::Shard;
 
 /// What lies between the kernels of a block, as large as the largest step needs it. Layers take turns.
@@ -54,19 +56,24 @@ pub(super) enum Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Plain,
+    Fp8,
     Mxfp4,
 }
 
 impl Kind {
     fn of(config: &ModelConfig) -> Kind {
-        let mxfp4 = config.quantization.schemes().any(|scheme| scheme == Scheme::Mxfp4);
-        if mxfp4 { Kind::Mxfp4 } else { Kind::Plain }
+        match config.expert_scheme().code() {
+            None => Kind::Plain,
+            Some(Code::E4m3) => Kind::Fp8,
+            Some(Code::E2m1) => Kind::Mxfp4,
+        }
     }
 
     /// Whether the kernel for few rows can have so many.
     fn few_takes(self, device: &Device, shape: ExpertsShape, rows: usize) -> bool {
         match self {
             Kind::Plain => ExpertsFew::takes(device, shape, rows),
+            Kind::Fp8 => ExpertsFewFp8::takes(device, shape, rows),
             Kind::Mxfp4 => ExpertsFewMxfp4::takes(device, shape, rows),
         }
     }
@@ -74,31 +81,45 @@ impl Kind {
     fn many_takes(self, device: &Device) -> bool {
         match self {
             Kind::Plain => ExpertsMany::takes(device),
+            Kind::Fp8 => ExpertsManyFp8::takes(device),
             Kind::Mxfp4 => ExpertsManyMxfp4::takes(device),
         }
     }
 
     /// Pairs of a token and an expert that an expert has on average up to which the kernel for few rows is faster. It computes
     /// eight at a time, and reads the weights again for every eight; and codes are widened again for every eight, which takes longer
-    /// than to read them.
+    /// than to read them. Codes of e4m3 the kernel for many rows does not widen at all.
     fn few_each(self) -> usize {
         match self {
             Kind::Plain => ExpertsFew::BATCH,
+            Kind::Fp8 => 1,
             Kind::Mxfp4 => 5,
+        }
+    }
+
+    /// Rows that go to the kernel for few whatever is faster.
+    fn few_rows(self) -> usize {
+        match self {
+            Kind::Plain | Kind::Mxfp4 => 0,
+            // As with dense blocks, their activations are not rounded.
+            Kind::Fp8 => CODED_ROWS_MIN - 1,
         }
     }
 
     /// Which kernels multiply so many rows.
     pub(super) fn way(self, device: &Device, shape: ExpertsShape, rows: usize) -> Way {
-        Way::of(shape, rows, self.few_each(), |rows| self.few_takes(device, shape, rows))
+        let few = (self.few_each(), self.few_rows());
+        Way::of(shape, rows, few, |rows| self.few_takes(device, shape, rows))
     }
 
     /// Pairs of a row and an expert that are computed together at most.
     pub(super) fn batch(self, way: Way, shape: ExpertsShape, rows: usize) -> usize {
         match (way, self) {
             (Way::Few, Kind::Plain) => ExpertsFew::BATCH,
+            (Way::Few, Kind::Fp8) => ExpertsFewFp8::BATCH,
             (Way::Few, Kind::Mxfp4) => ExpertsFewMxfp4::BATCH,
             (Way::Many, Kind::Plain) => ExpertsMany::batch(shape, rows),
+            (Way::Many, Kind::Fp8) => ExpertsManyFp8::batch(shape, rows),
             (Way::Many, Kind::Mxfp4) => ExpertsManyMxfp4::batch(shape, rows),
         }
     }
@@ -112,6 +133,11 @@ impl Kind {
                 ExpertsMany::y_len(shape, tokens),
                 ExpertsFew::WORKSPACE_LEN,
             ],
+            Kind::Fp8 => [
+                ExpertsManyFp8::act_len(shape, tokens),
+                ExpertsManyFp8::y_len(shape, tokens),
+                ExpertsFewFp8::WORKSPACE_LEN,
+            ],
             Kind::Mxfp4 => [
                 ExpertsManyMxfp4::act_len(shape, tokens),
                 ExpertsManyMxfp4::y_len(shape, tokens),
@@ -122,15 +148,16 @@ impl Kind {
 }
 
 impl Way {
-    /// `few_each` is how many pairs of an expert are few, on average; `few_takes` says how many rows the kernel for few can have.
+    /// `few_each` is how many pairs of an expert are few, on average, `few_rows` how many rows are few in any case; `few_takes`
+    /// says how many rows the kernel for few can have.
     fn of(
         shape: ExpertsShape,
         rows: usize,
-        few_each: usize,
+        (few_each, few_rows): (usize, usize),
         few_takes: impl Fn(usize) -> bool,
     ) -> Way {
-        let few = rows * shape.top <= few_each * shape.experts && few_takes(rows);
-        if few { Way::Few } else { Way::Many }
+        let few = rows <= few_rows || rows * shape.top <= few_each * shape.experts;
+        if few && few_takes(rows) { Way::Few } else { Way::Many }
     }
 }
 
@@ -264,6 +291,38 @@ impl ExpertRoom {
                     }
                 }
             }
+            (
+                Stack::Fp8 { codes, scales, form },
+                Stack::Fp8 { codes: down_codes, scales: down_scales, form: down_form },
+            ) => {
+                let gate_up =
+                    ExpertMatrixFp8 { codes: codes.into(), scales: scales.into(), form: *form };
+                let down = ExpertMatrixFp8 {
+                    codes: down_codes.into(),
+                    scales: down_scales.into(),
+                    form: *down_form,
+                };
+                let weights = ExpertWeightsFp8 { gate_up, down, gate_up_bias, down_bias };
+                match way {
+                    Way::Few => ExpertsFewFp8 {
+                        x,
+                        weights,
+                        routed,
+                        gate,
+                        act,
+                        out,
+                        adds,
+                        workspace,
+                        shape,
+                        rows,
+                    }
+                    .launch(device),
+                    Way::Many => {
+                        ExpertsManyFp8 { x, weights, routed, gate, act, y, out, adds, shape, rows }
+                            .launch(device)
+                    }
+                }
+            }
             (Stack::Mxfp4(gate_up), Stack::Mxfp4(down)) => {
                 let (gate_up, down) = (gate_up.into(), down.into());
                 let weights = ExpertWeightsMxfp4 { gate_up, down, gate_up_bias, down_bias };
@@ -297,7 +356,9 @@ impl ExpertRoom {
                 }
             }
             _ => {
-                return Err(failed("experts")("one of a layer's matrices has codes, another none"));
+                return Err(failed("experts")(
+                    "a layer's matrices have codes of several kinds, or one of them none",
+                ));
             }
         }
         .map_err(failed("experts"))
@@ -312,11 +373,14 @@ mod tests {
     fn experts_with_few_tokens_each_are_read_once() {
         let way = |kind: Kind, experts, top, rows| {
             let shape = ExpertsShape { experts, top, hidden: 64, width: 64 };
-            Way::of(shape, rows, kind.few_each(), |rows| rows <= ExpertsFew::ROWS_MAX)
+            let few = (kind.few_each(), kind.few_rows());
+            Way::of(shape, rows, few, |rows| rows <= ExpertsFew::ROWS_MAX)
         };
         let few = [Way::Few, Way::Few, Way::Many];
         assert_eq!([1, 64, 65].map(|rows| way(Kind::Plain, 128, 8, rows)), few);
         assert_eq!([1, 32, 33].map(|rows| way(Kind::Plain, 8, 2, rows)), few);
         assert_eq!([1, 40, 41].map(|rows| way(Kind::Mxfp4, 32, 4, rows)), few);
+        assert_eq!([1, 16, 17].map(|rows| way(Kind::Fp8, 128, 8, rows)), few);
+        assert_eq!([1, 8, 9].map(|rows| way(Kind::Fp8, 8, 2, rows)), few);
     }
 }

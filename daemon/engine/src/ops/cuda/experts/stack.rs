@@ -5,12 +5,14 @@
 
 use cudarc::driver::{CudaSlice, DriverError};
 use half::bf16;
+use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::ops::{
-    ExpertRows, PackExpert, PackExpertMxfp4, expert_down_mxfp4_len, expert_gate_up_mxfp4_len,
-    expert_slabs_len,
+    ExpertRows, PackExpert, PackExpertFp8, PackExpertMxfp4, expert_down_mxfp4_len,
+    expert_gate_up_mxfp4_len, expert_slabs_fp8_len, expert_slabs_len,
 };
 
 use super::super::{CudaOps, failed};
+use super::scales::ExpertScales;
 use crate::ops::{OpResult, StackOf, StackShape};
 use crate::scheme::Code;
 use crate::weights::{CodedPart, MatrixPart, TensorPart};
@@ -22,6 +24,15 @@ const ARRIVING_LEN: usize = 64 << 20;
 pub enum Stack {
     /// bf16, in slabs of 16 rows: [`expert_slabs_len`] for each expert.
     Plain(CudaSlice<bf16>),
+    /// E4M3, in slabs of 16 rows: [`expert_slabs_fp8_len`] bytes for each expert, and their scales.
+    Fp8 {
+        /// The slabs.
+        codes: CudaSlice<u8>,
+        /// What codes are multiplied by, of all experts.
+        scales: CudaSlice<f32>,
+        /// How those are laid out.
+        form: ScaleForm,
+    },
     /// MXFP4, in slabs of 16 rows: [`expert_gate_up_mxfp4_len`] or [`expert_down_mxfp4_len`] bytes for each expert.
     Mxfp4(CudaSlice<u8>),
 }
@@ -29,6 +40,7 @@ pub enum Stack {
 /// The parts of a stack, all of them numbers, or all codes.
 enum Parts<'a, 'b> {
     Plain(Vec<TensorPart<'a>>),
+    Fp8(Vec<&'b CodedPart<'a>>),
     Mxfp4(Vec<&'b CodedPart<'a>>),
 }
 
@@ -38,17 +50,21 @@ impl<'a, 'b> Parts<'a, 'b> {
             MatrixPart::Plain(part) => Some(part.clone()),
             MatrixPart::Coded(_) => None,
         };
-        let codes = |part: &'b MatrixPart<'a>| match part {
-            MatrixPart::Coded(part) if part.code() == Code::E2m1 => Some(part),
-            _ => None,
+        let codes = |code: Code| {
+            let coded = |part: &'b MatrixPart<'a>| match part {
+                MatrixPart::Coded(part) if part.code() == code => Some(part),
+                _ => None,
+            };
+            parts.iter().map(coded).collect::<Option<Vec<_>>>()
         };
         let plain: Option<Vec<TensorPart<'a>>> = parts.iter().map(numbers).collect();
         plain
             .map(Parts::Plain)
-            .or_else(|| parts.iter().map(codes).collect::<Option<_>>().map(Parts::Mxfp4))
+            .or_else(|| codes(Code::E4m3).map(Parts::Fp8))
+            .or_else(|| codes(Code::E2m1).map(Parts::Mxfp4))
             .ok_or_else(|| {
                 failed("choose kernels")(
-                    "the GPU has kernels for experts in bf16 and in MXFP4, not for others; load with --device cpu",
+                    "the GPU has no kernels for a layer whose experts are stored in several ways; load with --device cpu",
                 )
             })
     }
@@ -74,12 +90,14 @@ impl CudaOps {
             Parts::Plain(parts) => {
                 Stack::Plain(self.pack_plain(&parts, parts_are, shape, part_rows)?)
             }
+            Parts::Fp8(parts) => self.pack_fp8(&parts, parts_are, shape, part_rows)?,
             Parts::Mxfp4(parts) => {
                 Stack::Mxfp4(self.pack_mxfp4(&parts, parts_are, shape, part_rows)?)
             }
         };
         self.count_weights(match &stack {
             Stack::Plain(stack) => stack.num_bytes(),
+            Stack::Fp8 { codes, scales, .. } => codes.num_bytes() + scales.num_bytes(),
             Stack::Mxfp4(stack) => stack.num_bytes(),
         });
         Ok(stack)
@@ -123,6 +141,49 @@ impl CudaOps {
             }
         }
         Ok(stack)
+    }
+
+    fn pack_fp8(
+        &self,
+        parts: &[&CodedPart<'_>],
+        parts_are: &[ExpertRows],
+        shape: StackShape,
+        part_rows: usize,
+    ) -> OpResult<Stack> {
+        let StackShape { count, rows, inputs, .. } = shape;
+        let each = parts_are.len();
+        if parts.iter().any(|part| (part.rows(), part.cols()) != (part_rows, inputs)) {
+            return Err(failed("upload experts")(format!("parts of other sizes for {shape:?}")));
+        }
+        let scales: Vec<_> = parts.iter().map(|part| part.load_scales()).collect();
+        let ExpertScales { form, values } = ExpertScales::of(&scales, each).map_err(|why| {
+            failed("choose kernels")(format!("experts of e4m3, {part_rows} x {inputs}: {why}"))
+        })?;
+        let scales = self.stream().clone_htod(&values).map_err(failed("upload scales"))?;
+        let (part_len, slabs_len) = (part_rows * inputs, expert_slabs_fp8_len(rows, inputs));
+        let fault = |error: DriverError| failed("upload experts")(format!("{shape:?}: {error}"));
+        // SAFETY: packing writes every byte of every expert's slabs, those past the last column as zeros.
+        let mut stack = unsafe { self.stream().alloc::<u8>(count * slabs_len) }.map_err(fault)?;
+        let at_once = (2 * ARRIVING_LEN / (rows * inputs).max(1)).clamp(1, count.max(1));
+        for (group, parts) in parts.chunks(at_once * each).enumerate() {
+            let codes: Vec<_> = parts.iter().map(|part| part.codes().clone()).collect();
+            let arrived: CudaSlice<u8> = self.arrive(&codes, parts.len() * part_len)?;
+            for (index, &rows_are) in (0..parts.len()).zip(parts_are.iter().cycle()) {
+                let expert = group * at_once + index / each;
+                let from = arrived.slice(index * part_len..(index + 1) * part_len);
+                let mut to = stack.slice_mut(expert * slabs_len..(expert + 1) * slabs_len);
+                PackExpertFp8 {
+                    from: (&from).into(),
+                    to: (&mut to).into(),
+                    rows_are,
+                    rows: part_rows,
+                    columns: inputs,
+                }
+                .launch(&self.device)
+                .map_err(failed("pack experts"))?;
+            }
+        }
+        Ok(Stack::Fp8 { codes: stack, scales, form })
     }
 
     fn pack_mxfp4(

@@ -4,19 +4,19 @@ use super::*;
 use crate::config::{Activation, ExpertsSpec, Router, SharedExpert};
 use crate::ops::{Shared, StackOf, Stacked};
 
-const HIDDEN: usize = 208;
+pub(super) const HIDDEN: usize = 208;
 
 /// Rows in which the CPU's choice does not hang on a rounding: the last chosen is this much more likely than the next.
 const GAP: f64 = 0.02;
 
 /// Errors together: five roundings lie one after the other. Where all rows are alike, so are their errors, and if one of the few
 /// values between the products is most of what they give, a whole row is off by its rounding.
-const SHARE: f64 = 6e-3;
+pub(super) const SHARE: f64 = 6e-3;
 const SHARE_ALIKE: f64 = 1.2e-2;
 
 /// Everything that a block of experts is made of, in numbers.
-struct Block {
-    spec: ExpertsSpec,
+pub(super) struct Block {
+    pub(super) spec: ExpertsSpec,
     norm: Vec<f32>,
     router: Vec<f32>,
     gate_up: Vec<f32>,
@@ -28,7 +28,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(spec: ExpertsSpec, random: &mut Random) -> Block {
+    pub(super) fn new(spec: ExpertsSpec, random: &mut Random) -> Block {
         let ExpertsSpec { count, width, shared, .. } = spec;
         let mut scaled = |len: usize, inputs: usize| -> Vec<f32> {
             let scale = 2.0 / (inputs as f32).sqrt();
@@ -51,18 +51,28 @@ impl Block {
     }
 
     fn on<O: Visible>(&self, ops: &O) -> Experts<O> {
+        let numbers =
+            |values: &[f32]| -> Vec<bf16> { values.iter().copied().map(bf16::from_f32).collect() };
+        let [gate_up, down] = [numbers(&self.gate_up), numbers(&self.down)];
+        let part_len = self.spec.width * HIDDEN;
+        let parts = |values| -> Vec<MatrixPart<'_>> {
+            let parts = <[bf16]>::chunks_exact(values, part_len);
+            parts.map(|part| MatrixPart::Plain(TensorPart::of(part))).collect()
+        };
+        self.with(ops, [&parts(&gate_up), &parts(&down)])
+    }
+
+    /// The same with other matrices of experts.
+    pub(super) fn with<O: Visible>(
+        &self,
+        ops: &O,
+        [gate_up, down]: [&[MatrixPart<'_>]; 2],
+    ) -> Experts<O> {
         let ExpertsSpec { count, width, .. } = self.spec;
         let bias = |which: usize| self.biases.as_ref().map(|all| ops.weight(&all[which]));
-        let stacked = |of, values: &[f32], rows: usize, inputs: usize, which| {
-            let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
-            let part_len = match of {
-                StackOf::GateUp => width * HIDDEN,
-                StackOf::Down => HIDDEN * width,
-            };
-            let parts = values.chunks_exact(part_len);
-            let parts: Vec<_> = parts.map(|part| MatrixPart::Plain(TensorPart::of(part))).collect();
+        let stacked = |of, parts: &[MatrixPart<'_>], rows: usize, inputs: usize, which| {
             let shape = StackShape { of, count, rows, inputs };
-            Stacked { weight: ops.stack(&parts, shape).unwrap(), bias: bias(which) }
+            Stacked { weight: ops.stack(parts, shape).unwrap(), bias: bias(which) }
         };
         let linear = |values: &[f32], inputs| Linear::<O> {
             weight: ops.weights(values, inputs),
@@ -81,14 +91,14 @@ impl Block {
             spec: self.spec.clone(),
             width,
             router: Linear { weight: ops.weights(&self.router, HIDDEN), bias: bias(0) },
-            gate_up: stacked(StackOf::GateUp, &self.gate_up, 2 * width, HIDDEN, 1),
-            down: stacked(StackOf::Down, &self.down, HIDDEN, width, 2),
+            gate_up: stacked(StackOf::GateUp, gate_up, 2 * width, HIDDEN, 1),
+            down: stacked(StackOf::Down, down, HIDDEN, width, 2),
             shared,
         }
     }
 
     /// Whether a row's choice is the same whoever rounds: by the gap, or since equals are chosen in their order.
-    fn is_clear(&self, x: &[f32], eps: f64) -> bool {
+    pub(super) fn is_clear(&self, x: &[f32], eps: f64) -> bool {
         let squares: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
         let scale = (squares / HIDDEN as f64 + eps).sqrt().recip();
         let row: Vec<f64> =
@@ -108,12 +118,22 @@ impl Block {
 
 /// `residual` after the block, and after it once more with the norm already there.
 fn run<O: Visible>(ops: &mut O, block: &Block, residual: &[f32]) -> [Vec<f32>; 2] {
-    let rows = residual.len() / HIDDEN;
     let experts = block.on(ops);
+    run_with(ops, block, &experts, residual)
+}
+
+/// The same with experts that are there.
+pub(super) fn run_with<O: Visible>(
+    ops: &mut O,
+    block: &Block,
+    experts: &Experts<O>,
+    residual: &[f32],
+) -> [Vec<f32>; 2] {
+    let rows = residual.len() / HIDDEN;
     let norm = Norm { id: NormId(3), weight: ops.weight(&block.norm) };
     let plain = || Around { after: None, next: None };
     let mut stream = Stream::new(ops.fill(HIDDEN, residual), ops.poisoned(rows, HIDDEN));
-    ops.experts_add(rows, &norm, &experts, plain(), &mut stream).unwrap();
+    ops.experts_add(rows, &norm, experts, plain(), &mut stream).unwrap();
     let fresh = ops.values(&stream.residual, rows);
 
     let mut stream = Stream::new(ops.fill(HIDDEN, residual), ops.poisoned(rows, HIDDEN));
@@ -122,16 +142,16 @@ fn run<O: Visible>(ops: &mut O, block: &Block, residual: &[f32]) -> [Vec<f32>; 2
     let same = Linear { weight: ops.weights(&same, HIDDEN), bias: None };
     let mut out = ops.poisoned(rows, HIDDEN);
     ops.norm_linear(rows, &mut stream, &norm, &same, &mut out).unwrap();
-    ops.experts_add(rows, &norm, &experts, plain(), &mut stream).unwrap();
+    ops.experts_add(rows, &norm, experts, plain(), &mut stream).unwrap();
     assert!(!stream.has(&norm), "the residual stream has changed");
     [fresh, ops.values(&stream.residual, rows)]
 }
 
-fn spec(count: usize, chosen: usize, width: usize, router: Router) -> ExpertsSpec {
+pub(super) fn spec(count: usize, chosen: usize, width: usize, router: Router) -> ExpertsSpec {
     ExpertsSpec { count, chosen, width, router, bias: false, shared: None }
 }
 
-fn model(spec: &ExpertsSpec, activation: Activation) -> ModelConfig {
+pub(super) fn model(spec: &ExpertsSpec, activation: Activation) -> ModelConfig {
     let mut config = config(4, 2, 64);
     config.hidden_size = HIDDEN;
     config.activation = activation;

@@ -14,18 +14,18 @@ use crate::weights::{self, Part, WeightSource};
 const ROWS: [usize; 6] = [1, 5, 16, 33, 200, 1024];
 
 /// Parts of matrices `[rows, cols]` that one rank stacks.
-struct Case {
-    scales: Scales,
-    parts: &'static [([usize; 2], Piece)],
+pub(super) struct Case {
+    pub(super) scales: Scales,
+    pub(super) parts: &'static [([usize; 2], Piece)],
 }
 
 #[derive(Clone)]
-enum Piece {
+pub(super) enum Piece {
     Rows(Range<usize>),
     Cols(Range<usize>),
 }
 
-const BLOCK: Scales = Scales::Block { rows: 128, cols: 128 };
+pub(super) const BLOCK: Scales = Scales::Block { rows: 128, cols: 128 };
 
 /// What ranks have of queries, keys and values, of gate and up, and of what sums them up. Rows that are a multiple of no
 /// block, columns that are one of no block either, where the scales allow it.
@@ -61,7 +61,10 @@ const CASES: [Case; 8] = [
 ];
 
 /// A folder with the matrices of a case in it.
-fn folder(case: &Case, random: &mut Random) -> (tempfile::TempDir, Vec<weights::TensorSpec>) {
+pub(super) fn folder(
+    case: &Case,
+    random: &mut Random,
+) -> (tempfile::TempDir, Vec<weights::TensorSpec>) {
     let scheme = Scheme::Fp8 { scales: case.scales };
     let named = case.parts.iter().enumerate();
     let tensors: Vec<_> =
@@ -91,7 +94,7 @@ fn folder(case: &Case, random: &mut Random) -> (tempfile::TempDir, Vec<weights::
     (dir, tensors)
 }
 
-fn parts<'a>(case: &Case, source: &'a dyn WeightSource) -> Vec<MatrixPart<'a>> {
+pub(super) fn parts<'a>(case: &Case, source: &'a dyn WeightSource) -> Vec<MatrixPart<'a>> {
     let scheme = Scheme::Fp8 { scales: case.scales };
     let part = |(at, (shape, piece)): (usize, &([usize; 2], Piece))| {
         let part = match piece {
