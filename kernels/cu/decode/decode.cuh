@@ -73,10 +73,11 @@ struct Decode {
   struct Ahead {
     Walk<WINDOW> walk;
     Segment s;
-    uint32_t at;
-    bool live;
+    uint32_t at, touched;
+    bool live, touches;
 
-    __device__ __forceinline__ explicit Ahead(const minisgl_decode_args& a) : walk(a), s{}, at(0), live(true) {}
+    __device__ __forceinline__ explicit Ahead(const minisgl_decode_args& a)
+        : walk(a), s{}, at(0), touched(0), live(true), touches(false) {}
 
     __device__ __forceinline__ Lookup next(const minisgl_decode_args& a) {
       const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -84,6 +85,11 @@ struct Decode {
       while (live && at >= s.end) {
         live = walk.next(s);
         at = s.begin + warp * TOKENS;
+        if (touches && live) {
+          // Looked at only so that it is loaded, and not before it is there.
+          if (touched == 0x7fd5ffff) __nanosleep(1);
+          touched = touch_heads<D, WARPS>(a, s);
+        }
       }
       Lookup tile = {0, -1, live};
       const uint32_t token = at + lane;
@@ -165,6 +171,7 @@ struct Decode {
     for (uint32_t i = 0; i + 1 < a.stages; i++) load(i);
     if (a.fused) wait_for_inputs();
     let_next_start();
+    ahead.touches = a.fused;
 
     Walk<WINDOW> walk(a);
     Segment s;

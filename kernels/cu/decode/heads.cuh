@@ -26,6 +26,30 @@ __device__ __forceinline__ void copy_queries(const minisgl_decode_args& a, const
   }
 }
 
+__device__ __forceinline__ float element(const float4& four, int i) {
+  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+}
+
+// Brings what `make_heads` will read of a pair near, a line a lane: on its way there loads of K and V would be before it.
+// Returns something of it, to be looked at when it is there.
+template <int D, int WARPS>
+__device__ __forceinline__ uint32_t touch_heads(const minisgl_decode_args& a, const Segment& s) {
+  constexpr uint32_t LINE = 128, HEAD = D * 2 / LINE, TURNS = D * 4 / LINE;
+  const uint32_t group = a.q_heads / a.kv_heads, kv_head = head_of_block(a);
+  const uint32_t i = threadIdx.x % 32 * WARPS + threadIdx.x / 32, of = i / HEAD;
+  const char* from = reinterpret_cast<const char*>(a.cos_sin + size_t(min(s.len, a.positions_len) - 1) * D);
+  if (of < group + 2) {
+    const uint32_t head = of < group ? kv_head * group + of : a.q_heads + (of - group) * a.kv_heads + kv_head;
+    const size_t row = size_t(s.row) * (a.q_heads + 2 * a.kv_heads) + head;
+    from = static_cast<const char*>(a.q) + row * D * 2 + i % HEAD * LINE;
+  } else if (i - (group + 2) * HEAD < TURNS) {
+    from += (i - (group + 2) * HEAD) * LINE;
+  } else {
+    return 0;
+  }
+  return *reinterpret_cast<const uint32_t*>(from);
+}
+
 // Makes the queries of a pair from the projection; with `fresh` the new token's key and value as well, which go
 // to `fresh_kv` ([2, D]) and to their pages.
 template <int D, int THREADS, typename Kv, bool WINDOW>
@@ -46,14 +70,27 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
     const bool live = i < heads && lane < USED, is_q = i < group, is_v = i > group;
     const uint32_t head = is_q ? kv_head * group + i : a.q_heads + (is_v ? a.kv_heads : 0) + kv_head;
 
-    // Load both halves.
-    float lo[VEC] = {}, hi[VEC] = {};
+    // Load both halves, and all that is made of them: one after the other they would wait for each other.
+    Vec8 raw[2] = {}, weights[2] = {};
+    float4 turns[2][VEC / 4] = {};
+    uint32_t slot = 0;
     if (live) {
       const minisgl_bf16* from = static_cast<const minisgl_bf16*>(a.q) + (row + head) * D + at;
-      const Vec8 lo_raw = load8(from), hi_raw = load8(from + HALF);
-      unpack(lo_raw, lo);
-      unpack(hi_raw, hi);
+      raw[0] = load8(from), raw[1] = load8(from + HALF);
+      if (a.q_weight && !is_v) {
+        const minisgl_bf16* weight = (is_q ? a.q_weight : a.k_weight) + at;
+        weights[0] = load8(weight), weights[1] = load8(weight + HALF);
+      }
+      if (!is_v) {
+        const float4* table = reinterpret_cast<const float4*>(a.cos_sin + size_t(position) * D + at);
+#pragma unroll
+        for (int j = 0; j < int(VEC) / 4; j++) turns[0][j] = table[j], turns[1][j] = table[HALF / 4 + j];
+      }
+      if (!is_q) slot = slot_of(a, s, s.len - 1);
     }
+    float lo[VEC], hi[VEC];
+    unpack(raw[0], lo);
+    unpack(raw[1], hi);
 
     // Normalise queries and keys.
     if (a.q_weight) {
@@ -62,13 +99,12 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
       for (int j = 0; j < VEC; j++) squares += lo[j] * lo[j] + hi[j] * hi[j];
       const float scale = rsqrtf(sum_lanes<LANES>(squares) / D + a.eps);
       if (live && !is_v) {
-        const minisgl_bf16* weight = (is_q ? a.q_weight : a.k_weight) + at;
         const float more = WINDOW && a.plus_one ? 1.0f : 0.0f;
         float w[VEC];
-        unpack(load8(weight), w);
+        unpack(weights[0], w);
 #pragma unroll
         for (int j = 0; j < VEC; j++) lo[j] *= scale * (WINDOW ? w[j] + more : w[j]);
-        unpack(load8(weight + HALF), w);
+        unpack(weights[1], w);
 #pragma unroll
         for (int j = 0; j < VEC; j++) hi[j] *= scale * (WINDOW ? w[j] + more : w[j]);
       }
@@ -77,18 +113,12 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
 
     // Rotate queries and keys.
     if (!is_v) {
-      const float* table = a.cos_sin + size_t(position) * D + at;
-      float cos[VEC], sin[VEC];
-#pragma unroll
-      for (int j = 0; j < VEC; j += 4) {
-        *reinterpret_cast<float4*>(cos + j) = *reinterpret_cast<const float4*>(table + j);
-        *reinterpret_cast<float4*>(sin + j) = *reinterpret_cast<const float4*>(table + HALF + j);
-      }
 #pragma unroll
       for (int j = 0; j < VEC; j++) {
+        const float cos = element(turns[0][j / 4], j % 4), sin = element(turns[1][j / 4], j % 4);
         const float l = lo[j], h = hi[j];
-        lo[j] = l * cos[j] - h * sin[j];
-        hi[j] = h * cos[j] + l * sin[j];
+        lo[j] = l * cos - h * sin;
+        hi[j] = h * cos + l * sin;
       }
     }
 
@@ -100,7 +130,7 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
       using Stored = typename Kv::Stored;
       Stored* near = fresh_kv + (is_v ? D : 0) + at;
       Stored* far = static_cast<Stored*>(is_v ? a.v_pages : a.k_pages) +
-                    (size_t(slot_of(a, s, s.len - 1)) * a.kv_heads + kv_head) * D + at;
+                    (size_t(slot) * a.kv_heads + kv_head) * D + at;
       Kv::store(near, lo);
       Kv::store(near + HALF, hi);
       Kv::store(far, lo);
