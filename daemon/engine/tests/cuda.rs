@@ -374,7 +374,10 @@ fn a_crowd_of_many_rows_is_the_cpus() {
     let mut random = Random(23);
     let prompts: Vec<_> = (0..410).map(|_| random.tokens(3, VOCAB)).collect();
     let drive = Drive { new_tokens: 6, chunk: 2048, ..Drive::default() };
-    let of = |device| LoadOptions { max_running: 600, kv_tokens: Some(1 << 13), ..on(device) };
+    let of = |device| {
+        let (kv_tokens, chunk_tokens) = (Some(1 << 13), Some(2048));
+        LoadOptions { max_running: 600, kv_tokens, chunk_tokens, ..on(device) }
+    };
     let expected = run(dir.path(), of(Device::Cpu), &drive, &prompts);
     let drive = Drive { forced: Some(tokens(&expected)), ..drive };
     let got = run(dir.path(), of(Device::Cuda), &drive, &prompts);

@@ -202,7 +202,7 @@ fn check(
     // Rounding before the end may go to the other side of a tie, of x after its norm and of both halves; sums of large
     // tokens cancel.
     let largest = expected.iter().fold(1.0, |max: f64, value| max.max(value.abs()));
-    let absolute = if twice { 0.03 } else { 1e-5 * largest.max(10.0) };
+    let absolute = out.off(if twice { 0.03 } else { 1e-5 * largest.max(10.0) });
     assert_near(&what, &result, &expected, absolute, if out.is_gated() { 2.0 } else { 0.0 });
     assert_same(&format!("{what}, again"), &run(), &result);
 }
@@ -479,7 +479,8 @@ impl Many {
         // The tensor cores keep some 13 bits of a sum of e4m3 before it is added up in f32.
         let what = format!("{what}: {:?}, {:?}, {:?}", self.shape, self.out, self.weight.form);
         // What is added to may be added after a rounding of the product, and both halves of what is gated are rounded before.
-        let off = if matches!(self.out, Out::Add | Out::AddBias) { 0.1 } else { 0.01 };
+        let is_added = matches!(self.out, Out::Add | Out::AddBias);
+        let off = self.out.off(if is_added { 0.1 } else { 0.01 });
         assert_near(&what, result, &expected, off, if self.out.is_gated() { 2.0 } else { 0.0 });
     }
 }
