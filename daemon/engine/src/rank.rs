@@ -356,7 +356,6 @@ fn run<R: Runner>(
                         return Err(OpError { operation: "complete a step", reason });
                     };
                     let taken_up = Instant::now();
-                    begun.add(&late);
                     let pending = runner.complete(&late)?;
                     begun.enqueue_s += taken_up.elapsed().as_secs_f32();
                     begun.hand_over(pending, watcher.as_ref(), events);

@@ -2,11 +2,9 @@
 //!
 //! Owns: what is known of it until it is over, and who is told then. Must never: wait.
 
-use std::hash::{DefaultHasher, Hash};
+use std::hash::DefaultHasher;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
-
-use minisgl_sched::Late;
 
 use super::Event;
 use super::watch::{Enqueued, Watcher};
@@ -23,13 +21,6 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    /// What came late counts for the comparison of ranks, too.
-    pub(super) fn add(&mut self, late: &Late) {
-        if let Some(hash) = &mut self.hash {
-            late.masks.hash(hash);
-        }
-    }
-
     /// Tells of the step once it is over: the engine waits for that of an only rank, a watcher for those of several.
     pub(super) fn hand_over(
         self,

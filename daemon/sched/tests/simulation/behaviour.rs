@@ -333,3 +333,29 @@ fn waiting_time_is_told_with_the_first_token() {
     let queue_s: Vec<_> = worker.events[&2].iter().map(|event| event.queue_s).collect();
     assert_eq!(queue_s, [Some(5.0), None]);
 }
+
+/// With overlap the masks of a plan come while it runs, before the next is launched; the executor refuses any other order. Two
+/// requests with masks and one without get what each gets alone.
+#[test]
+fn masks_come_between_the_halves_of_a_step() {
+    for overlap in [true, false] {
+        let mut guided = [request(1, prompt(0, 9), 12), request(2, prompt(40, 3), 8)];
+        guided[0].sampling.allowed_token_ids = vec![3, 5, 70];
+        guided[0].sampling.bad_words = vec![vec![3, 5], vec![70, 70], vec![5, 5]];
+        let plain = alone(&request(2, prompt(40, 3), 8));
+        guided[1].sampling.bad_words = vec![vec![plain[0], plain[1]]];
+        let free = request(3, prompt(20, 5), 10);
+        let mut worker = Worker::new(SchedConfig { overlap, ..config() });
+        worker.submit([guided[0].clone(), guided[1].clone(), free.clone()]);
+        worker.run_until_idle();
+        for submit in guided.iter().chain([&free]) {
+            assert_eq!(worker.tokens(submit.id.0), alone(submit), "overlap {overlap}");
+        }
+        let words = &guided[0].sampling.bad_words;
+        let tokens = worker.tokens(1);
+        assert!(tokens.iter().all(|token| [3, 5, 70].contains(token)), "{tokens:?}");
+        assert!(tokens.windows(2).all(|pair| !words.contains(&pair.to_vec())), "{tokens:?}");
+        assert_ne!(worker.tokens(2), plain);
+        assert_eq!(worker.plans().iter().map(|plan| plan.masked.len()).sum::<usize>(), 12 + 8);
+    }
+}
