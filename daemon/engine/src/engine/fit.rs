@@ -197,8 +197,8 @@ fn on_gpus(
 }
 
 /// About what a GPU's workspaces, graphs and libraries take: activations of a step at its largest, those between the
-/// products of all experts that its tokens chose, logits of its rows in f32 and their copy for sampling, page tables and rotations of requests of up
-/// to `positions`, and half a GiB for graphs, cuBLASLt and code.
+/// products of all experts that its tokens chose, logits of its rows in f32 and their copy for sampling, what requests are sampled by, page tables and
+/// rotations of requests of up to `positions`, and half a GiB for graphs, cuBLASLt and code.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU's workspaces are small"))]
 fn workspace_bytes(
     config: &ModelConfig,
@@ -238,7 +238,10 @@ fn workspace_bytes(
     // By slot, and once more those of a step's rows as lists.
     let tables = 4 * (settings.slots + settings.rows()) * positions.div_ceil(settings.page_size);
     let rotations = 4 * config.ropes.len() * positions * config.head_dim;
-    activations + logits + (tables + rotations) as u64 + FIXED_BYTES
+    // Token counts of requests with penalties, and a bit for each token that a row may sample.
+    let vocab = config.vocab_size;
+    let sampling = 4 * settings.penalised_max(vocab) * vocab + settings.slots * vocab.div_ceil(8);
+    activations + logits + (tables + rotations + sampling) as u64 + FIXED_BYTES
 }
 
 #[cfg(test)]
