@@ -95,6 +95,13 @@ fn bad_words_do_not_come_and_allowed_tokens_alone_do() {
     let nothing = ask(json!({"allowed_token_ids": [id], "bad_words": [first.repeat(2)], "n": 1}));
     assert_eq!(nothing.status, 400, "{}", nothing.text());
     assert!(nothing.text().contains("no token may come next"), "{}", nothing.text());
+    // An end token is no way out before its time, whichever it is.
+    for end in [0, 2] {
+        let more = json!({"allowed_token_ids": [end], "stop_token_ids": [end], "min_tokens": 3});
+        let stuck = ask(more);
+        assert_eq!(stuck.status, 400, "{}", stuck.text());
+        assert_eq!(stuck.json()["error"]["param"], "allowed_token_ids");
+    }
 }
 
 #[test]

@@ -382,6 +382,15 @@ fn a_crowd_of_many_rows_is_the_cpus() {
     let drive = Drive { forced: Some(tokens(&expected)), ..drive };
     let got = run(dir.path(), of(Device::Cuda), &drive, &prompts);
     assert_close("410 rows", &got, &expected);
+    // More masks than are sent at a time.
+    let masked = Drive { masked: true, forced: None, ..drive.clone() };
+    let expected = run(dir.path(), of(Device::Cpu), &masked, &prompts);
+    let masked = Drive { forced: Some(tokens(&expected)), ..masked };
+    assert_close(
+        "410 rows, 273 masks",
+        &run(dir.path(), of(Device::Cuda), &masked, &prompts),
+        &expected,
+    );
     assert_eq!(run(dir.path(), of(Device::Cuda), &drive, &prompts), got, "twice");
 }
 

@@ -154,8 +154,9 @@ impl ApiError {
                 Reject::Empty | Reject::BadToken { .. } => {
                     ApiError::field("prompt", reject.to_string())
                 }
-                Reject::NothingAllowed => ApiError::field("bad_words", reject.to_string()),
-                Reject::TooMany { field, .. } => ApiError::field(field, reject.to_string()),
+                Reject::NothingAllowed { field } | Reject::TooMany { field, .. } => {
+                    ApiError::field(field, reject.to_string())
+                }
             },
         })
     }

@@ -207,6 +207,8 @@ pub const FIELDS: &[Field] = &[
     refused("regex", ALL, UNCONSTRAINED),
     refused("ebnf", ALL, UNCONSTRAINED),
     refused("grammar", ALL, UNCONSTRAINED),
+    refused("bad_words", G, "goes into sampling_params"),
+    refused("allowed_token_ids", G, "goes into sampling_params"),
     refused("stop_regex", ALL, "use stop"),
     harmless("guided_decoding_backend", ALL, "counts with a constraint alone"),
     harmless("guided_whitespace_pattern", ALL, "counts with a constraint alone"),

@@ -19,6 +19,9 @@ use crate::tokenizer::GenerationDefaults;
 use forms::SHORT_LIST_MAX;
 pub use forms::{Biases, OneOrMany};
 
+/// Elements of `allowed_token_ids` that are read before its own limit is looked at.
+const ALLOWED_LIST_MAX: usize = 2 * ALLOWED_TOKENS_MAX;
+
 fields! {
     /// The fields that all generating endpoints share. Absent and null mean the default.
     pub struct SamplingFields {
@@ -31,7 +34,7 @@ fields! {
         presence_penalty: f64,
         frequency_penalty: f64,
         logit_bias: Biases,
-        allowed_token_ids: List<Int, SHORT_LIST_MAX>,
+        allowed_token_ids: List<Int, ALLOWED_LIST_MAX>,
         bad_words: List<String, SHORT_LIST_MAX>,
         seed: Int,
         /// SGLang's name for the same.
@@ -247,7 +250,8 @@ impl Wanted {
                 return Err(ApiError::field(
                     "bad_words",
                     format!(
-                        "bad_words: {word:?} has {longest} tokens; it must have 1 to {BAD_WORD_TOKENS_MAX}"
+                        "bad_words: {word:?} has {longest} tokens with a space in front; it must have 1 to \
+                         {BAD_WORD_TOKENS_MAX}"
                     ),
                 ));
             }
@@ -398,8 +402,8 @@ fn logit_bias(given: BTreeMap<String, f64>, vocab_size: u32) -> Result<Vec<(u32,
 }
 
 /// Token ids of the vocabulary, so many at most.
-fn token_ids(
-    (name, given): (&str, Option<List<Int, SHORT_LIST_MAX>>),
+fn token_ids<const MAX: usize>(
+    (name, given): (&str, Option<List<Int, MAX>>),
     limit: usize,
     vocab_size: u32,
 ) -> Result<Vec<u32>, ApiError> {
@@ -425,13 +429,15 @@ fn bad_words(given: Option<List<String, SHORT_LIST_MAX>>) -> Result<Vec<String>,
         let why = format!("bad_words: at most {limit} words are allowed");
         return Err(ApiError::field("bad_words", why));
     }
-    // With a space in front or without makes no difference.
-    let words = words.into_iter().map(|word| word.trim_start_matches(' ').to_owned());
+    // Spaces around a word make no difference: one in front is tried anyway, and one behind is the next word's.
+    let words = words.into_iter().map(|word| word.trim_matches(' ').to_owned());
     let checked = words.map(|word| match word.len() {
         1..=BAD_WORD_BYTES_MAX => Ok(word),
         _ => Err(ApiError::field(
             "bad_words",
-            format!("bad_words: a word has 1 to {BAD_WORD_BYTES_MAX} bytes, spaces in front aside"),
+            format!(
+                "bad_words: a word has 1 to {BAD_WORD_BYTES_MAX} bytes, spaces around it aside"
+            ),
         )),
     });
     checked.collect()

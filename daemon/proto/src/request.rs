@@ -269,9 +269,13 @@ pub enum Reject {
     },
     /// A bad word has no tokens, or what the request says of its output allows no token there.
     #[error(
-        "no token may come next: bad_words, allowed_token_ids and min_tokens, which rules end tokens out, leave none"
+        "no token may come next: bad_words, allowed_token_ids and min_tokens, which rules end tokens out, leave none; \
+         allow more tokens, or lower min_tokens"
     )]
-    NothingAllowed,
+    NothingAllowed {
+        /// The first of these fields that the request has.
+        field: String,
+    },
     /// The worker is draining.
     #[error("the model is being unloaded")]
     Draining,

@@ -29,10 +29,23 @@ pub(crate) struct Guide {
     avoided: Vec<Vec<u32>>,
 }
 
+/// The field to name where a request rules every token out.
+pub(crate) fn field_of(sampling: &SamplingParams) -> &'static str {
+    if !sampling.bad_words.is_empty() {
+        "bad_words"
+    } else if !sampling.allowed_token_ids.is_empty() {
+        "allowed_token_ids"
+    } else {
+        "min_tokens"
+    }
+}
+
 impl Guide {
-    /// What `sampling` says; `None` if every token may come at any time. Token ids are below `vocab_size`.
-    pub(crate) fn of(sampling: &SamplingParams, vocab_size: u32) -> Option<Guide> {
-        let SamplingParams { allowed_token_ids: allowed, bad_words, .. } = sampling;
+    /// What `sampling` says, which is taken from it; `None` if every token may come at any time. Token ids are below
+    /// `vocab_size`.
+    pub(crate) fn take(sampling: &mut SamplingParams, vocab_size: u32) -> Option<Guide> {
+        let allowed = std::mem::take(&mut sampling.allowed_token_ids);
+        let bad_words = std::mem::take(&mut sampling.bad_words);
         if allowed.is_empty() && bad_words.is_empty() {
             return None;
         }
@@ -41,14 +54,14 @@ impl Guide {
         } else {
             vec![0; mask_words(vocab_size as usize)]
         };
-        for &token in allowed {
+        for token in allowed {
             always[token as usize / BITS] |= 1 << (token as usize % BITS);
         }
-        let (words, avoided) = bad_words.iter().partition::<Vec<_>, _>(|word| word.len() == 1);
+        let (words, avoided) = bad_words.into_iter().partition::<Vec<_>, _>(|word| word.len() == 1);
         for word in words {
             forbid(&mut always, word[0]);
         }
-        Some(Guide { always, avoided: avoided.into_iter().cloned().collect() })
+        Some(Guide { always, avoided })
     }
 
     /// Whether there is a token that may come first.
@@ -114,14 +127,14 @@ mod tests {
 
     #[test]
     fn what_asks_for_nothing_has_no_guide() {
-        assert!(Guide::of(&SamplingParams::default(), VOCAB).is_none());
+        assert!(Guide::take(&mut SamplingParams::default(), VOCAB).is_none());
     }
 
     #[test]
     fn only_allowed_tokens_come() {
-        let sampling =
+        let mut sampling =
             SamplingParams { allowed_token_ids: vec![69, 0, 33, 33], ..SamplingParams::default() };
-        let guide = Guide::of(&sampling, VOCAB).expect("it has one");
+        let guide = Guide::take(&mut sampling, VOCAB).expect("it has one");
         assert_eq!(allowed_after(&guide, &[]), [0, 33, 69]);
         assert_eq!(allowed_after(&guide, &[33, 0]), [0, 33, 69]);
     }
@@ -129,8 +142,8 @@ mod tests {
     #[test]
     fn the_last_token_of_a_bad_word_does_not_come_after_the_others() {
         let bad_words = vec![vec![5], vec![1, 2, 3], vec![2, 4], vec![7, 7]];
-        let sampling = SamplingParams { bad_words, ..SamplingParams::default() };
-        let guide = Guide::of(&sampling, VOCAB).expect("it has one");
+        let mut sampling = SamplingParams { bad_words, ..SamplingParams::default() };
+        let guide = Guide::take(&mut sampling, VOCAB).expect("it has one");
         let missing = |output: &[u32]| {
             let allowed = allowed_after(&guide, output);
             (0..VOCAB).filter(|token| !allowed.contains(token)).collect::<Vec<_>>()
@@ -144,11 +157,11 @@ mod tests {
 
     #[test]
     fn a_guide_may_leave_nothing() {
-        let sampling = SamplingParams {
+        let mut sampling = SamplingParams {
             allowed_token_ids: vec![3],
             bad_words: vec![vec![3]],
             ..SamplingParams::default()
         };
-        assert!(!Guide::of(&sampling, VOCAB).expect("it has one").allows_any());
+        assert!(!Guide::take(&mut sampling, VOCAB).expect("it has one").allows_any());
     }
 }

@@ -97,10 +97,14 @@ impl Scheduler {
                 "the engine sampled token {token}, the vocabulary has {vocab_size}"
             )));
         }
-        if request.guide.as_ref().is_some_and(|guide| !guide.allows(request.output(), token)) {
-            return Some(Finish::Rejected(Reject::NothingAllowed));
-        }
         let may_stop = request.generated() >= request.min_tokens as usize;
+        let is_ruled_out = !may_stop && request.stop_tokens.contains(&token)
+            || request.guide.as_ref().is_some_and(|guide| !guide.allows(request.output(), token));
+        if is_ruled_out {
+            // Only where nothing is left does an executor give such a token.
+            let field = request.guided_by.to_owned();
+            return Some(Finish::Rejected(Reject::NothingAllowed { field }));
+        }
         request.tokens.push(token);
         self.totals.generated_tokens += 1;
         if may_stop && request.stop_tokens.contains(&token) {

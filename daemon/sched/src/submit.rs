@@ -6,7 +6,7 @@ use minisgl_proto::limits::{
 };
 use minisgl_proto::{Finish, Reject, Submit, TokenEvent};
 
-use crate::guide::Guide;
+use crate::guide::{Guide, field_of};
 use crate::leave::finish_event;
 use crate::request::{Rank, Request};
 use crate::scheduler::Scheduler;
@@ -17,14 +17,16 @@ impl Scheduler {
         if self.keys.contains_key(&submit.id) {
             return;
         }
+        let id = submit.id;
         let finish = match self.check(&submit) {
             Err(reject) => Some(Finish::Rejected(reject)),
             Ok(()) => self.end_of(&submit),
         };
-        match finish {
-            Some(finish) => events.push(finish_event(submit.id, finish)),
-            None => self.enqueue(submit, now_s),
-        }
+        let finish = match finish {
+            Some(finish) => Some(finish),
+            None => self.enqueue(submit, now_s).err().map(Finish::Rejected),
+        };
+        events.extend(finish.map(|finish| finish_event(id, finish)));
     }
 
     /// How a request ends that has nothing left to do: no token was asked for, or those that it comes with
@@ -95,9 +97,8 @@ impl Scheduler {
                 return Err(Reject::TooMany { field: field.into(), count, limit });
             }
         }
-        let guide = Guide::of(sampling, vocab_size);
-        if sampling.bad_words.iter().any(Vec::is_empty) || guide.is_some_and(|g| !g.allows_any()) {
-            return Err(Reject::NothingAllowed);
+        if sampling.bad_words.iter().any(Vec::is_empty) {
+            return Err(Reject::NothingAllowed { field: "bad_words".to_owned() });
         }
         // A request for which there is a slot does not count as waiting.
         let max_waiting = self.config.max_waiting;
@@ -107,9 +108,15 @@ impl Scheduler {
         Ok(())
     }
 
-    fn enqueue(&mut self, submit: Submit, now_s: f64) {
+    /// Queues a request that was checked; one that allows no token at all is refused.
+    fn enqueue(&mut self, submit: Submit, now_s: f64) -> Result<(), Reject> {
         let next_scored = next_scored(&submit);
-        let Submit { id, prompt, generated, sampling, stop, priority } = submit;
+        let Submit { id, prompt, generated, mut sampling, stop, priority } = submit;
+        let guided_by = field_of(&sampling);
+        let guide = Guide::take(&mut sampling, self.config.vocab_size);
+        if guide.as_ref().is_some_and(|guide| !guide.allows_any()) {
+            return Err(Reject::NothingAllowed { field: guided_by.to_owned() });
+        }
         let eos: &[u32] = if stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
         let stop_tokens = eos.iter().chain(&stop.stop_token_ids).copied();
         let (prompt_len, mut tokens) = (prompt.len(), prompt);
@@ -118,7 +125,8 @@ impl Scheduler {
         let request = Request {
             id,
             rank,
-            guide: Guide::of(&sampling, self.config.vocab_size),
+            guide,
+            guided_by,
             sampling,
             stop_tokens: stop_tokens.filter(|&token| token < self.config.vocab_size).collect(),
             min_tokens: stop.min_tokens,
@@ -140,6 +148,7 @@ impl Scheduler {
         self.keys.insert(id, key);
         self.waiting.insert(rank, key);
         self.admission_blocked = false;
+        Ok(())
     }
 }
 

@@ -135,6 +135,10 @@ impl Client {
                 },
             );
             assert_eq!(sampled, &alone, "request {} gets something else than alone", event.id);
+            assert!(
+                !(is_early && expected.stops.contains(&sampled.token)),
+                "an end before its time"
+            );
             expected.last = Some(feed(expected.last, sampled.token));
             expected.tokens.push(sampled.token);
             let is_first = generated == 0;
@@ -165,7 +169,7 @@ impl Client {
                     }
                     Reject::Empty => assert!(submit.prompt.is_empty()),
                     Reject::BadToken { token, .. } => assert!(*token >= self.config.vocab_size),
-                    Reject::NothingAllowed => {
+                    Reject::NothingAllowed { .. } => {
                         let output = &expected.tokens[submit.prompt.len()..];
                         let is_early = output.len() < submit.stop.min_tokens as usize;
                         let may = |token: u32| {
@@ -212,7 +216,7 @@ fn expected_scores(submit: &Submit) -> VecDeque<Sampled> {
 
 /// Whether it may be said to a request that was taken in before.
 fn is_late(reject: &Reject) -> bool {
-    matches!(reject, Reject::Draining | Reject::NothingAllowed)
+    matches!(reject, Reject::Draining | Reject::NothingAllowed { .. })
 }
 
 /// What the parameters say of a token after `output`, spelled out.
