@@ -39,9 +39,19 @@ pub(super) enum Part {
     Read,
 }
 
-/// The graphs of one rank; `None` for rows and a part that ran once.
+/// What is known of rows and a part that have run.
+enum Known {
+    /// They ran once, and are recorded next.
+    Ran,
+    /// As recorded.
+    Recorded(Option<CudaGraph>),
+    /// They cannot be recorded.
+    Never,
+}
+
+/// The graphs of one rank.
 pub(super) struct Graphs {
-    recorded: HashMap<(usize, Part), Option<CudaGraph>>,
+    known: HashMap<(usize, Part), Known>,
     rows_max: usize,
 }
 
@@ -52,7 +62,7 @@ impl Graphs {
     /// For decode steps of up to `rows_max` rows.
     pub(super) fn new(rows_max: usize) -> Graphs {
         let disabled = std::env::var_os(DISABLE_GRAPHS).is_some_and(|value| value != "0");
-        Graphs { recorded: HashMap::new(), rows_max: if disabled { 0 } else { rows_max } }
+        Graphs { known: HashMap::new(), rows_max: if disabled { 0 } else { rows_max } }
     }
 
     /// How to issue a part of `batch`, and whether to record it. All parts have the same rows.
@@ -64,27 +74,34 @@ impl Graphs {
             return (Mode::Eager, false);
         }
         let padded = gemm_rows(rows, self.rows_max);
-        match self.recorded.get(&(padded, part)) {
-            None => (Mode::Padded(padded), false),
-            Some(None) => (Mode::Padded(padded), true),
-            Some(Some(_)) => (Mode::Replay(padded), false),
+        match self.known.get(&(padded, part)) {
+            None | Some(Known::Never) => (Mode::Padded(padded), false),
+            Some(Known::Ran) => (Mode::Padded(padded), true),
+            Some(Known::Recorded(_)) => (Mode::Replay(padded), false),
         }
     }
 
     /// Keeps what was recorded as the graph of a part of `rows` rows.
     pub(super) fn keep(&mut self, rows: usize, part: Part, graph: Option<CudaGraph>) {
-        self.recorded.insert((rows, part), graph);
+        self.known.insert((rows, part), Known::Recorded(graph));
+    }
+
+    /// A part of `rows` rows cannot be recorded: it is enqueued op by op from now on.
+    pub(super) fn give_up(&mut self, rows: usize, part: Part) {
+        self.known.insert((rows, part), Known::Never);
     }
 
     /// A part of a step of `rows` rows ran.
     pub(super) fn ran(&mut self, rows: usize, part: Part) {
-        self.recorded.entry((rows, part)).or_insert(None);
+        self.known.entry((rows, part)).or_insert(Known::Ran);
     }
 
     /// Enqueues the graph of a part of `rows` rows.
     pub(super) fn replay(&self, rows: usize, part: Part) -> Result<(), DriverError> {
-        let recorded = self.recorded.get(&(rows, part));
-        recorded.and_then(Option::as_ref).map_or(Ok(()), CudaGraph::launch)
+        match self.known.get(&(rows, part)) {
+            Some(Known::Recorded(Some(graph))) => graph.launch(),
+            _ => Ok(()),
+        }
     }
 }
 

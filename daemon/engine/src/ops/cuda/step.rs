@@ -77,12 +77,13 @@ impl CudaOps {
         inputs.upload(device.stream(), changed).map_err(failed("upload the step"))
     }
 
-    /// Issues a part of the step as its rows want it: op by op, recorded, or replayed.
+    /// Issues a part of the step as its rows want it: op by op, recorded, or replayed. Where there is no memory for a graph
+    /// any more, steps of its size go on op by op.
     fn issue_part(
         &mut self,
         batch: &Batch,
         part: Part,
-        issue: impl FnOnce(&mut Self) -> OpResult,
+        mut issue: impl FnMut(&mut Self) -> OpResult,
     ) -> OpResult {
         let (mode, record) = self.graphs.mode(batch, part);
         self.mode = mode;
@@ -101,7 +102,14 @@ impl CudaOps {
                 let done = issue(self);
                 let recorded = graphs::end(&stream);
                 done?;
-                self.graphs.keep(rows, part, recorded.map_err(failed("record a step"))?);
+                match recorded {
+                    Ok(graph) => self.graphs.keep(rows, part, graph),
+                    Err(error) => {
+                        tracing::warn!("a step of {rows} rows is not recorded: {error}");
+                        self.graphs.give_up(rows, part);
+                        return issue(self);
+                    }
+                }
                 self.graphs.replay(rows, part).map_err(failed("run a recorded step"))
             }
             (Mode::Replay(rows), _) => {

@@ -226,6 +226,10 @@ fn a_decode_step_runs_twice_before_it_is_replayed() {
     graphs.ran(4, Part::Whole);
     assert_eq!(graphs.mode(&decode, Part::Whole), (Mode::Padded(4), true));
     assert_eq!(graphs.mode(&decode, Part::Forward), (Mode::Padded(4), false), "its own graph");
+    graphs.ran(4, Part::Forward);
+    graphs.give_up(4, Part::Forward);
+    graphs.ran(4, Part::Forward);
+    assert_eq!(graphs.mode(&decode, Part::Forward), (Mode::Padded(4), false), "not tried again");
     assert_eq!(graphs.mode(&of(&[row(0, 3, 1)]), Part::Whole), (Mode::Padded(1), false));
     let chunk = Row { want: Want::Nothing, ..row(1, 0, 1) };
     for eager in [&[row(0, 3, 1), row(1, 0, 2)][..], &[chunk], &[]] {
