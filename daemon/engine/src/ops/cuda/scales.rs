@@ -84,39 +84,39 @@ fn by_block(parts: &[CodedMatrix], inputs: usize, rows: usize) -> Option<Scales>
 }
 
 /// What all of them are, to the bit.
-fn same(mut scales: impl Iterator<Item = f32>) -> Option<f32> {
+pub(super) fn same(mut scales: impl Iterator<Item = f32>) -> Option<f32> {
     let first = scales.next()?;
     scales.all(|scale| scale.to_bits() == first.to_bits()).then_some(first)
+}
+
+/// A part whose scale of block `(r, c)` is `base + 100 r + c`.
+#[cfg(test)]
+pub(super) fn part(
+    [rows, cols]: [usize; 2],
+    [block_rows, block_cols]: [usize; 2],
+    [row_offset, col_offset]: [usize; 2],
+    base: f32,
+) -> CodedMatrix {
+    let scale_rows = (row_offset + rows).div_ceil(block_rows);
+    let scale_cols = (col_offset + cols).div_ceil(block_cols);
+    let scale = |at: usize| base + (at / scale_cols * 100 + at % scale_cols) as f32;
+    CodedMatrix {
+        code: crate::scheme::Code::E4m3,
+        rows,
+        cols,
+        codes: Vec::new(),
+        scales: (0..scale_rows * scale_cols).map(scale).collect(),
+        scale_cols,
+        block_rows,
+        block_cols,
+        row_offset,
+        col_offset,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheme::Code;
-
-    /// A part whose scale of block `(r, c)` is `base + 100 r + c`.
-    fn part(
-        [rows, cols]: [usize; 2],
-        [block_rows, block_cols]: [usize; 2],
-        [row_offset, col_offset]: [usize; 2],
-        base: f32,
-    ) -> CodedMatrix {
-        let scale_rows = (row_offset + rows).div_ceil(block_rows);
-        let scale_cols = (col_offset + cols).div_ceil(block_cols);
-        let scale = |at: usize| base + (at / scale_cols * 100 + at % scale_cols) as f32;
-        CodedMatrix {
-            code: Code::E4m3,
-            rows,
-            cols,
-            codes: Vec::new(),
-            scales: (0..scale_rows * scale_cols).map(scale).collect(),
-            scale_cols,
-            block_rows,
-            block_cols,
-            row_offset,
-            col_offset,
-        }
-    }
 
     fn blocks(values: &[f32]) -> Scales {
         Scales { form: ScaleForm::Block, values: values.to_vec() }

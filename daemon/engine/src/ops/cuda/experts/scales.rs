@@ -8,6 +8,7 @@
 
 use minisgl_kernels::fp8::{BLOCK, ScaleForm};
 
+use super::super::scales::same;
 use crate::weights::CodedMatrix;
 
 /// Rows of a slab that have one scale.
@@ -99,42 +100,12 @@ fn by_block(parts: &[CodedMatrix], each: usize) -> Option<ExpertScales> {
     Some(ExpertScales { form: ScaleForm::Block, values })
 }
 
-/// What all of them are, to the bit.
-fn same(mut scales: impl Iterator<Item = f32>) -> Option<f32> {
-    let first = scales.next()?;
-    scales.all(|scale| scale.to_bits() == first.to_bits()).then_some(first)
-}
-
 #[cfg(test)]
 mod tests {
     use minisgl_kernels::ops::expert_scales_len;
 
+    use super::super::super::scales::part;
     use super::*;
-    use crate::scheme::Code;
-
-    /// A part whose scale of block `(r, c)` is `base + 100 r + c`.
-    fn part(
-        [rows, cols]: [usize; 2],
-        [block_rows, block_cols]: [usize; 2],
-        [row_offset, col_offset]: [usize; 2],
-        base: f32,
-    ) -> CodedMatrix {
-        let scale_rows = (row_offset + rows).div_ceil(block_rows);
-        let scale_cols = (col_offset + cols).div_ceil(block_cols);
-        let scale = |at: usize| base + (at / scale_cols * 100 + at % scale_cols) as f32;
-        CodedMatrix {
-            code: Code::E4m3,
-            rows,
-            cols,
-            codes: Vec::new(),
-            scales: (0..scale_rows * scale_cols).map(scale).collect(),
-            scale_cols,
-            block_rows,
-            block_cols,
-            row_offset,
-            col_offset,
-        }
-    }
 
     #[test]
     fn blocks_of_gate_and_up_stand_side_by_side() {
