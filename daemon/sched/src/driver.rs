@@ -71,24 +71,24 @@ impl<E: Executor> Driver<E> {
     ) -> Result<Step, BeginError> {
         let finished = self.output.take().map(Event::Finished);
         let mut step = self.scheduler.step(finished.into_iter().chain(events), now_s);
-        let (plan, late) = (step.plan.take(), step.late.take());
+        let (late, plan, own_late) = (step.late.take(), step.plan.take(), step.own_late.take());
         self.launched = plan.is_some();
-        match self.hand_over(plan, late) {
+        match self.hand_over(late, plan, own_late) {
             Ok(()) => Ok(step),
             Err(error) => Err(BeginError { step: Box::new(step), error }),
         }
     }
 
-    /// Launches a plan and tells what one waits for: itself, or the one in flight, which samples before this one runs.
-    fn hand_over(&mut self, plan: Option<Plan>, late: Option<Late>) -> Result<(), ExecutorError> {
-        let own = plan.as_ref().map(|plan| plan.step);
-        let (before, after) = match late {
-            Some(late) if Some(late.step) == own => (None, Some(late)),
-            late => (late, None),
-        };
-        before.map_or(Ok(()), |late| self.executor.complete(late))?;
+    /// Hands over what a turn brought for the executor, in order.
+    fn hand_over(
+        &mut self,
+        late: Option<Late>,
+        plan: Option<Plan>,
+        own_late: Option<Late>,
+    ) -> Result<(), ExecutorError> {
+        late.map_or(Ok(()), |late| self.executor.complete(late))?;
         plan.map_or(Ok(()), |plan| self.executor.launch(plan))?;
-        after.map_or(Ok(()), |late| self.executor.complete(late))
+        own_late.map_or(Ok(()), |late| self.executor.complete(late))
     }
 
     /// Second half: waits for the oldest plan in flight, unless it is the only one and was launched

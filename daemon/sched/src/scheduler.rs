@@ -72,11 +72,12 @@ pub enum Event {
 /// What follows from what happened.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
+    /// What the plan in flight waits for before it samples; handed over before `plan` is launched.
+    pub late: Option<Late>,
     /// To be launched; absent when there is nothing to run, or enough in flight.
     pub plan: Option<Plan>,
-    /// What a plan waits for before it samples: of the one in flight, and then it comes before `plan` is launched; or of
-    /// `plan` itself.
-    pub late: Option<Late>,
+    /// What `plan` itself waits for, where nothing before it is unknown; handed over behind it.
+    pub own_late: Option<Late>,
     /// At most one for each request, if no more than one plan finished.
     pub token_events: Vec<TokenEvent>,
     /// Pages freed by each [`Event::Flush`], in order.
@@ -188,7 +189,7 @@ impl Scheduler {
             step.plan = self.plan(now_s);
         }
         // Where nothing else is in flight, nothing is unknown that the masks of this one depend on.
-        step.late = step.late.or_else(|| self.late());
+        step.own_late = self.late();
         step
     }
 

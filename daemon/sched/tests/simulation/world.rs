@@ -140,19 +140,14 @@ impl World {
         let running_before = self.scheduler.stats();
         let step = self.scheduler.step(events, self.now_s);
         step.token_events.iter().for_each(|event| self.client.receive(event));
-        let own = step.plan.as_ref().map(|plan| plan.step);
-        let (before, after) = match step.late {
-            Some(late) if Some(late.step) == own => (None, Some(late)),
-            late => (late, None),
-        };
-        if let Some(late) = before {
+        if let Some(late) = step.late {
             self.overlapped_masks += 1;
             self.executor.complete(late).unwrap();
         }
         if let Some(plan) = step.plan {
             self.executor.launch(plan).unwrap();
         }
-        if let Some(late) = after {
+        if let Some(late) = step.own_late {
             self.executor.complete(late).unwrap();
         }
         if let Some(plan) = self.executor.reclaim().filter(|_| self.rng.one_in(2)) {
