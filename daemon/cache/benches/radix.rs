@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion};
-use minisgl_cache::{Mode, PageTable, PrefixCache};
+use minisgl_cache::{Mode, PageTable, PrefixCache, Windows};
 use processor_time::ProcessorTime;
 
 const LEN: usize = 32_768;
@@ -37,7 +37,8 @@ fn sequences() -> Vec<Vec<u32>> {
 
 fn filled(page_size: usize, sequences: &[Vec<u32>]) -> PrefixCache {
     let pages = sequences.len() * LEN / page_size + LEN;
-    let mut cache = PrefixCache::new(pages as u32, page_size as u32, Mode::Radix);
+    let mut cache =
+        PrefixCache::new(pages as u32, page_size as u32, Windows::default(), Mode::Radix);
     for tokens in sequences {
         let mut table = cache.match_prefix(tokens);
         let lacking = LEN / page_size - table.pages().len();

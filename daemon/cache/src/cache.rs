@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::PageId;
+use crate::columns::{Columns, GONE, Windows};
 use crate::integrity::{self, IntegrityError};
 use crate::pool::Pool;
 use crate::table::{Mailbox, PageTable, Release};
-use crate::tree::{ROOT, Tree};
+use crate::tree::{NodeId, Path, ROOT, Tree};
 
 /// Whether prefixes are kept and shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Counts {
     pub free: usize,
     /// Pages in the tree.
     pub cached: usize,
-    /// Those of `cached` that no page table pins.
+    /// Those of `cached` that can go: no page table pins them, or, of a column, reads it.
     pub evictable: usize,
     /// Pages in the private part of page tables.
     pub owned: usize,
@@ -35,6 +36,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct PrefixCache {
     mode: Mode,
+    windows: Windows,
     pool: Pool,
     tree: Tree,
     /// Page tables alive.
@@ -45,16 +47,17 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// A cache of `pages` free pages with `page_size` tokens each.
+    /// A cache of `pages` free pages with `page_size` tokens of one group of layers each.
     ///
     /// # Panics
     /// If `page_size` is 0.
-    pub fn new(pages: u32, page_size: u32, mode: Mode) -> PrefixCache {
+    pub fn new(pages: u32, page_size: u32, windows: Windows, mode: Mode) -> PrefixCache {
         assert!(page_size > 0, "a page holds at least one token");
         PrefixCache {
             mode,
+            windows,
             pool: Pool::new(pages),
-            tree: Tree::new(page_size as usize),
+            tree: Tree::new(page_size as usize, Columns::new(windows.groups, pages)),
             tables: 0,
             mailbox: Arc::default(),
             releases: Vec::new(),
@@ -66,33 +69,82 @@ impl PrefixCache {
         self.tree.page_size
     }
 
-    /// A table with the longest cached prefix of `tokens`, in whole pages, pinned.
-    /// Time is linear in the tokens matched.
+    /// Groups of layers: the first, and window groups. As many pages lie beside each other for the same tokens.
+    pub fn groups(&self) -> usize {
+        self.windows.all_groups()
+    }
+
+    /// A table with the longest cached prefix of `tokens` that can be gone on from, in whole pages, pinned: window groups
+    /// have what is read behind it. Time is linear in the tokens matched.
     pub fn match_prefix(&mut self, tokens: &[u32]) -> PageTable {
         self.settle();
-        let mut pages = Vec::with_capacity(tokens.len() / self.page_size() + 1);
+        let (page_size, windows) = (self.page_size(), self.windows);
+        let mut path = Path::new(windows.groups, tokens.len() / page_size + 1);
         let node = match self.mode {
-            Mode::Radix => self.tree.descend(ROOT, tokens, &mut pages),
             Mode::Naive => ROOT,
+            Mode::Radix if windows.groups == 0 => self.tree.descend(ROOT, tokens, &mut path),
+            Mode::Radix => {
+                let first_read = |pages: usize| windows.first_read(pages * page_size, page_size);
+                let pages = self.tree.reach(tokens, first_read);
+                self.tree.descend(ROOT, &tokens[..pages * page_size], &mut path)
+            }
         };
         self.tree.pin(node);
         self.tables += 1;
-        PageTable { shared: pages.len(), pages, node, mailbox: Arc::clone(&self.mailbox) }
+        let Path { pages, windows: groups } = path;
+        let shared = pages.len();
+        let mut table = PageTable {
+            pages,
+            windows: groups,
+            live: 0,
+            shared,
+            node,
+            mailbox: Arc::clone(&self.mailbox),
+        };
+        if windows.groups > 0 {
+            table.forget_columns(windows.first_read(shared * page_size, page_size));
+            let read = &table.windows[0][table.live..];
+            read.iter().for_each(|&first| self.tree.columns.read(first));
+        }
+        table
     }
 
-    /// Appends `count` pages that `table` alone owns, evicting cached ones as needed. All or
-    /// nothing: false when fewer are [`available`](Self::available).
+    /// Appends the pages of `count * page_size` tokens, one of each group, that `table` alone owns, evicting cached ones as
+    /// needed. All or nothing: false when fewer are [`available`](Self::available).
     pub fn grow(&mut self, table: &mut PageTable, count: usize) -> bool {
         self.check_origin(table);
         self.settle();
-        if let Some(lacking) = count.checked_sub(self.pool.free()).filter(|&lacking| lacking > 0) {
-            if lacking > self.tree.evictable {
+        let all = count * self.groups();
+        if let Some(lacking) = all.checked_sub(self.pool.free()).filter(|&lacking| lacking > 0) {
+            if lacking > self.evictable() {
                 return false;
             }
             self.tree.evict(lacking, |page| self.pool.evict(page));
         }
         table.pages.extend(self.pool.take(count));
+        for group in &mut table.windows {
+            group.extend(self.pool.take(count));
+        }
         true
+    }
+
+    /// Gives up the columns of `table` that are not read at `position` or behind it. Those in the tree stay there for others
+    /// as long as there is room. Nothing planned later may read or write them for this table.
+    pub fn slide(&mut self, table: &mut PageTable, position: usize) {
+        self.check_origin(table);
+        self.settle();
+        let first = self.windows.first_read(position, self.page_size()).min(table.pages.len());
+        if self.windows.groups == 0 || first <= table.live {
+            return;
+        }
+        for at in table.live..first {
+            if at < table.shared {
+                self.tree.leave_column(table.windows[0][at]);
+            } else {
+                table.windows.iter().for_each(|group| self.pool.give_back(group[at]));
+            }
+        }
+        table.forget_columns(first);
     }
 
     /// Gives the whole pages of `table` that `tokens` fill to the tree, and pins them there. Where
@@ -113,17 +165,24 @@ impl PrefixCache {
             return table.pages.len();
         }
         let new_tokens = &tokens[first * page_size..end * page_size];
-        let mut known = Vec::new();
+        let mut known = Path::new(self.windows.groups, 0);
         let mut node = self.tree.descend(table.node, new_tokens, &mut known);
-        let fresh = first + known.len();
-        for (own, canonical) in table.pages[first..fresh].iter_mut().zip(known) {
+        let fresh = first + known.pages.len();
+        for (own, canonical) in table.pages[first..fresh].iter_mut().zip(&known.pages) {
             self.pool.give_back(*own);
-            *own = canonical;
+            *own = *canonical;
+        }
+        let columns = if self.windows.groups > 0 { first.max(table.live)..fresh } else { 0..0 };
+        for at in columns {
+            self.publish_column(table, at, node, |group| known.windows[group][at - first]);
         }
         if fresh < end {
-            let pages = &table.pages[fresh..end];
-            pages.iter().for_each(|&page| self.pool.adopt(page));
-            node = self.tree.attach(node, &tokens[fresh * page_size..end * page_size], pages);
+            let new = |group: &Vec<PageId>| group[fresh..end].to_vec();
+            let path =
+                Path { pages: new(&table.pages), windows: table.windows.iter().map(new).collect() };
+            let all = path.pages.iter().chain(path.windows.iter().flatten());
+            all.filter(|&&page| page != GONE).for_each(|&page| self.pool.adopt(page));
+            node = self.tree.attach(node, &tokens[fresh * page_size..end * page_size], path);
         }
         self.tree.pin(node);
         self.tree.unpin(table.node);
@@ -131,10 +190,32 @@ impl PrefixCache {
         if fresh > first { first } else { table.pages.len() }
     }
 
-    /// Evicts every page that no table pins; returns how many became free.
+    /// Gives a column of `table` to the tree, which has the tokens already, above or in `node`; if it has their column,
+    /// too, `canonical`, the table takes that one.
+    fn publish_column(
+        &mut self,
+        table: &mut PageTable,
+        at: usize,
+        node: NodeId,
+        canonical: impl Fn(usize) -> PageId,
+    ) {
+        if canonical(0) == GONE {
+            let column = || table.windows.iter().map(|group| group[at]);
+            column().for_each(|page| self.pool.adopt(page));
+            self.tree.fill(node, at, column());
+            return;
+        }
+        for (group, pages) in table.windows.iter_mut().enumerate() {
+            self.pool.give_back(pages[at]);
+            pages[at] = canonical(group);
+        }
+        self.tree.columns.read(canonical(0));
+    }
+
+    /// Evicts every page that no table needs; returns how many became free.
     pub fn flush(&mut self) -> usize {
         self.settle();
-        let pages = self.tree.evictable;
+        let pages = self.evictable();
         self.tree.evict(pages, |page| self.pool.evict(page));
         pages
     }
@@ -142,7 +223,11 @@ impl PrefixCache {
     /// Pages that [`grow`](Self::grow) can give out: free ones and evictable ones. Constant time.
     pub fn available(&mut self) -> usize {
         self.settle();
-        self.pool.free() + self.tree.evictable
+        self.pool.free() + self.evictable()
+    }
+
+    fn evictable(&self) -> usize {
+        self.tree.evictable + self.tree.columns.evictable()
     }
 
     /// Where all pages are. Constant time.
@@ -151,7 +236,7 @@ impl PrefixCache {
         Counts {
             free: self.pool.free(),
             cached: self.pool.cached(),
-            evictable: self.tree.evictable,
+            evictable: self.evictable(),
             owned: self.pool.owned(),
         }
     }
@@ -170,11 +255,13 @@ impl PrefixCache {
         if !self.mailbox.collect(&mut self.releases) {
             return;
         }
-        for Release { node, owned } in self.releases.drain(..) {
+        for Release { node, owned, read } in self.releases.drain(..) {
             self.tables -= 1;
             self.tree.unpin(node);
+            // After the leaf, which goes first then: without its columns it would be of no use.
+            read.iter().for_each(|&first| self.tree.leave_column(first));
             // Backwards, so that they are handed out again in the order they were.
-            owned.iter().rev().for_each(|&page: &PageId| self.pool.give_back(page));
+            owned.iter().rev().for_each(|&page| self.pool.give_back(page));
         }
     }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use crate::PageId;
+use crate::columns::GONE;
 use crate::pool::{PageState, Pool};
 use crate::tree::{Node, NodeId, ROOT, Tree};
 
@@ -61,6 +62,11 @@ pub(crate) fn check(pool: &Pool, tree: &Tree, tables: usize) -> Result<(), Integ
     same("page tables", tables, walk.tables)?;
     same("nodes", tree.nodes.len() - tree.vacant.len(), walk.nodes)?;
     same("evictable leaves", tree.leaves.len(), walk.leaves.len())?;
+    same("columns", tree.columns.unread.len(), walk.unread.len())?;
+    if let Some(&(_, page)) = tree.columns.unread.symmetric_difference(&walk.unread).next() {
+        let what = "its place in the order of eviction".to_owned();
+        return Err(IntegrityError::Page { page, what });
+    }
     if let Some(&(_, node)) = tree.leaves.symmetric_difference(&walk.leaves).next() {
         return Err(IntegrityError::Node { node, what: "its place in the order of eviction" });
     }
@@ -76,6 +82,8 @@ struct Walk {
     evictable: usize,
     tables: usize,
     leaves: BTreeSet<(u64, NodeId)>,
+    /// Columns that nobody reads.
+    unread: BTreeSet<(u64, PageId)>,
 }
 
 impl Walk {
@@ -121,6 +129,7 @@ impl Walk {
             self.see(page, PageState::Cached)?;
         }
         self.cached += node.pages.len();
+        self.visit_columns(tree, id, node)?;
         if !node.is_pinned() {
             self.evictable += node.pages.len();
             if node.children.is_empty() && id != ROOT {
@@ -130,6 +139,9 @@ impl Walk {
         let mut pinned_children = 0;
         for (key, &child) in &node.children {
             let child = &tree.nodes[child as usize];
+            if child.start != node.start + node.pages.len() {
+                return wrong("a child does not begin where it ends");
+            }
             if child.parent != id || child.tokens.get(..tree.page_size) != Some(key) {
                 return wrong("a child is linked wrongly");
             }
@@ -140,6 +152,46 @@ impl Walk {
         }
         if node.pinned_children != pinned_children {
             return wrong("its count of pinned children");
+        }
+        Ok(())
+    }
+}
+
+impl Walk {
+    fn visit_columns(
+        &mut self,
+        tree: &Tree,
+        id: NodeId,
+        node: &Node,
+    ) -> Result<(), IntegrityError> {
+        let wrong = |what| Err(IntegrityError::Node { node: id, what });
+        let groups = if id == ROOT { 0 } else { tree.columns.groups };
+        let as_long = node.windows.iter().all(|group| group.len() == node.pages.len());
+        if node.windows.len() != groups || !as_long {
+            return wrong("its window pages are not as many");
+        }
+        let Some(firsts) = node.windows.first() else { return Ok(()) };
+        for (i, &first) in firsts.iter().enumerate() {
+            let column = || node.windows.iter().map(move |group| group[i]);
+            if column().any(|page| (page == GONE) != (first == GONE)) {
+                return wrong("a column is there in part");
+            }
+            if first == GONE {
+                continue;
+            }
+            for page in column() {
+                self.see(page, PageState::Cached)?;
+            }
+            self.cached += groups;
+            let known = tree.columns.get(first);
+            if known.node != id || known.at as usize != node.start + i {
+                return wrong("a column is not where it is looked for");
+            }
+            if known.readers == 0 {
+                self.unread.insert((known.last_used, first));
+            } else if !node.is_pinned() {
+                return wrong("a column is read, and no table ends below it");
+            }
         }
         Ok(())
     }

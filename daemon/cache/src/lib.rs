@@ -24,12 +24,19 @@
 //! forgotten than is needed. "Used" means pinned: a node is as recent as the moment its last
 //! pin was released, in ticks of a logical clock.
 //!
+//! Layers may come in groups that remember differently. A page holds tokens of the layers of one group; those of the first
+//! group are kept like this. Layers that see a window only are in window groups ([`Windows`]): one page of each, for the
+//! same tokens, is a column. A table gives up the columns that are behind its window ([`PrefixCache::slide`]); in the tree they are
+//! evicted apart from their node, least recently read first, while it is in use, too. A prefix is matched up to where the
+//! columns before its end are there, and a table that computes a column anew puts it back into the tree.
+//!
 //! The idea is RadixAttention, from Zheng et al., "SGLang: Efficient Execution of Structured
 //! Language Model Programs" (2024), section 3.
 
 #![forbid(unsafe_code)]
 
 mod cache;
+mod columns;
 mod integrity;
 mod pool;
 mod table;
@@ -41,6 +48,7 @@ mod model_tests;
 mod tests;
 
 pub use cache::{Counts, Mode, PrefixCache};
+pub use columns::{GONE, Windows};
 pub use integrity::IntegrityError;
 pub use table::PageTable;
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::tree::{ROOT, Tree};
-use crate::{Mode, PageId, PageTable, PrefixCache};
+use crate::{GONE, Mode, PageId, PageTable, PrefixCache, Windows};
 
 /// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 struct Rng(u64);
@@ -27,6 +27,9 @@ impl Rng {
 struct Cached {
     page: PageId,
     last_used: u64,
+    /// Pages of window groups, if they are there.
+    column: Option<Vec<PageId>>,
+    column_used: u64,
 }
 
 /// A page table and what the model knows of it.
@@ -37,21 +40,69 @@ struct Held {
     shared: usize,
     /// The pages it is to have.
     pages: Vec<PageId>,
+    /// And of window groups, by position: none where they are gone.
+    columns: Vec<Option<Vec<PageId>>>,
+}
+
+impl Held {
+    /// First page whose column it has.
+    fn live(&self) -> usize {
+        self.columns.iter().take_while(|column| column.is_none()).count()
+    }
 }
 
 #[derive(Default)]
 struct Model {
     page_size: usize,
     total: usize,
+    windows: Windows,
     clock: u64,
     /// By all tokens from the beginning to the page's end.
     cached: BTreeMap<Vec<u32>, Cached>,
 }
 
 impl Model {
-    fn matched(&self, tokens: &[u32]) -> Vec<PageId> {
+    /// First page whose column is read behind `pages` pages.
+    fn first_read(&self, position: usize) -> usize {
+        (0..position).find(|at| position - at <= self.windows.keep).unwrap_or(position)
+            / self.page_size
+    }
+
+    fn matched(&self, tokens: &[u32]) -> Vec<&Cached> {
         let ends = (1..=tokens.len() / self.page_size).map(|pages| pages * self.page_size);
-        ends.map_while(|end| self.cached.get(&tokens[..end]).map(|c| c.page)).collect()
+        let mut all: Vec<_> = ends.map_while(|end| self.cached.get(&tokens[..end])).collect();
+        let lacks = |all: &[&Cached]| {
+            let first = self.first_read(all.len() * self.page_size);
+            self.windows.groups > 0 && all[first..].iter().any(|c| c.column.is_none())
+        };
+        while lacks(&all) {
+            all.pop();
+        }
+        all
+    }
+
+    fn is_read(&self, prefix: &[u32], held: &[Held]) -> bool {
+        let at = prefix.len() / self.page_size - 1;
+        held.iter().any(|h| h.tokens[..h.shared].starts_with(prefix) && at >= h.live())
+    }
+
+    /// Columns of `tokens` that `held` read no more.
+    fn leave(&mut self, tokens: &[u32], columns: std::ops::Range<usize>, held: &[Held]) {
+        for at in columns {
+            self.clock += 1;
+            let prefix = &tokens[..(at + 1) * self.page_size];
+            if !self.is_read(prefix, held) {
+                self.cached.get_mut(prefix).unwrap().column_used = self.clock;
+            }
+        }
+    }
+
+    fn unread(&self, held: &[Held]) -> Vec<(u64, Vec<u32>)> {
+        let there = self.cached.iter().filter(|(_, c)| c.column.is_some());
+        let unread = there.filter(|(prefix, _)| !self.is_read(prefix, held));
+        let mut unread: Vec<_> = unread.map(|(p, c)| (c.column_used, p.clone())).collect();
+        unread.sort();
+        unread
     }
 
     fn is_pinned(prefix: &[u32], held: &[Held]) -> bool {
@@ -68,11 +119,13 @@ impl Model {
     }
 
     fn evictable(&self, held: &[Held]) -> usize {
-        self.cached.keys().filter(|prefix| !Self::is_pinned(prefix, held)).count()
+        let pages = self.cached.keys().filter(|prefix| !Self::is_pinned(prefix, held)).count();
+        pages + self.windows.groups * self.unread(held).len()
     }
 
     fn evict(&mut self, count: usize, held: &[Held]) {
-        for _ in 0..count {
+        let mut done = 0;
+        while done < count {
             let is_leaf = |prefix: &[u32]| {
                 !self
                     .cached
@@ -86,18 +139,31 @@ impl Model {
             if let [first, second, ..] = &leaves[..] {
                 assert_ne!(first.0, second.0, "the order of eviction is total");
             }
-            self.cached.remove(&leaves[0].1);
+            let unread = self.unread(held);
+            let column = unread.first().filter(|c| leaves.first().is_none_or(|leaf| c.0 < leaf.0));
+            if let Some((_, prefix)) = column {
+                self.cached.get_mut(prefix).unwrap().column = None;
+                done += self.windows.groups;
+            } else {
+                let gone = self.cached.remove(&leaves[0].1).unwrap();
+                done += 1 + gone.column.map_or(0, |column| column.len());
+            }
         }
     }
 
     fn free(&self, held: &[Held]) -> usize {
-        let owned: usize = held.iter().map(|h| h.pages.len() - h.shared / self.page_size).sum();
-        self.total - owned - self.cached.len()
+        let groups = self.windows.groups;
+        let owned = held.iter().map(|h| {
+            let shared = h.shared / self.page_size;
+            h.pages.len() - shared + groups * (h.pages.len() - h.live().max(shared))
+        });
+        let columns = self.cached.values().filter(|c| c.column.is_some()).count();
+        self.total - owned.sum::<usize>() - self.cached.len() - groups * columns
     }
 }
 
-/// Every cached page, by all tokens from the beginning to the page's end.
-fn walk(tree: &Tree) -> BTreeMap<Vec<u32>, PageId> {
+/// Every cached page and its column, by all tokens from the beginning to the page's end.
+fn walk(tree: &Tree) -> BTreeMap<Vec<u32>, (PageId, Option<Vec<PageId>>)> {
     let mut found = BTreeMap::new();
     let mut stack = vec![(ROOT, Vec::new())];
     while let Some((id, prefix)) = stack.pop() {
@@ -105,12 +171,18 @@ fn walk(tree: &Tree) -> BTreeMap<Vec<u32>, PageId> {
         for (i, &page) in node.pages.iter().enumerate() {
             let mut key = prefix.clone();
             key.extend_from_slice(&node.tokens[..(i + 1) * tree.page_size]);
-            found.insert(key, page);
+            found.insert(key, (page, column_at(&node.windows, i)));
         }
         let whole = [&prefix[..], &node.tokens[..]].concat();
         stack.extend(node.children.values().map(|&child| (child, whole.clone())));
     }
     found
+}
+
+/// The pages of window groups at a position, if they are there.
+fn column_at(windows: &[Vec<PageId>], at: usize) -> Option<Vec<PageId>> {
+    let column: Vec<_> = windows.iter().map(|group| group[at]).collect();
+    Some(column).filter(|column| column.iter().all(|&page| page != GONE) && !column.is_empty())
 }
 
 /// Two kinds of page, now and then with one token flipped, so that pages agree often but not
@@ -130,12 +202,23 @@ fn random_tokens(rng: &mut Rng, page_size: usize, pages: usize) -> Vec<u32> {
 }
 
 fn check(mode: Mode, page_size: usize, total: usize, steps: usize, seed: u64) {
-    println!("mode {mode:?}, page size {page_size}, {total} pages, seed {seed:#x}");
+    check_windows(mode, page_size, total, Windows::default(), steps, seed);
+}
+
+fn check_windows(
+    mode: Mode,
+    page_size: usize,
+    total: usize,
+    windows: Windows,
+    steps: usize,
+    seed: u64,
+) {
+    println!("{windows:?}, mode {mode:?}, page size {page_size}, {total} pages, seed {seed:#x}");
     let mut rng = Rng(seed);
-    let mut cache = PrefixCache::new(total as u32, page_size as u32, mode);
-    let mut model = Model { page_size, total, ..Model::default() };
+    let mut cache = PrefixCache::new(total as u32, page_size as u32, windows, mode);
+    let mut model = Model { page_size, total, windows, ..Model::default() };
     let mut held: Vec<Held> = Vec::new();
-    let mut evictions = 0;
+    let (mut evictions, mut slid, mut filled_up) = (0, 0, 0);
 
     for _ in 0..steps {
         match rng.below(100) {
@@ -143,15 +226,20 @@ fn check(mode: Mode, page_size: usize, total: usize, steps: usize, seed: u64) {
                 let pages = 1 + rng.below(total);
                 let tokens = random_tokens(&mut rng, page_size, pages);
                 let table = cache.match_prefix(&tokens);
-                let pages = model.matched(&tokens);
-                let shared = pages.len() * page_size;
-                assert_eq!(table.shared_pages(), pages.len());
-                held.push(Held { table, tokens, shared, pages });
+                let matched = model.matched(&tokens);
+                let shared = matched.len() * page_size;
+                assert_eq!(table.shared_pages(), matched.len());
+                let live = if windows.groups == 0 { usize::MAX } else { model.first_read(shared) };
+                let pages = matched.iter().map(|c| c.page).collect();
+                let columns = matched.iter().enumerate();
+                let columns = columns.map(|(at, c)| c.column.clone().filter(|_| at >= live));
+                let columns = columns.collect();
+                held.push(Held { table, tokens, shared, pages, columns });
             }
             30..60 if !held.is_empty() => {
                 let at = rng.below(held.len());
                 let count = rng.below(4);
-                let lacking = count.saturating_sub(model.free(&held));
+                let lacking = (count * (1 + windows.groups)).saturating_sub(model.free(&held));
                 let fits = lacking <= model.evictable(&held);
                 assert_eq!(cache.grow(&mut held[at].table, count), fits);
                 if fits {
@@ -160,6 +248,9 @@ fn check(mode: Mode, page_size: usize, total: usize, steps: usize, seed: u64) {
                     let h = &mut held[at];
                     let fresh = &h.table.pages()[h.pages.len()..];
                     assert_eq!(fresh.len(), count);
+                    for at in h.pages.len()..h.pages.len() + count {
+                        h.columns.push(column_at(&h.table.windows, at));
+                    }
                     h.pages.extend_from_slice(fresh);
                 }
             }
@@ -169,25 +260,52 @@ fn check(mode: Mode, page_size: usize, total: usize, steps: usize, seed: u64) {
                 let filled = h.tokens.len().min(h.pages.len() * page_size);
                 let tokens = h.tokens[..rng.below(filled + 1)].to_vec();
                 let before = h.table.pages().to_vec();
+                let live = h.live();
                 let kept = cache.publish(&mut h.table, &tokens);
                 let same = before.iter().zip(h.table.pages()).take_while(|(a, b)| a == b).count();
                 assert_eq!(kept, same, "what is told of the pages that changed");
                 let whole = tokens.len() / page_size * page_size;
                 if mode == Mode::Radix && whole > h.shared {
                     for end in (h.shared + page_size..=whole).step_by(page_size) {
-                        let page = &mut h.pages[end / page_size - 1];
+                        let at = end / page_size - 1;
+                        let own = h.columns[at].clone();
                         let entry = model.cached.entry(tokens[..end].to_vec());
-                        *page = entry.or_insert(Cached { page: *page, last_used: 0 }).page;
+                        let (page, column) = (h.pages[at], own.clone());
+                        let new = Cached { page, last_used: 0, column, column_used: 0 };
+                        let cached = entry.or_insert(new);
+                        h.pages[at] = cached.page;
+                        if let Some(own) = own.filter(|_| at >= live) {
+                            filled_up += usize::from(cached.column.is_none());
+                            h.columns[at] = Some(cached.column.get_or_insert(own).clone());
+                        }
                     }
                     h.shared = whole;
                     model.clock += 1;
                 }
             }
-            80..98 if !held.is_empty() => {
+            80..92 if !held.is_empty() => {
                 let gone = held.swap_remove(rng.below(held.len()));
                 let tokens = gone.tokens[..gone.shared].to_vec();
+                let shared = gone.shared / page_size;
+                let read = gone.live().min(shared)..shared;
                 drop(gone);
                 model.release(&tokens, &held);
+                if windows.groups > 0 {
+                    model.leave(&tokens, read, &held);
+                }
+            }
+            92..98 if !held.is_empty() && windows.groups > 0 => {
+                // As far as tokens are computed, or not quite.
+                let at = rng.below(held.len());
+                let h = &mut held[at];
+                let position = rng.below(h.pages.len() * page_size + 1);
+                cache.slide(&mut h.table, position);
+                let (live, first) = (h.live(), model.first_read(position));
+                for column in h.columns.iter_mut().take(first) {
+                    slid += usize::from(column.take().is_some());
+                }
+                let (tokens, shared) = (h.tokens.clone(), h.shared / page_size);
+                model.leave(&tokens, live.min(shared)..first.min(shared), &held);
             }
             98 => {
                 let pages = model.evictable(&held);
@@ -204,15 +322,25 @@ fn check(mode: Mode, page_size: usize, total: usize, steps: usize, seed: u64) {
         assert_eq!(counts.evictable, model.evictable(&held));
         assert_eq!(cache.available(), counts.free + counts.evictable);
         let expected: BTreeMap<_, _> =
-            model.cached.iter().map(|(prefix, cached)| (prefix.clone(), cached.page)).collect();
+            model.cached.iter().map(|(p, c)| (p.clone(), (c.page, c.column.clone()))).collect();
         assert_eq!(walk(cache.tree()), expected);
         for h in &held {
             assert_eq!(h.table.pages(), h.pages);
+            let columns = (0..h.pages.len()).map(|at| column_at(&h.table.windows, at));
+            assert_eq!(columns.collect::<Vec<_>>(), h.columns);
+            let columns = h.columns.iter().filter(|column| column.is_some()).count();
+            assert_eq!(h.table.held(), h.pages.len() + windows.groups * columns);
             assert_eq!(h.table.shared_pages() * page_size, h.shared);
         }
     }
     if mode == Mode::Radix {
         assert!(evictions > steps / 100, "only {evictions} evictions: the pool is not tight");
+    }
+    if mode == Mode::Radix && windows.groups > 0 {
+        assert!(
+            slid > steps / 1_000 && filled_up > steps / 10_000,
+            "{slid} slid, {filled_up} filled"
+        );
     }
     drop(held);
     cache.flush();
@@ -242,4 +370,26 @@ fn page_size_16() {
 #[test]
 fn naive_shares_nothing() {
     check(Mode::Naive, 2, 10, 20_000, 0x5eed_000a);
+}
+
+#[test]
+fn one_window_group() {
+    let windows = Windows { groups: 1, keep: 3 };
+    check_windows(Mode::Radix, 1, 20, windows, 100_000, 0x5eed_0101);
+}
+
+#[test]
+fn three_window_groups_of_pages_of_two() {
+    let windows = Windows { groups: 3, keep: 5 };
+    check_windows(Mode::Radix, 2, 40, windows, 100_000, 0x5eed_0302);
+}
+
+#[test]
+fn a_window_shorter_than_a_page() {
+    check_windows(Mode::Radix, 4, 24, Windows { groups: 2, keep: 2 }, 100_000, 0x5eed_0204);
+}
+
+#[test]
+fn naive_with_a_window() {
+    check_windows(Mode::Naive, 2, 30, Windows { groups: 2, keep: 4 }, 20_000, 0x5eed_020a);
 }

@@ -2,10 +2,10 @@
 
 use std::thread;
 
-use crate::{Counts, Mode, PageTable, PrefixCache};
+use crate::{Counts, GONE, Mode, PageTable, PrefixCache, Windows};
 
 fn cache(pages: u32, page_size: u32) -> PrefixCache {
-    PrefixCache::new(pages, page_size, Mode::Radix)
+    PrefixCache::new(pages, page_size, Windows::default(), Mode::Radix)
 }
 
 /// A request that computes and publishes all of `tokens`.
@@ -124,4 +124,77 @@ fn a_table_of_another_cache_is_refused() {
     let (mut one, mut two) = (cache(2, 1), cache(2, 1));
     let mut table = one.match_prefix(&[]);
     two.grow(&mut table, 1);
+}
+
+/// What a request may hold is what it can be given, whatever the sizes: both ways of reckoning agree.
+#[test]
+fn as_many_tokens_fit_as_have_pages() {
+    for (groups, keep, page_size) in [(0, 0, 16), (1, 3, 1), (2, 7, 4), (6, 1_151, 16)] {
+        let windows = Windows { groups, keep };
+        for row in [1, 16, 8_192] {
+            for pages in (1 + groups..400).chain([5_000, 100_000]) {
+                let tokens = windows.tokens_in(pages, row, page_size);
+                let fits = |tokens| windows.pages_for(tokens, row, page_size) <= pages;
+                assert!(fits(tokens) && tokens > 0, "{windows:?}, {pages} pages");
+                assert!(!fits(tokens + 1), "{windows:?}, {pages} pages hold more");
+            }
+        }
+    }
+}
+
+const WINDOWS: Windows = Windows { groups: 2, keep: 3 };
+
+/// A request whose tokens see three before them in two groups of layers, once it has computed `tokens`.
+fn slid(cache: &mut PrefixCache, tokens: &[u32]) -> PageTable {
+    let mut table = computed(cache, tokens);
+    cache.slide(&mut table, tokens.len());
+    cache.check_integrity().unwrap();
+    table
+}
+
+#[test]
+fn a_long_sequence_keeps_a_window_of_columns() {
+    let mut cache = PrefixCache::new(60, 1, WINDOWS, Mode::Radix);
+    let tokens: Vec<u32> = (0..10).collect();
+    let table = slid(&mut cache, &tokens);
+    assert_eq!(table.live(), 7);
+    assert!(table.group(1)[..7].iter().all(|&page| page == GONE) && table.group(1)[7] != GONE);
+    assert_eq!(table.held(), 10 + 2 * 3);
+    // Under the live node, seven columns can go; nothing else can.
+    assert_eq!(cache.counts(), Counts { free: 30, cached: 30, evictable: 14, owned: 0 });
+    assert_eq!(cache.flush(), 14);
+    assert_eq!(cache.match_prefix(&tokens).pages(), table.pages());
+    assert_eq!(cache.match_prefix(&tokens[..9]).pages().len(), 0, "its window is gone");
+}
+
+#[test]
+fn what_is_not_published_goes_back_at_once() {
+    let mut cache = PrefixCache::new(40, 1, WINDOWS, Mode::Radix);
+    let mut table = cache.match_prefix(&[1]);
+    assert!(cache.grow(&mut table, 10));
+    cache.slide(&mut table, 10);
+    assert_eq!(cache.counts(), Counts { free: 24, cached: 0, evictable: 0, owned: 16 });
+    cache.publish(&mut table, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    assert_eq!(cache.counts().cached, 16);
+    cache.check_integrity().unwrap();
+}
+
+#[test]
+fn a_column_that_was_evicted_is_filled_by_who_computes_it_again() {
+    let mut cache = PrefixCache::new(200, 1, WINDOWS, Mode::Radix);
+    let tokens: Vec<u32> = (0..10).collect();
+    drop(slid(&mut cache, &tokens));
+    let mut hungry = cache.match_prefix(&[]);
+    let free = cache.counts().free;
+    assert!(cache.grow(&mut hungry, free / 3 + 1), "a column goes, no leaf");
+    assert_eq!(cache.match_prefix(&tokens).pages().len(), 10);
+    cache.flush();
+    drop(hungry);
+    let trunk = slid(&mut cache, &tokens);
+    cache.flush();
+    let branch = [0, 1, 2, 3, 4, 77, 78];
+    assert_eq!(cache.match_prefix(&branch).pages().len(), 0);
+    drop(slid(&mut cache, &branch));
+    assert_eq!(cache.match_prefix(&[0, 1, 2, 3, 4, 88]).pages(), &trunk.pages()[..5]);
+    cache.check_integrity().unwrap();
 }

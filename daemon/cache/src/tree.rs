@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::mem;
 
 use crate::PageId;
+use crate::columns::{Columns, GONE};
 
 /// Index of a node.
 pub(crate) type NodeId = u32;
@@ -26,6 +27,10 @@ pub(crate) struct Node {
     /// Tokens of the edge: `pages.len() * page_size`.
     pub(crate) tokens: Vec<u32>,
     pub(crate) pages: Vec<PageId>,
+    /// Those of window groups, each as long as `pages`; [`GONE`] where a column is not there.
+    pub(crate) windows: Vec<Vec<PageId>>,
+    /// Pages from the beginning of the sequence to the edge.
+    pub(crate) start: usize,
     /// By the tokens of their first page.
     pub(crate) children: HashMap<Box<[u32]>, NodeId>,
     /// Page tables that end here.
@@ -42,6 +47,28 @@ impl Node {
     }
 }
 
+/// Pages along a way down the tree, by position, or behind it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Path {
+    pub(crate) pages: Vec<PageId>,
+    /// By window group, each as long as `pages`.
+    pub(crate) windows: Vec<Vec<PageId>>,
+}
+
+impl Path {
+    /// Of no page.
+    pub(crate) fn new(groups: usize, capacity: usize) -> Path {
+        Path { pages: Vec::with_capacity(capacity), windows: vec![Vec::new(); groups] }
+    }
+
+    fn extend(&mut self, node: &Node, count: usize) {
+        self.pages.extend_from_slice(&node.pages[..count]);
+        for (to, from) in self.windows.iter_mut().zip(&node.windows) {
+            to.extend_from_slice(&from[..count]);
+        }
+    }
+}
+
 /// The tree.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -51,16 +78,19 @@ pub(crate) struct Tree {
     pub(crate) vacant: Vec<NodeId>,
     /// Unpinned leaves, least recently used first.
     pub(crate) leaves: BTreeSet<(u64, NodeId)>,
-    /// Pages in unpinned nodes.
+    /// Pages in unpinned nodes, those of columns aside.
     pub(crate) evictable: usize,
+    /// The columns of window groups in all nodes.
+    pub(crate) columns: Columns,
     /// Ticks with every release.
     clock: u64,
 }
 
 impl Tree {
-    pub(crate) fn new(page_size: usize) -> Tree {
+    pub(crate) fn new(page_size: usize, columns: Columns) -> Tree {
         Tree {
             page_size,
+            columns,
             nodes: vec![Node::default()],
             vacant: Vec::new(),
             leaves: BTreeSet::new(),
@@ -77,20 +107,19 @@ impl Tree {
         &mut self.nodes[id as usize]
     }
 
+    /// The child of `at` whose edge begins with `tokens`, and with how many whole pages of them.
+    fn next(&self, at: NodeId, tokens: &[u32]) -> Option<(NodeId, usize)> {
+        let child = *self.node(at).children.get(tokens.get(..self.page_size)?)?;
+        Some((child, common_tokens(&self.node(child).tokens, tokens) / self.page_size))
+    }
+
     /// Follows `tokens` down from `from`, as far as whole pages agree. Appends the pages on the way
     /// and returns where it ended; an edge that agrees only in part is split there.
-    pub(crate) fn descend(
-        &mut self,
-        from: NodeId,
-        mut tokens: &[u32],
-        pages: &mut Vec<PageId>,
-    ) -> NodeId {
+    pub(crate) fn descend(&mut self, from: NodeId, mut tokens: &[u32], path: &mut Path) -> NodeId {
         let mut at = from;
-        while let Some(first_page) = tokens.get(..self.page_size) {
-            let Some(&child) = self.node(at).children.get(first_page) else { break };
+        while let Some((child, common)) = self.next(at, tokens) {
             let edge = self.node(child);
-            let common = common_tokens(&edge.tokens, tokens) / self.page_size;
-            pages.extend_from_slice(&edge.pages[..common]);
+            path.extend(edge, common);
             if common < edge.pages.len() {
                 return self.split(child, common);
             }
@@ -100,17 +129,48 @@ impl Tree {
         at
     }
 
+    /// How many pages of `tokens` can be gone on from: all are there, and so is each column that is read behind them,
+    /// from page `first_read(pages)` on.
+    pub(crate) fn reach(&self, mut tokens: &[u32], first_read: impl Fn(usize) -> usize) -> usize {
+        let (mut at, mut pages, mut columns, mut best) = (ROOT, 0, 0, 0);
+        while let Some((child, common)) = self.next(at, tokens) {
+            let edge = self.node(child);
+            for &first in &edge.windows[0][..common] {
+                pages += 1;
+                columns = if first == GONE { 0 } else { columns + 1 };
+                if columns >= pages - first_read(pages) {
+                    best = pages;
+                }
+            }
+            if common < edge.pages.len() {
+                break;
+            }
+            tokens = &tokens[edge.tokens.len()..];
+            at = child;
+        }
+        best
+    }
+
     /// Cuts the edge of `lower` after its first `at` pages; returns the new upper node. Tables that
     /// end in `lower` still do.
     fn split(&mut self, lower: NodeId, at: usize) -> NodeId {
         let page_size = self.page_size;
         let node = self.node_mut(lower);
+        let start = node.start;
+        node.start += at;
         let tail_tokens = node.tokens.split_off(at * page_size);
         let tail_pages = node.pages.split_off(at);
+        let tail = |group: &mut Vec<PageId>| {
+            let tail = group.split_off(at);
+            mem::replace(group, tail)
+        };
+        let windows = node.windows.iter_mut().map(tail).collect();
         let upper = Node {
             parent: node.parent,
             tokens: mem::replace(&mut node.tokens, tail_tokens),
             pages: mem::replace(&mut node.pages, tail_pages),
+            windows,
+            start,
             children: HashMap::from([(node.tokens[..page_size].into(), lower)]),
             tables: 0,
             pinned_children: u32::from(node.is_pinned()),
@@ -118,23 +178,36 @@ impl Tree {
         };
         let (above, first_page) = (upper.parent, upper.tokens[..page_size].to_vec());
         let id = self.add(upper);
+        if let Some(firsts) = self.nodes[id as usize].windows.first() {
+            let there = firsts.iter().filter(|&&first| first != GONE);
+            there.for_each(|&first| self.columns.move_to(first, id));
+        }
         self.node_mut(lower).parent = id;
         let link = self.node_mut(above).children.get_mut(first_page.as_slice());
         *link.expect("a node is its parent's child") = id;
         id
     }
 
-    /// Hangs a new unpinned leaf below `parent`, which has no child with the same first page.
-    pub(crate) fn attach(&mut self, parent: NodeId, tokens: &[u32], pages: &[PageId]) -> NodeId {
-        self.evictable += pages.len();
+    /// Hangs a new unpinned leaf below `parent`, which has no child with the same first page. Whoever brings columns
+    /// reads them.
+    pub(crate) fn attach(&mut self, parent: NodeId, tokens: &[u32], path: Path) -> NodeId {
+        self.evictable += path.pages.len();
+        let above = self.node(parent);
+        let start = above.start + above.pages.len();
         let leaf = Node {
             parent,
             tokens: tokens.to_vec(),
-            pages: pages.to_vec(),
+            pages: path.pages,
+            windows: path.windows,
+            start,
             last_used: self.clock,
             ..Node::default()
         };
         let id = self.add(leaf);
+        if let Some(firsts) = self.nodes[id as usize].windows.first() {
+            let there = firsts.iter().enumerate().filter(|(_, first)| **first != GONE);
+            there.for_each(|(i, &first)| self.columns.adopt(first, id, start + i));
+        }
         self.leaves.insert((self.clock, id));
         let above = &mut self.nodes[parent as usize];
         if above.children.is_empty() {
@@ -143,6 +216,31 @@ impl Tree {
         let before = above.children.insert(tokens[..self.page_size].into(), id);
         assert!(before.is_none(), "two children with the same first page");
         id
+    }
+
+    /// Puts a column where the tree has none: at page `at` of the way from the beginning down to `node`. Whoever brings it
+    /// reads it.
+    pub(crate) fn fill(
+        &mut self,
+        mut node: NodeId,
+        at: usize,
+        column: impl Iterator<Item = PageId>,
+    ) {
+        while self.node(node).start > at {
+            node = self.node(node).parent;
+        }
+        let into = &mut self.nodes[node as usize];
+        let index = at - into.start;
+        for (group, page) in into.windows.iter_mut().zip(column) {
+            group[index] = page;
+        }
+        self.columns.adopt(into.windows[0][index], node, at);
+    }
+
+    /// A reader of the column is past it.
+    pub(crate) fn leave_column(&mut self, first: PageId) {
+        self.clock += 1;
+        self.columns.leave(first, self.clock);
     }
 
     fn add(&mut self, node: Node) -> NodeId {
@@ -188,31 +286,69 @@ impl Tree {
         }
     }
 
-    /// Drops `count` pages, least recently used first and each sequence from its end; `freed` is
-    /// told of each. There must be as many evictable ones.
-    pub(crate) fn evict(&mut self, mut count: usize, mut freed: impl FnMut(PageId)) {
-        assert!(count <= self.evictable, "{count} pages to evict of {}", self.evictable);
-        self.evictable -= count;
-        while count > 0 {
-            let &(last_used, id) = self.leaves.first().expect("evictable pages are below a leaf");
-            let page_size = self.page_size;
-            let node = &mut self.nodes[id as usize];
-            let kept = node.pages.len().saturating_sub(count);
-            count -= node.pages.len() - kept;
-            node.pages.drain(kept..).rev().for_each(&mut freed);
-            if kept > 0 {
-                node.tokens.truncate(kept * page_size);
-                continue;
+    /// Drops pages until at least `count` are free, least recently used first: columns that nobody reads, and leaves,
+    /// each sequence from its end; `freed` is told of each. There must be as many evictable ones.
+    pub(crate) fn evict(&mut self, count: usize, mut freed: impl FnMut(PageId)) {
+        let evictable = self.evictable + self.columns.evictable();
+        assert!(count <= evictable, "{count} pages to evict of {evictable}");
+        let mut done = 0;
+        while done < count {
+            let column = self.columns.unread.first().copied();
+            let leaf = self.leaves.first().copied();
+            done += match (leaf, column) {
+                (Some((used, id)), column) if column.is_none_or(|(other, _)| used <= other) => {
+                    self.trim(id, count - done, &mut freed)
+                }
+                (_, Some((_, first))) => self.evict_column(first, &mut freed),
+                _ => unreachable!("evictable pages are below a leaf or in a column"),
+            };
+        }
+    }
+
+    /// Drops a column alone; returns how many pages that is.
+    fn evict_column(&mut self, first: PageId, freed: &mut impl FnMut(PageId)) -> usize {
+        let column = self.columns.remove(first);
+        let node = &mut self.nodes[column.node as usize];
+        let index = column.at as usize - node.start;
+        for group in &mut node.windows {
+            freed(mem::replace(&mut group[index], GONE));
+        }
+        self.columns.groups
+    }
+
+    /// Drops the end of a leaf, as many pages as it has up to `count` and the columns beside them; returns how many.
+    fn trim(&mut self, id: NodeId, count: usize, freed: &mut impl FnMut(PageId)) -> usize {
+        let page_size = self.page_size;
+        let node = &mut self.nodes[id as usize];
+        let mut done = 0;
+        while done < count
+            && let Some(page) = node.pages.pop()
+        {
+            freed(page);
+            self.evictable -= 1;
+            done += 1;
+            let first = node.windows.first().and_then(|group| group.last());
+            if let Some(&first) = first.filter(|first| **first != GONE) {
+                self.columns.remove(first);
+                done += self.columns.groups;
             }
-            let Node { parent, tokens, .. } = mem::take(node);
-            self.leaves.remove(&(last_used, id));
-            self.vacant.push(id);
-            let above = &mut self.nodes[parent as usize];
-            above.children.remove(&tokens[..page_size]);
-            if above.children.is_empty() && !above.is_pinned() && parent != ROOT {
-                self.leaves.insert((above.last_used, parent));
+            for group in &mut node.windows {
+                group.pop().filter(|&page| page != GONE).map(&mut *freed);
             }
         }
+        if !node.pages.is_empty() {
+            node.tokens.truncate(node.pages.len() * page_size);
+            return done;
+        }
+        let Node { parent, tokens, last_used, .. } = mem::take(node);
+        self.leaves.remove(&(last_used, id));
+        self.vacant.push(id);
+        let above = &mut self.nodes[parent as usize];
+        above.children.remove(&tokens[..page_size]);
+        if above.children.is_empty() && !above.is_pinned() && parent != ROOT {
+            self.leaves.insert((above.last_used, parent));
+        }
+        done
     }
 }
 

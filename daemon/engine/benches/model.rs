@@ -113,7 +113,7 @@ fn prefill(engine: &mut Engine, step: &mut u64, length: u32) -> Result<f64, Fail
         engine.launch(Plan {
             step: *step,
             installs: vec![install(0)],
-            grown: vec![Grown { slot: 0, at: 0, len: pages }],
+            grown: vec![Grown { slot: 0, group: 0, at: 0, len: pages }],
             pages: (0..pages).collect(),
             rows: vec![row],
             tokens: (0..len as i32).collect(),
@@ -147,7 +147,7 @@ fn decode(engine: &mut Engine, step: &mut u64, streams: u32, cached: u32) -> Res
             let pages = (cached + i + 1).div_ceil(PAGE_SIZE);
             let at = if i == 0 { 0 } else { (cached + i).div_ceil(PAGE_SIZE) };
             if pages > at {
-                plan.grown.push(Grown { slot, at, len: pages - at });
+                plan.grown.push(Grown { slot, group: 0, at, len: pages - at });
                 plan.pages.extend(slot * 100 + at..slot * 100 + pages);
             }
         }

@@ -15,7 +15,8 @@ pub struct Batch {
     plan: Arc<Plan>,
     tables: Tables,
     positions: Vec<u32>,
-    kv_slots: Vec<u32>,
+    /// By group of layers.
+    kv_slots: Vec<Vec<u32>>,
     logit_rows: Vec<LogitRow>,
 }
 
@@ -38,18 +39,21 @@ pub struct LogitRow {
 }
 
 impl Batch {
-    /// Unfolds `plan` for pages of `page_size` tokens, replacing what was here.
-    pub fn prepare(&mut self, plan: Arc<Plan>, page_size: usize) {
+    /// Unfolds `plan` for `groups` groups of layers with pages of `page_size` tokens, replacing what was here.
+    pub fn prepare(&mut self, plan: Arc<Plan>, groups: usize, page_size: usize) {
         self.positions.clear();
-        self.kv_slots.clear();
+        self.kv_slots.resize_with(groups, Vec::new);
+        self.kv_slots.iter_mut().for_each(Vec::clear);
         self.logit_rows.clear();
-        self.tables.take(&plan);
+        self.tables.take(&plan, groups);
         for (index, row) in plan.rows.iter().enumerate() {
-            let pages = self.tables.of(row.slot);
-            for position in row.start..row.start + row.len {
-                let page = pages[position as usize / page_size];
-                self.positions.push(position);
-                self.kv_slots.push(page * page_size as u32 + position % page_size as u32);
+            self.positions.extend(row.start..row.start + row.len);
+            for (group, kv_slots) in self.kv_slots.iter_mut().enumerate() {
+                let pages = self.tables.of(row.slot, group);
+                kv_slots.extend((row.start..row.start + row.len).map(|position| {
+                    let page = pages[position as usize / page_size];
+                    page * page_size as u32 + position % page_size as u32
+                }));
             }
             let end = row.tokens_at + row.len;
             for token in end - row.logits()..end {
@@ -89,9 +93,14 @@ impl Batch {
         &self.positions
     }
 
-    /// Where each token's keys and values go: `page * page_size + offset in the page`.
-    pub fn kv_slots(&self) -> &[u32] {
-        &self.kv_slots
+    /// Groups of layers.
+    pub fn groups(&self) -> usize {
+        self.kv_slots.len()
+    }
+
+    /// Where each token's keys and values of a group's layers go: `page * page_size + offset in the page`.
+    pub fn kv_slots(&self, group: usize) -> &[u32] {
+        &self.kv_slots[group]
     }
 
     /// The logits that are wanted, in the order of tokens.
@@ -111,42 +120,48 @@ impl Batch {
         rows.filter(|&(at, _)| self.plan.tokens[at] == SAMPLED_LAST)
     }
 
-    /// Page table of a slot, as far as its request has pages.
-    pub fn pages(&self, slot: SlotId) -> &[PageId] {
-        self.tables.of(slot)
+    /// Page table of a slot for the layers of a group, as far as its request has pages.
+    pub fn pages(&self, slot: SlotId, group: usize) -> &[PageId] {
+        self.tables.of(slot, group)
     }
 }
 
 /// The page tables of slots.
 #[derive(Debug, Default)]
-struct Tables(Vec<Vec<PageId>>);
+struct Tables {
+    groups: usize,
+    /// Those of a slot lie beside each other.
+    all: Vec<Vec<PageId>>,
+}
 
 impl Tables {
     /// Takes what a plan changes.
-    fn take(&mut self, plan: &Plan) {
+    fn take(&mut self, plan: &Plan, groups: usize) {
+        self.groups = groups;
         for install in &plan.installs {
-            self.table(install.slot).clear();
+            (0..groups).for_each(|group| self.table(install.slot, group).clear());
         }
         let mut rest = &plan.pages[..];
         for grown in &plan.grown {
             let (pages, others) = rest.split_at(grown.len as usize);
-            let table = self.table(grown.slot);
+            let table = self.table(grown.slot, grown.group as usize);
             table.truncate(grown.at as usize);
             table.extend_from_slice(pages);
             rest = others;
         }
     }
 
-    fn table(&mut self, slot: SlotId) -> &mut Vec<PageId> {
-        let slot = slot as usize;
-        if self.0.len() <= slot {
-            self.0.resize_with(slot + 1, Vec::new);
+    fn table(&mut self, slot: SlotId, group: usize) -> &mut Vec<PageId> {
+        let index = slot as usize * self.groups + group;
+        if self.all.len() <= index {
+            self.all.resize_with(index + 1, Vec::new);
         }
-        &mut self.0[slot]
+        &mut self.all[index]
     }
 
-    fn of(&self, slot: SlotId) -> &[PageId] {
-        self.0.get(slot as usize).map_or(&[], Vec::as_slice)
+    fn of(&self, slot: SlotId, group: usize) -> &[PageId] {
+        let index = slot as usize * self.groups + group;
+        self.all.get(index).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -166,6 +181,8 @@ pub struct PlanLimits {
     pub pages: usize,
     /// Tokens a page.
     pub page_size: usize,
+    /// Groups of layers, each with a page table for every slot.
+    pub groups: usize,
     /// Vocabulary.
     pub vocab_size: usize,
 }
@@ -175,12 +192,12 @@ pub struct PlanLimits {
 pub struct PlanCheck {
     limits: PlanLimits,
     slots: Vec<SlotState>,
+    /// Entries of each slot's page table for each group, those of a slot beside each other.
+    tables: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct SlotState {
-    /// Entries of its page table.
-    pages: usize,
     /// The plan before this one samples its next token.
     sampled: bool,
 }
@@ -188,7 +205,8 @@ struct SlotState {
 impl PlanCheck {
     /// No plan has run.
     pub fn new(limits: PlanLimits) -> PlanCheck {
-        PlanCheck { limits, slots: vec![SlotState::default(); limits.slots] }
+        let tables = vec![0; limits.slots * limits.groups];
+        PlanCheck { limits, slots: vec![SlotState::default(); limits.slots], tables }
     }
 
     /// What it checks by.
@@ -209,9 +227,10 @@ impl PlanCheck {
         self.limits.check_installs(plan)?;
         for install in &plan.installs {
             self.slots[install.slot as usize] = SlotState::default();
+            self.tables_of(install.slot).fill(0);
         }
         self.check_grown(plan)?;
-        self.limits.check_rows(plan, &self.slots)?;
+        self.limits.check_rows(plan, &self.slots, &self.tables)?;
         for slot in &mut self.slots {
             slot.sampled = false;
         }
@@ -240,16 +259,22 @@ impl PlanCheck {
         Ok(())
     }
 
+    fn tables_of(&mut self, slot: SlotId) -> &mut [usize] {
+        let groups = self.limits.groups;
+        &mut self.tables[slot as usize * groups..][..groups]
+    }
+
     /// Takes what changes in the page tables.
     fn check_grown(&mut self, plan: &Plan) -> Result<(), String> {
         let limits = self.limits;
         let mut pages = 0;
         for grown in &plan.grown {
             within("slot of a page table", grown.slot as usize + 1, limits.slots)?;
-            let slot = &mut self.slots[grown.slot as usize];
-            within("first new page of a slot", grown.at as usize, slot.pages)?;
-            slot.pages = grown.at as usize + grown.len as usize;
-            within("pages of a slot", slot.pages, limits.max_len.div_ceil(limits.page_size))?;
+            within("group of layers of a page table", grown.group as usize + 1, limits.groups)?;
+            let table = &mut self.tables_of(grown.slot)[grown.group as usize];
+            within("first new page of a slot", grown.at as usize, *table)?;
+            *table = grown.at as usize + grown.len as usize;
+            within("pages of a slot", *table, limits.max_len.div_ceil(limits.page_size))?;
             pages += grown.len as usize;
         }
         if pages != plan.pages.len() {
@@ -282,7 +307,7 @@ impl PlanLimits {
         Ok(())
     }
 
-    fn check_rows(&self, plan: &Plan, slots: &[SlotState]) -> Result<(), String> {
+    fn check_rows(&self, plan: &Plan, slots: &[SlotState], tables: &[usize]) -> Result<(), String> {
         within("number of tokens", plan.tokens.len(), self.chunk_tokens)?;
         let (mut tokens, mut scored) = (0, 0);
         for (index, row) in plan.rows.iter().enumerate() {
@@ -298,7 +323,8 @@ impl PlanLimits {
             within("slot of a row", row.slot as usize + 1, self.slots)?;
             within("end of a row", end, self.max_len)?;
             let slot = slots[row.slot as usize];
-            within("page table of a row", pages, slot.pages)?;
+            let tables = &tables[row.slot as usize * self.groups..][..self.groups];
+            tables.iter().try_for_each(|&table| within("page table of a row", pages, table))?;
             if let Want::Each { first, next } = row.want {
                 within("first logits of a row", first as usize + 1, row.len as usize)?;
                 within("token id", next.map_or(0, |token| token as usize + 1), self.vocab_size)?;
@@ -343,6 +369,7 @@ mod tests {
         max_len: 10,
         pages: 4,
         page_size: 4,
+        groups: 1,
         vocab_size: 9,
     };
 
@@ -350,7 +377,10 @@ mod tests {
         let row = Row { slot: 0, start: 3, len: 3, tokens_at: 0, want: Want::Last };
         let decode = Row { slot: 1, start: 8, len: 1, tokens_at: 3, want: Want::Nothing };
         Plan {
-            grown: vec![Grown { slot: 0, at: 0, len: 2 }, Grown { slot: 1, at: 0, len: 3 }],
+            grown: vec![
+                Grown { slot: 0, group: 0, at: 0, len: 2 },
+                Grown { slot: 1, group: 0, at: 0, len: 3 },
+            ],
             pages: vec![0, 2, 3, 0, 2],
             rows: vec![row, decode],
             tokens: vec![8, 0, 5, SAMPLED_LAST],
@@ -361,9 +391,9 @@ mod tests {
     #[test]
     fn a_batch_knows_positions_and_slots() {
         let mut batch = Batch::default();
-        batch.prepare(Arc::new(plan()), 4);
+        batch.prepare(Arc::new(plan()), 1, 4);
         assert_eq!(batch.positions(), [3, 4, 5, 8]);
-        assert_eq!(batch.kv_slots(), [3, 8, 9, 8]);
+        assert_eq!(batch.kv_slots(0), [3, 8, 9, 8]);
         assert_eq!(batch.logit_rows(), [LogitRow { row: 0, token: 2, given: None }]);
     }
 
@@ -373,7 +403,7 @@ mod tests {
             let mut plan = plan();
             plan.rows[0].want = want;
             let mut batch = Batch::default();
-            batch.prepare(Arc::new(plan), 4);
+            batch.prepare(Arc::new(plan), 1, 4);
             batch.logit_rows().iter().map(|at| (at.row, at.token, at.given)).collect()
         };
         assert_eq!(logits(Want::Nothing), []);
@@ -381,6 +411,54 @@ mod tests {
         assert_eq!(logits(ends_here), [(0, 0, Some(0)), (0, 1, Some(5)), (0, 2, None)]);
         let goes_on = Want::Each { first: 1, next: Some(7) };
         assert_eq!(logits(goes_on), [(0, 1, Some(5)), (0, 2, Some(7))]);
+    }
+
+    /// The tables of [`plan`] for two groups of layers: window pages of slot 1 are others, and its first one is gone.
+    fn grouped() -> Plan {
+        let grown = |slot, group, len| Grown { slot, group, at: 0, len };
+        Plan {
+            grown: vec![grown(0, 0, 2), grown(0, 1, 2), grown(1, 0, 3), grown(1, 1, 3)],
+            pages: vec![0, 2, 3, 1, 3, 0, 2, 0, 1, 3],
+            ..plan()
+        }
+    }
+
+    #[test]
+    fn groups_of_layers_have_pages_of_their_own() {
+        let mut batch = Batch::default();
+        batch.prepare(Arc::new(grouped()), 2, 4);
+        assert_eq!(batch.groups(), 2);
+        assert_eq!((batch.pages(1, 0), batch.pages(1, 1)), (&[3, 0, 2][..], &[0, 1, 3][..]));
+        assert_eq!(
+            (batch.kv_slots(0), batch.kv_slots(1)),
+            (&[3, 8, 9, 8][..], &[15, 4, 5, 12][..])
+        );
+        assert_eq!(batch.positions(), [3, 4, 5, 8]);
+        // Whoever takes a slot begins with no page in any group.
+        let installs = vec![Install { slot: 1, ..install(None, 0.0) }];
+        batch.prepare(Arc::new(Plan { installs, ..Plan::default() }), 2, 4);
+        assert!(batch.pages(1, 0).is_empty() && batch.pages(1, 1).is_empty());
+        assert_eq!(batch.pages(0, 1), [3, 1]);
+    }
+
+    #[test]
+    fn a_row_needs_pages_of_every_group() {
+        let limits = PlanLimits { groups: 2, ..LIMITS };
+        let before = Plan {
+            rows: vec![Row { slot: 1, start: 8, len: 1, tokens_at: 0, want: Want::Last }],
+            tokens: vec![0],
+            ..grouped()
+        };
+        let mut check = PlanCheck::new(limits);
+        check.check(&before).unwrap();
+        assert_eq!(check.check(&grouped()), Ok(()));
+        let mut check = PlanCheck::new(limits);
+        check.check(&before).unwrap();
+        let installs = vec![Install { slot: 1, ..install(None, 0.0) }];
+        let short = Plan { installs, grown: grouped().grown[..3].to_vec(), ..grouped() };
+        let short = Plan { pages: short.pages[..7].to_vec(), ..short };
+        let error = check.check(&short).unwrap_err();
+        assert!(error.contains("page table of a row 3 exceeds 0"), "{error}");
     }
 
     fn install(counts: Option<u32>, presence_penalty: f32) -> Install {
@@ -414,7 +492,7 @@ mod tests {
             let mut check = PlanCheck::new(LIMITS);
             let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 0, want: Want::Last };
             let before = Plan {
-                grown: vec![Grown { slot: 1, at: 0, len: 2 }],
+                grown: vec![Grown { slot: 1, group: 0, at: 0, len: 2 }],
                 pages: vec![3, 0],
                 rows: vec![decode],
                 tokens: vec![4],
@@ -426,7 +504,7 @@ mod tests {
         assert_eq!(check(|_| ()), Ok(()));
         assert_eq!(check(|plan| plan.installs.push(install(Some(0), 0.5))), Ok(()));
         type Change = fn(&mut Plan);
-        let broken: [(&str, Change); 22] = [
+        let broken: [(&str, Change); 23] = [
             ("token id 10 exceeds 9", |plan| plan.tokens[0] = 9),
             ("row 1: slot 1 sampled no token -2", |plan| plan.tokens[3] = -2),
             ("row 0: slot 0 sampled no token -1", |plan| plan.tokens[2] = SAMPLED_LAST),
@@ -436,6 +514,7 @@ mod tests {
             ("page 5 exceeds 4", |plan| plan.pages[2] = 4),
             ("first new page of a slot 3 exceeds 2", |plan| plan.grown[1].at = 3),
             ("slot of a page table 3 exceeds 2", |plan| plan.grown[1].slot = 2),
+            ("group of layers of a page table 2 exceeds 1", |plan| plan.grown[1].group = 1),
             ("pages of a slot 4 exceeds 3", |plan| plan.grown[1].at = 1),
             ("end of a row 11", |plan| plan.rows[1].start = 10),
             ("slot of a row 3", |plan| plan.rows[0].slot = 2),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use minisgl_sched::{Executor, ExecutorError, Late, Plan, StepOutput, StepProfile};
+use minisgl_sched::{Executor, ExecutorError, Late, Plan, StepOutput, StepProfile, Windows};
 
 use crate::batch::{IN_FLIGHT_MAX, PlanCheck, PlanLimits};
 use crate::patience::StepCosts;
@@ -39,9 +39,11 @@ pub struct EngineInfo {
     pub kv_dtype: String,
     pub kv_bytes: u64,
     pub kv_tokens: u64,
-    /// KV pages, of `page_size` tokens: plans may name pages below this.
+    /// KV pages, of `page_size` tokens of a group of layers: plans may name pages below this.
     pub kv_pages: u32,
     pub page_size: u32,
+    /// Groups of layers whose pages may go behind a window.
+    pub windows: Windows,
     pub vocab_size: u32,
     pub max_len: u32,
     pub chunk_tokens: u32,

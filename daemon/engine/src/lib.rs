@@ -14,6 +14,7 @@
 //!     weights   safetensors or dummies, slice by slice
 //!     scheme    how a matrix is stored: numbers, or codes and scales
 //!     config    what config.json says
+//!     kv_groups which layers share KV pages
 //!   probe     what this machine has: driver, GPUs, libraries
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod config;
 mod device;
 mod engine;
 mod error;
+pub mod kv_groups;
 mod memory;
 pub mod model;
 pub mod ops;

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use minisgl_sched::Windows;
+
 use crate::error::EngineError;
 
 /// Tokens of a prefix cache whose size is left to the memory. No more than toys reach it: the smallest model of use has
@@ -19,8 +21,12 @@ pub struct Budget {
     pub used_bytes: u64,
     /// Bytes that nobody gets: what a driver takes for itself later.
     pub spare_bytes: u64,
-    /// Arrays that a page has a part in: keys and values of every layer on every rank.
+    /// Arrays that a page has a part in: keys and values of each layer of a group.
     pub arrays: u64,
+    /// The groups of layers, each with pages of its own.
+    pub windows: Windows,
+    /// Tokens that a request is fed at a time, at most.
+    pub chunk_tokens: usize,
     /// Bytes of one token in one array.
     pub token_bytes: u64,
     /// Bytes behind the last page of an array.
@@ -53,6 +59,8 @@ pub struct Wishes {
 pub struct KvSize {
     /// Pages.
     pub pages: u64,
+    /// Tokens that they hold in all layers. Of longer requests they hold more, where layers see a window.
+    pub tokens: u64,
     /// Prompt plus generated tokens of one request, at most.
     pub max_len: u64,
 }
@@ -62,14 +70,15 @@ impl Budget {
     /// requests together can fill, or, to a prefix cache, [`CACHED_TOKENS_MAX`] if that is more.
     ///
     /// # Errors
-    /// No room for the tokens asked for, or, by ratio, for a single page or `max_len`.
+    /// No room for the tokens asked for, or, by ratio, for a page of each group or `max_len`.
     pub fn kv_size(&self, wishes: &Wishes) -> Result<KvSize, EngineError> {
         let Wishes { page_size, max_len, .. } = *wishes;
+        let groups = self.windows.all_groups() as u64;
         let wanted_len = max_len.unwrap_or(self.max_position);
         let room = self.available_bytes.saturating_sub(self.spare_bytes);
         let pages = match wishes.kv_tokens {
             Some(tokens) => {
-                let pages = tokens.div_ceil(page_size);
+                let pages = tokens.div_ceil(page_size).saturating_mul(groups);
                 let left = room.saturating_sub(self.used_bytes);
                 self.check(pages.saturating_mul(page_size), left)?;
                 pages
@@ -77,41 +86,49 @@ impl Budget {
             None => {
                 let share = self.available_bytes as f64 * f64::from(wishes.memory_ratio);
                 let left = room.min(share as u64).saturating_sub(self.used_bytes);
-                let running = wishes.max_running.saturating_mul(wanted_len.div_ceil(page_size));
+                let running =
+                    wishes.max_running.saturating_mul(self.pages_for(wanted_len, page_size));
                 let cached = if wishes.prefix_cache { CACHED_TOKENS_MAX / page_size } else { 0 };
-                let useful = running.max(cached);
+                let useful = running.max(cached * groups);
                 let array_bytes = left / self.arrays / self.unit_bytes * self.unit_bytes;
                 let paged_bytes = array_bytes.saturating_sub(self.slack_bytes);
                 let pages = (paged_bytes / (self.token_bytes * page_size)).min(useful);
-                if pages == 0 {
-                    self.check(page_size, left)?;
+                if pages < groups {
+                    self.check(groups * page_size, left)?;
                 }
                 if let Some(len) = max_len {
-                    self.check(len, left)?;
+                    self.check(self.pages_for(len, page_size).saturating_mul(page_size), left)?;
                 }
                 pages
             }
         };
+        let longest = self.windows.tokens_in(pages as usize, self.chunk_tokens, page_size as usize);
         if let Some(len) = max_len
-            && pages * page_size < len
+            && (longest as u64) < len
         {
             return Err(EngineError::Option {
                 option: "max_len",
                 value: len.to_string(),
-                expected: format!("at most the {} tokens of the KV cache", pages * page_size),
+                expected: format!("at most the {longest} tokens of the KV cache"),
             });
         }
         if pages > u64::from(u32::MAX) / page_size {
             return Err(EngineError::Option {
                 option: "kv_tokens",
-                value: (pages * page_size).to_string(),
-                expected: format!("at most {}", u32::MAX),
+                value: (pages / groups * page_size).to_string(),
+                expected: format!("at most {}", u64::from(u32::MAX) / groups),
             });
         }
-        Ok(KvSize { pages, max_len: wanted_len.min(pages * page_size) })
+        let tokens = pages / groups * page_size;
+        Ok(KvSize { pages, tokens, max_len: wanted_len.min(longest as u64) })
     }
 
-    /// Bytes that `tokens` take.
+    /// Pages of all groups that a request of `tokens` needs.
+    fn pages_for(&self, tokens: u64, page_size: u64) -> u64 {
+        self.windows.pages_for(tokens as usize, self.chunk_tokens, page_size as usize) as u64
+    }
+
+    /// Bytes that pages for `tokens` of one group take.
     pub fn kv_bytes(&self, tokens: u64) -> u64 {
         let bytes = tokens.saturating_mul(self.token_bytes).saturating_add(self.slack_bytes);
         let units = bytes.div_ceil(self.unit_bytes);
@@ -125,7 +142,7 @@ impl Budget {
         }
         Err(EngineError::Memory {
             needed_bytes,
-            tokens,
+            tokens: tokens / self.windows.all_groups() as u64,
             budget_bytes,
             available_bytes: self.available_bytes,
             used_bytes: self.used_bytes,
@@ -187,6 +204,8 @@ mod tests {
         used_bytes: 1_000,
         spare_bytes: 0,
         arrays: 2,
+        windows: Windows { groups: 0, keep: 0 },
+        chunk_tokens: 16,
         token_bytes: 5,
         slack_bytes: 0,
         unit_bytes: 1,
@@ -206,7 +225,7 @@ mod tests {
     fn the_ratio_covers_weights_and_pages() {
         let size = BUDGET.kv_size(&WISHES).unwrap();
         // (5,000 - 1,000) / 160 bytes a page.
-        assert_eq!(size, KvSize { pages: 25, max_len: 100 });
+        assert_eq!(size, KvSize { pages: 25, tokens: 400, max_len: 100 });
     }
 
     #[test]
@@ -214,7 +233,7 @@ mod tests {
         // 2,000 bytes an array are three units of 600, which hold 22 pages of 80.
         let budget = Budget { unit_bytes: 600, ..BUDGET };
         let size = budget.kv_size(&WISHES).unwrap();
-        assert_eq!(size, KvSize { pages: 22, max_len: 100 });
+        assert_eq!(size, KvSize { pages: 22, tokens: 352, max_len: 100 });
         assert_eq!(budget.kv_bytes(22 * 16), 3_600);
         // Asked for by count, seven units of each array fit into 9,000 bytes, and eight do not.
         let wish = |tokens| Wishes { kv_tokens: Some(tokens), ..WISHES };
@@ -242,8 +261,8 @@ mod tests {
         // Two requests of 100 tokens without a prefix cache; with one, all that the share holds.
         let few = Wishes { max_running: 2, ..WISHES };
         let size = BUDGET.kv_size(&Wishes { prefix_cache: false, ..few }).unwrap();
-        assert_eq!(size, KvSize { pages: 14, max_len: 100 });
-        assert_eq!(BUDGET.kv_size(&few).unwrap(), KvSize { pages: 25, max_len: 100 });
+        assert_eq!(size, KvSize { pages: 14, tokens: 224, max_len: 100 });
+        assert_eq!(BUDGET.kv_size(&few).unwrap(), KvSize { pages: 25, tokens: 400, max_len: 100 });
         // Far more memory than a toy model has a use for.
         let vast = Budget { available_bytes: 1 << 40, ..BUDGET };
         assert_eq!(vast.kv_size(&few).unwrap().pages, CACHED_TOKENS_MAX / 16);
@@ -254,7 +273,29 @@ mod tests {
     #[test]
     fn tokens_are_rounded_up_to_pages_and_bound_the_length() {
         let size = BUDGET.kv_size(&Wishes { kv_tokens: Some(33), ..WISHES }).unwrap();
-        assert_eq!(size, KvSize { pages: 3, max_len: 48 });
+        assert_eq!(size, KvSize { pages: 3, tokens: 48, max_len: 48 });
+    }
+
+    #[test]
+    fn windows_make_room_for_longer_requests() {
+        // Two window groups of pages of 16, of which a request keeps 20 tokens and what it is fed: four columns.
+        let windows = Windows { groups: 2, keep: 20 };
+        let budget = Budget { windows, max_position: 1_000, ..BUDGET };
+        let size = budget.kv_size(&Wishes { kv_tokens: Some(160), ..WISHES }).unwrap();
+        assert_eq!(size, KvSize { pages: 30, tokens: 160, max_len: (30 - 2 * 4) * 16 });
+        let longer = |len| Wishes { kv_tokens: Some(160), max_len: Some(len), ..WISHES };
+        assert_eq!(budget.kv_size(&longer(352)).unwrap().max_len, 352);
+        let error = budget.kv_size(&longer(353)).unwrap_err().to_string();
+        assert_eq!(error, "option max_len is 353: at most the 352 tokens of the KV cache");
+        // Not even a page of each group.
+        let budget = Budget { used_bytes: 4_600, ..budget };
+        let error = budget.kv_size(&WISHES).unwrap_err().to_string();
+        assert!(error.contains("no memory for the KV cache"), "{error}");
+        // No more than those who run and the prefix cache can use.
+        let vast = Budget { available_bytes: 1 << 40, used_bytes: 0, ..budget };
+        assert_eq!(vast.kv_size(&WISHES).unwrap().pages, 3 * CACHED_TOKENS_MAX / 16);
+        let alone = Wishes { prefix_cache: false, max_running: 1, ..WISHES };
+        assert_eq!(vast.kv_size(&alone).unwrap().pages, 63 + 2 * 4);
     }
 
     #[test]

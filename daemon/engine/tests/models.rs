@@ -53,8 +53,18 @@ fn through_e4m3(row: &mut [f32]) {
     }
 }
 
-/// Teacher-forces the engine's own tokens through the naive forward pass.
 fn against_oracle(config: &Value, dtype: Dtype, options: LoadOptions, tolerance: f64) {
+    held_to_oracle(config, dtype, options, tolerance, (&prompts(3), &Drive::default()));
+}
+
+/// Teacher-forces the engine's own tokens through the naive forward pass.
+fn held_to_oracle(
+    config: &Value,
+    dtype: Dtype,
+    options: LoadOptions,
+    tolerance: f64,
+    (prompts, drive): (&[Vec<u32>], &Drive),
+) {
     let dir = tempfile::tempdir().unwrap();
     let (config, mut weights) = write_model(dir.path(), config, dtype, 7);
     if options.quantize == Quantize::Fp8 {
@@ -64,8 +74,7 @@ fn against_oracle(config: &Value, dtype: Dtype, options: LoadOptions, tolerance:
             values.chunks_exact_mut(spec.shape[1]).for_each(through_e4m3);
         }
     }
-    let prompts = prompts(3);
-    let outputs = run(dir.path(), options, &prompts, &Drive::default());
+    let outputs = run(dir.path(), options, prompts, drive);
     for (prompt, output) in prompts.iter().zip(&outputs) {
         let mut sequence = prompt.clone();
         sequence.extend(output.iter().map(|sampled| sampled.token));
@@ -94,6 +103,36 @@ fn every_architecture_matches_the_naive_forward_pass() {
     for architecture in ARCHITECTURES {
         let config = config(architecture, 6, 2, 10);
         against_oracle(&config, Dtype::BF16, LoadOptions::default(), 2e-4);
+    }
+}
+
+/// Of layers that see a window a request keeps the pages of a window, and the driver gives it the same ones again and again:
+/// what they held before is not to be seen.
+#[test]
+fn pages_behind_a_window_serve_other_tokens() {
+    for (architecture, groups, page_size, tp) in [
+        ("GptOssForCausalLM", 1, 16, 1),
+        ("Gemma3ForCausalLM", 1, 4, 2),
+        ("Qwen2ForCausalLM", 2, 16, 1),
+    ] {
+        let mut config = config(architecture, 6, 2, 10);
+        config["max_position_embeddings"] = json!(700);
+        config["num_hidden_layers"] = json!(if groups == 1 { 2 } else { 3 });
+        if architecture == "Qwen2ForCausalLM" {
+            config["use_sliding_window"] = json!(true);
+            config["sliding_window"] = json!(37);
+            config["max_window_layers"] = json!(1);
+        }
+        let options = LoadOptions { page_size, tp, ..LoadOptions::default() };
+        let mut random = Random(9);
+        let prompts: Vec<_> = [1, 300, 33, 420].iter().map(|&len| random.tokens(len, 67)).collect();
+        let drive = Drive { chunk: 48, ..Drive::default() };
+        held_to_oracle(&config, Dtype::BF16, options.clone(), 2e-4, (&prompts, &drive));
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, Dtype::BF16, 7);
+        let windows = load(dir.path(), options).1.windows;
+        let pages = (windows.keep + 48).div_ceil(page_size as usize) + 1;
+        assert!(windows.groups == groups && pages * page_size as usize <= 300, "{windows:?}");
     }
 }
 

@@ -171,7 +171,7 @@ fn loading_reports_its_stages_and_what_it_made() {
 fn one_token(step: u64) -> Plan {
     Plan {
         step,
-        grown: vec![Grown { slot: 0, at: 0, len: 1 }],
+        grown: vec![Grown { slot: 0, group: 0, at: 0, len: 1 }],
         pages: vec![3],
         rows: vec![Row { slot: 0, start: 0, len: 1, tokens_at: 0, want: Want::Last }],
         tokens: vec![5],

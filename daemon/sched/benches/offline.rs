@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 
 use minisgl_proto::{CacheMode, RequestId, Sampled, SamplingParams, StopParams, Submit};
-use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput};
+use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput, Windows};
 
 /// Seconds, see the file's documentation.
 struct Cost {
@@ -85,6 +85,7 @@ fn run(cost: &Cost, kv_tokens: u32, chunk_tokens: u32) -> Outcome {
     let mut scheduler = Scheduler::new(SchedConfig {
         pages: kv_tokens / page_size,
         page_size,
+        windows: Windows::default(),
         max_running: 256,
         penalised_max: 256,
         max_waiting: 256,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use criterion::Criterion;
 use minisgl_proto::{CacheMode, RequestId, Sampled, SamplingParams, StopParams, Submit};
-use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput};
+use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput, Windows};
 use processor_time::ProcessorTime;
 
 /// Steps until the contexts have grown by a tenth and are started anew.
@@ -29,6 +29,7 @@ fn decoding(page_size: u32, requests: u32, context: u32) -> (Scheduler, Plan, Pl
     let mut scheduler = Scheduler::new(SchedConfig {
         pages: (requests * (2 * context + 1_000)) / page_size,
         page_size,
+        windows: Windows::default(),
         max_running: requests,
         penalised_max: requests,
         max_waiting: requests,

@@ -46,7 +46,8 @@ impl Scheduler {
                 return;
             }
             // With nothing running this is no more than the pool, by the limits on submission.
-            let lacking = len.div_ceil(page_size) - table.pages().len();
+            let all = self.config.pages_for(len, len - matched);
+            let lacking = all.saturating_sub(table.held());
             let wanted = lacking + promised + self.headroom_pages();
             if wanted > self.cache.available() {
                 self.admission_blocked = true;
@@ -56,10 +57,11 @@ impl Scheduler {
             if chunk == 0 {
                 return;
             }
+            let held = table.held();
             let pages = (matched + chunk).div_ceil(page_size) - table.pages().len();
             let grown = self.cache.grow(&mut table, pages);
             assert!(grown, "a request that was accepted fits into the pool");
-            promised += lacking - pages;
+            promised += lacking.saturating_sub(table.held() - held);
             self.start(key, table, matched, now_s, draft);
             draft.take(&self.requests[key], chunk);
             self.push_row(key, chunk, draft);
@@ -117,7 +119,8 @@ impl Scheduler {
     }
 
     fn headroom_pages(&self) -> usize {
-        let each = HEADROOM_TOKENS.div_ceil(self.cache.page_size());
+        // Of a window group, a page comes for each that goes.
+        let each = HEADROOM_TOKENS.div_ceil(self.cache.page_size()) + self.config.windows.groups;
         (self.running.len() * each).min(self.config.pages as usize / HEADROOM_PART)
     }
 }

@@ -4,6 +4,8 @@
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
+use minisgl_cache::GONE;
+
 use crate::guide::{mask_words, push_all};
 use crate::plan::{Grown, Late, Plan, Row, SAMPLED_LAST, Want};
 use crate::request::Request;
@@ -151,13 +153,15 @@ impl Scheduler {
             let request = &mut self.requests[key];
             let computed = request.computed;
             let table = &mut request.running.as_mut().expect("it is planned, so it runs").table;
+            // Whatever plans before this one read has been read when this one writes.
+            self.cache.slide(table, computed);
             let have = table.pages().len();
             let lacking = (computed + wanted).div_ceil(page_size) - have;
             if lacking == 0 || self.cache.grow(table, lacking) {
                 return wanted;
             }
             draft.pages_short = true;
-            let available = self.cache.available();
+            let available = self.cache.available() / self.cache.groups();
             let room = (have + available) * page_size - computed;
             if room > 0 {
                 let grown = self.cache.grow(table, available);
@@ -201,12 +205,16 @@ impl Scheduler {
         if end > known {
             plan.tokens.push(SAMPLED_LAST);
         }
-        let pages = &running.table.pages()[running.told..];
-        if !pages.is_empty() {
-            let (at, len) = (running.told as u32, pages.len() as u32);
-            plan.grown.push(Grown { slot: running.slot, at, len });
-            plan.pages.extend_from_slice(pages);
-            running.told += pages.len();
+        let untold = running.told..running.table.pages().len();
+        if !untold.is_empty() {
+            let (slot, at, len) = (running.slot, untold.start as u32, untold.len() as u32);
+            for group in 0..self.cache.groups() {
+                plan.grown.push(Grown { slot, group: group as u32, at, len });
+                let pages = &running.table.group(group)[untold.clone()];
+                // Nothing is read where a page is gone.
+                plan.pages.extend(pages.iter().map(|&page| if page == GONE { 0 } else { page }));
+            }
+            running.told = untold.end;
         }
         if start < request.prefix_len {
             draft.prefilled.push(key);
@@ -229,7 +237,8 @@ impl Scheduler {
 
     /// Pages that a running request still lacks for the tokens it is to feed before it samples.
     pub(crate) fn lacking_pages(&self, request: &Request) -> usize {
-        let have = request.running.as_ref().map_or(0, |running| running.table.pages().len());
-        request.total().div_ceil(self.cache.page_size()).saturating_sub(have)
+        let have = request.running.as_ref().map_or(0, |running| running.table.held());
+        let (total, row) = (request.total(), request.total() - request.computed);
+        self.config.pages_for(total, row).saturating_sub(have)
     }
 }

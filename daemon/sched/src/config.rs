@@ -2,6 +2,7 @@
 //!
 //! Owns: the checks that make a configuration usable. Must never: change at run time.
 
+use minisgl_cache::Windows;
 use minisgl_proto::CacheMode;
 
 /// Sizes and limits. All counts are at least 1.
@@ -9,8 +10,10 @@ use minisgl_proto::CacheMode;
 pub struct SchedConfig {
     /// KV pages in all.
     pub pages: u32,
-    /// Tokens a page.
+    /// Tokens a page, for the layers of one group.
     pub page_size: u32,
+    /// Groups of layers whose pages may go once they are behind a window.
+    pub windows: Windows,
     /// Requests running at once, at most: the executor's slots. No more run than `chunk_tokens`, so
     /// that a step always has room for every decode row.
     pub max_running: u32,
@@ -50,6 +53,14 @@ pub enum ConfigError {
         /// As configured.
         max_len: u32,
     },
+    /// Not even one page for each group of layers.
+    #[error("pages is {pages}, it must be at least {groups}: one for each group of layers")]
+    TooFewPages {
+        /// As configured.
+        pages: u32,
+        /// Groups of layers.
+        groups: usize,
+    },
     /// Token ids travel as signed numbers, see [`crate::Plan::tokens`].
     #[error("vocab_size is {vocab_size}, it must be below 2^31")]
     HugeVocabulary {
@@ -76,6 +87,9 @@ impl SchedConfig {
                 return Err(ConfigError::Zero { field });
             }
         }
+        if (self.pages as usize) < self.groups() {
+            return Err(ConfigError::TooFewPages { pages: self.pages, groups: self.groups() });
+        }
         if self.max_len < 2 {
             return Err(ConfigError::TooShort { max_len: self.max_len });
         }
@@ -95,11 +109,23 @@ impl SchedConfig {
         self.slots().min(self.penalised_max as usize)
     }
 
+    /// Groups of layers, each with pages of its own.
+    pub fn groups(&self) -> usize {
+        self.windows.all_groups()
+    }
+
+    /// Pages of all groups that a request has at most until `tokens` of it are computed, up to `row` at a time.
+    pub(crate) fn pages_for(&self, tokens: usize, row: usize) -> usize {
+        let row = row.min(self.chunk_tokens as usize);
+        self.windows.pages_for(tokens, row, self.page_size as usize)
+    }
+
     /// Prompt plus generated tokens that one request may have. The last token is never fed, so it
     /// needs no place in a page.
-    pub(crate) fn len_limit(&self) -> usize {
-        let pool_tokens = self.pages as usize * self.page_size as usize;
-        (self.max_len as usize).min(pool_tokens + 1)
+    pub fn len_limit(&self) -> usize {
+        let (pages, row) = (self.pages as usize, self.chunk_tokens as usize);
+        let tokens = self.windows.tokens_in(pages, row, self.page_size as usize);
+        (self.max_len as usize).min(tokens + 1)
     }
 
     /// Plans that may be in flight at once.

@@ -52,8 +52,7 @@ impl Scheduler {
             ensure(counted, "a request counts tokens for nothing, or does not and should")?;
             let own = running.counts.is_none_or(|counts| counts_of.insert(counts));
             ensure(own, "two requests count tokens in the same table")?;
-            let table = &running.table;
-            for &page in &table.pages()[table.shared_pages()..] {
+            for page in running.table.owned() {
                 ensure(owned.insert(page), "two requests write the same page")?;
             }
         }
@@ -111,6 +110,8 @@ impl Scheduler {
         ensure(r.cached <= r.computed, "more was cached than is computed")?;
         let can_score = !r.is_scoring() || r.computed < r.next_scored;
         ensure(can_score, "its prompt is computed past what is to be reported")?;
+        let (read, live) = (r.computed.saturating_sub(self.config.windows.keep), table.live());
+        ensure(live * page_size <= read, "its window lacks pages")?;
         ensure(table.pages().len() == r.computed.div_ceil(page_size), "its page table's length")?;
         ensure(table.shared_pages() * page_size <= r.computed, "it shares what is not computed")
     }

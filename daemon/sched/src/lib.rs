@@ -24,6 +24,7 @@ pub use config::{ConfigError, SchedConfig};
 pub use driver::{BeginError, Driver};
 pub use executor::{Executor, ExecutorError, StepProfile};
 pub use integrity::IntegrityError;
+pub use minisgl_cache::Windows;
 pub use plan::{
     CountsId, Grown, Install, Late, PageId, Plan, Row, SAMPLED_LAST, SlotId, StepOutput, Want,
 };

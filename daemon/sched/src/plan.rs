@@ -15,6 +15,9 @@
 //!   pages     [ 31 |                                            3 4 5 ]
 //!               what these entries of the slots' page tables become
 //! ```
+//!
+//! Where layers are in groups, a slot has a page table for each group. They have as many entries; in those of window groups
+//! an entry before the window may name any page, since nothing is read there.
 
 use minisgl_proto::SamplingParams;
 
@@ -65,12 +68,14 @@ pub struct Late {
 /// In the place of a token id: the token that the row's slot sampled last, in the plan before.
 pub const SAMPLED_LAST: i32 = -1;
 
-/// The entries `at .. at + len` of a slot's page table become the next `len` of [`Plan::pages`]. They follow what the table has, or
+/// The entries `at .. at + len` of a page table become the next `len` of [`Plan::pages`]. They follow what the table has, or
 /// replace its end: a table has no gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grown {
     /// Whose table.
     pub slot: SlotId,
+    /// Of which group of layers; 0 is the first, window groups follow.
+    pub group: u32,
     /// First entry that changes.
     pub at: u32,
     /// Entries, the last of which is the table's last.
@@ -98,7 +103,7 @@ pub struct Install {
 }
 
 /// A request's part of a step: `len` tokens at positions `start .. start + len`. Position `p` lives in page
-/// `p / page_size` of the slot's page table, at offset `p % page_size`.
+/// `p / page_size` of each of the slot's page tables, at offset `p % page_size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The request's slot.

@@ -30,6 +30,8 @@
 //! - Pages that a request gives up may be handed out again at once: a plan in flight still writes
 //!   them before their new owner does. But never within the plan that writes them, so requests are
 //!   planned by rank, and those preempted for want of pages come after the last one planned.
+//! - Pages of layers that see a window are given up before the row is planned that does not read them any more: those that did are
+//!   in plans before it.
 //! - A mask may depend on the token that the plan in flight samples. So a plan whose rows have masks is launched without them:
 //!   its forward pass runs, and waits for [`Late`] before it samples. That follows once the plan before has
 //!   run, and comes before another plan is launched.
@@ -145,7 +147,7 @@ impl Scheduler {
             CacheMode::Naive => Mode::Naive,
         };
         Ok(Scheduler {
-            cache: PrefixCache::new(config.pages, config.page_size, mode),
+            cache: PrefixCache::new(config.pages, config.page_size, config.windows, mode),
             requests: Requests::default(),
             keys: HashMap::new(),
             waiting: BTreeMap::new(),

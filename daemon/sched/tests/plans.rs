@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use minisgl_proto::{CacheMode, RequestId, Sampled, SamplingParams, StopParams, Submit};
-use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput};
+use minisgl_sched::{Event, Plan, SchedConfig, Scheduler, StepOutput, Windows};
 
 const REQUESTS: u32 = 300;
 
@@ -18,6 +18,7 @@ fn sizes(context: u32) -> Vec<(usize, usize)> {
     let mut scheduler = Scheduler::new(SchedConfig {
         pages: 2 * REQUESTS * (context + 500),
         page_size: 1,
+        windows: Windows::default(),
         max_running: REQUESTS,
         penalised_max: REQUESTS,
         max_waiting: REQUESTS,

@@ -85,6 +85,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
     SchedConfig {
         pages: engine.kv_pages,
         page_size: engine.page_size,
+        windows: engine.windows,
         max_running: options.max_running,
         penalised_max: engine.penalised_max,
         max_waiting: options.max_waiting,
@@ -378,6 +379,7 @@ mod tests {
         let scheduler = Scheduler::new(SchedConfig {
             pages,
             page_size: 4,
+            windows: minisgl_sched::Windows::default(),
             max_running: 4,
             penalised_max: 4,
             max_waiting: 4,
@@ -443,6 +445,7 @@ mod tests {
         let config = SchedConfig {
             pages: 4,
             page_size: 4,
+            windows: minisgl_sched::Windows::default(),
             max_running: 1,
             penalised_max: 1,
             max_waiting: 1,

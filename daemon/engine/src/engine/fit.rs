@@ -107,11 +107,14 @@ fn reckon(
     let kv_heads: usize =
         if is_shared { kv_heads.sum() } else { kv_heads.max().unwrap_or_default() };
     let element_bytes = options::dtype_bytes(settings.kv_dtype);
+    let groups = settings.groups(config);
     let budget = Budget {
         available_bytes: memory.available_bytes,
         used_bytes: memory.weight_bytes + memory.other_bytes,
         spare_bytes: memory.spare_bytes,
-        arrays: 2 * config.layers.len() as u64,
+        arrays: 2 * groups.arrays() as u64,
+        windows: groups.windows(),
+        chunk_tokens: settings.chunk_tokens,
         token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
         slack_bytes: memory.slack_bytes,
         unit_bytes: memory.unit_bytes,
@@ -119,9 +122,11 @@ fn reckon(
     };
     let (size, problem) = match budget.kv_size(&settings.wishes()) {
         Ok(size) => (size, None),
-        Err(error) => (KvSize { pages: 0, max_len: 0 }, Some(error)),
+        Err(error) => (KvSize { pages: 0, tokens: 0, max_len: 0 }, Some(error)),
     };
-    let kv_tokens = size.pages * settings.page_size as u64;
+    let page_size = settings.page_size as u64;
+    // Of each the pages that it has at its end, where it is fed a token at a time.
+    let full = groups.windows().pages_for(size.max_len as usize, 1, settings.page_size) as u64;
     let fit = Fit {
         architecture: config.architecture.name().to_owned(),
         parameters: model::parameters(config),
@@ -133,10 +138,10 @@ fn reckon(
         weight_bytes: memory.weight_bytes,
         other_bytes: memory.other_bytes + memory.spare_bytes,
         is_estimate: memory.is_estimate,
-        kv_bytes: if kv_tokens == 0 { 0 } else { budget.kv_bytes(kv_tokens) },
-        kv_tokens,
+        kv_bytes: if size.pages == 0 { 0 } else { budget.kv_bytes(size.pages * page_size) },
+        kv_tokens: size.tokens,
         max_len: size.max_len,
-        full_requests: kv_tokens.checked_div(size.max_len).unwrap_or(0),
+        full_requests: size.pages.checked_div(full).unwrap_or(0),
     };
     (fit, problem)
 }
@@ -236,7 +241,8 @@ fn workspace_bytes(
     }
     let logits = settings.rows() as u64 * shard.vocab.len() as u64 * 8;
     // By slot, and once more those of a step's rows as lists.
-    let tables = 4 * (settings.slots + settings.rows()) * positions.div_ceil(settings.page_size);
+    let tables = settings.groups(config).count() * positions.div_ceil(settings.page_size);
+    let tables = 4 * (settings.slots + settings.rows()) * tables;
     let rotations = 4 * config.ropes.len() * positions * config.head_dim;
     // Token counts of requests with penalties, and a bit for each token that a row may sample.
     let vocab = config.vocab_size;

@@ -54,7 +54,9 @@ impl Engine {
         let settings = &Settings::new(options, &device)?;
 
         let mut load = Load { progress, read_bytes: 0, total_bytes: source.bytes_total() };
-        let model = Shared { config: &config, shards: &shards, source: &source, settings };
+        let groups = settings.groups(&config);
+        let (config, groups) = (&config, &groups);
+        let model = Shared { config, shards: &shards, source: &source, settings, groups };
         let spawned = match device {
             Chosen::Cpu => spawn::spawn_cpu(&model)?,
             #[cfg(feature = "cuda")]
@@ -74,7 +76,9 @@ impl Engine {
             available_bytes: spawned.available_bytes,
             used_bytes: used_bytes(weight_bytes)?,
             spare_bytes: spawned.spare_bytes,
-            arrays: 2 * config.layers.len() as u64,
+            arrays: 2 * groups.arrays() as u64,
+            windows: groups.windows(),
+            chunk_tokens: settings.chunk_tokens,
             token_bytes: (kv_heads * config.head_dim * element_bytes) as u64,
             slack_bytes: spawned.kv_slack_bytes,
             unit_bytes: spawned.kv_unit_bytes,
@@ -90,6 +94,7 @@ impl Engine {
             max_len: most.max_len as usize,
             pages: 1,
             page_size: settings.page_size,
+            groups: groups.count(),
             vocab_size: config.vocab_size,
         };
         let mut engine = Engine::new(ranks, limits, spawned.costs);
@@ -101,8 +106,7 @@ impl Engine {
         budget.used_bytes = used.saturating_sub(first_page_bytes).max(budget.used_bytes);
         let size = budget.kv_size(&settings.wishes())?;
         let pages = size.pages.min(most.pages);
-        let kv_tokens = pages * settings.page_size as u64;
-        let kv_bytes = budget.kv_bytes(kv_tokens) * memories;
+        let kv_bytes = budget.kv_bytes(pages * settings.page_size as u64) * memories;
         load.commit(&engine.ranks, pages as usize, kv_bytes)?;
         let limits = PlanLimits { pages: pages as usize, max_len: size.max_len as usize, ..limits };
         engine.check = PlanCheck::new(limits);
@@ -111,13 +115,14 @@ impl Engine {
             architecture: config.architecture.name().to_owned(),
             device,
             dtype,
-            parameters: model::parameters(&config),
+            parameters: model::parameters(config),
             weight_bytes,
             kv_dtype: options::dtype_name(settings.kv_dtype).to_owned(),
             kv_bytes,
-            kv_tokens,
+            kv_tokens: size.tokens.min(most.tokens),
             kv_pages: pages as u32,
             page_size: settings.page_size as u32,
+            windows: groups.windows(),
             vocab_size: config.vocab_size as u32,
             max_len: size.max_len as u32,
             chunk_tokens: settings.chunk_tokens as u32,
@@ -171,12 +176,16 @@ impl Engine {
             tokens_at: (row * tokens) as u32,
             want: Want::Last,
         };
-        let grown = |row: usize| Grown { slot: row as u32, at: 0, len: pages as u32 };
+        let groups = self.check.limits().groups;
+        let grown = |index: usize| {
+            let (slot, group) = ((index / groups) as u32, (index % groups) as u32);
+            Grown { slot, group, at: 0, len: pages as u32 }
+        };
         Plan {
             step,
             installs: vec![install],
-            grown: (0..rows).map(grown).collect(),
-            pages: vec![0; rows * pages],
+            grown: (0..rows * groups).map(grown).collect(),
+            pages: vec![0; rows * groups * pages],
             rows: (0..rows).map(row).collect(),
             tokens: vec![0; rows * tokens],
             masked: Vec::new(),

@@ -5,8 +5,10 @@
 use minisgl_proto::{Attn, CacheMode, KvDtype, LoadOptions, OutOfRange};
 
 use crate::batch::SCORED_MAX;
+use crate::config::ModelConfig;
 use crate::device::Chosen;
 use crate::error::EngineError;
+use crate::kv_groups::KvGroups;
 use crate::memory::Wishes;
 
 /// What "decide for me" means on one kind of device.
@@ -91,6 +93,12 @@ impl Settings {
     /// Tokens of a step after which logits can be wanted, at most.
     pub(super) fn logit_rows(&self) -> usize {
         (self.rows() + SCORED_MAX).min(self.chunk_tokens)
+    }
+
+    /// Which of the model's layers share KV pages.
+    pub(super) fn groups(&self, config: &ModelConfig) -> KvGroups {
+        let max_len = self.max_len.unwrap_or(config.max_position);
+        KvGroups::of(config, max_len.min(config.max_position))
     }
 
     /// What the KV cache should be.

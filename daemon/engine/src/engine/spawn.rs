@@ -21,6 +21,7 @@ use crate::collective::Group;
 use crate::config::Ffn;
 use crate::config::ModelConfig;
 use crate::error::{EngineError, OpError};
+use crate::kv_groups::KvGroups;
 #[cfg(feature = "cuda")]
 use crate::memory::Budget;
 use crate::memory::available_bytes;
@@ -55,6 +56,7 @@ pub(super) struct Shared<'a> {
     pub(super) shards: &'a Arc<Vec<Shard>>,
     pub(super) source: &'a Arc<dyn WeightSource>,
     pub(super) settings: &'a Settings,
+    pub(super) groups: &'a KvGroups,
 }
 
 /// Ranks that are loading, and what is known of their device.
@@ -102,6 +104,8 @@ struct ModelRunner<O: Ops> {
     model: Decoder<O>,
     batch: Batch,
     page_size: usize,
+    /// Of layers.
+    groups: usize,
 }
 
 impl<O: Ops> Runner for ModelRunner<O> {
@@ -118,7 +122,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
     }
 
     fn run(&mut self, plan: Arc<Plan>) -> OpResult<Option<Box<dyn Pending>>> {
-        self.batch.prepare(plan, self.page_size);
+        self.batch.prepare(plan, self.groups, self.page_size);
         self.ops.step(&self.batch, &mut self.model)
     }
 
@@ -137,7 +141,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
         _ => KvElement::F32,
     };
     let available_bytes = available_bytes()?;
-    let config = model.config.clone();
+    let (config, groups) = (model.config.clone(), model.groups.clone());
     let group = Group::new(tp);
     let seats = group.clone();
     let ranks = spawn(model, group, move |shard| {
@@ -151,6 +155,7 @@ pub(super) fn spawn_cpu(model: &Shared<'_>) -> Result<Spawned, EngineError> {
             chunk_tokens,
             logit_rows,
             page_size,
+            groups: groups.clone(),
             kv_element,
         })
     })?;
@@ -234,6 +239,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
     let name = gpus.first().map_or("", Gpu::name);
     let device = if gpus.len() == 1 { name.to_owned() } else { format!("{} x {name}", gpus.len()) };
     let (config, settings) = (model.config.clone(), model.settings.clone());
+    let groups = model.groups.clone();
     if settings.kv_tokens.is_none() {
         even(&ordinals, &at_first)?;
     }
@@ -271,6 +277,7 @@ pub(super) fn spawn_cuda(model: &Shared<'_>, gpus: Vec<Gpu>) -> Result<Spawned, 
             chunk_tokens: settings.chunk_tokens,
             logit_rows: settings.logit_rows(),
             page_size: settings.page_size,
+            groups: groups.clone(),
             max_len,
             kv_dtype: settings.kv_dtype,
             attn: settings.attn,
@@ -321,11 +328,14 @@ pub(super) fn positions(
 ) -> usize {
     let weights = shards.iter().map(|shard| model::bytes_of(config, shard)).min();
     let kv_heads = shards.iter().map(|shard| shard.kv_heads.len()).max().unwrap_or(0);
+    let groups = settings.groups(config);
     let budget = Budget {
         available_bytes,
         used_bytes: weights.unwrap_or(0),
         spare_bytes: GPU_SPARE_BYTES,
-        arrays: 2 * config.layers.len() as u64,
+        arrays: 2 * groups.arrays() as u64,
+        windows: groups.windows(),
+        chunk_tokens: settings.chunk_tokens,
         token_bytes: (kv_heads * config.head_dim * dtype_bytes(settings.kv_dtype)) as u64,
         slack_bytes,
         unit_bytes: KV_UNIT_BYTES as u64,
@@ -370,6 +380,7 @@ fn spawn<O: Ops + 'static>(
     let (config, shards, source) =
         (model.config.clone(), model.shards.clone(), model.source.clone());
     let Settings { chunk_tokens, page_size, .. } = *model.settings;
+    let groups = model.groups.count();
     let logit_rows = model.settings.logit_rows();
     Ranks::spawn(shards.len(), group, move |rank, reporter| {
         let on_rank = |error: OpError| EngineError::Rank {
@@ -385,7 +396,7 @@ fn spawn<O: Ops + 'static>(
         ops.finish_loading().map_err(on_rank)?;
         let read_s = start.elapsed().as_secs_f64();
         let loaded = Loaded { weight_bytes: ops.weight_bytes(), read_s };
-        Ok((ModelRunner { ops, model, batch: Batch::default(), page_size }, loaded))
+        Ok((ModelRunner { ops, model, batch: Batch::default(), page_size, groups }, loaded))
     })
 }
 

@@ -102,6 +102,7 @@ const LIMITS: PlanLimits = PlanLimits {
     max_len: 8,
     pages: 1,
     page_size: 8,
+    groups: 1,
     vocab_size: 8,
 };
 
@@ -183,7 +184,7 @@ fn a_step_that_never_ends_breaks_the_engine_in_words() {
 fn masked(step: u64) -> Plan {
     let start = step.saturating_sub(FIRST) as u32;
     let row = Row { slot: 0, start, len: 1, tokens_at: 0, want: Want::Last };
-    let grown = Grown { slot: 0, at: 0, len: 1 };
+    let grown = Grown { slot: 0, group: 0, at: 0, len: 1 };
     let (grown, pages) = if start == 0 { (vec![grown], vec![0]) } else { (vec![], vec![]) };
     Plan { rows: vec![row], tokens: vec![1], grown, pages, masked: vec![0], ..plan(step) }
 }

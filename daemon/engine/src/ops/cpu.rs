@@ -37,6 +37,7 @@ use crate::batch::Batch;
 use crate::collective::Member;
 use crate::config::{Activation, ModelConfig, RopeConfig};
 use crate::error::OpError;
+use crate::kv_groups::KvGroups;
 use crate::rope::{self, Pair};
 use crate::sampler::Sampler;
 use crate::shard::{Shard, vocab_share};
@@ -65,6 +66,8 @@ pub struct CpuSpec<'a> {
     pub logit_rows: usize,
     /// Tokens a KV page.
     pub page_size: usize,
+    /// Which layers share pages.
+    pub groups: KvGroups,
     /// Element type of the KV pages.
     pub kv_element: KvElement,
 }
@@ -75,7 +78,7 @@ pub struct CpuOps {
     pool: Arc<rayon::ThreadPool>,
     member: Member,
     weight_bytes: AtomicU64,
-    layers: usize,
+    groups: KvGroups,
     heads: Heads,
     eps: f32,
     page_size: usize,
@@ -183,7 +186,7 @@ impl CpuOps {
             pool: Arc::new(pool),
             member,
             weight_bytes: 0.into(),
-            layers: config.layers.len(),
+            groups: spec.groups,
             heads: Heads { heads, kv_heads, head_dim: config.head_dim },
             eps: config.rms_norm_eps,
             page_size,
@@ -358,8 +361,8 @@ impl Ops for CpuOps {
 
     fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, .. } = self.heads;
-        let (element, layers, page_size) = (self.kv_element, self.layers, self.page_size);
-        self.kv = Some(KvPages::new(element, layers, pages, kv_heads, page_size, head_dim)?);
+        let (element, groups, page_size) = (self.kv_element, self.groups.clone(), self.page_size);
+        self.kv = Some(KvPages::new(element, groups, pages, kv_heads, page_size, head_dim)?);
         Ok(())
     }
 

@@ -88,6 +88,7 @@ use super::{
 use crate::batch::Batch;
 use crate::config::{Activation, AttentionBias, ModelConfig};
 use crate::error::OpError;
+use crate::kv_groups::KvGroups;
 use crate::shard::Shard;
 use crate::weights::{MatrixPart, TensorPart};
 
@@ -111,6 +112,8 @@ pub struct CudaSpec<'a> {
     pub logit_rows: usize,
     /// Tokens a KV page.
     pub page_size: usize,
+    /// Which layers share pages.
+    pub groups: KvGroups,
     /// Positions of a request.
     pub max_len: usize,
     /// Element type of KV pages.
@@ -142,7 +145,7 @@ pub struct CudaOps {
     chunk_tokens: usize,
     /// Width of the residual stream.
     hidden: usize,
-    layers: usize,
+    groups: KvGroups,
     heads: Heads,
     kv_type: KvType,
     eps: f32,
@@ -238,6 +241,7 @@ impl CudaOps {
         let room = Room {
             tokens: chunk_tokens,
             rows,
+            groups: spec.groups.count(),
             logit_rows: spec.logit_rows,
             work: attention
                 .decode_planner()
@@ -270,14 +274,18 @@ impl CudaOps {
             block,
             chunk_tokens,
             hidden: config.hidden_size,
-            layers: config.layers.len(),
+            groups: spec.groups.clone(),
             heads,
             kv_type,
             eps: config.rms_norm_eps,
             vocab: config.vocab_size,
             vocab_part: shard.vocab.clone(),
             inputs: Inputs::new(&stream, room).map_err(memory)?,
-            tables: Tables::new(&stream, (slots, max_len.div_ceil(page_size)), rows)?,
+            tables: Tables::new(
+                &stream,
+                (slots, spec.groups.count(), max_len.div_ceil(page_size)),
+                rows,
+            )?,
             requests: Requests::new(&stream, requests, config.vocab_size, max_len)
                 .map_err(memory)?,
             masks: Masks::new(&stream, slots, config.vocab_size).map_err(memory)?,
@@ -435,12 +443,11 @@ impl Ops for CudaOps {
     fn reserve_kv(&mut self, pages: usize) -> OpResult {
         let Heads { kv_heads, head_dim, page_size, .. } = self.heads;
         let shape = KvShape {
-            layers: self.layers,
             page_bytes: page_size * kv_heads * head_dim * self.kv_type.bytes(),
             element: self.kv_type,
             slack: self.heads.pages_slack(),
         };
-        self.kv = Some(KvSpace::new(self.stream(), shape, pages)?);
+        self.kv = Some(KvSpace::new(self.stream(), shape, self.groups.clone(), pages)?);
         self.kv_pages = 1;
         Ok(())
     }

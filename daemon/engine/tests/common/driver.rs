@@ -66,7 +66,8 @@ pub fn load(dir: &Path, options: LoadOptions) -> (Engine, EngineInfo) {
 
 struct Request {
     prompt: Vec<u32>,
-    pages: Vec<u32>,
+    /// By group of layers; of window groups those of a window, which go round.
+    pages: Vec<Vec<u32>>,
     /// Positions fed by launched plans.
     fed: usize,
     /// It was sampled in the last launched plan.
@@ -120,8 +121,11 @@ fn run(
     let mut requests: Vec<Request> = prompts
         .iter()
         .map(|prompt| {
-            let pages = (prompt.len() + drive.new_tokens).div_ceil(page_size);
-            let pages = free.split_off(free.len() - pages);
+            let all = (prompt.len() + drive.new_tokens).div_ceil(page_size);
+            let window = (drive.chunk + info.windows.keep).div_ceil(page_size) + 1;
+            let groups = 0..=info.windows.groups;
+            let count = |group| if group == 0 { all } else { all.min(window) };
+            let pages = groups.map(|group| free.split_off(free.len() - count(group))).collect();
             Request {
                 prompt: prompt.clone(),
                 pages,
@@ -270,8 +274,10 @@ fn next_plan(
         let pages = request.fed.div_ceil(page_size);
         if pages > request.told {
             let (at, len) = (request.told as u32, (pages - request.told) as u32);
-            plan.grown.push(Grown { slot: slot as u32, at, len });
-            plan.pages.extend(&request.pages[request.told..pages]);
+            for (group, own) in request.pages.iter().enumerate() {
+                plan.grown.push(Grown { slot: slot as u32, group: group as u32, at, len });
+                plan.pages.extend((request.told..pages).map(|entry| own[entry % own.len()]));
+            }
             request.told = pages;
         }
     }

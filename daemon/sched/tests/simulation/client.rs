@@ -58,6 +58,9 @@ impl Client {
     }
 
     pub fn limit(&self) -> usize {
+        if self.config.windows.groups > 0 {
+            return self.config.len_limit();
+        }
         let pool = self.config.pages as usize * self.config.page_size as usize;
         (self.config.max_len as usize).min(pool + 1)
     }

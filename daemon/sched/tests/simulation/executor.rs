@@ -5,14 +5,15 @@ use std::collections::{HashMap, VecDeque};
 use minisgl_proto::Sampled;
 use minisgl_sched::{
     Executor, ExecutorError, Install, Late, Plan, SAMPLED_LAST, SchedConfig, StepOutput, Want,
-    guide,
+    Windows, guide,
 };
 
 use crate::model::{Kv, Sampling, feed, sample, score};
 
 struct Slot {
     install: Install,
-    pages: Vec<u32>,
+    /// By group of layers.
+    tables: Vec<Vec<u32>>,
     /// The token it sampled, and in which plan.
     sampled: Option<(u64, u32)>,
     /// Its prefix is computed: each row feeds one token.
@@ -21,6 +22,7 @@ struct Slot {
 
 pub struct SimExecutor {
     page_size: usize,
+    windows: Windows,
     chunk_tokens: usize,
     scored_max: u32,
     vocab_size: u32,
@@ -42,6 +44,7 @@ impl SimExecutor {
     pub fn new(config: &SchedConfig) -> SimExecutor {
         SimExecutor {
             page_size: config.page_size as usize,
+            windows: config.windows,
             chunk_tokens: config.chunk_tokens as usize,
             scored_max: config.scored_max,
             vocab_size: config.vocab_size,
@@ -89,9 +92,12 @@ impl SimExecutor {
             let end = (row.start + row.len) as usize;
             let count = end.div_ceil(self.page_size);
             let slot = self.slots[row.slot as usize].as_ref().expect("it was installed");
-            let pages = &slot.pages[..count];
-            pages.iter().for_each(|&page| *users.entry(page).or_default() += 1);
-            written.extend_from_slice(&pages[row.start as usize / self.page_size..]);
+            for (group, table) in slot.tables.iter().enumerate() {
+                let read_from = self.read_from(group, row.start) / self.page_size;
+                let pages = &table[..count];
+                pages[read_from..].iter().for_each(|&page| *users.entry(page).or_default() += 1);
+                written.extend_from_slice(&pages[row.start as usize / self.page_size..]);
+            }
         }
         assert_eq!(tokens, plan.tokens.len());
         assert!(tokens <= self.chunk_tokens, "{tokens} tokens in a step");
@@ -100,6 +106,12 @@ impl SimExecutor {
         for page in written {
             assert_eq!(users[&page], 1, "page {page} is written by one row and used by another");
         }
+    }
+
+    /// First position that the layers of a group read for a row.
+    fn read_from(&self, group: usize, start: u32) -> usize {
+        let start = start as usize;
+        if group == 0 { 0 } else { start.saturating_sub(self.windows.keep) }
     }
 
     /// Takes what changes in the slots.
@@ -111,7 +123,7 @@ impl SimExecutor {
             }
             self.slots[install.slot as usize] = Some(Slot {
                 install: install.clone(),
-                pages: Vec::new(),
+                tables: vec![Vec::new(); 1 + self.windows.groups],
                 sampled: None,
                 decodes: false,
             });
@@ -121,10 +133,12 @@ impl SimExecutor {
             let (pages, others) = rest.split_at(grown.len as usize);
             rest = others;
             let slot = self.slots[grown.slot as usize].as_mut().expect("it was installed");
-            assert!(slot.pages.len() >= grown.at as usize, "a page table without gaps");
-            assert_ne!(slot.pages.get(grown.at as usize), pages.first(), "nothing is told twice");
-            slot.pages.truncate(grown.at as usize);
-            slot.pages.extend_from_slice(pages);
+            let (table, at) = (&mut slot.tables[grown.group as usize], grown.at as usize);
+            assert!(table.len() >= at, "a page table without gaps");
+            let is_first = grown.group == 0;
+            assert!(!is_first || table.get(at) != pages.first(), "nothing is told twice");
+            table.truncate(at);
+            table.extend_from_slice(pages);
         }
         assert!(rest.is_empty());
     }
@@ -138,18 +152,28 @@ impl SimExecutor {
         let mut masked = plan.masked.iter().peekable();
         for (index, row) in plan.rows.iter().enumerate() {
             let slot = self.slots[row.slot as usize].as_ref().expect("it was installed");
-            let (pages, fed_back, decodes) = (slot.pages.clone(), slot.sampled, slot.decodes);
+            let (tables, fed_back, decodes) = (slot.tables.clone(), slot.sampled, slot.decodes);
             assert!(!(decodes && chunks), "decode rows come before chunks");
             chunks |= row.len > 1 || row.want != Want::Last;
-            let place = |position: usize| {
-                let page = pages[position / self.page_size] as usize;
-                page * self.page_size + position % self.page_size
+            let page_size = self.page_size;
+            let place = |table: &[u32], position: usize| {
+                table[position / page_size] as usize * page_size + position % page_size
             };
             let mut last = None;
+            let mut all = Vec::new();
             for position in 0..row.start as usize {
-                let kv = self.kv[place(position)].expect("what is read was written");
+                let at = place(&tables[0], position);
+                let kv = self.kv[at].expect("what is read was written");
                 assert_eq!(kv, feed(last, kv.token), "the page table leads to another sequence");
                 last = Some(kv);
+                all.push(kv);
+            }
+            for (group, table) in tables.iter().enumerate().skip(1) {
+                let from = self.read_from(group, row.start);
+                for (position, kv) in all.iter().enumerate().skip(from) {
+                    let own = self.kv[place(table, position)];
+                    assert_eq!(own, Some(*kv), "a window leads to another sequence");
+                }
             }
             for n in 0..row.len as usize {
                 let token = match plan.tokens[row.tokens_at as usize + n] {
@@ -163,7 +187,9 @@ impl SimExecutor {
                 };
                 assert!(token < self.vocab_size);
                 last = Some(feed(last, token));
-                self.kv[place(row.start as usize + n)] = last;
+                for table in &tables {
+                    self.kv[place(table, row.start as usize + n)] = last;
+                }
                 let Want::Each { first, next } = row.want else { continue };
                 // The row's own tokens come next, then the one it was told.
                 let next =

@@ -15,6 +15,7 @@ mod limits;
 mod model;
 mod rng;
 mod scoring;
+mod windows;
 mod worker;
 mod world;
 

@@ -7,7 +7,7 @@ use minisgl_proto::{
 };
 use minisgl_sched::{
     BeginError, Driver, Event, Executor, ExecutorError, Late, Plan, SchedConfig, Scheduler,
-    StepOutput,
+    StepOutput, Windows,
 };
 
 use crate::executor::SimExecutor;
@@ -58,6 +58,7 @@ pub fn config() -> SchedConfig {
     SchedConfig {
         pages: 64,
         page_size: 4,
+        windows: Windows::default(),
         max_running: 4,
         penalised_max: 4,
         max_waiting: 4,

@@ -1,7 +1,7 @@
 //! One random world: a configuration, a crowd of clients, and turns in random order.
 
 use minisgl_proto::{CacheMode, RequestId, SamplingParams, StopParams, Submit};
-use minisgl_sched::{Event, Executor, SchedConfig, Scheduler};
+use minisgl_sched::{Event, Executor, SchedConfig, Scheduler, Windows};
 
 use crate::client::Client;
 use crate::executor::SimExecutor;
@@ -25,9 +25,18 @@ pub struct Tally {
 pub fn random_config(rng: &mut Rng) -> SchedConfig {
     let page_size = [1, 1, 2, 3, 16][rng.below(5)];
     let vocab_size = rng.within(2, 5) as u32;
+    let windows = match rng.below(4) {
+        0 | 1 => Windows::default(),
+        groups => Windows { groups: groups - 1, keep: rng.below(21) },
+    };
+    let groups = 1 + windows.groups;
+    let pages = if page_size == 16 { rng.within(1, 8) } else { rng.within(1, 40) };
+    // With fewer for each group, longer requests live on what windows give up.
+    let pages = if rng.one_in(2) { pages * groups } else { pages.max(groups) };
     SchedConfig {
-        pages: if page_size == 16 { rng.within(1, 8) } else { rng.within(1, 40) } as u32,
+        pages: pages as u32,
         page_size,
+        windows,
         max_running: rng.within(1, 8) as u32,
         penalised_max: rng.within(1, 8) as u32,
         max_waiting: rng.within(1, 12) as u32,

@@ -62,7 +62,7 @@ pub fn attention(
     let mut tasks = Vec::with_capacity(batch.rows().len() * kv_heads);
     let mut rest = out;
     for row in batch.rows() {
-        let pages = batch.pages(row.slot);
+        let pages = batch.pages(row.slot, kv.group(layer));
         let first = row.tokens_at as usize;
         let mut done = 0;
         while done < row.len as usize {

@@ -1,7 +1,7 @@
 //! The KV pages of one rank.
 //!
-//! Owns: where a token's keys and values lie. Values are `[layer][page][kv_head][slot][head_dim]`, where
-//! a slot is a token's place in its page. Keys are transposed, `[layer][page][kv_head][head_dim][slot]`:
+//! Owns: where a token's keys and values lie. Values are `[array][page][kv_head][slot][head_dim]`, where
+//! a slot is a token's place in its page. Keys are transposed, `[array][page][kv_head][head_dim][slot]`:
 //! scores of neighbouring positions then fill a vector, and need no sum across its lanes.
 //! Must never: decide who may use a page; the plan says so.
 
@@ -12,6 +12,7 @@ use half::bf16;
 
 use crate::batch::Batch;
 use crate::error::OpError;
+use crate::kv_groups::{KvGroups, KvPlace};
 use crate::ops::OpResult;
 
 /// Element type of the pages.
@@ -33,9 +34,10 @@ impl KvElement {
     }
 }
 
-/// Keys and values of every layer.
+/// Keys and values of every layer, where [`KvGroups`] says.
 pub struct KvPages {
-    layers: Vec<Layer>,
+    groups: KvGroups,
+    arrays: Vec<Layer>,
     kv_heads: usize,
     page_size: usize,
     head_dim: usize,
@@ -90,13 +92,13 @@ fn zeros<T: Zeroable>(len: usize) -> OpResult<Vec<T>> {
 }
 
 impl KvPages {
-    /// Reserves `pages` pages a layer. The memory is zero, and is touched only when written.
+    /// Reserves `pages` pages. The memory is zero, and is touched only when written.
     ///
     /// # Errors
     /// The system does not give that much address space.
     pub fn new(
         element: KvElement,
-        layers: usize,
+        groups: KvGroups,
         pages: usize,
         kv_heads: usize,
         page_size: usize,
@@ -110,8 +112,9 @@ impl KvPages {
             KvElement::F32 => zeros(len).map(Store::F32),
             KvElement::Bf16 => zeros(len).map(Store::Bf16),
         };
-        let layers = (0..layers).map(|_| Ok(Layer { keys: store()?, values: store()? }));
-        Ok(KvPages { layers: layers.collect::<OpResult<_>>()?, kv_heads, page_size, head_dim })
+        let arrays = (0..groups.arrays()).map(|_| Ok(Layer { keys: store()?, values: store()? }));
+        let arrays = arrays.collect::<OpResult<_>>()?;
+        Ok(KvPages { groups, arrays, kv_heads, page_size, head_dim })
     }
 
     /// Copies the keys and values of a step's tokens from `qkv` (`[tokens, stride]`, a token's keys
@@ -125,9 +128,10 @@ impl KvPages {
         keys_at: usize,
     ) {
         let (heads, dim) = (self.kv_heads, self.head_dim);
-        for (token, &slot) in qkv.chunks_exact(stride).zip(batch.kv_slots()) {
+        let KvPlace { group, array } = self.groups.place(layer);
+        for (token, &slot) in qkv.chunks_exact(stride).zip(batch.kv_slots(group)) {
             let (page, offset) = (slot as usize / self.page_size, slot as usize % self.page_size);
-            let Layer { keys, values } = &mut self.layers[layer];
+            let Layer { keys, values } = &mut self.arrays[array];
             for head in 0..heads {
                 let block = (page * heads + head) * self.page_size * dim;
                 let from = &token[keys_at + head * dim..][..dim];
@@ -138,9 +142,14 @@ impl KvPages {
         }
     }
 
-    /// One KV head of the request with page table `pages`.
+    /// Whose page tables lead to the keys and values of a layer.
+    pub fn group(&self, layer: usize) -> usize {
+        self.groups.place(layer).group
+    }
+
+    /// One KV head of the request with page table `pages`, which is that of the layer's group.
     pub fn head<'a>(&'a self, layer: usize, head: usize, pages: &'a [u32]) -> KvHead<'a> {
-        KvHead { kv: self, layer, head, pages }
+        KvHead { kv: self, array: self.groups.place(layer).array, head, pages }
     }
 }
 
@@ -148,7 +157,7 @@ impl KvPages {
 #[derive(Clone, Copy)]
 pub struct KvHead<'a> {
     kv: &'a KvPages,
-    layer: usize,
+    array: usize,
     head: usize,
     pages: &'a [u32],
 }
@@ -156,22 +165,22 @@ pub struct KvHead<'a> {
 impl KvHead<'_> {
     /// Keys at `positions` into the first columns of `to`, `[head_dim, width]`.
     pub fn keys(self, positions: Range<usize>, width: usize, to: &mut [f32]) {
-        let KvPages { layers, page_size, .. } = self.kv;
+        let KvPages { arrays, page_size, .. } = self.kv;
         for run in self.runs(positions) {
             for (i, to) in to.chunks_exact_mut(width).enumerate() {
                 let at = run.block + i * page_size + run.offset;
-                layers[self.layer].keys.read(at, &mut to[run.done..run.done + run.len]);
+                arrays[self.array].keys.read(at, &mut to[run.done..run.done + run.len]);
             }
         }
     }
 
     /// Values at `positions` into the first rows of `to`, `[positions, head_dim]`.
     pub fn values(self, positions: Range<usize>, to: &mut [f32]) {
-        let KvPages { layers, head_dim, .. } = self.kv;
+        let KvPages { arrays, head_dim, .. } = self.kv;
         for run in self.runs(positions) {
             let at = run.block + run.offset * head_dim;
             let to = &mut to[run.done * head_dim..(run.done + run.len) * head_dim];
-            layers[self.layer].values.read(at, to);
+            arrays[self.array].values.read(at, to);
         }
     }
 
@@ -217,11 +226,11 @@ mod tests {
     fn pages_take_memory_only_when_written() {
         for element in [KvElement::F32, KvElement::Bf16] {
             let before = resident_bytes();
-            let kv = KvPages::new(element, 1, 1 << 14, 1, 128, 128).unwrap();
+            let kv = KvPages::new(element, KvGroups::one(1), 1 << 14, 1, 128, 128).unwrap();
             let grown = resident_bytes().saturating_sub(before);
             assert!(grown < 256 << 20, "{element:?} touched {grown} bytes of 1 GiB or more");
             let mut read = [1.0; 4];
-            kv.layers[0].keys.read(1 << 27, &mut read);
+            kv.arrays[0].keys.read(1 << 27, &mut read);
             assert_eq!(read, [0.0; 4]);
         }
     }
@@ -229,7 +238,8 @@ mod tests {
     #[test]
     fn what_the_system_cannot_give_is_an_error() {
         for pages in [1 << 50, usize::MAX] {
-            let error = KvPages::new(KvElement::Bf16, 1, pages, 1, 16, 64).err().unwrap();
+            let error =
+                KvPages::new(KvElement::Bf16, KvGroups::one(1), pages, 1, 16, 64).err().unwrap();
             assert!(error.to_string().contains("lower kv_tokens"), "{error}");
         }
     }

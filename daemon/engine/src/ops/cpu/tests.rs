@@ -14,6 +14,7 @@ use super::{CpuOps, CpuSpec};
 use crate::batch::Batch;
 use crate::collective::Group;
 use crate::config::{Activation, ModelConfig};
+use crate::kv_groups::KvGroups;
 use crate::ops::{Around, Closure, Linear, Norm, NormId, Ops, Scratch, Stream};
 use crate::shard::Shard;
 use crate::weights::HostTensor;
@@ -252,7 +253,8 @@ fn attention_case(
         tables.push((0..count).map(|i| next - i).collect::<Vec<u32>>());
         next -= count;
     }
-    let mut kv = KvPages::new(element, 2, pages + 1, kv_heads, page_size, head_dim).unwrap();
+    let mut kv =
+        KvPages::new(element, KvGroups::one(2), pages + 1, kv_heads, page_size, head_dim).unwrap();
     let every: Vec<u32> = (0..=pages as u32).collect();
     let poison = vec![f32::NAN; (pages + 1) * page_size * stride];
     for layer in 0..2 {
@@ -321,7 +323,7 @@ fn batch(shapes: &[(usize, usize)], tables: &[Vec<u32>], page_size: usize) -> Ba
             continue;
         }
         let slot = plan.rows.len() as u32;
-        plan.grown.push(Grown { slot, at: 0, len: table.len() as u32 });
+        plan.grown.push(Grown { slot, group: 0, at: 0, len: table.len() as u32 });
         plan.rows.push(Row {
             slot,
             start: *start as u32,
@@ -333,7 +335,7 @@ fn batch(shapes: &[(usize, usize)], tables: &[Vec<u32>], page_size: usize) -> Ba
         plan.pages.extend(table);
     }
     let mut batch = Batch::default();
-    batch.prepare(Arc::new(plan), page_size);
+    batch.prepare(Arc::new(plan), 1, page_size);
     batch
 }
 
@@ -358,6 +360,7 @@ fn the_largest_step_finds_its_buffers() {
                         chunk_tokens: CHUNK,
                         logit_rows: 40,
                         page_size: 16,
+                        groups: KvGroups::one(config.layers.len()),
                         kv_element: KvElement::F32,
                     };
                     let mut ops = CpuOps::new(spec).unwrap();

@@ -32,6 +32,7 @@ use super::tables::Tables;
 use super::{Buffer, CudaOps, LayerAttention, failed};
 use crate::config::{AttentionSpec, ModelConfig};
 use crate::error::OpError;
+use crate::kv_groups::KvPlace;
 use crate::ops::OpResult;
 
 /// The attention of every layer, and the plan of the step in hand.
@@ -161,7 +162,7 @@ impl Attention {
         (qkv, out): (&Buffer, &mut Buffer),
     ) -> OpResult {
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
-        let layer = of.layer;
+        let KvPlace { group, array } = kv.place(of.layer);
         let norm = || {
             of.norms.as_ref().map(|norms| QkNorm {
                 q_weight: (&norms.query).into(),
@@ -182,8 +183,8 @@ impl Attention {
             Decode::Fa(_) if decoding == 0 => 0,
             Decode::Fa(decode) => {
                 let (qkv, mut out) = (qkv.rows(decoding), out.rows_mut(decoding));
-                let (work, pages) = (inputs.work(kind), tables.tables());
-                let launched = kv.pages(layer, |k_pages, v_pages| {
+                let (work, pages) = (inputs.work(kind), tables.tables(group));
+                let launched = kv.pages(array, |k_pages, v_pages| {
                     let args = DecodeArgs {
                         input: DecodeInput::Qkv {
                             qkv: (&qkv).into(),
@@ -200,7 +201,7 @@ impl Attention {
                         view,
                     };
                     // SAFETY: packing planned the work of the same rows and window; pages of tables were checked
-                    // to be there; lengths are at most `max_len`, the number of positions. Tables change before
+                    // to be there, entries before a window name any page and are not read; lengths are at most `max_len`, the number of positions. Tables change before
                     // the copy that brings the work (`TablesChanged`), and the step's kernels begin after it.
                     // Older tokens' pages were written by a step before, which several kernels lie between.
                     // All launches are on one stream.
@@ -217,12 +218,12 @@ impl Attention {
         // Queries of the other rows, and their keys and values.
         let width = (q_heads + 2 * kv_heads) * head_dim;
         let rest = qkv.data.slice(rotated_from * width..tokens * width);
-        let (positions, slots) = (inputs.positions(), inputs.kv_slots());
+        let (positions, slots) = (inputs.positions(), inputs.kv_slots(group));
         let queries = rotated_from * q_heads * head_dim..tokens * q_heads * head_dim;
         let mut queries = self.queries.slice_mut(queries);
         let len = queries.len();
         let mut rotate = |q_out: KvArrayMut<'_>| {
-            kv.pages(layer, |k_pages, v_pages| {
+            kv.pages(array, |k_pages, v_pages| {
                 QkRopePage {
                     qkv: (&rest).into(),
                     norm: norm(),
@@ -252,7 +253,7 @@ impl Attention {
 
         let queries = self.queries.slice(..tokens * q_heads * head_dim);
         let len = queries.len();
-        let at = (layer, tokens, view);
+        let at = (of.layer, tokens, view);
         let attended = match self.kv {
             // SAFETY: any two bytes are an fp16.
             KvType::Fp16 => unsafe { queries.transmute::<f16>(len) }.map(|q| {
@@ -276,13 +277,14 @@ impl Attention {
         out: &mut Buffer,
     ) -> OpResult {
         let (q_starts, page_starts) = (inputs.q_starts(), inputs.page_starts());
-        let (pages, last_page_len) = (tables.listed(), inputs.last_page_len());
+        let KvPlace { group, array } = kv.place(layer);
+        let (pages, last_page_len) = (tables.listed(group), inputs.last_page_len());
         let mut launch = |from: usize, to: usize, of: Rows<'_>| {
             let mut out = out.rows_mut(tokens);
             let (q_starts, page_starts) =
                 (q_starts.slice(from..to + 1), page_starts.slice(from..to + 1));
             let last_page_len = last_page_len.slice(from..to);
-            let launched = kv.pages_and_slack(layer, |k_pages, v_pages| {
+            let launched = kv.pages_and_slack(array, |k_pages, v_pages| {
                 let args = PagedAttentionArgs {
                     q: q(),
                     k_pages,

@@ -190,7 +190,7 @@ impl CudaOps {
             self.gemm.launch(&self.device, product).map_err(failed("router"))?;
         }
         // Rows that fill a graph up go nowhere: they have no slot.
-        let slots = self.inputs.kv_slots();
+        let slots = self.inputs.kv_slots(0);
         let there = match self.mode {
             Mode::Eager => None,
             Mode::Padded(_) | Mode::Replay(_) => Some(slots.slice(..rows)),

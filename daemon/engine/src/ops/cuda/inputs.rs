@@ -25,6 +25,8 @@ const SAMPLE_WORDS: usize = size_of::<SampleRow>() / 4;
 pub(super) struct Room {
     pub(super) tokens: usize,
     pub(super) rows: usize,
+    /// Of layers.
+    pub(super) groups: usize,
     /// Tokens after which logits are wanted.
     pub(super) logit_rows: usize,
     /// Words of how decode attention is shared out, for all windows.
@@ -37,6 +39,7 @@ struct Layout {
     samples: Range<usize>,
     tokens: Range<usize>,
     positions: Range<usize>,
+    /// Those of each group of layers in turn.
     kv_slots: Range<usize>,
     q_starts: Range<usize>,
     /// Of the rows whose pages are listed.
@@ -48,7 +51,8 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(tokens: usize, rows: usize, sampled: usize, work: usize) -> Layout {
+    fn new(room: Room) -> Layout {
+        let Room { tokens, rows, groups, logit_rows: sampled, work } = room;
         let mut end = 0usize;
         let mut take = |words: usize| {
             let start = end.next_multiple_of(ALIGNED_WORDS);
@@ -59,7 +63,7 @@ impl Layout {
             samples: take(sampled * SAMPLE_WORDS),
             tokens: take(tokens),
             positions: take(tokens),
-            kv_slots: take(tokens),
+            kv_slots: take(groups * tokens),
             q_starts: take(rows + 1),
             page_starts: take(rows + 1),
             last_page_len: take(rows),
@@ -101,7 +105,14 @@ fn pack(
     let (tokens, sampled) = (batch.tokens().len(), batch.logit_rows().len());
     let decoding = padded.unwrap_or(batch.decoding());
     let work = decode.map_or(0, |(planner, windows)| windows.len() * planner.words(decoding));
-    let layout = Layout::new(tokens + padding, rows.len() + padding, sampled + padding, work);
+    let groups = batch.groups();
+    let layout = Layout::new(Room {
+        tokens: tokens + padding,
+        rows: rows.len() + padding,
+        groups,
+        logit_rows: sampled + padding,
+        work,
+    });
     if layout.work.end > words.len() {
         return Err(format!(
             "{} rows and {} tokens take {} words, there is room for {}",
@@ -124,7 +135,10 @@ fn pack(
     put(&layout.tokens, batch.tokens(), 0);
     let at = layout.tokens.start;
     put(&layout.positions, bytemuck::cast_slice(batch.positions()), 0);
-    put(&layout.kv_slots, bytemuck::cast_slice(batch.kv_slots()), -1);
+    for group in 0..groups {
+        let slots = of_group(&layout.kv_slots, group, groups);
+        put(&slots, bytemuck::cast_slice(batch.kv_slots(group)), -1);
+    }
     put(&layout.sampled, &[], -1);
     for (index, wanted) in layout.sampled.clone().zip(batch.logit_rows()) {
         words[index] = wanted.token as i32;
@@ -161,6 +175,12 @@ fn pack(
     Ok(layout)
 }
 
+/// The part of what lies there for each of `groups` groups in turn.
+fn of_group(range: &Range<usize>, group: usize, groups: usize) -> Range<usize> {
+    let words = range.len() / groups;
+    range.start + group * words..range.start + (group + 1) * words
+}
+
 struct Staging {
     words: PinnedHostSlice<i32>,
     /// After the last copy out of `words`.
@@ -185,12 +205,13 @@ pub(super) struct Inputs {
     layout: Layout,
     /// Lists of work in it.
     windows: usize,
+    /// Of layers.
+    groups: usize,
 }
 
 impl Inputs {
     pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
-        let Room { tokens, rows, logit_rows, work } = room;
-        let words = Layout::new(tokens, rows, logit_rows, work).work.end;
+        let words = Layout::new(room).work.end;
         let staging = (0..IN_FLIGHT_MAX)
             .map(|_| {
                 // SAFETY: plain integers, which are written before they are read.
@@ -199,7 +220,8 @@ impl Inputs {
             })
             .collect::<Result<_, DriverError>>()?;
         let device = stream.alloc_zeros(words)?;
-        Ok(Inputs { device, staging, turn: 0, layout: Layout::default(), windows: 1 })
+        let groups = room.groups;
+        Ok(Inputs { device, staging, turn: 0, layout: Layout::default(), windows: 1, groups })
     }
 
     /// Packs a batch (see [`pack`]); [`Inputs::upload`] comes next. Returns what attention is planned by.
@@ -258,8 +280,9 @@ impl Inputs {
         self.words(&self.layout.positions)
     }
 
-    pub(super) fn kv_slots(&self) -> CudaView<'_, i32> {
-        self.words(&self.layout.kv_slots)
+    /// Where keys and values of a group's layers go, -1 for padding.
+    pub(super) fn kv_slots(&self, group: usize) -> CudaView<'_, i32> {
+        self.words(&of_group(&self.layout.kv_slots, group, self.groups))
     }
 
     pub(super) fn q_starts(&self) -> CudaView<'_, i32> {
@@ -276,9 +299,7 @@ impl Inputs {
 
     /// How decode attention is shared out for the layers of the model's window `kind`.
     pub(super) fn work(&self, kind: usize) -> CudaView<'_, i32> {
-        let Range { start, end } = self.layout.work;
-        let words = (end - start) / self.windows;
-        self.words(&(start + kind * words..start + (kind + 1) * words))
+        self.words(&of_group(&self.layout.work, kind, self.windows))
     }
 
     /// Index of each token after which logits are wanted.
@@ -332,7 +353,10 @@ mod tests {
         let chunk = Row { slot: 0, start: 3, len: 3, tokens_at: 0, want: Want::Nothing };
         let decode = Row { slot: 1, start: 7, len: 1, tokens_at: 3, want: Want::Last };
         let mut plan = Plan {
-            grown: vec![Grown { slot: 0, at: 0, len: 2 }, Grown { slot: 1, at: 0, len: 2 }],
+            grown: vec![
+                Grown { slot: 0, group: 0, at: 0, len: 2 },
+                Grown { slot: 1, group: 0, at: 0, len: 2 },
+            ],
             pages: vec![0, 2, 3, 0],
             rows: vec![chunk, decode],
             tokens: vec![8, 0, 5, SAMPLED_LAST],
@@ -340,8 +364,28 @@ mod tests {
         };
         change(&mut plan);
         let mut batch = Batch::default();
-        batch.prepare(Arc::new(plan), 4);
+        batch.prepare(Arc::new(plan), 1, 4);
         batch
+    }
+
+    /// Each group's places lie together, with padding behind each.
+    #[test]
+    fn groups_of_layers_have_places_of_their_own() {
+        let grown = |slot, group| Grown { slot, group, at: 0, len: 1 };
+        let row = |slot, at| Row { slot, start: 1, len: 1, tokens_at: at, want: Want::Last };
+        let plan = Plan {
+            grown: vec![grown(0, 0), grown(0, 1), grown(1, 0), grown(1, 1)],
+            pages: vec![5, 6, 7, 8],
+            rows: vec![row(0, 0), row(1, 1)],
+            tokens: vec![3, 4],
+            ..Plan::default()
+        };
+        let mut batch = Batch::default();
+        batch.prepare(Arc::new(plan), 2, 4);
+        let mut words = vec![77; 400];
+        let layout = packed(&mut words, &batch, SampleRow::padding(), Some(3)).unwrap();
+        assert_eq!(&words[of_group(&layout.kv_slots, 0, 2)], [21, 29, -1]);
+        assert_eq!(&words[of_group(&layout.kv_slots, 1, 2)], [25, 33, -1]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use minisgl_kernels::attention::{KvArray, KvArrayMut, KvType};
 use minisgl_kernels::{Array, ArrayMut, vmm};
 
 use super::failed;
+use crate::kv_groups::{KvGroups, KvPlace};
 use crate::ops::OpResult;
 
 /// Memory comes in multiples of this many bytes, on every GPU that this runs on.
@@ -32,7 +33,6 @@ pub const KV_UNIT_BYTES: usize = 2 << 20;
 /// What the pages are made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvShape {
-    pub(super) layers: usize,
     /// Of one page of one layer's keys, or of its values.
     pub(super) page_bytes: usize,
     /// Its elements.
@@ -56,6 +56,7 @@ impl KvShape {
 pub(super) struct KvSpace {
     stream: Arc<CudaStream>,
     shape: KvShape,
+    groups: KvGroups,
     /// All addresses: where they begin, and how many bytes.
     range: (sys::CUdeviceptr, usize),
     /// From one array to the next.
@@ -64,14 +65,19 @@ pub(super) struct KvSpace {
     backed: usize,
     /// Where memory was mapped: address and bytes.
     mapped: Vec<(sys::CUdeviceptr, usize)>,
-    /// Keys and values of each layer, of every page that there are addresses for. Never freed as slices:
+    /// Keys and values, where `groups` says, of every page that there are addresses for. Never freed as slices:
     /// nobody allocated them as such.
     arrays: Vec<[ManuallyDrop<CudaSlice<u8>>; 2]>,
 }
 
 impl KvSpace {
     /// Addresses for `pages` pages, and memory for the first of them.
-    pub(super) fn new(stream: &Arc<CudaStream>, shape: KvShape, pages: usize) -> OpResult<KvSpace> {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        shape: KvShape,
+        groups: KvGroups,
+        pages: usize,
+    ) -> OpResult<KvSpace> {
         let fault = || failed::<DriverError>("reserve KV pages");
         stream.context().bind_to_thread().map_err(fault())?;
         let unit = vmm::unit_bytes(&properties(stream)).map_err(fault())?;
@@ -81,7 +87,7 @@ impl KvSpace {
         }
         let pages = pages.max(1);
         let stride = shape.array_bytes(pages);
-        let bytes = 2 * shape.layers * stride;
+        let bytes = 2 * groups.arrays() * stride;
         let mut base = 0;
         // SAFETY: takes addresses only, which the driver chooses.
         unsafe { sys::cuMemAddressReserve(&mut base, bytes, KV_UNIT_BYTES, 0, 0) }
@@ -93,10 +99,11 @@ impl KvSpace {
             // backed are touched: plans are held to their number.
             ManuallyDrop::new(unsafe { stream.upgrade_device_ptr(at, shape.used_bytes(pages)) })
         };
-        let arrays = (0..shape.layers).map(|layer| [array(2 * layer), array(2 * layer + 1)]);
+        let arrays = (0..groups.arrays()).map(|index| [array(2 * index), array(2 * index + 1)]);
         let mut space = KvSpace {
             stream: stream.clone(),
             shape,
+            groups,
             range: (base, bytes),
             stride,
             backed: 0,
@@ -112,7 +119,7 @@ impl KvSpace {
     pub(super) fn grow(&mut self, pages: usize) -> OpResult {
         let wanted = self.shape.array_bytes(pages).min(self.stride);
         let bytes = wanted.saturating_sub(self.backed);
-        let arrays = 2 * self.shape.layers;
+        let arrays = 2 * self.groups.arrays();
         if bytes == 0 {
             return Ok(());
         }
@@ -151,24 +158,29 @@ impl KvSpace {
         unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) }
     }
 
-    /// Hands the keys and values of `layer`, of every page that there are addresses for, to `with`, to be
-    /// read and written. `None` if there is no such layer.
+    /// Where the keys and values of a layer are.
+    pub(super) fn place(&self, layer: usize) -> KvPlace {
+        self.groups.place(layer)
+    }
+
+    /// Hands the keys and values in an array, of every page that there are addresses for, to `with`, to be
+    /// read and written. `None` if there is no such array.
     pub(super) fn pages<R>(
         &mut self,
-        layer: usize,
+        index: usize,
         with: impl FnOnce(KvArrayMut<'_>, KvArrayMut<'_>) -> R,
     ) -> Option<R> {
         match self.shape.element {
             KvType::Bf16 => {
-                let (mut keys, mut values) = self.layer_mut::<bf16>(layer)?;
+                let (mut keys, mut values) = self.array_mut::<bf16>(index)?;
                 Some(with(ArrayMut::from(&mut keys).into(), ArrayMut::from(&mut values).into()))
             }
             KvType::Fp16 => {
-                let (mut keys, mut values) = self.layer_mut::<f16>(layer)?;
+                let (mut keys, mut values) = self.array_mut::<f16>(index)?;
                 Some(with(ArrayMut::from(&mut keys).into(), ArrayMut::from(&mut values).into()))
             }
             KvType::Fp8 => {
-                let (mut keys, mut values) = self.layer_mut::<u8>(layer)?;
+                let (mut keys, mut values) = self.array_mut::<u8>(index)?;
                 Some(with(ArrayMut::from(&mut keys).into(), ArrayMut::from(&mut values).into()))
             }
         }
@@ -177,42 +189,42 @@ impl KvSpace {
     /// As [`KvSpace::pages`], to be read, with the slack behind them.
     pub(super) fn pages_and_slack<R>(
         &self,
-        layer: usize,
+        index: usize,
         with: impl FnOnce(KvArray<'_>, KvArray<'_>) -> R,
     ) -> Option<R> {
         match self.shape.element {
             KvType::Bf16 => {
-                let (keys, values) = self.layer::<bf16>(layer)?;
+                let (keys, values) = self.array::<bf16>(index)?;
                 Some(with(Array::from(&keys).into(), Array::from(&values).into()))
             }
             KvType::Fp16 => {
-                let (keys, values) = self.layer::<f16>(layer)?;
+                let (keys, values) = self.array::<f16>(index)?;
                 Some(with(Array::from(&keys).into(), Array::from(&values).into()))
             }
             KvType::Fp8 => {
-                let (keys, values) = self.layer::<u8>(layer)?;
+                let (keys, values) = self.array::<u8>(index)?;
                 Some(with(Array::from(&keys).into(), Array::from(&values).into()))
             }
         }
     }
 
-    /// Keys and values of `layer`, and what is behind them; `T` is the KV element.
-    fn layer<T: DeviceRepr>(&self, layer: usize) -> Option<(CudaView<'_, T>, CudaView<'_, T>)> {
-        let [keys, values] = self.arrays.get(layer)?;
+    /// Keys and values in an array, and what is behind them; `T` is the KV element.
+    fn array<T: DeviceRepr>(&self, index: usize) -> Option<(CudaView<'_, T>, CudaView<'_, T>)> {
+        let [keys, values] = self.arrays.get(index)?;
         let len = keys.len() / size_of::<T>();
         // SAFETY: any bits are a KV element, and arrays begin at multiples of `KV_UNIT_BYTES`.
         unsafe { Some((keys.transmute(len)?, values.transmute(len)?)) }
     }
 
-    /// Keys and values of `layer`, to be written.
-    fn layer_mut<T: DeviceRepr>(
+    /// Keys and values in an array, to be written.
+    fn array_mut<T: DeviceRepr>(
         &mut self,
-        layer: usize,
+        index: usize,
     ) -> Option<(CudaViewMut<'_, T>, CudaViewMut<'_, T>)> {
         let slack = self.shape.slack;
-        let [keys, values] = self.arrays.get_mut(layer)?;
+        let [keys, values] = self.arrays.get_mut(index)?;
         let len = keys.len() / size_of::<T>() - slack;
-        // SAFETY: as in `layer`.
+        // SAFETY: as in `array`.
         unsafe { Some((keys.transmute_mut(len)?, values.transmute_mut(len)?)) }
     }
 }
@@ -263,16 +275,16 @@ mod tests {
             assert!((pages..pages + (32 << 20)).contains(&all), "{all} bytes for {pages} of pages");
         };
         // 96 KiB a page: pieces of memory end in the middle of a page.
-        let shape = KvShape { layers: 3, page_bytes: 96 << 10, element: KvType::Bf16, slack: 0 };
+        let shape = KvShape { page_bytes: 96 << 10, element: KvType::Bf16, slack: 0 };
         let pages = 1 << 20;
-        let mut space = KvSpace::new(stream, shape, pages).unwrap();
+        let mut space = KvSpace::new(stream, shape, KvGroups::one(3), pages).unwrap();
         assert_eq!(space.backed, KV_UNIT_BYTES, "addresses for 288 GiB take no memory");
         taken(&space);
         let page_len = shape.page_bytes / 2;
         let place = |space: &KvSpace| super::super::memory::address(&space.arrays[2][1]);
         let address = place(&space);
         for layer in 0..3 {
-            let (mut keys, mut values) = space.layer_mut::<u16>(layer).unwrap();
+            let (mut keys, mut values) = space.array_mut::<u16>(layer).unwrap();
             assert_eq!(keys.len(), pages * page_len);
             let written = vec![layer as u16 + 1; 21 * page_len];
             stream.memcpy_htod(&written, &mut keys.slice_mut(..21 * page_len)).unwrap();
@@ -285,7 +297,7 @@ mod tests {
         }
         assert_eq!(place(&space), address);
         for layer in 0..3 {
-            let (keys, values) = space.layer::<u16>(layer).unwrap();
+            let (keys, values) = space.array::<u16>(layer).unwrap();
             for array in [keys, values] {
                 let read = stream.clone_dtoh(&array.slice(..500 * page_len)).unwrap();
                 let (old, new) = read.split_at(21 * page_len);
@@ -293,7 +305,7 @@ mod tests {
                 assert!(new.iter().all(|&value| value == 0), "layer {layer}");
             }
         }
-        assert!(space.layer::<u16>(3).is_none());
+        assert!(space.array::<u16>(3).is_none());
         let refused = space.grow(pages).unwrap_err().to_string();
         assert!(refused.contains("allocate KV pages: "), "{refused}");
         drop(space);

@@ -1,10 +1,10 @@
-//! Page tables on the GPU: one for each slot, changed by what a plan says.
+//! Page tables on the GPU: one for each slot and group of layers, changed by what a plan says.
 //!
 //! Owns: the tables, the lists that rows of prompts are read by, and the order in which both come before a step. Must never: hold
 //! host memory that grows with the lengths of requests.
 //!
 //! ```text
-//!   plan: grown, pages ──copy──> sent ──CopyRuns──> tables [slots, entries] ──CopyRuns──> listed (rows of prompts)
+//!   plan: grown, pages ──copy──> sent ──CopyRuns──> tables [slots, groups, entries] ──CopyRuns──> listed (rows of prompts)
 //!                                                    └─> decode attention
 //! ```
 
@@ -15,7 +15,7 @@ use cudarc::driver::{
 };
 use minisgl_kernels::Device;
 use minisgl_kernels::ops::CopyRuns;
-use minisgl_sched::{Grown, PageId};
+use minisgl_sched::{Grown, PageId, Row};
 
 use super::{failed, memory};
 use crate::batch::{Batch, IN_FLIGHT_MAX};
@@ -39,7 +39,9 @@ pub(super) struct TablesChanged(());
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TablesShape {
     pub(super) slots: usize,
-    /// Pages of the longest request.
+    /// Groups of layers.
+    pub(super) groups: usize,
+    /// Pages of the longest request, of a group.
     pub(super) entries: usize,
     /// How many pages there are.
     pub(super) kv_pages: usize,
@@ -63,9 +65,11 @@ struct Changes {
 /// The page tables of one rank.
 pub(super) struct Tables {
     slots: usize,
+    groups: usize,
     entries: usize,
-    /// `[slots, entries]`, and a last word that is always 0.
+    /// `[slots, groups, entries]`, and a last word that is always 0.
     tables: CudaSlice<i32>,
+    /// `[groups, ..]`
     listed: CudaSlice<i32>,
     sent: CudaSlice<i32>,
     changes: Vec<Changes>,
@@ -73,21 +77,21 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Empty tables for `slots` requests of up to `entries` pages, and lists for `rows` rows.
+    /// Empty tables for `slots` requests of up to `entries` pages of each of `groups` groups, and lists for `rows` rows.
     ///
     /// # Errors
     /// No memory, or more entries than a kernel counts.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        (slots, entries): (usize, usize),
+        (slots, groups, entries): (usize, usize, usize),
         rows: usize,
     ) -> OpResult<Tables> {
         let memory = |error: DriverError| failed("make page tables")(error);
         let words = |count: usize| {
-            let words = count.checked_mul(entries).filter(|&words| i32::try_from(words).is_ok());
-            words.ok_or_else(|| {
+            let words = count.checked_mul(groups).and_then(|tables| tables.checked_mul(entries));
+            words.filter(|&words| i32::try_from(words).is_ok()).ok_or_else(|| {
                 failed("make page tables")(format!(
-                    "{count} requests of {entries} pages each are more than a kernel counts; lower --max-running \
+                    "{count} requests of {groups} x {entries} pages each are more than a kernel counts; lower --max-running \
                      or --max-len, or raise --page-size"
                 ))
             })
@@ -100,29 +104,31 @@ impl Tables {
         let changes = (0..IN_FLIGHT_MAX).map(|_| changes()).collect::<Result<_, _>>();
         Ok(Tables {
             slots,
+            groups,
             entries,
             tables: stream.alloc_zeros(words(slots)? + 1).map_err(memory)?,
             // Padding has a page as well.
-            listed: stream.alloc_zeros(words(rows)? + rows).map_err(memory)?,
+            listed: stream.alloc_zeros(words(rows)? + groups * rows).map_err(memory)?,
             sent: stream.alloc_zeros(WORDS).map_err(memory)?,
             changes: changes.map_err(memory)?,
             turn: 0,
         })
     }
 
-    /// Where a slot's table begins.
+    /// Where a slot's table begins in [`Tables::tables`] of any group.
     pub(super) fn start(&self, slot: u32) -> i32 {
-        (slot as usize * self.entries) as i32
+        (slot as usize * self.groups * self.entries) as i32
     }
 
-    /// All tables.
-    pub(super) fn tables(&self) -> CudaView<'_, i32> {
-        self.tables.slice(..)
+    /// All tables, from the first of a group on.
+    pub(super) fn tables(&self, group: usize) -> CudaView<'_, i32> {
+        self.tables.slice(group * self.entries..)
     }
 
-    /// The pages that were listed for the step in hand.
-    pub(super) fn listed(&self) -> CudaView<'_, i32> {
-        self.listed.slice(..)
+    /// The pages of a group that were listed for the step in hand.
+    pub(super) fn listed(&self, group: usize) -> CudaView<'_, i32> {
+        let len = self.listed.len() / self.groups;
+        self.listed.slice(group * len..(group + 1) * len)
     }
 
     /// Enqueues what the batch's plan changes, and then the lists.
@@ -136,7 +142,8 @@ impl Tables {
         kv_pages: usize,
         listing: Listing<'_>,
     ) -> OpResult<TablesChanged> {
-        let shape = TablesShape { slots: self.slots, entries: self.entries, kv_pages };
+        let Tables { slots, groups, entries, .. } = *self;
+        let shape = TablesShape { slots, groups, entries, kv_pages };
         let mut rest = Rest { grown: &batch.plan().grown, done: 0, pages: &batch.plan().pages };
         while !rest.grown.is_empty() {
             let sent = self.send(device, |words| rest.fill(words, shape))?;
@@ -150,13 +157,19 @@ impl Tables {
             .launch(device)
             .map_err(failed("change page tables"))?;
         }
-        let rows = batch.rows().get(listing.from_row..).unwrap_or_default();
-        let (entries, padding) = (self.entries, self.slots * self.entries);
-        let mut runs = listing.starts.windows(2).enumerate().map(|(index, ends)| {
-            let from = rows.get(index).map_or(padding, |row| row.slot as usize * entries);
-            [from as i32, ends[0], ends[1] - ends[0], 0]
-        });
-        let mut left = listing.starts.len().saturating_sub(1);
+        let rows_of = batch.rows().get(listing.from_row..).unwrap_or_default();
+        let (padding, listed) = (slots * groups * entries, self.listed.len() / groups);
+        let list = |group: usize| {
+            let rows = listing.starts.windows(2).enumerate();
+            rows.map(move |(index, ends)| {
+                let table = |row: &Row| (row.slot as usize * groups + group) * entries;
+                let from = rows_of.get(index).map_or(padding, table);
+                let to = (group * listed) as i32 + ends[0];
+                [from as i32, to, ends[1] - ends[0], 0]
+            })
+        };
+        let mut runs = (0..groups).flat_map(list);
+        let mut left = groups * listing.starts.len().saturating_sub(1);
         while left > 0 {
             let sent = self.send(device, |words| {
                 let these = left.min(RUNS_MAX);
@@ -223,19 +236,21 @@ impl Rest<'_> {
     /// # Errors
     /// What could not be done, in words.
     fn fill(&mut self, words: &mut [i32], shape: TablesShape) -> Result<Sent, String> {
-        let TablesShape { slots, entries, kv_pages } = shape;
+        let TablesShape { slots, groups, entries, kv_pages } = shape;
         let room = self.grown.len().min(RUNS_MAX);
         let data_at = room * RUN_WORDS;
         let mut sent = Sent { runs: 0, data_at, end: data_at };
-        while let Some(&Grown { slot, at, len }) = self.grown.first() {
+        while let Some(&Grown { slot, group, at, len }) = self.grown.first() {
             let (at, len) = ((at + self.done) as usize, (len - self.done) as usize);
             let now = len.min(words.len() - sent.end);
             if sent.runs == room || (now == 0 && len > 0) {
                 break;
             }
-            if slot as usize >= slots || at + len > entries || now > self.pages.len() {
+            let is_there = (slot as usize) < slots && (group as usize) < groups;
+            if !is_there || at + len > entries || now > self.pages.len() {
                 return Err(format!(
-                    "{now} of {} pages become entries {at} to {} of slot {slot}; there are {slots} slots of {entries}",
+                    "{now} of {} pages become entries {at} to {} of slot {slot}, group {group}; there are {slots} slots of \
+                     {groups} x {entries}",
                     self.pages.len(),
                     at + len
                 ));
@@ -244,7 +259,7 @@ impl Rest<'_> {
             if let Some(page) = pages.iter().find(|&&page| page as usize >= kv_pages) {
                 return Err(format!("slot {slot} names page {page}, there are {kv_pages}"));
             }
-            let start = slot as usize * entries + at;
+            let start = (slot as usize * groups + group as usize) * entries + at;
             words[sent.runs * RUN_WORDS..][..RUN_WORDS].copy_from_slice(&[
                 (sent.end - data_at) as i32,
                 start as i32,
@@ -268,7 +283,7 @@ impl Rest<'_> {
 mod tests {
     use super::*;
 
-    const SHAPE: TablesShape = TablesShape { slots: 3, entries: 6, kv_pages: 100 };
+    const SHAPE: TablesShape = TablesShape { slots: 3, groups: 1, entries: 6, kv_pages: 100 };
 
     /// What tables of [`SHAPE`] are after all changes, sent in pieces of `words`.
     fn changed(
@@ -276,12 +291,21 @@ mod tests {
         pages: &[PageId],
         words: usize,
     ) -> Result<(Vec<i32>, usize), String> {
-        let mut tables = vec![-1; SHAPE.slots * SHAPE.entries];
+        changed_of(SHAPE, grown, pages, words)
+    }
+
+    fn changed_of(
+        shape: TablesShape,
+        grown: &[Grown],
+        pages: &[PageId],
+        words: usize,
+    ) -> Result<(Vec<i32>, usize), String> {
+        let mut tables = vec![-1; shape.slots * shape.groups * shape.entries];
         let mut rest = Rest { grown, done: 0, pages };
         let mut pieces = 0;
         while !rest.grown.is_empty() {
             let mut words = vec![-7; words];
-            let sent = rest.fill(&mut words, SHAPE)?;
+            let sent = rest.fill(&mut words, shape)?;
             for run in words[..sent.runs * RUN_WORDS].chunks_exact(RUN_WORDS) {
                 let (from, to, len) = (run[0] as usize, run[1] as usize, run[2] as usize);
                 tables[to..to + len].copy_from_slice(&words[sent.data_at + from..][..len]);
@@ -292,7 +316,18 @@ mod tests {
     }
 
     fn grown(slot: u32, at: u32, len: u32) -> Grown {
-        Grown { slot, at, len }
+        Grown { slot, group: 0, at, len }
+    }
+
+    #[test]
+    fn groups_of_a_slot_lie_beside_each_other() {
+        let shape = TablesShape { slots: 2, groups: 2, entries: 3, ..SHAPE };
+        let grown = |slot, group, at, len| Grown { slot, group, at, len };
+        let all = [grown(1, 0, 0, 2), grown(1, 1, 0, 2), grown(0, 1, 2, 1)];
+        let (tables, _) = changed_of(shape, &all, &[1, 2, 3, 4, 5], 64).unwrap();
+        assert_eq!(tables, [-1, -1, -1, -1, -1, 5, 1, 2, -1, 3, 4, -1]);
+        let refused = changed_of(shape, &[grown(1, 2, 0, 1)], &[1], 64).unwrap_err();
+        assert!(refused.contains("group 2; there are 2 slots of 2 x 3"), "{refused}");
     }
 
     #[test]
@@ -314,7 +349,9 @@ mod tests {
     #[test]
     fn what_leaves_a_table_is_refused() {
         let refusal = |change, pages: &[PageId]| changed(&[change], pages, 64).unwrap_err();
-        assert!(refusal(grown(3, 0, 1), &[1]).contains("slot 3; there are 3 slots of 6"));
+        assert!(
+            refusal(grown(3, 0, 1), &[1]).contains("slot 3, group 0; there are 3 slots of 1 x 6")
+        );
         assert!(refusal(grown(0, 5, 2), &[1, 2]).contains("entries 5 to 7 of slot 0"));
         assert!(refusal(grown(0, 0, 2), &[1]).contains("2 of 1 pages"));
         assert!(

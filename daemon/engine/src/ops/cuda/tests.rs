@@ -16,6 +16,7 @@ use crate::collective::Group;
 use crate::config::{
     Activation, Architecture, AttentionBias, AttentionSpec, Ffn, NormSpec, RopeConfig, RopeScaling,
 };
+use crate::kv_groups::KvGroups;
 use crate::ops::cpu::{self, CpuOps, CpuSpec, KvElement};
 use crate::ops::{Closure, HeadNorms, NormId};
 
@@ -140,6 +141,7 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         chunk_tokens: CHUNK,
         logit_rows: SLOTS,
         page_size,
+        groups: KvGroups::one(config.layers.len()),
         kv_element: KvElement::Bf16,
     };
     let cuda = CudaSpec {
@@ -152,6 +154,7 @@ fn pair(config: &ModelConfig, page_size: usize) -> Option<(CpuOps, CudaOps)> {
         chunk_tokens: CHUNK,
         logit_rows: SLOTS,
         page_size,
+        groups: KvGroups::one(config.layers.len()),
         max_len: config.max_position,
         kv_dtype: KvDtype::Bf16,
         attn: Attn::default(),
@@ -195,11 +198,11 @@ fn batch(tables: &[Vec<u32>], rows: &[Row], page_size: usize, random: &mut Rando
         plan.rows.push(Row { tokens_at, ..row });
         plan.tokens.extend((0..row.len).map(|_| random.below(VOCAB) as i32));
         let len = end.div_ceil(page_size);
-        plan.grown.push(Grown { slot: row.slot, at: 0, len: len as u32 });
+        plan.grown.push(Grown { slot: row.slot, group: 0, at: 0, len: len as u32 });
         plan.pages.extend(&tables[row.slot as usize][..len]);
     }
     let mut batch = Batch::default();
-    batch.prepare(Arc::new(plan), page_size);
+    batch.prepare(Arc::new(plan), 1, page_size);
     batch
 }
 
@@ -531,7 +534,7 @@ fn tokens_are_the_cpus() {
                 }
             }
         }
-        batch.prepare(Arc::new(plan), 16);
+        batch.prepare(Arc::new(plan), 1, 16);
         let mut picks = vec![0.0; SLOTS * hidden];
         (0..SLOTS).for_each(|row| picks[row * hidden + random.below(hidden)] = 1.0);
         let given = Given { batch: &batch, head: &head, table: &table, picks: &picks };
