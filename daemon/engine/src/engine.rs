@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use minisgl_sched::{Executor, ExecutorError, Late, Plan, StepOutput, StepProfile, Windows};
+use minisgl_sched::{Executor, ExecutorError, Late, Plan, StepOutput, StepProfile};
 
 use crate::batch::{IN_FLIGHT_MAX, PlanCheck, PlanLimits};
+use crate::kv_groups::KvGroups;
 use crate::patience::StepCosts;
 use crate::rank::{Event, Hashes, Outcome, Ranks, redeem};
 
@@ -42,8 +43,8 @@ pub struct EngineInfo {
     /// KV pages, of `page_size` tokens of a group of layers: plans may name pages below this.
     pub kv_pages: u32,
     pub page_size: u32,
-    /// Groups of layers whose pages may go behind a window.
-    pub windows: Windows,
+    /// Which layers share pages.
+    pub groups: KvGroups,
     pub vocab_size: u32,
     pub max_len: u32,
     pub chunk_tokens: u32,

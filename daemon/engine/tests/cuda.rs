@@ -272,6 +272,48 @@ fn every_architecture_is_the_cpus() {
     }
 }
 
+/// Of layers that see a window a request keeps the pages of a window, which the driver gives it again and again: what they held
+/// before is not seen, by any kernel, in steps that are replayed or not.
+#[test]
+fn pages_behind_a_window_serve_other_tokens() {
+    let Some(_gpu) = gpu() else { return };
+    let ranks = if minisgl_kernels::Device::count() > 1 { vec![1, 2] } else { vec![1] };
+    let windowed = models().into_iter().skip(4).take(2).chain(mixtures().into_iter().skip(3));
+    for (dir, mut config) in windowed {
+        config["max_position_embeddings"] = json!(2048);
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let name = config["architectures"][0].as_str().unwrap();
+        let bounds = match name {
+            "GptOssForCausalLM" => MIXTURE_ERROR_MAX,
+            _ => (MEAN_ERROR_MAX, P99_ERROR_MAX),
+        };
+        let mut random = Random(29);
+        let prompts: Vec<_> =
+            [1, 700, 33, 431].iter().map(|&len| random.tokens(len, VOCAB)).collect();
+        let drive = Drive { new_tokens: 40, ..Drive::default() };
+        let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);
+        let drive = Drive { forced: Some(tokens(&expected)), ..drive };
+        let by = |backend| Attn { prefill: backend, decode: backend };
+        for (what, chunk, page_size, attn) in [
+            ("in chunks of 64", 64, 16, Attn::default()),
+            ("in chunks of 200", 200, 16, Attn::default()),
+            ("page size 1", 64, 1, Attn::default()),
+            ("by fa", 100, 16, by(AttnBackend::Fa)),
+            ("by fi", 64, 16, by(AttnBackend::Fi)),
+        ] {
+            for &tp in &ranks {
+                let options = LoadOptions { page_size, attn, tp, ..on(Device::Cuda) };
+                let drive = Drive { chunk, ..drive.clone() };
+                let (mut engine, info) = load(dir.path(), options);
+                let windows = info.groups.windows();
+                assert!(windows.groups > 0 && windows.keep + chunk < 400, "{windows:?}");
+                let got = generate(&mut engine, &info, &mut 0, &prompts, &drive);
+                assert_within(&format!("{name} {what} on {tp}"), &got, &expected, bounds);
+            }
+        }
+    }
+}
+
 /// Prefill and decode of mixtures of experts, fed the CPU's tokens, on one rank and on two; batches that mix prompts and decode rows,
 /// few and many rows, and steps that are replayed. The same again gives the same bits.
 #[test]

@@ -130,7 +130,7 @@ fn pages_behind_a_window_serve_other_tokens() {
         held_to_oracle(&config, Dtype::BF16, options.clone(), 2e-4, (&prompts, &drive));
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &config, Dtype::BF16, 7);
-        let windows = load(dir.path(), options).1.windows;
+        let windows = load(dir.path(), options).1.groups.windows();
         let pages = (windows.keep + 48).div_ceil(page_size as usize) + 1;
         assert!(windows.groups == groups && pages * page_size as usize <= 300, "{windows:?}");
     }

@@ -212,10 +212,10 @@ impl Floor {
         let (mut weight_bytes, mut kv_bytes, mut flop) = (0.0, 0.0, 0.0);
         for step in steps {
             weight_bytes += costs.step_bytes(f64::from(step.decode_rows + step.prefill_tokens));
-            kv_bytes += step.kv_read_tokens as f64 * costs.kv_token_bytes;
+            kv_bytes += step.kv_read_tokens * costs.kv_token_bytes;
             flop += step.prefill_tokens as f64 * costs.layer_flop / costs.layer_speed
                 + step.prefill_sampled as f64 * costs.head_flop
-                + step.prefill_pairs as f64 * costs.attention_flop;
+                + step.prefill_pairs * costs.attention_flop;
         }
         Floor {
             weights_s: weight_bytes / hardware.read_bytes_per_s,

@@ -13,7 +13,7 @@ use minisgl_proto::{Finish, LoadOptions, Quantize, RequestId, SamplingParams, St
 use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
 use super::floor::Costs;
-use super::timed::{StepRecord, Timed};
+use super::timed::{StepRecord, Timed, Views};
 use super::workload::{Tokens, Workload};
 
 /// A model that is ready to run.
@@ -65,14 +65,16 @@ impl Session {
             .with_context(|| format!("--model {} does not load", dir.display()))?;
         let load_s = started.elapsed().as_secs_f64();
         let scheduler = Scheduler::new(crate::worker::sched_config(options, &info))?;
-        let kv_token_bytes = info.kv_bytes as f64 / info.kv_tokens as f64;
         let config = match (ModelConfig::from_dir(dir)?, options.quantize) {
             (config, Quantize::None) => config,
             (config, Quantize::Fp8) => config.quantised_to_fp8().map_err(anyhow::Error::msg)?,
         };
+        let page_tokens = f64::from(info.kv_pages) * f64::from(info.page_size);
+        let layers = config.layers.len() as f64 / info.groups.arrays() as f64;
+        let kv_token_bytes = info.kv_bytes as f64 / page_tokens * layers;
         let costs = Costs::of(&config, info.weight_bytes, kv_token_bytes);
         Ok(Session {
-            driver: Driver::new(scheduler, Timed::new(engine)),
+            driver: Driver::new(scheduler, Timed::new(engine, Views::of(&config))),
             tokens: Tokens::new(info.vocab_size),
             info,
             costs,

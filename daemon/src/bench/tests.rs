@@ -234,13 +234,13 @@ fn floors_add_up() {
     assert!((costs_coded.weight_bytes / (stored as f64 - 2.0 * table as f64) - 1.0).abs() < 1e-9);
     assert_eq!((costs_coded.layer_flop, costs_coded.layer_speed), (costs.layer_flop, 2.0));
 
-    let decode = StepRecord { decode_rows: 2, kv_read_tokens: 700, ..StepRecord::default() };
+    let decode = StepRecord { decode_rows: 2, kv_read_tokens: 700.0, ..StepRecord::default() };
     let prefill = StepRecord {
         prefill_rows: 1,
         prefill_tokens: 10,
         prefill_sampled: 1,
-        kv_read_tokens: 5,
-        prefill_pairs: 105,
+        kv_read_tokens: 5.0,
+        prefill_pairs: 105.0,
         ..StepRecord::default()
     };
     let hardware = Hardware { read_bytes_per_s: 1e12, matmul_flop_per_s: 1e14 };

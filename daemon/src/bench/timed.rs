@@ -5,6 +5,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
+use minisgl_engine::config::ModelConfig;
 use minisgl_sched::{Executor, ExecutorError, Late, Plan, SlotId, StepOutput, StepProfile};
 
 /// What a step held and how long the host spent on it.
@@ -18,10 +19,10 @@ pub struct StepRecord {
     pub prefill_tokens: u32,
     /// Rows of those that are sampled: the last chunks.
     pub prefill_sampled: u32,
-    /// Tokens whose keys and values are read: those before each row.
-    pub kv_read_tokens: u64,
-    /// Pairs of a prompt's token and one that it attends to, itself included.
-    pub prefill_pairs: u64,
+    /// Tokens whose keys and values are read, those before each row that it sees: the mean over layers.
+    pub kv_read_tokens: f64,
+    /// Pairs of a prompt's token and one that it attends to, itself included: the mean over layers.
+    pub prefill_pairs: f64,
     /// Seconds in [`Executor::launch`].
     pub launch_s: f64,
     /// Seconds in [`Executor::wait`].
@@ -34,23 +35,69 @@ pub struct StepRecord {
     pub wall_s: f64,
 }
 
+/// What the layers of a model see of the tokens before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Views(Vec<View>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct View {
+    /// Tokens that a token sees, itself included.
+    window: u64,
+    /// Part of the layers.
+    share: f64,
+}
+
+impl Views {
+    /// Of a model's layers.
+    pub fn of(config: &ModelConfig) -> Views {
+        let share = 1.0 / config.layers.len() as f64;
+        let mut views: Vec<View> = Vec::new();
+        for layer in &config.layers {
+            let window = layer.attention.window.map_or(u64::MAX, |window| window as u64);
+            match views.iter_mut().find(|view| view.window == window) {
+                Some(view) => view.share += share,
+                None => views.push(View { window, share }),
+            }
+        }
+        Views(views)
+    }
+
+    fn mean(&self, of: impl Fn(u64) -> u64) -> f64 {
+        self.0.iter().map(|view| view.share * of(view.window) as f64).sum()
+    }
+
+    /// Tokens before position `start` that are read there.
+    fn read(&self, start: u64) -> f64 {
+        self.mean(|window| start.min(window - 1))
+    }
+
+    /// Pairs of a token in `start .. start + len` and one that it sees.
+    fn pairs(&self, start: u64, len: u64) -> f64 {
+        self.mean(|window| {
+            // Of the tokens, the first ones see all before them.
+            let all = window.saturating_sub(start).min(len);
+            all * start + all * (all + 1) / 2 + (len - all) * window.min(start + len)
+        })
+    }
+}
+
 impl StepRecord {
     /// `decoding` are the slots whose prompts are computed; it is brought up to date.
-    fn of(plan: &Plan, decoding: &mut HashSet<SlotId>) -> StepRecord {
+    fn of(plan: &Plan, views: &Views, decoding: &mut HashSet<SlotId>) -> StepRecord {
         let mut record = StepRecord::default();
         for install in &plan.installs {
             decoding.remove(&install.slot);
         }
         for row in &plan.rows {
             let (start, len) = (u64::from(row.start), u64::from(row.len));
-            record.kv_read_tokens += start;
+            record.kv_read_tokens += views.read(start);
             if decoding.contains(&row.slot) {
                 record.decode_rows += 1;
             } else {
                 record.prefill_rows += 1;
                 record.prefill_tokens += row.len;
                 record.prefill_sampled += u32::from(row.is_sampled());
-                record.prefill_pairs += len * start + len * (len + 1) / 2;
+                record.prefill_pairs += views.pairs(start, len);
                 if row.is_sampled() {
                     decoding.insert(row.slot);
                 }
@@ -70,13 +117,15 @@ pub struct Timed<E> {
     /// Seconds of all launches so far.
     launched_s: f64,
     decoding: HashSet<SlotId>,
+    views: Views,
 }
 
 impl<E> Timed<E> {
     /// No step has run.
-    pub fn new(inner: E) -> Timed<E> {
+    pub fn new(inner: E, views: Views) -> Timed<E> {
         Timed {
             inner,
+            views,
             began: Instant::now(),
             in_flight: VecDeque::new(),
             done: Vec::new(),
@@ -103,7 +152,7 @@ impl<E> Timed<E> {
 
 impl<E: Executor> Executor for Timed<E> {
     fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
-        let mut record = StepRecord::of(&plan, &mut self.decoding);
+        let mut record = StepRecord::of(&plan, &self.views, &mut self.decoding);
         let start = Instant::now();
         self.inner.launch(plan)?;
         record.launch_s = start.elapsed().as_secs_f64();
@@ -169,8 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn windows_are_seen_and_no_more() {
+        let view = |window, share| View { window, share };
+        let views = Views(vec![view(u64::MAX, 0.25), view(5, 0.75)]);
+        for (start, len) in [(0, 1), (0, 4), (0, 5), (0, 9), (3, 4), (4, 1), (7, 3), (100, 20)] {
+            let pairs =
+                |window: u64| (start..start + len).map(|at| window.min(at + 1)).sum::<u64>();
+            let expected = 0.25 * pairs(u64::MAX) as f64 + 0.75 * pairs(5) as f64;
+            assert_eq!(views.pairs(start, len), expected, "{len} tokens from {start}");
+            let read = 0.25 * start as f64 + 0.75 * start.min(4) as f64;
+            assert_eq!(views.read(start), read, "from {start}");
+        }
+    }
+
+    #[test]
     fn a_turn_that_launches_nothing_has_no_launch_to_leave_out() {
-        let mut timed = Timed::new(Slow);
+        let mut timed = Timed::new(Slow, Views(Vec::new()));
         timed.launch(Plan::default()).unwrap();
         let once = timed.launched_s();
         assert!(once >= 0.02);

@@ -85,7 +85,7 @@ pub(crate) fn sched_config(options: &LoadOptions, engine: &EngineInfo) -> SchedC
     SchedConfig {
         pages: engine.kv_pages,
         page_size: engine.page_size,
-        windows: engine.windows,
+        windows: engine.groups.windows(),
         max_running: options.max_running,
         penalised_max: engine.penalised_max,
         max_waiting: options.max_waiting,

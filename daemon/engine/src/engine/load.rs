@@ -122,7 +122,7 @@ impl Engine {
             kv_tokens: size.tokens.min(most.tokens),
             kv_pages: pages as u32,
             page_size: settings.page_size as u32,
-            windows: groups.windows(),
+            groups: groups.clone(),
             vocab_size: config.vocab_size as u32,
             max_len: size.max_len as u32,
             chunk_tokens: settings.chunk_tokens as u32,

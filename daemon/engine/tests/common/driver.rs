@@ -121,9 +121,10 @@ fn run(
     let mut requests: Vec<Request> = prompts
         .iter()
         .map(|prompt| {
+            let windows = info.groups.windows();
             let all = (prompt.len() + drive.new_tokens).div_ceil(page_size);
-            let window = (drive.chunk + info.windows.keep).div_ceil(page_size) + 1;
-            let groups = 0..=info.windows.groups;
+            let window = (drive.chunk + windows.keep).div_ceil(page_size) + 1;
+            let groups = 0..=windows.groups;
             let count = |group| if group == 0 { all } else { all.min(window) };
             let pages = groups.map(|group| free.split_off(free.len() - count(group))).collect();
             Request {
