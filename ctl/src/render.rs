@@ -256,10 +256,14 @@ pub fn show(model: &ModelStatus) -> String {
         ));
         lines.push(("device", format!("{}, {}", info.device, plural(info.tp, "rank"))));
         let pages = info.kv_tokens / u64::from(info.page_size.max(1));
+        let groups = match info.kv_groups {
+            ..=1 => String::new(),
+            groups => format!(" for each of {groups} groups of layers"),
+        };
         lines.push((
             "KV cache",
             format!(
-                "{} tokens in {pages} pages of {}, {} in {}",
+                "{} tokens in {pages} pages of {}{groups}, {} in {}",
                 info.kv_tokens,
                 info.page_size,
                 bytes(info.kv_bytes),

@@ -32,6 +32,7 @@ fn ready() -> ModelStatus {
             kv_bytes: 1 << 30,
             kv_tokens: 8192,
             page_size: 16,
+            kv_groups: 1,
             vocab_size: 49_152,
             max_len: 2048,
             max_running: 256,
@@ -180,6 +181,10 @@ fn one_model() {
             steps         100, 1 preemption
         "#]],
     );
+    let mut windows = ready();
+    windows.info.as_mut().unwrap().kv_groups = 4;
+    let line = "8192 tokens in 512 pages of 16 for each of 4 groups of layers, 1.0 GiB in f32";
+    assert!(show(&windows).contains(line), "{}", show(&windows));
     check(
         &show(&loading()),
         expect![[r#"

@@ -268,6 +268,11 @@ impl Serialize for LoadOptions {
     }
 }
 
+/// All layers are alike.
+fn one() -> u32 {
+    1
+}
+
 /// A loaded model, as its worker reports it with `Ready`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
@@ -289,10 +294,13 @@ pub struct ModelInfo {
     pub kv_dtype: String,
     /// Bytes of KV pages, over all ranks.
     pub kv_bytes: u64,
-    /// Tokens that the KV pages hold.
+    /// Tokens that the KV pages hold in all layers; of long requests more, where there are several `kv_groups`.
     pub kv_tokens: u64,
-    /// Tokens a page.
+    /// Tokens a page, for the layers of one group.
     pub page_size: u32,
+    /// Groups of layers with pages of their own: those that see all tokens, and others that keep a window's.
+    #[serde(default = "one")]
+    pub kv_groups: u32,
     /// Valid token ids are below this.
     pub vocab_size: u32,
     /// Prompt plus generated tokens of one request, at most.

@@ -69,6 +69,7 @@ fn info(spec: &WorkerSpec, vocab_size: u32) -> ModelInfo {
         kv_bytes: 4,
         kv_tokens: u64::from(MAX_LEN),
         page_size: 16,
+        kv_groups: 1,
         vocab_size,
         max_len: MAX_LEN,
         max_running: spec.options.max_running,

@@ -112,6 +112,7 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         kv_bytes: engine.kv_bytes,
         kv_tokens: engine.kv_tokens,
         page_size: engine.page_size,
+        kv_groups: engine.groups.count() as u32,
         vocab_size: engine.vocab_size,
         max_len: engine.max_len,
         max_running: spec.options.max_running,

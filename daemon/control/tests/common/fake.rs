@@ -114,6 +114,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         kv_bytes: 4,
         kv_tokens: 160,
         page_size: 16,
+        kv_groups: 1,
         vocab_size: 100,
         max_len: 128,
         max_running: spec.options.max_running,

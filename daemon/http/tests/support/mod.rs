@@ -358,6 +358,7 @@ impl House {
                 kv_bytes: 1,
                 kv_tokens: 4096,
                 page_size: 16,
+                kv_groups: 1,
                 vocab_size: VOCAB,
                 max_len: MAX_LEN,
                 max_running: 8,
