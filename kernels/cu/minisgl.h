@@ -275,6 +275,10 @@ typedef struct {
   const minisgl_bf16 *sinks;    /* _window: [q_heads]: one more logit, a natural logarithm, of each head; or null */
   uint32_t window;              /* _window: tokens that are seen, the newest the last; as planned */
   uint32_t plus_one;            /* _window: 1: q_weight and k_weight are stored less 1 */
+  uint8_t *codes;               /* head_dim 128: instead of out, e4m3 [rows, q_heads, head_dim]; or null */
+  float *scales;                /* with codes: [q_heads, scale_stride] */
+  uint32_t scale_stride;        /* at least rows */
+  uint32_t reserved;
 } minisgl_decode_args;
 
 #endif

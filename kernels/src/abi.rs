@@ -369,6 +369,10 @@ pub struct DecodeArgs {
     pub sinks: Address,
     pub window: u32,
     pub plus_one: u32,
+    pub codes: Address,
+    pub scales: Address,
+    pub scale_stride: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]

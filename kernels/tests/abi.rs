@@ -86,7 +86,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         DecodeArgs = minisgl_decode_args {
             q, q_weight, k_weight, cos_sin, k_pages, v_pages, out, work, pages, partials,
             arrived, q_heads, kv_heads, page_size, positions_len, stages, fused, eps, scale,
-            sinks, window, plus_one,
+            sinks, window, plus_one, codes, scales, scale_stride, reserved,
         }
         PackArgs = minisgl_pack_args {
             from, to, row_stride, column_stride, rows, columns, rows_are, reserved,

@@ -394,7 +394,8 @@ pub trait Ops: Storage + Send {
     /// of `qkv` (`[tokens, (heads + 2 kv_heads) * head_dim]`), where the model has one, rotation by the
     /// tokens' positions, the write of keys and values into their pages, and causal attention of every
     /// token over its request's pages, or its window. `out` is `[tokens, heads * head_dim]`; `qkv` is garbage
-    /// afterwards.
+    /// afterwards. `next` is the product that takes `out`, and nothing else does: a device may leave `out` as that
+    /// wants it.
     ///
     /// # Errors
     /// The device failed.
@@ -404,6 +405,7 @@ pub trait Ops: Storage + Send {
         attention: &Attention<Self>,
         qkv: &mut Self::Buffer,
         out: &mut Self::Buffer,
+        next: Option<&Linear<Self>>,
     ) -> OpResult;
 
     /// Logits over this rank's part of the vocabulary (`hidden head^T`) for each of [`Batch::logit_rows`], then,

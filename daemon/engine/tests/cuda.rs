@@ -219,10 +219,12 @@ fn models_of_e4m3_are_the_cpus() {
             }
             None => drop(write_model(dir.path(), &config, Dtype::BF16, 7)),
         }
-        // Of mixtures so many that steps of decode rows are many rows, too.
+        // Of mixtures, and of one dense model, so many that steps of decode rows are many rows, too.
         let mut prompts = prompts(3);
         let mut random = Random(19);
-        prompts.extend((0..if experts { 20 } else { 0 }).map(|_| random.tokens(5, VOCAB)));
+        prompts.extend(
+            (0..if experts || name == "block" { 20 } else { 0 }).map(|_| random.tokens(5, VOCAB)),
+        );
         let drive = Drive { new_tokens: 12, ..Drive::default() };
         let on = |device| LoadOptions { quantize, ..on(device) };
         let expected = run(dir.path(), on(Device::Cpu), &drive, &prompts);

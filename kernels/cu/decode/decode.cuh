@@ -2,6 +2,7 @@
 //
 //   out[r, h] = softmax(scale * q[r, h] . K^T) V        over all tokens of r's request
 //
+// With heads of 128 outputs may be left as e4m3, with a scale for each head, for a product that takes them so.
 // With WINDOW over the last `window` of them (pages before those are not read), with one more logit in the softmax of
 // each head, its sink, and with norms whose weights are stored less 1; each of the three where a launch has it.
 // Split and merged as in Flash-Decoding (Dao et al., 2023), with the online softmax of FlashAttention-2
@@ -109,7 +110,6 @@ struct Decode {
     const uint32_t group = a.q_heads / a.kv_heads;
     const Partials partials = Partials::of<D>(a, group);
     const size_t place = Partials::place(a, team_of_block(a), s.first);
-    minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
 #pragma unroll 1
     for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
       const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
@@ -134,7 +134,7 @@ struct Decode {
       }
       if (s.chunks == 1) {
         add_sink<WINDOW>(a, head, most, out, sum);
-        store_output(to + head * D + at, out, sum);
+        store_output<D>(a, s.row, head_of_block(a) * group + head, at, out, sum);
       } else {
         *reinterpret_cast<float4*>(partials.out + (place + head) * D + at) = out;
         if (at == 0) partials.sums[place + head] = make_float2(most, sum);

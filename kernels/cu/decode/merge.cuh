@@ -5,6 +5,7 @@
 // goes through the chunks in the order of their tokens, so who is last makes no difference to the result.
 #pragma once
 
+#include "../quantise/e4m3.cuh"
 #include "walk.cuh"
 
 namespace minisgl {
@@ -16,12 +17,28 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Four elements of an output, divided by the sum of weights.
-__device__ __forceinline__ void store_output(minisgl_bf16* to, const float4& out, float sum) {
+// Four elements of a head's output, divided by the sum of weights: as bf16; or as e4m3 with a scale for the head, as
+// quantise/quantise.cu makes them of bf16. Then a warp has the head.
+template <int D>
+__device__ __forceinline__ void store_output(const minisgl_decode_args& a, uint32_t row, uint32_t head, uint32_t at,
+                                             const float4& out, float sum) {
   const float inverse = 1.0f / sum;
   const __nv_bfloat162 low = __floats2bfloat162_rn(out.x * inverse, out.y * inverse);
   const __nv_bfloat162 high = __floats2bfloat162_rn(out.z * inverse, out.w * inverse);
-  *reinterpret_cast<uint2*>(to) =
+  const size_t place = (size_t(row) * a.q_heads + head) * D + at;
+  if constexpr (D == 128) {
+    if (a.codes != nullptr) {
+      const float2 l = __bfloat1622float2(low), h = __bfloat1622float2(high);
+      float largest = fmaxf(fmaxf(fabsf(l.x), fabsf(l.y)), fmaxf(fabsf(h.x), fabsf(h.y)));
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+      const float scale = largest / LARGEST, up = inverse_of(scale);
+      *reinterpret_cast<uint32_t*>(a.codes + place) = narrow4(make_float4(l.x, l.y, h.x, h.y), up);
+      if (at == 0) a.scales[size_t(head) * a.scale_stride + row] = scale;
+      return;
+    }
+  }
+  *reinterpret_cast<uint2*>(a.out + place) =
       make_uint2(*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high));
 }
 
@@ -76,7 +93,6 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
   constexpr uint32_t VECTORS = D / 4, AHEAD = 8;
   const uint32_t group = a.q_heads / a.kv_heads;
   const Partials partials = Partials::of<D>(a, group);
-  minisgl_bf16* to = a.out + (size_t(s.row) * a.q_heads + head_of_block(a) * group) * D;
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < group * VECTORS; i += THREADS) {
     const uint32_t head = i / VECTORS, at = i % VECTORS * 4;
@@ -112,7 +128,7 @@ __device__ __forceinline__ void merge(const minisgl_decode_args& a, const Segmen
       }
     }
     add_sink<WINDOW>(a, head, most, out, sum);
-    store_output(to + head * D + at, out, sum);
+    store_output<D>(a, s.row, head_of_block(a) * group + head, at, out, sum);
   }
 }
 

@@ -20,9 +20,13 @@ struct Tile {
   // Steps of 16 elements, steps of 16 tokens, groups of 8 elements.
   static constexpr int Q_STEPS = D / 16, P_STEPS = TOKENS / 16, D8 = D / 8;
 
-  // Copies 16 bytes in the background; zeros if there is nothing to copy.
+  // Copies 16 bytes in the background; zeros if there is nothing to copy. What is read once leaves the cache first: page
+  // tables and the projection's rows, which all blocks wait for, stay.
   static __device__ __forceinline__ void copy16(uint32_t to, const char* from, bool there) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(there ? 16 : 0), "l"(policy)
                  : "memory");
   }
 

@@ -11,9 +11,8 @@
 // As medium.cu, whose tiles and cluster sums these are; but nothing is widened, so that a warp of a block only copies, x too,
 // and both operands go from shared memory to the tensor cores.
 
-#include <cuda_fp8.h>
-
 #include "../narrow.h"
+#include "../quantise/e4m3.cuh"
 #include "products.cuh"
 
 using namespace minisgl;
@@ -80,9 +79,6 @@ __device__ __forceinline__ void produce(const minisgl_narrow_args& a, const Work
   }
 }
 
-// The largest value of e4m3.
-constexpr float E4M3_LARGEST = 448.0f;
-
 __device__ __forceinline__ float largest_of_warp(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
@@ -145,10 +141,8 @@ struct Scales {
 __device__ __forceinline__ void put_codes(const minisgl_narrow_args& a, uint32_t of, size_t to, uint2 four) {
   const float4 y = widen4(four);
   const float largest = largest_of_warp(fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
-  const float scale = largest / E4M3_LARGEST, up = scale > 0.0f ? 1.0f / scale : 0.0f;
-  const uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(y.x * up, y.y * up), __NV_SATFINITE, __NV_E4M3);
-  const uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(y.z * up, y.w * up), __NV_SATFINITE, __NV_E4M3);
-  *reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(a.out) + to) = low | high << 16;
+  const float scale = largest / LARGEST;
+  *reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(a.out) + to) = narrow4(y, inverse_of(scale));
   if (threadIdx.x % 32 == 0) a.out_scales[of] = scale;
 }
 

@@ -9,9 +9,8 @@
 // [ceil(hidden / 128), scale_stride] or [rows]; f32 inside. As FineGrainedFP8 of Hugging Face transformers does it
 // (act_quant of its integration), where a block of zeros would be NaN.
 // Bytes moved: 3 * rows * hidden, 5 from gate and up. Bound: copy bandwidth.
-// Measured (one H200 that copies 4.0 TB/s, 2026-11-29) at 8,192 rows: 4096 columns 30.7 us (82 %), with the norm 49.8 (51 %);
-// gate and up of 12288 245 (51 %). At 64 rows 2.4, 2.9 and 4.7 us. All of these a block a row; blocks without a norm have a thread a vector
-// since, which was measured in whole models only (docs/benchmarks.md).
+// Measured (one H200 that copies 4.2 TB/s, 2026-11-30) at 7,936 rows: 4096 columns 29 us (80 %), with the norm 38 (61 %; 48 with a thread
+// a vector); gate and up of 12288 125 (93 %; 155 with exact divisions of integers and floats). At 128 rows 1.8, 2.6 and 3.7 us.
 
 #include "../gate.cuh"
 #include "e4m3.cuh"
@@ -128,32 +127,35 @@ __device__ __forceinline__ void quantise(const minisgl_quantise_args& a) {
     quantise<VECTORS>(a);                                                  \
   }
 
-// A thread, eight columns: scales for blocks of columns want nothing of the rest of a row. Rows are whole blocks.
+// A thread, eight columns: scales for blocks of columns want nothing of the rest of a row. Rows are whole blocks of columns;
+// blocks in x have the vectors of a row, blocks in y rows by turns.
 KERNEL __launch_bounds__(256) minisgl_quantise_blocks(const __grid_constant__ minisgl_quantise_args a) {
   let_next_start();
   wait_for_inputs();
-  const VectorAt at(a.hidden);
-  if (at.row >= a.rows) return;  // A block of columns as a whole.
-  Vec8 y;
-  if (a.gated) {
-    const minisgl_bf16* x = a.x + size_t(at.row) * a.hidden * 2 + at.column;
-    float g[VEC], u[VEC];
-    const Vec8 gate = load8(x), up = load8(x + a.hidden);
-    unpack(gate, g);
-    unpack(up, u);
-#pragma unroll
-    for (int i = 0; i < VEC; i++) g[i] = gate_of(g[i], u[i], a.gate);
-    y = pack(g);
-  } else {
-    y = load8(a.x + at.in(a.hidden));
-  }
-  float largest = max_of(y);
+  const uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * VEC;
+  if (column >= a.hidden) return;  // A block of columns as a whole.
   const uint32_t lanes = 0xffffu << threadIdx.x % 32 / LANES * LANES;
+  for (uint32_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
+    Vec8 y;
+    if (a.gated) {
+      const minisgl_bf16* x = a.x + size_t(row) * a.hidden * 2 + column;
+      float g[VEC], u[VEC];
+      const Vec8 gate = load8(x), up = load8(x + a.hidden);
+      unpack(gate, g);
+      unpack(up, u);
 #pragma unroll
-  for (int step = LANES / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(lanes, largest, step));
-  const float scale = largest / LARGEST;
-  if (threadIdx.x % LANES == 0) a.scales[size_t(at.column / 128) * a.scale_stride + at.row] = scale;
-  *reinterpret_cast<uint2*>(a.out + at.in(a.hidden)) = narrow(y, scale);
+      for (int i = 0; i < VEC; i++) g[i] = gate_of(g[i], u[i], a.gate);
+      y = pack(g);
+    } else {
+      y = load8(a.x + size_t(row) * a.hidden + column);
+    }
+    float largest = max_of(y);
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(lanes, largest, step));
+    const float scale = largest / LARGEST;
+    if (threadIdx.x % LANES == 0) a.scales[size_t(column / 128) * a.scale_stride + row] = scale;
+    *reinterpret_cast<uint2*>(a.out + size_t(row) * a.hidden + column) = narrow(y, scale);
+  }
 }
 
 QUANTISE(1)

@@ -26,6 +26,9 @@ use crate::{Array, ArrayMut, Device};
 /// Query heads that may share a key head.
 pub const DECODE_GROUP_MAX: usize = 16;
 
+/// The `head_dim` with which outputs can be left as e4m3.
+pub const DECODE_CODES_DIM: usize = 128;
+
 const THREADS: u32 = 128;
 
 /// What decode attention starts from.
@@ -46,6 +49,22 @@ pub enum DecodeInput<'a> {
     },
 }
 
+/// Where outputs of decode attention go.
+pub enum DecodeOut<'a> {
+    /// `[rows, q_heads, head_dim]`.
+    Bf16(ArrayMut<'a, bf16>),
+    /// As [`crate::ops::Quantise`] makes them of these, to the same bits; for a `head_dim` of [`DECODE_CODES_DIM`], so that a
+    /// block of columns that share a scale is a head.
+    Codes {
+        /// `[tokens, q_heads * head_dim]`.
+        data: ArrayMut<'a, u8>,
+        /// `[q_heads, tokens]`.
+        scales: ArrayMut<'a, f32>,
+        /// Room; at least as many as there are rows.
+        tokens: usize,
+    },
+}
+
 /// The arrays of one layer.
 pub struct DecodeArgs<'a> {
     /// Queries, or the projection they are made from.
@@ -54,8 +73,8 @@ pub struct DecodeArgs<'a> {
     pub k_pages: KvArrayMut<'a>,
     /// As `k_pages`.
     pub v_pages: KvArrayMut<'a>,
-    /// `[rows, q_heads, head_dim]`. Rows of padding are left as they are.
-    pub out: ArrayMut<'a, bf16>,
+    /// Where the result goes. Rows of padding are left as they are.
+    pub out: DecodeOut<'a>,
     /// What [`DecodePlanner::plan`] wrote, [`DecodePlanner::words`] of `rows`.
     pub work: Array<'a, i32>,
     /// Page ids of all requests, in the order of positions.
@@ -210,7 +229,7 @@ impl DecodeAttention {
             cos_sin: 0,
             k_pages: check.array("k_pages", &args.k_pages, &of_pages)?,
             v_pages: check.array("v_pages", &args.v_pages, &of_pages)?,
-            out: check.array("out", &args.out, &[rows, q_heads, head_dim])?,
+            out: 0,
             work: check.array("work", &args.work, &[words])?,
             pages: check.scalars("pages", &args.pages, &[args.pages.len()])?,
             partials: Array::from(&self.partials).address(),
@@ -226,7 +245,29 @@ impl DecodeAttention {
             sinks: args.view.check(&check, q_heads)?,
             window: args.view.window.unwrap_or(u32::MAX),
             plus_one: 0,
+            codes: 0,
+            scales: 0,
+            scale_stride: 0,
+            reserved: 0,
         };
+        match &args.out {
+            DecodeOut::Bf16(out) => {
+                call.out = check.array("out", out, &[rows, q_heads, head_dim])?;
+            }
+            DecodeOut::Codes { data, scales, tokens } => {
+                check.that(head_dim == DECODE_CODES_DIM, || {
+                    format!(
+                        "head_dim is {head_dim}; outputs are left as e4m3 with {DECODE_CODES_DIM}"
+                    )
+                })?;
+                check.that(*tokens >= rows, || {
+                    format!("there is room for {tokens} tokens as e4m3, and there are {rows}")
+                })?;
+                call.codes = check.array("codes", data, &[*tokens, q_heads * head_dim])?;
+                call.scales = check.array("scales", scales, &[q_heads, *tokens])?;
+                call.scale_stride = check.count("tokens", *tokens)?;
+            }
+        }
         match &args.input {
             DecodeInput::Queries(q) => {
                 let wanted = if self.kv == KvType::Fp16 { KvType::Fp16 } else { KvType::Bf16 };

@@ -29,7 +29,9 @@ mod work;
 use half::bf16;
 
 pub use backend::{Backend, Backends, Prefill};
-pub use decode::{DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput};
+pub use decode::{
+    DECODE_CODES_DIM, DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput, DecodeOut,
+};
 pub use decode_plan::{DecodePlanner, DecodeTuning};
 pub use fa::PagedPrefill;
 pub use fi::PagedAttention;

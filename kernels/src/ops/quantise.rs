@@ -52,6 +52,12 @@ pub enum QuantiseInput<'a> {
     Gated(Array<'a, bf16>, Gate),
 }
 
+/// From so many rows on there are more than the GPU has room for at a time, and blocks of fewer threads, which hold more each,
+/// have more of them under way.
+const MANY_ROWS: usize = 2048;
+/// Blocks in y at most.
+const GRID_Y_MAX: u32 = 65_535;
+
 impl Quantise<'_> {
     /// A row is held in the registers of one block: four vectors of 8 for each of 1,024 threads.
     pub const HIDDEN_MAX: usize = 32_768;
@@ -105,12 +111,14 @@ impl Quantise<'_> {
         };
         let normed = matches!(self.input, QuantiseInput::Normed { .. });
         if self.form == ScaleForm::Block && !normed && hidden.is_multiple_of(BLOCK) {
-            let grid = Grid::of_threads(rows * hidden / 8);
-            // SAFETY: the struct is the kernel's, its arrays were checked above, and there is a thread for every vector.
+            let blocks = ((hidden / 8).div_ceil(256) as u32, args.rows.clamp(1, GRID_Y_MAX));
+            let grid = Grid { blocks, threads: 256, shared_bytes: 0, cluster: 1 };
+            // SAFETY: the struct is the kernel's, its arrays were checked above, and there is a thread for every vector of a row.
             return unsafe { check.launch(Kernel::QuantiseBlocks, grid, &args) };
         }
         let vectors = args.hidden / 8;
         let (kernel, per_thread) = match vectors {
+            0..=4096 if normed && rows >= MANY_ROWS => (Kernel::Quantise4, 4),
             0..=1024 => (Kernel::Quantise1, 1),
             1025..=2048 => (Kernel::Quantise2, 2),
             _ => (Kernel::Quantise4, 4),

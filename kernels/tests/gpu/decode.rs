@@ -4,8 +4,11 @@
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use half::bf16;
-use minisgl_kernels::attention::{AttentionError, DecodeAttention, DecodeInput, Heads, KvType};
-use minisgl_kernels::ops::{HEAD_DIMS, QkNorm, QkRopePage};
+use minisgl_kernels::attention::{
+    AttentionError, DECODE_CODES_DIM, DecodeAttention, DecodeInput, DecodeOut, Heads, KvType,
+};
+use minisgl_kernels::fp8::ScaleForm;
+use minisgl_kernels::ops::{HEAD_DIMS, QkNorm, QkRopePage, Quantise, QuantiseInput};
 
 use crate::decode_batch::{Batch, Setup};
 use crate::pages::{KV_TYPES, Pages};
@@ -96,6 +99,59 @@ fn check(gpu: &mut Gpu, heads: Heads, kv: KvType, lens: &[u32], seen: Seen) {
     let out = gpu.download(&first);
     batch.assert_close(&what, &out, &batch.expected(&q, &k, &v));
     assert_same(&format!("{what}, again"), &gpu.download(&again), &out);
+    if heads.head_dim == DECODE_CODES_DIM {
+        let q = DecodeInput::Queries(q_gpu.array());
+        check_codes(gpu, (&setup, &batch), q, (&mut k_gpu, &mut v_gpu), &first, &what);
+    }
+}
+
+/// Outputs left as e4m3: what [`Quantise`] makes of `out`, to the same bits, and nothing for padding.
+fn check_codes(
+    gpu: &mut Gpu,
+    (setup, batch): (&Setup, &Batch),
+    input: DecodeInput<'_>,
+    pages: (&mut Pages, &mut Pages),
+    out: &CudaSlice<bf16>,
+    what: &str,
+) {
+    let (rows, q_heads) = (batch.lens.len(), batch.heads.q_heads);
+    let (tokens, hidden) = (rows + gpu.random.below(5), q_heads * DECODE_CODES_DIM);
+    let room = |gpu: &Gpu, tokens: usize| {
+        (gpu.upload(&vec![0x5a_u8; tokens * hidden]), gpu.upload(&vec![-1.0_f32; q_heads * tokens]))
+    };
+    let (mut data, mut scales) = room(gpu, tokens);
+    let codes = DecodeOut::Codes { data: (&mut data).into(), scales: (&mut scales).into(), tokens };
+    setup.try_launch(gpu, input, pages, codes).unwrap();
+    let (mut apart, mut apart_scales) = room(gpu, rows);
+    Quantise {
+        input: QuantiseInput::Plain(out.into()),
+        out: (&mut apart).into(),
+        scales: (&mut apart_scales).into(),
+        form: ScaleForm::Block,
+        rows,
+        hidden,
+    }
+    .launch(&gpu.device)
+    .unwrap();
+    let (data, scales) = (gpu.download(&data), gpu.download(&scales));
+    let (apart, apart_scales) = (gpu.download(&apart), gpu.download(&apart_scales));
+    for row in 0..tokens {
+        let got = &data[row * hidden..(row + 1) * hidden];
+        let of = |head: usize| scales[head * tokens + row].to_bits();
+        if batch.lens.get(row).is_none_or(|&len| len == 0) {
+            let left = (0..q_heads).all(|head| of(head) == (-1.0_f32).to_bits());
+            assert!(
+                left && got.iter().all(|&byte| byte == 0x5a),
+                "{what}: padding row {row} as e4m3"
+            );
+            continue;
+        }
+        assert_eq!(got, &apart[row * hidden..(row + 1) * hidden], "{what}: row {row} as e4m3");
+        for head in 0..q_heads {
+            let expected = apart_scales[head * rows + row];
+            assert_eq!(of(head), expected.to_bits(), "{what}: row {row}, head {head}: its scale");
+        }
+    }
 }
 
 /// The projection's row fused in: what the two ops do one after the other, to the same bits.
@@ -281,12 +337,20 @@ pub fn decode_refusals(gpu: &mut Gpu) {
     let (_, q) = Pages::normal(gpu, KvType::Bf16, 2 * 8 * 64, 0);
     let (_, half) = Pages::normal(gpu, KvType::Fp16, 2 * 8 * 64, 0);
     let (_, mut bytes) = Pages::normal(gpu, KvType::Fp8, 8 * 16 * 2 * 64, 0);
-    let outcome =
-        setup.try_launch(gpu, DecodeInput::Queries(half.array()), (&mut k, &mut v), &mut out);
+    let input = DecodeInput::Queries(half.array());
+    let to = DecodeOut::Bf16((&mut out).into());
+    let outcome = setup.try_launch(gpu, input, (&mut k, &mut v), to);
     refused(outcome, "queries are Fp16");
     let input = DecodeInput::Queries(q.array());
-    refused(setup.try_launch(gpu, input, (&mut bytes, &mut v), &mut out), "not of Bf16");
+    let to = DecodeOut::Bf16((&mut out).into());
+    refused(setup.try_launch(gpu, input, (&mut bytes, &mut v), to), "not of Bf16");
+    let (mut data, mut scales) = (gpu.upload(&[0_u8; 2 * 8 * 64]), gpu.upload(&[0.0_f32; 16]));
+    let input = DecodeInput::Queries(q.array());
+    let to = DecodeOut::Codes { data: (&mut data).into(), scales: (&mut scales).into(), tokens: 2 };
+    let why = "head_dim is 64; outputs are left as e4m3 with 128";
+    refused(setup.try_launch(gpu, input, (&mut k, &mut v), to), why);
     setup.work = gpu.upload(&[0; 5]);
     let input = DecodeInput::Queries(q.array());
-    refused(setup.try_launch(gpu, input, (&mut k, &mut v), &mut out), "work has 5 elements");
+    let to = DecodeOut::Bf16((&mut out).into());
+    refused(setup.try_launch(gpu, input, (&mut k, &mut v), to), "work has 5 elements");
 }

@@ -4,7 +4,8 @@
 use cudarc::driver::CudaSlice;
 use half::bf16;
 use minisgl_kernels::attention::{
-    AttentionError, DecodeArgs, DecodeAttention, DecodeInput, DecodePlanner, Heads, KvType,
+    AttentionError, DecodeArgs, DecodeAttention, DecodeInput, DecodeOut, DecodePlanner, Heads,
+    KvType,
 };
 
 use crate::pages::{Pages, round};
@@ -13,7 +14,7 @@ use crate::support::{Gpu, POISON};
 
 /// A batch over a shuffled page pool.
 pub struct Batch {
-    heads: Heads,
+    pub heads: Heads,
     pub lens: Vec<u32>,
     page_starts: Vec<i32>,
     pub pages: Vec<i32>,
@@ -158,7 +159,7 @@ impl Setup {
         pages: (&mut Pages, &mut Pages),
         out: &mut CudaSlice<bf16>,
     ) {
-        self.try_launch(gpu, input, pages, out).unwrap();
+        self.try_launch(gpu, input, pages, DecodeOut::Bf16(out.into())).unwrap();
     }
 
     pub fn try_launch(
@@ -166,13 +167,13 @@ impl Setup {
         gpu: &Gpu,
         input: DecodeInput<'_>,
         (k, v): (&mut Pages, &mut Pages),
-        out: &mut CudaSlice<bf16>,
+        out: DecodeOut<'_>,
     ) -> Result<(), AttentionError> {
         let args = DecodeArgs {
             input,
             k_pages: k.array_mut(),
             v_pages: v.array_mut(),
-            out: out.into(),
+            out,
             work: (&self.work).into(),
             pages: (&self.pages).into(),
             rows: self.rows,

@@ -2,8 +2,8 @@
 
 use half::bf16;
 use minisgl_kernels::attention::{
-    DecodeArgs, DecodeAttention, DecodeInput, DecodeTuning, Heads, KvArray, KvArrayMut, KvType,
-    View,
+    DecodeArgs, DecodeAttention, DecodeInput, DecodeOut, DecodeTuning, Heads, KvArray, KvArrayMut,
+    KvType, View,
 };
 
 use crate::bench::{fill, time};
@@ -217,7 +217,7 @@ impl Data {
                 input,
                 k_pages,
                 v_pages,
-                out: (&mut *out).into(),
+                out: DecodeOut::Bf16((&mut *out).into()),
                 work: (&work).into(),
                 pages: (&pages).into(),
                 rows,

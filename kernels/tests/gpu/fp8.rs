@@ -263,8 +263,15 @@ pub fn medium(gpu: &mut Gpu) {
 
 /// Every scale is the largest value's, and every element the nearest e4m3.
 pub fn quantise(gpu: &mut Gpu) {
-    for hidden in [8, 144, 4096, 12_288, 25_608] {
-        for &rows in &[1, 3, 64][..if gpu.small { 2 } else { 3 }] {
+    for hidden in [8, 128, 144, 4096, 12_288, 25_608] {
+        // More than blocks in y; and as many as have a kernel of their own with a norm.
+        let rows: &[usize] = match (hidden, gpu.small) {
+            (_, true) => &[1, 3],
+            (128, _) => &[65_537],
+            (4096, _) => &[1, 3, 64, 2051],
+            _ => &[1, 3, 64],
+        };
+        for &rows in rows {
             for (input, form) in (0..6).map(|at| (at % 3, FORMS[at / 3])) {
                 if input == 1 && hidden > minisgl_kernels::ops::HIDDEN_MAX {
                     continue;

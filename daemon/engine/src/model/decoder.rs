@@ -37,7 +37,7 @@ impl<O: Ops> Pass<O> for Decoder<O> {
         for (index, layer) in weights.layers.iter().enumerate() {
             let next = weights.layers.get(index + 1).map(|next| &next.attention_norm);
             ops.norm_linear(tokens, stream, &layer.attention_norm, &layer.qkv, qkv)?;
-            ops.attention(batch, &layer.attention, qkv, attention)?;
+            ops.attention(batch, &layer.attention, qkv, attention, Some(&layer.o))?;
             let norms =
                 Around { after: layer.after_attention.as_ref(), next: Some(&layer.ffn_norm) };
             ops.linear_add(tokens, &layer.o, attention, norms, stream)?;

@@ -514,6 +514,7 @@ impl Ops for CpuOps {
         attention: &Attention<Self>,
         qkv: &mut Buffer,
         out: &mut Buffer,
+        _: Option<&Linear<Self>>,
     ) -> OpResult {
         let tokens = batch.tokens().len();
         if let Some(norms) = &attention.norms {

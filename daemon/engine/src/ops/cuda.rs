@@ -622,9 +622,13 @@ impl Ops for CudaOps {
         attention: &LayerAttention<Self>,
         qkv: &mut Buffer,
         out: &mut Buffer,
+        next: Option<&Linear<Self>>,
     ) -> OpResult {
         let rows = self.issued(batch.tokens().len());
-        self.attend(rows, attention, qkv, out)
+        // As in `norm_gated`.
+        let into = if self.block.is_some() { Into::Output } else { Into::Sum };
+        let next = next.filter(|_| self.team.is_none()).map(|next| (next, into));
+        self.attend(rows, attention, qkv, out, next)
     }
 
     fn sample(&mut self, batch: &Batch, head: &Matrix, hidden: &Buffer) -> OpResult {

@@ -6,7 +6,8 @@
 //! ```text
 //!   rows of a step    decode (one token each)          prefill (chunks of prompts)
 //!   `fa`              one kernel: norm, rotation,      norm, rotation, pages (QkRopePage),
-//!                     page write, attention            then FlashAttention-3 style
+//!                     page write, attention; e4m3      then FlashAttention-3 style
+//!                     where the next product takes it
 //!   `fi`              QkRopePage, then FlashInfer      QkRopePage, then FlashInfer
 //! ```
 //!
@@ -18,22 +19,26 @@ use std::collections::BTreeSet;
 use cudarc::driver::{CudaSlice, DriverError};
 use half::{bf16, f16};
 use minisgl_kernels::attention::{
-    AttentionBatch, AttentionError, AttentionLimits, Backend, Backends, DECODE_GROUP_MAX,
-    DecodeArgs, DecodeAttention, DecodeInput, DecodePlanner, Heads, KvArray, KvArrayMut, KvType,
-    PagedAttention, PagedAttentionArgs, Prefill, View,
+    AttentionBatch, AttentionError, AttentionLimits, Backend, Backends, DECODE_CODES_DIM,
+    DECODE_GROUP_MAX, DecodeArgs, DecodeAttention, DecodeInput, DecodeOut, DecodePlanner, Heads,
+    KvArray, KvArrayMut, KvType, PagedAttention, PagedAttentionArgs, Prefill, View,
 };
+use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::ops::{QkNorm, QkRopePage};
 use minisgl_kernels::{Array, ArrayMut, Device};
 
 use super::inputs::{Inputs, Starts};
 use super::kv::KvSpace;
+use super::linear::{Into, gemm_rows};
+use super::memory::{CodesAt, padded_tokens};
 use super::prepare::cos_sin;
+use super::quantised::{Codes, no_room};
 use super::tables::Tables;
 use super::{Buffer, CudaOps, LayerAttention, failed};
 use crate::config::{AttentionSpec, ModelConfig};
 use crate::error::OpError;
 use crate::kv_groups::KvPlace;
-use crate::ops::OpResult;
+use crate::ops::{Linear, OpResult};
 
 /// The attention of every layer, and the plan of the step in hand.
 pub(super) struct Attention {
@@ -153,13 +158,21 @@ impl Attention {
         Ok(())
     }
 
-    /// One layer of `tokens` tokens: from `qkv` to `out`, through the pages.
+    /// Whether outputs of a step of `tokens` tokens can be left as e4m3: those of prompts cannot.
+    fn leaves_codes(&self, tokens: usize) -> bool {
+        let decode = matches!(self.decode, Decode::Fa(_)) && self.decoding == tokens;
+        decode && self.heads.head_dim == DECODE_CODES_DIM
+    }
+
+    /// One layer of `tokens` tokens: from `qkv` to `out`, through the pages; or to `codes`, of so many tokens, where
+    /// [`Attention::leaves_codes`].
     fn run(
         &mut self,
         device: &Device,
         (inputs, tables, kv): (&Inputs, &Tables, &mut KvSpace),
         (of, tokens): (&LayerAttention<CudaOps>, usize),
         (qkv, out): (&Buffer, &mut Buffer),
+        codes: Option<(&mut Codes, usize)>,
     ) -> OpResult {
         let Heads { q_heads, kv_heads, head_dim, .. } = self.heads;
         let KvPlace { group, array } = kv.place(of.layer);
@@ -184,6 +197,9 @@ impl Attention {
             Decode::Fa(decode) => {
                 let (qkv, mut out) = (qkv.rows(decoding), out.rows_mut(decoding));
                 let (work, pages) = (inputs.work(kind), tables.tables(group));
+                let mut codes = codes.map(|(codes, tokens)| {
+                    (codes.rows(tokens, q_heads * head_dim, ScaleForm::Block), tokens)
+                });
                 let launched = kv.pages(array, |k_pages, v_pages| {
                     let args = DecodeArgs {
                         input: DecodeInput::Qkv {
@@ -193,7 +209,14 @@ impl Attention {
                         },
                         k_pages,
                         v_pages,
-                        out: (&mut out).into(),
+                        out: match &mut codes {
+                            None => DecodeOut::Bf16((&mut out).into()),
+                            Some(((data, scales), tokens)) => DecodeOut::Codes {
+                                data: data.into(),
+                                scales: scales.into(),
+                                tokens: *tokens,
+                            },
+                        },
                         work: (&work).into(),
                         pages: (&pages).into(),
                         rows: decoding,
@@ -339,17 +362,30 @@ enum Rows<'a> {
 }
 
 impl CudaOps {
-    /// Attention of a layer over `tokens` tokens, as planned for the step.
+    /// Attention of a layer over `tokens` tokens, as planned for the step. `next` is the product that takes `out`, and what
+    /// becomes of that: where it wants e4m3, `out` is left as such.
     pub(super) fn attend(
         &mut self,
         tokens: usize,
         layer: &LayerAttention<CudaOps>,
         qkv: &Buffer,
         out: &mut Buffer,
+        next: Option<(&Linear<CudaOps>, Into)>,
     ) -> OpResult {
-        let CudaOps { device, attention, inputs, tables, kv, .. } = self;
+        let room = out.rows.min(self.chunk_tokens);
+        let coded = self.attention.leaves_codes(tokens)
+            && next.is_some_and(|(next, into)| self.wants_codes(tokens, room, next, into));
+        out.codes = coded.then_some(CodesAt::All);
+        let CudaOps { device, attention, inputs, tables, kv, quantised, .. } = self;
         let kv = kv.as_mut().ok_or_else(no_kv)?;
-        attention.run(device, (inputs, tables, kv), (layer, tokens), (qkv, out))
+        let codes = match coded {
+            true => {
+                let codes = quantised.as_mut().ok_or_else(no_room)?.at(CodesAt::All);
+                Some((codes, padded_tokens(gemm_rows(tokens, room))))
+            }
+            false => None,
+        };
+        attention.run(device, (inputs, tables, kv), (layer, tokens), (qkv, out), codes)
     }
 }
 

@@ -116,13 +116,10 @@ impl CudaOps {
         let way = self.way(rows, room, linear, Into::Gated);
         let coded = down.is_some_and(|(down, into)| {
             let down_room = out.rows.min(stream.residual.rows);
-            let block =
-                |linear: &Linear<CudaOps>| linear.weight.scale_form() == Some(ScaleForm::Block);
-            block(linear)
-                && block(down)
+            linear.weight.scale_form() == Some(ScaleForm::Block)
                 && down.weight.inputs == out.width
                 && gemm_rows(rows, down_room) == gemm_rows(rows, room)
-                && !matches!(self.way(rows, down_room, down, into), Way::Own(_))
+                && self.wants_codes(rows, down_room, down, into)
         });
         self.run_gated(way, coded, (rows, linear), (stream, norm), scratch, out)
     }
@@ -167,6 +164,18 @@ impl CudaOps {
         let input = QuantiseInput::Gated((&gate_up).into(), self.gate);
         out.codes = Some(CodesAt::All);
         self.quantise(input, (m, out.width), ScaleForm::Block)
+    }
+
+    /// Whether a product of `rows` rows, where there is room for `room`, takes e4m3 with scales for blocks.
+    pub(super) fn wants_codes(
+        &self,
+        rows: usize,
+        room: usize,
+        linear: &Linear<CudaOps>,
+        into: Into,
+    ) -> bool {
+        linear.weight.scale_form() == Some(ScaleForm::Block)
+            && !matches!(self.way(rows, room, linear, into), Way::Own(_))
     }
 
     /// Gate and up of `m` rows, to [`CodesAt::Few`].

@@ -490,7 +490,7 @@ fn attend<O: Visible>(ops: &mut O, case: &Case<'_>, out_width: usize) -> Vec<f32
     let mut out = ops.poisoned(tokens, out_width);
     let sinks = case.sinks.map(|sinks| ops.weight(sinks));
     let attention = LayerAttention { layer: case.layer, spec: case.spec.clone(), norms, sinks };
-    let pass = |ops: &mut O| ops.attention(batch, &attention, &mut qkv, &mut out);
+    let pass = |ops: &mut O| ops.attention(batch, &attention, &mut qkv, &mut out, None);
     ops.step(batch, &mut Closure(pass)).unwrap();
     ops.values(&out, tokens)
 }
