@@ -34,6 +34,18 @@ typedef struct {
   uint32_t to_len;
 } minisgl_copy_runs_args;
 
+/* minisgl_bring */
+typedef struct {
+  const int32_t *words; /* [words_len]: on the device, or pinned memory of the host; 16-byte vectors */
+  int32_t *to;          /* [words_len] */
+  const int32_t *pairs; /* [pairs_len, 2]: an entry of table, and what it becomes; as words */
+  int32_t *table;       /* [table_len] */
+  uint32_t words_len;
+  uint32_t pairs_len;
+  uint32_t table_len;
+  uint32_t reserved;
+} minisgl_bring_args;
+
 /* minisgl_rmsnorm_1, _2: 16-byte vectors of a row held by one thread; with _plus_one behind, weights are stored less 1 */
 typedef struct {
   const minisgl_bf16 *x;       /* [x_rows, hidden] */

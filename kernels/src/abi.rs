@@ -35,6 +35,19 @@ pub struct CopyRunsArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct BringArgs {
+    pub words: Address,
+    pub to: Address,
+    pub pairs: Address,
+    pub table: Address,
+    pub words_len: u32,
+    pub pairs_len: u32,
+    pub table_len: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct RmsNormArgs {
     pub x: Address,
     pub index: Address,

@@ -26,6 +26,7 @@ kernels! {
     Embedding = "embedding" "minisgl_embedding",
     EmbeddingScaled = "embedding" "minisgl_embedding_scaled",
     CopyRuns = "copy_runs" "minisgl_copy_runs",
+    Bring = "bring" "minisgl_bring",
     SiluMul = "silu_mul" "minisgl_silu_mul",
     GateMul = "gate_mul" "minisgl_gate_mul",
     RmsNorm1 = "rmsnorm" "minisgl_rmsnorm_1",

@@ -41,6 +41,9 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             tokens, fed, table, out, rows, hidden, fed_len, vocab_start, vocab_len, scale,
         }
         CopyRunsArgs = minisgl_copy_runs_args { runs, from, to, from_len, to_len }
+        BringArgs = minisgl_bring_args {
+            words, to, pairs, table, words_len, pairs_len, table_len, reserved,
+        }
         RmsNormArgs = minisgl_rmsnorm_args { x, index, weight, out, rows, x_rows, hidden, eps }
         AddNormArgs = minisgl_add_norm_args {
             x, after, residual, next, normed, rows, hidden, eps, plus_one,

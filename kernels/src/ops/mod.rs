@@ -4,6 +4,7 @@
 //! not be trusted: the kernels treat an index outside its table as padding.
 
 mod add_norm;
+mod bring;
 mod copy_runs;
 mod dummy;
 mod embedding;
@@ -18,6 +19,7 @@ mod sample;
 mod skinny;
 
 pub use add_norm::AddNorm;
+pub use bring::Bring;
 pub use copy_runs::CopyRuns;
 pub use dummy::{DummyCode, DummyCodes, DummyFill};
 pub use embedding::Embedding;

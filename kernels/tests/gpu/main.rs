@@ -11,6 +11,7 @@ mod attention;
 mod attention_batch;
 mod attention_bench;
 mod bench;
+mod bring;
 mod copy_runs;
 mod decode;
 mod decode_batch;
@@ -51,6 +52,7 @@ type Test = (&'static str, fn(&mut Gpu));
 const TESTS: &[Test] = &[
     ("embedding", embedding::embedding),
     ("copy_runs", copy_runs::copy_runs),
+    ("bring", bring::bring),
     ("gate_mul", gate_mul::gate_mul),
     ("rmsnorm", rmsnorm::rmsnorm),
     ("add_norm", rmsnorm::add_norm),
