@@ -63,6 +63,7 @@ kernels! {
     SkinnyStream2x2 = "skinny_stream" "minisgl_skinny_stream_2_2",
     SkinnyHeld1x4 = "skinny_held" "minisgl_skinny_held_1_4",
     SkinnyHeld1x8 = "skinny_held" "minisgl_skinny_held_1_8",
+    SkinnyHeld1x12 = "skinny_held" "minisgl_skinny_held_1_12",
     SkinnyHeld2x4 = "skinny_held" "minisgl_skinny_held_2_4",
     SkinnyHeld2x8 = "skinny_held" "minisgl_skinny_held_2_8",
     SkinnyHeld3x4 = "skinny_held" "minisgl_skinny_held_3_4",

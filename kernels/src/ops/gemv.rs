@@ -207,7 +207,9 @@ mod tests {
 
     #[test]
     fn what_is_large_has_both_blocks_and_a_ring_of_three_stages() {
-        for (outputs, k, gated) in [(10_240, 5120, false), (25_600, 5120, true), (5120, 25_600, false)] {
+        for (outputs, k, gated) in
+            [(10_240, 5120, false), (25_600, 5120, true), (5120, 25_600, false)]
+        {
             let cut = Cut::new(Form::of(k).unwrap(), outputs, k, gated, H100);
             assert!(cut.blocks == 264 && cut.stages >= 3, "{cut:?}");
         }

@@ -331,6 +331,7 @@ fn held(element: Element, tiles: usize, steps: usize) -> Option<Kernel> {
     Some(match (element, tiles, steps) {
         (Element::Bf16, 1, 4) => Kernel::SkinnyHeld1x4,
         (Element::Bf16, 1, 8) => Kernel::SkinnyHeld1x8,
+        (Element::Bf16, 1, 12) => Kernel::SkinnyHeld1x12,
         (Element::Bf16, 2, 4) => Kernel::SkinnyHeld2x4,
         (Element::Bf16, 2, 8) => Kernel::SkinnyHeld2x8,
         (Element::Bf16, 3, 4) => Kernel::SkinnyHeld3x4,

@@ -194,9 +194,13 @@ impl CudaOps {
             (Fp8Product::Gemv, Some(weight)) if m == 1 => {
                 Fp8Gemv { input, weight, out, n, k }.launch(&self.device)
             }
-            (Fp8Product::Skinny(stage), _) => SkinnyGemm { input, weight: weight.into(), out, m, n, k }
-                .launch_by(&self.device, stage),
-            _ => return Err(failed("linear")(format!("{by:?} is not for {m} rows of this weight"))),
+            (Fp8Product::Skinny(stage), _) => {
+                SkinnyGemm { input, weight: weight.into(), out, m, n, k }
+                    .launch_by(&self.device, stage)
+            }
+            _ => {
+                return Err(failed("linear")(format!("{by:?} is not for {m} rows of this weight")));
+            }
         }
         .map_err(failed("linear"))
     }
