@@ -293,53 +293,38 @@ struct Ahead {
   }
 };
 
-// What the warps have of one element, in a fixed order.
-template <uint32_t PART>
-__device__ __forceinline__ float sum_warps(const float* from) {
-  float sum = 0.0f;
-#pragma unroll
-  for (uint32_t part = 0; part < WARPS; part++) sum += from[part * PART];
-  return sum;
-}
-
-// Sums what the warps have and hands it on. `partial` is [WARPS, groups * 8 tokens, TOKEN_STRIDE], from `first_token` on;
-// `first_tile` is the first of TILES tiles. Each output belongs to one consumer. What is gated, with its kinds of gates, has a
-// loop of its own: this code runs once, and what others jump over takes longer to fetch than to run.
+// Sums what the warps have in a fixed order and hands it on. `partial` is [WARPS, groups * 8 tokens,
+// TOKEN_STRIDE], from `first_token` on; `first_tile` is the first of TILES tiles. Each output belongs to one
+// consumer.
 template <class W, int GROUPS, int TILES>
 __device__ __forceinline__ void finish(const minisgl_skinny_args& a, const float* partial, uint32_t first_tile,
                                        uint32_t first_token, const Ahead<W, GROUPS, TILES>& ahead) {
   constexpr uint32_t STRIDE = TOKEN_STRIDE<TILES>, PART = GROUPS * 8 * STRIDE;
-  constexpr int TURNS = Ahead<W, GROUPS, TILES>::TURNS;
-  if (a.epilogue == MINISGL_SKINNY_GATED) {
 #pragma unroll
-    for (int turn = 0; turn < (TURNS + 1) / 2; turn++) {
-      const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
-      if (!output.there) continue;
-      const float* from = partial + output.token * STRIDE + output.row;
-      float gate = sum_warps<PART>(from), up = sum_warps<PART>(from + 8);
-      if constexpr (W::BYTES == 1) gate *= ahead.scale[turn].x, up *= ahead.scale[turn].y;
-      const size_t to = size_t(first_token + output.token) * (a.n / 2) + output.column;
-      static_cast<minisgl_bf16*>(a.out)[to] = minisgl::gated(gate, up, a.gate);
-    }
-    return;
-  }
-#pragma unroll
-  for (int turn = 0; turn < TURNS; turn++) {
+  for (int turn = 0; turn < Ahead<W, GROUPS, TILES>::TURNS; turn++) {
     const Output<GROUPS, TILES> output(a, first_tile, first_token, turn);
     if (!output.there) continue;
-    float sum = sum_warps<PART>(partial + output.token * STRIDE + output.row);
-    if constexpr (W::BYTES == 1) sum *= ahead.scale[turn].x;
-    const size_t to = size_t(first_token + output.token) * a.n + output.column;
+    const bool gated = a.epilogue == MINISGL_SKINNY_GATED;
+    const float* from = partial + output.token * STRIDE + output.row;
+    float sum = 0.0f, up = 0.0f;
+#pragma unroll
+    for (uint32_t part = 0; part < WARPS; part++) {
+      sum += from[part * PART];
+      if (gated) up += from[part * PART + 8];
+    }
+    if constexpr (W::BYTES == 1) sum *= ahead.scale[turn].x, up *= ahead.scale[turn].y;
+    const size_t token = first_token + output.token, to = token * a.n + output.column;
     if (a.epilogue == MINISGL_SKINNY_F32) {
       static_cast<float*>(a.out)[to] = sum;
-      continue;
+    } else if (gated) {
+      static_cast<minisgl_bf16*>(a.out)[token * (a.n / 2) + output.column] = minisgl::gated(sum, up, a.gate);
+    } else {
+      // Of two summands the bias is the one that is near by now.
+      if (a.epilogue == MINISGL_SKINNY_ADD && a.bias) sum += __bfloat162float(a.bias[output.column]);
+      const minisgl_bf16 value = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
+      static_cast<minisgl_bf16*>(a.out)[to] = value;
+      for (uint32_t peer = 0; peer < a.peers; peer++) send(a.inbox[peer] + to, value);
     }
-    // Of two summands the bias is the one that is near by now.
-    if (a.epilogue == MINISGL_SKINNY_ADD && a.bias) sum += __bfloat162float(a.bias[output.column]);
-    const minisgl_bf16 value = __float2bfloat16_rn(sum + __bfloat162float(ahead.add[turn]));
-    static_cast<minisgl_bf16*>(a.out)[to] = value;
-#pragma unroll 1
-    for (uint32_t peer = 0; peer < a.peers; peer++) send(a.inbox[peer] + to, value);
   }
 }
 
