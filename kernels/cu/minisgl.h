@@ -119,7 +119,8 @@ typedef struct {
 #define MINISGL_SCALE_UNIT 4   /* what cuBLASLt wants rows of scales to be whole units of */
 
 /* minisgl_skinny_stream_G_T, _held_T_S, each also with _e4m3 behind: G groups of 8 rows of x, T tiles of 16
- * rows of the weight a block, S steps of 32 columns a warp, of 64 for e4m3 */
+ * rows of the weight a block, S steps of 32 columns a warp, of 64 for e4m3; minisgl_gemv_S: m is 1, the weight e4m3, S steps
+ * of 512 columns a warp, a norm for S up to 2, gated but for S 5 */
 #define MINISGL_SKINNY_BF16 0
 #define MINISGL_SKINNY_F32 1
 #define MINISGL_SKINNY_ADD 2
@@ -138,7 +139,7 @@ typedef struct {
   float eps;
   uint32_t epilogue;           /* MINISGL_SKINNY_ */
   uint32_t chunk;              /* stream: columns of a stage, a multiple of 32 (e4m3: 128) unless it is k */
-  uint32_t stages;             /* stream: of the ring of weights */
+  uint32_t stages;             /* stream, gemv: of the ring of weights */
   uint32_t resident;           /* stream: 1: x is kept whole, as always for e4m3; 0: it comes with the weights */
   minisgl_bf16 *inbox[MINISGL_PEERS_MAX]; /* MINISGL_SKINNY_BF16: where `peers` other GPUs take `out` too, [m, n] */
   uint32_t peers;

@@ -90,6 +90,7 @@ impl Device {
             "skinny_held_e4m3",
             "skinny_stream",
             "skinny_stream_e4m3",
+            "gemv",
             "medium",
             "narrow",
             "experts_few",

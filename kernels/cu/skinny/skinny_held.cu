@@ -5,6 +5,7 @@ using namespace minisgl;
 
 SKINNY_HELD(1, 4, Bf16, )
 SKINNY_HELD(1, 8, Bf16, )
+SKINNY_HELD(1, 12, Bf16, )
 SKINNY_HELD(2, 4, Bf16, )
 SKINNY_HELD(2, 8, Bf16, )
 SKINNY_HELD(3, 4, Bf16, )

@@ -17,6 +17,8 @@ template <class W, int TILES, int STEPS>
 __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   constexpr uint32_t PART = 8 * TOKEN_STRIDE<TILES>;
   constexpr int VECTORS = W::LANE / VEC;
+  // More columns leave the norm no registers.
+  constexpr bool NORMS = STEPS * W::STEP <= 256;
   // [TILES * 16] rows of the weight, then partial sums, [groups][WARPS][8][TOKEN_STRIDE].
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full;
@@ -48,7 +50,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
       norm[step][v] = make_uint4(0, 0, 0, 0);
-      if (a.norm_weight && column_of(step) < a.k) {
+      if (NORMS && a.norm_weight && column_of(step) < a.k) {
         norm[step][v] = *reinterpret_cast<const uint4*>(a.norm_weight + column_of(step) + v * VEC);
       }
     }
@@ -81,7 +83,7 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
   };
 
   // Each warp knows the squares of its columns; the norm wants those of the row.
-  if (a.norm_weight) {
+  if (NORMS && a.norm_weight) {
 #pragma unroll 1
     for (uint32_t group = 0; group < groups; group++) {
       load(group);
@@ -96,13 +98,13 @@ __device__ __forceinline__ void skinny(const minisgl_skinny_args& a) {
     }
   }
   const Ahead<W, 1, TILES> ahead(a, first_tile, 0);
-  if (a.norm_weight) __syncthreads();
+  if (NORMS && a.norm_weight) __syncthreads();
 
 #pragma unroll 1
   for (uint32_t group = groups; group-- > 0;) {
     // With a norm, the last group is still here.
-    if (!a.norm_weight || group != groups - 1) load(group);
-    if (a.norm_weight) {
+    if (!NORMS || !a.norm_weight || group != groups - 1) load(group);
+    if (NORMS && a.norm_weight) {
       float sum = 0.0f;
 #pragma unroll
       for (uint32_t i = 0; i < WARPS; i++) sum += squares[group * 8 + g][i];

@@ -18,7 +18,7 @@ use crate::{Array, Device};
 const CANDIDATES_MAX: usize = 16;
 
 /// First line of what [`Gemm::save`] writes, before library version and GPU.
-const SAVE_HEADER: &str = "minisgl-gemm 5";
+const SAVE_HEADER: &str = "minisgl-gemm 6";
 
 /// What tuning a shape found.
 #[derive(Clone, Copy, Debug)]

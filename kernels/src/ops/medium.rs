@@ -7,6 +7,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 use half::bf16;
 
+use super::gemv::Fp8Gemv;
 use super::skinny::{SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight, Stage};
 use crate::Array;
 use crate::abi::MediumArgs;
@@ -41,16 +42,25 @@ pub struct MediumGemm<'a> {
 pub enum Fp8Product {
     /// [`SkinnyGemm`], through such stages.
     Skinny(Stage),
+    /// [`Fp8Gemv`], of one row.
+    Gemv,
     /// [`MediumGemm`].
     Medium,
 }
 
+impl Default for Fp8Product {
+    fn default() -> Self {
+        Fp8Product::Skinny(Stage::default())
+    }
+}
+
 impl Fp8Product {
     /// Every one that there is.
-    const ALL: [Fp8Product; 4] = [
+    const ALL: [Fp8Product; 5] = [
         Fp8Product::Skinny(Stage::Wide),
         Fp8Product::Skinny(Stage::Slim),
         Fp8Product::Skinny(Stage::Short),
+        Fp8Product::Gemv,
         Fp8Product::Medium,
     ];
 
@@ -74,6 +84,7 @@ impl Fp8Product {
                 m <= SkinnyGemm::fp8_rows_worth(device, k)
                     && SkinnyGemm::fp8_fits(device, m, k, stage)
             }
+            Fp8Product::Gemv => m == 1 && Fp8Gemv::takes(device, k),
             Fp8Product::Medium => {
                 MediumGemm::is_there(device) && (1..=MediumGemm::ROWS_MAX).contains(&m)
             }
@@ -86,6 +97,7 @@ impl Fp8Product {
             Fp8Product::Skinny(Stage::Wide) => "skinny-wide",
             Fp8Product::Skinny(Stage::Slim) => "skinny-slim",
             Fp8Product::Skinny(Stage::Short) => "skinny-short",
+            Fp8Product::Gemv => "gemv",
             Fp8Product::Medium => "medium",
         }
     }
@@ -98,7 +110,7 @@ impl Fp8Product {
     /// Puts `out = x * weight^T` onto the device's stream; `m`, `n` and `k` are x's rows, the weight's, and both's columns.
     ///
     /// # Errors
-    /// As [`SkinnyGemm::launch`] and [`MediumGemm::launch`].
+    /// As [`SkinnyGemm::launch`], [`Fp8Gemv::launch`] and [`MediumGemm::launch`].
     pub fn launch(
         self,
         device: &Device,
@@ -111,6 +123,11 @@ impl Fp8Product {
             Fp8Product::Skinny(stage) => {
                 let (input, weight) = (SkinnyInput::Plain(x), SkinnyWeight::Fp8(weight));
                 SkinnyGemm { input, weight, out, m, n, k }.launch_by(device, stage)
+            }
+            Fp8Product::Gemv => {
+                let check = Check::new("fp8_gemv", device);
+                check.that(m == 1, || format!("m is {m}, it is for one row"))?;
+                Fp8Gemv { input: SkinnyInput::Plain(x), weight, out, n, k }.launch(device)
             }
             Fp8Product::Medium => MediumGemm { x, weight, out, m, n, k }.launch(device),
         }

@@ -10,6 +10,7 @@ mod dummy;
 mod embedding;
 mod experts;
 mod gate_mul;
+mod gemv;
 mod medium;
 mod narrow;
 mod qk_rope_page;
@@ -31,6 +32,7 @@ pub use experts::{
     expert_gate_up_mxfp4_len, expert_scales_len, expert_slabs_fp8_len, expert_slabs_len,
 };
 pub use gate_mul::GateMul;
+pub use gemv::Fp8Gemv;
 pub use medium::{Fp8Product, MediumGemm};
 pub use narrow::NarrowGemm;
 pub use qk_rope_page::{HEAD_DIMS, QkNorm, QkRopePage};

@@ -8,7 +8,7 @@ use minisgl_kernels::Array;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Gemm, GemmOut};
 use minisgl_kernels::ops::{
-    Gate, GateMul, MediumGemm, NarrowGemm, Quantise, QuantiseInput, RmsNorm, SkinnyGemm,
+    Fp8Gemv, Gate, GateMul, MediumGemm, NarrowGemm, Quantise, QuantiseInput, RmsNorm, SkinnyGemm,
     SkinnyInput, SkinnyOut, SkinnyWeight, Stage,
 };
 
@@ -115,9 +115,18 @@ fn product(x: &[f64], weight: &[f64], k: usize) -> Vec<f64> {
 pub enum Own {
     Skinny,
     Medium,
+    Gemv,
 }
 
 const EPS: f32 = 1e-5;
+
+/// Where a product has left its result.
+fn downloaded(gpu: &Gpu, out: Out, to: &CudaSlice<bf16>, logits: &CudaSlice<f32>) -> Vec<bf16> {
+    match out {
+        Out::F32 => gpu.download(logits).into_iter().map(bf16::from_f32).collect(),
+        _ => gpu.download(to),
+    }
+}
 
 /// Runs one product twice, and holds it against the CPU's.
 fn check(
@@ -177,7 +186,7 @@ fn check(
             Own::Medium => MediumGemm { x: plain, weight: weight.view(), out: into, m, n, k }
                 .launch(&gpu.device)
                 .unwrap(),
-            Own::Skinny => {
+            Own::Skinny | Own::Gemv => {
                 let residual = (&x_gpu).into();
                 let input = match &norm {
                     None => SkinnyInput::Plain(plain),
@@ -185,16 +194,18 @@ fn check(
                         SkinnyInput::Normed { residual, weight: weight.into(), eps: EPS }
                     }
                 };
+                if own == Own::Gemv {
+                    let weight = weight.view();
+                    Fp8Gemv { input, weight, out: into, n, k }.launch(&gpu.device).unwrap();
+                    return downloaded(gpu, out, &to, &logits);
+                }
                 let weight = SkinnyWeight::Fp8(weight.view());
                 SkinnyGemm { input, weight, out: into, m, n, k }
                     .launch_by(&gpu.device, stage)
                     .unwrap();
             }
         }
-        match out {
-            Out::F32 => gpu.download(&logits).into_iter().map(bf16::from_f32).collect(),
-            _ => gpu.download(&to),
-        }
+        downloaded(gpu, out, &to, &logits)
     };
     let result: Vec<bf16> = run();
     let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
@@ -256,6 +267,41 @@ pub fn medium(gpu: &mut Gpu) {
                 let whole = !out.is_gated() || n % (2 * BLOCK) == 0;
                 let form = if whole { gpu.random.of(&FORMS) } else { ScaleForm::Row };
                 check(gpu, Own::Medium, (m, n, k), (out, form), false);
+            }
+        }
+    }
+}
+
+/// Besides the shapes of all: stages with rows of two blocks of scales, rings that wrap around, two, three and five steps of a warp,
+/// and lanes without columns in the last of them.
+const GEMV_SHAPES: &[(usize, usize)] = &[
+    (34_832, 144),
+    (34_816, 272),
+    (4224, 6144),
+    (2120, 9008),
+    (1096, 12_304),
+    (1336, 25_600),
+    (2640, 17_424),
+];
+
+pub fn gemv(gpu: &mut Gpu) {
+    if !Fp8Gemv::takes(&gpu.device, 4096) {
+        println!("no bulk copies on this GPU: not run");
+        return;
+    }
+    assert!(!Fp8Gemv::takes(&gpu.device, 25_616));
+    let shapes = SHAPES[..if gpu.small { 4 } else { SHAPES.len() }].iter();
+    for &(n, k) in shapes.chain(&GEMV_SHAPES[..if gpu.small { 1 } else { GEMV_SHAPES.len() }]) {
+        let few = |out: &Out| n * k < 4_000_000 || matches!(out, Out::Add | Out::Gated(Gate::Silu));
+        let outs =
+            OUTS.into_iter().filter(|out| !out.is_gated() || n % 16 == 0 && Fp8Gemv::gates(k));
+        for out in outs.filter(few) {
+            let whole = !out.is_gated() || n % (2 * BLOCK) == 0;
+            let form = if whole { gpu.random.of(&FORMS) } else { ScaleForm::Row };
+            let normed = Fp8Gemv::norms(k) && gpu.random.below(2) > 0;
+            check(gpu, Own::Gemv, (1, n, k), (out, form), normed);
+            if n * k >= 4_000_000 && form == ScaleForm::Row && whole {
+                check(gpu, Own::Gemv, (1, n, k), (out, ScaleForm::Block), normed);
             }
         }
     }
@@ -593,5 +639,34 @@ pub fn refusals(gpu: &mut Gpu) {
         let mut narrow = out.slice_mut(..m * n / 4);
         let said = launch(half, SkinnyOut::Gated((&mut narrow).into(), Gate::Silu), n / 2);
         assert!(said.contains("multiple of 256"), "{said}");
+    }
+
+    // More columns than a norm or a gate is there for, and a gate that ends within a block of rows.
+    if Fp8Gemv::takes(&gpu.device, k) {
+        let mut refusal = |(n, k), form, normed: bool, gated: bool| {
+            let (weight, (_, x)) = (Weight::new(gpu, n, k, form), gpu.normal(k, 1.0));
+            let mut to = gpu.poisoned(n);
+            let (residual, eps) = ((&x).into(), EPS);
+            let input = match normed {
+                true => SkinnyInput::Normed { residual, weight: (&x).into(), eps },
+                false => SkinnyInput::Plain(residual),
+            };
+            let mut half = gpu.poisoned(n / 2);
+            let out = match gated {
+                true => SkinnyOut::Gated((&mut half).into(), Gate::Silu),
+                false => SkinnyOut::Bf16 { out: (&mut to).into(), bias: None },
+            };
+            let product = Fp8Gemv { input, weight: weight.view(), out, n, k };
+            product.launch(&gpu.device).unwrap_err().to_string()
+        };
+        for (shape, form, normed, gated, word) in [
+            ((16, 12_288), ScaleForm::Row, true, false, "norms"),
+            ((16, 16_384), ScaleForm::Row, false, true, "gates"),
+            ((16, 25_616), ScaleForm::Row, false, false, "takes"),
+            ((128, 256), ScaleForm::Block, false, true, "multiple of 256"),
+        ] {
+            let said = refusal(shape, form, normed, gated);
+            assert!(said.contains(word), "{said}");
+        }
     }
 }

@@ -6,7 +6,8 @@ use minisgl_kernels::ArrayMut;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Gemm, GemmOut};
 use minisgl_kernels::ops::{
-    Gate, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight,
+    Fp8Gemv, Gate, MediumGemm, Quantise, QuantiseInput, SkinnyGemm, SkinnyInput, SkinnyOut,
+    SkinnyWeight,
 };
 
 use crate::bench;
@@ -17,8 +18,8 @@ use crate::support::Gpu;
 pub fn run(gpu: &mut Gpu) {
     let mut gemm = Gemm::open(&gpu.device, None).unwrap();
     println!(
-        "{:<22} {:>5} {:>10} {:>10} {:>10} {:>10}  us; TB/s of the weight",
-        "e4m3, 128 x 128", "rows", "cuBLASLt", "skinny", "medium", "quantise"
+        "{:<22} {:>5} {:>10} {:>10} {:>10} {:>10} {:>10}  us; TB/s of the weight",
+        "e4m3, 128 x 128", "rows", "cuBLASLt", "skinny", "medium", "gemv", "quantise"
     );
     for (name, n, k) in [
         ("qkv", 6144, 4096),
@@ -94,6 +95,12 @@ pub fn run(gpu: &mut Gpu) {
                         }
                         .launch(&gpu.device)
                         .unwrap(),
+                        Own::Gemv => {
+                            let input = SkinnyInput::Plain((&x).into());
+                            Fp8Gemv { input, weight: weights[i], out: into, n, k }
+                                .launch(&gpu.device)
+                                .unwrap();
+                        }
                         Own::Medium => {
                             let x = (&x).into();
                             MediumGemm { x, weight: weights[i], out: into, m, n, k }
@@ -107,13 +114,16 @@ pub fn run(gpu: &mut Gpu) {
             let skinny = few.then(|| own(Own::Skinny));
             let there = MediumGemm::is_there(&gpu.device) && m <= MediumGemm::ROWS_MAX;
             let medium = there.then(|| own(Own::Medium));
+            let one = m == 1 && Fp8Gemv::takes(&gpu.device, k);
+            let gemv = one.then(|| own(Own::Gemv));
             let show = |seconds: Option<f64>| match seconds {
                 Some(s) => format!("{:.1} {:.2}", s * 1e6, (n * k) as f64 / s / 1e12),
                 None => "-".into(),
             };
             let (library, skinny, medium) = (show(library), show(skinny), show(medium));
+            let gemv = show(gemv);
             println!(
-                "{name:<22} {m:>5} {library:>10} {skinny:>10} {medium:>10} {:>10.2}",
+                "{name:<22} {m:>5} {library:>10} {skinny:>10} {medium:>10} {gemv:>10} {:>10.2}",
                 quantise * 1e6
             );
         }

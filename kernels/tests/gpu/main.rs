@@ -69,6 +69,7 @@ const TESTS: &[Test] = &[
     ("skinny", skinny::skinny),
     ("skinny_models", skinny::models),
     ("fp8_skinny", fp8::skinny),
+    ("fp8_gemv", fp8::gemv),
     ("fp8_medium", fp8::medium),
     ("fp8_narrow", fp8::narrow),
     ("fp8_quantise", fp8::quantise),

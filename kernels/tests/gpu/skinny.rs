@@ -206,6 +206,7 @@ const SHAPES: &[(usize, usize)] = &[
     (528, 264),
     (520, 1032),
     (64, 4104),
+    (56, 2312),
     (16, 9000),
     (2112, 1056),
     (4224, 96),
@@ -217,7 +218,7 @@ const SHAPES: &[(usize, usize)] = &[
 const NORMED_MAX: usize = 64_000;
 
 pub fn skinny(gpu: &mut Gpu) {
-    let shapes = if gpu.small { &SHAPES[..7] } else { SHAPES };
+    let shapes = if gpu.small { &SHAPES[..8] } else { SHAPES };
     for &(n, k) in shapes {
         let rows: &[usize] = match (gpu.small, n * k > 500_000) {
             (true, _) => &[1, 9, 16],

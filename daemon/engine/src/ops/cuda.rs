@@ -60,7 +60,7 @@ use minisgl_kernels::Device;
 use minisgl_kernels::attention::{AttentionLimits, Backend, Backends, Heads, KvType};
 use minisgl_kernels::fp8::ScaleForm;
 use minisgl_kernels::gemm::Gemm;
-use minisgl_kernels::ops::{Embedding, Gate, Stage, sample_scratch_len};
+use minisgl_kernels::ops::{Embedding, Fp8Product, Gate, sample_scratch_len};
 use minisgl_kernels::peers::{Peers, Sum};
 use minisgl_proto::{Attn, AttnBackend, KvDtype};
 use minisgl_sched::Late;
@@ -547,7 +547,7 @@ impl Ops for CudaOps {
         }
         if self.few(rows) {
             let out = (out.into(), Into::Output);
-            return self.norm_skinny(rows, linear, (stream, norm), out, Stage::default());
+            return self.norm_skinny(rows, linear, (stream, norm), out, Fp8Product::default());
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, out, Into::Output)
@@ -572,7 +572,7 @@ impl Ops for CudaOps {
         // The kernel takes gate and up eight rows at a time.
         if linear.weight.rows.is_multiple_of(2 * ROW_UNIT) && self.few(rows) {
             let out = (out.into(), Into::Gated);
-            return self.norm_skinny(rows, linear, (stream, norm), out, Stage::default());
+            return self.norm_skinny(rows, linear, (stream, norm), out, Fp8Product::default());
         }
         self.normalise(rows, stream, norm)?;
         self.product(rows, linear, &stream.normed, &mut scratch.gate_up, Into::Output)?;

@@ -54,10 +54,10 @@ impl Element {
     }
 
     /// Steps of a warp that there are kernels for that hold the weight.
-    fn held_steps(self) -> [usize; 2] {
+    fn held_steps(self) -> &'static [usize] {
         match self {
-            Element::Bf16 => [4, 8],
-            Element::E4m3 => [2, 4],
+            Element::Bf16 => &[4, 8, 12],
+            Element::E4m3 => &[2, 4],
         }
     }
 }
@@ -140,6 +140,9 @@ pub(super) fn groups(m: usize) -> usize {
     m.div_ceil(GROUP).next_power_of_two()
 }
 
+/// Columns of a weight that is held behind a norm, at most: its weights are in registers, too.
+const HELD_NORM_MAX: usize = 2048;
+
 /// Partial sums of `groups` groups, one from each warp.
 fn partial_bytes(groups: usize, tiles: usize) -> usize {
     4 * groups * WARPS * GROUP * (TILE * tiles + 4)
@@ -152,10 +155,13 @@ impl Cut {
     }
 
     fn held(shape: Shape, limits: Limits) -> Option<Cut> {
-        let Shape { m, n, k, element, .. } = shape;
+        let Shape { m, n, k, normed, element } = shape;
+        if normed && k > HELD_NORM_MAX {
+            return None;
+        }
         let row_tiles = n.div_ceil(TILE);
         let fit = |steps: &usize| k <= steps * element.step() * WARPS;
-        let steps = element.held_steps().into_iter().find(fit)?;
+        let steps = element.held_steps().iter().copied().find(fit)?;
         let fits = |tiles: usize| {
             let blocks = row_tiles.div_ceil(tiles);
             let groups = m.div_ceil(GROUP);
@@ -240,6 +246,7 @@ mod tests {
             Way::Held { steps } => {
                 assert_eq!(cut.blocks, row_groups, "{what}");
                 assert!(k <= steps * element.step() * WARPS, "{what}");
+                assert!(!normed || steps * element.step() * WARPS <= HELD_NORM_MAX, "{what}");
                 super::super::held(element, cut.tiles, steps).expect(&what);
             }
             Way::Stream { groups, chunk, stages, resident } => {
@@ -278,7 +285,9 @@ mod tests {
             (4096, 1024, true, 64, true),
             (1024, 2048, false, 64, true),
             (6144, 1024, true, 96, true),
-            (1024, 3072, false, 64, false),
+            (1024, 3072, false, 64, true),
+            (1024, 3072, true, 64, false),
+            (3072, 3072, false, 96, false),
             (24_576, 4096, true, 128, false),
         ] {
             let shape = Shape { m: 1, n, k, normed, element: Element::Bf16 };

@@ -163,54 +163,15 @@ impl SkinnyGemm<'_> {
         let (m, n, k) = (self.m, self.n, self.k);
         check.that(m <= Self::ROWS_MAX, || format!("m is {m}, the limit is {}", Self::ROWS_MAX))?;
         self.out.check_plain(&check)?;
-        let (x, norm_weight, eps) = match &self.input {
-            SkinnyInput::Plain(x) => (check.array("x", x, &[m, k])?, 0, 0.0),
-            SkinnyInput::Normed { residual, weight, eps } => {
-                let weight = check.array("norm weight", weight, &[k])?;
-                (check.array("residual", residual, &[m, k])?, weight, *eps)
-            }
+        let element = match &self.weight {
+            SkinnyWeight::Bf16(_) => Element::Bf16,
+            SkinnyWeight::Fp8(_) => Element::E4m3,
         };
-        let n_unit = if matches!(self.out, SkinnyOut::Gated(..)) { 16 } else { 8 };
-        let (epilogue, out, bias) = self.out.check(&check, m, n)?;
-        let (element, (weight, scales), scale_form) = match &self.weight {
-            SkinnyWeight::Bf16(weight) => {
-                (Element::Bf16, (check.array("weight", weight, &[n, k])?, 0), 0)
-            }
-            SkinnyWeight::Fp8(weight) => {
-                (Element::E4m3, weight.check(&check, n, k)?, weight.form().code())
-            }
-        };
-        let mut args = SkinnyArgs {
-            x,
-            norm_weight,
-            weight,
-            scales,
-            bias,
-            out,
-            m: check.count("m", m)?,
-            n: check.multiple("n", n, n_unit)?,
-            k: check.multiple("k", k, 8)?,
-            eps,
-            epilogue,
-            chunk: 0,
-            stages: 0,
-            resident: 0,
-            inbox: [0; RANKS_MAX - 1],
-            peers: 0,
-            scale_form,
-            gate: self.out.gate(),
-            reserved: 0,
-        };
-        if let SkinnyOut::Sent { inboxes, .. } = &self.out {
-            check.that(inboxes.room >= m * n, || {
-                format!("an inbox has room for {} elements, not for {m} x {n}", inboxes.room)
-            })?;
-            (args.inbox, args.peers) = (inboxes.inbox, inboxes.peers);
-        }
+        let mut args = arguments(&check, &self.input, &self.weight, &self.out, [m, n, k])?;
         if m == 0 {
             return Ok(());
         }
-        let shape = Shape { m, n, k, normed: norm_weight != 0, element };
+        let shape = Shape { m, n, k, normed: args.norm_weight != 0, element };
         let cut = device.has_clusters().then(|| Cut::new(shape, limits(device), stage)).flatten();
         let kernel = match cut {
             Some(Cut { way: Way::Held { steps }, tiles, .. }) => held(element, tiles, steps),
@@ -240,6 +201,62 @@ impl SkinnyGemm<'_> {
         // and column with the shared memory that the kernel counts on.
         unsafe { check.launch(kernel, grid, &args) }
     }
+}
+
+/// What a kernel is told of a product of `m` rows, but for how it is cut up.
+pub(super) fn arguments(
+    check: &Check<'_>,
+    input: &SkinnyInput<'_>,
+    weight: &SkinnyWeight<'_>,
+    out: &SkinnyOut<'_>,
+    [m, n, k]: [usize; 3],
+) -> Result<SkinnyArgs, LaunchError> {
+    let (x, norm_weight, eps) = match input {
+        SkinnyInput::Plain(x) => (check.array("x", x, &[m, k])?, 0, 0.0),
+        SkinnyInput::Normed { residual, weight, eps } => {
+            let weight = check.array("norm weight", weight, &[k])?;
+            (check.array("residual", residual, &[m, k])?, weight, *eps)
+        }
+    };
+    let n_unit = if matches!(out, SkinnyOut::Gated(..)) { 16 } else { 8 };
+    let gate = out.gate();
+    let peers = match out {
+        SkinnyOut::Sent { inboxes, .. } => Some(*inboxes),
+        _ => None,
+    };
+    let (epilogue, out, bias) = out.check(check, m, n)?;
+    let ((weight, scales), scale_form) = match weight {
+        SkinnyWeight::Bf16(weight) => ((check.array("weight", weight, &[n, k])?, 0), 0),
+        SkinnyWeight::Fp8(weight) => (weight.check(check, n, k)?, weight.form().code()),
+    };
+    let mut args = SkinnyArgs {
+        x,
+        norm_weight,
+        weight,
+        scales,
+        bias,
+        out,
+        m: check.count("m", m)?,
+        n: check.multiple("n", n, n_unit)?,
+        k: check.multiple("k", k, 8)?,
+        eps,
+        epilogue,
+        chunk: 0,
+        stages: 0,
+        resident: 0,
+        inbox: [0; RANKS_MAX - 1],
+        peers: 0,
+        scale_form,
+        gate,
+        reserved: 0,
+    };
+    if let Some(inboxes) = peers {
+        check.that(inboxes.room >= m * n, || {
+            format!("an inbox has room for {} elements, not for {m} x {n}", inboxes.room)
+        })?;
+        (args.inbox, args.peers) = (inboxes.inbox, inboxes.peers);
+    }
+    Ok(args)
 }
 
 impl SkinnyOut<'_> {
@@ -314,6 +331,7 @@ fn held(element: Element, tiles: usize, steps: usize) -> Option<Kernel> {
     Some(match (element, tiles, steps) {
         (Element::Bf16, 1, 4) => Kernel::SkinnyHeld1x4,
         (Element::Bf16, 1, 8) => Kernel::SkinnyHeld1x8,
+        (Element::Bf16, 1, 12) => Kernel::SkinnyHeld1x12,
         (Element::Bf16, 2, 4) => Kernel::SkinnyHeld2x4,
         (Element::Bf16, 2, 8) => Kernel::SkinnyHeld2x8,
         (Element::Bf16, 3, 4) => Kernel::SkinnyHeld3x4,

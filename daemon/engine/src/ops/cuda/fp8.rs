@@ -3,8 +3,8 @@
 //! Owns: by which kernels such a product is run; `quantised.rs` has activations as e4m3. Must never: allocate, or choose by
 //! what was not there when the model was loaded.
 //!
-//! Few rows stay what they are, and the weight is widened where it is multiplied: `skinny` up to 8 rows, `medium` up to
-//! 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
+//! Few rows stay what they are, and the weight is widened where it is multiplied: `gemv` for one, `skinny` up to 8, `medium` up
+//! to 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
 //! cuBLASLt, or up to 64 of them by `narrow`; so are fewer, from [`CODED_ROWS_MIN`] on, where that was faster.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use half::bf16;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, ScaleForm};
 use minisgl_kernels::gemm::{Fp8GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use minisgl_kernels::ops::{
-    Fp8Product, MediumGemm, NarrowGemm, QuantiseInput, SkinnyGemm, SkinnyOut,
+    Fp8Gemv, Fp8Product, MediumGemm, NarrowGemm, QuantiseInput, SkinnyGemm, SkinnyOut,
 };
 use minisgl_kernels::{Array, Device};
 
@@ -138,9 +138,10 @@ impl CudaOps {
         // Kernels take gate and up so many rows at a time.
         let unit = match (way, form) {
             (Way::Own(Fp8Product::Skinny(_)), _) => Some(16),
-            (Way::Own(Fp8Product::Medium) | Way::Narrow, Some(ScaleForm::Block)) => Some(2 * BLOCK),
-            (Way::Own(Fp8Product::Medium) | Way::Narrow, _) => Some(16),
+            (Way::Own(Fp8Product::Gemv), _) if !Fp8Gemv::gates(linear.weight.inputs) => None,
             (Way::Library, _) => None,
+            (_, Some(ScaleForm::Block)) => Some(2 * BLOCK),
+            _ => Some(16),
         };
         out.codes = None;
         let coded = coded && !matches!(way, Way::Own(_));
@@ -247,16 +248,16 @@ impl CudaOps {
                 return Err(failed("linear")("x is there as e4m3 alone"));
             }
             (Input::Plain(x), _) => x,
-            (Input::Normed(stream, norm), Fp8Product::Skinny(stage)) => {
-                return self.norm_skinny(rows, linear, (stream, norm), (out, into), stage);
+            (Input::Normed(stream, norm), Fp8Product::Skinny(_) | Fp8Product::Gemv) => {
+                return self.norm_skinny(rows, linear, (stream, norm), (out, into), product);
             }
             (Input::Normed(stream, norm), Fp8Product::Medium) => {
                 self.normalise(rows, stream, norm)?;
                 &stream.normed
             }
         };
-        if let Fp8Product::Skinny(stage) = product {
-            return self.skinny(rows, linear, (x, &Rows::Plain), out, into, stage);
+        if product != Fp8Product::Medium {
+            return self.skinny(rows, linear, (x, &Rows::Plain), out, into, product);
         }
         let shape = [rows, linear.weight.padded_rows(), linear.weight.inputs];
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaSlice, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::gemm::{GemmArgs, GemmOut};
-use minisgl_kernels::ops::{Gate, SkinnyGemm, SkinnyInput, SkinnyOut, Stage};
+use minisgl_kernels::ops::{Fp8Gemv, Fp8Product, Gate, SkinnyGemm, SkinnyInput, SkinnyOut};
 use minisgl_kernels::peers::Inboxes;
 
 use super::memory::{Data, GRAPH_ROWS};
@@ -143,7 +143,8 @@ impl CudaOps {
             }
         };
         if self.few(rows) {
-            return self.skinny(rows, linear, (x, &Rows::Plain), out, into, Stage::default());
+            let by = Fp8Product::default();
+            return self.skinny(rows, linear, (x, &Rows::Plain), out, into, by);
         }
         let m = gemm_rows(rows, x.rows.min(out.rows));
         let (x, mut out) = (x.rows(m), out.rows_mut(m));
@@ -167,7 +168,7 @@ impl CudaOps {
         self.gemm.launch(&self.device, product).map_err(fault)
     }
 
-    /// [`CudaOps::product`] of few rows, with what is fused around it; `stage` is for weights of e4m3.
+    /// [`CudaOps::product`] of few rows, with what is fused around it; `by` is for weights of e4m3, and one that takes such rows.
     pub(super) fn skinny(
         &mut self,
         rows: usize,
@@ -175,26 +176,32 @@ impl CudaOps {
         (x, of): (&Buffer, &Rows<'_>),
         mut out: Target<'_>,
         into: Into,
-        stage: Stage,
+        by: Fp8Product,
     ) -> OpResult {
         let (x, mut out) = (x.rows(rows), out.rows_mut(rows));
         let weight = &linear.weight;
-        SkinnyGemm {
-            input: match of {
-                Rows::Plain => SkinnyInput::Plain((&x).into()),
-                Rows::Normed(weight) => SkinnyInput::Normed {
-                    residual: (&x).into(),
-                    weight: (*weight).into(),
-                    eps: self.eps,
-                },
+        let input = match of {
+            Rows::Plain => SkinnyInput::Plain((&x).into()),
+            Rows::Normed(weight) => SkinnyInput::Normed {
+                residual: (&x).into(),
+                weight: (*weight).into(),
+                eps: self.eps,
             },
-            weight: weight.into(),
-            out: skinny_out(into, &mut out, linear.bias.as_ref(), self.gate)?,
-            m: rows,
-            n: weight.padded_rows(),
-            k: weight.inputs,
+        };
+        let out = skinny_out(into, &mut out, linear.bias.as_ref(), self.gate)?;
+        let (m, n, k) = (rows, weight.padded_rows(), weight.inputs);
+        match (by, weight.coded()) {
+            (Fp8Product::Gemv, Some(weight)) if m == 1 => {
+                Fp8Gemv { input, weight, out, n, k }.launch(&self.device)
+            }
+            (Fp8Product::Skinny(stage), _) => {
+                SkinnyGemm { input, weight: weight.into(), out, m, n, k }
+                    .launch_by(&self.device, stage)
+            }
+            _ => {
+                return Err(failed("linear")(format!("{by:?} is not for {m} rows of this weight")));
+            }
         }
-        .launch_by(&self.device, stage)
         .map_err(failed("linear"))
     }
 
@@ -205,15 +212,20 @@ impl CudaOps {
         linear: &Linear<CudaOps>,
         (stream, norm): (&mut Stream<CudaOps>, &Norm<CudaOps>),
         (out, into): (Target<'_>, Into),
-        stage: Stage,
+        by: Fp8Product,
     ) -> OpResult {
         // The product's own norm takes weights as they are.
-        let fused = !self.plus_one && SkinnyGemm::norm_is_worth(rows, linear.weight.inputs);
+        let k = linear.weight.inputs;
+        let fused = !self.plus_one
+            && match by {
+                Fp8Product::Gemv => Fp8Gemv::norms(k),
+                _ => SkinnyGemm::norm_is_worth(rows, k),
+            };
         if !stream.has(norm) && fused {
             let of = Rows::Normed(&norm.weight);
-            return self.skinny(rows, linear, (&stream.residual, &of), out, into, stage);
+            return self.skinny(rows, linear, (&stream.residual, &of), out, into, by);
         }
         self.normalise(rows, stream, norm)?;
-        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out, into, stage)
+        self.skinny(rows, linear, (&stream.normed, &Rows::Plain), out, into, by)
     }
 }
