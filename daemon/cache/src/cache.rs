@@ -104,7 +104,7 @@ impl PrefixCache {
         if windows.groups > 0 {
             table.forget_columns(windows.first_read(shared * page_size, page_size));
             let read = &table.windows[0][table.live..];
-            read.iter().for_each(|&first| self.tree.columns.read(first));
+            read.iter().for_each(|&first| self.tree.columns.read(first, true));
         }
         table
     }
@@ -128,18 +128,22 @@ impl PrefixCache {
         true
     }
 
-    /// Gives up the columns of `table` that are not read at `position` or behind it. Those in the tree stay there for others
-    /// as long as there is room. Nothing planned later may read or write them for this table.
+    /// Gives up the columns of `table` that are not read at `position` or behind it, nor at the end of the last whole page
+    /// before it, where another may go on. Those in the tree stay there for others as long as there is room. Nothing planned
+    /// later may read or write them for this table.
     pub fn slide(&mut self, table: &mut PageTable, position: usize) {
         self.check_origin(table);
         self.settle();
-        let first = self.windows.first_read(position, self.page_size()).min(table.pages.len());
+        let (windows, page_size) = (self.windows, self.page_size());
+        let whole = position / page_size * page_size;
+        let first = windows.first_read(whole, page_size).min(table.pages.len());
         if self.windows.groups == 0 || first <= table.live {
             return;
         }
         for at in table.live..first {
             if at < table.shared {
-                self.tree.leave_column(table.windows[0][at]);
+                let is_milestone = windows.is_milestone(at, page_size);
+                self.tree.leave_column(table.windows[0][at], is_milestone);
             } else {
                 table.windows.iter().for_each(|group| self.pool.give_back(group[at]));
             }
@@ -172,9 +176,13 @@ impl PrefixCache {
             self.pool.give_back(*own);
             *own = *canonical;
         }
-        let columns = if self.windows.groups > 0 { first.max(table.live)..fresh } else { 0..0 };
-        for at in columns {
-            self.publish_column(table, at, node, |group| known.windows[group][at - first]);
+        if self.windows.groups > 0 {
+            // From the end up, as the way through the tree leads.
+            let mut above = node;
+            for at in (first.max(table.live)..fresh).rev() {
+                let known = |group: usize| known.windows[group][at - first];
+                above = self.publish_column(table, at, above, known);
+            }
         }
         if fresh < end {
             let new = |group: &Vec<PageId>| group[fresh..end].to_vec();
@@ -191,25 +199,25 @@ impl PrefixCache {
     }
 
     /// Gives a column of `table` to the tree, which has the tokens already, above or in `node`; if it has their column,
-    /// too, `canonical`, the table takes that one.
+    /// too, `canonical`, the table takes that one. Returns a node that the column before is in or below.
     fn publish_column(
         &mut self,
         table: &mut PageTable,
         at: usize,
         node: NodeId,
         canonical: impl Fn(usize) -> PageId,
-    ) {
+    ) -> NodeId {
         if canonical(0) == GONE {
             let column = || table.windows.iter().map(|group| group[at]);
             column().for_each(|page| self.pool.adopt(page));
-            self.tree.fill(node, at, column());
-            return;
+            return self.tree.fill(node, at, column());
         }
         for (group, pages) in table.windows.iter_mut().enumerate() {
             self.pool.give_back(pages[at]);
             pages[at] = canonical(group);
         }
-        self.tree.columns.read(canonical(0));
+        self.tree.columns.read(canonical(0), false);
+        node
     }
 
     /// Evicts every page that no table needs; returns how many became free.
@@ -259,7 +267,7 @@ impl PrefixCache {
             self.tables -= 1;
             self.tree.unpin(node);
             // After the leaf, which goes first then: without its columns it would be of no use.
-            read.iter().for_each(|&first| self.tree.leave_column(first));
+            read.iter().for_each(|&first| self.tree.leave_column(first, true));
             // Backwards, so that they are handed out again in the order they were.
             owned.iter().rev().for_each(|&page| self.pool.give_back(page));
         }

@@ -3,6 +3,11 @@
 //! Owns: the references to cached columns, where each lies, and the order in which unread ones are evicted. Must never:
 //! touch a node; the tree asks here, and is told what went.
 //!
+//! Unread columns go in this order. First those that requests left behind, that nobody ever came back to and that are no part of
+//! a milestone: they are most of a long prompt. Then, by when they were last of use, along with the leaves of the tree: those that a prefix
+//! was matched by, where branches split; those at which a sequence ended; and milestones, the window before every
+//! fourth of its lengths, from where a branch begins that nobody foresaw.
+//!
 //! A column is one page of each window group, for the same `page_size` tokens. In the tree it lies in the node that has
 //! these tokens, and may go while the node is in use: whoever is far enough behind it reads it no more. It is known by
 //! the page of its first window group.
@@ -36,10 +41,16 @@ impl Windows {
         1 + self.groups
     }
 
+    /// Whether the column of page `at` is read at a milestone.
+    pub(crate) fn is_milestone(&self, at: usize, page_size: usize) -> bool {
+        let window = self.keep.div_ceil(page_size).max(1);
+        at % (MILESTONE_WINDOWS * window) >= (MILESTONE_WINDOWS - 1) * window
+    }
+
     /// Columns that a request has at most while it is fed `row` tokens at a time: those that a row writes, and those that
     /// are read before it.
     fn columns(&self, row: usize, page_size: usize) -> usize {
-        (row.max(1) + self.keep - 1).div_ceil(page_size) + 1
+        1 + (row.max(1) - 1).div_ceil(page_size) + self.keep.div_ceil(page_size)
     }
 
     /// Pages of all groups that a request has at most until `tokens` of it are computed, up to `row` at a time.
@@ -56,11 +67,16 @@ impl Windows {
     }
 }
 
+/// Windows from one milestone to the next.
+const MILESTONE_WINDOWS: usize = 4;
+
 /// What is known of a cached column.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Column {
     /// Page tables that read it.
     pub(crate) readers: u32,
+    /// It is worth as much as a leaf that was used as lately.
+    pub(crate) is_kept: bool,
     /// The node it lies in.
     pub(crate) node: NodeId,
     /// Pages from the beginning of the sequence to it.
@@ -76,8 +92,8 @@ pub(crate) struct Columns {
     pub(crate) groups: usize,
     /// By first page; empty without window groups.
     entries: Vec<Column>,
-    /// Cached, and nobody reads them: least recently used first.
-    pub(crate) unread: BTreeSet<(u64, PageId)>,
+    /// Cached, and nobody reads them: those that are not kept, then by when they were used last.
+    pub(crate) unread: BTreeSet<(bool, u64, PageId)>,
 }
 
 impl Columns {
@@ -97,7 +113,8 @@ impl Columns {
 
     /// A column comes into `node`, with one reader.
     pub(crate) fn adopt(&mut self, first: PageId, node: NodeId, at: usize) {
-        self.entries[first as usize] = Column { readers: 1, node, at: at as u32, last_used: 0 };
+        let column = Column { readers: 1, node, at: at as u32, ..Column::default() };
+        self.entries[first as usize] = column;
     }
 
     /// The tokens of a column are another node's now.
@@ -105,29 +122,31 @@ impl Columns {
         self.entries[first as usize].node = node;
     }
 
-    /// One reader more.
-    pub(crate) fn read(&mut self, first: PageId) {
+    /// One reader more; `is_matched` if a prefix was found by it.
+    pub(crate) fn read(&mut self, first: PageId, is_matched: bool) {
         let column = &mut self.entries[first as usize];
         if column.readers == 0 {
-            self.unread.remove(&(column.last_used, first));
+            self.unread.remove(&(column.is_kept, column.last_used, first));
         }
         column.readers += 1;
+        column.is_kept |= is_matched;
     }
 
-    /// One reader less, at `now`.
-    pub(crate) fn leave(&mut self, first: PageId, now: u64) {
+    /// One reader less, at `now`; `is_kept` if it may be of use where the reader leaves it.
+    pub(crate) fn leave(&mut self, first: PageId, is_kept: bool, now: u64) {
         let column = &mut self.entries[first as usize];
         column.readers -= 1;
+        column.is_kept |= is_kept;
         if column.readers == 0 {
             column.last_used = now;
-            self.unread.insert((now, first));
+            self.unread.insert((column.is_kept, now, first));
         }
     }
 
     /// A column that nobody reads leaves the tree.
     pub(crate) fn remove(&mut self, first: PageId) -> Column {
         let column = self.entries[first as usize];
-        let unread = self.unread.remove(&(column.last_used, first));
+        let unread = self.unread.remove(&(column.is_kept, column.last_used, first));
         assert!(unread, "column {first} is read by {}", column.readers);
         column
     }

@@ -30,6 +30,8 @@ struct Cached {
     /// Pages of window groups, if they are there.
     column: Option<Vec<PageId>>,
     column_used: u64,
+    /// A prefix was found by the column, a table was dropped that read it, or it is part of a milestone.
+    column_kept: bool,
 }
 
 /// A page table and what the model knows of it.
@@ -87,20 +89,32 @@ impl Model {
     }
 
     /// Columns of `tokens` that `held` read no more.
-    fn leave(&mut self, tokens: &[u32], columns: std::ops::Range<usize>, held: &[Held]) {
+    fn leave(
+        &mut self,
+        tokens: &[u32],
+        columns: std::ops::Range<usize>,
+        is_dropped: bool,
+        held: &[Held],
+    ) {
+        let window = self.windows.keep.div_ceil(self.page_size).max(1);
         for at in columns {
             self.clock += 1;
             let prefix = &tokens[..(at + 1) * self.page_size];
-            if !self.is_read(prefix, held) {
-                self.cached.get_mut(prefix).unwrap().column_used = self.clock;
+            let is_read = self.is_read(prefix, held);
+            let cached = self.cached.get_mut(prefix).unwrap();
+            // Milestones are four windows apart, each a window long.
+            cached.column_kept |= is_dropped || at / window % 4 == 3;
+            if !is_read {
+                cached.column_used = self.clock;
             }
         }
     }
 
-    fn unread(&self, held: &[Held]) -> Vec<(u64, Vec<u32>)> {
+    fn unread(&self, held: &[Held]) -> Vec<(bool, u64, Vec<u32>)> {
         let there = self.cached.iter().filter(|(_, c)| c.column.is_some());
         let unread = there.filter(|(prefix, _)| !self.is_read(prefix, held));
-        let mut unread: Vec<_> = unread.map(|(p, c)| (c.column_used, p.clone())).collect();
+        let place = |(p, c): (&Vec<u32>, &Cached)| (c.column_kept, c.column_used, p.clone());
+        let mut unread: Vec<_> = unread.map(place).collect();
         unread.sort();
         unread
     }
@@ -140,9 +154,11 @@ impl Model {
                 assert_ne!(first.0, second.0, "the order of eviction is total");
             }
             let unread = self.unread(held);
-            let column = unread.first().filter(|c| leaves.first().is_none_or(|leaf| c.0 < leaf.0));
-            if let Some((_, prefix)) = column {
-                self.cached.get_mut(prefix).unwrap().column = None;
+            let column =
+                unread.first().filter(|c| !c.0 || leaves.first().is_none_or(|leaf| c.1 < leaf.0));
+            if let Some((_, _, prefix)) = column {
+                let cached = self.cached.get_mut(prefix).unwrap();
+                (cached.column, cached.column_kept) = (None, false);
                 done += self.windows.groups;
             } else {
                 let gone = self.cached.remove(&leaves[0].1).unwrap();
@@ -218,6 +234,7 @@ fn check_windows(
     let mut cache = PrefixCache::new(total as u32, page_size as u32, windows, mode);
     let mut model = Model { page_size, total, windows, ..Model::default() };
     let mut held: Vec<Held> = Vec::new();
+    let pages_of = |tokens: usize| tokens / page_size;
     let (mut evictions, mut slid, mut filled_up) = (0, 0, 0);
 
     for _ in 0..steps {
@@ -234,6 +251,10 @@ fn check_windows(
                 let columns = matched.iter().enumerate();
                 let columns = columns.map(|(at, c)| c.column.clone().filter(|_| at >= live));
                 let columns = columns.collect();
+                for at in live..pages_of(shared) {
+                    let prefix = &tokens[..(at + 1) * page_size];
+                    model.cached.get_mut(prefix).unwrap().column_kept = true;
+                }
                 held.push(Held { table, tokens, shared, pages, columns });
             }
             30..60 if !held.is_empty() => {
@@ -271,7 +292,13 @@ fn check_windows(
                         let own = h.columns[at].clone();
                         let entry = model.cached.entry(tokens[..end].to_vec());
                         let (page, column) = (h.pages[at], own.clone());
-                        let new = Cached { page, last_used: 0, column, column_used: 0 };
+                        let new = Cached {
+                            page,
+                            last_used: 0,
+                            column,
+                            column_used: 0,
+                            column_kept: false,
+                        };
                         let cached = entry.or_insert(new);
                         h.pages[at] = cached.page;
                         if let Some(own) = own.filter(|_| at >= live) {
@@ -291,7 +318,7 @@ fn check_windows(
                 drop(gone);
                 model.release(&tokens, &held);
                 if windows.groups > 0 {
-                    model.leave(&tokens, read, &held);
+                    model.leave(&tokens, read, true, &held);
                 }
             }
             92..98 if !held.is_empty() && windows.groups > 0 => {
@@ -300,12 +327,14 @@ fn check_windows(
                 let h = &mut held[at];
                 let position = rng.below(h.pages.len() * page_size + 1);
                 cache.slide(&mut h.table, position);
-                let (live, first) = (h.live(), model.first_read(position));
+                let whole = position / page_size * page_size;
+                let (live, first) = (h.live(), model.first_read(whole));
                 for column in h.columns.iter_mut().take(first) {
                     slid += usize::from(column.take().is_some());
                 }
                 let (tokens, shared) = (h.tokens.clone(), h.shared / page_size);
-                model.leave(&tokens, live.min(shared)..first.min(shared), &held);
+                let left = live.min(shared)..first.min(shared);
+                model.leave(&tokens, left, false, &held);
             }
             98 => {
                 let pages = model.evictable(&held);

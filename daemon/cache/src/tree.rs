@@ -219,13 +219,13 @@ impl Tree {
     }
 
     /// Puts a column where the tree has none: at page `at` of the way from the beginning down to `node`. Whoever brings it
-    /// reads it.
+    /// reads it. Returns the node it is in.
     pub(crate) fn fill(
         &mut self,
         mut node: NodeId,
         at: usize,
         column: impl Iterator<Item = PageId>,
-    ) {
+    ) -> NodeId {
         while self.node(node).start > at {
             node = self.node(node).parent;
         }
@@ -235,12 +235,13 @@ impl Tree {
             group[index] = page;
         }
         self.columns.adopt(into.windows[0][index], node, at);
+        node
     }
 
-    /// A reader of the column is past it.
-    pub(crate) fn leave_column(&mut self, first: PageId) {
+    /// A reader of the column is past it; `is_kept` if it may be of use there.
+    pub(crate) fn leave_column(&mut self, first: PageId, is_kept: bool) {
         self.clock += 1;
-        self.columns.leave(first, self.clock);
+        self.columns.leave(first, is_kept, self.clock);
     }
 
     fn add(&mut self, node: Node) -> NodeId {
@@ -286,8 +287,8 @@ impl Tree {
         }
     }
 
-    /// Drops pages until at least `count` are free, least recently used first: columns that nobody reads, and leaves,
-    /// each sequence from its end; `freed` is told of each. There must be as many evictable ones.
+    /// Drops pages until at least `count` are free: columns that are not kept, then, least recently used first, other
+    /// columns that nobody reads and leaves, each sequence from its end; `freed` is told of each. There must be as many evictable ones.
     pub(crate) fn evict(&mut self, count: usize, mut freed: impl FnMut(PageId)) {
         let evictable = self.evictable + self.columns.evictable();
         assert!(count <= evictable, "{count} pages to evict of {evictable}");
@@ -295,11 +296,10 @@ impl Tree {
         while done < count {
             let column = self.columns.unread.first().copied();
             let leaf = self.leaves.first().copied();
+            let is_first = |used| column.is_none_or(|(kept, other, _)| kept && used <= other);
             done += match (leaf, column) {
-                (Some((used, id)), column) if column.is_none_or(|(other, _)| used <= other) => {
-                    self.trim(id, count - done, &mut freed)
-                }
-                (_, Some((_, first))) => self.evict_column(first, &mut freed),
+                (Some((used, id)), _) if is_first(used) => self.trim(id, count - done, &mut freed),
+                (_, Some((_, _, first))) => self.evict_column(first, &mut freed),
                 _ => unreachable!("evictable pages are below a leaf or in a column"),
             };
         }

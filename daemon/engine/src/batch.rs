@@ -145,7 +145,8 @@ impl Tables {
         for grown in &plan.grown {
             let (pages, others) = rest.split_at(grown.len as usize);
             let table = self.table(grown.slot, grown.group as usize);
-            table.truncate(grown.at as usize);
+            // Those before a window are not read.
+            table.resize(grown.at as usize, 0);
             table.extend_from_slice(pages);
             rest = others;
         }
@@ -272,7 +273,10 @@ impl PlanCheck {
             within("slot of a page table", grown.slot as usize + 1, limits.slots)?;
             within("group of layers of a page table", grown.group as usize + 1, limits.groups)?;
             let table = &mut self.tables_of(grown.slot)[grown.group as usize];
-            within("first new page of a slot", grown.at as usize, *table)?;
+            // Before a window there may be none.
+            if grown.group == 0 {
+                within("first new page of a slot", grown.at as usize, *table)?;
+            }
             *table = grown.at as usize + grown.len as usize;
             within("pages of a slot", *table, limits.max_len.div_ceil(limits.page_size))?;
             pages += grown.len as usize;
@@ -417,8 +421,13 @@ mod tests {
     fn grouped() -> Plan {
         let grown = |slot, group, len| Grown { slot, group, at: 0, len };
         Plan {
-            grown: vec![grown(0, 0, 2), grown(0, 1, 2), grown(1, 0, 3), grown(1, 1, 3)],
-            pages: vec![0, 2, 3, 1, 3, 0, 2, 0, 1, 3],
+            grown: vec![
+                grown(0, 0, 2),
+                grown(0, 1, 2),
+                grown(1, 0, 3),
+                Grown { slot: 1, group: 1, at: 1, len: 2 },
+            ],
+            pages: vec![0, 2, 3, 1, 3, 0, 2, 1, 3],
             ..plan()
         }
     }

@@ -19,9 +19,9 @@ use minisgl_sched::Windows;
 
 use crate::config::ModelConfig;
 
-/// Tokens before a window that a kernel may touch, though it makes no use of them: attention goes through positions in
-/// tiles of up to as many.
-const TILE: usize = 128;
+/// Tokens before a window that a kernel may touch, though it makes no use of them: the template of `fa` prefill begins up to a
+/// tile before the one that its window begins in, of 96 positions at most. What is there is multiplied by 0, and must be a number.
+const TOUCHED: usize = 192;
 
 /// Where a layer's keys and values are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,18 +41,23 @@ pub struct KvGroups {
 }
 
 impl KvGroups {
-    /// Of the layers of a model whose requests have up to `max_len` tokens. Where a window is not much shorter than that, where all
-    /// layers have one or none has, they are one group.
-    pub fn of(config: &ModelConfig, max_len: usize) -> KvGroups {
+    /// Of the layers of a model whose requests have up to `max_len` tokens, with pages of `page_size`. They are one group where all
+    /// layers see the same, and where several would not take less memory for a request of that length: groups are as large as the
+    /// first, so that a last one may be part empty, and a window may be nearly as long as requests.
+    pub fn of(config: &ModelConfig, max_len: usize, page_size: usize) -> KvGroups {
         let window = |layer: usize| config.layers[layer].attention.window;
         let layers = 0..config.layers.len();
         let all = layers.clone().filter(|&layer| window(layer).is_none()).count();
+        let one = KvGroups::one(config.layers.len());
         let longest = layers.clone().filter_map(window).max();
-        let keep =
-            longest.map(|window| window - 1 + TILE).filter(|keep| keep + keep / 4 <= max_len);
-        let (Some(keep), true) = (keep, all > 0) else {
-            return KvGroups::one(config.layers.len());
-        };
+        let (Some(longest), true) = (longest, all > 0) else { return one };
+        let groups = (config.layers.len() - all).div_ceil(all);
+        let windows = Windows { groups, keep: longest - 1 + TOUCHED };
+        if all * windows.pages_for(max_len, 1, page_size)
+            >= one.arrays * max_len.div_ceil(page_size)
+        {
+            return one;
+        }
         let (mut first, mut others) = (0, 0);
         let place = |layer| match window(layer) {
             None => {
@@ -65,7 +70,7 @@ impl KvGroups {
             }
         };
         let places: Vec<_> = layers.map(place).collect();
-        KvGroups { places, arrays: all, windows: Windows { groups: others.div_ceil(all), keep } }
+        KvGroups { places, arrays: all, windows }
     }
 
     /// One group of all layers.
@@ -108,7 +113,7 @@ mod tests {
             let is_all = (index + 1).is_multiple_of(period);
             layer.attention.window = Some(window).filter(|_| !is_all);
         }
-        KvGroups::of(&config, max_len)
+        KvGroups::of(&config, max_len, 16)
     }
 
     #[test]
@@ -123,7 +128,7 @@ mod tests {
         ] {
             let groups = groups(layers, period, window, 32_768);
             assert_eq!((groups.count(), groups.arrays()), (count, arrays), "{layers} layers");
-            let keep = window + 127;
+            let keep = window - 1 + TOUCHED;
             assert_eq!(groups.windows(), Windows { groups: count - 1, keep });
             let places: HashSet<_> = (0..layers)
                 .map(|layer| (groups.place(layer).group, groups.place(layer).array))
@@ -137,10 +142,24 @@ mod tests {
         }
     }
 
+    /// One of 28 layers with a window of its own would leave 26 places of 27 empty.
+    #[test]
+    fn groups_that_take_more_memory_are_none() {
+        let groups = |with_window: usize, max_len: usize| {
+            let mut config = ModelConfig::small(28, 8);
+            let windows = config.layers.iter_mut().rev().take(with_window);
+            windows.for_each(|layer| layer.attention.window = Some(4_096));
+            KvGroups::of(&config, max_len, 16).count()
+        };
+        assert_eq!((groups(1, 32_768), groups(1, 1 << 20)), (1, 2));
+        assert_eq!((groups(7, 32_768), groups(14, 32_768)), (2, 2));
+        assert_eq!((groups(7, 4_600), groups(14, 4_600)), (1, 2));
+    }
+
     #[test]
     fn layers_that_are_alike_are_one_group() {
         for (period, window, max_len) in
-            [(1, 8, 4_096), (7, 8, 4_096), (2, 8, 160), (2, 4_000, 4_096)]
+            [(1, 8, 4_096), (7, 8, 4_096), (2, 8, 200), (2, 4_000, 4_096)]
         {
             let groups = groups(6, period, window, max_len);
             assert_eq!((groups.count(), groups.arrays()), (1, 6), "every {period}th, {window}");

@@ -8,8 +8,9 @@ use minisgl_sched::Windows;
 
 use crate::error::EngineError;
 
-/// Tokens of a prefix cache whose size is left to the memory. No more than toys reach it: the smallest model of use has
-/// 3 million in 192 GB. The scheduler has some 40 bytes for a page, and walks over all pages when it checks itself.
+/// Tokens of a prefix cache whose size is left to the memory, and its pages. No more than toys reach it: the smallest model of use
+/// has 3 million in 192 GB. The scheduler has some 40 bytes for a page, 24 more where layers see a window, and walks over all pages
+/// when it checks itself.
 pub const CACHED_TOKENS_MAX: u64 = 1 << 22;
 
 /// What the number of KV pages depends on.
@@ -89,7 +90,7 @@ impl Budget {
                 let running =
                     wishes.max_running.saturating_mul(self.pages_for(wanted_len, page_size));
                 let cached = if wishes.prefix_cache { CACHED_TOKENS_MAX / page_size } else { 0 };
-                let useful = running.max(cached * groups);
+                let useful = running.max((cached * groups).min(CACHED_TOKENS_MAX));
                 let array_bytes = left / self.arrays / self.unit_bytes * self.unit_bytes;
                 let paged_bytes = array_bytes.saturating_sub(self.slack_bytes);
                 let pages = (paged_bytes / (self.token_bytes * page_size)).min(useful);

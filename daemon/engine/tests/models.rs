@@ -113,7 +113,7 @@ fn pages_behind_a_window_serve_other_tokens() {
     for (architecture, groups, page_size, tp) in [
         ("GptOssForCausalLM", 1, 16, 1),
         ("Gemma3ForCausalLM", 1, 4, 2),
-        ("Qwen2ForCausalLM", 2, 16, 1),
+        ("Qwen2ForCausalLM", 2, 8, 1),
     ] {
         let mut config = config(architecture, 6, 2, 10);
         config["max_position_embeddings"] = json!(700);
@@ -132,7 +132,7 @@ fn pages_behind_a_window_serve_other_tokens() {
         write_model(dir.path(), &config, Dtype::BF16, 7);
         let windows = load(dir.path(), options).1.groups.windows();
         let pages = (windows.keep + 48).div_ceil(page_size as usize) + 1;
-        assert!(windows.groups == groups && pages * page_size as usize <= 300, "{windows:?}");
+        assert!(windows.groups == groups && pages * page_size as usize <= 310, "{windows:?}");
     }
 }
 

@@ -28,6 +28,8 @@ impl Scheduler {
         }
         let lacking = |key: &Key| self.lacking_pages(&self.requests[*key]);
         let mut promised: usize = self.running.iter().map(lacking).sum();
+        let headroom = |key: &Key| self.headroom_pages(&self.requests[*key]);
+        let mut headroom: usize = self.running.iter().map(headroom).sum();
         while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((_, &key)) = self.waiting.first_key_value() else { return };
             let request = &self.requests[key];
@@ -48,7 +50,8 @@ impl Scheduler {
             // With nothing running this is no more than the pool, by the limits on submission.
             let all = self.config.pages_for(len, len - matched);
             let lacking = all.saturating_sub(table.held());
-            let wanted = lacking + promised + self.headroom_pages();
+            let most = self.config.pages as usize / HEADROOM_PART;
+            let wanted = lacking + promised + headroom.min(most);
             if wanted > self.cache.available() {
                 self.admission_blocked = true;
                 return;
@@ -63,6 +66,7 @@ impl Scheduler {
             assert!(grown, "a request that was accepted fits into the pool");
             promised += lacking.saturating_sub(table.held() - held);
             self.start(key, table, matched, now_s, draft);
+            headroom += self.headroom_pages(&self.requests[key]);
             draft.take(&self.requests[key], chunk);
             self.push_row(key, chunk, draft);
         }
@@ -118,9 +122,12 @@ impl Scheduler {
         })
     }
 
-    fn headroom_pages(&self) -> usize {
-        // Of a window group, a page comes for each that goes.
-        let each = HEADROOM_TOKENS.div_ceil(self.cache.page_size()) + self.config.windows.groups;
-        (self.running.len() * each).min(self.config.pages as usize / HEADROOM_PART)
+    /// Pages that a request takes to decode a little. Where it is longer than a window, one of a window group goes for each
+    /// that comes.
+    fn headroom_pages(&self, request: &Request) -> usize {
+        let first = HEADROOM_TOKENS.div_ceil(self.cache.page_size());
+        let pages = |tokens| self.config.pages_for(tokens, 1);
+        let now = request.total();
+        first.max(pages(now + HEADROOM_TOKENS) - pages(now))
     }
 }

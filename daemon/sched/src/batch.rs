@@ -4,8 +4,6 @@
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
-use minisgl_cache::GONE;
-
 use crate::guide::{mask_words, push_all};
 use crate::plan::{Grown, Late, Plan, Row, SAMPLED_LAST, Want};
 use crate::request::Request;
@@ -207,12 +205,12 @@ impl Scheduler {
         }
         let untold = running.told..running.table.pages().len();
         if !untold.is_empty() {
-            let (slot, at, len) = (running.slot, untold.start as u32, untold.len() as u32);
             for group in 0..self.cache.groups() {
-                plan.grown.push(Grown { slot, group: group as u32, at, len });
-                let pages = &running.table.group(group)[untold.clone()];
-                // Nothing is read where a page is gone.
-                plan.pages.extend(pages.iter().map(|&page| if page == GONE { 0 } else { page }));
+                // Before the window nothing is read, so that nothing is told.
+                let start = if group > 0 { running.table.live() } else { 0 }.max(untold.start);
+                let (slot, group, at) = (running.slot, group as u32, start as u32);
+                plan.grown.push(Grown { slot, group, at, len: (untold.end - start) as u32 });
+                plan.pages.extend(&running.table.group(group as usize)[start..untold.end]);
             }
             running.told = untold.end;
         }

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Where layers are in groups, a slot has a page table for each group. They have as many entries; in those of window groups
-//! an entry before the window may name any page, since nothing is read there.
+//! entries before the window may name any page, or none, since nothing is read there.
 
 use minisgl_proto::SamplingParams;
 
@@ -69,7 +69,7 @@ pub struct Late {
 pub const SAMPLED_LAST: i32 = -1;
 
 /// The entries `at .. at + len` of a page table become the next `len` of [`Plan::pages`]. They follow what the table has, or
-/// replace its end: a table has no gaps.
+/// replace its end: a table has no gaps, but for what is before the window in one of a window group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grown {
     /// Whose table.

@@ -38,12 +38,13 @@ fn measure(
     }
     let long = Workload::uniform(batch, args.prompt, args.output);
     session.check_len(&long)?;
-    let page_size = u64::from(session.info().page_size);
-    let needed = u64::from(batch) * long.len_max().next_multiple_of(page_size);
-    let kv_tokens = session.info().kv_tokens;
-    if needed > kv_tokens {
+    let (info, scheduling) = (session.info(), session.scheduling());
+    let page_size = info.page_size as usize;
+    let each = scheduling.windows.pages_for(long.len_max() as usize, 1, page_size);
+    let (needed, pages) = (u64::from(batch) * each as u64, info.kv_pages);
+    if needed > u64::from(pages) {
         bail!(
-            "--batch {batch} needs {needed} tokens of KV cache, there are {kv_tokens}: raise \
+            "--batch {batch} needs {needed} KV pages of {page_size} tokens, there are {pages}: raise \
              --kv-tokens or --memory-ratio, or ask for less"
         );
     }

@@ -281,6 +281,14 @@ mod tests {
     fn a_fit_is_what_a_load_comes_to() {
         // The same sizes, with tensors that projections share.
         let phi = CONFIG.replace("Llama", "Phi3");
+        // Two layers, one of which sees a window: two groups.
+        let windowed = CONFIG.replace("Llama", "Qwen2").replacen(
+            '{',
+            r#"{"use_sliding_window": true, "sliding_window": 40, "max_window_layers": 1,"#,
+            1,
+        );
+        let windowed = windowed
+            .replace("\"max_position_embeddings\": 128", "\"max_position_embeddings\": 2048");
         for (config, change) in [
             (CONFIG, (|_| ()) as fn(&mut LoadOptions)),
             (CONFIG, |options| options.kv_tokens = Some(100)),
@@ -289,6 +297,8 @@ mod tests {
             (CONFIG, |options| options.kv_dtype = minisgl_proto::KvDtype::Bf16),
             (&phi, |_| ()),
             (&phi, |options| options.tp = 2),
+            (&windowed, |options| options.max_len = Some(900)),
+            (&windowed, |options| options.tp = 2),
         ] {
             let dir = folder_of(config);
             let mut options = options();
@@ -299,6 +309,10 @@ mod tests {
             assert_eq!(fit.kv_tokens, info.kv_tokens, "{options:?}");
             assert_eq!((fit.max_len, fit.kv_bytes), (u64::from(info.max_len), info.kv_bytes));
             assert_eq!((fit.parameters, fit.tp), (info.parameters, info.tp));
+            let windows = info.groups.windows();
+            assert_eq!(windows.groups > 0, config == windowed);
+            let full = windows.pages_for(info.max_len as usize, 1, info.page_size as usize);
+            assert_eq!(fit.full_requests, u64::from(info.kv_pages) / full as u64);
             assert!(!fit.is_estimate);
             // As stored; every rank has norms of its own, in f32.
             let difference = fit.weight_bytes.abs_diff(info.weight_bytes);

@@ -98,7 +98,7 @@ impl Settings {
     /// Which of the model's layers share KV pages.
     pub(super) fn groups(&self, config: &ModelConfig) -> KvGroups {
         let max_len = self.max_len.unwrap_or(config.max_position);
-        KvGroups::of(config, max_len.min(config.max_position))
+        KvGroups::of(config, max_len.min(config.max_position), self.page_size)
     }
 
     /// What the KV cache should be.

@@ -34,6 +34,8 @@ pub struct SimExecutor {
     queue: VecDeque<(Plan, Option<Late>)>,
     /// Masks of all plans.
     masked: u64,
+    /// Rows that read less than all of a window group.
+    windowed: u64,
     launched: u64,
     in_flight_max: usize,
     spent: Option<Plan>,
@@ -53,6 +55,7 @@ impl SimExecutor {
             counts: vec![None; config.penalised_max as usize],
             queue: VecDeque::new(),
             masked: 0,
+            windowed: 0,
             launched: 0,
             in_flight_max: if config.overlap { 2 } else { 1 },
             spent: None,
@@ -72,6 +75,11 @@ impl SimExecutor {
     /// Rows that were sampled under a mask.
     pub fn masked(&self) -> u64 {
         self.masked
+    }
+
+    /// Rows that read less than all of a window group.
+    pub fn windowed(&self) -> u64 {
+        self.windowed
     }
 
     /// How many were in flight at each wait.
@@ -134,8 +142,10 @@ impl SimExecutor {
             rest = others;
             let slot = self.slots[grown.slot as usize].as_mut().expect("it was installed");
             let (table, at) = (&mut slot.tables[grown.group as usize], grown.at as usize);
-            assert!(table.len() >= at, "a page table without gaps");
             let is_first = grown.group == 0;
+            assert!(table.len() >= at || !is_first, "a page table without gaps");
+            // What is before the window is nobody's.
+            table.resize(table.len().max(at), u32::MAX);
             assert!(!is_first || table.get(at) != pages.first(), "nothing is told twice");
             table.truncate(at);
             table.extend_from_slice(pages);
@@ -170,6 +180,7 @@ impl SimExecutor {
             }
             for (group, table) in tables.iter().enumerate().skip(1) {
                 let from = self.read_from(group, row.start);
+                self.windowed += u64::from(from > 0);
                 for (position, kv) in all.iter().enumerate().skip(from) {
                     let own = self.kv[place(table, position)];
                     assert_eq!(own, Some(*kv), "a window leads to another sequence");

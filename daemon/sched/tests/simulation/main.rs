@@ -47,6 +47,8 @@ fn run_worlds(first_seed: u64, mortal: bool) {
         all.masked += tally.masked;
         all.overlapped_masks += tally.overlapped_masks;
         all.stuck += tally.stuck;
+        all.windowed += tally.windowed;
+        all.windows_cached += tally.windows_cached;
     }
     eprintln!("{all:?}");
     assert!(all.preemptions > all.finished / 100, "the pools are too large to preempt");
@@ -54,6 +56,8 @@ fn run_worlds(first_seed: u64, mortal: bool) {
     assert!(all.cached_tokens > all.finished / 10, "the prompts share too little");
     assert!(all.masked > all.tokens / 50, "too few tokens are sampled under a mask");
     assert!(all.overlapped_masks > all.masked / 50, "too few masks come late");
+    assert!(all.windowed > all.tokens / 10, "too few rows see a window");
+    assert!(all.windows_cached > all.cached_tokens / 10, "too little is found behind a window");
     assert!(all.stuck > 0, "none rules every token out");
     assert!(
         !mortal || all.resumed > all.finished / 20,

@@ -20,6 +20,9 @@ pub struct Tally {
     pub masked: u64,
     pub overlapped_masks: u64,
     pub stuck: u64,
+    pub windowed: u64,
+    /// Tokens found in the cache of a model with windows.
+    pub windows_cached: u64,
 }
 
 pub fn random_config(rng: &mut Rng) -> SchedConfig {
@@ -69,6 +72,7 @@ pub struct World {
     overlapped_masks: u64,
     /// Of workers that died.
     masked: u64,
+    windowed: u64,
 }
 
 impl World {
@@ -92,6 +96,7 @@ impl World {
             resumed: 0,
             overlapped_masks: 0,
             masked: 0,
+            windowed: 0,
         }
     }
 
@@ -187,6 +192,7 @@ impl World {
         config.overlap = self.rng.one_in(2);
         config.cache = if self.rng.one_in(5) { CacheMode::Naive } else { CacheMode::Radix };
         self.masked += self.executor.masked();
+        self.windowed += self.executor.windowed();
         self.executor = SimExecutor::new(&config);
         self.scheduler = Scheduler::new(config).unwrap();
         let resumed = self.client.resume();
@@ -268,6 +274,12 @@ impl World {
             masked: self.masked + self.executor.masked(),
             overlapped_masks: self.overlapped_masks,
             stuck: self.client.stuck,
+            windowed: self.windowed + self.executor.windowed(),
+            windows_cached: if self.scheduler.config().windows.groups > 0 {
+                self.client.cached_tokens
+            } else {
+                0
+            },
         }
     }
 }
