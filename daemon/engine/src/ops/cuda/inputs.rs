@@ -1,22 +1,28 @@
-//! What a step needs on the GPU, in one buffer and one copy.
+//! What a step needs on the GPU, in one buffer and one copy, or one launch.
 //!
 //! Owns: the layout of that buffer, the pinned memory it is packed in, and the checks that the attention
 //! kernel relies on. Must never: wait for a step; two stagings take turns, one for each plan in flight.
 
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, CudaView, DriverError, PinnedHostSlice};
-use cudarc::driver::{DeviceRepr, result};
+use cudarc::driver::{DeviceRepr, result, sys};
+use minisgl_kernels::Device;
 use minisgl_kernels::abi::SampleRow;
 use minisgl_kernels::attention::DecodePlanner;
-use minisgl_sched::SlotId;
+use minisgl_kernels::ops::Bring;
+use minisgl_sched::{Plan, SlotId};
 
-use super::tables::TablesChanged;
+use super::tables::{Tables, TablesChanged};
 use crate::batch::{Batch, IN_FLIGHT_MAX};
 
 /// Every array starts at a multiple of 16 bytes.
 const ALIGNED_WORDS: usize = 4;
+
+/// Changes of page tables that come along with the inputs of a step that is replayed. A plan with more has a copy for them.
+const PAIRS_MAX: usize = 4096;
 
 const SAMPLE_WORDS: usize = size_of::<SampleRow>() / 4;
 
@@ -183,8 +189,32 @@ fn of_group(range: &Range<usize>, group: usize, groups: usize) -> Range<usize> {
 
 struct Staging {
     words: PinnedHostSlice<i32>,
+    /// The same memory at the address that the GPU has for it. Never freed as a slice.
+    seen: ManuallyDrop<CudaSlice<i32>>,
     /// After the last copy out of `words`.
     copied: CudaEvent,
+}
+
+impl Staging {
+    fn new(stream: &Arc<CudaStream>, len: usize) -> Result<Staging, DriverError> {
+        // SAFETY: plain integers, which are written before they are read.
+        let mut words = unsafe { stream.context().alloc_pinned_with_flags::<i32>(len, 0) }?;
+        let mut seen = 0;
+        let host = words.as_mut_ptr()?.cast();
+        // SAFETY: it was allocated pinned just now; the driver says where the GPU finds it.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut seen, host, 0) }.result()?;
+        // SAFETY: `len` integers at that address, as long as `words` lives, which is as long as `self`.
+        let seen = ManuallyDrop::new(unsafe { stream.upgrade_device_ptr(seen, len) });
+        Ok(Staging { words, seen, copied: stream.context().new_event(None)? })
+    }
+
+    /// All words, once the copy that read them last is over.
+    fn free(&mut self) -> Result<&mut [i32], DriverError> {
+        self.copied.synchronize()?;
+        let (len, at) = (self.words.len(), self.words.as_mut_ptr()?);
+        // SAFETY: `len` pinned integers that only this borrow reaches, and no copy reads them.
+        Ok(unsafe { std::slice::from_raw_parts_mut(at, len) })
+    }
 }
 
 /// Where requests lie in a step, as the host has it.
@@ -211,14 +241,9 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn new(stream: &Arc<CudaStream>, room: Room) -> Result<Inputs, DriverError> {
-        let words = Layout::new(room).work.end;
-        let staging = (0..IN_FLIGHT_MAX)
-            .map(|_| {
-                // SAFETY: plain integers, which are written before they are read.
-                let words = unsafe { stream.context().alloc_pinned_with_flags(words, 0) }?;
-                Ok(Staging { words, copied: stream.context().new_event(None)? })
-            })
-            .collect::<Result<_, DriverError>>()?;
+        let words = Layout::new(room).work.end.next_multiple_of(Bring::UNIT);
+        let staging = (0..IN_FLIGHT_MAX).map(|_| Staging::new(stream, words + 2 * PAIRS_MAX));
+        let staging = staging.collect::<Result<_, _>>()?;
         let device = stream.alloc_zeros(words)?;
         let groups = room.groups;
         Ok(Inputs { device, staging, turn: 0, layout: Layout::default(), windows: 1, groups })
@@ -234,13 +259,8 @@ impl Inputs {
     ) -> Result<Starts<'_>, String> {
         let driver = |error: DriverError| error.to_string();
         self.turn = (self.turn + 1) % self.staging.len();
-        let staging = &mut self.staging[self.turn];
-        staging.copied.synchronize().map_err(driver)?;
-        let len = staging.words.len();
-        let at = staging.words.as_mut_ptr().map_err(driver)?;
-        // SAFETY: `len` pinned integers that only this borrow reaches; the copy that read them last
-        // is over.
-        let words = unsafe { std::slice::from_raw_parts_mut(at, len) };
+        let words = self.staging[self.turn].free().map_err(driver)?;
+        let (words, _) = words.split_at_mut(self.device.len());
         self.layout = pack(words, batch, samples, table_of, packing)?;
         self.windows = packing.decode.map_or(1, |(_, windows)| windows.len());
         let of = |range: &Range<usize>| &words[range.clone()];
@@ -266,6 +286,34 @@ impl Inputs {
         // not written before `copied` has passed.
         unsafe { result::memcpy_htod_async(to, filled, stream.cu_stream()) }?;
         staging.copied.record(stream)
+    }
+
+    /// The same in one launch that reads the host's memory, and with it what the plan changes in `tables`, of which it names
+    /// pages below `kv_pages`. Nothing is enqueued, and false returned, where that is too much. For a step that is replayed: the graph
+    /// begins when the launch has ended, so that its kernels read either as early as they like.
+    pub(super) fn bring(
+        &mut self,
+        device: &Device,
+        (tables, plan): (&mut Tables, &Plan),
+        kv_pages: usize,
+    ) -> Result<bool, String> {
+        let driver = |error: DriverError| error.to_string();
+        let staging = &mut self.staging[self.turn];
+        let words = self.layout.work.end.next_multiple_of(Bring::UNIT);
+        let pairs = &mut staging.free().map_err(driver)?[words..];
+        let Some(count) = tables.pairs(plan, kv_pages, &mut pairs[..2 * PAIRS_MAX])? else {
+            return Ok(false);
+        };
+        Bring {
+            words: (&staging.seen.slice(..words)).into(),
+            to: (&mut self.device.slice_mut(..words)).into(),
+            pairs: (&staging.seen.slice(words..words + 2 * count)).into(),
+            table: tables.all_mut().into(),
+        }
+        .launch(device)
+        .map_err(|error| error.to_string())?;
+        staging.copied.record(device.stream()).map_err(driver)?;
+        Ok(true)
     }
 
     fn words(&self, range: &Range<usize>) -> CudaView<'_, i32> {

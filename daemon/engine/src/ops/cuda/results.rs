@@ -52,6 +52,10 @@ pub(super) struct Outputs {
     landings: Vec<Arc<Landing>>,
     /// Of the step in hand.
     next: Option<Arc<Landing>>,
+    /// On which results leave, beside the next step's beginning.
+    way_out: Arc<CudaStream>,
+    /// After the last copy of the step before: what it read may be written.
+    left: CudaEvent,
     /// Why a step fails that waits for another GPU.
     words: Option<FaultWords>,
     /// The driver's number of this one.
@@ -98,6 +102,8 @@ impl Outputs {
             top_logprobs: stream.alloc_zeros(logit_rows * TOP_MAX)?,
             landings: (0..=IN_FLIGHT_MAX).map(|_| landing()).collect::<Result<_, _>>()?,
             next: None,
+            way_out: context.new_stream()?,
+            left: context.new_event(None)?,
             words,
             gpu: context.ordinal(),
         })
@@ -120,6 +126,7 @@ impl Outputs {
         let landing = landing.ok_or_else(|| {
             failed("send tokens")(format!("{} steps wait to be read", self.landings.len()))
         })?;
+        stream.wait(&self.left).map_err(failed("begin the step"))?;
         landing.began.record(stream).map_err(failed("begin the step"))?;
         if let Some(words) = &self.words {
             words.begin_step();
@@ -142,10 +149,13 @@ impl Outputs {
         Ok((Box::new(InFlight { landing, wanted, words, gpu }), outgoing))
     }
 
-    /// Enqueues the copies of a step.
+    /// Enqueues the copies of a step behind what `stream` has enqueued. The next step goes on beside them, up to where it writes
+    /// results of its own.
     pub(super) fn send(&self, stream: &CudaStream, outgoing: &Outgoing) -> Result<(), DriverError> {
         let Outgoing { landing, slots, logit_rows, top } = outgoing;
         landing.ended.record(stream)?;
+        let stream = &self.way_out;
+        stream.wait(&landing.ended)?;
         if *logit_rows > 0 {
             copy(stream, &self.tokens, &landing.tokens, *slots)?;
         }
@@ -157,7 +167,8 @@ impl Outputs {
                 copy(stream, &self.top_logprobs, &landing.top_logprobs, len)?;
             }
         }
-        landing.landed.record(stream)
+        landing.landed.record(stream)?;
+        self.left.record(stream)
     }
 }
 

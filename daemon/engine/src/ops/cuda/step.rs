@@ -47,7 +47,8 @@ impl CudaOps {
     /// Packs what the step's kernels read, and enqueues its way to the GPU.
     fn bring(&mut self, batch: &Batch) -> OpResult {
         // Whatever part comes first, rows are padded alike.
-        let padded = match self.graphs.mode(batch, Part::Whole).0 {
+        let mode = self.graphs.mode(batch, Part::Whole).0;
+        let padded = match mode {
             Mode::Eager => None,
             Mode::Padded(rows) | Mode::Replay(rows) => Some(rows),
         };
@@ -70,10 +71,25 @@ impl CudaOps {
             .pack(batch, samples, |slot| tables.start(slot), packing)
             .map_err(failed("upload the step"))?;
         let listing = Listing { from_row: listed_from, starts: &starts.page_starts[listed_from..] };
-        let changed = tables.change(device, batch, self.kv_pages, listing)?;
+        let (kv_pages, nothing) = (self.kv_pages, Listing { from_row: 0, starts: &[] });
+        let is_replay = matches!(mode, Mode::Replay(_)) && batch.plan().masked.is_empty();
+        let changed = match is_replay && listing.starts.len() <= 1 {
+            true => None,
+            false => Some(tables.change(device, batch, kv_pages, listing)?),
+        };
         attention
             .plan(device, &starts, decoding, padded.is_some())
             .map_err(failed("plan attention"))?;
+        let changed = match changed {
+            Some(changed) => changed,
+            None => {
+                let brought = inputs.bring(device, (&mut *tables, batch.plan()), kv_pages);
+                if brought.map_err(failed("bring the step"))? {
+                    return Ok(());
+                }
+                tables.change(device, batch, kv_pages, nothing)?
+            }
+        };
         inputs.upload(device.stream(), changed).map_err(failed("upload the step"))
     }
 

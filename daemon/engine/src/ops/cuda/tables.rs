@@ -4,6 +4,7 @@
 //! host memory that grows with the lengths of requests.
 //!
 //! ```text
+//!   of a step that is replayed: plan ──Bring──> tables
 //!   plan: grown, pages ──copy──> sent ──CopyRuns──> tables [slots, groups, entries] ──CopyRuns──> listed (rows of prompts)
 //!                                                    └─> decode attention
 //! ```
@@ -15,7 +16,7 @@ use cudarc::driver::{
 };
 use minisgl_kernels::Device;
 use minisgl_kernels::ops::CopyRuns;
-use minisgl_sched::{Grown, PageId, Row};
+use minisgl_sched::{Grown, PageId, Plan, Row};
 
 use super::{failed, memory};
 use crate::batch::{Batch, IN_FLIGHT_MAX};
@@ -45,6 +46,51 @@ pub(super) struct TablesShape {
     pub(super) entries: usize,
     /// How many pages there are.
     pub(super) kv_pages: usize,
+}
+
+impl TablesShape {
+    /// The word of all tables where the first `count` of `pages` become entries of a slot's table from `at` on.
+    ///
+    /// # Errors
+    /// What is not there, in words.
+    fn place(
+        self,
+        (slot, group): (u32, u32),
+        at: usize,
+        pages: &[PageId],
+        count: usize,
+    ) -> Result<usize, String> {
+        let TablesShape { slots, groups, entries, kv_pages } = self;
+        let is_there = (slot as usize) < slots && (group as usize) < groups;
+        let Some(pages) = pages.get(..count).filter(|_| is_there && at + count <= entries) else {
+            return Err(format!(
+                "{count} of {} pages become entries {at} to {} of slot {slot}, group {group}; there are {slots} slots of \
+                 {groups} x {entries}",
+                pages.len(),
+                at + count
+            ));
+        };
+        if let Some(page) = pages.iter().find(|&&page| page as usize >= kv_pages) {
+            return Err(format!("slot {slot} names page {page}, there are {kv_pages}"));
+        }
+        Ok((slot as usize * groups + group as usize) * entries + at)
+    }
+
+    fn pairs(self, plan: &Plan, to: &mut [i32]) -> Result<Option<usize>, String> {
+        if plan.pages.len() > to.len() / 2 {
+            return Ok(None);
+        }
+        let (mut pages, mut pairs) = (&plan.pages[..], to.chunks_exact_mut(2));
+        for &Grown { slot, group, at, len } in &plan.grown {
+            let start = self.place((slot, group), at as usize, pages, len as usize)?;
+            let (own, others) = pages.split_at(len as usize);
+            for ((word, &page), pair) in (start..).zip(own).zip(&mut pairs) {
+                pair.copy_from_slice(&[word as i32, page as i32]);
+            }
+            pages = others;
+        }
+        Ok(Some(plan.pages.len()))
+    }
 }
 
 /// Rows of a step whose pages are listed.
@@ -129,6 +175,25 @@ impl Tables {
     pub(super) fn listed(&self, group: usize) -> CudaView<'_, i32> {
         let len = self.listed.len() / self.groups;
         self.listed.slice(group * len..(group + 1) * len)
+    }
+
+    /// Where all tables are, to be written.
+    pub(super) fn all_mut(&mut self) -> &mut CudaSlice<i32> {
+        &mut self.tables
+    }
+
+    /// What a plan changes, as pairs of a word of all tables and what it becomes; `None` if there is no room for them.
+    ///
+    /// # Errors
+    /// A change leaves its table, or names a page that is not there.
+    pub(super) fn pairs(
+        &self,
+        plan: &Plan,
+        kv_pages: usize,
+        to: &mut [i32],
+    ) -> Result<Option<usize>, String> {
+        let Tables { slots, groups, entries, .. } = *self;
+        TablesShape { slots, groups, entries, kv_pages }.pairs(plan, to)
     }
 
     /// Enqueues what the batch's plan changes, and then the lists.
@@ -236,7 +301,6 @@ impl Rest<'_> {
     /// # Errors
     /// What could not be done, in words.
     fn fill(&mut self, words: &mut [i32], shape: TablesShape) -> Result<Sent, String> {
-        let TablesShape { slots, groups, entries, kv_pages } = shape;
         let room = self.grown.len().min(RUNS_MAX);
         let data_at = room * RUN_WORDS;
         let mut sent = Sent { runs: 0, data_at, end: data_at };
@@ -246,20 +310,8 @@ impl Rest<'_> {
             if sent.runs == room || (now == 0 && len > 0) {
                 break;
             }
-            let is_there = (slot as usize) < slots && (group as usize) < groups;
-            if !is_there || at + len > entries || now > self.pages.len() {
-                return Err(format!(
-                    "{now} of {} pages become entries {at} to {} of slot {slot}, group {group}; there are {slots} slots of \
-                     {groups} x {entries}",
-                    self.pages.len(),
-                    at + len
-                ));
-            }
+            let start = shape.place((slot, group), at, self.pages, now)?;
             let (pages, others) = self.pages.split_at(now);
-            if let Some(page) = pages.iter().find(|&&page| page as usize >= kv_pages) {
-                return Err(format!("slot {slot} names page {page}, there are {kv_pages}"));
-            }
-            let start = (slot as usize * groups + group as usize) * entries + at;
             words[sent.runs * RUN_WORDS..][..RUN_WORDS].copy_from_slice(&[
                 (sent.end - data_at) as i32,
                 start as i32,
@@ -344,6 +396,32 @@ mod tests {
             assert!(pieces >= 1 && tables == whole, "{words} words, {pieces} pieces");
         }
         assert!(changed(&all, &pages, 17).unwrap().1 > 5);
+    }
+
+    /// Brought in one launch, tables are what they are in pieces.
+    #[test]
+    fn pairs_are_the_same_changes() {
+        let shape = TablesShape { slots: 2, groups: 2, entries: 3, ..SHAPE };
+        let grown = |slot, group, at, len| Grown { slot, group, at, len };
+        let all = vec![grown(1, 0, 0, 2), grown(0, 0, 1, 0), grown(1, 1, 0, 2), grown(0, 1, 2, 1)];
+        let plan = Plan { grown: all, pages: vec![1, 2, 3, 4, 5], ..Plan::default() };
+        let (expected, _) = changed_of(shape, &plan.grown, &plan.pages, 64).unwrap();
+        let mut words = [-7; 12];
+        assert_eq!(shape.pairs(&plan, &mut words), Ok(Some(5)));
+        let mut tables = vec![-1; 12];
+        words[..10].chunks(2).for_each(|pair| tables[pair[0] as usize] = pair[1]);
+        assert_eq!((tables, &words[10..]), (expected, &[-7, -7][..]));
+        assert_eq!(shape.pairs(&plan, &mut words[..9]), Ok(None), "no room");
+        for (broken, what) in [
+            (Plan { pages: vec![1, 2, 3, 4, 100], ..plan.clone() }, "page 100"),
+            (Plan { pages: vec![1, 2, 3, 4], ..plan.clone() }, "1 of 0 pages"),
+            (Plan { grown: vec![grown(2, 0, 0, 1)], ..plan.clone() }, "slot 2"),
+            (Plan { grown: vec![grown(0, 2, 0, 1)], ..plan.clone() }, "group 2"),
+            (Plan { grown: vec![grown(1, 1, 2, 2)], ..plan.clone() }, "entries 2 to 4"),
+        ] {
+            let error = shape.pairs(&broken, &mut words).unwrap_err();
+            assert!(error.contains(what), "{error:?} should contain {what:?}");
+        }
     }
 
     #[test]
