@@ -66,7 +66,7 @@ fn models() -> Vec<(tempfile::TempDir, Value)> {
             config[key] = value.clone();
         }
         config["hidden_size"] = json!(208);
-        config["intermediate_size"] = json!(328);
+        config["intermediate_size"] = json!(336);
         config["vocab_size"] = json!(VOCAB);
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &config, Dtype::BF16, 7);

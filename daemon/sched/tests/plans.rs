@@ -14,11 +14,11 @@ fn output(plan: &Plan) -> Event {
 }
 
 /// Changes and pages of each of the first ten steps in which all requests decode, at page size 1.
-fn sizes(context: u32) -> Vec<(usize, usize)> {
+fn sizes(context: u32, windows: Windows) -> Vec<(usize, usize)> {
     let mut scheduler = Scheduler::new(SchedConfig {
-        pages: 2 * REQUESTS * (context + 500),
+        pages: 4 * REQUESTS * (context + 500),
         page_size: 1,
-        windows: Windows::default(),
+        windows,
         max_running: REQUESTS,
         penalised_max: REQUESTS,
         max_waiting: REQUESTS,
@@ -56,6 +56,49 @@ fn sizes(context: u32) -> Vec<(usize, usize)> {
 #[test]
 fn a_decode_step_is_as_large_at_any_length() {
     let each = REQUESTS as usize;
-    assert_eq!(sizes(60), [(each, each); 10]);
-    assert_eq!(sizes(900), sizes(60));
+    let all = Windows::default();
+    assert_eq!(sizes(60, all), [(each, each); 10]);
+    assert_eq!(sizes(900, all), sizes(60, all));
+    // A page for each group of layers.
+    let windows = Windows { groups: 2, keep: 30 };
+    assert_eq!(sizes(60, windows), [(3 * each, 3 * each); 10]);
+    assert_eq!(sizes(900, windows), sizes(60, windows));
+}
+
+/// A request that finds all but its end in the cache is told the pages of a window, however long it is.
+#[test]
+fn pages_before_a_window_are_not_told() {
+    let mut scheduler = Scheduler::new(SchedConfig {
+        pages: 20_000,
+        page_size: 1,
+        windows: Windows { groups: 2, keep: 30 },
+        max_running: 4,
+        penalised_max: 4,
+        max_waiting: 4,
+        chunk_tokens: 4_096,
+        scored_max: 256,
+        max_len: 4_000,
+        vocab_size: 50_000,
+        eos_token_ids: vec![49_999],
+        cache: CacheMode::Radix,
+        overlap: false,
+    })
+    .unwrap();
+    let mut first_plan = |id: u64| {
+        let submit = Submit {
+            id: RequestId(id),
+            prompt: (0..3_000).collect(),
+            generated: Vec::new(),
+            sampling: SamplingParams::default(),
+            stop: StopParams { max_tokens: 1, ..StopParams::default() },
+            priority: 0,
+        };
+        let plan = scheduler.step([Event::Submit(submit)], 0.0).plan.unwrap();
+        scheduler.step([output(&plan)], 0.0);
+        plan
+    };
+    assert_eq!(first_plan(1).pages.len(), 3 * 3_000);
+    let plan = first_plan(2);
+    assert_eq!(plan.rows[0].start, 2_999);
+    assert_eq!(plan.pages.len(), 3_000 + 2 * 31, "all of the first group, and two windows");
 }
