@@ -172,6 +172,14 @@ impl Outputs {
     }
 }
 
+impl Drop for Outputs {
+    /// Copies that are under way still write to landings.
+    fn drop(&mut self) {
+        // Nothing can be done about a GPU that has failed, and nothing runs on it any more.
+        let _ = self.way_out.synchronize();
+    }
+}
+
 /// Copies that a step ends with.
 pub(super) struct Outgoing {
     landing: Arc<Landing>,
