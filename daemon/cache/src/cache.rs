@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::PageId;
 use crate::columns::{Columns, GONE, Windows};
 use crate::integrity::{self, IntegrityError};
 use crate::pool::Pool;
 use crate::table::{Mailbox, PageTable, Release};
-use crate::tree::{NodeId, Path, ROOT, Tree};
+use crate::tree::{Path, ROOT, Tree};
+use crate::{NodeId, PageId};
 
 /// Whether prefixes are kept and shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,8 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::PageId;
-use crate::tree::NodeId;
+use crate::{NodeId, PageId};
 
 /// In the place of a page that is not there any more: the tokens are before the window of whoever has the table, or
 /// the column was evicted.

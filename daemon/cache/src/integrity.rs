@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::PageId;
 use crate::columns::GONE;
 use crate::pool::{PageState, Pool};
-use crate::tree::{Node, NodeId, ROOT, Tree};
+use crate::tree::{Node, ROOT, Tree};
+use crate::{NodeId, PageId};
 
 /// What does not add up. Any of these is a bug in this crate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -54,3 +54,6 @@ pub use table::PageTable;
 
 /// Index of a KV page, in `0..pages`.
 pub type PageId = u32;
+
+/// Index of a node of the tree.
+type NodeId = u32;

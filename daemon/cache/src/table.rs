@@ -9,9 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::PageId;
 use crate::columns::GONE;
-use crate::tree::NodeId;
+use crate::{NodeId, PageId};
 
 /// The pages of one token sequence, in the order of positions: position `p` lives in page
 /// `pages()[p / page_size]`, and for the layers of window group `g` in page `group(g)[p / page_size]`.

@@ -11,11 +11,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
 
-use crate::PageId;
 use crate::columns::{Columns, GONE};
-
-/// Index of a node.
-pub(crate) type NodeId = u32;
+use crate::{NodeId, PageId};
 
 /// Holds no page, is never evicted.
 pub(crate) const ROOT: NodeId = 0;
