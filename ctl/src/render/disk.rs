@@ -89,8 +89,13 @@ fn details(fit: &Fit) -> Vec<(&'static str, String)> {
         let other = bytes(fit.other_bytes);
         lines.push(("workspaces", format!("{about}{other}{of_each}")));
     }
+    let groups = match fit.kv_groups {
+        ..=1 => String::new(),
+        groups => format!(" in {groups} groups of layers"),
+    };
+    let kv_bytes = bytes(fit.kv_bytes);
     lines.extend([
-        ("KV cache", format!("{about}{} tokens, {}{of_each}", fit.kv_tokens, bytes(fit.kv_bytes))),
+        ("KV cache", format!("{about}{} tokens{groups}, {kv_bytes}{of_each}", fit.kv_tokens)),
         (
             "context",
             format!(

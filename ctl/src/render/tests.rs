@@ -335,6 +335,7 @@ fn what_would_fit() {
             kv_bytes: 100 << 30,
             kv_tokens: 1_638_400,
             max_len: 131_072,
+            kv_groups: 1,
             full_requests: 12,
         }),
         notes: vec!["the weights would be downloaded first".into()],
@@ -356,6 +357,9 @@ fn what_would_fit() {
         note          the weights would be downloaded first
     "#]],
     );
+    report.fit.as_mut().unwrap().kv_groups = 3;
+    let line = "about 1638400 tokens in 3 groups of layers, 100.0 GiB on each GPU";
+    assert!(fit(&report).contains(line), "{}", fit(&report));
     report.fits = false;
     report.fit = None;
     check(

@@ -110,7 +110,10 @@ impl Budget {
             return Err(EngineError::Option {
                 option: "max_len",
                 value: len.to_string(),
-                expected: format!("at most the {longest} tokens of the KV cache"),
+                expected: format!(
+                    "at most the {longest} tokens that fit into the KV cache; raise kv_tokens or memory_ratio{}",
+                    if groups > 1 { ", or lower chunk_tokens" } else { "" }
+                ),
             });
         }
         if pages > u64::from(u32::MAX) / page_size {
@@ -287,7 +290,9 @@ mod tests {
         let longer = |len| Wishes { kv_tokens: Some(160), max_len: Some(len), ..WISHES };
         assert_eq!(budget.kv_size(&longer(352)).unwrap().max_len, 352);
         let error = budget.kv_size(&longer(353)).unwrap_err().to_string();
-        assert_eq!(error, "option max_len is 353: at most the 352 tokens of the KV cache");
+        let expected = "option max_len is 353: at most the 352 tokens that fit into the KV cache; raise kv_tokens or \
+                        memory_ratio, or lower chunk_tokens";
+        assert_eq!(error, expected);
         // Not even a page of each group.
         let budget = Budget { used_bytes: 4_600, ..budget };
         let error = budget.kv_size(&WISHES).unwrap_err().to_string();
@@ -311,7 +316,10 @@ mod tests {
         }
         let wishes = Wishes { kv_tokens: Some(64), max_len: Some(65), ..WISHES };
         let error = BUDGET.kv_size(&wishes).unwrap_err().to_string();
-        assert_eq!(error, "option max_len is 65: at most the 64 tokens of the KV cache");
+        assert_eq!(
+            error,
+            "option max_len is 65: at most the 64 tokens that fit into the KV cache; raise kv_tokens or memory_ratio"
+        );
     }
 
     #[test]

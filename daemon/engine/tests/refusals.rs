@@ -43,7 +43,7 @@ fn options_that_cannot_be_served_are_refused() {
         ),
         (
             LoadOptions { max_len: Some(200), kv_tokens: Some(64), ..options() },
-            "option max_len is 200: at most the 64 tokens of the KV cache",
+            "option max_len is 200: at most the 64 tokens that fit into the KV cache; raise kv_tokens or memory_ratio",
         ),
         (LoadOptions { memory_ratio: Some(f32::NAN), ..options() }, "option memory_ratio is NaN"),
         (LoadOptions { page_size: 0, ..options() }, "option page_size is 0"),

@@ -154,8 +154,11 @@ pub struct Fit {
     pub is_estimate: bool,
     /// Bytes of KV pages in each memory.
     pub kv_bytes: u64,
-    /// Tokens of KV cache.
+    /// Tokens of KV cache in all layers.
     pub kv_tokens: u64,
+    /// Groups of layers with pages of their own; of long requests the cache holds more where there are several.
+    #[serde(default = "crate::model::one")]
+    pub kv_groups: u32,
     /// Prompt plus generated tokens of one request at most.
     pub max_len: u64,
     /// Requests of `max_len` tokens that the KV cache holds at once.

@@ -269,7 +269,7 @@ impl Serialize for LoadOptions {
 }
 
 /// All layers are alike.
-fn one() -> u32 {
+pub(crate) fn one() -> u32 {
     1
 }
 

@@ -21,6 +21,8 @@ pub struct Session {
     driver: Driver<Timed<Engine>>,
     info: EngineInfo,
     costs: Costs,
+    /// Positions of the model.
+    longest: u64,
     load_s: f64,
     tokens: Tokens,
     /// Requests submitted so far, which names the next one.
@@ -69,6 +71,7 @@ impl Session {
             (config, Quantize::None) => config,
             (config, Quantize::Fp8) => config.quantised_to_fp8().map_err(anyhow::Error::msg)?,
         };
+        let longest = config.max_position as u64;
         let page_tokens = f64::from(info.kv_pages) * f64::from(info.page_size);
         let layers = config.layers.len() as f64 / info.groups.arrays() as f64;
         let kv_token_bytes = info.kv_bytes as f64 / page_tokens * layers;
@@ -78,6 +81,7 @@ impl Session {
             tokens: Tokens::new(info.vocab_size),
             info,
             costs,
+            longest,
             load_s,
             submitted: 0,
         })
@@ -110,10 +114,13 @@ impl Session {
     pub fn check_len(&self, workload: &Workload) -> anyhow::Result<()> {
         let (len, max_len) = (workload.len_max(), u64::from(self.info.max_len));
         if len > max_len {
-            bail!(
-                "a request has {len} tokens, the model as loaded takes {max_len}: raise --kv-tokens, \
-                 --memory-ratio or --max-len, or ask for less"
-            );
+            let remedy = match max_len < self.longest {
+                true => "raise --kv-tokens, --memory-ratio or --max-len, or ask for less",
+                false => {
+                    "that is its context; ask for less (--tokens, --prompt, --output or the workload)"
+                }
+            };
+            bail!("a request has {len} tokens, the model as loaded takes {max_len}: {remedy}");
         }
         Ok(())
     }

@@ -116,6 +116,8 @@ fn prefill_counts_prompt_tokens() {
 fn what_does_not_fit_is_refused_with_a_remedy() {
     let error = refusal("prefill --tokens 65 --kv-tokens 64");
     assert!(error.contains("a request has 66 tokens") && error.contains("--kv-tokens"), "{error}");
+    let error = refusal("prefill --tokens 300 --kv-tokens 1000");
+    assert!(error.contains("that is its context") && error.contains("--tokens"), "{error}");
     let error = refusal("latency --batch 3 --prompt 20 --output 9 --kv-tokens 64");
     assert!(error.contains("--batch 3 needs 24 KV pages of 4 tokens, there are 16"), "{error}");
     let error = refusal("latency --batch 3 --max-running 2 --prompt 8 --output 9 --kv-tokens 64");

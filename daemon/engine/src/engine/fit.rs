@@ -140,6 +140,7 @@ fn reckon(
         is_estimate: memory.is_estimate,
         kv_bytes: if size.pages == 0 { 0 } else { budget.kv_bytes(size.pages * page_size) },
         kv_tokens: size.tokens,
+        kv_groups: groups.count() as u32,
         max_len: size.max_len,
         full_requests: size.pages.checked_div(full).unwrap_or(0),
     };
@@ -299,6 +300,8 @@ mod tests {
             (&phi, |options| options.tp = 2),
             (&windowed, |options| options.max_len = Some(900)),
             (&windowed, |options| options.tp = 2),
+            // No longer than a window: one group takes less.
+            (&windowed, |options| options.kv_tokens = Some(160)),
         ] {
             let dir = folder_of(config);
             let mut options = options();
@@ -310,7 +313,7 @@ mod tests {
             assert_eq!((fit.max_len, fit.kv_bytes), (u64::from(info.max_len), info.kv_bytes));
             assert_eq!((fit.parameters, fit.tp), (info.parameters, info.tp));
             let windows = info.groups.windows();
-            assert_eq!(windows.groups > 0, config == windowed);
+            assert_eq!(windows.groups > 0, config == windowed && options.kv_tokens.is_none());
             let full = windows.pages_for(info.max_len as usize, 1, info.page_size as usize);
             assert_eq!(fit.full_requests, u64::from(info.kv_pages) / full as u64);
             assert!(!fit.is_estimate);

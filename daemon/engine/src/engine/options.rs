@@ -95,9 +95,11 @@ impl Settings {
         (self.rows() + SCORED_MAX).min(self.chunk_tokens)
     }
 
-    /// Which of the model's layers share KV pages.
+    /// Which of the model's layers share KV pages: by the longest request that was asked for, or that a cache of as many tokens as were
+    /// asked for is meant for.
     pub(super) fn groups(&self, config: &ModelConfig) -> KvGroups {
-        let max_len = self.max_len.unwrap_or(config.max_position);
+        let cached = self.kv_tokens.map_or(usize::MAX, |tokens| tokens as usize);
+        let max_len = self.max_len.unwrap_or(config.max_position.min(cached));
         KvGroups::of(config, max_len.min(config.max_position), self.page_size)
     }
 
