@@ -296,7 +296,7 @@ async fn a_fit_is_asked_of_a_child_and_downloads_the_configuration_alone() {
     let hub = Hub::model(|_| ());
     let fit = json!({
         "architecture": "A", "parameters": 1, "schemes": [{"scheme": "fp8", "bytes": 2}], "device": "cpu", "gpus": [], "tp": 1, "available_bytes": 9,
-        "weight_bytes": 2, "other_bytes": 0, "is_estimate": true, "kv_bytes": 4, "kv_tokens": 5, "max_len": 5,
+        "weight_bytes": 2, "other_bytes": 0, "is_estimate": true, "kv_bytes": 4, "kv_tokens": 5, "kv_groups": 2, "max_len": 5,
         "full_requests": 1,
     });
     let answer = format!("echo '{}'", json!({"fit": fit, "problem": null}));
