@@ -4,9 +4,9 @@
 //! Must never: wait for a step, or allocate on the GPU after [`Ops::commit_kv`].
 //!
 //! ```text
-//!   step    inputs (one pinned copy) + attention's plan, then what the model enqueues
+//!   step    inputs (one pinned copy, or one launch) + attention's plan, then what the model enqueues
 //!   sample  head, sampler -> tokens, which the next step's embedding reads on the GPU,
-//!           and results (pinned), which whoever waits for the step reads
+//!           and results (pinned, on a stream of their own), which whoever waits for the step reads
 //! ```
 //!
 //! A decode step is padded to one of few numbers of rows, recorded as a graph when that number comes for the

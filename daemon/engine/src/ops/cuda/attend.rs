@@ -224,8 +224,10 @@ impl Attention {
                         view,
                     };
                     // SAFETY: packing planned the work of the same rows and window; pages of tables were checked
-                    // to be there, entries before a window name any page and are not read; lengths are at most `max_len`, the number of positions. Tables change before
-                    // the copy that brings the work (`TablesChanged`), and the step's kernels begin after it.
+                    // to be there, entries before a window name any page and are not read; lengths are at most
+                    // `max_len`, the number of positions. Tables change before the copy that brings the work
+                    // (`TablesChanged`), or in the launch that does (`Inputs::bring`), and the step's kernels
+                    // begin after it.
                     // Older tokens' pages were written by a step before, which several kernels lie between.
                     // All launches are on one stream.
                     unsafe { decode.launch(device, args) }
