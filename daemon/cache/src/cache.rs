@@ -132,12 +132,15 @@ impl PrefixCache {
     /// before it, where another may go on. Those in the tree stay there for others as long as there is room. Nothing planned
     /// later may read or write them for this table.
     pub fn slide(&mut self, table: &mut PageTable, position: usize) {
+        if self.windows.groups == 0 {
+            return;
+        }
         self.check_origin(table);
         self.settle();
         let (windows, page_size) = (self.windows, self.page_size());
         let whole = position / page_size * page_size;
         let first = windows.first_read(whole, page_size).min(table.pages.len());
-        if self.windows.groups == 0 || first <= table.live {
+        if first <= table.live {
             return;
         }
         for at in table.live..first {

@@ -85,14 +85,8 @@ impl PageTable {
 
 impl Drop for PageTable {
     fn drop(&mut self) {
-        let columns = self.live.max(self.shared);
-        let read = match self.windows.first() {
-            Some(group) => group[self.read_columns()].to_vec(),
-            None => Vec::new(),
-        };
-        let mut owned = mem::take(&mut self.pages);
-        owned.drain(..self.shared);
-        owned.extend(self.windows.iter().flat_map(|group| &group[columns..]));
+        let read = self.windows.first().map_or(&[][..], |group| &group[self.read_columns()]);
+        let (owned, read) = (self.owned().collect(), read.to_vec());
         self.mailbox.post(Release { node: self.node, owned, read });
     }
 }
