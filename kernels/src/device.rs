@@ -93,6 +93,7 @@ impl Device {
             "gemv",
             "medium",
             "narrow",
+            "broad",
             "experts_few",
             "experts_many",
             "fp8_few",
@@ -277,8 +278,8 @@ impl Device {
         self.kernels.clusters_at_once(kernel, grid)
     }
 
-    /// How many clusters of 1 to 8 blocks of `MediumGemm` the GPU has room for at once, asked once: the driver takes its
-    /// time. All of its kernels take nearly all of a multiprocessor's shared memory, so the answer is the same for each.
+    /// How many clusters of 1 to 8 blocks of `MediumGemm` and its kin the GPU has room for at once, asked once: the driver takes
+    /// its time. All of these take nearly all of a multiprocessor's shared memory, so the answer is the same for each.
     pub(crate) fn medium_clusters(
         &self,
         ask: impl Fn(usize) -> Result<u32, DriverError>,

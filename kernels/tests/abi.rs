@@ -65,6 +65,9 @@ fn rust_and_c_agree_on_every_size_and_offset() {
             map, x_map, x_scales, scales, bias, out, out_scales, m, n, k, epilogue, scale_form,
             stages, gate,
         }
+        BroadArgs = minisgl_broad_args {
+            map, x_map, x_scales, scales, bias, out, m, n, k, epilogue, scale_form, stages, gate,
+        }
         QuantiseArgs = minisgl_quantise_args {
             x, norm_weight, out, scales, rows, hidden, scale_stride, scale_form, gated, eps,
             gate, plus_one,
@@ -161,6 +164,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
         include_str!("../cu/attention.h"),
         include_str!("../cu/experts.h"),
         include_str!("../cu/narrow.h"),
+        include_str!("../cu/broad.h"),
         include_str!("../cu/peers.h"),
     ];
     let structs: usize = headers.map(|text| text.matches("typedef struct").count()).iter().sum();
@@ -170,7 +174,7 @@ fn rust_and_c_agree_on_every_size_and_offset() {
     let dir = tempfile::tempdir().unwrap();
     let (source, program) = (dir.path().join("layout.c"), dir.path().join("layout"));
     let c = format!(
-        "#include \"minisgl.h\"\n#include \"peers.h\"\n#include \"experts.h\"\n#include \"narrow.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
+        "#include \"minisgl.h\"\n#include \"peers.h\"\n#include \"experts.h\"\n#include \"narrow.h\"\n#include \"broad.h\"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{\n{}return 0;\n}}\n",
         layout.c
     );
     std::fs::write(&source, c).unwrap();

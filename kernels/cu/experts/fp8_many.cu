@@ -16,8 +16,8 @@
 // Cut up as experts_many.cu is: a block computes 128 rows of the weights times all rows of a batch at a time; one warp
 // copies, two warpgroups multiply 64 rows of the weights each.
 
+#include "../wgmma_e4m3.cuh"
 #include "fp8.cuh"
-#include "fp8_wgmma.cuh"
 #include "many.cuh"
 
 using namespace minisgl;

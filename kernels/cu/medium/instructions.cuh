@@ -3,7 +3,7 @@
 
 #include <cuda_fp16.h>
 
-#include "../common.cuh"
+#include "../wgmma.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -116,13 +116,6 @@ __device__ __forceinline__ uint32_t to_half(uint32_t two, float up) {
   const float2 f = unpack2(two);
   const __half2 pair = __floats2half2_rn(f.x * up, f.y * up);
   return reinterpret_cast<const uint32_t&>(pair);
-}
-
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT>
-__device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 
 // d (+)= 64 rows of the weight over 16 columns * N tokens.

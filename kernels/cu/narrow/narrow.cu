@@ -11,9 +11,10 @@
 // As medium.cu, whose tiles and cluster sums these are; but nothing is widened, so that a warp of a block only copies, x too,
 // and both operands go from shared memory to the tensor cores.
 
+#include "../medium/tiles.cuh"
 #include "../narrow.h"
 #include "../quantise/e4m3.cuh"
-#include "products.cuh"
+#include "../wgmma_e4m3.cuh"
 
 using namespace minisgl;
 
@@ -88,13 +89,11 @@ __device__ __forceinline__ float largest_of_warp(float x) {
 // Multiplies 64 rows of a stage, from `row` on.
 template <int N>
 __device__ __forceinline__ void multiply(float (&part)[N / 2], uint32_t weight, uint32_t row, uint32_t x) {
-  // 128-byte swizzle, eight rows or tokens 1024 bytes.
-  constexpr uint64_t FORM = uint64_t(1) << 62 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 16;
   products_begin();
 #pragma unroll
   for (int step = 0; step < 4; step++) {
     const uint32_t rows = weight + row * BLOCK + step * 32, tokens = x + step * 32;
-    Narrow<N>::add(part, FORM | (rows >> 4 & 0x3fff), FORM | (tokens >> 4 & 0x3fff), step > 0);
+    product8(part, operand(rows), operand(tokens), step > 0);
   }
   products_commit();
 }

@@ -62,6 +62,24 @@ pub struct NarrowArgs {
     pub gate: u32,
 }
 
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct BroadArgs {
+    pub map: [u64; 16],
+    pub x_map: [u64; 16],
+    pub x_scales: Address,
+    pub scales: Address,
+    pub bias: Address,
+    pub out: Address,
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub epilogue: u32,
+    pub scale_form: u32,
+    pub stages: u32,
+    pub gate: u32,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct QuantiseArgs {

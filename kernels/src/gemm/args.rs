@@ -3,7 +3,9 @@
 use half::bf16;
 
 use crate::fp8::{Fp8Rows, Fp8Weight, ScaleForm};
-use crate::ops::{Fp8Product, NarrowGemm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight};
+use crate::ops::{
+    BroadCut, BroadGemm, Fp8Product, NarrowGemm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight,
+};
 use crate::{Array, ArrayMut, Device, LaunchError};
 
 /// What a product is prepared for.
@@ -151,6 +153,17 @@ impl Fp8GemmArgs<'_> {
     ) -> Result<(), LaunchError> {
         let (x, m, n, k) = (self.x, self.m, self.n, self.k);
         NarrowGemm { x, weight, out: self.out.skinny(self.bias), m, n, k }.launch(device)
+    }
+
+    /// Computes the same with another weight by [`BroadGemm`].
+    pub(super) fn broad(
+        &mut self,
+        device: &Device,
+        cut: BroadCut,
+        weight: Fp8Weight<'_>,
+    ) -> Result<(), LaunchError> {
+        let (x, m, n, k) = (self.x, self.m, self.n, self.k);
+        BroadGemm { x, weight, out: self.out.skinny(self.bias), m, n, k }.launch(device, cut)
     }
 
     /// Computes the same from x as bf16 with another weight, by one of our own kernels.

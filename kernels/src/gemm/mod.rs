@@ -29,11 +29,11 @@ use crate::array::DeviceArray;
 use crate::check::Check;
 use crate::fp8::{BLOCK, ScaleForm};
 use crate::library::{self, LibraryError};
-use crate::ops::Fp8Product;
+use crate::ops::{BroadCut, Fp8Product};
 use crate::{Array, Device, LaunchError};
 pub use args::{Fp8GemmArgs, GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
 use plan::{Algorithm, Plan};
-pub use tune::Tuning;
+pub use tune::{Times, Tuning};
 use tuned::Tuned;
 
 /// A product that cannot be prepared or run.
@@ -73,6 +73,8 @@ pub struct Gemm {
     own: HashMap<GemmShape, (Fp8Product, u32)>,
     /// Nanoseconds of [`NarrowGemm`](crate::ops::NarrowGemm).
     narrow: HashMap<GemmShape, u32>,
+    /// The fastest cut of [`BroadGemm`](crate::ops::BroadGemm) and its nanoseconds.
+    broad: HashMap<GemmShape, (BroadCut, u32)>,
     plans: HashMap<GemmShape, Plan>,
 }
 
@@ -103,6 +105,7 @@ impl Gemm {
             tuned: HashMap::new(),
             own: HashMap::new(),
             narrow: HashMap::new(),
+            broad: HashMap::new(),
             plans: HashMap::new(),
         })
     }

@@ -7,18 +7,18 @@ use cudarc::cublaslt::sys;
 use half::bf16;
 
 use super::plan::{Algorithm, Plan};
-use super::tuned::{self, Tuned};
+use super::tuned::{self, Ours, Tuned};
 use super::{Call, Fp8GemmArgs, Gemm, GemmArgs, GemmError, GemmShape, check_rows, time};
 use crate::check::Check;
 use crate::fp8::Fp8Weight;
-use crate::ops::{Fp8Product, MediumGemm, NarrowGemm, SkinnyGemm};
+use crate::ops::{BroadCut, BroadGemm, Fp8Product, MediumGemm, NarrowGemm, SkinnyGemm};
 use crate::{Array, Device};
 
 /// Algorithms timed for a shape.
 const CANDIDATES_MAX: usize = 16;
 
 /// First line of what [`Gemm::save`] writes, before library version and GPU.
-const SAVE_HEADER: &str = "minisgl-gemm 6";
+const SAVE_HEADER: &str = "minisgl-gemm 7";
 
 /// What tuning a shape found.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,19 @@ pub struct Tuning {
     pub skinny_s: Option<f64>,
     /// Algorithms timed.
     pub tried: usize,
+}
+
+/// What a product of e4m3 takes by each way that there is, itself: not what makes x of e4m3, or what gates its result.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// cuBLASLt, from x of e4m3.
+    pub library: Duration,
+    /// The fastest of our own products of few rows, from x of bf16.
+    pub own: Option<(Fp8Product, Duration)>,
+    /// [`NarrowGemm`], from x of e4m3.
+    pub narrow: Option<Duration>,
+    /// [`BroadGemm`] by its fastest cut, from x of e4m3.
+    pub broad: Option<(BroadCut, Duration)>,
 }
 
 /// What timing cuBLASLt's algorithms found.
@@ -128,6 +141,9 @@ impl Gemm {
             })?;
             self.narrow.insert(shape, nanos(seconds));
         }
+        if let Some(broad) = Self::time_broad(device, &mut args, weights)? {
+            self.broad.insert(shape, broad);
+        }
         let own_s = wide.and(self.own.get(&shape)).map(|own| f64::from(own.1) * 1e-9);
         self.settle_on(device, shape, lt, own_s)
     }
@@ -155,11 +171,39 @@ impl Gemm {
         Ok(best)
     }
 
-    /// Whether [`NarrowGemm`] computes `shape` faster than cuBLASLt. It can do more in one launch: `saved` is what the ops
-    /// cost that it would make superfluous. False where it was not timed.
-    pub fn prefers_narrow(&self, shape: GemmShape, saved: Duration) -> bool {
-        let tuned = self.tuned.get(&shape).zip(self.narrow.get(&shape));
-        tuned.is_some_and(|(tuned, narrow)| *narrow < tuned.nanos.saturating_add(whole(saved)))
+    /// Times the cuts of [`BroadGemm`]; the fastest, and its nanoseconds.
+    fn time_broad(
+        device: &Device,
+        args: &mut Fp8GemmArgs<'_>,
+        weights: &[Fp8Weight<'_>],
+    ) -> Result<Option<(BroadCut, u32)>, GemmError> {
+        let mut best: Option<(BroadCut, f64)> = None;
+        if !BroadGemm::takes(device, args.m) {
+            return Ok(None);
+        }
+        for cut in BroadGemm::cuts(device, [args.m, args.n, args.k])? {
+            let first = args.weight;
+            let least = best.map_or(f64::INFINITY, |(_, least)| least);
+            let seconds = time::time(device, weights.len() + 1, least, |i| {
+                Ok(args.broad(device, cut, if i == 0 { first } else { weights[i - 1] })?)
+            })?;
+            if seconds < least {
+                best = Some((cut, seconds));
+            }
+        }
+        Ok(best.map(|(cut, seconds)| (cut, nanos(seconds))))
+    }
+
+    /// What the ways to compute a product of e4m3 take, where [`Gemm::tune_fp8`] or [`Gemm::restore`] has an answer for all of
+    /// them.
+    pub fn times(&self, shape: GemmShape) -> Option<Times> {
+        let of = |nanos: u32| Duration::from_nanos(nanos.into());
+        Some(Times {
+            library: of(self.tuned.get(&shape)?.nanos),
+            own: self.own.get(&shape).map(|&(product, nanos)| (product, of(nanos))),
+            narrow: self.narrow.get(&shape).map(|&nanos| of(nanos)),
+            broad: self.broad.get(&shape).map(|&(cut, nanos)| (cut, of(nanos))),
+        })
     }
 
     /// The fastest of our own products of few rows for `shape`, where [`Gemm::tune_fp8`] or [`Gemm::restore`] has an answer.
@@ -226,28 +270,15 @@ impl Gemm {
         self.tuned.contains_key(&shape)
     }
 
-    /// Whether [`SkinnyGemm`], or for e4m3 the fastest [`Fp8Product`], computes `shape` faster. It can do more in one launch: `saved` is what the ops cost
-    /// that it would make superfluous beside [`NarrowGemm`], and beside cuBLASLt. False where it was not timed.
-    pub fn prefers_skinny(&self, shape: GemmShape, saved: [Duration; 2]) -> bool {
-        self.tuned.get(&shape).is_some_and(|tuned| {
-            let narrow = self.narrow.get(&shape).copied().unwrap_or(u32::MAX);
-            let [narrow_saved, saved] = saved.map(whole);
-            let library = tuned.nanos.saturating_add(saved);
-            let other = narrow.saturating_add(narrow_saved).min(library);
-            tuned.skinny_nanos.is_some_and(|skinny| skinny < other)
-        })
-    }
-
     /// What was tuned, for [`Gemm::restore`] on the same GPU with the same library.
     pub fn save(&self, device: &Device) -> String {
         let mut lines: Vec<String> = self.tuned.iter().map(tuned::line).collect();
-        lines.extend(
-            self.own
-                .iter()
-                .map(|(shape, (product, nanos))| tuned::own_line(shape, product.name(), *nanos)),
-        );
-        let narrow = self.narrow.iter();
-        lines.extend(narrow.map(|(shape, nanos)| tuned::own_line(shape, tuned::NARROW, *nanos)));
+        let own = self.own.iter().map(|(shape, &(of, nanos))| (shape, Ours::Few(of), nanos));
+        let narrow = self.narrow.iter().map(|(shape, &nanos)| (shape, Ours::Narrow, nanos));
+        let broad =
+            self.broad.iter().map(|(shape, &(cut, nanos))| (shape, Ours::Broad(cut), nanos));
+        let ours = own.chain(narrow).chain(broad);
+        lines.extend(ours.map(|(shape, of, nanos)| tuned::own_line(shape, of, nanos)));
         lines.sort();
         format!("{}\n{}", header(device), lines.concat())
     }
@@ -274,20 +305,16 @@ impl Gemm {
             tuned.iter().map(|(shape, _)| shape).chain(own.iter().map(|(shape, ..)| shape));
         let count = shapes.collect::<HashSet<_>>().len();
         self.tuned.extend(tuned);
-        for (shape, product, nanos) in own {
-            match product {
-                Some(product) => drop(self.own.insert(shape, (product, nanos))),
-                None => drop(self.narrow.insert(shape, nanos)),
+        for (shape, of, nanos) in own {
+            match of {
+                Ours::Few(product) => drop(self.own.insert(shape, (product, nanos))),
+                Ours::Narrow => drop(self.narrow.insert(shape, nanos)),
+                Ours::Broad(cut) => drop(self.broad.insert(shape, (cut, nanos))),
             }
         }
         self.plans.clear();
         count
     }
-}
-
-/// Nanoseconds.
-fn whole(time: Duration) -> u32 {
-    time.as_nanos().min(u128::from(u32::MAX)) as u32
 }
 
 fn nanos(seconds: f64) -> u32 {

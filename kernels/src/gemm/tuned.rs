@@ -2,7 +2,7 @@
 
 use super::{GemmElement, GemmKind, GemmShape};
 use crate::gemm::plan::Algorithm;
-use crate::ops::Fp8Product;
+use crate::ops::{BroadCut, Fp8Product};
 
 /// The fastest way to compute a shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,14 +29,42 @@ pub(super) fn line((shape, tuned): (&GemmShape, &Tuned)) -> String {
 /// How a line of our own products begins.
 const OWN: &str = "own ";
 
-/// How [`NarrowGemm`](crate::ops::NarrowGemm) is called there.
-pub(super) const NARROW: &str = "narrow";
+/// One of our own products of e4m3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ours {
+    /// Of few rows.
+    Few(Fp8Product),
+    /// [`NarrowGemm`](crate::ops::NarrowGemm).
+    Narrow,
+    /// [`BroadGemm`](crate::ops::BroadGemm).
+    Broad(BroadCut),
+}
+
+const NARROW: &str = "narrow";
+
+impl Ours {
+    fn name(self) -> String {
+        match self {
+            Ours::Few(product) => product.name().into(),
+            Ours::Narrow => NARROW.into(),
+            Ours::Broad(cut) => cut.name(),
+        }
+    }
+
+    fn named(name: &str) -> Option<Ours> {
+        if name == NARROW {
+            return Some(Ours::Narrow);
+        }
+        let few = Fp8Product::named(name).map(Ours::Few);
+        few.or_else(|| BroadCut::named(name).map(Ours::Broad))
+    }
+}
 
 /// What one of our own products takes as a line: `own`, m n k bias kind element, which, nanoseconds.
-pub(super) fn own_line(shape: &GemmShape, product: &str, nanos: u32) -> String {
+pub(super) fn own_line(shape: &GemmShape, of: Ours, nanos: u32) -> String {
     let &GemmShape { m, n, k, bias, kind, element } = shape;
     let (bias, kind, element) = (u8::from(bias), kind.name(), element.name());
-    format!("{OWN}{m} {n} {k} {bias} {kind} {element} {product} {nanos}\n")
+    format!("{OWN}{m} {n} {k} {bias} {kind} {element} {} {nanos}\n", of.name())
 }
 
 /// Whether a line is of our own products.
@@ -44,13 +72,12 @@ pub(super) fn is_own(line: &str) -> bool {
     line.starts_with(OWN)
 }
 
-/// The reverse of [`own_line`]; no product is [`NARROW`].
-pub(super) fn parse_own(line: &str) -> Option<(GemmShape, Option<Fp8Product>, u32)> {
+/// The reverse of [`own_line`].
+pub(super) fn parse_own(line: &str) -> Option<(GemmShape, Ours, u32)> {
     let words: Vec<&str> = line.strip_prefix(OWN)?.split(' ').collect();
     let [m, n, k, bias, kind, element, product, nanos] = words[..] else { return None };
     let shape = parse_shape([m, n, k, bias, kind, element])?;
-    let product = if product == NARROW { None } else { Some(Fp8Product::named(product)?) };
-    Some((shape, product, nanos.parse().ok()?))
+    Some((shape, Ours::named(product)?, nanos.parse().ok()?))
 }
 
 fn parse_shape([m, n, k, bias, kind, element]: [&str; 6]) -> Option<GemmShape> {
@@ -91,10 +118,11 @@ mod tests {
         let element = GemmElement::Fp8(ScaleForm::Block);
         let shape =
             GemmShape { m: 2, n: 4096, k: 1024, bias: false, kind: GemmKind::Bf16, element };
-        for name in ["skinny-wide", "skinny-slim", "skinny-short", "medium", NARROW] {
-            let product = Fp8Product::named(name);
-            assert_eq!(product.map_or(NARROW, Fp8Product::name), name);
-            let text = own_line(&shape, name, 1_234);
+        for name in ["skinny-wide", "skinny-slim", "skinny-short", "medium", NARROW, "broad-96-2-3"]
+        {
+            let product = Ours::named(name).unwrap();
+            assert_eq!(product.name(), name);
+            let text = own_line(&shape, product, 1_234);
             assert!(is_own(&text) && text.contains(name), "{text}");
             assert_eq!(parse(text.trim_end()), None);
             assert_eq!(parse_own(text.trim_end()), Some((shape, product, 1_234)));

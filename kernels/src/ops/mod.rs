@@ -5,6 +5,7 @@
 
 mod add_norm;
 mod bring;
+mod broad;
 mod copy_runs;
 mod dummy;
 mod embedding;
@@ -21,6 +22,7 @@ mod skinny;
 
 pub use add_norm::AddNorm;
 pub use bring::Bring;
+pub use broad::{BroadCut, BroadGemm};
 pub use copy_runs::CopyRuns;
 pub use dummy::{DummyCode, DummyCodes, DummyFill};
 pub use embedding::Embedding;

@@ -1,5 +1,6 @@
 //! Weights and activations of e4m3: products of few, some and many rows, and what makes the activations.
 
+use std::cell::OnceCell;
 use std::time::Duration;
 
 use cudarc::driver::CudaSlice;
@@ -8,8 +9,8 @@ use minisgl_kernels::Array;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm, pad_scales};
 use minisgl_kernels::gemm::{Fp8GemmArgs, Gemm, GemmOut};
 use minisgl_kernels::ops::{
-    Fp8Gemv, Gate, GateMul, MediumGemm, NarrowGemm, Quantise, QuantiseInput, RmsNorm, SkinnyGemm,
-    SkinnyInput, SkinnyOut, SkinnyWeight, Stage,
+    BroadCut, BroadGemm, Fp8Gemv, Gate, GateMul, MediumGemm, NarrowGemm, Quantise, QuantiseInput,
+    RmsNorm, SkinnyGemm, SkinnyInput, SkinnyOut, SkinnyWeight, Stage,
 };
 
 use crate::gate_mul::GATES;
@@ -413,6 +414,8 @@ struct Many {
     x: (Vec<f64>, CudaSlice<u8>, CudaSlice<f32>),
     weight: Weight,
     add: (Vec<bf16>, CudaSlice<bf16>),
+    /// What it comes to, computed when it is first asked for.
+    expected: OnceCell<Vec<f64>>,
 }
 
 impl Many {
@@ -431,7 +434,7 @@ impl Many {
         let x = (values, gpu.upload(&bytes), gpu.upload(&scales));
         let weight = Weight::new(gpu, n, k, form);
         let add = gpu.normal(out.add_len(m, n), 2.0);
-        Many { shape, out, x, weight, add }
+        Many { shape, out, x, weight, add, expected: OnceCell::new() }
     }
 
     fn run(&self, gpu: &Gpu, gemm: &mut Gemm, tune: bool) -> Vec<bf16> {
@@ -475,6 +478,11 @@ impl Many {
     }
 
     fn run_narrow(&self, gpu: &Gpu) -> Vec<bf16> {
+        self.run_coded(gpu, None)
+    }
+
+    /// By our own kernels from x of e4m3: by [`BroadGemm`] with a cut.
+    fn run_coded(&self, gpu: &Gpu, cut: Option<BroadCut>) -> Vec<bf16> {
         let (m, n, k) = self.shape;
         let mut out = self.out.before(gpu, &self.add.0, m, n);
         let mut out_f32 = gpu.upload(&vec![f32::NAN; m * n]);
@@ -490,9 +498,12 @@ impl Many {
             }
             Out::Gated(gate) => SkinnyOut::Gated((&mut out).into(), gate),
         };
-        NarrowGemm { x, weight: self.weight.view(), out: into, m, n, k }
-            .launch(&gpu.device)
-            .unwrap();
+        let (weight, out_at) = (self.weight.view(), into);
+        match cut {
+            Some(cut) => BroadGemm { x, weight, out: out_at, m, n, k }.launch(&gpu.device, cut),
+            None => NarrowGemm { x, weight, out: out_at, m, n, k }.launch(&gpu.device),
+        }
+        .unwrap();
         match self.out {
             Out::F32 => gpu.download(&out_f32).into_iter().map(bf16::from_f32).collect(),
             _ => gpu.download(&out),
@@ -528,13 +539,15 @@ impl Many {
 
     fn check(&self, what: &str, result: &[bf16]) {
         let (_, n, k) = self.shape;
-        let expected = self.out.of(product(&self.x.0, &self.weight.values, k), &self.add.0, n);
+        let expected = self.expected.get_or_init(|| {
+            self.out.of(product(&self.x.0, &self.weight.values, k), &self.add.0, n)
+        });
         // The tensor cores keep some 13 bits of a sum of e4m3 before it is added up in f32.
         let what = format!("{what}: {:?}, {:?}, {:?}", self.shape, self.out, self.weight.form);
         // What is added to may be added after a rounding of the product, and both halves of what is gated are rounded before.
         let is_added = matches!(self.out, Out::Add | Out::AddBias);
         let off = self.out.off(if is_added { 0.1 } else { 0.01 });
-        assert_near(&what, result, &expected, off, if self.out.is_gated() { 2.0 } else { 0.0 });
+        assert_near(&what, result, expected, off, if self.out.is_gated() { 2.0 } else { 0.0 });
     }
 }
 
@@ -567,6 +580,44 @@ pub fn narrow(gpu: &mut Gpu) {
                 assert_same("narrow, again", &case.run_narrow(gpu), &result);
                 if let (Out::Gated(gate), ScaleForm::Block) = (out, form) {
                     case.check_codes(gpu, &result, gate);
+                }
+            }
+        }
+    }
+}
+
+/// Every cut, tiles that have rows of two blocks, tokens of several tiles, rings that wrap around, clusters.
+pub fn broad(gpu: &mut Gpu) {
+    if !MediumGemm::is_there(&gpu.device) {
+        println!("no wgmma on this GPU: not run");
+        return;
+    }
+    let shapes = [
+        (4, 24, 16),
+        (12, 512, 640),
+        (68, 528, 272),
+        (64, 768, 2048),
+        (132, 256, 4096),
+        (100, 2112, 1056),
+        (260, 512, 1040),
+        (132, 8704, 144),
+        (384, 4352, 144),
+    ];
+    for shape in shapes.into_iter().take(if gpu.small { 4 } else { shapes.len() }) {
+        let cuts = BroadGemm::cuts(&gpu.device, shape.into()).unwrap();
+        for form in FORMS {
+            let unit = if form == ScaleForm::Block { 2 * BLOCK } else { 16 };
+            let few = |out: &Out| {
+                shape.0 * shape.1 * shape.2 < 20_000_000
+                    || matches!(out, Out::Add | Out::Gated(Gate::Silu))
+            };
+            let outs = OUTS.into_iter().filter(few);
+            for out in outs.filter(|out| !out.is_gated() || shape.1 % unit == 0) {
+                let case = Many::new(gpu, shape, out, form);
+                for &cut in &cuts {
+                    let result = case.run_coded(gpu, Some(cut));
+                    case.check(&format!("{cut:?}"), &result);
+                    assert_same("broad, again", &case.run_coded(gpu, Some(cut)), &result);
                 }
             }
         }

@@ -18,8 +18,8 @@ use crate::support::Gpu;
 pub fn run(gpu: &mut Gpu) {
     let mut gemm = Gemm::open(&gpu.device, None).unwrap();
     println!(
-        "{:<22} {:>5} {:>10} {:>10} {:>10} {:>10} {:>10}  us; TB/s of the weight",
-        "e4m3, 128 x 128", "rows", "cuBLASLt", "skinny", "medium", "gemv", "quantise"
+        "{:<22} {:>5} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}  us; TB/s of the weight",
+        "e4m3, 128 x 128", "rows", "cuBLASLt", "broad", "skinny", "medium", "gemv", "quantise"
     );
     for (name, n, k) in [
         ("qkv", 6144, 4096),
@@ -40,7 +40,7 @@ pub fn run(gpu: &mut Gpu) {
             .iter()
             .map(|view| Fp8Weight { data: view.into(), scales: Fp8Scales::Block((&scales).into()) })
             .collect();
-        for m in [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 8192] {
+        for m in [1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 256, 512, 1024, 8192] {
             let x = bench::fill(gpu, m * k);
             let mut out = gpu.poisoned(m * n);
             let add = name.ends_with("add");
@@ -72,8 +72,9 @@ pub fn run(gpu: &mut Gpu) {
                     n,
                     k,
                 };
-                let budget = Duration::from_secs(1);
-                gemm.tune_fp8(&gpu.device, args, None, &weights[1..], budget).unwrap().best_s
+                let (budget, shape) = (Duration::from_secs(1), args.shape());
+                gemm.tune_fp8(&gpu.device, args, None, &weights[1..], budget).unwrap();
+                gemm.times(shape).unwrap()
             });
             let mut own = |own: Own| {
                 bench::time(gpu, sets, |i| {
@@ -120,10 +121,16 @@ pub fn run(gpu: &mut Gpu) {
                 Some(s) => format!("{:.1} {:.2}", s * 1e6, (n * k) as f64 / s / 1e12),
                 None => "-".into(),
             };
+            let broad = library.and_then(|times| times.broad);
+            let broad = match broad {
+                Some((cut, time)) => format!("{} {cut:?}", show(Some(time.as_secs_f64()))),
+                None => "-".into(),
+            };
+            let library = library.map(|times| times.library.as_secs_f64());
             let (library, skinny, medium) = (show(library), show(skinny), show(medium));
             let gemv = show(gemv);
             println!(
-                "{name:<22} {m:>5} {library:>10} {skinny:>10} {medium:>10} {gemv:>10} {:>10.2}",
+                "{name:<22} {m:>5} {library:>10} {broad:>10} {skinny:>10} {medium:>10} {gemv:>10} {:>10.2}",
                 quantise * 1e6
             );
         }

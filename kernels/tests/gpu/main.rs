@@ -72,6 +72,7 @@ const TESTS: &[Test] = &[
     ("fp8_gemv", fp8::gemv),
     ("fp8_medium", fp8::medium),
     ("fp8_narrow", fp8::narrow),
+    ("fp8_broad", fp8::broad),
     ("fp8_quantise", fp8::quantise),
     ("fp8_gemm", fp8::gemm),
     ("fp8_refusals", fp8::refusals),

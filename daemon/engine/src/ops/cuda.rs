@@ -49,7 +49,7 @@ pub use team::Team;
 pub use tuned::tuned_folder;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -135,6 +135,8 @@ pub struct CudaOps {
     shapes: RefCell<BTreeSet<(usize, usize, Option<ScaleForm>)>>,
     /// Where activations are made e4m3, if there is a matrix of it.
     quantised: Option<Quantised>,
+    /// For how many tokens products of e4m3 are run instead; see [`CudaOps::coded_tokens`].
+    coded_rows: HashMap<usize, usize>,
     bias: AttentionBias,
     /// Weights of norms are stored less 1.
     plus_one: bool,
@@ -268,6 +270,7 @@ impl CudaOps {
             weight_bytes: 0.into(),
             shapes: RefCell::default(),
             quantised: None,
+            coded_rows: HashMap::new(),
             bias: config.attention_bias,
             plus_one: config.norms.plus_one,
             gate: gate(config.activation),

@@ -29,8 +29,8 @@ use minisgl_kernels::{Array, ArrayMut, Device};
 
 use super::inputs::{Inputs, Starts};
 use super::kv::KvSpace;
-use super::linear::{Into, gemm_rows};
-use super::memory::{CodesAt, padded_tokens};
+use super::linear::Into;
+use super::memory::CodesAt;
 use super::prepare::cos_sin;
 use super::quantised::{Codes, no_room};
 use super::tables::Tables;
@@ -378,12 +378,13 @@ impl CudaOps {
         let coded = self.attention.leaves_codes(tokens)
             && next.is_some_and(|(next, into)| self.wants_codes(tokens, room, next, into));
         out.codes = coded.then_some(CodesAt::All);
+        let m = self.coded_tokens(tokens, room);
         let CudaOps { device, attention, inputs, tables, kv, quantised, .. } = self;
         let kv = kv.as_mut().ok_or_else(no_kv)?;
         let codes = match coded {
             true => {
                 let codes = quantised.as_mut().ok_or_else(no_room)?.at(CodesAt::All);
-                Some((codes, padded_tokens(gemm_rows(tokens, room))))
+                Some((codes, m))
             }
             false => None,
         };

@@ -5,16 +5,18 @@
 //!
 //! Few rows stay what they are, and the weight is widened where it is multiplied: `gemv` for one, `skinny` up to 8, `medium` up
 //! to 64, whichever was faster while the model was loaded. More rows are quantised, each by itself, and multiplied by
-//! cuBLASLt, or up to 64 of them by `narrow`; so are fewer, from [`CODED_ROWS_MIN`] on, where that was faster.
+//! cuBLASLt, `broad`, or up to 64 of them by `narrow`; so are fewer, from [`CODED_ROWS_MIN`] on, where that was faster.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use cudarc::driver::{CudaView, CudaViewMut};
 use half::bf16;
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, ScaleForm};
-use minisgl_kernels::gemm::{Fp8GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape};
+use minisgl_kernels::gemm::{Fp8GemmArgs, GemmElement, GemmKind, GemmOut, GemmShape, Times};
 use minisgl_kernels::ops::{
-    Fp8Gemv, Fp8Product, MediumGemm, NarrowGemm, QuantiseInput, SkinnyGemm, SkinnyOut,
+    BroadCut, BroadGemm, Fp8Gemv, Fp8Product, MediumGemm, NarrowGemm, QuantiseInput, SkinnyGemm,
+    SkinnyOut,
 };
 use minisgl_kernels::{Array, Device};
 
@@ -25,13 +27,37 @@ use super::{Buffer, CudaOps, Matrix, failed};
 use crate::error::OpError;
 use crate::ops::{Linear, Norm, OpResult, Scratch, Stream};
 
-/// What a product by cuBLASLt costs beside it: x made e4m3 by a launch of its own. One H200, up to 64 rows.
+/// What a product of e4m3 costs beside it: x made e4m3 by a launch of its own. One H200, up to 64 rows.
 const QUANTISE_TIME: Duration = Duration::from_nanos(2_900);
-/// The same for gate and up, which others multiply by each other on their way out.
+/// What gate and up cost behind cuBLASLt: a launch that multiplies them, and leaves e4m3 where that is wanted.
 const GATE_TIME: Duration = Duration::from_nanos(3_000);
+/// The same behind `broad`, which gates, but leaves bf16: a launch that makes e4m3 of it. `narrow` leaves e4m3 itself.
+const GATED_CODES_TIME: Duration = Duration::from_nanos(2_300);
+
+/// What a row that nobody asked for costs a product beside itself, where it is made e4m3. One H200.
+const PADDED_ROW_TIME: Duration = Duration::from_nanos(6);
+/// Products are run for more rows than there are up to so many.
+const CODED_ROWS_PADDED_MAX: usize = 512;
 
 /// For fewer rows cuBLASLt is not asked: our own products are faster, and round no activation.
 pub(super) const CODED_ROWS_MIN: usize = 9;
+
+/// For which of `rows` it is faster to run `products` products for more; `timed` are their times together. What nobody timed runs by
+/// cuBLASLt's guess, and is not known to be fast.
+fn more_rows(
+    rows: &BTreeSet<usize>,
+    timed: &BTreeMap<usize, Duration>,
+    products: usize,
+) -> HashMap<usize, usize> {
+    let faster = |&m: &usize| {
+        let with_rows = |(&more, &time): (&usize, &Duration)| {
+            (time + PADDED_ROW_TIME * ((more - m) * products) as u32, more)
+        };
+        let (_, more) = timed.range(m..).map(with_rows).min()?;
+        (more != m).then_some((m, more))
+    };
+    rows.range(MediumGemm::ROWS_MAX + 1..).filter_map(faster).collect()
+}
 
 /// There is no product of ours for so many rows.
 fn too_many(rows: usize) -> OpError {
@@ -80,8 +106,24 @@ pub(super) enum Way {
     Own(Fp8Product),
     /// From activations of e4m3, by [`NarrowGemm`].
     Narrow,
+    /// The same by [`BroadGemm`], cut up so.
+    Broad(BroadCut),
     /// The same by cuBLASLt.
     Library,
+}
+
+impl Way {
+    /// The fastest and its time, with what each costs beside the product itself.
+    pub(super) fn fastest(times: Times, gated: bool) -> (Duration, Way) {
+        let beside = |gated_time| QUANTISE_TIME + if gated { gated_time } else { Duration::ZERO };
+        let own = times.own.map(|(product, time)| (time, Way::Own(product)));
+        let narrow = times.narrow.map(|time| (time + beside(Duration::ZERO), Way::Narrow));
+        let broad = |(cut, time)| (time + beside(GATED_CODES_TIME), Way::Broad(cut));
+        let library = (times.library + beside(GATE_TIME), Way::Library);
+        // Of equals the one that does more in a launch.
+        let ways = [own, narrow, times.broad.map(broad), Some(library)];
+        ways.into_iter().flatten().min_by_key(|(time, _)| *time).unwrap_or(library)
+    }
 }
 
 impl CudaOps {
@@ -118,7 +160,7 @@ impl CudaOps {
             let down_room = out.rows.min(stream.residual.rows);
             linear.weight.scale_form() == Some(ScaleForm::Block)
                 && down.weight.inputs == out.width
-                && gemm_rows(rows, down_room) == gemm_rows(rows, room)
+                && self.coded_tokens(rows, down_room) == self.coded_tokens(rows, room)
                 && self.wants_codes(rows, down_room, down, into)
         });
         self.run_gated(way, coded, (rows, linear), (stream, norm), scratch, out)
@@ -148,10 +190,10 @@ impl CudaOps {
         let room = stream.residual.rows.min(scratch.gate_up.rows);
         let input = Input::Normed(stream, norm);
         if unit.is_some_and(|unit| linear.weight.rows.is_multiple_of(unit)) {
-            if !coded {
+            if !coded || matches!(way, Way::Broad(_)) {
                 return self.run_fp8(way, rows, linear, input, out.into(), Into::Gated);
             }
-            let m = padded_tokens(gemm_rows(rows, room));
+            let m = self.coded_tokens(rows, room);
             out.codes = Some(CodesAt::Few);
             return self.gate_to_codes(m, linear, input);
         }
@@ -160,7 +202,7 @@ impl CudaOps {
         if !coded {
             return self.gate_mul(rows, &scratch.gate_up, out);
         }
-        let m = padded_tokens(gemm_rows(rows, room));
+        let m = self.coded_tokens(rows, room);
         let gate_up = scratch.gate_up.rows(m);
         let input = QuantiseInput::Gated((&gate_up).into(), self.gate);
         out.codes = Some(CodesAt::All);
@@ -202,6 +244,27 @@ impl CudaOps {
         rows <= SkinnyGemm::fp8_rows_worth(&self.device, linear.weight.inputs)
     }
 
+    /// Tokens that products of e4m3 are run for: as many as all products are, or more where that was faster while the model
+    /// was loaded. What is beyond `rows` is anything.
+    pub(super) fn coded_tokens(&self, rows: usize, room: usize) -> usize {
+        let m = padded_tokens(gemm_rows(rows, room));
+        let more = self.coded_rows.get(&m).copied().unwrap_or(m);
+        if more <= padded_tokens(room) { more } else { m }
+    }
+
+    /// Settles [`CudaOps::coded_tokens`] for each of `rows`, where all of `products`, of any number of rows, have been timed.
+    pub(super) fn settle_coded_rows(&mut self, rows: &BTreeSet<usize>, products: &[GemmShape]) {
+        let time_of = |m: usize| {
+            let times = products.iter().map(|shape| self.gemm.times(GemmShape { m, ..*shape }));
+            times.map(|times| Some(Way::fastest(times?, false).0)).sum::<Option<Duration>>()
+        };
+        let timed: BTreeMap<usize, Duration> = rows
+            .range(MediumGemm::ROWS_MAX + 1..=CODED_ROWS_PADDED_MAX)
+            .filter_map(|&m| Some((m, time_of(m)?)))
+            .collect();
+        self.coded_rows = more_rows(rows, &timed, products.len());
+    }
+
     /// By what was measured while the model was loaded.
     fn way(&self, rows: usize, room: usize, linear: &Linear<CudaOps>, into: Into) -> Way {
         let k = linear.weight.inputs;
@@ -209,21 +272,16 @@ impl CudaOps {
             0..=MediumGemm::ROWS_MAX => Fp8Product::of(&self.device, rows.max(1), k),
             _ => None,
         };
-        let (Some(usual), Some(form)) = (usual, linear.weight.scale_form()) else {
-            return Way::Library;
-        };
-        let shape = fp8_shape(linear, gemm_rows(rows, room), into, form);
-        let gate = if into == Into::Gated { GATE_TIME } else { Duration::ZERO };
-        let narrow = self.gemm.prefers_narrow(shape, gate);
-        let saved = [QUANTISE_TIME, QUANTISE_TIME + gate];
-        if matches!(into, Into::Sent(_)) {
-            return Way::Own(usual); // The one that sends.
-        }
-        let few = rows < CODED_ROWS_MIN || !self.gemm.is_tuned(shape);
-        match few || self.gemm.prefers_skinny(shape, saved) {
-            true => Way::Own(self.gemm.own_fp8(shape).unwrap_or(usual)),
-            false if narrow => Way::Narrow,
-            false => Way::Library,
+        let Some(form) = linear.weight.scale_form() else { return Way::Library };
+        let few = rows < CODED_ROWS_MIN;
+        let m = if few { gemm_rows(rows, room) } else { self.coded_tokens(rows, room) };
+        let shape = fp8_shape(linear, m, into, form);
+        let times = self.gemm.times(shape).filter(|_| !few);
+        match (usual, times) {
+            (Some(usual), _) if matches!(into, Into::Sent(_)) => Way::Own(usual), // The one that sends.
+            (_, Some(times)) => Way::fastest(times, into == Into::Gated).1,
+            (Some(usual), None) => Way::Own(self.gemm.own_fp8(shape).unwrap_or(usual)),
+            (None, None) => Way::Library,
         }
     }
 
@@ -239,7 +297,7 @@ impl CudaOps {
     ) -> OpResult {
         let product = match way {
             Way::Own(product) => product,
-            Way::Narrow | Way::Library => {
+            Way::Narrow | Way::Broad(_) | Way::Library => {
                 return self.quantised_fp8(way, rows, linear, input, out, into);
             }
         };
@@ -278,7 +336,7 @@ impl CudaOps {
     ) -> OpResult {
         let weight = &linear.weight;
         let (n, k) = (weight.padded_rows(), weight.inputs);
-        let m = padded_tokens(gemm_rows(rows, input.room().min(out.rows)));
+        let m = self.coded_tokens(rows, input.room().min(out.rows));
         let (Some(coded), Some(form)) = (weight.coded(), weight.scale_form()) else {
             return Err(no_room());
         };
@@ -292,14 +350,18 @@ impl CudaOps {
         let CudaOps { device, gemm, quantised, gate, .. } = self;
         let (data, scales) = quantised.as_mut().ok_or_else(no_room)?.at(at).rows(m, k, form);
         let mut out = out.rows_mut(m);
-        if way == Way::Narrow {
-            let x = Fp8Rows { data: (&data).into(), scales: (&scales).into() };
+        let x = Fp8Rows { data: (&data).into(), scales: (&scales).into() };
+        if way != Way::Library {
+            let weight = coded;
             let out = skinny_out(into, &mut out, linear.bias.as_ref(), *gate)?;
-            let product = NarrowGemm { x, weight: coded, out, m, n, k };
-            return product.launch(device).map_err(failed("linear"));
+            let launched = match way {
+                Way::Broad(cut) => BroadGemm { x, weight, out, m, n, k }.launch(device, cut),
+                _ => NarrowGemm { x, weight, out, m, n, k }.launch(device),
+            };
+            return launched.map_err(failed("linear"));
         }
         let product = Fp8GemmArgs {
-            x: Fp8Rows { data: (&data).into(), scales: (&scales).into() },
+            x,
             weight: coded,
             bias: linear.bias.as_ref().map(Array::from),
             out: match into {
@@ -315,5 +377,40 @@ impl CudaOps {
         };
         let fault = |error| failed("linear")(format!("[{m}, {k}] by e4m3 [{n}, {k}]: {error}"));
         gemm.launch_fp8(device, product).map_err(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn us(of: f64) -> Duration {
+        Duration::from_nanos((of * 1e3) as u64)
+    }
+
+    #[test]
+    fn more_rows_are_run_where_that_is_faster_and_where_nothing_was_timed() {
+        let rows = BTreeSet::from([16, 64, 80, 96, 128, 144, 160, 192, 256, 320, 1024]);
+        // Of one H200: 160 and 192 are slower than 256.
+        let times = [(96, 89.0), (128, 92.0), (160, 119.0), (192, 118.0), (256, 106.0)];
+        let timed = times.into_iter().map(|(m, time)| (m, us(time))).collect();
+        let more = more_rows(&rows, &timed, 4);
+        assert_eq!(more, HashMap::from([(80, 96), (144, 256), (160, 256), (192, 256)]));
+        // What rows cost beside the product is reckoned with.
+        let timed =
+            [(160, 106.5), (256, 106.0)].into_iter().map(|(m, time)| (m, us(time))).collect();
+        assert_eq!(more_rows(&BTreeSet::from([160, 256]), &timed, 4), HashMap::new());
+        assert_eq!(more_rows(&rows, &BTreeMap::new(), 4), HashMap::new());
+    }
+
+    #[test]
+    fn the_fastest_way_counts_what_comes_beside_it() {
+        let own = Some((Fp8Product::Medium, us(36.0)));
+        let times = Times { library: us(34.0), own, narrow: Some(us(35.0)), broad: None };
+        assert_eq!(Way::fastest(times, false), (us(36.0), Way::Own(Fp8Product::Medium)));
+        let times = Times { own: None, ..times };
+        assert_eq!(Way::fastest(times, false), (us(36.9), Way::Library));
+        // The gate is one more launch behind cuBLASLt.
+        assert_eq!(Way::fastest(times, true), (us(37.9), Way::Narrow));
     }
 }

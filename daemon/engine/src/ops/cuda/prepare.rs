@@ -11,7 +11,9 @@ use half::bf16;
 use minisgl_kernels::Array;
 use minisgl_kernels::attention::{ATTENTION_HEAD_DIMS, Heads};
 use minisgl_kernels::fp8::{BLOCK, Fp8Rows, Fp8Scales, Fp8Weight, ScaleForm, scale_stride};
-use minisgl_kernels::gemm::{Fp8GemmArgs, GemmArgs, GemmError, GemmKind, GemmOut};
+use minisgl_kernels::gemm::{
+    Fp8GemmArgs, GemmArgs, GemmElement, GemmError, GemmKind, GemmOut, GemmShape,
+};
 use minisgl_kernels::ops::{HIDDEN_MAX, MediumGemm, VOCAB_MAX};
 use rayon::prelude::*;
 
@@ -183,15 +185,20 @@ impl CudaOps {
             .map(|rows| gemm_rows(rows, self.chunk_tokens))
             .map(|rows| if rows < CODED_ROWS_MIN { rows } else { padded_tokens(rows) })
             .collect();
-        for shape in shapes {
-            for &m in &rows {
-                for kind in self.kinds(shape.0) {
-                    for &biased in self.biases((shape.0, shape.1), kind) {
-                        self.prepare_coded_product(m, shape, (kind, biased), &mut trial)?;
+        let mut products = Vec::new();
+        for (n, k, form) in shapes {
+            for kind in self.kinds(n) {
+                for &bias in self.biases((n, k), kind) {
+                    for &m in &rows {
+                        self.prepare_coded_product(m, (n, k, form), (kind, bias), &mut trial)?;
                     }
+                    let element = GemmElement::Fp8(form);
+                    let kind = if kind == GemmKind::F32 { GemmKind::Bf16 } else { kind };
+                    products.push(GemmShape { m: 0, n, k, bias, kind, element });
                 }
             }
         }
+        self.settle_coded_rows(&rows, &products);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ mod experts_fp8;
 mod fp8;
 
 use half::bf16;
-use minisgl_kernels::ops::{Fp8Product, NarrowGemm};
+use minisgl_kernels::ops::{BroadGemm, Fp8Product, NarrowGemm};
 use minisgl_proto::{Sampled, SamplingParams};
 use minisgl_sched::{Grown, Install, Plan, Row, SAMPLED_LAST, Want};
 

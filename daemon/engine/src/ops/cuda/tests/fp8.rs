@@ -6,6 +6,7 @@ use safetensors::tensor::TensorView;
 
 use super::super::fp8::{Way, logits_fp8};
 use super::super::linear::Input;
+use super::super::memory::padded_tokens;
 use super::super::quantised::Quantised;
 use super::*;
 use crate::scheme::{Code, Element, Scales, Scheme};
@@ -149,6 +150,17 @@ fn gated(product: &[f32], n: usize) -> Vec<f32> {
     product.chunks_exact(n).flat_map(row).collect()
 }
 
+/// By [`BroadGemm`], every cut that might be chosen.
+fn broad(cuda: &CudaOps, [rows, n, k]: [usize; 3]) -> Vec<Way> {
+    let m = padded_tokens(rows);
+    match BroadGemm::takes(&cuda.device, m) {
+        true => {
+            BroadGemm::cuts(&cuda.device, [m, n, k]).unwrap().into_iter().map(Way::Broad).collect()
+        }
+        false => Vec::new(),
+    }
+}
+
 /// Every way to compute every product, for few rows and many.
 #[test]
 fn coded_products_are_the_cpus() {
@@ -181,12 +193,13 @@ fn coded_products_are_the_cpus() {
             let with_norm = cuda.values(&stream.normed, rows);
             let own: Vec<Way> = Fp8Product::all_of(&cuda.device, rows, k).map(Way::Own).collect();
             let narrow = (rows <= NarrowGemm::ROWS_MAX).then_some(Way::Narrow);
-            for way in own.iter().copied().chain(narrow).chain([Way::Library]) {
+            let others = broad(&cuda, [rows, n, k]).into_iter().chain([Way::Library]);
+            for way in own.iter().copied().chain(narrow).chain(others) {
                 // An activation that is rounded to the other side of a tie is off by a sixteenth.
                 let ulps = if matches!(way, Way::Own(_)) { 4.0 } else { 12.0 };
                 let what = |name: &str| format!("{name}, case {number}, {rows} rows, {way:?}");
                 let seen = |x: &[f32]| match way {
-                    Way::Narrow | Way::Library => rounded(x, k, form),
+                    Way::Narrow | Way::Broad(_) | Way::Library => rounded(x, k, form),
                     Way::Own(_) => x.to_vec(),
                 };
                 let sums = product(&mut cpu, &seen(&x), &parts, (n, k));
@@ -268,10 +281,12 @@ fn coded_blocks_go_from_product_to_product() {
     let norm = Norm { id: NormId(0), weight: cuda.weight(&random.floats(hidden)) };
     for rows in [4, 9, 33, 64, 65, 200] {
         let (x, residual) = (random.floats(rows * hidden), random.floats(rows * hidden));
-        for way in [Way::Narrow, Way::Library] {
+        let broad = broad(&cuda, [rows, 2 * width, hidden]);
+        for way in [Way::Narrow, Way::Library].into_iter().chain(broad) {
             if way == Way::Narrow && rows > NarrowGemm::ROWS_MAX {
                 continue;
             }
+            let leaves_codes = !matches!(way, Way::Broad(_));
             let mut run = |coded: bool| {
                 let mut stream = Stream::new(cuda.fill(hidden, &x), cuda.poisoned(rows, hidden));
                 let mut scratch = Scratch { gate_up: cuda.poisoned(rows, 2 * width) };
@@ -279,7 +294,7 @@ fn coded_blocks_go_from_product_to_product() {
                 let streams = (&mut stream, &norm);
                 cuda.run_gated(way, coded, (rows, &gate_up), streams, &mut scratch, &mut out)
                     .unwrap();
-                assert_eq!(out.codes.is_some(), coded, "{way:?}, {rows} rows");
+                assert_eq!(out.codes.is_some(), coded && leaves_codes, "{way:?}, {rows} rows");
                 let mut sum = cuda.fill(hidden, &residual);
                 let to = (&mut sum).into();
                 cuda.run_fp8(way, rows, &down, Input::Plain(&out), to, Into::Sum).unwrap();
@@ -287,7 +302,7 @@ fn coded_blocks_go_from_product_to_product() {
                 let mut other = cuda.fill(hidden, &residual);
                 let to = (&mut other).into();
                 let few = rows <= NarrowGemm::ROWS_MAX;
-                if few && coded {
+                if few && coded && leaves_codes {
                     let said = cuda.run_fp8(own, rows, &down, Input::Plain(&out), to, Into::Sum);
                     assert!(said.unwrap_err().reason.contains("e4m3 alone"));
                 }
