@@ -24,9 +24,20 @@ struct FencedPipeline : cutlass::PipelineAsync<STAGES> {
   }
 };
 
+// Where a block walks several tiles, the values of the next one take the place of the output in shared memory. The
+// template has one lane say that the output was read, for all warps: where its warpgroups do not take turns, the others
+// may be reading yet. Here every thread says so for itself, and the lane's word is one more.
+template <int THREADS>
+struct OutputRead : cutlass::arch::ClusterBarrier {
+  CUTLASS_DEVICE void init(uint32_t) const { ClusterBarrier::init(THREADS + 1); }
+};
+
 template <typename Base>
 struct OrderedTraits : Base {
   using MainloopPipeline = FencedPipeline<Base::NUM_STAGES>;
+  struct SharedStorage : Base::SharedStorage {
+    OutputRead<Base::NUM_MMA_THREADS> barrier_O;  // In the place of the template's.
+  };
 };
 
 }  // namespace minisgl
@@ -37,20 +48,16 @@ namespace flashinfer {
 // they are. In the template (hopper/epilogue.cuh) every thread arrives at a barrier in between and then waits at the same
 // one, whose count is that of the threads: it opens once half of them have done both, and what they read may not have
 // been written yet. Here each thread arrives once.
-//
-// The values of the next tile come into the same shared memory. Where the template's warpgroups take turns
-// (`UseSchedulerBarrier`), the last one says so after the others' reads; where they do not, all meet here before it can.
 template <typename Base>
 struct CollectiveEpilogue<minisgl::OrderedTraits<Base>> : CollectiveEpilogue<Base> {
   using Template = CollectiveEpilogue<Base>;
-  static constexpr bool IN_TURNS = Template::HEAD_DIM_VO <= 128;
 
   // Nobody asks for `lse`.
   template <typename BlockCoord, typename SharedStorage, typename FrgTensorO, typename FrgTensorLSE, typename TiledMma>
   CUTLASS_DEVICE void store(typename Template::Params const& params, FrgTensorO const& sums, FrgTensorLSE const& lse,
                             SharedStorage& shared, TiledMma tiled_mma, int thread, BlockCoord const& coord) {
     using cutlass::arch::NamedBarrier;
-    constexpr int THREADS = Template::NUM_MMA_THREADS, VALUES = static_cast<int>(NamedBarriers::kValueEmpty);
+    constexpr int THREADS = Template::NUM_MMA_THREADS;
     auto [tile, head, kv_head, first_row, first_page, rows, tokens, request] = coord;
 
     Tensor tile_shared = make_tensor(make_smem_ptr(shared.smem_o.data()), typename Template::SmemLayoutO{});
@@ -58,13 +65,14 @@ struct CollectiveEpilogue<minisgl::OrderedTraits<Base>> : CollectiveEpilogue<Bas
     auto share = copy_to_shared.get_thread_slice(thread);
     Tensor rounded = convert_type<typename Template::DTypeO>(sums);
 
-    NamedBarrier::sync(THREADS, VALUES);  // All have multiplied with the values that the output takes the place of.
+    // All have multiplied with the values that the output takes the place of.
+    NamedBarrier::sync(THREADS, static_cast<int>(NamedBarriers::kValueEmpty));
     cute::copy(copy_to_shared, share.retile_S(rounded), share.partition_D(tile_shared));
     NamedBarrier::sync(THREADS, cutlass::arch::ReservedNamedBarriers::EpilogueBarrier);
     write_tiled<Template::NUM_COPY_THREADS>(params.O_ptr, typename Template::TiledCopyO{}, params.layout_O,
                                             select<0, 1>(typename Template::TileShape_PDV{}), tile_shared, thread, tile,
                                             head, first_row, rows);
-    if constexpr (!IN_TURNS) NamedBarrier::sync(THREADS, VALUES);
+    shared.barrier_O.arrive();
   }
 };
 
