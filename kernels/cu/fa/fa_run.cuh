@@ -11,34 +11,12 @@
 #pragma once
 
 #include "../attention.h"
-#include "cutlass_utils.cuh"
+#include "fa_order.cuh"
 
 #include <flashinfer/attention/hopper/default_params.cuh>
-#include <flashinfer/attention/hopper/prefill_sm90.cuh>
 #include <flashinfer/attention/hopper/variants.cuh>
 
 namespace minisgl {
-
-// The template copies K and V into shared memory by cp.async, which writes through the generic proxy, and
-// multiplies from there by wgmma, which reads through the async proxy. PTX asks for a fence between the two
-// (PTX ISA 9.0, "Proxies"); the template has none (flashinfer-python 0.7.2.post1, hopper/mainloop_mma.cuh).
-// Here it stands where a consumer has seen that a stage is full.
-template <int STAGES>
-struct FencedPipeline : cutlass::PipelineAsync<STAGES> {
-  using Base = cutlass::PipelineAsync<STAGES>;
-  using Base::Base;
-
-  template <typename... Args>
-  CUTLASS_DEVICE void consumer_wait(Args... args) {
-    Base::consumer_wait(args...);
-    cutlass::arch::fence_view_async_shared();
-  }
-};
-
-template <typename Base>
-struct FencedTraits : Base {
-  using MainloopPipeline = FencedPipeline<Base::NUM_STAGES>;
-};
 
 // Every token up to a row's own.
 struct FaAll {
@@ -54,8 +32,8 @@ int fa_run(const minisgl_fa_args* a, void* stream) try {
   using namespace flashinfer;
   using bf16 = cutlass::bfloat16_t;
   using Params = typename Form::Params;
-  using Traits = FencedTraits<AttentionKernelTraits</*tma_for_kv=*/false, D, D, TILE_Q, TILE_KV, /*stages=*/2,
-                                                    bf16, bf16, bf16, int32_t, typename Form::Variant>>;
+  using Traits = OrderedTraits<AttentionKernelTraits</*tma_for_kv=*/false, D, D, TILE_Q, TILE_KV, /*stages=*/2,
+                                                     bf16, bf16, bf16, int32_t, typename Form::Variant>>;
 
   if (a->tile != TILE_Q) return -1;
   const auto elements = [](const void* p) { return static_cast<bf16*>(const_cast<void*>(p)); };

@@ -71,6 +71,53 @@ pub fn attention_fa(gpu: &mut Gpu) {
     }
 }
 
+/// A launch gives the same bits however often it runs, where each block walks several tiles: none takes the output of another
+/// for its own or its values, whichever warp is late. Only many launches show a fault, or few under racecheck.
+pub fn attention_fa_again(gpu: &mut Gpu) {
+    if !PagedPrefill::available(&gpu.device) {
+        println!("fa's prefill is for sm_90: not run");
+        return;
+    }
+    for head_dim in [64, 128, 256] {
+        let launches = match (gpu.small, head_dim) {
+            (true, _) => 3,
+            (false, 256) => 400,
+            (false, _) => 20,
+        };
+        let heads = Heads { q_heads: 8, kv_heads: 1, head_dim, page_size: 16 };
+        let requests = vec![(0, 128); 64];
+        let pool = requests.len() * 128 / heads.page_size;
+        let batch = Batch::new(gpu, &requests, heads.page_size, pool);
+        let (len, slack) = (pool * heads.page_size * head_dim, heads.pages_slack());
+        let q_len = batch.rows() * heads.q_heads * head_dim;
+        let (_, q) = Pages::normal(gpu, KvType::Bf16, q_len, 0);
+        let (_, k) = Pages::normal(gpu, KvType::Bf16, len, slack);
+        let (_, v) = Pages::normal(gpu, KvType::Bf16, len, slack);
+        let mut tensors = Tensors { q, k, v, out: gpu.poisoned(q_len) };
+        let uploaded = Uploaded::new(gpu, &batch);
+        let limits = AttentionLimits { rows: batch.rows(), requests: requests.len() };
+        let fa = Some(Backend::Fa);
+        let mut planned = Planned::new(gpu, fa, heads, KvType::Bf16, limits, &[None]);
+        let all = 0..requests.len();
+        planned.plan(gpu, batch.host(all.clone(), false));
+        let mut launch = |out: &mut Vec<bf16>| {
+            let seen = (head_dim, &ALL[0]);
+            planned.launch(gpu, seen, (&uploaded, all.clone()), &mut tensors);
+            gpu.device.stream().memcpy_dtoh(&tensors.out, out).unwrap();
+        };
+        let (mut first, mut out) = (vec![bf16::ZERO; q_len], vec![bf16::ZERO; q_len]);
+        launch(&mut first);
+        for number in 1..launches {
+            launch(&mut out);
+            let differ = out.iter().zip(&first).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            assert_eq!(
+                differ, 0,
+                "{heads:?}: elements of launch {number} that differ from the first's"
+            );
+        }
+    }
+}
+
 /// Windows of one token, at the edges of pages and tiles, and longer than any request; with sinks and without; several
 /// windows planned at once, as a model's layers have them. Chunks of prompts behind a cache, and decode.
 pub fn attention_windows(gpu: &mut Gpu) {

@@ -78,6 +78,7 @@ const TESTS: &[Test] = &[
     ("fp8_refusals", fp8::refusals),
     ("attention", attention::attention),
     ("attention_fa", attention::attention_fa),
+    ("attention_fa_again", attention::attention_fa_again),
     ("attention_windows", attention::attention_windows),
     ("attention_split", attention::attention_split),
     ("attention_graph", attention::attention_graph),
