@@ -19,10 +19,6 @@ use minisgl_sched::Windows;
 
 use crate::config::ModelConfig;
 
-/// Tokens before a window that a kernel may touch, though it makes no use of them: the template of `fa` prefill begins up to a
-/// tile before the one that its window begins in, of 96 positions at most. What is there is multiplied by 0, and must be a number.
-const TOUCHED: usize = 192;
-
 /// Where a layer's keys and values are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvPlace {
@@ -52,7 +48,8 @@ impl KvGroups {
         let longest = layers.clone().filter_map(window).max();
         let (Some(longest), true) = (longest, all > 0) else { return one };
         let groups = (config.layers.len() - all).div_ceil(all);
-        let windows = Windows { groups, keep: longest - 1 + TOUCHED };
+        // No kernel reads a page that is wholly before the window of a row.
+        let windows = Windows { groups, keep: longest.saturating_sub(1) };
         if all * windows.pages_for(max_len, 1, page_size)
             >= one.arrays * max_len.div_ceil(page_size)
         {
@@ -128,8 +125,7 @@ mod tests {
         ] {
             let groups = groups(layers, period, window, 32_768);
             assert_eq!((groups.count(), groups.arrays()), (count, arrays), "{layers} layers");
-            let keep = window - 1 + TOUCHED;
-            assert_eq!(groups.windows(), Windows { groups: count - 1, keep });
+            assert_eq!(groups.windows(), Windows { groups: count - 1, keep: window - 1 });
             let places: HashSet<_> = (0..layers)
                 .map(|layer| (groups.place(layer).group, groups.place(layer).array))
                 .collect();

@@ -14,7 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use common::driver::{Drive, allowed, generate, load, score, tokens};
-use common::{Random, assert_broken, break_model, config, write_coded_model, write_model};
+use common::{
+    Random, assert_broken, break_model, break_tensor, config, write_coded_model, write_model,
+};
 use minisgl_proto::{Attn, AttnBackend, Device, LoadOptions, Quantize, Sampled, SamplingParams};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -559,6 +561,74 @@ fn a_model_whose_logits_are_nan_gives_no_token() {
                 let all = score(&mut engine, &info, &mut step, &prompts[..1], &scored);
                 assert_broken(&all, 8);
             }
+        }
+    }
+}
+
+/// A token whose embedding is NaN, and so are keys and values of all that see it.
+const BROKEN: u32 = 3;
+
+/// What a request that is broken leaves in pages, and writes beside others that run with it, reaches none of these: not where they
+/// take its pages, nor where it takes theirs.
+#[test]
+fn a_broken_request_harms_no_other() {
+    let Some(_gpu) = gpu() else { return };
+    let mixture = mixtures().remove(3);
+    for (dir, mut config) in models().into_iter().skip(4).step_by(3).chain([mixture]) {
+        config["tie_word_embeddings"] = json!(false);
+        config["max_position_embeddings"] = json!(2048);
+        let name = config["architectures"][0].as_str().unwrap();
+        let bounds = match name {
+            "GptOssForCausalLM" => MIXTURE_ERROR_MAX,
+            _ => (MEAN_ERROR_MAX, P99_ERROR_MAX),
+        };
+        let hidden = config["hidden_size"].as_u64().unwrap() as usize;
+        write_model(dir.path(), &config, Dtype::BF16, 7);
+        let row = BROKEN as usize * hidden;
+        break_tensor(dir.path(), "model.embed_tokens.weight", row..row + hidden);
+        let mut random = Random(31);
+        let mut draw = |len: usize, is_broken: bool| -> Vec<u32> {
+            let tokens = random.tokens(len, VOCAB).into_iter().enumerate();
+            let token = |(at, token): (usize, u32)| match is_broken && at % 8 == 0 {
+                true => BROKEN,
+                false => token.max(BROKEN + 1),
+            };
+            tokens.map(token).collect()
+        };
+        // In turn: requests at odd places are broken.
+        let lens = [701, 300, 17, 433, 350, 96, 430, 33];
+        let mixed: Vec<_> =
+            lens.iter().enumerate().map(|(i, &len)| draw(len, i % 2 == 1)).collect();
+        let every_other = |from: usize| mixed.iter().skip(from).step_by(2).cloned().collect();
+        let (good, broken): (Vec<_>, Vec<_>) = (every_other(0), every_other(1));
+        let forced: Vec<_> = (0..4).map(|_| draw(40, false)).collect();
+        let kv_tokens = Some(4096);
+        let drive = Drive { new_tokens: 40, forced: Some(forced.clone()), ..Drive::default() };
+        let expected = run(dir.path(), LoadOptions { kv_tokens, ..on(Device::Cpu) }, &drive, &good);
+        let by = |backend| Attn { prefill: backend, decode: backend };
+        for (what, chunk, page_size, attn) in [
+            ("in chunks of 200", 200, 16, Attn::default()),
+            ("page size 1", 64, 1, Attn::default()),
+            ("by fa", 150, 16, by(AttnBackend::Fa)),
+            ("by fi", 150, 16, by(AttnBackend::Fi)),
+        ] {
+            let options = LoadOptions { page_size, attn, kv_tokens, ..on(Device::Cuda) };
+            let (mut engine, info) = load(dir.path(), options);
+            let mut step = 0;
+            let mut generate = |prompts: &[Vec<u32>], forced: Vec<Vec<u32>>| {
+                let drive = Drive { chunk, forced: Some(forced), ..drive.clone() };
+                generate(&mut engine, &info, &mut step, prompts, &drive)
+            };
+            let nans = vec![vec![BROKEN; 40]; 4];
+            assert_broken(&generate(&broken, nans.clone()), 40);
+            let after = generate(&good, forced.clone());
+            assert_within(&format!("{name} {what}, after broken ones"), &after, &expected, bounds);
+            let both = forced.iter().zip(&nans).flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
+            let all = generate(&mixed, both);
+            let of =
+                |from: usize| -> Vec<_> { all.iter().skip(from).step_by(2).cloned().collect() };
+            assert_broken(&of(1), 40);
+            assert_within(&format!("{name} {what}, beside broken ones"), &of(0), &expected, bounds);
         }
     }
 }
