@@ -277,12 +277,6 @@ fn next_plan(
         }
         plan.rows.push(row);
         plan.tokens.extend(tokens);
-        // At once: whoever takes a page writes it in this plan, which does not read it for this request any more.
-        let read = start.saturating_sub(windows.keep) / page_size;
-        for own in &mut request.window_pages {
-            free.extend(own.drain(..read - request.given_up));
-        }
-        request.given_up = read;
         let pages = request.fed.div_ceil(page_size);
         if pages > request.told {
             let (at, len) = (request.told as u32, (pages - request.told) as u32);
@@ -298,6 +292,12 @@ fn next_plan(
             }
             request.told = pages;
         }
+        // The next request that needs pages takes these, and writes them in this plan, which does not read them for this one.
+        let read = start.saturating_sub(windows.keep) / page_size;
+        for own in &mut request.window_pages {
+            own.drain(..read - request.given_up).for_each(|page| free.push_front(page));
+        }
+        request.given_up = read;
     }
     (plan, owners)
 }
