@@ -84,7 +84,7 @@ fn a_smaller_cache_says_that_it_is_what_limits() {
     let done = daemon.ctl(&["restart", "shrinks", "--kv-tokens", "32"]);
     assert!(done.status.success(), "{done:?}");
     let info = daemon.status("shrinks").info.unwrap();
-    assert_eq!((info.max_len, info.context_len), (33, before.context_len));
+    assert_eq!((info.max_len, info.context_len), (32, before.context_len));
 
     let last = events.rest().unwrap().pop().unwrap();
     let (meta, reason) = (&last["meta_info"], &last["meta_info"]["finish_reason"]);
@@ -100,7 +100,7 @@ fn a_smaller_cache_says_that_it_is_what_limits() {
         daemon.post("/v1/completions", &json!({"model": "shrinks", "prompt": vec![5; 40]}));
     let (status, text) = (refused.status, refused.text());
     assert!(
-        status == 400 && text.contains("maximum context length is 33 tokens"),
+        status == 400 && text.contains("maximum context length is 32 tokens"),
         "{status} {text}"
     );
     assert!(text.contains(&format!("it takes up to {}", before.context_len)), "{text}");
