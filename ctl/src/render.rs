@@ -270,7 +270,13 @@ pub fn show(model: &ModelStatus) -> String {
                 info.kv_dtype
             ),
         ));
-        lines.push(("context", format!("{} tokens", info.max_len)));
+        let possible = match info.context_len {
+            possible if possible > info.max_len => {
+                format!(": as many as the KV cache has room for, of {possible}")
+            }
+            _ => String::new(),
+        };
+        lines.push(("context", format!("{} tokens{possible}", info.max_len)));
         lines.push((
             "limits",
             format!(

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use minisgl_proto::LoadOptions;
 use minisgl_proto::admin::{ModelState, Origin};
 use minisgl_tests::{Daemon, Events, dummy_folder, is_exact, model_options};
 use nix::sys::signal::{Signal, kill};
@@ -64,6 +65,45 @@ fn until(daemon: &Daemon, what: &str, done: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "never {what}\n{}", daemon.log());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// What a stream was promised there may be no room for any more: it ends by length, with its own number of tokens, and the reason.
+#[test]
+fn a_smaller_cache_says_that_it_is_what_limits() {
+    let daemon = Daemon::start();
+    let dir = dummy_folder("qwen3", &daemon.dir());
+    let options = LoadOptions { dummy_weights: true, kv_tokens: Some(4096), ..model_options() };
+    let before = daemon.load("shrinks", &dir, options).info.unwrap();
+    assert!(before.max_len > 1024, "{before:?}");
+    let body = json!({
+        "model": "shrinks", "input_ids": [5, 6, 7, 8], "stream": true,
+        "sampling_params": {"max_new_tokens": 1500, "ignore_eos": true},
+    });
+    let mut events = daemon.events("/generate", &body);
+    events.next_event().unwrap().unwrap();
+    let done = daemon.ctl(&["restart", "shrinks", "--kv-tokens", "32"]);
+    assert!(done.status.success(), "{done:?}");
+    let info = daemon.status("shrinks").info.unwrap();
+    assert_eq!((info.max_len, info.context_len), (32, before.context_len));
+
+    let last = events.rest().unwrap().pop().unwrap();
+    let (meta, reason) = (&last["meta_info"], &last["meta_info"]["finish_reason"]);
+    assert_eq!(
+        (&reason["type"], &reason["length"]),
+        (&json!("length"), &meta["completion_tokens"])
+    );
+    assert!(reason["length"].as_u64().unwrap() < 1500, "{reason}");
+    assert!(reason["message"].as_str().unwrap().contains("kv_tokens"), "{reason}");
+    assert!(daemon.log().contains("requests may be shorter now"), "{}", daemon.log());
+
+    let refused =
+        daemon.post("/v1/completions", &json!({"model": "shrinks", "prompt": vec![5; 40]}));
+    let (status, text) = (refused.status, refused.text());
+    assert!(
+        status == 400 && text.contains("maximum context length is 32 tokens"),
+        "{status} {text}"
+    );
+    assert!(text.contains(&format!("it takes up to {}", before.context_len)), "{text}");
 }
 
 #[test]

@@ -74,11 +74,11 @@ fn windows_change_nothing_but_the_room() {
         daemon.unload("gemma", false);
     }
 
-    // Pages for 512 tokens of all layers, and a request of 1,030.
-    let tight = LoadOptions { kv_tokens: Some(512), chunk_tokens: Some(16), ..options() };
+    // Pages for 384 tokens of all layers, and a request of 1,030.
+    let tight = LoadOptions { kv_tokens: Some(384), chunk_tokens: Some(16), ..options() };
     daemon.load("gemma", &dir, tight);
     let info = daemon.status("gemma").info.unwrap();
-    assert_eq!((info.kv_tokens, info.kv_groups, info.max_len), (512, 4, 1_232));
+    assert_eq!((info.kv_tokens, info.kv_groups, info.max_len), (384, 4, 1_296));
     std::thread::scope(|scope| {
         for copy in 0..3 {
             // Pages are not kept for what is still to come, so that these run out of them.
@@ -97,9 +97,9 @@ fn windows_change_nothing_but_the_room() {
     });
     daemon.assert_all_pages_back("gemma");
     let stats = daemon.status("gemma").stats.unwrap();
-    assert_eq!(stats.pages_total, 4 * 512 / 16);
-    assert!(stats.preemptions > 0, "512 tokens of KV cache were enough for everyone: {stats:?}");
-    let too_long = vec![5; 1_240];
+    assert_eq!(stats.pages_total, 4 * 384 / 16);
+    assert!(stats.preemptions > 0, "384 tokens of KV cache were enough for everyone: {stats:?}");
+    let too_long = vec![5; 1_300];
     let refused = daemon.post("/generate", &json!({"model": "gemma", "input_ids": too_long}));
     assert_eq!(refused.status, 400, "{refused:?}");
     assert_same(&expected, &answers(&daemon, &prompts), "after the crowd");

@@ -35,6 +35,7 @@ fn ready() -> ModelStatus {
             kv_groups: 1,
             vocab_size: 49_152,
             max_len: 2048,
+            context_len: 2048,
             max_running: 256,
             max_waiting: 1024,
             chunk_tokens: 512,
@@ -184,6 +185,9 @@ fn one_model() {
     let mut windows = ready();
     windows.info.as_mut().unwrap().kv_groups = 4;
     let line = "8192 tokens in 512 pages of 16 for each of 4 groups of layers, 1.0 GiB in f32";
+    assert!(show(&windows).contains(line), "{}", show(&windows));
+    windows.info.as_mut().unwrap().context_len = 4096;
+    let line = "context       2048 tokens: as many as the KV cache has room for, of 4096";
     assert!(show(&windows).contains(line), "{}", show(&windows));
     check(
         &show(&loading()),

@@ -47,6 +47,7 @@ pub struct EngineInfo {
     pub groups: KvGroups,
     pub vocab_size: u32,
     pub max_len: u32,
+    pub context_len: u32,
     pub chunk_tokens: u32,
     /// Prompt tokens whose log-probabilities a step can report.
     pub scored_max: u32,

@@ -26,6 +26,7 @@ use crate::error::ApiError;
 use crate::part::{Delta, Ended, Part, Scored, Usage, Whole};
 use crate::random::choice_seed;
 use crate::record::{Record, Tally};
+use crate::room::Room;
 use crate::sampling::Wanted;
 use crate::stop::StopMatcher;
 use crate::tokenizer::TextModel;
@@ -149,7 +150,7 @@ impl Choices {
             if prompt.is_empty() {
                 return Err(ApiError::field(param, format!("{param} has no token")));
             }
-            stops.push(wanted.stop_for(prompt.len(), info.max_len, param)?);
+            stops.push(wanted.stop_for(prompt.len(), Room::of(info), param)?);
         }
         let mut choices = Vec::with_capacity(prompts.len() * wanted.n as usize);
         let mut total = Usage::default();
@@ -398,7 +399,11 @@ impl Choice {
             common.tally.first_token(counted, queue_s);
         }
         let mut ended = match finish {
-            Some(Finish::Length) => Some(Ended::Length { max_tokens: self.max_tokens }),
+            Some(Finish::Length) => {
+                let tokens = self.usage.completion + usize::from(sampled.is_some());
+                let is_cut = tokens < self.max_tokens as usize;
+                Some(Ended::Length { tokens, room: is_cut.then(|| self.usage.prompt + tokens) })
+            }
             Some(_) => Some(Ended::StopToken(sampled.as_ref().map(|sampled| sampled.token))),
             None => None,
         };

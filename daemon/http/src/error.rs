@@ -8,6 +8,7 @@ use minisgl_proto::{Finish, Reject};
 use serde_json::{Value, json};
 
 use crate::backend::Unavailable;
+use crate::room::Room;
 
 /// What went wrong with one request, as the client is told.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -78,14 +79,13 @@ impl ApiError {
         error
     }
 
-    /// 400: a prompt of `tokens` is longer than the context. The words are those that clients look for:
-    /// litellm, LangChain, pydantic-ai and Claude Code tell an overflow by them.
-    pub fn prompt_too_long(param: &str, tokens: &str, max_len: u32) -> ApiError {
+    /// 400: a prompt of `tokens` is longer than the context. Clients look for "prompt is too long", too.
+    pub fn prompt_too_long(param: &str, tokens: &str, room: Room) -> ApiError {
         ApiError::context_length(
             param,
             format!(
-                "This model's maximum context length is {max_len} tokens, and the prompt is too long: it \
-                 has {tokens} tokens, of which at least one must be left to generate"
+                "{}, and the prompt is too long: it has {tokens} tokens, of which at least one must be left to generate",
+                room.describe()
             ),
         )
     }

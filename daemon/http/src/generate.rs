@@ -15,6 +15,7 @@ use crate::json::{Int, Nested, fields, put};
 use crate::logprobs;
 use crate::middleware::is_id;
 use crate::part::{Delta, Ended, Part, Usage, Whole};
+use crate::room::ran_out;
 use crate::sampling::{SamplingFields, top, whole};
 use crate::surface::Surface;
 use crate::tokenizer::TextModel;
@@ -338,9 +339,13 @@ fn finish_reason(out: &mut Vec<u8>, ended: Option<&Ended>) {
             put(out, text);
             out.push(b'}');
         }
-        Some(Ended::Length { max_tokens }) => {
+        Some(Ended::Length { tokens, room }) => {
             out.extend_from_slice(b"{\"type\":\"length\",\"length\":");
-            put(out, max_tokens);
+            put(out, tokens);
+            if let Some(room) = room {
+                out.extend_from_slice(b",\"message\":");
+                put(out, &ran_out(*room));
+            }
             out.push(b'}');
         }
     }

@@ -39,6 +39,7 @@ mod pool;
 mod prompt;
 mod random;
 mod record;
+mod room;
 mod sampling;
 mod server;
 mod settings;

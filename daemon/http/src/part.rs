@@ -56,8 +56,11 @@ pub enum Ended {
     StopString(String),
     /// `max_tokens`, or the end of the context.
     Length {
-        /// Tokens that were allowed.
-        max_tokens: u32,
+        /// Tokens of the output.
+        tokens: usize,
+        /// Tokens of prompt and output that the model takes now, where those are fewer than it took when the request
+        /// came: it was loaded again.
+        room: Option<usize>,
     },
 }
 

@@ -9,6 +9,7 @@ use crate::body::Share;
 use crate::error::ApiError;
 use crate::json::{self, Exact, List, Node, Object, fields};
 use crate::pool::Pool;
+use crate::room::Room;
 use crate::tokenizer::{Conversation, TextModel};
 
 /// Messages of one conversation, at most.
@@ -36,7 +37,7 @@ impl PromptFields {
         self.messages.is_some()
     }
 
-    /// Renders and tokenizes; of more than `room` tokens it is refused. `bytes` are those of the request, and
+    /// Renders and tokenizes; one for which there is no `room` is refused. `bytes` are those of the request, and
     /// `share` its part of the budget.
     ///
     /// # Errors
@@ -45,7 +46,7 @@ impl PromptFields {
         self,
         pool: &Pool,
         text: &TextModel,
-        room: Option<u32>,
+        room: Option<Room>,
         share: &mut Share,
     ) -> Result<Vec<u32>, ApiError> {
         let prepare = move || json::counted(|| self.conversation());

@@ -14,6 +14,7 @@ use minisgl_proto::{SamplingParams, StopParams};
 
 use crate::error::ApiError;
 use crate::json::{Int, List, fields};
+use crate::room::Room;
 use crate::settings::Settings;
 use crate::tokenizer::GenerationDefaults;
 use forms::SHORT_LIST_MAX;
@@ -274,35 +275,31 @@ impl Wanted {
         self.stop.min_tokens
     }
 
-    /// Stop parameters for a prompt of this many tokens in a context of `max_len`. A default gives way to what
+    /// Stop parameters for a prompt of this many tokens where there is so much room. A default gives way to what
     /// there is room for, and so does a limit that the client chose, unless the operator wants it refused.
     ///
     /// # Errors
     /// 400 `context_length_exceeded`.
-    pub fn stop_for(
-        &self,
-        prompt: usize,
-        max_len: u32,
-        param: &str,
-    ) -> Result<StopParams, ApiError> {
-        let room = (max_len as usize).saturating_sub(prompt) as u32;
+    pub fn stop_for(&self, prompt: usize, room: Room, param: &str) -> Result<StopParams, ApiError> {
+        let left = (room.tokens as usize).saturating_sub(prompt) as u32;
         let max_tokens = match self.max_tokens {
             // Nothing is generated: a prompt that fills the context can be scored.
-            Limit::Chosen(_, 0) if prompt <= max_len as usize => 0,
-            _ if room == 0 => {
-                return Err(ApiError::prompt_too_long(param, &prompt.to_string(), max_len));
+            Limit::Chosen(_, 0) if prompt <= room.tokens as usize => 0,
+            _ if left == 0 => {
+                return Err(ApiError::prompt_too_long(param, &prompt.to_string(), room));
             }
-            Limit::Chosen(name, max) if max > room && !self.clamp => {
+            Limit::Chosen(name, max) if max > left && !self.clamp => {
                 return Err(ApiError::context_length(
                     name,
                     format!(
-                        "This model's maximum context length is {max_len} tokens; the prompt has {prompt} and \
-                         {name} is {max}, together more than that; {name} can be at most {room} here"
+                        "{}; the prompt has {prompt} and {name} is {max}, together more than that; {name} can be at \
+                         most {left} here",
+                        room.describe()
                     ),
                 ));
             }
-            Limit::Chosen(_, max) | Limit::Default(max) => max.min(room),
-            Limit::Room => room,
+            Limit::Chosen(_, max) | Limit::Default(max) => max.min(left),
+            Limit::Room => left,
         };
         Ok(StopParams { max_tokens, ..self.stop.clone() })
     }

@@ -22,6 +22,7 @@ use crate::front::{Found, Front, unix_s};
 use crate::input::Prompt;
 use crate::intent::{Intent, Prompts};
 use crate::json::Fields;
+use crate::room::Room;
 use crate::sampling::{Endpoint, Wanted};
 use crate::sse;
 use crate::wire::{Answer, Prompted, Wire};
@@ -149,9 +150,10 @@ async fn tokenize(
 ) -> Result<(Vec<Vec<u32>>, Vec<Prompted>), ApiError> {
     let Intent { prompts, param, echo, prompt_logprobs, .. } = intent;
     let info = found.model.info();
+    let room = Some(Room::of(info));
     let (input, add_special) = match prompts {
         Prompts::Chat(fields) => {
-            let ids = fields.tokenize(&front.pool, &found.text, Some(info.max_len), share).await?;
+            let ids = fields.tokenize(&front.pool, &found.text, room, share).await?;
             let repeated = prompt_logprobs.is_some().then(|| ids.clone());
             let repeated = repeated.map(|ids| Prompted { ids, text: String::new() });
             return Ok((vec![ids], repeated.into_iter().collect()));
@@ -178,7 +180,7 @@ async fn tokenize(
                 own_texts[place] = Some(text.clone());
             }
         }
-        let encoded = found.text.encode(texts, param, add_special, Some(info.max_len)).await?;
+        let encoded = found.text.encode(texts, param, add_special, room).await?;
         for (place, ids) in places.into_iter().zip(encoded) {
             lists[place] = ids;
         }

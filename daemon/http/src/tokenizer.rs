@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 use crate::backend::TextService;
 use crate::detokenize::{Detokenizer, Table};
 use crate::error::ApiError;
+use crate::room::Room;
 
 /// Seconds after which it is worth trying again when too much waits to be tokenized.
 const RETRY_AFTER_S: u32 = 1;
@@ -60,7 +61,7 @@ impl TextModel {
     }
 
     /// Token ids of each text of the field `param`. `add_special` is for bare prompts; a chat template has
-    /// already written them. Texts of more than `room` tokens are refused, most of them before they are
+    /// already written them. Texts for which there is no `room` are refused, most of them before they are
     /// tokenized.
     ///
     /// # Errors
@@ -70,17 +71,18 @@ impl TextModel {
         texts: Vec<String>,
         param: &'static str,
         add_special: bool,
-        room: Option<u32>,
+        room: Option<Room>,
     ) -> Result<Vec<Vec<u32>>, ApiError> {
         self.need_tokenizer(param)?;
         let per_token = self.info.vocabulary.as_ref().and_then(|v| v.token_bytes_max);
         if let (Some(bytes), Some(room)) = (per_token, room) {
             let least = |text: &String| text.len() / bytes.max(1) as usize;
-            if let Some(least) = texts.iter().map(least).find(|least| *least > room as usize) {
+            if let Some(least) = texts.iter().map(least).find(|least| *least > room.tokens as usize)
+            {
                 return Err(ApiError::prompt_too_long(param, &format!("at least {least}"), room));
             }
         }
-        let tokens_max = room.unwrap_or(JOB_TOKENS_MAX);
+        let tokens_max = room.map_or(JOB_TOKENS_MAX, |room| room.tokens);
         let job = TextJob::Encode { texts, add_special, tokens_max };
         match self.run(job, param, room).await? {
             TextAnswer::Tokens(lists) => Ok(lists),
@@ -95,7 +97,7 @@ impl TextModel {
     pub async fn encode_chat(
         &self,
         conversation: Conversation,
-        room: Option<u32>,
+        room: Option<Room>,
     ) -> Result<Vec<u32>, ApiError> {
         self.need_tokenizer("messages")?;
         if !self.info.has_template {
@@ -104,7 +106,7 @@ impl TextModel {
         let json = serde_json::to_string(&conversation)
             .map_err(|why| ApiError::internal(format!("a conversation has no JSON form: {why}")))?;
         drop(conversation);
-        let tokens_max = room.unwrap_or(JOB_TOKENS_MAX);
+        let tokens_max = room.map_or(JOB_TOKENS_MAX, |room| room.tokens);
         let job = TextJob::EncodeChat { conversation: json, tokens_max };
         match self.run(job, "messages", room).await? {
             TextAnswer::Tokens(lists) => lists.into_iter().next().ok_or_else(wrong_answer),
@@ -134,7 +136,7 @@ impl TextModel {
         &self,
         job: TextJob,
         param: &'static str,
-        room: Option<u32>,
+        room: Option<Room>,
     ) -> Result<TextAnswer, ApiError> {
         self.service.run(job).await.map_err(|fault| refusal(&fault, param, room))
     }
@@ -192,7 +194,7 @@ fn wrong_answer() -> ApiError {
 }
 
 /// What a failure of the text process means to the client whose field `param` it was.
-fn refusal(fault: &TextFault, param: &str, room: Option<u32>) -> ApiError {
+fn refusal(fault: &TextFault, param: &str, room: Option<Room>) -> ApiError {
     match fault {
         TextFault::NoTokenizer => no_tokenizer(param),
         TextFault::NoTemplate => no_template(),

@@ -144,8 +144,22 @@ async fn generate_in_sglangs_form() {
     assert_eq!(house.last().priority, 3);
 
     let house = House::playing(vec![Step::Last(97, Finish::Length)]);
-    let json = house.post("/generate", json!({"input_ids": [97]})).await.json();
-    assert_eq!(json["meta_info"]["finish_reason"], json!({"type": "length", "length": 128}));
+    let asks = json!({"input_ids": [97], "sampling_params": {"max_new_tokens": 1}});
+    let json = house.post("/generate", asks).await.json();
+    assert_eq!(json["meta_info"]["finish_reason"], json!({"type": "length", "length": 1}));
+    // Before the end that it was promised: the number is that of its tokens, and the client is told of what there is room for.
+    for (steps, length) in [
+        (vec![Step::Last(97, Finish::Length)], 1),
+        (vec![Step::Token(97), Step::Token(98), Step::End(Finish::Length)], 2),
+    ] {
+        let house = House::playing(steps);
+        let json = house.post("/generate", json!({"input_ids": [97, 98, 99]})).await.json();
+        let reason = &json["meta_info"]["finish_reason"];
+        assert_eq!((&reason["type"], &reason["length"]), (&json!("length"), &json!(length)));
+        let message = reason["message"].as_str().unwrap();
+        assert!(message.contains(&format!("takes {} tokens", 3 + length)), "{message}");
+        assert!(message.contains("kv_tokens"), "{message}");
+    }
 
     for (body, param) in [
         (json!({}), "text"),

@@ -305,6 +305,9 @@ pub struct ModelInfo {
     pub vocab_size: u32,
     /// Prompt plus generated tokens of one request, at most.
     pub max_len: u32,
+    /// What `max_len` would be in a KV cache large enough: the model's context, or the `max_len` that was asked for. 0: not known.
+    #[serde(default)]
+    pub context_len: u32,
     /// Requests running at once, at most.
     pub max_running: u32,
     /// Requests waiting, at most.

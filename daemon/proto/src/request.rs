@@ -239,7 +239,10 @@ pub enum Reject {
         limit: u32,
     },
     /// The prompt leaves no room for a generated token.
-    #[error("the prompt has {prompt} tokens, the limit is {limit} with one left to generate")]
+    #[error(
+        "the prompt has {prompt} tokens; as the model is loaded now, {limit} fit, with one left to generate: send fewer, or have it \
+         loaded with a larger kv_tokens or max_len"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt: u32,

@@ -72,6 +72,7 @@ fn info(spec: &WorkerSpec, vocab_size: u32) -> ModelInfo {
         kv_groups: 1,
         vocab_size,
         max_len: MAX_LEN,
+        context_len: MAX_LEN,
         max_running: spec.options.max_running,
         max_waiting: spec.options.max_waiting,
         chunk_tokens: 512,

@@ -115,6 +115,7 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
         kv_groups: engine.groups.count() as u32,
         vocab_size: engine.vocab_size,
         max_len: engine.max_len,
+        context_len: engine.context_len,
         max_running: spec.options.max_running,
         max_waiting: spec.options.max_waiting,
         chunk_tokens: engine.chunk_tokens,

@@ -52,10 +52,11 @@ __device__ __forceinline__ uint32_t bits(const Pair& pair) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Finite values beyond fp16's largest become it.
+// Values beyond fp16's largest become it, and NaN stays NaN.
 __device__ __forceinline__ __half2 to_half2(float x, float y) {
   constexpr float MOST = 65504.0f;
-  return __floats2half2_rn(fminf(fmaxf(x, -MOST), MOST), fminf(fmaxf(y, -MOST), MOST));
+  const auto clipped = [](float z) { return z > MOST ? MOST : z < -MOST ? -MOST : z; };
+  return __floats2half2_rn(clipped(x), clipped(y));
 }
 
 struct Bf16 {

@@ -3,6 +3,7 @@
 // Does to a row what `rope/qk_rope_page.cu` does, in the same order of operations, so to the same bits.
 #pragma once
 
+#include "../rope/numbers.cuh"
 #include "element.cuh"
 #include "walk.cuh"
 
@@ -120,6 +121,7 @@ __device__ __forceinline__ void make_heads(const minisgl_decode_args& a, const S
         lo[j] = l * cos - h * sin;
         hi[j] = h * cos + l * sin;
       }
+      if (D == 96 && !is_q) keep_numbers(lo), keep_numbers(hi);
     }
 
     // Store where this block reads, and the pages keep.

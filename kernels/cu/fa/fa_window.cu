@@ -3,8 +3,10 @@
 //
 //   out[r, h] = softmax(scale * q[r, h] . K^T, sink[h]) V     over the last `window` tokens up to r's own
 //
-// The sink's probability belongs to no value. It is a natural logarithm, the template's are to base 2. Tiles of keys
-// before the window of a tile's first row are not read.
+// The sink's probability belongs to no value. It is a natural logarithm, the template's are to base 2. Pages before the
+// window of a tile's first row are not in the piece of work (src/attention/work.rs), and so not read. They must not be: as the
+// values of the first tile of keys that it takes, which may be a tile before the window, the template reads those of tile 0
+// (flashinfer-python 0.7.2.post1, hopper/sparse_mainloop.cuh, "load first v tile"), and 0 * NaN is NaN.
 #include "fa_run.cuh"
 
 namespace minisgl {

@@ -1,4 +1,4 @@
-// Eight floats as fp16, clipped to what it can hold: one 16-byte store.
+// Eight floats as fp16, clipped to what it can hold, NaN as NaN: one 16-byte store.
 #pragma once
 
 #include "../common.cuh"
@@ -8,7 +8,7 @@
 namespace minisgl {
 
 __device__ __forceinline__ void store8_fp16(__half* to, const float (&f)[VEC]) {
-  const auto clipped = [](float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); };
+  const auto clipped = [](float x) { return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x; };
   alignas(16) __half2 pair[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) pair[i] = __floats2half2_rn(clipped(f[2 * i]), clipped(f[2 * i + 1]));

@@ -10,13 +10,15 @@
 // Shapes: qkv bf16 [rows, q_heads + 2 * kv_heads, D], pages bf16, fp16 or fp8 (e4m3) [pages, page_size,
 // kv_heads, D] seen as [slots_len, kv_heads, D] with slot = page * page_size + offset, cos_sin f32
 // [positions_len, D]; f32 inside, rounded once to nearest, clipped to what fp16 and fp8 can hold. A row whose
-// slot or position is outside its table is padding: nothing of it is written.
+// slot or position is outside its table is padding: nothing of it is written. Keys of heads of 96 are numbers whatever comes:
+// what is behind a key of that width is read along with it (src/attention/wide.rs). Values stay NaN where they are.
 // Bytes moved: 4 * rows * (q_heads + 2 * kv_heads) * D (with 2-byte pages), and 4 * rows * D of the table.
 // Bound: copy bandwidth.
 // Measured (H100 80GB HBM3, 2026-11-21, `gpu --bench`), 32 and 8 heads of 128, norm: 83 % at 4,096 rows;
 // 1.8 us at 1 row.
 
 #include "fp16.cuh"
+#include "numbers.cuh"
 
 #include <cuda_fp8.h>
 
@@ -109,6 +111,7 @@ __device__ __forceinline__ void qk_rope_page(const minisgl_qk_rope_page_args& a)
       lo[i] = l * cos[i] - h * sin[i];
       hi[i] = h * cos[i] + l * sin[i];
     }
+    if (D == 96 && !is_q) keep_numbers(lo), keep_numbers(hi);
   }
 
   // Store where attention reads.

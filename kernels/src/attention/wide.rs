@@ -2,7 +2,9 @@
 //!
 //! Queries are copied with zeros behind each head, so that what stands behind a key does not count; what the
 //! template writes beyond a head is left out when its output is copied back. Keys and values stay as they
-//! are: their template reads each head and the start of the next.
+//! are: their template reads each head and the start of the next, which behind a token's last head is the next token's
+//! place or the next page, whoever's that is. 0 * NaN is NaN: so keys of 96 are numbers wherever they are, which the kernels
+//! see to that write them (`keep_numbers`).
 //!
 //! Owns: the copies. Moves `4 * rows * q_heads * (96 + 128)` bytes a layer, bound by copy bandwidth.
 

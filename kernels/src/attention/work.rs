@@ -1,7 +1,10 @@
 //! Dealing out the work of a prefill step to the blocks of the backend `fa`.
 //!
 //! A piece of work is a tile of a request's rows for one query head; it costs as many steps as there are
-//! tiles of keys that the rows may see, those before the first row's window not among them. As many blocks as multiprocessors walk a list each. Pieces are dealt
+//! tiles of keys that the rows may see. Pages before the window of its first row are left out of a piece, which is as if the
+//! request began behind them: the template would read keys of a tile before the window, and in their place values of the
+//! request's very first tile, which it multiplies by zeros; there are other requests' pages by then, and in them maybe NaN. As
+//! many blocks as multiprocessors walk a list each. Pieces are dealt
 //! from the costliest down, each to the block with the least to do (longest processing time first: Graham,
 //! "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 1969), so that all end together. They are
 //! dealt for a few key heads at a time, as many as keep all blocks busy: what these heads' keys and values
@@ -53,15 +56,22 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// The first token that a row sees which sees up to token `last`.
+    fn seen_from(&self, last: usize) -> usize {
+        self.window.map_or(0, |window| (last + 1).saturating_sub(window as usize))
+    }
+
+    /// Pages at a request's beginning that no row sees of a tile whose first row sees up to token `first`.
+    fn skipped(&self, first: usize) -> usize {
+        self.seen_from(first) / self.page_size
+    }
+
     /// Steps over keys of a tile of rows, of which the first sees up to token `first` and the last up to `last`.
     fn steps(&self, first: usize, last: usize) -> u32 {
-        let keys = self.tiles.keys;
+        let (keys, out) = (self.tiles.keys, self.skipped(first) * self.page_size);
         // The kernel's own rounding, `get_swa_begin_kv_tile_idx`: a tile of keys before the one where the window begins.
-        let skipped = match self.window {
-            None => 0,
-            Some(window) => ((first + 1).saturating_sub(window as usize) / keys).saturating_sub(1),
-        };
-        ((last + 1).div_ceil(keys) - skipped) as u32
+        let before = ((self.seen_from(first) - out) / keys).saturating_sub(1);
+        ((last + 1 - out).div_ceil(keys) - before) as u32
     }
 }
 
@@ -71,6 +81,8 @@ struct Piece {
     cost: u32,
     request: u32,
     tile: u32,
+    /// Pages of the request that are left out.
+    skipped: u32,
 }
 
 /// The lists of one step, and the memory to make them.
@@ -111,7 +123,12 @@ impl Work {
                 let first = tokens - rows + tile * tiles.rows;
                 let last = tokens - rows + ((tile + 1) * tiles.rows).min(rows) - 1;
                 let cost = shape.steps(first, last) + FIXED_COST;
-                self.pieces.push(Piece { cost, request: request as u32, tile: tile as u32 });
+                self.pieces.push(Piece {
+                    cost,
+                    request: request as u32,
+                    tile: tile as u32,
+                    skipped: shape.skipped(first) as u32,
+                });
             }
         }
         self.pieces.sort_unstable_by_key(|piece| (Reverse(piece.cost), piece.request, piece.tile));
@@ -146,7 +163,7 @@ impl Work {
         let mut owners = self.owners.iter();
         order(&self.pieces, &mut |piece, head| {
             let Some(&owner) = owners.next() else { return };
-            let request = piece.request as usize;
+            let (request, skipped) = (piece.request as usize, piece.skipped as i32);
             let at = starts[owner as usize] as usize;
             starts[owner as usize] += 1;
             let words = [
@@ -154,8 +171,8 @@ impl Work {
                 head as i32,
                 batch.q_starts[request],
                 rows(request),
-                batch.page_starts[request],
-                tokens(request),
+                batch.page_starts[request] + skipped,
+                tokens(request) - skipped * page_size as i32,
             ];
             for (list, word) in words.into_iter().enumerate() {
                 lists[list * len + at] = word;
@@ -201,11 +218,15 @@ mod tests {
         (starts, (0..len).map(words).collect())
     }
 
+    /// Each with the pages that its rows see, and none before.
     #[test]
     fn every_tile_of_every_head_is_dealt_once() {
         let requests = [(0, 1), (100, 300), (4096, 128), (0, 129), (15, 128)];
-        for blocks in [1, 7, 132] {
-            let (starts, mut pieces) = deal(&requests, None, (3, 1), blocks);
+        let windows = [None, Some(1), Some(90), Some(1 << 30), Some(u32::MAX)];
+        for (blocks, window) in
+            [1, 7, 132].into_iter().flat_map(|blocks| windows.map(|w| (blocks, w)))
+        {
+            let (starts, mut pieces) = deal(&requests, window, (3, 1), blocks);
             assert_eq!((starts[0], starts[blocks]), (0, pieces.len() as i32));
             assert!(starts.is_sorted());
             pieces.sort_unstable();
@@ -214,8 +235,11 @@ mod tests {
             for (cached, rows) in requests {
                 let tokens = cached + rows;
                 for tile in 0..rows.div_ceil(128) {
+                    let seen = cached + tile * 128 + 1;
+                    let before =
+                        window.map_or(0, |window| seen.saturating_sub(window as usize) / 16);
                     for head in 0..3 {
-                        let words = [tile, head, row, rows, page, tokens];
+                        let words = [tile, head, row, rows, page + before, tokens - before * 16];
                         expected.push(words.map(|word| word as i32));
                     }
                 }
@@ -223,7 +247,7 @@ mod tests {
                 page += tokens.div_ceil(16);
             }
             expected.sort_unstable();
-            assert_eq!(pieces, expected, "{blocks} blocks");
+            assert_eq!(pieces, expected, "{blocks} blocks, window {window:?}");
         }
     }
 
@@ -258,8 +282,8 @@ mod tests {
             Shape { page_size: 16, group, tiles, window }.steps(first, first + 127)
         };
         assert_eq!([0, 128, 8064].map(|first| steps(None, first)), [2, 4, 128]);
-        assert_eq!([0, 128, 8064].map(|first| steps(Some(128), first)), [2, 4, 5]);
-        assert_eq!([0, 128, 8064].map(|first| steps(Some(1), first)), [2, 3, 3]);
+        assert_eq!([0, 128, 8064].map(|first| steps(Some(128), first)), [2, 4, 4]);
+        assert_eq!([0, 128, 8064].map(|first| steps(Some(1), first)), [2, 2, 2]);
         assert_eq!(steps(Some(1 << 20), 8064), 128);
         // As many for each block then, which with the costs of whole contexts they would not be.
         let (starts, _) = deal(&[(65_536, 128 * 132)], Some(128), (1, 1), 132);

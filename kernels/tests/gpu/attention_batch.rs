@@ -128,25 +128,44 @@ impl Batch {
     /// Against the reference; probabilities are rounded to 16 bits on the way.
     pub fn assert_close(&self, what: &str, heads: Heads, out: &[bf16], expected: &[f64]) {
         let row_len = heads.q_heads * heads.head_dim;
-        for (request, &(_, new)) in self.requests.iter().enumerate() {
-            for row in self.q_starts[request] as usize..self.q_starts[request] as usize + new {
-                let (out, expected) =
-                    (&out[row * row_len..][..row_len], &expected[row * row_len..][..row_len]);
-                let (mut error, mut norm) = (0.0, 0.0);
-                for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
-                    assert_ne!(
-                        out.to_bits(),
-                        POISON,
-                        "{what}: row {row}, element {i} was not written"
-                    );
-                    error += (out.to_f64() - expected) * (out.to_f64() - expected);
-                    norm += expected * expected;
-                }
-                let share = (error / norm).sqrt();
-                assert!(share <= 6e-3, "{what}: row {row} of request {request} is off by {share}");
+        for (request, row) in self.live_rows() {
+            let (out, expected) = (&out[row * row_len..][..row_len], &expected[row * row_len..]);
+            if let Some(i) = out.iter().position(|x| x.to_bits() == POISON) {
+                panic!("{what}: row {row}, element {i} was not written");
             }
+            let share = share_of_error(out, expected);
+            assert!(share <= 6e-3, "{what}: row {row} of request {request} is off by {share}");
         }
     }
+
+    /// By how much the worst row is off, as a share of its norm; `None` if one has a NaN.
+    pub fn worst(&self, heads: Heads, out: &[bf16], expected: &[f64]) -> Option<f64> {
+        let row_len = heads.q_heads * heads.head_dim;
+        let of = |(_, row): (usize, usize)| {
+            share_of_error(&out[row * row_len..][..row_len], &expected[row * row_len..])
+        };
+        let shares: Vec<f64> = self.live_rows().map(of).collect();
+        let any_nan = shares.iter().any(|share| share.is_nan());
+        (!any_nan).then(|| shares.into_iter().fold(0.0, f64::max))
+    }
+
+    /// Each request with each of its rows, without those of padding.
+    fn live_rows(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.requests.iter().enumerate().flat_map(|(request, &(_, new))| {
+            let first = self.q_starts[request] as usize;
+            (first..first + new).map(move |row| (request, row))
+        })
+    }
+}
+
+/// The norm of the difference over that of what is expected.
+fn share_of_error(out: &[bf16], expected: &[f64]) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (out, expected) in out.iter().zip(expected) {
+        error += (out.to_f64() - expected).powi(2);
+        norm += expected.powi(2);
+    }
+    (error / norm).sqrt()
 }
 
 /// A batch on the GPU.

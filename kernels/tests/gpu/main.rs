@@ -10,6 +10,7 @@
 mod attention;
 mod attention_batch;
 mod attention_bench;
+mod attention_poison;
 mod bench;
 mod bring;
 mod copy_runs;
@@ -84,6 +85,8 @@ const TESTS: &[Test] = &[
     ("attention_graph", attention::attention_graph),
     ("attention_limits", attention::attention_limits),
     ("attention_refusals", attention::attention_refusals),
+    ("attention_poison", attention_poison::attention),
+    ("attention_poison_keys_of_96", attention_poison::keys_of_96_are_numbers),
     ("decode", decode::decode),
     ("decode_fused", decode::decode_fused),
     ("decode_windows", decode::decode_windows),

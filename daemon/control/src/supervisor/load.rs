@@ -162,6 +162,7 @@ impl Supervisor {
         let Some(instance) = &self.instance else { return };
         let limit = info.max_running.saturating_add(info.max_waiting).max(1);
         let seconds = self.load_began.elapsed().as_secs_f64();
+        let (max_len, mut before) = (info.max_len, None);
         if let Some(reservation) = &self.reservation {
             reservation.settle(&info.gpus);
         }
@@ -169,9 +170,17 @@ impl Supervisor {
             view.state = ModelState::Ready;
             view.reason = self.last_death.clone();
             view.progress = None;
-            view.info = Some(Arc::new(info));
+            before = view.info.replace(Arc::new(info));
         });
         let name = &self.model.spec.name;
+        if let Some(before) = before.map(|info| info.max_len).filter(|&before| max_len < before) {
+            tracing::warn!(
+                model = name,
+                max_len,
+                before,
+                "requests may be shorter now: those that run end there; load with a larger kv_tokens or max_len"
+            );
+        }
         self.metrics.loaded(name, seconds);
         self.metrics.up(name, true);
         self.model.sessions.attach(self.epoch, instance.link.outbox().clone(), limit);

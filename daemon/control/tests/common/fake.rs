@@ -117,6 +117,7 @@ fn load(spec: &WorkerSpec, socket: &mut UnixStream) {
         kv_groups: 1,
         vocab_size: 100,
         max_len: 128,
+        context_len: 128,
         max_running: spec.options.max_running,
         max_waiting: spec.options.max_waiting,
         chunk_tokens: 512,

@@ -301,7 +301,7 @@ mod tests {
             (&windowed, |options| options.max_len = Some(900)),
             (&windowed, |options| options.tp = 2),
             // No longer than a window: one group takes less.
-            (&windowed, |options| options.kv_tokens = Some(160)),
+            (&windowed, |options| options.kv_tokens = Some(48)),
         ] {
             let dir = folder_of(config);
             let mut options = options();

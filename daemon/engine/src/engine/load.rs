@@ -125,6 +125,7 @@ impl Engine {
             groups: groups.clone(),
             vocab_size: config.vocab_size as u32,
             max_len: size.max_len as u32,
+            context_len: settings.max_len.unwrap_or(config.max_position) as u32,
             chunk_tokens: settings.chunk_tokens as u32,
             scored_max: SCORED_MAX as u32,
             penalised_max: settings.penalised_max(config.vocab_size) as u32,

@@ -1,11 +1,13 @@
-//! Plays the scheduler: greedy generation for many requests at once, chunked, with scattered pages.
+//! Plays the scheduler: greedy generation for many requests at once, chunked, with scattered pages. Pages before a window go to
+//! whoever needs one next.
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use minisgl_engine::{Engine, EngineInfo};
 use minisgl_proto::{Device, LoadOptions, Sampled, SamplingParams};
 use minisgl_sched::guide::mask_words;
-use minisgl_sched::{Executor, Grown, Install, Late, Plan, Row, SAMPLED_LAST, Want};
+use minisgl_sched::{Executor, Grown, Install, Late, Plan, Row, SAMPLED_LAST, Want, Windows};
 
 use super::Random;
 
@@ -66,8 +68,11 @@ pub fn load(dir: &Path, options: LoadOptions) -> (Engine, EngineInfo) {
 
 struct Request {
     prompt: Vec<u32>,
-    /// By group of layers; of window groups those of a window, which go round.
-    pages: Vec<Vec<u32>>,
+    /// Of the group of layers that sees everything.
+    pages: Vec<u32>,
+    /// Of each window group, from entry `given_up` on.
+    window_pages: Vec<VecDeque<u32>>,
+    given_up: usize,
     /// Positions fed by launched plans.
     fed: usize,
     /// It was sampled in the last launched plan.
@@ -115,21 +120,19 @@ fn run(
     let mut random = Random(drive.seed);
     let page_size = info.page_size as usize;
     let mut free: Vec<u32> = (0..info.kv_pages).collect();
+    let windows = info.groups.windows();
     for i in (1..free.len()).rev() {
         free.swap(i, random.below(i + 1));
     }
     let mut requests: Vec<Request> = prompts
         .iter()
         .map(|prompt| {
-            let windows = info.groups.windows();
             let all = (prompt.len() + drive.new_tokens).div_ceil(page_size);
-            let window = (drive.chunk + windows.keep).div_ceil(page_size) + 1;
-            let groups = 0..=windows.groups;
-            let count = |group| if group == 0 { all } else { all.min(window) };
-            let pages = groups.map(|group| free.split_off(free.len() - count(group))).collect();
             Request {
                 prompt: prompt.clone(),
-                pages,
+                pages: free.split_off(free.len() - all),
+                window_pages: vec![VecDeque::new(); windows.groups],
+                given_up: 0,
                 fed: 0,
                 is_in_flight: false,
                 told: 0,
@@ -139,10 +142,12 @@ fn run(
         })
         .collect();
 
+    let mut free = VecDeque::from(free);
     let mut in_flight: Vec<Vec<Owner>> = Vec::new();
     let mut late: Option<Late> = None;
     loop {
-        let (plan, sampled) = next_plan(&mut requests, drive, page_size, *first_step);
+        let (plan, sampled) =
+            next_plan((&mut requests, &mut free), drive, (page_size, windows), *first_step);
         let idle = plan.rows.is_empty();
         // As late as may be: the forward pass has run, or runs.
         if let Some(late) = late.take() {
@@ -189,9 +194,9 @@ fn masks_of(plan: &Plan, vocab_size: u32) -> Option<Late> {
 
 /// A plan, and which request each row of logits belongs to.
 fn next_plan(
-    requests: &mut [Request],
+    (requests, free): (&mut [Request], &mut VecDeque<u32>),
     drive: &Drive,
-    page_size: usize,
+    (page_size, windows): (usize, Windows),
     step: u64,
 ) -> (Plan, Vec<Owner>) {
     let mut plan = Plan { step, ..Plan::default() };
@@ -275,12 +280,24 @@ fn next_plan(
         let pages = request.fed.div_ceil(page_size);
         if pages > request.told {
             let (at, len) = (request.told as u32, (pages - request.told) as u32);
-            for (group, own) in request.pages.iter().enumerate() {
+            for group in 0..windows.all_groups() {
                 plan.grown.push(Grown { slot: slot as u32, group: group as u32, at, len });
-                plan.pages.extend((request.told..pages).map(|entry| own[entry % own.len()]));
+                if let Some(own) = group.checked_sub(1).map(|at| &mut request.window_pages[at]) {
+                    let first = own.len();
+                    own.extend(free.drain(..len as usize));
+                    plan.pages.extend(own.range(first..));
+                } else {
+                    plan.pages.extend(&request.pages[request.told..pages]);
+                }
             }
             request.told = pages;
         }
+        // The next request that needs pages takes these, and writes them in this plan, which does not read them for this one.
+        let read = start.saturating_sub(windows.keep) / page_size;
+        for own in &mut request.window_pages {
+            own.drain(..read - request.given_up).for_each(|page| free.push_front(page));
+        }
+        request.given_up = read;
     }
     (plan, owners)
 }

@@ -6,6 +6,7 @@ pub mod driver;
 pub mod oracle;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -196,14 +197,21 @@ pub fn write_coded_model(dir: &Path, config: &Value, seed: u64) {
 
 /// Makes one value of the last norm of a model of bf16 a NaN, which every logit then is.
 pub fn break_model(dir: &Path) {
+    break_tensor(dir, "model.norm.weight", 0..1);
+}
+
+/// Makes these elements of a tensor of bf16 NaN.
+pub fn break_tensor(dir: &Path, name: &str, elements: Range<usize>) {
     let path = dir.join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
-    let tensor = &header["model.norm.weight"];
+    let tensor = &header[name];
     assert_eq!(tensor["dtype"], "BF16");
-    let at = 8 + header_len + tensor["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[at..at + 2].copy_from_slice(&bf16::NAN.to_le_bytes());
+    let first = 8 + header_len + tensor["data_offsets"][0].as_u64().unwrap() as usize;
+    for element in elements {
+        bytes[first + 2 * element..][..2].copy_from_slice(&bf16::NAN.to_le_bytes());
+    }
     std::fs::write(path, bytes).unwrap();
 }
 

@@ -361,6 +361,7 @@ impl House {
                 kv_groups: 1,
                 vocab_size: VOCAB,
                 max_len: MAX_LEN,
+                context_len: MAX_LEN,
                 max_running: 8,
                 max_waiting: 8,
                 chunk_tokens: 512,
