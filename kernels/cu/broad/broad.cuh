@@ -11,7 +11,7 @@
 // multiprocessors, the blocks of a cluster share a tile's columns, and add up what they have through each other's shared memory
 // in the order of columns. Tokens are the rows of the tensor cores' products here: a thread has two of them, so that
 // scales cost a few multiplications a stage, where narrow.cu looks up two for every four sums.
-// Measured (one H200, 2026-11-30, docs/benchmarks.md): Qwen3-8B's four products 67 us at 32 rows, 81 at 128.
+// Measured (one H200, 2026-11-30, docs/benchmarks.md): Qwen3-8B's four products 68 us at 32 rows, 82 at 128.
 
 #pragma once
 
