@@ -1,0 +1,136 @@
+//! Grammars compiled once, and shared by all requests that have them.
+//!
+//! Owns: the limits, and the cache. Must never: run a grammar.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llguidance::Matcher;
+use llguidance::api::ParserLimits;
+
+use crate::{Grammar, GrammarError, State, Vocabulary};
+
+/// What grammars may cost.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a grammar's text.
+    pub text_bytes: usize,
+    /// Bytes of text of all grammars in the cache.
+    pub cache_bytes: usize,
+    /// Grammars in the cache.
+    pub cache_entries: usize,
+    /// How many outputs of a grammar can be moved on at once without waiting for each other: what lexers learn is shared by those in
+    /// a lane.
+    pub lanes: NonZeroUsize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            text_bytes: 256 << 10,
+            cache_bytes: 16 << 20,
+            cache_entries: 128,
+            lanes: NonZeroUsize::MIN.saturating_add(3),
+        }
+    }
+}
+
+impl Limits {
+    /// Those of the parser: of the order of 20 ms for a grammar, and of some ms for a token.
+    pub(crate) fn parser(&self) -> ParserLimits {
+        ParserLimits { max_lexer_states: 50_000, verbose_errors: false, ..ParserLimits::default() }
+    }
+}
+
+/// A grammar that outputs can be held to.
+pub struct Compiled {
+    lanes: Vec<Matcher>,
+    turn: AtomicUsize,
+    size: usize,
+}
+
+impl Compiled {
+    /// The state of an empty output. Where `after` has sequences of tokens, the grammar begins behind the first of them: what comes before is free.
+    pub fn begin(&self, after: Vec<Vec<u32>>) -> State {
+        let lane = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
+        State::new(self.lanes[lane].clone(), self.size, after)
+    }
+}
+
+type Slot = Arc<OnceLock<Result<Arc<Compiled>, GrammarError>>>;
+
+/// Compiles grammars for one model.
+pub struct Compiler {
+    vocabulary: Vocabulary,
+    limits: Limits,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    /// Each with when it was asked for last.
+    slots: HashMap<Grammar, (Slot, u64)>,
+    bytes: usize,
+    clock: u64,
+}
+
+impl Cache {
+    fn slot(&mut self, grammar: &Grammar, limits: &Limits) -> Slot {
+        self.clock += 1;
+        if let Some((slot, asked)) = self.slots.get_mut(grammar) {
+            *asked = self.clock;
+            return Arc::clone(slot);
+        }
+        while self.slots.len() >= limits.cache_entries
+            || self.bytes + grammar.bytes() > limits.cache_bytes
+        {
+            let oldest = self.slots.iter().min_by_key(|(_, (_, asked))| *asked);
+            let Some(oldest) = oldest.map(|(grammar, _)| grammar.clone()) else { break };
+            self.bytes -= oldest.bytes();
+            self.slots.remove(&oldest);
+        }
+        self.bytes += grammar.bytes();
+        let slot = Slot::default();
+        self.slots.insert(grammar.clone(), (Arc::clone(&slot), self.clock));
+        slot
+    }
+}
+
+impl Compiler {
+    /// For outputs of tokens of `vocabulary`.
+    pub fn new(vocabulary: Vocabulary, limits: Limits) -> Compiler {
+        Compiler { vocabulary, limits, cache: Mutex::default() }
+    }
+
+    /// The compiled grammar: at once if it was compiled before, else after some milliseconds, in the caller's thread. Whoever asks for the same meanwhile
+    /// waits for it.
+    ///
+    /// # Errors
+    /// See [`GrammarError`].
+    pub fn compile(&self, grammar: &Grammar) -> Result<Arc<Compiled>, GrammarError> {
+        let (bytes, limit) = (grammar.bytes(), self.limits.text_bytes);
+        if bytes > limit {
+            return Err(GrammarError::TooLong { what: grammar.what(), bytes, limit });
+        }
+        let slot = {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.slot(grammar, &self.limits)
+        };
+        slot.get_or_init(|| self.compile_anew(grammar)).clone()
+    }
+
+    fn compile_anew(&self, grammar: &Grammar) -> Result<Arc<Compiled>, GrammarError> {
+        let source = grammar.source()?;
+        // llguidance returns what it panics with as an error.
+        let matcher = Matcher::new(self.vocabulary.factory.create_parser(source));
+        if let Some(reason) = matcher.get_error() {
+            return Err(GrammarError::Refused { what: grammar.what(), reason });
+        }
+        let lanes = (1..self.limits.lanes.get()).map(|_| matcher.deep_clone());
+        let lanes = lanes.chain([matcher.clone()]).collect();
+        let size = self.vocabulary.size();
+        Ok(Arc::new(Compiled { lanes, turn: AtomicUsize::new(0), size }))
+    }
+}

@@ -1,0 +1,20 @@
+//! What an output must look like, as masks over tokens.
+//!
+//! ```text
+//!   Grammar --compile, cached--> Compiled --begin--> State --after each token--> mask
+//! ```
+//!
+//! By llguidance: a lexer of derivatives of regular expressions under an Earley parser, walked together with a trie of all tokens.
+//!
+//! Owns: which grammars there are, their limits, and states of outputs. Must never: know a request, a thread, or what samples a
+//! token.
+
+mod compile;
+mod grammar;
+mod state;
+mod vocabulary;
+
+pub use compile::{Compiled, Compiler, Limits};
+pub use grammar::{Grammar, GrammarError};
+pub use state::{State, StateError};
+pub use vocabulary::{Vocabulary, VocabularyError};

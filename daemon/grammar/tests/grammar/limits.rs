@@ -1,0 +1,147 @@
+//! What is refused, how soon, and what the cache keeps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::common::{SIZE, STOP, compile, compiler, schema, tokens};
+use minisgl_grammar::{Grammar, GrammarError, Limits, Vocabulary, VocabularyError};
+use serde_json::json;
+
+fn refused(grammar: &Grammar) -> String {
+    let began = Instant::now();
+    let error = compile(grammar).err().expect("refused");
+    // On a busy machine; it takes some ten milliseconds.
+    assert!(began.elapsed() < Duration::from_secs(5), "{error} after {:?}", began.elapsed());
+    error.to_string()
+}
+
+#[test]
+fn what_cannot_be_enforced_is_named() {
+    for (text, named) in [
+        (r#"{"type": "object", "not": {"required": ["a"]}}"#, "not"),
+        (r#"{"type": "array", "uniqueItems": true}"#, "uniqueItems"),
+        (r#"{"type": "strin"}"#, "strin"),
+        ("{", "EOF"),
+    ] {
+        let error = refused(&schema(text));
+        assert!(error.contains("JSON schema") && error.contains(named), "{text}: {error}");
+    }
+    let lenient = |text: &str| Grammar::JsonSchema { schema: text.to_owned(), lenient: true };
+    compile(&lenient(r#"{"type": "array", "uniqueItems": true}"#)).unwrap();
+    // Options are not the schema's to set.
+    let smuggled = r#"{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}"#;
+    assert!(refused(&schema(smuggled)).contains("uniqueItems"));
+    assert!(refused(&Grammar::Regex("(a".into())).contains("regular expression"));
+    assert!(refused(&Grammar::Regex("a(?=b)".into())).contains("look-around"));
+    assert!(refused(&Grammar::Lark("start: other".into())).contains("other"));
+    assert_eq!(compile(&Grammar::Choice(Vec::new())).err(), Some(GrammarError::NoChoice));
+}
+
+#[test]
+fn costly_grammars_are_refused_soon() {
+    let large = schema(&json!({ "const": "x".repeat(1 << 20) }).to_string());
+    assert!(refused(&large).contains("the limit is 262144"), "{}", refused(&large));
+    let costly = Grammar::Lark(format!("start: {}", "\"a\"? ".repeat(40_000)));
+    assert!(refused(&costly).contains("cannot be enforced"));
+}
+
+/// What is compiled as it goes is given up as it goes: no token takes long, and the output's error says so.
+#[test]
+fn costly_states_are_given_up_soon() {
+    for (costly, token) in [
+        ("(a|b)*a(a|b){5000}c(a|b){5000}", b'a'),
+        ("(((a{1,100}){1,100}){1,100}){1,100}", b'a'),
+        ("(.{0,300}x){0,300}.*(y.{300}|z.{299}){50}", b'x'),
+        ("([^x]*x[^y]*y){0,400}(.*z.*){1,60}", b'x'),
+    ] {
+        let began = Instant::now();
+        let Ok(compiled) = compile(&Grammar::Regex(costly.into())) else { continue };
+        let (mut state, mut output) = (compiled.begin(Vec::new()), Vec::new());
+        let mut longest = began.elapsed();
+        for _ in 0..200 {
+            let began = Instant::now();
+            let gone = state.narrow(&output, &mut [u32::MAX; SIZE.div_ceil(32)]).is_err();
+            longest = longest.max(began.elapsed());
+            output.push(token.into());
+            if gone {
+                break;
+            }
+        }
+        println!("{costly}: {} tokens, {longest:?} at most", output.len());
+        assert!(longest < Duration::from_secs(2), "{costly}: {longest:?}");
+    }
+}
+
+#[test]
+fn many_alternatives_are_taken() {
+    let names: Vec<String> = (0..10_000).map(|n| format!("choice number {n}")).collect();
+    let began = Instant::now();
+    compile(&Grammar::Choice(names[..2_000].to_vec())).unwrap();
+    compile(&schema(&json!({ "enum": names }).to_string())).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn the_cache_is_bounded_and_shared() {
+    let limits = Limits { cache_entries: 2, cache_bytes: 40, text_bytes: 30, ..Limits::default() };
+    let compiler = compiler(limits);
+    let regex = |text: &str| compiler.compile(&Grammar::Regex(text.into())).unwrap();
+    let first = regex("a+");
+    assert!(Arc::ptr_eq(&first, &regex("a+")));
+    regex("b+");
+    assert!(Arc::ptr_eq(&first, &regex("a+")), "two fit");
+    regex("c+");
+    assert!(Arc::ptr_eq(&first, &regex("a+")), "the one asked for last stays");
+    regex("a+b+c+d+e+f+g+h+i+");
+    regex("a+b+c+d+e+f+g+h+k+");
+    assert!(!Arc::ptr_eq(&first, &regex("a+")), "bytes are bounded too");
+    let long = compiler.compile(&Grammar::Regex("a".repeat(31))).err().unwrap();
+    assert!(long.to_string().contains("31 bytes; the limit is 30"), "{long}");
+    // A refusal is remembered like a grammar.
+    let bad = Grammar::Regex("(".into());
+    assert_eq!(compiler.compile(&bad).err(), compiler.compile(&bad).err());
+}
+
+#[test]
+fn who_asks_for_the_same_at_once_gets_the_same() {
+    let compiler = compiler(Limits::default());
+    let grammar =
+        schema(r#"{"type": "array", "items": {"type": "string", "pattern": "^[a-z]{1,40}$"}}"#);
+    let all: Vec<_> = std::thread::scope(|scope| {
+        let ask = |_| scope.spawn(|| compiler.compile(&grammar).unwrap());
+        let threads: Vec<_> = (0..8).map(ask).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(all.iter().all(|compiled| Arc::ptr_eq(compiled, &all[0])));
+}
+
+#[test]
+fn vocabularies_without_an_end_are_refused() {
+    let limits = Limits::default();
+    let of = |stop: &[u32]| Vocabulary::new(tokens(), SIZE, stop, &limits).err();
+    assert_eq!(of(&[]), Some(VocabularyError::NoStopToken));
+    assert_eq!(of(&[300]), Some(VocabularyError::StopToken { token: 300, size: SIZE }));
+    assert_eq!(of(&STOP), None);
+    let error = Vocabulary::read("{}", SIZE, &STOP, &limits).err().unwrap();
+    assert!(matches!(error, VocabularyError::Unreadable(_)), "{error}");
+}
+
+/// A `tokenizer.json` in bytes as GPT-2 writes them.
+#[test]
+fn a_tokenizer_says_what_its_tokens_stand_for() {
+    let json = json!({
+        "added_tokens": [{"id": 4, "content": "<|end|>", "special": true}],
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "\u{120}a": 1, "\u{10a}": 2, "\u{c3}": 3}, "merges": []},
+    });
+    let limits = Limits::default();
+    let vocabulary = Vocabulary::read(&json.to_string(), 8, &[4], &limits).unwrap();
+    assert_eq!(vocabulary.size(), 8);
+    let compiler = minisgl_grammar::Compiler::new(vocabulary, limits);
+    let mut state = compiler.compile(&Grammar::Regex("a a\n".into())).unwrap().begin(Vec::new());
+    for (output, may) in [(vec![], 0), (vec![0], 1), (vec![0, 1], 2), (vec![0, 1, 2], 4)] {
+        let mut mask = [u32::MAX];
+        state.narrow(&output, &mut mask).unwrap();
+        assert_eq!(mask, [1 << may], "{output:?}");
+    }
+}

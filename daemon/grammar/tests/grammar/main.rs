@@ -1,0 +1,7 @@
+//! Grammars as the rest of the daemon sees them.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+mod limits;
+mod outputs;
