@@ -7,12 +7,13 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use minisgl_tests::modules::Modules;
 
 /// Crate, and the workspace crates it may use.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("minisgl-proto", &[]),
     ("minisgl-accept", &[]),
     ("minisgl-kernels", &[]),
     ("minisgl-cache", &[]),
     ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
+    ("minisgl-grammar", &["minisgl-proto"]),
     ("minisgl-engine", &["minisgl-sched", "minisgl-kernels", "minisgl-proto"]),
     ("minisgl-text", &["minisgl-proto"]),
     ("minisgl-http", &["minisgl-accept", "minisgl-proto"]),
@@ -23,6 +24,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "minisgl-proto",
             "minisgl-cache",
             "minisgl-sched",
+            "minisgl-grammar",
             "minisgl-engine",
             "minisgl-http",
             "minisgl-text",

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use llguidance::Matcher;
 use llguidance::api::ParserLimits;
 
-use crate::{Grammar, GrammarError, State, Vocabulary};
+use minisgl_proto::Grammar;
+
+use crate::grammar::source;
+use crate::{GrammarError, State, Vocabulary};
 
 /// What grammars may cost.
 #[derive(Clone, Debug)]
@@ -122,7 +125,7 @@ impl Compiler {
     }
 
     fn compile_anew(&self, grammar: &Grammar) -> Result<Arc<Compiled>, GrammarError> {
-        let source = grammar.source()?;
+        let source = source(grammar)?;
         // llguidance returns what it panics with as an error.
         let matcher = Matcher::new(self.vocabulary.factory.create_parser(source));
         if let Some(reason) = matcher.get_error() {

@@ -15,6 +15,6 @@ mod state;
 mod vocabulary;
 
 pub use compile::{Compiled, Compiler, Limits};
-pub use grammar::{Grammar, GrammarError};
+pub use grammar::GrammarError;
 pub use state::{State, StateError};
 pub use vocabulary::{Vocabulary, VocabularyError};

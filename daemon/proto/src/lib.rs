@@ -11,6 +11,7 @@ pub mod disk;
 pub mod doctor;
 pub mod frame;
 pub mod gpus;
+pub mod grammar;
 pub mod integers;
 pub mod limits;
 pub mod model;
@@ -22,6 +23,7 @@ pub mod text;
 pub mod worker;
 
 pub use gpus::{BadGpus, GpuList};
+pub use grammar::{Grammar, Guided};
 pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo, Quantize};
 pub use ranges::OutOfRange;
 pub use request::{
@@ -34,4 +36,4 @@ pub use worker::{FromWorker, LoadStage, StepStats, ToWorker, WorkerSpec};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Number of the frames between daemon and worker; it goes up with every change of one. Each refuses another's.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::grammar::Guided;
+
 /// Names a request between daemon and worker; unique for the life of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
@@ -52,6 +54,8 @@ pub struct SamplingParams {
     /// it. At most [`BAD_WORDS_MAX`](crate::limits::BAD_WORDS_MAX), each of 1 to
     /// [`BAD_WORD_TOKENS_MAX`](crate::limits::BAD_WORD_TOKENS_MAX) tokens.
     pub bad_words: Vec<Vec<u32>>,
+    /// What the output must look like, if that is not free.
+    pub guided: Option<Box<Guided>>,
 }
 
 impl Default for SamplingParams {
@@ -71,6 +75,7 @@ impl Default for SamplingParams {
             prompt_logprobs_from: 0,
             allowed_token_ids: Vec::new(),
             bad_words: Vec::new(),
+            guided: None,
         }
     }
 }
@@ -278,6 +283,12 @@ pub enum Reject {
     NothingAllowed {
         /// The first of these fields that the request has.
         field: String,
+    },
+    /// The grammar that the output is to follow is refused, or allows nothing any more; the text says what and why.
+    #[error("{reason}")]
+    Grammar {
+        /// Names the grammar.
+        reason: String,
     },
     /// The worker is draining.
     #[error("the model is being unloaded")]

@@ -4,7 +4,8 @@
 //! Owns: the token budget of a step, and who is preempted for whom. Each running decode has one
 //! token of the budget for certain; what is left is for prefill chunks, in the order of rank.
 
-use crate::guide::{mask_words, push_all};
+use crate::guide::{Stuck, all, mask_words, push_all};
+use crate::held::Job;
 use crate::plan::{Grown, Late, Plan, Row, SAMPLED_LAST, Want};
 use crate::request::Request;
 use crate::requests::Key;
@@ -99,19 +100,41 @@ impl Scheduler {
         let oldest = self.in_flight.front_mut().filter(|plan| !plan.masked.is_empty())?;
         let (step, rows) = (oldest.step, std::mem::take(&mut oldest.masked));
         let vocab_size = self.config.vocab_size as usize;
-        let mut masks = Vec::with_capacity(rows.len() * mask_words(vocab_size));
-        for key in rows {
-            let at = masks.len();
-            let request = self.requests.get(key);
-            match request.and_then(|request| Some((request, request.guide.as_ref()?))) {
+        let words = mask_words(vocab_size);
+        let mut masks = Vec::with_capacity(rows.len() * words);
+        let guided = |key: Key| {
+            let request = self.requests.get(key)?;
+            Some((request, request.guide.as_ref()?))
+        };
+        for &key in &rows {
+            match guided(key) {
                 Some((request, guide)) => guide.push_mask(request.output(), &mut masks),
                 // It has ended, and what its row samples means nothing.
                 None => push_all(vocab_size, &mut masks),
             }
-            // Whatever is sampled then fails the request.
-            if masks[at..].iter().all(|&word| word == 0) {
-                masks.truncate(at);
-                push_all(vocab_size, &mut masks);
+        }
+        let job = |(&key, mask)| {
+            let (request, guide) = guided(key)?;
+            let job = Job { held: guide.held()?, output: request.output(), mask, stuck: None };
+            Some((key, job))
+        };
+        let (keys, mut jobs): (Vec<Key>, Vec<Job<'_>>) =
+            rows.iter().zip(masks.chunks_exact_mut(words)).filter_map(job).unzip();
+        self.crew.run(&mut jobs);
+        let ended = keys.into_iter().zip(jobs.into_iter().map(|job| job.stuck));
+        let mut stuck: Vec<(Key, Stuck)> =
+            ended.filter_map(|(key, reason)| Some((key, Stuck::Held(reason?)))).collect();
+        // Whatever is sampled where nothing may come fails the request.
+        for (&key, mask) in rows.iter().zip(masks.chunks_exact_mut(words)) {
+            if mask.iter().all(|&word| word == 0) {
+                mask.copy_from_slice(&all(vocab_size));
+                stuck.push((key, Stuck::Together));
+            }
+        }
+        for (key, why) in stuck {
+            let request = self.requests.get_mut(key);
+            if let Some(guide) = request.and_then(|request| request.guide.as_mut()) {
+                guide.get_stuck(why);
             }
         }
         Some(Late { step, masks })

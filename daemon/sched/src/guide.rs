@@ -7,6 +7,8 @@
 
 use minisgl_proto::SamplingParams;
 
+use crate::held::Held;
+
 /// Tokens of a word of a mask.
 const BITS: usize = u32::BITS as usize;
 
@@ -27,6 +29,19 @@ pub(crate) struct Guide {
     always: Vec<u32>,
     /// Sequences of two tokens and more that do not come.
     avoided: Vec<Vec<u32>>,
+    /// What else it is held to.
+    held: Option<Held>,
+    /// Why no token may come, once that is so.
+    stuck: Option<Stuck>,
+}
+
+/// Why no token may come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stuck {
+    /// What the output is held to says so.
+    Held(String),
+    /// All that the request says together leaves none.
+    Together,
 }
 
 /// The field to name where a request rules every token out.
@@ -41,12 +56,16 @@ pub(crate) fn field_of(sampling: &SamplingParams) -> &'static str {
 }
 
 impl Guide {
-    /// What `sampling` says, which is taken from it; `None` if every token may come at any time. Token ids are below
+    /// What `sampling` says, which is taken from it, and `held`; `None` if every token may come at any time. Token ids are below
     /// `vocab_size`.
-    pub(crate) fn take(sampling: &mut SamplingParams, vocab_size: u32) -> Option<Guide> {
+    pub(crate) fn take(
+        sampling: &mut SamplingParams,
+        held: Option<Held>,
+        vocab_size: u32,
+    ) -> Option<Guide> {
         let allowed = std::mem::take(&mut sampling.allowed_token_ids);
         let bad_words = std::mem::take(&mut sampling.bad_words);
-        if allowed.is_empty() && bad_words.is_empty() {
+        if allowed.is_empty() && bad_words.is_empty() && held.is_none() {
             return None;
         }
         let mut always = if allowed.is_empty() {
@@ -61,7 +80,7 @@ impl Guide {
         for word in words {
             forbid(&mut always, word[0]);
         }
-        Some(Guide { always, avoided })
+        Some(Guide { always, avoided, held, stuck: None })
     }
 
     /// Whether there is a token that may come first.
@@ -69,7 +88,7 @@ impl Guide {
         self.always.iter().any(|&word| word != 0)
     }
 
-    /// Appends the mask of the token after `output`.
+    /// Appends the mask of the token after `output`, which [`Guide::held`] has still to narrow.
     pub(crate) fn push_mask(&self, output: &[u32], masks: &mut Vec<u32>) {
         let at = masks.len();
         masks.extend_from_slice(&self.always);
@@ -78,7 +97,22 @@ impl Guide {
         }
     }
 
-    /// Whether `token` may come after `output`.
+    /// What it is held to beside that.
+    pub(crate) fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// No token may come any more, and why.
+    pub(crate) fn get_stuck(&mut self, why: Stuck) {
+        self.stuck.get_or_insert(why);
+    }
+
+    /// Why no token may come, if so.
+    pub(crate) fn stuck(&self) -> Option<&Stuck> {
+        self.stuck.as_ref()
+    }
+
+    /// Whether `token` may come after `output`, as far as lists say.
     pub(crate) fn allows(&self, output: &[u32], token: u32) -> bool {
         is_allowed(&self.always, token) && self.forbidden(output).all(|other| other != token)
     }
@@ -97,7 +131,8 @@ pub(crate) fn push_all(vocab_size: usize, masks: &mut Vec<u32>) {
     masks.extend(all(vocab_size));
 }
 
-fn all(vocab_size: usize) -> Vec<u32> {
+/// A mask that allows every token.
+pub(crate) fn all(vocab_size: usize) -> Vec<u32> {
     let mut mask = vec![u32::MAX; mask_words(vocab_size)];
     if let Some(last) = mask.last_mut().filter(|_| !vocab_size.is_multiple_of(BITS)) {
         *last = (1 << (vocab_size % BITS)) - 1;
@@ -127,14 +162,14 @@ mod tests {
 
     #[test]
     fn what_asks_for_nothing_has_no_guide() {
-        assert!(Guide::take(&mut SamplingParams::default(), VOCAB).is_none());
+        assert!(Guide::take(&mut SamplingParams::default(), None, VOCAB).is_none());
     }
 
     #[test]
     fn only_allowed_tokens_come() {
         let mut sampling =
             SamplingParams { allowed_token_ids: vec![69, 0, 33, 33], ..SamplingParams::default() };
-        let guide = Guide::take(&mut sampling, VOCAB).expect("it has one");
+        let guide = Guide::take(&mut sampling, None, VOCAB).expect("it has one");
         assert_eq!(allowed_after(&guide, &[]), [0, 33, 69]);
         assert_eq!(allowed_after(&guide, &[33, 0]), [0, 33, 69]);
     }
@@ -143,7 +178,7 @@ mod tests {
     fn the_last_token_of_a_bad_word_does_not_come_after_the_others() {
         let bad_words = vec![vec![5], vec![1, 2, 3], vec![2, 4], vec![7, 7]];
         let mut sampling = SamplingParams { bad_words, ..SamplingParams::default() };
-        let guide = Guide::take(&mut sampling, VOCAB).expect("it has one");
+        let guide = Guide::take(&mut sampling, None, VOCAB).expect("it has one");
         let missing = |output: &[u32]| {
             let allowed = allowed_after(&guide, output);
             (0..VOCAB).filter(|token| !allowed.contains(token)).collect::<Vec<_>>()
@@ -162,6 +197,6 @@ mod tests {
             bad_words: vec![vec![3]],
             ..SamplingParams::default()
         };
-        assert!(!Guide::take(&mut sampling, VOCAB).expect("it has one").allows_any());
+        assert!(!Guide::take(&mut sampling, None, VOCAB).expect("it has one").allows_any());
     }
 }

@@ -11,6 +11,7 @@ mod config;
 mod driver;
 pub mod executor;
 pub mod guide;
+mod held;
 mod integrity;
 mod leave;
 mod output;
@@ -23,6 +24,7 @@ mod submit;
 pub use config::{ConfigError, SchedConfig};
 pub use driver::{BeginError, Driver};
 pub use executor::{Executor, ExecutorError, StepProfile};
+pub use held::{Constraint, Crew, Held, Job};
 pub use integrity::IntegrityError;
 pub use minisgl_cache::Windows;
 pub use plan::{

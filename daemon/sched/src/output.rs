@@ -2,6 +2,7 @@
 
 use minisgl_proto::{Finish, NO_TOKEN, Reject, Sampled, TokenEvent};
 
+use crate::guide::Stuck;
 use crate::leave::finish_event;
 use crate::plan::StepOutput;
 use crate::requests::Key;
@@ -98,7 +99,12 @@ impl Scheduler {
             )));
         }
         let may_stop = request.generated() >= request.min_tokens as usize;
-        let is_ruled_out = !may_stop && request.stop_tokens.contains(&token)
+        let stuck = request.guide.as_ref().and_then(|guide| guide.stuck());
+        if let Some(Stuck::Held(reason)) = stuck {
+            return Some(Finish::Rejected(Reject::Grammar { reason: reason.clone() }));
+        }
+        let is_ruled_out = stuck.is_some()
+            || !may_stop && request.stop_tokens.contains(&token)
             || request.guide.as_ref().is_some_and(|guide| !guide.allows(request.output(), token));
         if is_ruled_out {
             // Only where nothing is left does an executor give such a token.

@@ -52,6 +52,7 @@ use minisgl_cache::{Mode, PrefixCache};
 use minisgl_proto::{CacheMode, RequestId, StepStats, Submit, TokenEvent};
 
 use crate::config::{ConfigError, SchedConfig};
+use crate::held::{Crew, Held, InTurn};
 use crate::plan::{CountsId, Late, Plan, SlotId, StepOutput};
 use crate::request::Rank;
 use crate::requests::{Key, Requests};
@@ -61,6 +62,8 @@ use crate::requests::{Key, Requests};
 pub enum Event {
     /// A new request. An id that is in use already is ignored.
     Submit(Submit),
+    /// The same, whose output is held to something.
+    SubmitHeld(Submit, Held),
     /// End this request now. Unknown ids are ignored: it may have ended meanwhile.
     Abort(RequestId),
     /// The oldest plan in flight has run.
@@ -133,6 +136,8 @@ pub struct Scheduler {
     pub(crate) spare: Vec<Plan>,
     /// Totals and the last step's numbers; the rest is filled in by [`Scheduler::stats`].
     pub(crate) totals: StepStats,
+    /// Who makes masks.
+    pub(crate) crew: Box<dyn Crew>,
 }
 
 impl Scheduler {
@@ -161,8 +166,14 @@ impl Scheduler {
             plans: 0,
             spare: Vec::new(),
             totals: StepStats::default(),
+            crew: Box::new(InTurn),
             config,
         })
+    }
+
+    /// Has masks made by `crew`; they are made one after the other otherwise.
+    pub fn set_crew(&mut self, crew: impl Crew + 'static) {
+        self.crew = Box::new(crew);
     }
 
     /// Takes in what happened, in order, and plans the next step. `now_s` is the time on any clock
@@ -176,7 +187,12 @@ impl Scheduler {
         let mut step = Step::default();
         for event in events {
             match event {
-                Event::Submit(submit) => self.submit(submit, now_s, &mut step.token_events),
+                Event::Submit(submit) => {
+                    self.submit((submit, None), now_s, &mut step.token_events);
+                }
+                Event::SubmitHeld(submit, held) => {
+                    self.submit((submit, Some(held)), now_s, &mut step.token_events);
+                }
                 Event::Abort(id) => self.abort(id, &mut step.token_events),
                 Event::Finished(output) => self.take_output(output, &mut step.token_events),
                 Event::Flush => {

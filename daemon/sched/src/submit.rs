@@ -7,24 +7,30 @@ use minisgl_proto::limits::{
 use minisgl_proto::{Finish, Reject, Submit, TokenEvent};
 
 use crate::guide::{Guide, field_of};
+use crate::held::Held;
 use crate::leave::finish_event;
 use crate::request::{Rank, Request};
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
     /// Queues a request or refuses it; a refusal is its only event.
-    pub(crate) fn submit(&mut self, submit: Submit, now_s: f64, events: &mut Vec<TokenEvent>) {
+    pub(crate) fn submit(
+        &mut self,
+        (submit, held): (Submit, Option<Held>),
+        now_s: f64,
+        events: &mut Vec<TokenEvent>,
+    ) {
         if self.keys.contains_key(&submit.id) {
             return;
         }
         let id = submit.id;
-        let finish = match self.check(&submit) {
+        let finish = match self.check(&submit, held.is_some()) {
             Err(reject) => Some(Finish::Rejected(reject)),
             Ok(()) => self.end_of(&submit),
         };
         let finish = match finish {
             Some(finish) => Some(finish),
-            None => self.enqueue(submit, now_s).err().map(Finish::Rejected),
+            None => self.enqueue(submit, held, now_s).err().map(Finish::Rejected),
         };
         events.extend(finish.map(|finish| finish_event(id, finish)));
     }
@@ -56,7 +62,7 @@ impl Scheduler {
         prompt.saturating_add(max_tokens as usize).min(self.config.len_limit())
     }
 
-    fn check(&self, submit: &Submit) -> Result<(), Reject> {
+    fn check(&self, submit: &Submit, is_held: bool) -> Result<(), Reject> {
         let prompt = submit.prompt.len();
         let limit = self.config.len_limit() - 1;
         let vocab_size = self.config.vocab_size;
@@ -69,6 +75,10 @@ impl Scheduler {
         }
         if prompt == 0 {
             return Err(Reject::Empty);
+        }
+        if submit.sampling.guided.is_some() && !is_held {
+            let reason = "this worker holds no output to a grammar".to_owned();
+            return Err(Reject::Grammar { reason });
         }
         // One that began elsewhere ends here, by length.
         if prompt > limit && submit.generated.is_empty() {
@@ -109,11 +119,11 @@ impl Scheduler {
     }
 
     /// Queues a request that was checked; one that allows no token at all is refused.
-    fn enqueue(&mut self, submit: Submit, now_s: f64) -> Result<(), Reject> {
+    fn enqueue(&mut self, submit: Submit, held: Option<Held>, now_s: f64) -> Result<(), Reject> {
         let next_scored = next_scored(&submit);
         let Submit { id, prompt, generated, mut sampling, stop, priority } = submit;
         let guided_by = field_of(&sampling);
-        let guide = Guide::take(&mut sampling, self.config.vocab_size);
+        let guide = Guide::take(&mut sampling, held, self.config.vocab_size);
         if guide.as_ref().is_some_and(|guide| !guide.allows_any()) {
             return Err(Reject::NothingAllowed { field: guided_by.to_owned() });
         }

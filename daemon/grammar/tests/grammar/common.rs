@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use minisgl_grammar::{Compiled, Compiler, Grammar, GrammarError, Limits, State, Vocabulary};
+use minisgl_grammar::{Compiled, Compiler, GrammarError, Limits, State, Vocabulary};
+use minisgl_proto::Grammar;
 
 pub const THINK: u32 = 256;
 pub const END_OF_THOUGHT: u32 = 257;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{SIZE, STOP, compile, compiler, schema, tokens};
-use minisgl_grammar::{Grammar, GrammarError, Limits, Vocabulary, VocabularyError};
+use minisgl_grammar::{GrammarError, Limits, Vocabulary, VocabularyError};
+use minisgl_proto::Grammar;
 use serde_json::json;
 
 fn refused(grammar: &Grammar) -> String {

@@ -3,7 +3,8 @@
 use crate::common::{
     END_OF_THOUGHT, Random, SIZE, STOP, THINK, allowed, compile, draw, schema, text,
 };
-use minisgl_grammar::{Grammar, StateError};
+use minisgl_grammar::StateError;
+use minisgl_proto::Grammar;
 use serde_json::Value;
 
 /// The ids of a text's bytes.

@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use minisgl_proto::{Finish, Reject, RequestId, Sampled, SamplingParams, Submit, TokenEvent};
+use minisgl_proto::{Finish, Reject, RequestId, Sampled, Submit, TokenEvent};
 use minisgl_sched::SchedConfig;
 
+use crate::held;
 use crate::model::{Kv, Sampling, feed, sample, score};
 
 struct Expected {
@@ -32,6 +33,8 @@ pub struct Client {
     pub cached_tokens: u64,
     /// Requests that had ruled every token out.
     pub stuck: u64,
+    /// Requests whose rule ended.
+    pub ended_rules: u64,
 }
 
 impl Client {
@@ -45,6 +48,7 @@ impl Client {
             all_tokens: 0,
             cached_tokens: 0,
             stuck: 0,
+            ended_rules: 0,
         }
     }
 
@@ -125,7 +129,7 @@ impl Client {
             let is_early = generated < min_tokens;
             let output = &expected.tokens[expected.submit.prompt.len()..];
             let params = &expected.submit.sampling;
-            let allows = |token: u32| may_come(params, output, token);
+            let allows = |token: u32| may_come(&expected.submit, output, token);
             let alone = sample(
                 expected.last.expect("the prompt has a token"),
                 &Sampling {
@@ -176,11 +180,19 @@ impl Client {
                         let output = &expected.tokens[submit.prompt.len()..];
                         let is_early = output.len() < submit.stop.min_tokens as usize;
                         let may = |token: u32| {
-                            may_come(&submit.sampling, output, token)
+                            may_come(submit, output, token)
                                 && !(is_early && expected.stops.contains(&token))
                         };
                         assert!(!(0..self.config.vocab_size).any(may), "{submit:?} can go on");
                         self.stuck += u64::from(!output.is_empty());
+                    }
+                    Reject::Grammar { reason } => {
+                        let rule = held::rule_of(submit).expect("it is held to one");
+                        let output = &expected.tokens[submit.prompt.len()..];
+                        assert_eq!(*reason, format!("rule {rule} ended"));
+                        let follows = |token| held::follows(rule, output, token);
+                        assert!(!(0..self.config.vocab_size).any(follows), "{submit:?}");
+                        self.ended_rules += 1;
                     }
                     Reject::TooMany { .. } => panic!("within the limits: {submit:?}"),
                     Reject::Draining => {}
@@ -219,13 +231,15 @@ fn expected_scores(submit: &Submit) -> VecDeque<Sampled> {
 
 /// Whether it may be said to a request that was taken in before.
 fn is_late(reject: &Reject) -> bool {
-    matches!(reject, Reject::Draining | Reject::NothingAllowed { .. })
+    matches!(reject, Reject::Draining | Reject::NothingAllowed { .. } | Reject::Grammar { .. })
 }
 
 /// What the parameters say of a token after `output`, spelled out.
-fn may_come(params: &SamplingParams, output: &[u32], token: u32) -> bool {
+fn may_come(submit: &Submit, output: &[u32], token: u32) -> bool {
+    let params = &submit.sampling;
+    let follows = held::rule_of(submit).is_none_or(|rule| held::follows(rule, output, token));
     let is_allowed =
         params.allowed_token_ids.is_empty() || params.allowed_token_ids.contains(&token);
     let with = [output, &[token]].concat();
-    is_allowed && !params.bad_words.iter().any(|word| with.ends_with(word))
+    follows && is_allowed && !params.bad_words.iter().any(|word| with.ends_with(word))
 }

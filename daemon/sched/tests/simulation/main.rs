@@ -11,6 +11,7 @@ mod behaviour;
 mod client;
 mod executor;
 mod faults;
+mod held;
 mod limits;
 mod model;
 mod rng;
@@ -47,6 +48,7 @@ fn run_worlds(first_seed: u64, mortal: bool) {
         all.masked += tally.masked;
         all.overlapped_masks += tally.overlapped_masks;
         all.stuck += tally.stuck;
+        all.ended_rules += tally.ended_rules;
         all.windowed += tally.windowed;
         all.windows_cached += tally.windows_cached;
     }
@@ -59,6 +61,7 @@ fn run_worlds(first_seed: u64, mortal: bool) {
     assert!(all.windowed > all.tokens / 10, "too few rows see a window");
     assert!(all.windows_cached > all.cached_tokens / 10, "too little is found behind a window");
     assert!(all.stuck > 0, "none rules every token out");
+    assert!(all.ended_rules > all.finished / 1_000, "too few rules end");
     assert!(
         !mortal || all.resumed > all.finished / 20,
         "too few were running when their worker died"

@@ -5,6 +5,7 @@ use minisgl_sched::{Event, Executor, SchedConfig, Scheduler, Windows};
 
 use crate::client::Client;
 use crate::executor::SimExecutor;
+use crate::held;
 use crate::rng::Rng;
 
 /// What all worlds together went through.
@@ -20,6 +21,7 @@ pub struct Tally {
     pub masked: u64,
     pub overlapped_masks: u64,
     pub stuck: u64,
+    pub ended_rules: u64,
     pub windowed: u64,
     /// Tokens found in the cache of a model with windows.
     pub windows_cached: u64,
@@ -120,6 +122,7 @@ impl World {
             (0..words).map(|_| (0..1 + rng.below(3)).map(|_| rng.below(vocab) as u32).collect());
         let bad_words = bad_words.collect();
         let allowed = if guided && rng.one_in(2) { 1 + rng.below(4) } else { 0 };
+        let held = if rng.one_in(5) { held::held_to(rng.below(30) as u32) } else { None };
         Submit {
             id: RequestId(self.next_id),
             prompt,
@@ -130,6 +133,7 @@ impl World {
                 prompt_logprobs: scored.then(|| rng.below(3) as u32),
                 allowed_token_ids: (0..allowed).map(|_| rng.below(vocab) as u32).collect(),
                 bad_words,
+                guided: held,
                 prompt_logprobs_from: if rng.one_in(2) { 0 } else { rng.below(len + 2) as u32 },
                 ..SamplingParams::default()
             },
@@ -195,9 +199,12 @@ impl World {
         self.windowed += self.executor.windowed();
         self.executor = SimExecutor::new(&config);
         self.scheduler = Scheduler::new(config).unwrap();
+        if self.rng.one_in(4) {
+            self.scheduler.set_crew(held::Threads);
+        }
         let resumed = self.client.resume();
         self.resumed += resumed.len() as u64;
-        self.turn(resumed.into_iter().map(Event::Submit).collect());
+        self.turn(resumed.into_iter().map(held::event).collect());
     }
 
     /// `pressure`: how many requests come in for a turn, in tenths.
@@ -206,7 +213,7 @@ impl World {
         while self.rng.below(10) < pressure {
             let submit = self.random_submit();
             self.client.submitted(&submit);
-            events.push(Event::Submit(submit));
+            events.push(held::event(submit));
         }
         if self.rng.one_in(12) && self.next_id > 0 {
             let recent = self.rng.below(self.next_id.min(20) as usize) as u64;
@@ -259,7 +266,7 @@ impl World {
         assert_eq!(self.client.alive(), 0);
         let late = self.random_submit();
         self.client.submitted(&late);
-        self.turn(vec![Event::Submit(late), Event::Flush]);
+        self.turn(vec![held::event(late), Event::Flush]);
         let stats = self.scheduler.stats();
         assert_eq!(stats.pages_free, stats.pages_total);
         assert_eq!(stats.generated_tokens, self.client.tokens);
@@ -274,6 +281,7 @@ impl World {
             masked: self.masked + self.executor.masked(),
             overlapped_masks: self.overlapped_masks,
             stuck: self.client.stuck,
+            ended_rules: self.client.ended_rules,
             windowed: self.windowed + self.executor.windowed(),
             windows_cached: if self.scheduler.config().windows.groups > 0 {
                 self.client.cached_tokens
