@@ -33,7 +33,9 @@ fn ask(n: u64, stream: bool) -> Ask {
     let tokens = TOKENS - random.below(TOKENS / 4);
     let seed = 1000 + n;
     let prompt: Vec<u64> = (0..3 + random.below(40)).map(|_| 3 + random.below(40_000)).collect();
-    let (path, mut body) = match n % 8 {
+    let schema = json!({"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "number"}},
+                        "required": ["a", "b"], "additionalProperties": false}});
+    let (path, mut body) = match n % 9 {
         0 => ("/v1/chat/completions", json!({"max_tokens": tokens, "temperature": 0})),
         1 => (
             "/v1/chat/completions",
@@ -64,6 +66,11 @@ fn ask(n: u64, stream: bool) -> Ask {
             json!({"sampling_params": {"max_new_tokens": tokens, "temperature": 1.0,
                                        "seed": seed, "min_p": 0.01},
                    "return_logprob": true, "top_logprobs_num": 2}),
+        ),
+        7 => (
+            "/v1/chat/completions",
+            // Seldom ends before it is cut off.
+            json!({"max_tokens": tokens, "temperature": 1.2, "seed": seed, "guided_json": schema, "n": 2}),
         ),
         _ => (
             "/generate",

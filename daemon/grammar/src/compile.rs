@@ -1,51 +1,18 @@
 //! Grammars compiled once, and shared by all requests that have them.
 //!
-//! Owns: the limits, and the cache. Must never: run a grammar.
+//! Owns: the cache. Must never: run a grammar.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::Matcher;
-use llguidance::api::ParserLimits;
 
 use minisgl_proto::Grammar;
 
 use crate::grammar::source;
+use crate::limits::Limits;
 use crate::{GrammarError, State, Vocabulary};
-
-/// What grammars may cost.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Bytes of a grammar's text.
-    pub text_bytes: usize,
-    /// Bytes of text of all grammars in the cache.
-    pub cache_bytes: usize,
-    /// Grammars in the cache.
-    pub cache_entries: usize,
-    /// How many outputs of a grammar can be moved on at once without waiting for each other: what lexers learn is shared by those in
-    /// a lane.
-    pub lanes: NonZeroUsize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            text_bytes: 256 << 10,
-            cache_bytes: 16 << 20,
-            cache_entries: 128,
-            lanes: NonZeroUsize::MIN.saturating_add(3),
-        }
-    }
-}
-
-impl Limits {
-    /// Those of the parser: of the order of 20 ms for a grammar, and of some ms for a token.
-    pub(crate) fn parser(&self) -> ParserLimits {
-        ParserLimits { max_lexer_states: 50_000, verbose_errors: false, ..ParserLimits::default() }
-    }
-}
 
 /// A grammar that outputs can be held to.
 pub struct Compiled {

@@ -10,11 +10,14 @@
 //! token.
 
 mod compile;
+mod ebnf;
 mod grammar;
+mod limits;
 mod state;
 mod vocabulary;
 
-pub use compile::{Compiled, Compiler, Limits};
+pub use compile::{Compiled, Compiler};
 pub use grammar::GrammarError;
+pub use limits::Limits;
 pub use state::{State, StateError};
 pub use vocabulary::{Vocabulary, VocabularyError};

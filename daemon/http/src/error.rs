@@ -151,6 +151,10 @@ impl ApiError {
                     .with_code("model_not_ready")
                     .with_retry_after(retry_after_s),
                 Reject::TooLong { .. } => ApiError::context_length("prompt", reject.to_string()),
+                Reject::Grammar { field, reason } => {
+                    let message = format!("{field}: {reason}");
+                    ApiError::field(field, message)
+                }
                 Reject::Empty | Reject::BadToken { .. } => {
                     ApiError::field("prompt", reject.to_string())
                 }

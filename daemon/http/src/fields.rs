@@ -120,7 +120,8 @@ const CHAT: &str = "chat completions";
 const COMPLETIONS: &str = "completions";
 const GENERATE: &str = "generate";
 const TOKENIZE: &str = "tokenize";
-const UNCONSTRAINED: &str = "the output is not constrained; leave it out";
+const FORMAT: &str = "Structured output";
+const INSIDE: &str = "it goes into sampling_params";
 const ONE_SERVER: &str = "prefill and decoding are not divided among servers; leave it out";
 const BEAM: &str = "counts in a beam search alone";
 const TEXT_ONLY: &str = "models here take and write text only";
@@ -191,22 +192,27 @@ pub const FIELDS: &[Field] = &[
     built("return_text_in_logprobs", G, "Log-probabilities"),
     built("stream_output", G, GENERATE),
     // Constraints on the output.
-    refused_unless(
-        "response_format",
-        ALL,
-        is_text_format,
-        "only {\"type\": \"text\"} is: the output is not constrained",
-    ),
-    refused("structured_outputs", ALL, UNCONSTRAINED),
-    refused("structural_tag", ALL, UNCONSTRAINED),
-    refused("guided_json", ALL, UNCONSTRAINED),
-    refused("guided_regex", ALL, UNCONSTRAINED),
-    refused("guided_choice", ALL, UNCONSTRAINED),
-    refused("guided_grammar", ALL, UNCONSTRAINED),
-    refused("json_schema", ALL, UNCONSTRAINED),
-    refused("regex", ALL, UNCONSTRAINED),
-    refused("ebnf", ALL, UNCONSTRAINED),
-    refused("grammar", ALL, UNCONSTRAINED),
+    built("response_format", S, FORMAT),
+    built("structured_outputs", S, FORMAT),
+    built("guided_json", S, FORMAT),
+    built("guided_regex", S, FORMAT),
+    built("guided_choice", S, FORMAT),
+    built("guided_grammar", S, FORMAT),
+    built("json_schema", S, FORMAT),
+    built("regex", S, FORMAT),
+    built("ebnf", S, FORMAT),
+    built("grammar", S, FORMAT),
+    refused_unless("response_format", G, is_text_format, "it goes into sampling_params"),
+    refused("structured_outputs", G, INSIDE),
+    refused("guided_json", G, INSIDE),
+    refused("guided_regex", G, INSIDE),
+    refused("guided_choice", G, INSIDE),
+    refused("guided_grammar", G, INSIDE),
+    refused("json_schema", G, INSIDE),
+    refused("regex", G, INSIDE),
+    refused("ebnf", G, INSIDE),
+    refused("grammar", G, INSIDE),
+    refused("structural_tag", ALL, "send tools, or a grammar"),
     refused("bad_words", G, "goes into sampling_params"),
     refused("allowed_token_ids", G, "goes into sampling_params"),
     refused("stop_regex", ALL, "use stop"),

@@ -19,6 +19,8 @@ pub use values::{Exact, Int, List, Node, Object, push_below};
 
 /// Values, names and elements of messages, tools and the like that one request may hold.
 pub const NODES_MAX: usize = 100_000;
+/// Elements of a short list that are read before its own limit is looked at.
+pub const SHORT_LIST_MAX: usize = 4096;
 /// Bytes that one of them takes at most, beside its text: a map of one field.
 pub const NODE_BYTES: usize = 192;
 

@@ -22,6 +22,7 @@ mod completions;
 mod detokenize;
 mod error;
 pub mod fields;
+mod format;
 mod front;
 mod generate;
 mod input;

@@ -13,11 +13,11 @@ use minisgl_proto::limits::{
 use minisgl_proto::{SamplingParams, StopParams};
 
 use crate::error::ApiError;
-use crate::json::{Int, List, fields};
+use crate::format::FormatFields;
+use crate::json::{Int, List, SHORT_LIST_MAX, fields};
 use crate::room::Room;
 use crate::settings::Settings;
 use crate::tokenizer::GenerationDefaults;
-use forms::SHORT_LIST_MAX;
 pub use forms::{Biases, OneOrMany};
 
 /// Elements of `allowed_token_ids` that are read before its own limit is looked at.
@@ -52,6 +52,9 @@ fields! {
         min_new_tokens: Int,
         priority: Int,
         n: Int,
+    }
+    with {
+        format: FormatFields,
     }
 }
 
@@ -192,6 +195,7 @@ impl SamplingFields {
                 vocab_size,
             )?,
             bad_words: Vec::new(),
+            guided: f.format.guided()?,
         };
         let stop_token_ids =
             token_ids(("stop_token_ids", f.stop_token_ids), STOP_TOKENS_MAX, vocab_size)?;

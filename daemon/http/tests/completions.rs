@@ -170,7 +170,7 @@ async fn generate_in_sglangs_form() {
         ),
         (json!({"text": "a", "sampling_params": {"max_new_tokens": 0}}), "max_new_tokens"),
         (json!({"text": "a", "sampling_params": [{}]}), "sampling_params"),
-        (json!({"text": "a", "sampling_params": {"regex": "a+"}}), "sampling_params.regex"),
+        (json!({"text": "a", "regex": "a+"}), "regex"),
         (
             json!({"text": "a", "sampling_params": {"stop_regex": "a"}}),
             "sampling_params.stop_regex",

@@ -85,11 +85,10 @@ async fn wrong_types_are_named() {
 async fn what_is_not_built_is_refused() {
     let house = House::saying("a");
     for (more, param) in [
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
         (json!({"modalities": ["audio"]}), "modalities"),
-        (json!({"guided_json": {"a": 1}}), "guided_json"),
+        (json!({"structural_tag": "{}"}), "structural_tag"),
         (json!({"best_of": 2}), "best_of"),
         (json!({"chat_template": "x"}), "chat_template"),
         (json!({"functions": [{}]}), "functions"),

@@ -19,6 +19,8 @@ pub enum Grammar {
     Regex(String),
     /// What a context-free grammar derives, in the Lark syntax of llguidance.
     Lark(String),
+    /// The same in the notation of llama.cpp, with a rule `root`.
+    Ebnf(String),
     /// One of these texts.
     Choice(Vec<String>),
 }
@@ -31,6 +33,8 @@ pub struct Guided {
     /// Sequences of tokens, such as what ends a thought: the grammar begins behind the first that the output has, and what comes
     /// before is free. Empty: it begins with the output.
     pub after: Vec<Vec<u32>>,
+    /// The field that asks for it, for errors.
+    pub field: String,
 }
 
 impl Grammar {
@@ -39,7 +43,7 @@ impl Grammar {
         match self {
             Grammar::JsonSchema { .. } | Grammar::JsonObject => "JSON schema",
             Grammar::Regex(_) => "regular expression",
-            Grammar::Lark(_) => "grammar",
+            Grammar::Lark(_) | Grammar::Ebnf(_) => "grammar",
             Grammar::Choice(_) => "list of choices",
         }
     }
@@ -49,7 +53,7 @@ impl Grammar {
         match self {
             Grammar::JsonSchema { schema, .. } => schema.len(),
             Grammar::JsonObject => 0,
-            Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
+            Grammar::Regex(text) | Grammar::Lark(text) | Grammar::Ebnf(text) => text.len(),
             Grammar::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum(),
         }
     }

@@ -287,6 +287,8 @@ pub enum Reject {
     /// The grammar that the output is to follow is refused, or allows nothing any more; the text says what and why.
     #[error("{reason}")]
     Grammar {
+        /// The field that asks for it.
+        field: String,
         /// Names the grammar.
         reason: String,
     },

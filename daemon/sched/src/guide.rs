@@ -45,13 +45,15 @@ pub(crate) enum Stuck {
 }
 
 /// The field to name where a request rules every token out.
-pub(crate) fn field_of(sampling: &SamplingParams) -> &'static str {
-    if !sampling.bad_words.is_empty() {
-        "bad_words"
+pub(crate) fn field_of(sampling: &SamplingParams) -> String {
+    if let Some(guided) = &sampling.guided {
+        guided.field.clone()
+    } else if !sampling.bad_words.is_empty() {
+        "bad_words".to_owned()
     } else if !sampling.allowed_token_ids.is_empty() {
-        "allowed_token_ids"
+        "allowed_token_ids".to_owned()
     } else {
-        "min_tokens"
+        "min_tokens".to_owned()
     }
 }
 

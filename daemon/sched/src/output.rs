@@ -101,14 +101,15 @@ impl Scheduler {
         let may_stop = request.generated() >= request.min_tokens as usize;
         let stuck = request.guide.as_ref().and_then(|guide| guide.stuck());
         if let Some(Stuck::Held(reason)) = stuck {
-            return Some(Finish::Rejected(Reject::Grammar { reason: reason.clone() }));
+            let (field, reason) = (request.guided_by.clone(), reason.clone());
+            return Some(Finish::Rejected(Reject::Grammar { field, reason }));
         }
         let is_ruled_out = stuck.is_some()
             || !may_stop && request.stop_tokens.contains(&token)
             || request.guide.as_ref().is_some_and(|guide| !guide.allows(request.output(), token));
         if is_ruled_out {
             // Only where nothing is left does an executor give such a token.
-            let field = request.guided_by.to_owned();
+            let field = request.guided_by.clone();
             return Some(Finish::Rejected(Reject::NothingAllowed { field }));
         }
         request.tokens.push(token);

@@ -52,7 +52,7 @@ pub(crate) struct Request {
     /// There if not every token may come at any time. `sampling` has nothing of it any more.
     pub(crate) guide: Option<Guide>,
     /// The field to name if it rules every token out.
-    pub(crate) guided_by: &'static str,
+    pub(crate) guided_by: String,
     /// Tokens that end it.
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) min_tokens: u32,

@@ -77,8 +77,9 @@ impl Scheduler {
             return Err(Reject::Empty);
         }
         if submit.sampling.guided.is_some() && !is_held {
+            let field = field_of(&submit.sampling);
             let reason = "this worker holds no output to a grammar".to_owned();
-            return Err(Reject::Grammar { reason });
+            return Err(Reject::Grammar { field, reason });
         }
         // One that began elsewhere ends here, by length.
         if prompt > limit && submit.generated.is_empty() {
@@ -125,7 +126,7 @@ impl Scheduler {
         let guided_by = field_of(&sampling);
         let guide = Guide::take(&mut sampling, held, self.config.vocab_size);
         if guide.as_ref().is_some_and(|guide| !guide.allows_any()) {
-            return Err(Reject::NothingAllowed { field: guided_by.to_owned() });
+            return Err(Reject::NothingAllowed { field: guided_by });
         }
         let eos: &[u32] = if stop.ignore_eos { &[] } else { &self.config.eos_token_ids };
         let stop_tokens = eos.iter().chain(&stop.stop_token_ids).copied();

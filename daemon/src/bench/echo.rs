@@ -135,6 +135,7 @@ impl Echo {
             };
             match incoming {
                 Ok(Incoming::Frame(frame)) => self.accept(*frame),
+                Ok(Incoming::Guided(_)) => {} // Nobody here compiles grammars.
                 Ok(Incoming::Closed(_) | Incoming::Unsendable(_))
                 | Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => return true,

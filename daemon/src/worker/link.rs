@@ -14,7 +14,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use minisgl_proto::frame::{self, HEADER_BYTES};
-use minisgl_proto::{FromWorker, ToWorker};
+use minisgl_proto::{FromWorker, Submit, ToWorker};
+use minisgl_sched::Held;
 
 /// Frames waiting in either direction, at most.
 const QUEUE_FRAMES_MAX: usize = 4096;
@@ -28,12 +29,16 @@ pub enum Incoming {
     Closed(String),
     /// A frame for the daemon cannot be sent; those before it are, and none after it.
     Unsendable(String),
+    /// A request whose output follows a grammar, and what holds it to that, or why nothing does.
+    Guided(Box<(Submit, Result<Held, String>)>),
 }
 
 /// Both directions of the socket.
 pub struct Link {
     /// Frames from the daemon, in order.
     pub inbox: Receiver<Incoming>,
+    /// The way into it for threads of this process.
+    pub into_inbox: SyncSender<Incoming>,
     outbox: Option<SyncSender<FromWorker>>,
     writer: Option<JoinHandle<()>>,
 }
@@ -63,14 +68,14 @@ impl Link {
         let (inbox_sender, inbox) = sync_channel(QUEUE_FRAMES_MAX);
         let (outbox, outgoing) = sync_channel(QUEUE_FRAMES_MAX);
         let reader = stream.try_clone()?;
-        let faults = inbox_sender.clone();
+        let (faults, into_inbox) = (inbox_sender.clone(), inbox_sender.clone());
         std::thread::Builder::new()
             .name("link-read".to_owned())
             .spawn(move || read(reader, &inbox_sender))?;
         let writer = std::thread::Builder::new()
             .name("link-write".to_owned())
             .spawn(move || write(stream, outgoing, &faults))?;
-        Ok(Link { inbox, outbox: Some(outbox), writer: Some(writer) })
+        Ok(Link { inbox, into_inbox, outbox: Some(outbox), writer: Some(writer) })
     }
 
     /// Queues a frame. When the daemon is gone, or an earlier frame could not be sent, the inbox says so; a frame for

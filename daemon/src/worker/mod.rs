@@ -6,10 +6,11 @@
 //! ```text
 //!   stdin (a socket) -> Load, then confined
 //!   stdin (a socket) -> reader thread -> inbox -> [ scheduler thread: step, launch, wait ] -> link writer
-//!                                                          |  ^
-//!                                                       engine ranks
+//!                                          ^  |           |  ^
+//!                            grammar threads <+        engine ranks
 //! ```
 
+mod grammars;
 pub(crate) mod link;
 mod run;
 

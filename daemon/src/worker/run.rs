@@ -6,9 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use minisgl_engine::{Engine, EngineInfo};
-use minisgl_proto::{FromWorker, LoadOptions, ModelInfo, PROTOCOL, ToWorker, WorkerSpec};
-use minisgl_sched::{BeginError, Driver, Event, Executor, SchedConfig, Scheduler};
+use minisgl_proto::{
+    Finish, FromWorker, LoadOptions, ModelInfo, PROTOCOL, Reject, RequestId, Submit, ToWorker,
+    TokenEvent, WorkerSpec,
+};
+use minisgl_sched::{BeginError, Driver, Event, Executor, Held, SchedConfig, Scheduler};
 
+use super::grammars::{Grammars, Masks};
 use super::link::{self, Incoming, Link};
 
 /// Set to anything but `0`, each step is waited for before the next is scheduled; for ablation.
@@ -40,10 +44,10 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&WorkerSpec)) -> anyho
     confine(&spec);
     let link = Link::over(stream)?;
     match load(&spec, &link) {
-        Ok((driver, info)) => {
+        Ok((driver, grammars, info)) => {
             link.send(FromWorker::Ready(Box::new(info)));
             let started = Instant::now();
-            let mut worker = Worker::new(link, driver, started);
+            let mut worker = Worker::new(link, driver, grammars, started);
             let ended = worker.run();
             if ended.is_err() {
                 // Giving up what a broken GPU holds may take for ever; it ends with the process.
@@ -58,7 +62,7 @@ pub fn serve(mut stream: UnixStream, confine: impl FnOnce(&WorkerSpec)) -> anyho
     }
 }
 
-fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, ModelInfo)> {
+fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, Grammars, ModelInfo)> {
     let started = Instant::now();
     if spec.protocol != PROTOCOL {
         bail!(
@@ -70,9 +74,12 @@ fn load(spec: &WorkerSpec, link: &Link) -> anyhow::Result<(Driver<Engine>, Model
     apply_environment(&mut options);
     let mut report = |progress| link.send(FromWorker::Progress(progress));
     let (engine, engine_info) = Engine::load(&spec.dir, &options, &mut report)?;
-    let scheduler = Scheduler::new(sched_config(&options, &engine_info))?;
+    let mut scheduler = Scheduler::new(sched_config(&options, &engine_info))?;
+    scheduler.set_crew(Masks::default());
+    let (vocab_size, stop) = (engine_info.vocab_size as usize, engine_info.eos_token_ids.clone());
+    let grammars = Grammars::new(&spec.dir, vocab_size, stop, link.into_inbox.clone());
     let info = model_info(spec, engine_info, started.elapsed().as_secs_f64());
-    Ok((Driver::new(scheduler, engine), info))
+    Ok((Driver::new(scheduler, engine), grammars, info))
 }
 
 /// What the environment changes of how a model is loaded.
@@ -132,6 +139,9 @@ fn model_info(spec: &WorkerSpec, engine: EngineInfo, load_s: f64) -> ModelInfo {
 struct Worker<E> {
     link: Link,
     driver: Driver<E>,
+    grammars: Grammars,
+    /// Ends of requests that never reached the scheduler, to be told with the next step.
+    ended: Vec<TokenEvent>,
     started: Instant,
     /// Steps that the daemon was told of.
     reported: u64,
@@ -148,10 +158,12 @@ struct Worker<E> {
 }
 
 impl<E: Executor> Worker<E> {
-    fn new(link: Link, driver: Driver<E>, started: Instant) -> Worker<E> {
+    fn new(link: Link, driver: Driver<E>, grammars: Grammars, started: Instant) -> Worker<E> {
         Worker {
             link,
             driver,
+            grammars,
+            ended: Vec::new(),
             started,
             reported: 0,
             closed: false,
@@ -163,7 +175,7 @@ impl<E: Executor> Worker<E> {
     }
 
     fn run(&mut self) -> anyhow::Result<()> {
-        while !self.driver.scheduler().is_drained() {
+        while !(self.driver.scheduler().is_drained() && self.grammars.is_idle()) {
             let events = self.gather()?;
             if self.closed {
                 return Ok(());
@@ -229,9 +241,24 @@ impl<E: Executor> Worker<E> {
                 return Ok(None);
             }
             Incoming::Unsendable(why) => bail!(why),
+            Incoming::Guided(guided) => {
+                let (submit, held) = *guided;
+                return Ok(self.accept_guided(submit, held));
+            }
         };
         Ok(match frame {
+            ToWorker::Submit(submit) if submit.sampling.guided.is_some() => {
+                if let Err(refused) = self.grammars.take(submit) {
+                    let (submit, reason) = *refused;
+                    self.refuse(&submit, reason);
+                }
+                None
+            }
             ToWorker::Submit(submit) => Some(Event::Submit(submit)),
+            ToWorker::Abort(id) if self.grammars.settle(id) => {
+                self.end(id, Finish::Aborted);
+                None
+            }
             ToWorker::Abort(id) => Some(Event::Abort(id)),
             ToWorker::Flush => Some(Event::Flush),
             ToWorker::Drain => Some(Event::Drain),
@@ -246,6 +273,41 @@ impl<E: Executor> Worker<E> {
         })
     }
 
+    /// What came of a request that has a grammar; nothing if it was aborted meanwhile.
+    fn accept_guided(&mut self, submit: Submit, held: Result<Held, String>) -> Option<Event> {
+        if !self.grammars.settle(submit.id) {
+            return None;
+        }
+        match held {
+            Ok(held) => Some(Event::SubmitHeld(submit, held)),
+            Err(reason) => {
+                self.refuse(&submit, reason);
+                None
+            }
+        }
+    }
+
+    /// Ends a request whose output is held to nothing.
+    fn refuse(&mut self, submit: &Submit, reason: String) {
+        let field = submit.sampling.guided.as_ref().map(|guided| guided.field.clone());
+        let field = field.unwrap_or_default();
+        self.end(submit.id, Finish::Rejected(Reject::Grammar { field, reason }));
+    }
+
+    /// Ends a request that the scheduler does not know.
+    fn end(&mut self, id: RequestId, finish: Finish) {
+        let (sampled, prompt_logprobs) = (None, Vec::new());
+        let (cached_tokens, queue_s, finish) = (None, None, Some(finish));
+        self.ended.push(TokenEvent {
+            id,
+            sampled,
+            prompt_logprobs,
+            cached_tokens,
+            queue_s,
+            finish,
+        });
+    }
+
     /// One turn: step n + 1 is planned while n runs, then the results of n are waited for.
     fn turn(&mut self, events: Vec<Event>) -> anyhow::Result<()> {
         let now_s = self.started.elapsed().as_secs_f64();
@@ -258,14 +320,16 @@ impl<E: Executor> Worker<E> {
         for pages in step.flushed {
             self.link.send(FromWorker::Flushed { pages });
         }
+        let mut token_events = std::mem::take(&mut self.ended);
+        token_events.extend(step.token_events);
         let stats = self.driver.scheduler_mut().stats();
         // A frame for each finished step, also one that only prefilled and so brought no tokens: the
         // daemon counts what it is told of. Also the last turn before the loop falls idle reports,
         // so that the counters are right then.
         let finished = stats.steps != self.reported;
-        if changed || finished || !step.token_events.is_empty() || self.driver.is_idle() {
+        if changed || finished || !token_events.is_empty() || self.driver.is_idle() {
             self.reported = stats.steps;
-            self.link.send(FromWorker::Step { events: step.token_events, stats });
+            self.link.send(FromWorker::Step { events: token_events, stats });
         }
         match broken {
             Some(error) => return Err(error.into()),
@@ -280,7 +344,7 @@ mod tests {
     use std::io::{Read, Write};
 
     use minisgl_proto::frame::{self, HEADER_BYTES};
-    use minisgl_proto::{RequestId, Sampled, SamplingParams, StopParams, Submit};
+    use minisgl_proto::{Sampled, SamplingParams, StopParams};
     use minisgl_sched::{ExecutorError, Late, Plan, StepOutput};
 
     use super::*;
@@ -354,6 +418,11 @@ mod tests {
         thread.join().unwrap().unwrap();
     }
 
+    /// Of a model that has no tokens.
+    fn none(link: &Link) -> Grammars {
+        Grammars::new(std::path::Path::new("nowhere"), 9, vec![], link.into_inbox.clone())
+    }
+
     /// Samples token 5 for every row.
     struct Fives(std::collections::VecDeque<Plan>);
 
@@ -395,7 +464,9 @@ mod tests {
         });
         let driver = Driver::new(scheduler.unwrap(), Fives(std::collections::VecDeque::new()));
         let link = Link::over(stream).unwrap();
-        let mut worker = Worker { check_after, ..Worker::new(link, driver, Instant::now()) };
+        let grammars = none(&link);
+        let worker = Worker::new(link, driver, grammars, Instant::now());
+        let mut worker = Worker { check_after, ..worker };
         let thread = std::thread::spawn(move || {
             worker.run().unwrap();
             worker.checks
@@ -461,7 +532,8 @@ mod tests {
         };
         let fives = Fives(std::collections::VecDeque::new());
         let driver = Driver::new(Scheduler::new(config).unwrap(), fives);
-        let ended = Worker::new(link, driver, Instant::now()).run();
+        let grammars = none(&link);
+        let ended = Worker::new(link, driver, grammars, Instant::now()).run();
         assert_eq!(ended.unwrap_err().to_string(), "a frame is too large");
     }
 }

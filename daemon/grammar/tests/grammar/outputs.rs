@@ -69,6 +69,7 @@ fn what_the_schema_says_is_allowed() {
         r#"{"name":"Ada","age":36}"#,
         "{\n  \"name\": \"\u{e9}\",\n  \"age\": 0,\n  \"next\": null\n}",
         r#"{"name":"","age":150,"tags":["a",null],"next":{"name":"B","age":1}}"#,
+        "{\r\n\t\t\"name\" :\"Ada\"\n,   \"age\":36\n}",
     ] {
         assert!(takes(&schema(PERSON), &bytes(good)), "{good}");
     }
@@ -78,6 +79,7 @@ fn what_the_schema_says_is_allowed() {
         r#"{"name":"Ada","age":36,"x":1}"#,
         r#"{"name":"Ada","age":36,"tags":["c"]}"#,
         r#" {"name":"Ada","age":36}"#,
+        "{\n\n\"name\":\"Ada\",\"age\":36}",
         r#"{"name":"Ada","age":36"#,
     ] {
         assert!(!takes(&schema(PERSON), &bytes(bad)), "{bad}");

@@ -6,10 +6,7 @@ use std::fmt;
 use minisgl_proto::limits::LOGIT_BIAS_MAX;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::json::push_below;
-
-/// Elements of a short list that are read before its own limit is looked at.
-pub const SHORT_LIST_MAX: usize = 4096;
+use crate::json::{SHORT_LIST_MAX, push_below};
 
 /// One string or several.
 #[derive(Clone, Debug, PartialEq, Eq)]

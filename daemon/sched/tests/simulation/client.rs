@@ -186,7 +186,8 @@ impl Client {
                         assert!(!(0..self.config.vocab_size).any(may), "{submit:?} can go on");
                         self.stuck += u64::from(!output.is_empty());
                     }
-                    Reject::Grammar { reason } => {
+                    Reject::Grammar { field, reason } => {
+                        assert_eq!(field, "rule");
                         let rule = held::rule_of(submit).expect("it is held to one");
                         let output = &expected.tokens[submit.prompt.len()..];
                         assert_eq!(*reason, format!("rule {rule} ended"));

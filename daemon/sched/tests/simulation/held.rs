@@ -12,7 +12,11 @@ pub fn rule_of(submit: &Submit) -> Option<u32> {
 }
 
 pub fn held_to(rule: u32) -> Option<Box<Guided>> {
-    Some(Box::new(Guided { grammar: Grammar::Regex(rule.to_string()), after: Vec::new() }))
+    Some(Box::new(Guided {
+        grammar: Grammar::Regex(rule.to_string()),
+        after: Vec::new(),
+        field: "rule".into(),
+    }))
 }
 
 /// Whether `token` may come after `output`. Rules of 7 and more end in nothing.
