@@ -3,8 +3,10 @@
 import asyncio
 import os
 import unittest
+from typing import Literal
 
 import openai
+import pydantic
 
 BASE_URL = os.environ["MINISGL_BASE_URL"]
 MODEL = "smollm2"
@@ -73,6 +75,29 @@ class Sync(unittest.TestCase):
             self.assertEqual(len(token.top_logprobs), 5)
             self.assertEqual(token.token, token.top_logprobs[0].token)
         self.assertEqual("".join(t.token for t in content), reply.choices[0].message.content)
+
+    def test_parse(self):
+        class Capital(pydantic.BaseModel):
+            city: str = pydantic.Field(max_length=20)
+            inhabitants: int = pydantic.Field(ge=1000, le=99999999)
+            river: Literal["Seine", "Rhine"]
+
+        reply = client().chat.completions.parse(
+            model=MODEL, messages=CAPITAL, temperature=0, max_tokens=200, response_format=Capital)
+        self.assertEqual(reply.choices[0].finish_reason, "stop")
+        self.assertIsInstance(reply.choices[0].message.parsed, Capital)
+        with client().chat.completions.stream(
+                model=MODEL, messages=CAPITAL, temperature=0, max_tokens=200, response_format=Capital) as stream:
+            self.assertEqual(stream.get_final_completion().choices[0].message.parsed, reply.choices[0].message.parsed)
+
+    def test_choice(self):
+        reply = client().chat.completions.create(
+            model=MODEL, messages=CAPITAL, temperature=0, max_tokens=20,
+            extra_body={"structured_outputs": {"choice": ["Paris", "Rome"]}})
+        self.assertEqual(reply.choices[0].message.content, "Paris")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client().chat.completions.create(model=MODEL, messages=CAPITAL, extra_body={"guided_regex": "("})
+        self.assertEqual(caught.exception.param, "guided_regex")
 
     def test_seed_and_choices(self):
         def sample(seed):

@@ -144,6 +144,24 @@ fn what_cannot_be_held_to_is_refused_before_the_stream() {
     assert_eq!(content(&daemon, json!({"guided_choice": ["on"]})), "on");
 }
 
+/// What the request says beside its grammar leaves no token: an error, of the stream too.
+#[test]
+fn an_output_that_cannot_go_on_is_told() {
+    let daemon = daemon();
+    let late = json!({"guided_choice": ["on"], "min_tokens": 20});
+    let early = json!({"guided_choice": ["on"], "allowed_token_ids": [5]});
+    for more in [&late, &early] {
+        let answer = daemon.post("/v1/chat/completions", &chat(more.clone()));
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, &error["param"]), (400, &json!("guided_choice")), "{error}");
+    }
+    let mut stream = chat(late);
+    stream["stream"] = json!(true);
+    let events = daemon.events("/v1/chat/completions", &stream).rest().unwrap();
+    assert_eq!(events.last().unwrap()["error"]["param"], "guided_choice", "{events:?}");
+    daemon.assert_all_pages_back("dummy");
+}
+
 /// A model without a tokenizer answers token ids, and holds none of them to a grammar.
 #[test]
 fn a_model_without_a_tokenizer_says_so() {

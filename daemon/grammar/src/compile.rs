@@ -92,7 +92,7 @@ impl Compiler {
     }
 
     fn compile_anew(&self, grammar: &Grammar) -> Result<Arc<Compiled>, GrammarError> {
-        let source = source(grammar)?;
+        let source = source(grammar, self.limits.definitions)?;
         // llguidance returns what it panics with as an error.
         let matcher = Matcher::new(self.vocabulary.factory.create_parser(source));
         if let Some(reason) = matcher.get_error() {

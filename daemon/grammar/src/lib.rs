@@ -18,6 +18,6 @@ mod vocabulary;
 
 pub use compile::{Compiled, Compiler};
 pub use grammar::GrammarError;
-pub use limits::Limits;
+pub use limits::{COMPILE_STACK_BYTES, Limits, STEP_STACK_BYTES};
 pub use state::{State, StateError};
 pub use vocabulary::{Vocabulary, VocabularyError};

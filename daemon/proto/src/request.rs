@@ -277,8 +277,8 @@ pub enum Reject {
     },
     /// A bad word has no tokens, or what the request says of its output allows no token there.
     #[error(
-        "no token may come next: bad_words, allowed_token_ids and min_tokens, which rules end tokens out, leave none; \
-         allow more tokens, or lower min_tokens"
+        "no token may come next: the grammar, bad_words, allowed_token_ids and min_tokens, which rules end tokens out, leave none \
+         together; allow more tokens, or lower min_tokens"
     )]
     NothingAllowed {
         /// The first of these fields that the request has.

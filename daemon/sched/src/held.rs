@@ -55,6 +55,11 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Leaves the row without a token: there is nobody to make its mask.
+    pub fn give_up(&mut self, reason: &str) {
+        self.stuck = Some(reason.to_owned());
+    }
+
     /// Makes the mask.
     pub fn run(&mut self) {
         self.stuck = self.held.narrow(self.output, self.mask).err();

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SendError, Sender, SyncSender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use minisgl_grammar::{Compiler, Limits, State, Vocabulary};
+use minisgl_grammar::{COMPILE_STACK_BYTES, Compiler, Limits, STEP_STACK_BYTES, State, Vocabulary};
 use minisgl_proto::{Grammar, RequestId, Submit};
 use minisgl_sched::{Constraint, Crew, Held, Job};
 use rayon::prelude::*;
@@ -95,7 +95,8 @@ impl Grammars {
             let (queue, inbox) = (Arc::clone(&queue), self.inbox.clone());
             let common = Arc::clone(&self.common);
             let work = move || work(&common, &queue, &inbox);
-            std::thread::Builder::new().name(format!("grammar-{at}")).spawn(work)?;
+            let thread = std::thread::Builder::new().name(format!("grammar-{at}"));
+            thread.stack_size(COMPILE_STACK_BYTES).spawn(work)?;
         }
         Ok(jobs)
     }
@@ -158,7 +159,7 @@ impl Constraint for Outline {
     }
 }
 
-/// Threads that make masks while the device computes. They are there once there are two masks to make at once.
+/// Threads that make masks while the device computes, with stacks for that. They are there once there is one to make.
 #[derive(Default)]
 pub struct Masks(OnceLock<Option<rayon::ThreadPool>>);
 
@@ -166,24 +167,24 @@ impl Masks {
     /// Threads at most.
     const THREADS_MAX: usize = 16;
 
-    /// None where there is one processor, or no thread to be had.
+    /// None where there is no thread to be had.
     fn start() -> Option<rayon::ThreadPool> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (processors / 2).min(Self::THREADS_MAX);
+        let threads = (processors / 2).clamp(1, Self::THREADS_MAX);
         let named = |at| format!("masks-{at}");
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(named);
-        (threads > 1).then(|| pool.build().ok()).flatten()
+        pool.stack_size(STEP_STACK_BYTES).build().ok()
     }
 }
 
 impl Crew for Masks {
     fn run(&self, jobs: &mut [Job<'_>]) {
-        if let [job] = jobs {
-            return job.run();
+        if jobs.is_empty() {
+            return;
         }
         match self.0.get_or_init(Self::start) {
             Some(pool) => pool.install(|| jobs.par_iter_mut().with_max_len(1).for_each(Job::run)),
-            None => jobs.iter_mut().for_each(Job::run),
+            None => jobs.iter_mut().for_each(|job| job.give_up("there is no thread to follow it")),
         }
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{SIZE, STOP, compile, compiler, schema, tokens};
-use minisgl_grammar::{GrammarError, Limits, Vocabulary, VocabularyError};
+use minisgl_grammar::{
+    COMPILE_STACK_BYTES, GrammarError, Limits, STEP_STACK_BYTES, Vocabulary, VocabularyError,
+};
 use minisgl_proto::Grammar;
 use serde_json::json;
 
@@ -71,6 +73,17 @@ fn costly_states_are_given_up_soon() {
         println!("{costly}: {} tokens, {longest:?} at most", output.len());
         assert!(longest < Duration::from_secs(2), "{costly}: {longest:?}");
     }
+}
+
+#[test]
+fn too_many_of_something_are_named() {
+    let properties: Vec<String> = (0..2_001).map(|n| format!("\"p{n}\": {{}}")).collect();
+    let wide = schema(&format!("{{\"properties\": {{{}}}}}", properties.join(",")));
+    assert!(refused(&wide).contains("2001 properties in one object; the limit is 2000"));
+    let chain = schema(&format!("{{\"anyOf\": [{}{{}}]}}", "{\"$ref\": \"#\"},".repeat(2_001)));
+    assert!(refused(&chain).contains("2001 references; the limit is 2000"));
+    let rules: String = (0..2_001).map(|n| format!("a{n}: \"x:\"\n")).collect();
+    assert!(refused(&Grammar::Lark(rules)).contains("2001 rules; the limit is 2000"));
 }
 
 #[test]
@@ -144,5 +157,74 @@ fn a_tokenizer_says_what_its_tokens_stand_for() {
         let mut mask = [u32::MAX];
         state.narrow(&output, &mut mask).unwrap();
         assert_eq!(mask, [1 << may], "{output:?}");
+    }
+}
+
+/// A thread's stack is not a grammar's to fill: that would end the process, and all that it serves. With as many definitions as
+/// there may be.
+#[test]
+fn deep_grammars_do_not_end_the_process() {
+    let (deep, most) = (60_000, Limits::default().definitions - 2);
+    let chain = |link: &dyn Fn(usize) -> String| {
+        let defs: Vec<String> = (0..most).map(|n| format!("\"d{n}\": {}", link(n + 1))).collect();
+        schema(&format!(
+            "{{\"$ref\": \"#/$defs/d0\", \"$defs\": {{{}, \"d{most}\": {{\"type\": \"null\"}}}}}}",
+            defs.join(",")
+        ))
+    };
+    let rules =
+        |link: &dyn Fn(usize) -> String| -> String { (0..most).map(|n| link(n) + "\n").collect() };
+    let terminals = rules(&|n| format!("A{n}: A{} | \"y\"", n + 1));
+    let parser = rules(&|n| format!("a{n}: a{}", n + 1));
+    let ebnf = rules(&|n| format!("a{n} ::= a{}", n + 1));
+    let taken = [
+        Grammar::Lark(format!("start: a0\n{parser}\na{most}: \"x\"")),
+        Grammar::Lark(format!("start: A0\n{terminals}\nA{most}: \"x\"")),
+        Grammar::Ebnf(format!("root ::= a0\n{}", ebnf.replace(&format!("a{most}"), "\"x\""))),
+        Grammar::Regex("a|".repeat(deep)),
+        Grammar::Regex("ab?".repeat(deep)),
+        schema(&format!(
+            "{}{{}}{}",
+            "{\"anyOf\":[{\"type\":\"string\"},".repeat(60),
+            "]}".repeat(60)
+        )),
+        chain(&|next| format!("{{\"$ref\": \"#/$defs/d{next}\"}}")),
+        chain(&|next| format!("{{\"allOf\": [{{\"$ref\": \"#/$defs/d{next}\"}}, {{}}]}}")),
+        chain(&|next| {
+            format!("{{\"type\": \"array\", \"items\": {{\"$ref\": \"#/$defs/d{next}\"}}}}")
+        }),
+    ];
+    let refused = [
+        Grammar::Lark(format!("start: {}\"a\"{}", "(".repeat(deep), ")".repeat(deep))),
+        Grammar::Lark(format!("start: {}", "(".repeat(deep))),
+        Grammar::Lark(format!("start: \"a\"{}", "?".repeat(deep))),
+        Grammar::Lark(format!("{terminals}x: \"a\"\ny: \"b\"\nz: \"c\"\nstart: A0")),
+        Grammar::Ebnf(format!("root ::= {}\"a\"{}", "(".repeat(deep), ")".repeat(deep))),
+        Grammar::Regex(format!("{}a{}", "(".repeat(deep), ")".repeat(deep))),
+        schema(&format!("{}{}", "{\"items\":".repeat(20_000), "}".repeat(20_000))),
+        schema(&format!("{{\"anyOf\": [{}{{}}]}}", "{\"$ref\": \"#\"},".repeat(most + 3))),
+    ];
+    let in_thread = |bytes: usize, work: Box<dyn FnOnce() + Send>| {
+        let thread = std::thread::Builder::new().stack_size(bytes);
+        thread.spawn(work).unwrap().join().unwrap();
+    };
+    let all = taken.into_iter().map(|g| (g, true)).chain(refused.into_iter().map(|g| (g, false)));
+    for (grammar, is_taken) in all {
+        let work = move || {
+            let compiled = compile(&grammar);
+            let text: String = format!("{grammar:?}").chars().take(80).collect();
+            let error = compiled.as_ref().err();
+            assert_eq!(compiled.is_ok(), is_taken, "{text}: {error:?}");
+            let Ok(compiled) = compiled else { return };
+            let step = move || {
+                let mut state = compiled.begin(Vec::new());
+                for output in [&[][..], &[u32::from(b'a')], &[u32::from(b'a'), u32::from(b'b')]] {
+                    let _ = state.narrow(output, &mut [u32::MAX; SIZE.div_ceil(32)]);
+                }
+            };
+            let thread = std::thread::Builder::new().stack_size(STEP_STACK_BYTES);
+            thread.spawn(step).unwrap().join().unwrap();
+        };
+        in_thread(COMPILE_STACK_BYTES, Box::new(work));
     }
 }
