@@ -113,11 +113,19 @@ pub fn attribute(value: &Value, name: &str) -> Option<Value> {
             },
             Object::Joiner { .. } => None,
         },
-        Value::Function(function) => match (&**function, name) {
-            (
-                Function::Macro(..),
-                "name" | "arguments" | "catch_kwargs" | "catch_varargs" | "caller",
-            ) => method(),
+        Value::Function(function) => match &**function {
+            Function::Macro(_, _, own) => match name {
+                "name" if own.name.is_empty() => Some(Value::None),
+                "name" => Some(Value::str(&*own.name)),
+                "arguments" => {
+                    let names = own.parameters.iter().map(|(name, _)| Value::str(&**name));
+                    Some(Value::tuple(names.collect()))
+                }
+                "catch_kwargs" => Some(Value::Bool(own.uses.kwargs)),
+                "catch_varargs" => Some(Value::Bool(own.uses.varargs)),
+                "caller" => Some(Value::Bool(own.uses.caller)),
+                _ => None,
+            },
             _ => None,
         },
         _ => None,

@@ -89,7 +89,7 @@ pub fn percent(format: &Value, value: &Value) -> Result<Value> {
     out.push_str(rest);
     // What has items by key or place may be left over, but no tuple.
     let leaves = match value {
-        Value::Dict(_) => true,
+        Value::Dict(_) | Value::Undefined(_) => true,
         Value::Seq(seq) => !is_tuple(seq.kind) && !matches!(seq.kind, SeqKind::View(_)),
         _ => false,
     };

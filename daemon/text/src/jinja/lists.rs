@@ -65,7 +65,11 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             other => {
                 let mut items = other.items()?;
                 items.reverse();
-                Ok(Value::generator(items))
+                // What Python cannot read backwards is a list afterwards.
+                Ok(match other {
+                    Value::Generator(_) => Value::list(items),
+                    _ => Value::generator(items),
+                })
             }
         },
         "join" => join(&value, args),

@@ -142,7 +142,14 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
                 let _ = write!(out, "<function {name}>");
             }
             Function::Method(..) => out.push_str("<built-in method>"),
-            Function::Macro(..) => out.push_str("<Macro>"),
+            Function::Macro(_, _, own) => {
+                out.push_str("<Macro ");
+                match &*own.name {
+                    "" => out.push_str("anonymous"),
+                    name => quote(name, out),
+                }
+                out.push('>');
+            }
         },
     }
 }
