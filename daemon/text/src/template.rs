@@ -27,8 +27,15 @@ pub struct ChatTemplate {
     templates: Vec<(String, Template)>,
     special_tokens: Vec<(String, String)>,
     traits: TemplateTraits,
-    form: Form,
+    forms: Forms,
     notes: Vec<String>,
+}
+
+/// The forms in which it takes messages.
+#[derive(Clone, Copy, Debug, Default)]
+struct Forms {
+    without_tools: Form,
+    with_tools: Form,
 }
 
 /// Why there is no prompt.
@@ -80,7 +87,7 @@ impl ChatTemplate {
             templates: files.templates.into_iter().map(compile).collect::<Result<_, _>>()?,
             special_tokens: files.special,
             traits: TemplateTraits::default(),
-            form: Form::default(),
+            forms: Forms::default(),
             notes: Vec::new(),
         };
         probe::probe(&mut template);
@@ -110,21 +117,25 @@ impl ChatTemplate {
         conversation: &Conversation,
         abandoned: &AtomicBool,
     ) -> Result<String, TemplateError> {
+        let own = match conversation.tools {
+            None => self.forms.without_tools,
+            Some(_) => self.forms.with_tools,
+        };
         let render = |form: Form| {
             let messages = adapt::messages(&conversation.messages, form);
             self.render_as(conversation, &messages, LIMITS, abandoned)
         };
-        let first = render(self.form);
+        let first = render(own);
         let Err(TemplateError::Failed(_)) = &first else { return first };
         // The trial conversation may not have shown what this one needs; transformers' users choose by hand.
         let others = [
-            Form { arguments_as_text: !self.form.arguments_as_text, ..self.form },
-            Form { content: Content::Empty, ..self.form },
+            Form { arguments_as_text: !own.arguments_as_text, ..own },
+            Form { content: Content::Empty, ..own },
         ];
         let changes = |form: &Form| {
-            *form != self.form
+            *form != own
                 && adapt::messages(&conversation.messages, *form)
-                    != adapt::messages(&conversation.messages, self.form)
+                    != adapt::messages(&conversation.messages, own)
         };
         for form in others.into_iter().filter(changes) {
             match render(form) {

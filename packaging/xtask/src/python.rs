@@ -25,10 +25,15 @@ pub const CLIENT: Venv = Venv { name: "venv", packages: &["openai==3.54.0"] };
 pub const LM_EVAL: Venv =
     Venv { name: "venv-lm-eval", packages: &["lm-eval[api]==0.4.13", "transformers==5.17.0"] };
 
-/// Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
-pub const JINJA2: Venv = Venv {
-    name: "venv-jinja2",
-    packages: &["jinja2==3.1.6", "scikit-build-core==1.1.2", "cmake==4.4.5"],
+/// transformers with Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
+pub const TEMPLATES: Venv = Venv {
+    name: "venv-templates",
+    packages: &[
+        "jinja2==3.1.6",
+        "transformers==5.24.0",
+        "scikit-build-core==1.1.2",
+        "cmake==4.4.5",
+    ],
 };
 
 /// A linter of shell scripts.

@@ -153,5 +153,5 @@ pub struct Uses {
 pub struct Tree {
     pub body: Body,
     pub loops: Vec<For>,
-    pub macros: Vec<Macro>,
+    pub macros: Vec<Arc<Macro>>,
 }

@@ -48,7 +48,8 @@ const STRING: [&str; 42] = [
     "title",
 ];
 const STRING_MORE: [&str; 4] = ["translate", "upper", "zfill", "encode"];
-const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
+const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
+const INT: [&str; 4] = ["as_integer_ratio", "bit_count", "bit_length", "conjugate"];
 const LIST: [&str; 3] = ["copy", "count", "index"];
 const LOOP: [&str; 2] = ["changed", "cycle"];
 
@@ -65,16 +66,17 @@ pub fn attribute(value: &Value, name: &str) -> Option<Value> {
             (SeqKind::Tuple | SeqKind::Group | SeqKind::Range, "count" | "index") => method(),
             _ => None,
         },
-        Value::Int(number) => match name {
-            "real" | "numerator" => Some(Value::Int(*number)),
+        Value::Int(_) | Value::Bool(_) => match name {
+            "real" | "numerator" => value.as_int().map(Value::Int),
             "imag" => Some(Value::Int(0)),
             "denominator" => Some(Value::Int(1)),
-            "bit_length" => method(),
+            name if INT.contains(&name) => method(),
             _ => None,
         },
         Value::Float(number) => match name {
             "real" => Some(Value::Float(*number)),
-            "is_integer" => method(),
+            "imag" => Some(Value::Float(0.0)),
+            "is_integer" | "conjugate" => method(),
             _ => None,
         },
         Value::Object(object) => match &**object {
@@ -111,11 +113,19 @@ pub fn attribute(value: &Value, name: &str) -> Option<Value> {
             },
             Object::Joiner { .. } => None,
         },
-        Value::Function(function) => match (&**function, name) {
-            (
-                Function::Macro(..),
-                "name" | "arguments" | "catch_kwargs" | "catch_varargs" | "caller",
-            ) => method(),
+        Value::Function(function) => match &**function {
+            Function::Macro(_, _, own) => match name {
+                "name" if own.name.is_empty() => Some(Value::None),
+                "name" => Some(Value::str(&*own.name)),
+                "arguments" => {
+                    let names = own.parameters.iter().map(|(name, _)| Value::str(&**name));
+                    Some(Value::tuple(names.collect()))
+                }
+                "catch_kwargs" => Some(Value::Bool(own.uses.kwargs)),
+                "catch_varargs" => Some(Value::Bool(own.uses.varargs)),
+                "caller" => Some(Value::Bool(own.uses.caller)),
+                _ => None,
+            },
             _ => None,
         },
         _ => None,

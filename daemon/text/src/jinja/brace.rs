@@ -61,7 +61,9 @@ fn brace_text(
         let value = match conversion {
             "" => value,
             "s" => Value::str(text::str(&value)),
-            _ => Value::str(text::repr(&value)),
+            "r" => Value::str(text::repr(&value)),
+            "a" => Value::str(text::ascii(&value)),
+            other => return Err(Error::failed(format!("Unknown conversion specifier {other}"))),
         };
         let written = format::one(&value, &spec)?;
         let escape = safe && !matches!(&value, Value::Str(text) if text.safe);

@@ -1,7 +1,7 @@
 //! Jinja2's tests: `x is ...`.
 
 use super::args::{Args, args_missing};
-use super::ast::Compare;
+use super::ast::{Binary, Compare};
 use super::run::Run;
 use super::value::{SeqKind, Value};
 use super::{Error, Result, names, ops};
@@ -14,16 +14,7 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
         let [other] = args.bind(name, ["other"])?;
         ops::compare(op, value, &other.ok_or_else(|| args_missing(name))?)
     };
-    let whole = || {
-        if matches!(value, Value::Large(_)) {
-            return Err(Error::too_large());
-        }
-        let number = value.as_int().or(value.as_float().map(|number| number as i128));
-        number.ok_or_else(|| match value.is_undefined() {
-            true => value.undefined_error(),
-            false => Error::failed(format!("'{}' is no number", value.type_name())),
-        })
-    };
+    let rest = |by: &Value| ops::binary(Binary::Mod, value, by);
     match name {
         "eq" | "==" | "equalto" => return compare(Compare::Eq, args),
         "ne" | "!=" => return compare(Compare::Ne, args),
@@ -34,12 +25,11 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
         "in" => return compare(Compare::In, args),
         "divisibleby" => {
             let [by] = args.bind(name, ["num"])?;
-            let by = by.and_then(|by| by.as_int()).filter(|by| *by != 0);
-            return Ok(whole()? % by.ok_or_else(|| Error::failed("division by zero"))? == 0);
+            return Ok(rest(&by.ok_or_else(|| args_missing(name))?)? == Value::Int(0));
         }
         "sameas" => {
             let [other] = args.bind(name, ["other"])?;
-            return Ok(other.is_some_and(|other| same(value, &other)));
+            return Ok(same(value, &other.ok_or_else(|| args_missing(name))?));
         }
         _ => alone(args)?,
     }
@@ -73,8 +63,8 @@ pub fn check(run: &mut Run<'_>, name: &str, value: &Value, args: Args) -> Result
             _ => false,
         },
         "escaped" => matches!(value, Value::Str(text) if text.safe),
-        "odd" => whole()?.rem_euclid(2) == 1,
-        "even" => whole()?.rem_euclid(2) == 0,
+        "odd" => rest(&Value::Int(2))? == Value::Int(1),
+        "even" => rest(&Value::Int(2))? == Value::Int(0),
         "lower" => {
             let text = super::text::str(value);
             text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase)

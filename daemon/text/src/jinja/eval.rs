@@ -186,7 +186,7 @@ impl<'t> Run<'t> {
             Value::Function(function) => match &**function {
                 Function::Global(name) => globals::call(self, name, args),
                 Function::Method(value, name) => methods::call(self, value, name, args),
-                Function::Macro(index, frame) => self.call_macro(*index, frame, args),
+                Function::Macro(index, frame, _) => self.call_macro(*index, frame, args),
             },
             Value::Object(object) => match &**object {
                 Object::Joiner { separator, used } => {

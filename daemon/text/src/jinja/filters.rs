@@ -63,9 +63,11 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             if value.is_undefined() {
                 return Err(value.undefined_error());
             }
-            let base = int_or(base, 10)?;
+            // Asked of texts alone, and then what is no number is as no text of one.
+            let base = base.map_or(Some(10), |base| base.as_int());
             Ok(match &value {
-                Value::Str(text) => parse_int(&text.text, base)
+                Value::Str(text) => base
+                    .and_then(|base| parse_int(&text.text, base))
                     .or_else(|| {
                         let number = parse_float(&text.text).filter(|n| n.is_finite());
                         number.map(|n| Value::Int(n as i128))
@@ -117,7 +119,7 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             }
         }
         "count" | "length" => Ok(Value::Int(value.length()? as i128)),
-        "pprint" => Ok(Value::str(text::repr(&value))),
+        "pprint" => Ok(Value::str(text::repr(&lists::with_sorted_keys(&value, 0)))),
         "tojson" => json::dumps(&value, args),
         "map" => map(run, &value, args),
         _ if lists::has(name) => lists::apply(run, name, value, args),
@@ -183,22 +185,36 @@ fn round(value: &Value, args: Args) -> Result<Value> {
     let number = value.as_float().ok_or_else(|| wrong("round", value))?;
     let method = method.map_or_else(|| "common".into(), |method| text::str(&method));
     let scale = 10f64.powi(precision);
+    if let (Some(number), "common", ..0) = (value.as_int(), &*method, precision) {
+        return Ok(Value::Int(round_to_ten(number, precision.unsigned_abs())));
+    }
     let rounded = match &*method {
         // Python's round(): the nearest decimal, from the exact value.
         "common" if (0..=300).contains(&precision) => {
             format!("{number:.*}", precision as usize).parse().unwrap_or(number)
         }
         "common" => (number * scale).round_ties_even() / scale,
-        "ceil" => (number * scale).ceil() / scale,
-        "floor" => (number * scale).floor() / scale,
+        // Of whole numbers, which have no negative zero.
+        "ceil" => ((number * scale).ceil() + 0.0) / scale,
+        "floor" => ((number * scale).floor() + 0.0) / scale,
         _ => return Err(Error::failed("method must be common, ceil or floor")),
     };
     // A whole number stays one where Python's round() keeps it.
     Ok(match (value.as_int(), &*method) {
-        (Some(number), "common") if precision >= 0 => Value::Int(number),
-        (Some(_), "common") => Value::Int(rounded as i128),
+        (Some(number), "common") => Value::Int(number),
         _ => Value::Float(rounded),
     })
+}
+
+/// Whole tens, hundreds and so on; half goes to the even one.
+fn round_to_ten(number: i128, zeros: u32) -> i128 {
+    let Some(unit) = 10_i128.checked_pow(zeros) else { return 0 };
+    let (low, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
+    let up = match (rest * 2).cmp(&unit) {
+        std::cmp::Ordering::Equal => low % 2 != 0,
+        order => order.is_gt(),
+    };
+    (low + i128::from(up)).saturating_mul(unit)
 }
 
 fn file_size(bytes: f64, binary: bool) -> String {

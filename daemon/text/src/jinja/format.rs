@@ -1,6 +1,6 @@
 //! `'%s' % x`, and how one value is written by a format.
 
-use super::value::{Str, Value, check_text, field};
+use super::value::{SeqKind, Str, Value, check_text, field};
 use super::{Error, Result, text};
 
 /// How one value is written.
@@ -9,6 +9,8 @@ struct Spec {
     fill: Option<char>,
     align: Option<char>,
     sign: Option<char>,
+    /// `z`: what is rounded to zero has no sign.
+    keeps_no_negative_zero: bool,
     alternate: bool,
     zero: bool,
     width: usize,
@@ -24,7 +26,7 @@ const WIDTH_MAX: usize = 1 << 20;
 pub fn percent(format: &Value, value: &Value) -> Result<Value> {
     let Value::Str(format) = format else { return Ok(Value::None) };
     let values = match value {
-        Value::Seq(seq) if seq.kind == super::value::SeqKind::Tuple => seq.items.clone(),
+        Value::Seq(seq) if is_tuple(seq.kind) => seq.items.clone(),
         other => vec![other.clone()],
     };
     let mut next = values.iter();
@@ -85,11 +87,20 @@ pub fn percent(format: &Value, value: &Value) -> Result<Value> {
         check_text(out.len())?;
     }
     out.push_str(rest);
-    let leaves = matches!(value, Value::Dict(_) | Value::Seq(_)) && values.len() == 1;
+    // What has items by key or place may be left over, but no tuple.
+    let leaves = match value {
+        Value::Dict(_) | Value::Undefined(_) => true,
+        Value::Seq(seq) => !is_tuple(seq.kind) && !matches!(seq.kind, SeqKind::View(_)),
+        _ => false,
+    };
     if next.next().is_some() && !used_name && !leaves {
         return Err(Error::failed("not all arguments converted during string formatting"));
     }
     Ok(Value::Str(Str { text: out.into(), safe: format.safe }))
+}
+
+fn is_tuple(kind: SeqKind) -> bool {
+    matches!(kind, SeqKind::Tuple | SeqKind::Group)
 }
 
 fn percent_flags<'s>(mut rest: &'s str, spec: &mut Spec) -> &'s str {
@@ -117,8 +128,11 @@ fn percent_one(kind: char, value: &Value, mut spec: Spec) -> Result<String> {
     };
     match kind {
         's' | 'r' | 'a' => {
-            let written =
-                if kind == 's' { text::str(value).to_string() } else { text::repr(value) };
+            let written = match kind {
+                's' => text::str(value).to_string(),
+                'r' => text::repr(value),
+                _ => text::ascii(value),
+            };
             default_right(&mut spec);
             spec.zero = false;
             aligned(cut(&written, spec.precision), &spec, '>')
@@ -126,7 +140,7 @@ fn percent_one(kind: char, value: &Value, mut spec: Spec) -> Result<String> {
         'c' => {
             let c = match value.as_int() {
                 Some(code) => u32::try_from(code).ok().and_then(char::from_u32).map(String::from),
-                None => value.as_str().map(str::to_owned),
+                None => value.as_str().filter(|s| s.chars().count() == 1).map(str::to_owned),
             };
             aligned(c.ok_or_else(|| Error::failed("%c requires int or char"))?, &spec, '>')
         }
@@ -170,15 +184,15 @@ pub fn one(value: &Value, text: &str) -> Result<String> {
     }
     let spec = parse(text)?;
     match value {
-        Value::Str(own) => aligned(cut(&own.text, spec.precision), &spec, '<'),
+        Value::Str(own) => string(&own.text, spec),
         Value::Float(number) => float(*number, &spec),
-        Value::Bool(flag) if spec.kind.is_none() || spec.kind == Some('s') => {
-            aligned(text::str(&Value::Bool(*flag)).to_string(), &spec, '>')
-        }
         Value::Large(_) => Err(Error::too_large()),
         other => match other.as_int() {
             Some(number) if matches!(spec.kind, Some('f' | 'F' | 'e' | 'E' | 'g' | 'G' | '%')) => {
                 float(number as f64, &spec)
+            }
+            Some(_) if spec.precision.is_some() => {
+                Err(Error::failed("Precision not allowed in integer format specifier"))
             }
             Some(number) => whole(number, &spec),
             None => Err(Error::failed(format!(
@@ -187,6 +201,22 @@ pub fn one(value: &Value, text: &str) -> Result<String> {
             ))),
         },
     }
+}
+
+fn string(own: &str, mut spec: Spec) -> Result<String> {
+    let numbers_only = spec.sign.is_some()
+        || spec.keeps_no_negative_zero
+        || spec.alternate
+        || spec.group.is_some()
+        || spec.align == Some('=')
+        || !matches!(spec.kind, None | Some('s'));
+    if numbers_only {
+        return Err(Error::failed("a format of numbers for a str"));
+    }
+    if spec.zero {
+        spec.fill.get_or_insert('0');
+    }
+    aligned(cut(own, spec.precision), &spec, '<')
 }
 
 fn parse(text: &str) -> Result<Spec> {
@@ -204,6 +234,10 @@ fn parse(text: &str) -> Result<Spec> {
     if let Some(sign) = rest.chars().next().filter(|c| matches!(c, '+' | '-' | ' ')) {
         spec.sign = Some(sign);
         rest = &rest[1..];
+    }
+    if let Some(after) = rest.strip_prefix('z') {
+        spec.keeps_no_negative_zero = true;
+        rest = after;
     }
     if let Some(after) = rest.strip_prefix('#') {
         spec.alternate = true;
@@ -267,11 +301,29 @@ fn numeric(negative: bool, prefix: &str, digits: &str, spec: &Spec) -> Result<St
         if spec.width > WIDTH_MAX {
             return Err(Error::failed(format!("a width of more than {WIDTH_MAX}")));
         }
+        if let (Some(_), true) = (spec.group, spec.fill.is_none() && spec.zero) {
+            return Ok(head.clone()
+                + &zeros_grouped(digits, spec.width.saturating_sub(head.len()), spec.group));
+        }
         let missing = spec.width.saturating_sub(head.len() + digits.len());
         let fill = spec.fill.unwrap_or(if spec.zero { '0' } else { ' ' });
         return Ok(format!("{head}{}{digits}", fill.to_string().repeat(missing)));
     }
     aligned(format!("{head}{digits}"), spec, '>')
+}
+
+/// Digits with zeros before them up to this width, all in groups.
+fn zeros_grouped(digits: String, width: usize, group: Option<char>) -> String {
+    let own: String = digits.chars().filter(|c| Some(*c) != group).collect();
+    // Three of four places are digits of the whole part.
+    let mut zeros = width.saturating_sub(digits.len()) * 3 / 4;
+    loop {
+        let out = grouped(&format!("{}{own}", "0".repeat(zeros)), group);
+        if out.len() >= width {
+            return out;
+        }
+        zeros += 1;
+    }
 }
 
 fn grouped(digits: &str, group: Option<char>) -> String {
@@ -289,6 +341,9 @@ fn grouped(digits: &str, group: Option<char>) -> String {
 }
 
 fn whole(number: i128, spec: &Spec) -> Result<String> {
+    if spec.keeps_no_negative_zero {
+        return Err(Error::failed("a format of floats for a whole number"));
+    }
     let size = number.unsigned_abs();
     let (prefix, digits) = match spec.kind {
         None | Some('d' | 'n') => ("", size.to_string()),
@@ -325,7 +380,9 @@ fn float(number: f64, spec: &Spec) -> Result<String> {
         }
     };
     let digits = if spec.kind == Some('G') { digits.to_uppercase() } else { digits };
-    numeric(number.is_sign_negative() && !number.is_nan(), "", &digits, spec)
+    let zero = !digits.contains(|c: char| c.is_ascii_digit() && c != '0');
+    let unsigned = number.is_nan() || zero && spec.keeps_no_negative_zero && number.is_finite();
+    numeric(number.is_sign_negative() && !unsigned, "", &digits, spec)
 }
 
 fn exponent(size: f64, precision: usize) -> String {

@@ -152,7 +152,7 @@ impl<'s> Lexer<'s> {
         let rest = self.rest[2 + signed..].trim_start();
         rest.strip_prefix("raw").is_some_and(|rest| {
             let rest = rest.trim_start();
-            rest.starts_with("%}") || rest.starts_with("-%}") || rest.starts_with("+%}")
+            rest.starts_with("%}") || rest.starts_with("-%}")
         })
     }
 
@@ -161,17 +161,13 @@ impl<'s> Lexer<'s> {
         self.skip_blank();
         self.take(3);
         self.skip_blank();
-        // The end of `raw` takes no line break with it but by its sign.
+        // Unlike other tags this one takes no line break with it but by its sign.
         if self.rest.starts_with('-') {
             self.take(3);
             let blank = self.rest.len() - self.rest.trim_start().len();
             self.take(blank);
         } else {
-            let sign = usize::from(self.rest.starts_with('+'));
-            self.take(2 + sign);
-            if sign == 0 && self.rest.starts_with('\n') {
-                self.take(1);
-            }
+            self.take(2);
         }
         let mut from = 0;
         loop {

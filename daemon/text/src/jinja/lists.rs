@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-use super::args::{Args, args_missing, count_or, is_set, wrong};
+use super::args::{Args, args_missing, int_or, is_set, wrong};
 use super::run::Run;
 use super::value::{Key, Seq, SeqKind, Value, check_items, check_text, field};
 use super::{Error, Result, checks, ops, text};
@@ -65,7 +65,11 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
             other => {
                 let mut items = other.items()?;
                 items.reverse();
-                Ok(Value::generator(items))
+                // What Python cannot read backwards is a list afterwards.
+                Ok(match other {
+                    Value::Generator(_) => Value::list(items),
+                    _ => Value::generator(items),
+                })
             }
         },
         "join" => join(&value, args),
@@ -112,7 +116,8 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
                     });
                     Ok(Value::list(keys.collect::<Result<_>>()?))
                 }
-                _ => Ok(folded(by(item, attribute.as_ref(), None)?, fold)),
+                // As Jinja2, a list: of what is equal the order is not asked, as of what is not there.
+                _ => Ok(Value::list(vec![folded(by(item, attribute.as_ref(), None)?, fold)])),
             };
             Ok(Value::list(sorted(value.items()?, keys, is_set(reverse, false))?))
         }
@@ -150,14 +155,20 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
         "groupby" => groupby(&value, args),
         "batch" => {
             let [size, fill] = args.bind("batch", ["linecount", "fill_with"])?;
-            let size = count_or(size, 1)?.max(1);
+            let size = int_or(size, 1)?;
             let fill = fill.filter(|fill| !matches!(fill, Value::None));
             let mut rows = Vec::new();
-            for row in value.items()?.chunks(size) {
+            let items = value.items()?;
+            if size == 0 && !items.is_empty() {
+                rows.push(Value::list(Vec::new()));
+            }
+            // A row is full when it has so many: never, below one.
+            let full = usize::try_from(size).ok().filter(|size| *size > 0).unwrap_or(usize::MAX);
+            for row in items.chunks(full) {
                 let mut row = row.to_vec();
-                if let Some(fill) = &fill {
-                    check_items(size)?;
-                    row.resize(size, fill.clone());
+                if let (Some(fill), true) = (&fill, full < usize::MAX) {
+                    check_items(full)?;
+                    row.resize(full, fill.clone());
                 }
                 rows.push(Value::list(row));
             }
@@ -165,8 +176,15 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
         }
         "slice" => {
             let [slices, fill] = args.bind("slice", ["slices", "fill_with"])?;
-            let (items, slices) = (value.items()?, count_or(slices, 1)?.max(1));
+            let (items, slices) = (value.items()?, int_or(slices, 1)?);
+            if slices == 0 {
+                return Err(Error::failed("integer division or modulo by zero"));
+            }
+            let slices = usize::try_from(slices.max(0)).unwrap_or(usize::MAX);
             check_items(slices)?;
+            if slices == 0 {
+                return Ok(Value::generator(Vec::new()));
+            }
             let (each, more) = (items.len() / slices, items.len() % slices);
             let (mut rows, mut at) = (Vec::new(), 0);
             for number in 0..slices {
@@ -174,7 +192,7 @@ pub fn apply(run: &mut Run<'_>, name: &str, value: Value, args: Args) -> Result<
                 let mut row = items[at..at + size].to_vec();
                 at += size;
                 let fill = fill.as_ref().filter(|fill| !matches!(fill, Value::None));
-                row.extend(fill.filter(|_| number >= more && more > 0).cloned());
+                row.extend(fill.filter(|_| number >= more).cloned());
                 rows.push(Value::list(row));
             }
             Ok(Value::generator(rows))
@@ -335,4 +353,23 @@ fn by_path(value: &Value, path: &Value, default: Option<&Value>) -> Result<Value
         }
     }
     Ok(found)
+}
+
+/// The value with the keys of dicts in their order, as far as they have one; at most so deep as values are written.
+pub fn with_sorted_keys(value: &Value, depth: u32) -> Value {
+    match value {
+        _ if depth > text::DEPTH_MAX => value.clone(),
+        Value::Dict(dict) => {
+            let fields =
+                dict.iter().map(|(key, value)| (key.clone(), with_sorted_keys(value, depth + 1)));
+            let mut fields: Vec<_> = fields.collect();
+            fields.sort_by(|(a, _), (b, _)| order(&a.0, &b.0).unwrap_or(Ordering::Equal));
+            Value::dict(fields.into_iter().collect())
+        }
+        Value::Seq(seq) => {
+            let items = seq.items.iter().map(|item| with_sorted_keys(item, depth + 1)).collect();
+            Value::Seq(Rc::new(Seq { items, kind: seq.kind }))
+        }
+        other => other.clone(),
+    }
 }

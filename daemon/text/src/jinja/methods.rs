@@ -18,6 +18,13 @@ pub fn call(run: &mut Run<'_>, value: &Value, name: &str, args: Args) -> Result<
                 Ok(dict.get(&key.key()?).cloned().or(default).unwrap_or(Value::None))
             }
             "copy" => Ok(value.clone()),
+            "fromkeys" => {
+                let [keys, own] = args.bind("fromkeys", ["iterable", "value"])?;
+                let own = own.unwrap_or(Value::None);
+                let keys = keys.ok_or_else(|| args_missing("fromkeys"))?.items()?;
+                let fields = keys.iter().map(|key| Ok((key.key()?, own.clone())));
+                Ok(Value::dict(fields.collect::<Result<_>>()?))
+            }
             "keys" => view("dict_keys", dict.keys().map(|key| key.0.clone()).collect()),
             "values" => view("dict_values", dict.values().cloned().collect()),
             _ => {
@@ -51,9 +58,18 @@ pub fn call(run: &mut Run<'_>, value: &Value, name: &str, args: Args) -> Result<
                 places.map(|at| Value::Int(at as i128)).ok_or_else(missing)
             }
         },
-        Value::Int(number) => {
-            Ok(Value::Int(i128::from(128 - number.unsigned_abs().leading_zeros())))
+        Value::Int(_) | Value::Bool(_) => {
+            let [] = args.bind(name, [])?;
+            let number = value.as_int().unwrap_or(0);
+            let bits = number.unsigned_abs();
+            Ok(match name {
+                "bit_length" => Value::Int(i128::from(128 - bits.leading_zeros())),
+                "bit_count" => Value::Int(i128::from(bits.count_ones())),
+                "conjugate" => Value::Int(number),
+                _ => Value::tuple(vec![Value::Int(number), Value::Int(1)]),
+            })
         }
+        Value::Float(number) if name == "conjugate" => Ok(Value::Float(*number)),
         Value::Float(number) => Ok(Value::Bool(number.fract() == 0.0)),
         Value::Object(object) => match (&**object, name) {
             (Object::Loop(l), "changed") => {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lexer`, `parser`, `statements`, `ast` | from source to tree |
 //! | `value`, `text` | Python's values, and how they print |
-//! | `ops`, `attributes`, `methods`, `strings`, `format`, `brace` | Python's operators and methods |
+//! | `ops`, `attributes`, `methods`, `strings`, `case`, `format`, `brace` | Python's operators and methods |
 //! | `filters`, `lists`, `prose`, `json`, `checks`, `names`, `globals`, `time` | Jinja2's filters, tests and functions |
 //! | `run`, `eval` | statements and expressions at work |
 //!
@@ -16,6 +16,7 @@ mod args;
 mod ast;
 mod attributes;
 mod brace;
+mod case;
 mod checks;
 mod eval;
 mod filters;

@@ -119,10 +119,36 @@ fn number(op: Binary, a: &Value, b: &Value) -> Result<Value> {
         Binary::Mul => x * y,
         Binary::Div | Binary::FloorDiv | Binary::Mod if y == 0.0 => return Err(by_zero()),
         Binary::Div => x / y,
-        Binary::FloorDiv => (x / y).floor(),
-        Binary::Mod => x - (x / y).floor() * y,
-        Binary::Pow => x.powf(y),
+        Binary::FloorDiv => float_div_mod(x, y).0,
+        Binary::Mod => float_div_mod(x, y).1,
+        Binary::Pow if x == 0.0 && y < 0.0 => return Err(by_zero()),
+        Binary::Pow if x < 0.0 && y.is_finite() && y.fract() != 0.0 => {
+            return Err(Error::failed("complex numbers are not supported"));
+        }
+        Binary::Pow => match x.powf(y) {
+            power if power.is_infinite() && x.is_finite() && y.is_finite() => {
+                return Err(Error::failed("Numerical result out of range"));
+            }
+            power => power,
+        },
     }))
+}
+
+/// Quotient and rest as CPython has them (`float_divmod` of floatobject.c).
+fn float_div_mod(x: f64, y: f64) -> (f64, f64) {
+    let mut rest = x % y;
+    let mut quotient = (x - rest) / y;
+    if rest == 0.0 {
+        rest = 0.0_f64.copysign(y);
+    } else if (y < 0.0) != (rest < 0.0) {
+        rest += y;
+        quotient -= 1.0;
+    }
+    if quotient == 0.0 {
+        return (0.0_f64.copysign(x / y), rest);
+    }
+    let floor = quotient.floor();
+    (if quotient - floor > 0.5 { floor + 1.0 } else { floor }, rest)
 }
 
 fn floor_div(x: i128, y: i128) -> i128 {
@@ -338,7 +364,8 @@ pub fn slice(value: &Value, bounds: [Option<i128>; 3]) -> Result<Value> {
             let kind = if seq.kind == SeqKind::Group { SeqKind::Tuple } else { seq.kind };
             Ok(Value::Seq(Rc::new(Seq { items, kind })))
         }
-        _ => Ok(missing(value, "slice")),
+        Value::Dict(_) => Err(Error::failed("unhashable type: 'slice'")),
+        other => Err(Error::failed(format!("'{}' object is not subscriptable", other.type_name()))),
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) struct Parser {
     at: usize,
     depth: u32,
     pub(super) loops: Vec<For>,
-    pub(super) macros: Vec<Macro>,
+    pub(super) macros: Vec<Arc<Macro>>,
     /// Loops around the statement being read.
     pub(super) inside_loops: u32,
 }

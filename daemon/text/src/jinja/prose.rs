@@ -1,7 +1,8 @@
 //! Jinja2's filters of texts.
 
-use super::args::{Args, count_or, int_or, is_set, text_of};
-use super::strings::{capitalize, lines, replace, stripped};
+use super::args::{Args, count_or, int_or, is_set, text_of, wrong};
+use super::case::capitalize;
+use super::strings::{lines, replace, stripped};
 use super::value::{Str, Value, check_text};
 use super::{Error, Result, text};
 
@@ -33,6 +34,7 @@ pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> 
                 |value: Option<Value>| value.map_or_else(|| "".into(), |value| text::str(&value));
             Ok(Value::str(replace(s, &word(old), &word(new), int_or(most, -1)?)?))
         }
+        "indent" | "wordwrap" if !matches!(value, Value::Str(_)) => Err(wrong(name, value)),
         "indent" => indent(s, args).and_then(made),
         "truncate" => {
             let [length, kill, end, leeway] =
@@ -43,8 +45,11 @@ pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> 
             if length < size {
                 return Err(Error::failed(format!("expected length >= {size}, got {length}")));
             }
-            if s.chars().count() <= length.saturating_add(leeway) {
-                return Ok(Value::Str(own.clone()));
+            if value.length()? <= length.saturating_add(leeway) {
+                return Ok(value.clone());
+            }
+            if !matches!(value, Value::Str(_)) {
+                return Err(wrong(name, value));
             }
             let head: String = s.chars().take(length - size).collect();
             let head = match head.rfind(' ') {
@@ -65,7 +70,10 @@ pub fn apply(name: &str, own: &Str, value: &Value, args: Args) -> Result<Value> 
                 None | Some(Value::None) => "\n".into(),
                 Some(wrap) => text::str(&wrap),
             };
-            let width = count_or(width, 79)?.max(1);
+            let width = count_or(width, 79)?;
+            if width == 0 && !s.is_empty() {
+                return Err(Error::failed("invalid width 0 (must be > 0)"));
+            }
             let (long, hyphens) = (is_set(long, true), is_set(hyphens, true));
             let wrapped = lines(s, false)
                 .into_iter()

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Args;
@@ -154,11 +155,11 @@ impl<'t> Run<'t> {
                 self.assign(target, value, frame)?;
             }
             Kind::Macro(index) => {
-                let function = Value::Function(Rc::new(Function::Macro(*index, Rc::clone(frame))));
+                let function = self.closure(*index, frame);
                 frame.set(&self.tree.macros[*index].name, function);
             }
             Kind::Call { block, call } => {
-                let caller = Value::Function(Rc::new(Function::Macro(*block, Rc::clone(frame))));
+                let caller = self.closure(*block, frame);
                 let Expr::Call(function, args) = call else { return Ok(Flow::Next) };
                 let function = self.eval(function, frame)?;
                 let mut args = self.args(args, frame)?;
@@ -192,6 +193,12 @@ impl<'t> Run<'t> {
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// A macro, where it is defined.
+    fn closure(&self, index: usize, frame: &Rc<Frame>) -> Value {
+        let own = Arc::clone(&self.tree.macros[index]);
+        Value::Function(Rc::new(Function::Macro(index, Rc::clone(frame), own)))
     }
 
     /// What a body writes, through filters.
@@ -285,14 +292,21 @@ impl<'t> Run<'t> {
             recursive: own.recursive.then(|| (index, Rc::clone(frame))),
         }));
         let Object::Loop(current) = &*state else { return Ok(()) };
+        // As Jinja2: one whose every round is left early counts as one without a round.
+        let mut finished = false;
         for at in 0..current.items.len() {
             current.at.set(at);
             let inner = Frame::inside(frame);
             inner.set("loop", Value::Object(Rc::clone(&state)));
             self.assign(&own.target, current.items[at].clone(), &inner)?;
-            if self.body(&own.body, &inner, out)? == Flow::Break {
-                break;
+            match self.body(&own.body, &inner, out)? {
+                Flow::Next => finished = true,
+                Flow::Continue => {}
+                Flow::Break => break,
             }
+        }
+        if !finished {
+            self.body(&own.otherwise, &Frame::inside(frame), out)?;
         }
         Ok(())
     }

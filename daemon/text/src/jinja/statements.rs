@@ -261,7 +261,7 @@ impl Parser {
             kwargs: mentions("kwargs"),
             caller: mentions("caller"),
         };
-        self.macros.push(Macro { name, parameters, body, uses });
+        self.macros.push(Arc::new(Macro { name, parameters, body, uses }));
         Ok(self.macros.len() - 1)
     }
 
@@ -271,7 +271,7 @@ impl Parser {
         if !matches!(call, Expr::Call(..)) {
             return self.fail("a call block needs a call");
         }
-        let block = self.macro_body("caller".into(), parameters, "endcall")?;
+        let block = self.macro_body("".into(), parameters, "endcall")?;
         Ok(Kind::Call { block, call })
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::args::{Args, args_missing, count_or, int_or, is_set, text_of};
 use super::run::Run;
 use super::value::{Str, Value, check_items, check_text};
-use super::{Error, Result, brace, text};
+use super::{Error, Result, brace, case, text};
 
 pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Value> {
     let s: &str = &own.text;
@@ -20,10 +20,10 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
     match name {
         "upper" => plain(args).and_then(|()| made(s.to_uppercase())),
         "lower" => plain(args).and_then(|()| made(s.to_lowercase())),
-        "casefold" => plain(args).and_then(|()| made(s.replace('ß', "ss").to_lowercase())),
-        "capitalize" => plain(args).and_then(|()| made(capitalize(s))),
-        "title" => plain(args).and_then(|()| made(title(s))),
-        "swapcase" => plain(args).and_then(|()| made(swapcase(s))),
+        "casefold" => plain(args).and_then(|()| made(case::casefold(s))),
+        "capitalize" => plain(args).and_then(|()| made(case::capitalize(s))),
+        "title" => plain(args).and_then(|()| made(case::title(s))),
+        "swapcase" => plain(args).and_then(|()| made(case::swapcase(s))),
         "strip" => strip(s, name, args, true, true).and_then(made),
         "lstrip" => strip(s, name, args, true, false).and_then(made),
         "rstrip" => strip(s, name, args, false, true).and_then(made),
@@ -140,7 +140,7 @@ pub fn call(run: &mut Run<'_>, own: &Str, name: &str, args: Args) -> Result<Valu
         "isupper" => {
             Ok(Value::Bool(s.chars().any(char::is_uppercase) && !s.chars().any(char::is_lowercase)))
         }
-        "istitle" => Ok(Value::Bool(s.chars().any(char::is_alphabetic) && title(s) == s)),
+        "istitle" => Ok(Value::Bool(s.chars().any(char::is_alphabetic) && case::title(s) == s)),
         other => Err(Error::failed(format!("str.{other} is not supported"))),
     }
 }
@@ -149,40 +149,6 @@ fn is_decimal(c: char) -> bool {
     // Digits of the scripts that have their own, which come in tens.
     const ZEROS: [char; 12] = ['0', '٠', '۰', '߀', '०', '০', '੦', '૦', '୦', '௦', '๐', '０'];
     ZEROS.iter().any(|zero| (*zero as u32..*zero as u32 + 10).contains(&(c as u32)))
-}
-
-pub fn capitalize(s: &str) -> String {
-    let mut chars = s.chars();
-    match chars.next() {
-        Some(first) => first.to_uppercase().chain(chars.as_str().to_lowercase().chars()).collect(),
-        None => String::new(),
-    }
-}
-
-fn title(s: &str) -> String {
-    let mut inside = false;
-    let mut out = String::with_capacity(s.len());
-    for c in s.chars() {
-        if inside {
-            out.extend(c.to_lowercase());
-        } else {
-            out.extend(c.to_uppercase());
-        }
-        inside = c.is_alphabetic();
-    }
-    out
-}
-
-fn swapcase(s: &str) -> String {
-    let mut out = String::with_capacity(s.len());
-    for c in s.chars() {
-        if c.is_uppercase() {
-            out.extend(c.to_lowercase());
-        } else {
-            out.extend(c.to_uppercase());
-        }
-    }
-    out
 }
 
 /// White space, as Python's `str.strip` and `str.split` see it.

@@ -6,7 +6,7 @@ use super::Result;
 use super::value::{Function, Object, SeqKind, Value, check_text};
 
 /// Containers inside each other that are written out.
-const DEPTH_MAX: u32 = 100;
+pub const DEPTH_MAX: u32 = 100;
 
 /// `str(value)`
 pub fn str(value: &Value) -> Rc<str> {
@@ -31,6 +31,25 @@ pub fn repr(value: &Value) -> String {
     let mut out = String::new();
     write_repr(value, 0, &mut out);
     out
+}
+
+/// `ascii(value)`
+pub fn ascii(value: &Value) -> String {
+    let mut out = String::new();
+    for c in repr(value).chars() {
+        if c.is_ascii() { out.push(c) } else { escape_code(c, &mut out) }
+    }
+    out
+}
+
+fn escape_code(c: char, out: &mut String) {
+    use std::fmt::Write;
+    let code = c as u32;
+    let _ = match code {
+        0..=0xff => write!(out, "\\x{code:02x}"),
+        0x100..=0xffff => write!(out, "\\u{code:04x}"),
+        _ => write!(out, "\\U{code:08x}"),
+    };
 }
 
 fn write_repr(value: &Value, depth: u32, out: &mut String) {
@@ -123,14 +142,20 @@ fn write_repr(value: &Value, depth: u32, out: &mut String) {
                 let _ = write!(out, "<function {name}>");
             }
             Function::Method(..) => out.push_str("<built-in method>"),
-            Function::Macro(..) => out.push_str("<Macro>"),
+            Function::Macro(_, _, own) => {
+                out.push_str("<Macro ");
+                match &*own.name {
+                    "" => out.push_str("anonymous"),
+                    name => quote(name, out),
+                }
+                out.push('>');
+            }
         },
     }
 }
 
 /// A text in quotes, as Python chooses and escapes them.
 fn quote(text: &str, out: &mut String) {
-    use std::fmt::Write;
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
@@ -144,14 +169,7 @@ fn quote(text: &str, out: &mut String) {
                 out.push(c);
             }
             c if is_printable(c) => out.push(c),
-            c => {
-                let code = c as u32;
-                let _ = match code {
-                    0..=0xff => write!(out, "\\x{code:02x}"),
-                    0x100..=0xffff => write!(out, "\\u{code:04x}"),
-                    _ => write!(out, "\\U{code:08x}"),
-                };
-            }
+            c => escape_code(c, out),
         }
     }
     out.push(quote);

@@ -7,11 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use minisgl_proto::integers;
 
-use super::ast::Const;
+use super::ast::{Const, Macro};
 use super::{Error, Result};
 
 /// Bytes of a text, and items of a list, at most.
@@ -95,7 +96,7 @@ pub enum Function {
     /// A method of a value.
     Method(Value, Rc<str>),
     /// By its place in the tree, and where it was defined.
-    Macro(usize, Rc<Frame>),
+    Macro(usize, Rc<Frame>, Arc<Macro>),
 }
 
 /// Variables, and those around them.

@@ -8,8 +8,8 @@
 //! | no `content` otherwise | empty |
 //! | arguments of a tool call | an object or JSON text: what the template wants |
 //! | `reasoning`, `thinking`, `reasoning_content` | each from the other, as in transformers |
-//! | role `developer` | `system`, where the template does not know it |
-//! | a `system` message after others | joins the first, where the template loses or refuses it |
+//! | role `developer` | `system`, where the template does not know it, or not there |
+//! | a `system` message after others | joins the first, where the template loses or refuses one of them |
 //!
 //! Owns: these rules. Must never: lose a part of a message.
 
@@ -25,10 +25,28 @@ pub struct Form {
     pub arguments_as_text: bool,
     /// What stands for the content that a message with tool calls does not have.
     pub content: Content,
-    /// `developer` is called `system`.
-    pub rename_developer: bool,
-    /// Later system messages join the first.
-    pub join_system: bool,
+    /// Which messages of a developer are called `system`.
+    pub developers: Developers,
+    /// Which system messages become one.
+    pub systems: Systems,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Developers {
+    #[default]
+    AsTheyAre,
+    /// But for one that comes first and alone: the template reads no other.
+    SystemUnlessAlone,
+    System,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Systems {
+    #[default]
+    AsTheyAre,
+    /// Those at the start: the template keeps one of them.
+    JoinFirst,
+    JoinAll,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,10 +63,29 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// The messages in this form.
 pub fn messages(given: &[Value], form: Form) -> Vec<Value> {
     let mut messages: Vec<Value> = given.iter().map(|message| adapted(message, form)).collect();
-    if form.join_system {
-        join_system(&mut messages);
+    if renames_developers(given, form.developers) {
+        for message in &mut messages {
+            if message["role"] == "developer" {
+                message["role"] = "system".into();
+            }
+        }
+    }
+    match form.systems {
+        Systems::AsTheyAre => {}
+        Systems::JoinFirst => join_systems(&mut messages, |at, others| at < others),
+        Systems::JoinAll => join_systems(&mut messages, |_, _| true),
     }
     messages
+}
+
+fn renames_developers(messages: &[Value], which: Developers) -> bool {
+    let instructs =
+        |message: &Value| matches!(message["role"].as_str(), Some("system" | "developer"));
+    match which {
+        Developers::AsTheyAre => false,
+        Developers::SystemUnlessAlone => messages.iter().skip(1).any(instructs),
+        Developers::System => true,
+    }
 }
 
 fn adapted(message: &Value, form: Form) -> Value {
@@ -66,7 +103,6 @@ fn adapted(message: &Value, form: Form) -> Value {
             "content" if value.is_null() => continue,
             "tool_calls" if !has_calls && value.is_array() => continue,
             "tool_calls" => calls_as(value, form.arguments_as_text),
-            "role" if form.rename_developer && value == "developer" => json!("system"),
             _ if value.is_null() => continue,
             _ => value.clone(),
         };
@@ -116,14 +152,16 @@ fn python_json(value: &Value) -> String {
     crate::jinja::dumps(&value.into())
 }
 
-/// Later system messages to the end of the first, or the first of them to the start.
-fn join_system(messages: &mut Vec<Value>) {
+/// System messages to the end of the first, or the first of them to the start. Which ones, is asked with the place of
+/// one and that of the first message of another role.
+fn join_systems(messages: &mut Vec<Value>, joins: impl Fn(usize, usize) -> bool) {
     let is_system = |message: &Value| message["role"] == "system";
+    let others = messages.iter().position(|message| !is_system(message)).unwrap_or(messages.len());
     let mut late = Vec::new();
     let mut at = 0;
     messages.retain(|message| {
+        let goes = at > 0 && is_system(message) && joins(at, others);
         at += 1;
-        let goes = at > 1 && is_system(message);
         if goes {
             late.push(message.clone());
         }
@@ -200,7 +238,8 @@ mod tests {
 
     #[test]
     fn late_system_messages_join_the_first() {
-        let form = Form { join_system: true, rename_developer: true, ..Form::default() };
+        let form =
+            Form { systems: Systems::JoinAll, developers: Developers::System, ..Form::default() };
         let given = [
             json!({"role": "user", "content": "a"}),
             json!({"role": "developer", "content": "b"}),

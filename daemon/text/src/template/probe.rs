@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use minisgl_proto::text::{Conversation, TemplateTraits};
 use serde_json::{Value, json};
 
-use super::adapt::{Content, Form};
-use super::{ChatTemplate, TRIAL_LIMITS, TemplateError};
+use super::adapt::{Content, Developers, Form, Systems};
+use super::{ChatTemplate, Forms, TRIAL_LIMITS, TemplateError};
 
 /// Words that no template writes by itself.
 const SYSTEM: &str = "zyxsystem";
@@ -25,119 +25,151 @@ fn user() -> Value {
     json!({"role": "user", "content": USER})
 }
 
-fn try_with(
-    template: &ChatTemplate,
-    messages: &[Value],
+/// Trials of a template, with tools or without: it may be another one, or begin otherwise, where there are some.
+struct Trials<'a> {
+    template: &'a ChatTemplate,
     tools: bool,
-) -> Result<String, TemplateError> {
-    let tool = json!({"type": "function", "function": {
-        "name": TOOL, "description": "A tool.",
-        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A text."}}, "required": ["x"]},
-    }});
-    let conversation = Conversation {
-        tools: tools.then(|| vec![tool]),
-        add_generation_prompt: true,
-        ..Conversation::default()
-    };
-    template.render_as(&conversation, messages, TRIAL_LIMITS, &AtomicBool::new(false))
 }
 
-/// Tries the template; its traits, form and notes are set.
+/// What the trials tell.
+struct Found {
+    traits: TemplateTraits,
+    form: Form,
+    /// Why calls do not reach the prompt, if they do not.
+    calls: Result<(), String>,
+}
+
+impl Trials<'_> {
+    fn render(&self, messages: &[Value]) -> Result<String, TemplateError> {
+        let tool = json!({"type": "function", "function": {
+            "name": TOOL, "description": "A tool.",
+            "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A text."}}, "required": ["x"]},
+        }});
+        let conversation = Conversation {
+            tools: self.tools.then(|| vec![tool]),
+            add_generation_prompt: true,
+            ..Conversation::default()
+        };
+        self.template.render_as(&conversation, messages, TRIAL_LIMITS, &AtomicBool::new(false))
+    }
+
+    /// Whether all these words reach the prompt.
+    fn keeps(&self, messages: &[Value], words: &[&str]) -> bool {
+        self.render(messages).is_ok_and(|prompt| words.iter().all(|word| prompt.contains(word)))
+    }
+
+    fn run(&self) -> Found {
+        let message = |role: &str, content: &str| json!({"role": role, "content": content});
+        let (system, developer) = (message("system", SYSTEM), message("developer", SYSTEM));
+        let (answer, both) = (message("assistant", ANSWER), [SYSTEM, LATE]);
+        let (late, second) = (message("system", LATE), message("developer", LATE));
+        let traits = TemplateTraits {
+            system: self.keeps(&[system.clone(), user()], &[SYSTEM]),
+            developer: self.keeps(&[developer.clone(), user()], &[SYSTEM]),
+            late_system: self
+                .keeps(&[system.clone(), user(), answer.clone(), late.clone(), user()], &both),
+            tools: self.tools && self.keeps(&[user()], &[TOOL]),
+            arguments_as_text: false,
+        };
+        let developers = match traits {
+            TemplateTraits { system: false, .. } => Developers::AsTheyAre,
+            TemplateTraits { developer: false, .. } => Developers::System,
+            _ if self.keeps(&[system.clone(), second.clone(), user()], &both)
+                && self.keeps(&[developer, second.clone(), user()], &both)
+                && self.keeps(&[user(), answer, second, user()], &[LATE]) =>
+            {
+                Developers::AsTheyAre
+            }
+            _ => Developers::SystemUnlessAlone,
+        };
+        let systems = match traits {
+            TemplateTraits { system: false, .. } => Systems::AsTheyAre,
+            TemplateTraits { late_system: false, .. } => Systems::JoinAll,
+            _ if self.keeps(&[system, late, user()], &both) => Systems::AsTheyAre,
+            _ => Systems::JoinFirst,
+        };
+        let (form, calls) = self.calls(Form { developers, systems, ..Form::default() });
+        let traits = TemplateTraits { arguments_as_text: form.arguments_as_text, ..traits };
+        Found { traits, form, calls }
+    }
+
+    /// The first form in which a tool call reaches the prompt with its arguments, else by its name, and nothing that
+    /// is not text does.
+    fn calls(&self, form: Form) -> (Form, Result<(), String>) {
+        let forms = [false, true].into_iter().flat_map(|arguments_as_text| {
+            [Content::Absent, Content::Null, Content::Empty].map(|content| Form {
+                arguments_as_text,
+                content,
+                ..form
+            })
+        });
+        let arguments = json!({"x": ARGUMENT}).to_string();
+        let call = json!({"id": "zyxcall01", "type": "function", "function": {"name": CALL, "arguments": arguments}});
+        let messages = [
+            user(),
+            json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+            json!({"role": "tool", "tool_call_id": "zyxcall01", "name": CALL, "content": ANSWER}),
+        ];
+        let mut failure = String::new();
+        // Else the one that says most often what was called.
+        let mut named: Option<(usize, Form)> = None;
+        for form in forms {
+            match self.render(&super::adapt::messages(&messages, form)) {
+                Ok(prompt) => {
+                    // Text inside of JSON text has its quotes escaped.
+                    let spoiled = prompt.contains("None") || prompt.contains("\\\"x\\\"");
+                    if spoiled || !prompt.contains(CALL) {
+                        continue;
+                    }
+                    if prompt.contains(ARGUMENT) {
+                        return (form, Ok(()));
+                    }
+                    let names = prompt.matches(CALL).count();
+                    if names > named.map_or(0, |(most, _)| most) {
+                        named = Some((names, form));
+                    }
+                }
+                Err(why) if failure.is_empty() => failure = format!(": {why}"),
+                Err(_) => {}
+            }
+        }
+        match named {
+            Some((_, form)) => (form, Ok(())),
+            // As most clients send it: content that is text in any case.
+            None => (Form { content: Content::Empty, ..form }, Err(failure)),
+        }
+    }
+}
+
+/// Tries the template; its traits, forms and notes are set.
 pub fn probe(template: &mut ChatTemplate) {
     let mut notes = Vec::new();
-    if let Err(why) = try_with(template, &[user()], false) {
+    let [bare, tooled] = [false, true].map(|tools| Trials { template: &*template, tools });
+    let chat = bare.render(&[user()]);
+    if let Err(why) = &chat {
         notes.push(format!("chat: one message of a user fails: {why}"));
     }
-    let has = |messages: &[Value], tools: bool, word: &str| {
-        try_with(template, messages, tools).is_ok_and(|prompt| prompt.contains(word))
-    };
-    let message = |role: &str, content: &str| json!({"role": role, "content": content});
-    let traits = TemplateTraits {
-        system: has(&[message("system", SYSTEM), user()], false, SYSTEM),
-        developer: has(&[message("developer", SYSTEM), user()], false, SYSTEM),
-        late_system: has(
-            &[
-                message("system", SYSTEM),
-                user(),
-                message("assistant", ANSWER),
-                message("system", LATE),
-                user(),
-            ],
-            false,
-            LATE,
-        ),
-        tools: has(&[user()], true, TOOL),
-        arguments_as_text: false,
-    };
+    let (without, with) = (bare.run(), tooled.run());
+    // A template for tools alone is judged with them.
+    let mut traits = if chat.is_ok() { without.traits } else { with.traits };
+    traits.tools = with.traits.tools;
+    traits.arguments_as_text = with.traits.arguments_as_text;
     if !traits.system {
         notes.push("chat: a system message does not reach the prompt".to_owned());
     }
     if !traits.tools {
-        let why = match try_with(template, &[user()], true) {
+        let why = match tooled.render(&[user()]) {
             Err(why) => format!(": {why}"),
             Ok(_) => String::new(),
         };
         notes.push(format!("chat: tools do not reach the prompt{why}"));
     }
-    let form = Form {
-        rename_developer: traits.system && !traits.developer,
-        join_system: traits.system && !traits.late_system,
-        ..Form::default()
-    };
-    let (form, calls) = form_of_calls(template, form);
-    if let (Err(why), true) = (calls, traits.tools) {
+    if let (Err(why), true) = (with.calls, traits.tools) {
         notes.push(format!("chat: tool calls in earlier messages do not reach the prompt{why}"));
     }
-    template.traits = TemplateTraits { arguments_as_text: form.arguments_as_text, ..traits };
-    template.form = form;
+    template.traits = traits;
+    template.forms = Forms { without_tools: without.form, with_tools: with.form };
     template.notes = notes;
-}
-
-/// The first form in which a tool call reaches the prompt with its arguments, else by its name, and nothing that is
-/// not text does.
-fn form_of_calls(template: &ChatTemplate, form: Form) -> (Form, Result<(), String>) {
-    let forms = [false, true].into_iter().flat_map(|arguments_as_text| {
-        [Content::Absent, Content::Null, Content::Empty].map(|content| Form {
-            arguments_as_text,
-            content,
-            ..form
-        })
-    });
-    let arguments = json!({"x": ARGUMENT}).to_string();
-    let call = json!({"id": "zyxcall01", "type": "function", "function": {"name": CALL, "arguments": arguments}});
-    let messages = [
-        user(),
-        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
-        json!({"role": "tool", "tool_call_id": "zyxcall01", "name": CALL, "content": ANSWER}),
-    ];
-    let mut failure = String::new();
-    // Else the one that says most often what was called.
-    let mut named: Option<(usize, Form)> = None;
-    for form in forms {
-        match try_with(template, &super::adapt::messages(&messages, form), true) {
-            Ok(prompt) => {
-                // Text inside of JSON text has its quotes escaped.
-                let spoiled = prompt.contains("None") || prompt.contains("\\\"x\\\"");
-                if spoiled || !prompt.contains(CALL) {
-                    continue;
-                }
-                if prompt.contains(ARGUMENT) {
-                    return (form, Ok(()));
-                }
-                let names = prompt.matches(CALL).count();
-                if names > named.map_or(0, |(most, _)| most) {
-                    named = Some((names, form));
-                }
-            }
-            Err(why) if failure.is_empty() => failure = format!(": {why}"),
-            Err(_) => {}
-        }
-    }
-    match named {
-        Some((_, form)) => (form, Ok(())),
-        // As most clients send it: content that is text in any case.
-        None => (Form { content: Content::Empty, ..form }, Err(failure)),
-    }
 }
 
 #[cfg(test)]
@@ -206,6 +238,45 @@ mod tests {
         assert_eq!(render(source, messages), "[system]Be brief.[user]Hi");
     }
 
+    /// DeepSeek R1, gpt-oss and their kin read one message for instructions.
+    #[test]
+    fn no_instruction_is_lost_beside_another() {
+        let two = json!([
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": "In French."},
+            {"role": "user", "content": "Hi"}]);
+        let last = "{% set ns = namespace(s='') %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.s = m.content %}{% endif %}{% endfor %}{{ ns.s }}|{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}";
+        assert_eq!(render(last, two.clone()), "Be brief.\n\nIn French.|Hi");
+        let first = "{% if messages[0].role in ['system', 'developer'] %}<{{ messages[0].content }}>{% endif %}{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}";
+        assert_eq!(render(first, two.clone()), "<Be brief.\n\nIn French.>Hi");
+        let alone = json!([
+            {"role": "user", "content": "Hi"}, {"role": "developer", "content": "In French."}]);
+        assert_eq!(render(first, alone), "<In French.>Hi");
+        // Later ones are read, but not two at the start.
+        let one_at_a_time = "{% for m in messages %}{% if m.role != 'system' or loop.last or messages[loop.index].role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}";
+        let three = json!([
+            {"role": "system", "content": "a"}, {"role": "system", "content": "b"},
+            {"role": "user", "content": "Hi"}, {"role": "system", "content": "c"}]);
+        assert_eq!(render(one_at_a_time, three), "[system]a\n\nb[user]Hi[system]c");
+        let all = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+        assert_eq!(render(all, two), "[system]Be brief.[developer]In French.[user]Hi");
+    }
+
+    /// Hermes' template for tools.
+    #[test]
+    fn a_template_for_tools_has_a_form_of_its_own() {
+        let source = "{{ tools[0].function.name }}{% for m in messages if m.role in ['system', 'user'] %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+        let template = template(source);
+        assert!(template.traits.system && !template.traits.developer);
+        let conversation = Conversation {
+            messages: vec![json!({"role": "developer", "content": "French."}), user()],
+            tools: Some(vec![json!({"function": {"name": "f"}})]),
+            ..Conversation::default()
+        };
+        let made = template.render(&conversation, &AtomicBool::new(false)).unwrap();
+        assert_eq!(made, format!("f[system]French.[user]{USER}"));
+    }
+
     #[test]
     fn what_a_template_cannot_do_is_said() {
         let notes = template("{{ messages[0].nothing.at_all }}").notes;
@@ -226,7 +297,9 @@ mod tests {
         let large = "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}";
         let deep = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
         for (source, why) in [(endless, "steps"), (large, "steps"), (deep, "inside each other")] {
-            let given_up = try_with(&template(source), &[user()], false).unwrap_err().to_string();
+            let template = template(source);
+            let trials = Trials { template: &template, tools: false };
+            let given_up = trials.render(&[user()]).unwrap_err().to_string();
             assert!(given_up.contains(why), "{given_up}");
         }
     }

