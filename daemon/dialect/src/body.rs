@@ -6,6 +6,7 @@
 //! length untaken. Must never: give the text of a call that is none; the machine keeps that.
 
 mod arguments;
+mod either;
 mod gemma;
 mod json;
 mod named;
@@ -14,6 +15,7 @@ mod value;
 mod xml;
 
 pub(crate) use arguments::{Fed, Object};
+pub(crate) use either::{Either, behind_bracket};
 pub(crate) use gemma::GemmaCall;
 pub(crate) use json::{JsonCall, JsonForm};
 pub(crate) use named::{NamedCall, NamedForm};

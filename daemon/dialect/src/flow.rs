@@ -26,6 +26,9 @@ pub const HELD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of white space that may belong to the marker behind it. A longer run is text.
 const SPACE_BYTES_MAX: usize = 128;
 
+/// Makes what reads a call.
+pub(crate) type MakeBody = fn() -> Box<dyn Body>;
+
 /// Markers, and what they mean.
 pub(crate) struct Flow {
     /// Markers that open and close a thought.
@@ -36,7 +39,7 @@ pub(crate) struct Flow {
     pub(crate) silent: &'static [&'static str],
     /// Calls that begin without a marker where an answer does: what they begin with, and how they go on. Only tools of
     /// the request are called so.
-    pub(crate) bare: &'static [(char, fn() -> Box<dyn Body>)],
+    pub(crate) bare: &'static [(char, MakeBody)],
 }
 
 /// How a thought stands in text. The first of each is what the model itself writes.
@@ -51,7 +54,7 @@ pub struct Thought {
 /// A marker, and the call behind it.
 pub(crate) struct Opener {
     pub(crate) marker: &'static str,
-    pub(crate) body: fn() -> Box<dyn Body>,
+    pub(crate) body: MakeBody,
 }
 
 /// Which meaning a marker has.
@@ -199,12 +202,11 @@ impl Machine {
         let open = if self.in_thought && !self.is_fresh { &[][..] } else { open };
         let close = if self.in_thought { close } else { &[] };
         let calls = if self.reads_calls { self.flow.calls } else { &[] };
-        let silent = if self.in_thought { &[][..] } else { self.flow.silent };
         let calls = calls.iter().enumerate().map(|(at, call)| (call.marker, Mark::Call(at)));
         (open.iter().map(|&marker| (marker, Mark::Open)))
             .chain(close.iter().map(|&marker| (marker, Mark::Close)))
             .chain(calls)
-            .chain(silent.iter().map(|&marker| (marker, Mark::Silent)))
+            .chain(self.flow.silent.iter().map(|&marker| (marker, Mark::Silent)))
             .chain(self.late.iter().map(|&marker| (marker, Mark::Late)))
     }
 

@@ -4,7 +4,7 @@
 //! any of it.
 
 use crate::calls::{Calls, Sink};
-use crate::json::{Json, State, escape};
+use crate::json::{Json, escape};
 
 /// A JSON object on its way.
 pub(crate) struct Object {
@@ -54,5 +54,4 @@ impl Object {
         calls.arguments(&text[given..end], sink);
         fed
     }
-
 }

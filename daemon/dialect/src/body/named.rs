@@ -10,6 +10,9 @@ use crate::calls::{Calls, Sink};
 use crate::part::Outcome;
 use crate::scan::{Found, Here, find, here, spaces};
 
+/// Reads a name and, where there is one, an id.
+type Head = fn(&str) -> Option<(&str, Option<&str>)>;
+
 /// What varies.
 pub(crate) struct NamedForm {
     /// What ends the head.
@@ -17,7 +20,7 @@ pub(crate) struct NamedForm {
     /// Whether the brace of the arguments ends it, too.
     pub(crate) brace: bool,
     /// Reads name and id out of the head.
-    pub(crate) head: fn(&str) -> Option<(&str, Option<&str>)>,
+    pub(crate) head: Head,
     /// What may stand behind the arguments, and is dropped (the end of a fence).
     pub(crate) trail: &'static [&'static str],
     /// Closing markers; none where nothing closes it.

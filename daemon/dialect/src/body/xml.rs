@@ -107,6 +107,10 @@ impl XmlCall {
     }
 
     fn name(&mut self, text: &str, last: bool, calls: &Calls) -> Step {
+        let space = spaces(text);
+        if self.name.is_empty() && space > 0 {
+            return Step::Took(space);
+        }
         match XmlCall::read_name(&mut self.name, text, last, self.form.name_close) {
             Err(step) => step,
             Ok(Some(taken)) => {

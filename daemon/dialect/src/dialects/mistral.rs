@@ -9,12 +9,10 @@
 //!
 //! Nothing closes a call. Which form stands there shows behind the marker, in each call.
 
-use crate::body::{Body, JsonCall, JsonForm, NamedCall, NamedForm, Step};
-use crate::calls::{Calls, Sink};
+use crate::body::{Body, Either, JsonCall, JsonForm, NamedCall, NamedForm};
 use crate::dialect::{Dialect, Ids, Talk};
 use crate::flow::{Flow, Opener, Thought};
 use crate::grammar::{Arguments, Enforcement, Tag};
-use crate::scan::spaces;
 
 static LIST: JsonForm = JsonForm { close: &[], list: true, single: true, between: &[], lead: &[] };
 
@@ -32,33 +30,15 @@ fn head(text: &str) -> Option<(&str, Option<&str>)> {
     (!name.is_empty() && name.chars().all(fits)).then_some((name, id))
 }
 
-/// Either form, as soon as it is clear which.
-struct Either(Option<Box<dyn Body>>);
-
-impl Body for Either {
-    fn step(&mut self, text: &str, last: bool, calls: &mut Calls, sink: &mut Sink<'_>) -> Step {
-        if let Some(body) = &mut self.0 {
-            return body.step(text, last, calls, sink);
-        }
-        let space = spaces(text);
-        if space > 0 {
-            return Step::Took(space);
-        }
-        let Some(first) = text.as_bytes().first() else { return Step::Need };
-        self.0 = Some(match first {
-            b'[' | b'{' => Box::new(JsonCall::new(&LIST)),
-            _ => Box::new(NamedCall::new(&NAMED)),
-        });
-        Step::Took(0)
-    }
-
-    fn is_pending(&self) -> bool {
-        self.0.as_ref().is_none_or(|body| body.is_pending())
-    }
-
-    fn closes(&self) -> &'static [&'static str] {
-        &[]
-    }
+/// Either form.
+fn either() -> Box<dyn Body> {
+    Box::new(Either::new(|text| {
+        Some(if text.starts_with(['[', '{']) {
+            Box::new(JsonCall::new(&LIST))
+        } else {
+            Box::new(NamedCall::new(&NAMED))
+        })
+    }))
 }
 
 /// See the file's head.
@@ -68,7 +48,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
     known_by: |checkpoint| checkpoint.says("[TOOL_CALLS]"),
     talk: Talk::Flow(Flow {
         thought: Some(Thought { open: &["[THINK]"], close: &["[/THINK]"] }),
-        calls: &[Opener { marker: "[TOOL_CALLS]", body: || Box::new(Either(None)) }],
+        calls: &[Opener { marker: "[TOOL_CALLS]", body: either }],
         silent: &[],
         bare: &[],
     }),
