@@ -28,6 +28,16 @@ use crate::calls::{Calls, Sink};
 /// Bytes of the longest name of a function, with what a dialect writes around it.
 pub(crate) const NAME_BYTES_MAX: usize = 256;
 
+/// The part of a text in which a name must end, with the marker behind it: whoever looks for the end of a name looks no
+/// further, or a text of many beginnings would be searched to its end for each of them.
+pub(crate) fn name_window(text: &str) -> &str {
+    let mut end = (NAME_BYTES_MAX + 64).min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// What a body made of the text before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {

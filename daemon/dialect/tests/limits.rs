@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 use minisgl_dialect::{HELD_BYTES_MAX, by_name, names};
 use support::{Item, asked, parse};
 
+/// Of 80,000 bytes, piece by piece or at once: linear time is some 20 ms, and a search of the rest for each marker seconds.
+const TIME_MAX: Duration = Duration::from_millis(500);
+
 /// Beginnings that are repeated, or followed by much.
 fn heavy(dialect: &str) -> Vec<String> {
     let dialect = by_name(dialect).unwrap();
     let mut all: Vec<String> = Vec::new();
-    let many = 300_000;
+    let many = 80_000;
     for marker in dialect.keeps() {
         all.push(marker.repeat(many / marker.len()));
         let half: String = marker.chars().take(marker.chars().count() - 1).collect();
@@ -46,13 +49,10 @@ fn time_is_linear_and_little_is_held() {
             parser.finish(&mut |_| given += 1);
             let shown: String = text.chars().take(60).collect();
             assert!(most <= HELD_BYTES_MAX + 1024, "{name} held {most} bytes of {shown:?}");
-            assert!(began.elapsed() < Duration::from_secs(10), "{name} took too long: {shown:?}");
+            assert!(began.elapsed() < TIME_MAX, "{name} took too long: {shown:?}");
             let began = Instant::now();
             parse(dialect, &asked, [text.as_str()]);
-            assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "{name} took too long at once: {shown:?}"
-            );
+            assert!(began.elapsed() < TIME_MAX, "{name} took too long at once: {shown:?}");
         }
     }
 }

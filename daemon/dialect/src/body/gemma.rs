@@ -2,7 +2,7 @@
 //!
 //! Strings stand between markers of their own and have no escapes; keys stand bare, or as strings.
 
-use super::{Body, NAME_BYTES_MAX, Step};
+use super::{Body, NAME_BYTES_MAX, Step, name_window};
 use crate::calls::{Calls, Sink};
 use crate::json::{Json, escape};
 use crate::part::Outcome;
@@ -107,6 +107,8 @@ impl GemmaCall {
     }
 
     fn head(&mut self, text: &str, last: bool, calls: &mut Calls, sink: &mut Sink<'_>) -> Step {
+        let window = name_window(text);
+        let (text, last) = (window, last && window.len() == text.len());
         let end = text.find('{');
         let until = end.unwrap_or(text.len());
         for (at, char) in text[..until].char_indices() {
@@ -162,6 +164,7 @@ impl GemmaCall {
 
     /// Text up to one of some characters, into the token.
     fn plain(&mut self, text: &str, ends: &[char]) -> Result<usize, Step> {
+        let text = name_window(text);
         let end = text.find(ends);
         let until = end.unwrap_or(text.len());
         if let Some(fits) = self.too_long(text, until) {

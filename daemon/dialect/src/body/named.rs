@@ -5,7 +5,7 @@
 //!   functions.get_weather:0<|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|>
 //! ```
 
-use super::{Body, Fed, NAME_BYTES_MAX, Object, Step};
+use super::{Body, Fed, NAME_BYTES_MAX, Object, Step, name_window};
 use crate::calls::{Calls, Sink};
 use crate::part::Outcome;
 use crate::scan::{Found, Here, find, here, spaces};
@@ -51,6 +51,8 @@ impl NamedCall {
     }
 
     fn read_head(&mut self, text: &str, last: bool, calls: &Calls) -> Step {
+        let window = name_window(text);
+        let (text, last) = (window, last && window.len() == text.len());
         let brace = self.form.brace.then_some("{");
         let ends = self.form.separators.iter().copied().chain(brace);
         let (until, which) = match find(text, ends) {

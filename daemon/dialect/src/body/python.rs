@@ -224,4 +224,12 @@ impl Body for PythonCall {
     fn closes(&self) -> &'static [&'static str] {
         self.form.close
     }
+
+    fn held(&self) -> &str {
+        match self.at {
+            At::InKey => &self.key,
+            At::Value => self.literal.held(),
+            _ => "",
+        }
+    }
 }

@@ -10,7 +10,7 @@
 //! follow an argument. The call begins when behind its name stands an argument or its end.
 
 use super::value::Value;
-use super::{Body, NAME_BYTES_MAX, Step};
+use super::{Body, NAME_BYTES_MAX, Step, name_window};
 use crate::calls::{Calls, Sink};
 use crate::json::escape;
 use crate::part::Outcome;
@@ -83,6 +83,8 @@ impl XmlCall {
         last: bool,
         ends: &[(&str, bool)],
     ) -> Result<Option<usize>, Step> {
+        let window = name_window(text);
+        let (text, last) = (window, last && window.len() == text.len());
         let found = find(text, ends.iter().map(|(end, _)| *end));
         let (until, which) = match found {
             Found::Whole { at, which } => (at, Some(which)),

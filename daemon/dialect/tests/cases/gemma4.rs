@@ -35,6 +35,6 @@ pub const CASES: &[Case] = &[
     case(TURN, "<|tool_call>f{a:1}<tool_call|>", &["T \"<|tool_call>f{a:1}<tool_call|>\""]),
     case(TURN, "<|tool_call>call:f{a:1,b}<tool_call|>.", &["C0 f {\"a\": 1 broken", "T \"b}.\""]),
     case(TURN, "<|tool_call>call:f{a:<|\"|>x", &["C0 f {\"a\": \"x cut"]),
-    case(TURN, "<|tool_call>call:f{a:[1,2", &["C0 f {\"a\": [1 cut"]),
+    case(TURN, "<|tool_call>call:f{a:[1,2", &["C0 f {\"a\": [1,  cut"]),
     case(TURN, "<|tool_call>call:f{}", &["C0 f {}"]),
 ];

@@ -135,6 +135,11 @@ impl Literal {
         }
     }
 
+    /// A number or a word that has not ended.
+    pub(crate) fn held(&self) -> &str {
+        if self.state == State::Token { &self.token } else { "" }
+    }
+
     fn is_key(&self) -> bool {
         self.stack.last().is_some_and(|top| top.closing == '}' && top.items % 2 == 1)
     }
