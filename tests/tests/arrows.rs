@@ -11,6 +11,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("minisgl-proto", &[]),
     ("minisgl-accept", &[]),
     ("minisgl-kernels", &[]),
+    ("minisgl-dialect", &[]),
     ("minisgl-cache", &[]),
     ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
     ("minisgl-grammar", &["minisgl-proto"]),
@@ -38,12 +39,13 @@ const ARROWS: [(&str, &[&str]); 14] = [
 ];
 
 /// Crates that a room must not see, however far down.
-const FORBIDDEN: [(&str, &[&str]); 5] = [
+const FORBIDDEN: [(&str, &[&str]); 6] = [
     // What a model's author wrote is read in a process of its own.
     ("minisgl-http", &["tokenizers", "minisgl-text"]),
     ("minisgl-control", &["tokenizers", "minisgl-text"]),
     ("minisgl-cache", &["tokio", "hyper", "axum", "cudarc"]),
     ("minisgl-sched", &["tokio", "hyper", "axum", "cudarc"]),
+    ("minisgl-dialect", &["tokio", "hyper", "axum", "cudarc"]),
     ("minisgl-proto", &["tokio", "hyper", "axum", "cudarc"]),
 ];
 

@@ -1,0 +1,45 @@
+//! Hermes, Qwen 2.5, Qwen 3 and QwQ: a JSON object between tags.
+//!
+//! ```text
+//!   <think>\nthought\n</think>\n\ntext\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>
+//! ```
+//!
+//! QwQ's and the thinking models' templates open the thought themselves. Models also put several objects between the tags.
+
+use crate::body::{JsonCall, JsonForm};
+use crate::dialect::{Dialect, Ids, Talk};
+use crate::dialects::think::THOUGHT;
+use crate::flow::{Flow, Opener};
+use crate::grammar::{Arguments, Enforcement, Tag};
+
+/// Tags of several families.
+pub(super) static FORM: JsonForm =
+    JsonForm { close: &["</tool_call>"], list: true, single: true, between: &[","], lead: &[] };
+
+/// Several families' enforcement.
+pub(super) const ENFORCEMENT: Enforcement = Enforcement {
+    tag: Some(Tag {
+        first: "",
+        begin: "<tool_call>\n{\"name\": \"NAME\", \"arguments\": ",
+        arguments: Arguments::Json,
+        end: "}\n</tool_call>",
+        between: "\n",
+        last: "",
+    }),
+    inner_markers: &[],
+};
+
+/// See the file's head.
+pub(crate) static DIALECT: Dialect = Dialect {
+    name: "hermes",
+    about: "Hermes 2 Pro and 3, Qwen 2.5, Qwen 3, QwQ: JSON in <tool_call>",
+    known_by: |checkpoint| checkpoint.says("<tool_call>"),
+    talk: Talk::Flow(Flow {
+        thought: Some(THOUGHT),
+        calls: &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }],
+        silent: &[],
+        bare: &[],
+    }),
+    ids: Ids::Any,
+    enforcement: ENFORCEMENT,
+};

@@ -1,0 +1,212 @@
+//! The tools of a request, as far as reading calls needs them: names, and which JSON types an argument may have.
+//!
+//! Owns: reading types out of JSON schemas. Must never: judge a call by its schema, which is the client's part.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+/// A function that the model may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// The JSON schema of its arguments; `null` where the request has none.
+    pub parameters: Value,
+}
+
+/// References that follow references, and schemas inside schemas, up to this depth.
+const DEPTH_MAX: u32 = 16;
+
+/// The JSON types that a value may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Types(u8);
+
+impl Types {
+    pub(crate) const STRING: Types = Types(1);
+    pub(crate) const NUMBER: Types = Types(2);
+    pub(crate) const INTEGER: Types = Types(4);
+    pub(crate) const BOOLEAN: Types = Types(8);
+    pub(crate) const NULL: Types = Types(16);
+    pub(crate) const OBJECT: Types = Types(32);
+    pub(crate) const ARRAY: Types = Types(64);
+    pub(crate) const ANY: Types = Types(127);
+
+    /// Whether one of the others' types is among them.
+    pub(crate) fn has(self, other: Types) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub(crate) fn or(self, other: Types) -> Types {
+        Types(self.0 | other.0)
+    }
+
+    fn and(self, other: Types) -> Types {
+        Types(self.0 & other.0)
+    }
+
+    fn named(name: &str) -> Types {
+        match name {
+            "string" => Types::STRING,
+            "number" => Types::NUMBER.or(Types::INTEGER),
+            "integer" => Types::INTEGER,
+            "boolean" => Types::BOOLEAN,
+            "null" => Types::NULL,
+            "object" => Types::OBJECT,
+            "array" => Types::ARRAY,
+            _ => Types::STRING,
+        }
+    }
+
+    /// The type of a value.
+    pub(crate) fn of(value: &Value) -> Types {
+        match value {
+            Value::Null => Types::NULL,
+            Value::Bool(_) => Types::BOOLEAN,
+            // 5.0 is an integer in JSON Schema.
+            Value::Number(number) if number.is_f64() => match number.as_f64() {
+                Some(number) if number.fract() == 0.0 => Types::NUMBER.or(Types::INTEGER),
+                _ => Types::NUMBER,
+            },
+            Value::Number(_) => Types::NUMBER.or(Types::INTEGER),
+            Value::String(_) => Types::STRING,
+            Value::Array(_) => Types::ARRAY,
+            Value::Object(_) => Types::OBJECT,
+        }
+    }
+}
+
+/// All tools of a request.
+#[derive(Clone, Debug, Default)]
+pub struct Tools {
+    by_name: BTreeMap<String, Arguments>,
+}
+
+/// The arguments of one.
+#[derive(Clone, Debug, Default)]
+struct Arguments {
+    types: BTreeMap<String, Types>,
+    /// Those of arguments that the schema does not name.
+    others: Option<Types>,
+}
+
+impl Tools {
+    /// Reads the schemas. Of two tools of one name the first counts. What a schema does not say, or says in a way that
+    /// is not read (a reference to another document), leaves an argument any type.
+    pub fn new(tools: &[Tool]) -> Tools {
+        let mut by_name = BTreeMap::new();
+        for tool in tools {
+            by_name.entry(tool.name.clone()).or_insert_with(|| {
+                let mut arguments = Arguments::default();
+                arguments.read(&tool.parameters, &tool.parameters, 0);
+                arguments
+            });
+        }
+        Tools { by_name }
+    }
+
+    /// Whether one has this name.
+    pub fn knows(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// What an argument may be. One that no schema names is a string, as in the models' own parsers.
+    pub(crate) fn types(&self, tool: &str, argument: &str) -> Types {
+        let Some(arguments) = self.by_name.get(tool) else { return Types::STRING };
+        let named = arguments.types.get(argument).copied().or(arguments.others);
+        named.unwrap_or(Types::STRING)
+    }
+}
+
+impl Arguments {
+    fn read(&mut self, schema: &Value, root: &Value, depth: u32) {
+        let Some(schema) = schema.as_object().filter(|_| depth < DEPTH_MAX) else { return };
+        if let Some(target) = reference(schema, root) {
+            self.read(target, root, depth + 1);
+        }
+        if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+            for (name, schema) in properties {
+                let types = types(schema, root, depth + 1);
+                self.types
+                    .entry(name.clone())
+                    .and_modify(|known| *known = known.or(types))
+                    .or_insert(types);
+            }
+        }
+        if let Some(others @ Value::Object(_)) = schema.get("additionalProperties") {
+            self.others = Some(types(others, root, depth + 1));
+        }
+        for branches in ["anyOf", "oneOf", "allOf"] {
+            for branch in schema.get(branches).and_then(Value::as_array).into_iter().flatten() {
+                self.read(branch, root, depth + 1);
+            }
+        }
+    }
+}
+
+fn reference<'a>(schema: &Map<String, Value>, root: &'a Value) -> Option<&'a Value> {
+    root.pointer(schema.get("$ref")?.as_str()?.strip_prefix('#')?)
+}
+
+/// The types that a schema allows, no fewer.
+fn types(schema: &Value, root: &Value, depth: u32) -> Types {
+    let Some(schema) = schema.as_object().filter(|_| depth < DEPTH_MAX) else { return Types::ANY };
+    let mut allowed = match schema.get("type") {
+        Some(Value::String(name)) => Types::named(name),
+        Some(Value::Array(names)) => {
+            let names = names.iter().filter_map(Value::as_str);
+            names.fold(Types(0), |types, name| types.or(Types::named(name)))
+        }
+        _ => Types::ANY,
+    };
+    if let Some(target) = reference(schema, root) {
+        allowed = allowed.and(types(target, root, depth + 1));
+    }
+    let constant = schema.get("const").map(std::slice::from_ref);
+    let values = constant.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice));
+    if let Some(values) = values {
+        allowed = allowed.and(values.iter().fold(Types(0), |all, value| all.or(Types::of(value))));
+    }
+    for branches in ["anyOf", "oneOf"] {
+        if let Some(branches) = schema.get(branches).and_then(Value::as_array) {
+            let any = branches.iter().map(|branch| types(branch, root, depth + 1));
+            allowed = allowed.and(any.fold(Types(0), Types::or));
+        }
+    }
+    for branch in schema.get("allOf").and_then(Value::as_array).into_iter().flatten() {
+        allowed = allowed.and(types(branch, root, depth + 1));
+    }
+    if allowed == Types(0) { Types::ANY } else { allowed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn types_are_those_of_the_schema() {
+        let parameters = json!({
+            "$defs": {"Id": {"type": "integer"}, "Loop": {"$ref": "#/$defs/Loop"}},
+            "properties": {
+                "plain": {"type": "string"}, "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "two": {"type": ["number", "null"]}, "id": {"$ref": "#/$defs/Id"}, "loop": {"$ref": "#/$defs/Loop"},
+                "kind": {"enum": ["a", "b"]}, "none": {}, "all": {"allOf": [{"type": "array"}]},
+            },
+            "anyOf": [{"properties": {"extra": {"type": "boolean"}}}],
+        });
+        let tools = Tools::new(&[Tool { name: "f".into(), parameters }]);
+        let types = |name| tools.types("f", name);
+        assert_eq!(types("plain"), Types::STRING);
+        assert_eq!(types("maybe"), Types::STRING.or(Types::NULL));
+        assert_eq!(types("two"), Types::NUMBER.or(Types::INTEGER).or(Types::NULL));
+        assert_eq!(types("id"), Types::INTEGER);
+        assert_eq!(types("loop"), Types::ANY);
+        assert_eq!(types("kind"), Types::STRING);
+        assert_eq!(types("none"), Types::ANY);
+        assert_eq!(types("all"), Types::ARRAY);
+        assert_eq!(types("extra"), Types::BOOLEAN);
+        assert_eq!(types("unknown"), Types::STRING);
+        assert!(tools.knows("f") && !tools.knows("g"));
+    }
+}

@@ -1,0 +1,43 @@
+use crate::support::Case;
+
+const fn case(prompt: &'static str, output: &'static str, parts: &'static [&'static str]) -> Case {
+    Case { dialect: "granite", prompt, output, parts }
+}
+
+const TURN: &str = "<|start_of_role|>assistant<|end_of_role|>";
+
+pub const CASES: &[Case] = &[
+    case(
+        TURN,
+        "<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, {\"name\": \"now\", \"arguments\": {}}]",
+        &["C0 get_weather {\"city\": \"Paris\"}", "C1 now {}"],
+    ),
+    case(
+        TURN,
+        "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>",
+        &["C0 now {}", "C1 f {\"a\": 1}"],
+    ),
+    case(
+        TURN,
+        "<think>Hm.</think> <response>It is 3.</response>",
+        &["R \"Hm.\"", "T \"It is 3.\""],
+    ),
+    case(
+        TURN,
+        "Here is my thought process:\n\nHm.\n\nHere is my response: Yes.",
+        &["R \"Hm.\"", "T \"Yes.\""],
+    ),
+    case(TURN, "Here is my dog.", &["T \"Here is my dog.\""]),
+    // Broken and cut.
+    case(
+        TURN,
+        "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"a\" 1}}]",
+        &["C0 f {\"a\"  broken", "T \"1}}]\""],
+    ),
+    case(TURN, "<|tool_call|>none", &["T \"<|tool_call|>none\""]),
+    case(
+        TURN,
+        "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"a\": \"b",
+        &["C0 f {\"a\": \"b cut"],
+    ),
+];
