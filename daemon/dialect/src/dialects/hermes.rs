@@ -33,7 +33,8 @@ pub(super) const ENFORCEMENT: Enforcement = Enforcement {
 pub(crate) static DIALECT: Dialect = Dialect {
     name: "hermes",
     about: "Hermes 2 Pro and 3, Qwen 2.5, Qwen 3, QwQ: JSON in <tool_call>",
-    known_by: |checkpoint| checkpoint.says("<tool_call>"),
+    // MiniMax M3 and others write something else between tags of this name.
+    known_by: |checkpoint| checkpoint.says("<tool_call>") && !checkpoint.says("<invoke "),
     talk: Talk::Flow(Flow {
         thought: Some(THOUGHT),
         calls: &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }],

@@ -50,7 +50,8 @@ pub(crate) static DIALECT: Dialect = Dialect {
     name: "llama",
     about: "Llama 3.1 to 4: JSON or Python, bare or behind <|python_tag|>",
     known_by: |checkpoint| {
-        checkpoint.says("<|python_tag|>")
+        // functionary's template has the marker, too.
+        checkpoint.says("<|python_tag|>") && !checkpoint.says("<function=")
             || checkpoint.says("Environment: ipython")
             || checkpoint.is("Llama4")
             || checkpoint.is("Llama") && (checkpoint.has_token)("<|python_tag|>")
