@@ -110,11 +110,11 @@ impl Tools {
         self.by_name.contains_key(name)
     }
 
-    /// What an argument may be. One that no schema names is a string, as in the models' own parsers.
+    /// What an argument may be: anything where no schema names it, since templates write what is no string as JSON.
     pub(crate) fn types(&self, tool: &str, argument: &str) -> Types {
-        let Some(arguments) = self.by_name.get(tool) else { return Types::STRING };
+        let Some(arguments) = self.by_name.get(tool) else { return Types::ANY };
         let named = arguments.types.get(argument).copied().or(arguments.others);
-        named.unwrap_or(Types::STRING)
+        named.unwrap_or(Types::ANY)
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(types("none"), Types::ANY);
         assert_eq!(types("all"), Types::ARRAY);
         assert_eq!(types("extra"), Types::BOOLEAN);
-        assert_eq!(types("unknown"), Types::STRING);
+        assert_eq!(types("unknown"), Types::ANY);
         assert!(tools.knows("f") && !tools.knows("g"));
     }
 }

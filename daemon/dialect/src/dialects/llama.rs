@@ -50,11 +50,12 @@ pub(crate) static DIALECT: Dialect = Dialect {
     name: "llama",
     about: "Llama 3.1 to 4: JSON or Python, bare or behind <|python_tag|>",
     known_by: |checkpoint| {
-        // functionary's template has the marker, too.
-        checkpoint.says("<|python_tag|>") && !checkpoint.says("<function=")
+        // functionary's template has the same words, and calls in tags.
+        let llama = checkpoint.says("<|python_tag|>")
             || checkpoint.says("Environment: ipython")
             || checkpoint.is("Llama4")
-            || checkpoint.is("Llama") && (checkpoint.has_token)("<|python_tag|>")
+            || checkpoint.is("Llama") && (checkpoint.has_token)("<|python_tag|>");
+        llama && !checkpoint.says("<function=")
     },
     talk: Talk::Flow(Flow {
         thought: None,

@@ -30,7 +30,7 @@ pub const CASES: &[Case] = &[
     case(
         "]~b]ai\n",
         "<minimax:tool_call>\n<invoke name=\"now\">\n<parameter name=\"a\">1</parameter>\n</minimax:tool_call>",
-        &["C0 now {\"a\": \"1\"}"],
+        &["C0 now {\"a\": 1}"],
     ),
     case(
         "]~b]ai\n",
