@@ -22,7 +22,7 @@ pub const CASES: &[Case] = &[
         "a</think><minimax:tool_call><invoke name=\"write_file\"><parameter name=\"content\">\n<parameter name=\"x\">y</parameter> z\n</parameter></invoke></minimax:tool_call> b",
         &[
             "R \"a\"",
-            "C0 write_file {\"content\": \"<parameter name=\\\"x\\\">y</parameter> z\"}",
+            "C0 write_file {\"content\": \"\\n<parameter name=\\\"x\\\">y</parameter> z\\n\"}",
             "T \"b\"",
         ],
     ),
