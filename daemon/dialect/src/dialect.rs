@@ -77,6 +77,9 @@ impl Dialect {
             keeps.extend((call.body)().closes());
         }
         keeps.extend(flow.silent);
+        if let Some((begin, end)) = flow.frame {
+            keeps.extend(begin.iter().chain(end));
+        }
         keeps.extend(self.enforcement.inner_markers);
         keeps.sort_unstable();
         keeps.dedup();
@@ -87,9 +90,11 @@ impl Dialect {
     pub fn thought(&self) -> Option<Thought> {
         match &self.talk {
             Talk::Flow(flow) => flow.thought,
-            Talk::Harmony => {
-                Some(Thought { open: &["<|channel|>analysis<|message|>"], close: &["<|end|>"] })
-            }
+            Talk::Harmony => Some(Thought {
+                open: &["<|channel|>analysis<|message|>"],
+                close: &["<|end|>"],
+                anywhere: true,
+            }),
         }
     }
 

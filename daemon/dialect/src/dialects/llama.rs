@@ -64,6 +64,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             Opener { marker: "<|python_start|>", body: || Box::new(PythonCall::new(&LLAMA4)) },
         ],
         silent: &[],
+        frame: None,
         bare: &[('{', || Box::new(JsonCall::new(&JSON))), ('[', bracket)],
     }),
     ids: Ids::Any,

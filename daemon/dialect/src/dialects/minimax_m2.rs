@@ -33,6 +33,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
         thought: Some(THOUGHT),
         calls: &[Opener { marker: "<minimax:tool_call>", body: || Box::new(XmlCall::new(&FORM)) }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

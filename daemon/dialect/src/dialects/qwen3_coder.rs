@@ -57,7 +57,13 @@ pub(crate) static DIALECT: Dialect = Dialect {
     known_by: |checkpoint| {
         ["<function=", "<parameter=", "<tool_call>"].iter().all(|tag| checkpoint.says(tag))
     },
-    talk: Talk::Flow(Flow { thought: Some(THOUGHT), calls: CALLS, silent: &[], bare: &[] }),
+    talk: Talk::Flow(Flow {
+        thought: Some(THOUGHT),
+        calls: CALLS,
+        silent: &[],
+        frame: None,
+        bare: &[],
+    }),
     ids: Ids::Any,
     enforcement: ENFORCEMENT,
 };
