@@ -172,7 +172,7 @@ impl Parser {
     }
 
     /// Bytes of text that came and of which no part says anything yet: ids and log-probabilities of their tokens wait
-    /// with them.
+    /// with them. Of a call that has begun it counts only what may be its closing marker.
     pub fn held(&self) -> usize {
         match &self.0 {
             Kind::Flow(machine) => machine.held(),

@@ -67,6 +67,21 @@ fn time_is_linear_and_little_is_held() {
 }
 
 #[test]
+fn white_space_goes_with_a_marker_up_to_a_limit() {
+    let dialect = by_name("hermes").unwrap();
+    let asked = asked(dialect, "");
+    for (spaces, text) in [(128, "a".to_string()), (300, format!("a{}", " ".repeat(300)))] {
+        let call = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>";
+        let output = format!("a{}{call}", " ".repeat(spaces));
+        let at_once = parse(dialect, &asked, [output.as_str()]);
+        assert_eq!(at_once.0[0], Item::Text(text));
+        assert_eq!(at_once.2.counts.whole, 1);
+        let chars: Vec<&str> = output.split_inclusive(|_| true).collect();
+        assert_eq!(parse(dialect, &asked, chars), at_once);
+    }
+}
+
+#[test]
 fn a_call_that_does_not_begin_within_the_limit_is_text() {
     let dialect = by_name("hermes").unwrap();
     let asked = asked(dialect, "");
