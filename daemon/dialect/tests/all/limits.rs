@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use crate::support::{Item, asked, parse};
 use minisgl_dialect::{HELD_BYTES_MAX, by_name, names};
 
-/// Of [`MANY`] bytes at once, and a tenth of them one by one: linear time is some 20 ms, a search of the rest for each of
+/// Of [`MANY`] bytes at once, and of few one by one: linear time is some 20 ms, a search of the rest for each of
 /// many beginnings takes 5 s and more.
 const TIME_MAX: Duration = Duration::from_millis(2_500);
 const MANY: usize = 400_000;
+const FEW: usize = 20_000;
 
-/// Beginnings that are repeated, and beginnings of which much follows.
-fn heavy(name: &str, bytes: usize) -> Vec<String> {
+/// Beginnings that are repeated.
+fn repeated(name: &str, bytes: usize) -> Vec<String> {
     let dialect = by_name(name).unwrap();
     let mut all: Vec<String> = Vec::new();
     let mut repeat = |text: String| all.push(text.repeat(bytes / text.len()));
@@ -22,6 +23,13 @@ fn heavy(name: &str, bytes: usize) -> Vec<String> {
         repeat(half);
         repeat(format!("{marker}{{\"a\": \"{marker}"));
     }
+    all
+}
+
+/// Beginnings of which much follows.
+fn long(name: &str, bytes: usize) -> Vec<String> {
+    let dialect = by_name(name).unwrap();
+    let mut all: Vec<String> = Vec::new();
     for marker in dialect.keeps() {
         all.push(format!("{marker}{{\"name\": \"{}", "x".repeat(bytes)));
         all.push(format!("{marker}{}", " ".repeat(bytes)));
@@ -41,7 +49,7 @@ fn time_is_linear_and_little_is_held() {
     for name in names() {
         let dialect = by_name(name).unwrap();
         let asked = asked(dialect, "<|start|>assistant");
-        for text in heavy(name, MANY / 10) {
+        for text in repeated(name, FEW).into_iter().chain(long(name, 4 * FEW)) {
             let shown: String = text.chars().take(60).collect();
             let began = Instant::now();
             let mut parser = dialect.parser(&asked);
@@ -54,7 +62,7 @@ fn time_is_linear_and_little_is_held() {
             assert!(most <= HELD_BYTES_MAX + 1024, "{name} held {most} bytes of {shown:?}");
             assert!(began.elapsed() < TIME_MAX, "{name}: {:?} for {shown:?}", began.elapsed());
         }
-        for text in heavy(name, MANY) {
+        for text in repeated(name, MANY) {
             let shown: String = text.chars().take(60).collect();
             let began = Instant::now();
             let mut parser = dialect.parser(&asked);
