@@ -4,7 +4,7 @@ use crate::support::{Item, Random, asked, check_calls, is_beginning, parse, piec
 use minisgl_dialect::{Asked, Dialect, by_name, names};
 
 /// Texts a dialect.
-const TEXTS: u64 = 3_000;
+const TEXTS: u64 = 1_000;
 
 const FRAGMENTS: &[&str] = &[
     "{",
