@@ -77,6 +77,9 @@ impl Dialect {
             keeps.extend((call.body)().closes());
         }
         keeps.extend(flow.silent);
+        if let Some((begin, end)) = flow.frame {
+            keeps.extend(begin.iter().chain(end));
+        }
         keeps.extend(self.enforcement.inner_markers);
         keeps.sort_unstable();
         keeps.dedup();
@@ -87,9 +90,11 @@ impl Dialect {
     pub fn thought(&self) -> Option<Thought> {
         match &self.talk {
             Talk::Flow(flow) => flow.thought,
-            Talk::Harmony => {
-                Some(Thought { open: &["<|channel|>analysis<|message|>"], close: &["<|end|>"] })
-            }
+            Talk::Harmony => Some(Thought {
+                open: &["<|channel|>analysis<|message|>"],
+                close: &["<|end|>"],
+                anywhere: true,
+            }),
         }
     }
 
@@ -167,7 +172,7 @@ impl Parser {
     }
 
     /// Bytes of text that came and of which no part says anything yet: ids and log-probabilities of their tokens wait
-    /// with them.
+    /// with them. Of a call that has begun it counts only what may be its closing marker.
     pub fn held(&self) -> usize {
         match &self.0 {
             Kind::Flow(machine) => machine.held(),

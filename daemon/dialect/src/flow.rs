@@ -37,6 +37,8 @@ pub(crate) struct Flow {
     pub(crate) calls: &'static [Opener],
     /// Markers that say nothing to the reader.
     pub(crate) silent: &'static [&'static str],
+    /// Markers around the answer that people write, too: the first counts where the answer begins, the second behind it.
+    pub(crate) frame: Option<(&'static [&'static str], &'static [&'static str])>,
     /// Calls that begin without a marker where an answer does: what they begin with, and how they go on. Only tools of
     /// the request are called so.
     pub(crate) bare: &'static [(char, MakeBody)],
@@ -49,6 +51,9 @@ pub struct Thought {
     pub open: &'static [&'static str],
     /// What closes it.
     pub close: &'static [&'static str],
+    /// Whether it may be opened behind text of an answer. `false` where people write the marker, too: then a thought begins
+    /// where an answer does, or behind a thought or a call.
+    pub anywhere: bool,
 }
 
 /// A marker, and the call behind it.
@@ -64,7 +69,9 @@ enum Mark {
     Close,
     Call(usize),
     Silent,
-    /// The closing marker of a call that ended before it.
+    /// The beginning of the answer's frame.
+    Frame,
+    /// The closing marker of a call that ended before it, or of the frame.
     Late,
 }
 
@@ -199,7 +206,10 @@ impl Machine {
     fn marks(&self) -> impl Iterator<Item = (&'static str, Mark)> + Clone + 'static {
         let thought = self.flow.thought.filter(|_| self.reads_thoughts);
         let (open, close) = thought.map_or((&[][..], &[][..]), |t| (t.open, t.close));
-        let open = if self.in_thought && !self.is_fresh { &[][..] } else { open };
+        let anywhere = thought.is_some_and(|t| t.anywhere) && !self.in_thought;
+        let open = if self.is_fresh || anywhere { open } else { &[][..] };
+        let frame = self.flow.frame.filter(|_| self.is_fresh && !self.in_thought);
+        let frame = frame.map_or(&[][..], |(begin, _)| begin);
         let close = if self.in_thought { close } else { &[] };
         let calls = if self.reads_calls { self.flow.calls } else { &[] };
         let calls = calls.iter().enumerate().map(|(at, call)| (call.marker, Mark::Call(at)));
@@ -207,6 +217,7 @@ impl Machine {
             .chain(close.iter().map(|&marker| (marker, Mark::Close)))
             .chain(calls)
             .chain(self.flow.silent.iter().map(|&marker| (marker, Mark::Silent)))
+            .chain(frame.iter().map(|&marker| (marker, Mark::Frame)))
             .chain(self.late.iter().map(|&marker| (marker, Mark::Late)))
     }
 
@@ -247,6 +258,10 @@ impl Machine {
                 (self.behind_marker, self.is_fresh) = (true, true);
             }
             Mark::Silent => self.behind_marker = true,
+            Mark::Frame => {
+                self.behind_marker = true;
+                self.late = self.flow.frame.map_or(&[], |(_, end)| end);
+            }
             Mark::Late => (self.behind_marker, self.late) = (true, &[]),
         }
         Some(end)

@@ -17,6 +17,8 @@ pub struct Tool {
 
 /// References that follow references, and schemas inside schemas, up to this depth.
 const DEPTH_MAX: u32 = 16;
+/// Schemas that are looked at for one tool, each as often as it is referred to. What is beyond may be any type.
+const SCHEMAS_MAX: u32 = 20_000;
 
 /// The JSON types that a value may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,7 +100,8 @@ impl Tools {
         for tool in tools {
             by_name.entry(tool.name.clone()).or_insert_with(|| {
                 let mut arguments = Arguments::default();
-                arguments.read(&tool.parameters, &tool.parameters, 0);
+                let mut schemas = Schemas { root: &tool.parameters, left: SCHEMAS_MAX };
+                schemas.arguments(&tool.parameters, 0, &mut arguments);
                 arguments
             });
         }
@@ -110,73 +113,86 @@ impl Tools {
         self.by_name.contains_key(name)
     }
 
-    /// What an argument may be. One that no schema names is a string, as in the models' own parsers.
+    /// What an argument may be: anything where no schema names it, since templates write what is no string as JSON.
     pub(crate) fn types(&self, tool: &str, argument: &str) -> Types {
-        let Some(arguments) = self.by_name.get(tool) else { return Types::STRING };
+        let Some(arguments) = self.by_name.get(tool) else { return Types::ANY };
         let named = arguments.types.get(argument).copied().or(arguments.others);
-        named.unwrap_or(Types::STRING)
+        named.unwrap_or(Types::ANY)
     }
 }
 
-impl Arguments {
-    fn read(&mut self, schema: &Value, root: &Value, depth: u32) {
-        let Some(schema) = schema.as_object().filter(|_| depth < DEPTH_MAX) else { return };
-        if let Some(target) = reference(schema, root) {
-            self.read(target, root, depth + 1);
+/// The schemas of one tool.
+struct Schemas<'a> {
+    root: &'a Value,
+    /// How many may still be looked at.
+    left: u32,
+}
+
+impl<'a> Schemas<'a> {
+    /// A schema, if it is one and there is room.
+    fn look(&mut self, schema: &'a Value, depth: u32) -> Option<&'a Map<String, Value>> {
+        self.left = self.left.checked_sub(1)?;
+        schema.as_object().filter(|_| depth < DEPTH_MAX)
+    }
+
+    fn reference(&self, schema: &Map<String, Value>) -> Option<&'a Value> {
+        self.root.pointer(schema.get("$ref")?.as_str()?.strip_prefix('#')?)
+    }
+
+    /// Reads the arguments that a schema names.
+    fn arguments(&mut self, schema: &'a Value, depth: u32, arguments: &mut Arguments) {
+        let Some(schema) = self.look(schema, depth) else { return };
+        if let Some(target) = self.reference(schema) {
+            self.arguments(target, depth + 1, arguments);
         }
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
             for (name, schema) in properties {
-                let types = types(schema, root, depth + 1);
-                self.types
-                    .entry(name.clone())
-                    .and_modify(|known| *known = known.or(types))
-                    .or_insert(types);
+                let types = self.types(schema, depth + 1);
+                let known = arguments.types.entry(name.clone()).or_insert(types);
+                *known = known.or(types);
             }
         }
         if let Some(others @ Value::Object(_)) = schema.get("additionalProperties") {
-            self.others = Some(types(others, root, depth + 1));
+            arguments.others = Some(self.types(others, depth + 1));
         }
         for branches in ["anyOf", "oneOf", "allOf"] {
             for branch in schema.get(branches).and_then(Value::as_array).into_iter().flatten() {
-                self.read(branch, root, depth + 1);
+                self.arguments(branch, depth + 1, arguments);
             }
         }
     }
-}
 
-fn reference<'a>(schema: &Map<String, Value>, root: &'a Value) -> Option<&'a Value> {
-    root.pointer(schema.get("$ref")?.as_str()?.strip_prefix('#')?)
-}
-
-/// The types that a schema allows, no fewer.
-fn types(schema: &Value, root: &Value, depth: u32) -> Types {
-    let Some(schema) = schema.as_object().filter(|_| depth < DEPTH_MAX) else { return Types::ANY };
-    let mut allowed = match schema.get("type") {
-        Some(Value::String(name)) => Types::named(name),
-        Some(Value::Array(names)) => {
-            let names = names.iter().filter_map(Value::as_str);
-            names.fold(Types(0), |types, name| types.or(Types::named(name)))
+    /// The types that a schema allows, no fewer.
+    fn types(&mut self, schema: &'a Value, depth: u32) -> Types {
+        let Some(schema) = self.look(schema, depth) else { return Types::ANY };
+        let mut allowed = match schema.get("type") {
+            Some(Value::String(name)) => Types::named(name),
+            Some(Value::Array(names)) => {
+                let names = names.iter().filter_map(Value::as_str);
+                names.fold(Types(0), |types, name| types.or(Types::named(name)))
+            }
+            _ => Types::ANY,
+        };
+        if let Some(target) = self.reference(schema) {
+            allowed = allowed.and(self.types(target, depth + 1));
         }
-        _ => Types::ANY,
-    };
-    if let Some(target) = reference(schema, root) {
-        allowed = allowed.and(types(target, root, depth + 1));
-    }
-    let constant = schema.get("const").map(std::slice::from_ref);
-    let values = constant.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice));
-    if let Some(values) = values {
-        allowed = allowed.and(values.iter().fold(Types(0), |all, value| all.or(Types::of(value))));
-    }
-    for branches in ["anyOf", "oneOf"] {
-        if let Some(branches) = schema.get(branches).and_then(Value::as_array) {
-            let any = branches.iter().map(|branch| types(branch, root, depth + 1));
-            allowed = allowed.and(any.fold(Types(0), Types::or));
+        let constant = schema.get("const").map(std::slice::from_ref);
+        let values = constant.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice));
+        if let Some(values) = values {
+            let any = values.iter().map(Types::of).fold(Types(0), Types::or);
+            allowed = allowed.and(any);
         }
+        for branches in ["anyOf", "oneOf"] {
+            if let Some(branches) = schema.get(branches).and_then(Value::as_array) {
+                let any = branches.iter().map(|branch| self.types(branch, depth + 1));
+                allowed = allowed.and(any.fold(Types(0), Types::or));
+            }
+        }
+        for branch in schema.get("allOf").and_then(Value::as_array).into_iter().flatten() {
+            allowed = allowed.and(self.types(branch, depth + 1));
+        }
+        if allowed == Types(0) { Types::ANY } else { allowed }
     }
-    for branch in schema.get("allOf").and_then(Value::as_array).into_iter().flatten() {
-        allowed = allowed.and(types(branch, root, depth + 1));
-    }
-    if allowed == Types(0) { Types::ANY } else { allowed }
 }
 
 #[cfg(test)]
@@ -206,7 +222,18 @@ mod tests {
         assert_eq!(types("none"), Types::ANY);
         assert_eq!(types("all"), Types::ARRAY);
         assert_eq!(types("extra"), Types::BOOLEAN);
-        assert_eq!(types("unknown"), Types::STRING);
+        assert_eq!(types("unknown"), Types::ANY);
         assert!(tools.knows("f") && !tools.knows("g"));
+    }
+
+    #[test]
+    fn schemas_that_refer_to_themselves_many_times_end() {
+        let branch = json!({"$ref": "#"});
+        let many = json!({"anyOf": vec![branch.clone(); 50], "allOf": vec![branch.clone(); 50],
+            "properties": {"a": {"anyOf": vec![branch; 50]}, "b": {"type": "string"}}});
+        let began = std::time::Instant::now();
+        let tools = Tools::new(&[Tool { name: "f".into(), parameters: many }]);
+        assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(tools.types("f", "a"), Types::ANY);
     }
 }

@@ -69,7 +69,11 @@ fn chat_templates() -> Result<()> {
     let corpus = corpus::make()?;
     let mut command = sh::cargo();
     command.args(["test", "--locked", "-p", "minisgl-text", "--test", "corpus"]);
-    sh::run(command.env("MINISGL_CORPUS", corpus), "the first prompts that differ are above")
+    sh::run(command.env("MINISGL_CORPUS", &corpus), "the first prompts that differ are above")?;
+    // The calls in those prompts are what models write.
+    let mut command = sh::cargo();
+    command.args(["test", "--locked", "-p", "minisgl-dialect", "--test", "all", "real_templates"]);
+    sh::run(command.env("MINISGL_CORPUS", &corpus), "the calls that are read otherwise are above")
 }
 
 /// The build for the CPU alone must go on compiling. What does not depend on the feature is checked here

@@ -30,13 +30,18 @@ pub(crate) static DIALECT: Dialect = Dialect {
             || checkpoint.says("Action:") && checkpoint.says("tool_name")
     },
     talk: Talk::Flow(Flow {
-        thought: Some(Thought { open: &["<|START_THINKING|>"], close: &["<|END_THINKING|>"] }),
+        thought: Some(Thought {
+            open: &["<|START_THINKING|>"],
+            close: &["<|END_THINKING|>"],
+            anywhere: true,
+        }),
         calls: &[
             Opener { marker: "<|START_ACTION|>", body: || Box::new(JsonCall::new(&FORM)) },
             Opener { marker: "Action:\n```json", body: || Box::new(JsonCall::new(&FENCE)) },
             Opener { marker: "Action: ```json", body: || Box::new(JsonCall::new(&FENCE)) },
         ],
         silent: &["<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -39,6 +39,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             body: || Box::new(NamedCall::new(&FORM)),
         }],
         silent: SECTION,
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -36,6 +36,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
         thought: None,
         calls: &[Opener { marker: "```tool_code", body: || Box::new(PythonCall::new(&CODE)) }],
         silent: &[],
+        frame: None,
         bare: &[
             ('[', bracket),
             ('{', || Box::new(JsonCall::new(&JSON))),

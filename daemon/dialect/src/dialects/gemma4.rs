@@ -17,9 +17,14 @@ pub(crate) static DIALECT: Dialect = Dialect {
     about: "Gemma 4: call:f{..} in <|tool_call>, thoughts in a channel",
     known_by: |checkpoint| checkpoint.is("Gemma4") || checkpoint.says("<|tool_call>"),
     talk: Talk::Flow(Flow {
-        thought: Some(Thought { open: &["<|channel>thought"], close: &["<channel|>"] }),
+        thought: Some(Thought {
+            open: &["<|channel>thought"],
+            close: &["<channel|>"],
+            anywhere: true,
+        }),
         calls: &[Opener { marker: "<|tool_call>", body: || Box::new(GemmaCall::new()) }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

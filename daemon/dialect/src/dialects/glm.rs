@@ -34,6 +34,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
         thought: Some(THOUGHT),
         calls: &[Opener { marker: "<tool_call>", body: || Box::new(XmlCall::new(&FORM)) }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -23,12 +23,14 @@ pub(crate) static DIALECT: Dialect = Dialect {
         thought: Some(Thought {
             open: &["<think>", "Here is my thought process:", "Here's my thought process:"],
             close: &["</think>", "Here is my response:", "Here's my response:"],
+            anywhere: false,
         }),
         calls: &[
             Opener { marker: "<|tool_call|>", body: || Box::new(JsonCall::new(&LIST)) },
             Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&hermes::FORM)) },
         ],
-        silent: &["<response>", "</response>"],
+        silent: &[],
+        frame: Some((&["<response>"], &["</response>"])),
         bare: &[],
     }),
     ids: Ids::Any,

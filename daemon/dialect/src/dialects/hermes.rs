@@ -33,11 +33,16 @@ pub(super) const ENFORCEMENT: Enforcement = Enforcement {
 pub(crate) static DIALECT: Dialect = Dialect {
     name: "hermes",
     about: "Hermes 2 Pro and 3, Qwen 2.5, Qwen 3, QwQ: JSON in <tool_call>",
-    known_by: |checkpoint| checkpoint.says("<tool_call>"),
+    // MiniMax M3 and Apriel only speak of tags of this name, and write others.
+    known_by: |checkpoint| {
+        let others = checkpoint.says("<invoke ") || checkpoint.says("<tool_calls>");
+        checkpoint.says("<tool_call>") && !others
+    },
     talk: Talk::Flow(Flow {
         thought: Some(THOUGHT),
         calls: &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

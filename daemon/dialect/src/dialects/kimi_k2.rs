@@ -37,13 +37,16 @@ pub(crate) static DIALECT: Dialect = Dialect {
     known_by: |checkpoint| checkpoint.says("<|tool_call_argument_begin|>"),
     talk: Talk::Flow(Flow {
         thought: Some(Thought {
-            open: &["<think>", "◁think▷"], close: &["</think>", "◁/think▷"]
+            open: &["<think>", "◁think▷"],
+            close: &["</think>", "◁/think▷"],
+            anywhere: false,
         }),
         calls: &[Opener {
             marker: "<|tool_call_begin|>",
             body: || Box::new(NamedCall::new(&FORM)),
         }],
         silent: &["<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Own,

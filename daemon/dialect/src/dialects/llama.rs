@@ -50,10 +50,12 @@ pub(crate) static DIALECT: Dialect = Dialect {
     name: "llama",
     about: "Llama 3.1 to 4: JSON or Python, bare or behind <|python_tag|>",
     known_by: |checkpoint| {
-        checkpoint.says("<|python_tag|>")
+        // functionary's template has the same words, and calls in tags.
+        let llama = checkpoint.says("<|python_tag|>")
             || checkpoint.says("Environment: ipython")
             || checkpoint.is("Llama4")
-            || checkpoint.is("Llama") && (checkpoint.has_token)("<|python_tag|>")
+            || checkpoint.is("Llama") && (checkpoint.has_token)("<|python_tag|>");
+        llama && !checkpoint.says("<function=")
     },
     talk: Talk::Flow(Flow {
         thought: None,
@@ -62,6 +64,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             Opener { marker: "<|python_start|>", body: || Box::new(PythonCall::new(&LLAMA4)) },
         ],
         silent: &[],
+        frame: None,
         bare: &[('{', || Box::new(JsonCall::new(&JSON))), ('[', bracket)],
     }),
     ids: Ids::Any,

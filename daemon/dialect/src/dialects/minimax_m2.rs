@@ -4,7 +4,7 @@
 //!   <think>\nthought\n</think>\n\ntext\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="city">Paris</parameter>\n</invoke>\n</minimax:tool_call>
 //! ```
 //!
-//! The template opens the thought itself.
+//! Values stand as they are, with their line breaks. The template opens the thought itself.
 
 use crate::body::{XmlCall, XmlForm};
 use crate::dialect::{Dialect, Ids, Talk};
@@ -21,7 +21,7 @@ static FORM: XmlForm = XmlForm {
     value_close: "</parameter>",
     call_close: "</invoke>",
     close: &["</minimax:tool_call>"],
-    lines: true,
+    lines: false,
 };
 
 /// See the file's head.
@@ -33,6 +33,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
         thought: Some(THOUGHT),
         calls: &[Opener { marker: "<minimax:tool_call>", body: || Box::new(XmlCall::new(&FORM)) }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -47,9 +47,10 @@ pub(crate) static DIALECT: Dialect = Dialect {
     about: "Mistral, Ministral, Magistral, Devstral: [TOOL_CALLS], both forms; [THINK]",
     known_by: |checkpoint| checkpoint.says("[TOOL_CALLS]"),
     talk: Talk::Flow(Flow {
-        thought: Some(Thought { open: &["[THINK]"], close: &["[/THINK]"] }),
+        thought: Some(Thought { open: &["[THINK]"], close: &["[/THINK]"], anywhere: true }),
         calls: &[Opener { marker: "[TOOL_CALLS]", body: either }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::NineLetters,

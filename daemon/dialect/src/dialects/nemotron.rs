@@ -29,6 +29,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             Opener { marker: "<tool_call>", body: || Box::new(XmlCall::new(&qwen3_coder::FORM)) },
         ],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -40,6 +40,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             Opener { marker: "functools", body: || Box::new(JsonCall::new(&LIST)) },
         ],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -9,7 +9,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
     name: "plain",
     about: "everything is text",
     known_by: |_| true,
-    talk: Talk::Flow(Flow { thought: None, calls: &[], silent: &[], bare: &[] }),
+    talk: Talk::Flow(Flow { thought: None, calls: &[], silent: &[], frame: None, bare: &[] }),
     ids: Ids::Any,
     enforcement: Enforcement::NONE,
 };

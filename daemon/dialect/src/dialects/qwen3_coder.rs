@@ -53,8 +53,17 @@ pub(super) const ENFORCEMENT: Enforcement = Enforcement {
 pub(crate) static DIALECT: Dialect = Dialect {
     name: "qwen3_coder",
     about: "Qwen3-Coder, Qwen 3.5 and later: <function=..><parameter=..> in <tool_call>",
-    known_by: |checkpoint| checkpoint.says("<function=") && checkpoint.says("<parameter="),
-    talk: Talk::Flow(Flow { thought: Some(THOUGHT), calls: CALLS, silent: &[], bare: &[] }),
+    // Seed-OSS has the inner tags in an outer one of its own, functionary JSON in them.
+    known_by: |checkpoint| {
+        ["<function=", "<parameter=", "<tool_call>"].iter().all(|tag| checkpoint.says(tag))
+    },
+    talk: Talk::Flow(Flow {
+        thought: Some(THOUGHT),
+        calls: CALLS,
+        silent: &[],
+        frame: None,
+        bare: &[],
+    }),
     ids: Ids::Any,
     enforcement: ENFORCEMENT,
 };

@@ -15,6 +15,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
         thought: Some(THOUGHT),
         calls: &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }],
         silent: &[],
+        frame: None,
         bare: &[],
     }),
     ids: Ids::Any,

@@ -5,7 +5,8 @@ use crate::flow::{Flow, Thought};
 use crate::grammar::Enforcement;
 
 /// The thought of many families.
-pub(super) const THOUGHT: Thought = Thought { open: &["<think>"], close: &["</think>"] };
+pub(super) const THOUGHT: Thought =
+    Thought { open: &["<think>"], close: &["</think>"], anywhere: false };
 
 /// See the file's head.
 pub(crate) static DIALECT: Dialect = Dialect {
@@ -16,7 +17,13 @@ pub(crate) static DIALECT: Dialect = Dialect {
             || checkpoint.says("</think>")
             || (checkpoint.has_token)("<think>")
     },
-    talk: Talk::Flow(Flow { thought: Some(THOUGHT), calls: &[], silent: &[], bare: &[] }),
+    talk: Talk::Flow(Flow {
+        thought: Some(THOUGHT),
+        calls: &[],
+        silent: &[],
+        frame: None,
+        bare: &[],
+    }),
     ids: Ids::Any,
     enforcement: Enforcement::NONE,
 };

@@ -5,7 +5,11 @@ const fn case(prompt: &'static str, output: &'static str, parts: &'static [&'sta
 }
 
 pub const CASES: &[Case] = &[
-    case("", "<think>a b\n\nc</think>\n\nd <think> e", &["R \"a b\\n\\nc\"", "T \"d\"", "R \"e\""]),
+    case(
+        "",
+        "<think>a b\n\nc</think>\n\n<think>d</think> e <think> f",
+        &["R \"a b\\n\\ncd\"", "T \"e <think> f\""],
+    ),
     case("<think>", "\na\n</think>b\n\n", &["R \"a\"", "T \"b\\n\\n\""]),
     case("<think>\n", "</think>\nb", &["T \"b\""]),
     case("", "a </think> b <thin", &["T \"a </think> b <thin\""]),

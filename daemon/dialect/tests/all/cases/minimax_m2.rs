@@ -22,7 +22,7 @@ pub const CASES: &[Case] = &[
         "a</think><minimax:tool_call><invoke name=\"write_file\"><parameter name=\"content\">\n<parameter name=\"x\">y</parameter> z\n</parameter></invoke></minimax:tool_call> b",
         &[
             "R \"a\"",
-            "C0 write_file {\"content\": \"<parameter name=\\\"x\\\">y</parameter> z\"}",
+            "C0 write_file {\"content\": \"\\n<parameter name=\\\"x\\\">y</parameter> z\\n\"}",
             "T \"b\"",
         ],
     ),
@@ -30,7 +30,7 @@ pub const CASES: &[Case] = &[
     case(
         "]~b]ai\n",
         "<minimax:tool_call>\n<invoke name=\"now\">\n<parameter name=\"a\">1</parameter>\n</minimax:tool_call>",
-        &["C0 now {\"a\": \"1\"}"],
+        &["C0 now {\"a\": 1}"],
     ),
     case(
         "]~b]ai\n",

@@ -1,9 +1,7 @@
 //! Outputs of every dialect, whole, in all pieces, and cut everywhere.
 
-mod cases;
-mod support;
-
-use support::{Case, check};
+use crate::cases;
+use crate::support::{Case, check};
 
 /// Random splits of each output.
 const SPLITS: usize = 10_000;

@@ -25,6 +25,8 @@ pub const CASES: &[Case] = &[
     ),
     case("[TOOL_CALLS]now{\"a\": 1}\n", &["C0 now {\"a\": 1}"]),
     case("[TOOL_CALLS]{\"name\": \"now\", \"arguments\": {}} b", &["C0 now {}", "T \"b\""]),
+    // A raw line break in a string.
+    case("[TOOL_CALLS]f[ARGS]{\"a\": \"x\n\ty\"}", &["C0 f {\"a\": \"x\\n\\ty\"}"]),
     // Broken.
     case("[TOOL_CALLS]now and then", &["T \"[TOOL_CALLS]now and then\""]),
     case("[TOOL_CALLS]now[ARGS]\"x\"", &["T \"[TOOL_CALLS]now[ARGS]\\\"x\\\"\""]),

@@ -27,6 +27,11 @@ pub const CASES: &[Case] = &[
         "Here is my thought process:\n\nHm.\n\nHere is my response: Yes.",
         &["R \"Hm.\"", "T \"Yes.\""],
     ),
+    case(
+        TURN,
+        "As XML: <response>1</response>. Here is my thought process: a",
+        &["T \"As XML: <response>1</response>. Here is my thought process: a\""],
+    ),
     case(TURN, "Here is my dog.", &["T \"Here is my dog.\""]),
     // Broken and cut.
     case(

@@ -35,7 +35,7 @@ pub const CASES: &[Case] = &[
         TURN,
         "<tool_call>\n<function=plan>\n<parameter=steps>\n['a', True]\n</parameter>\n<parameter=deep>\n{'x': None}\n</parameter>\n<parameter=note>\nnullable\n</parameter>\n<parameter=done>\nmaybe\n</parameter>\n<parameter=new>\n12\n</parameter>\n</function>\n</tool_call>",
         &[
-            "C0 plan {\"steps\": [\"a\", true], \"deep\": {\"x\": null}, \"note\": \"nullable\", \"done\": \"maybe\", \"new\": \"12\"}",
+            "C0 plan {\"steps\": [\"a\", true], \"deep\": {\"x\": null}, \"note\": \"nullable\", \"done\": \"maybe\", \"new\": 12}",
         ],
     ),
     // A value with its own closing tag and line breaks, one whose closing tag is missing.

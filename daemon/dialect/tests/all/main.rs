@@ -1,0 +1,11 @@
+//! Every dialect, from text to parts: recorded outputs, garbage, limits, and which checkpoint has which.
+
+#![cfg(test)]
+
+mod cases;
+mod choice;
+mod corpus;
+mod garbage;
+mod limits;
+mod outputs;
+mod support;
