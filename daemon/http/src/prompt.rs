@@ -104,6 +104,12 @@ fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
     }
     let content = message.get_mut("content").map(Value::take);
     let content = text_of(content.unwrap_or_default(), at)?;
+    let content = content.or(refusal(&message));
+    if message.get("audio").is_some_and(|audio| !audio.is_null()) {
+        let param = format!("messages[{at}].audio");
+        let text = format!("{param}: audio cannot be read; models here take text only");
+        return Err(ApiError::unsupported(param, text));
+    }
     old_calls(&mut message);
     match content {
         Some(text) => drop(message.insert("content".into(), text.into())),
@@ -117,6 +123,11 @@ fn normal(mut message: Message, at: usize) -> Result<Message, ApiError> {
         }
     }
     Ok(message)
+}
+
+/// What an assistant said instead of content. No template reads it under that name.
+fn refusal(message: &Message) -> Option<String> {
+    message.get("refusal").and_then(Value::as_str).map(str::to_owned)
 }
 
 /// OpenAI's old form of a call, `function_call`, to `tool_calls`.

@@ -67,6 +67,17 @@ async fn a_late_system_message_goes_where_the_template_reads_it() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_what_the_assistant_said() {
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    let messages = json!([
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": null, "refusal": "I cannot.", "audio": null},
+        {"role": "user", "content": "Why?"},
+    ]);
+    assert_eq!(rendered(template, messages).await, "[user]Hi[assistant]I cannot.[user]Why?");
+}
+
+#[tokio::test]
 async fn an_empty_list_of_calls_is_none() {
     let template = "{% for m in messages %}{% if 'tool_calls' in m %}{% if m.tool_calls | length != 1 %}{{ raise_exception('single tool-calls only') }}{% endif %}{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}";
     let messages = json!([

@@ -3,17 +3,20 @@
 //! | file | what counts |
 //! |---|---|
 //! | `tokenizer_config.json` | `chat_template`, special tokens, `added_tokens_decoder`, `split_special_tokens` |
-//! | `special_tokens_map.json` | special tokens that the configuration does not name |
-//! | `added_tokens.json` | tokens by content, where there is no `added_tokens_decoder` |
+//! | `special_tokens_map.json` | special tokens, before the configuration's, where there is no `added_tokens_decoder` |
+//! | `added_tokens.json` | tokens by content, likewise |
 //! | `chat_template.jinja`, `additional_chat_templates/*.jinja` | templates; they win over the configuration's |
 //! | `generation_config.json` | recommended sampling |
 //!
 //! Owns: which file wins. Must never: read a file of more than [`FILE_BYTES_MAX`].
 
+mod special;
+
 use std::path::{Path, PathBuf};
 
 use minisgl_proto::text::GenerationDefaults;
 use serde_json::{Map, Value};
+use special::Special;
 use tokenizers::AddedToken;
 
 /// Bytes of a file at most; the largest tokenizer.json known has 34 MB.
@@ -51,23 +54,26 @@ pub enum LoadError {
 pub struct Files {
     /// Chat templates by name.
     pub templates: Vec<(String, String)>,
-    /// `bos_token` and its kind, by name.
+    /// `bos_token` and its kind, by name, which templates may mention.
     pub special: Vec<(String, String)>,
-    /// Tokens that the tokenizer must know, in the order in which they get ids.
+    /// Tokens that the tokenizer must know, in the order in which they get ids; these flags count.
     pub added: Vec<AddedToken>,
-    /// Those that must be special; of one that the tokenizer has, its own flags count.
-    pub special_added: Vec<AddedToken>,
+    /// Those that it must know after these. Of one that is added already, its own flags count.
+    pub more: Vec<More>,
     /// Special tokens in a text are spelled out.
     pub split_special: bool,
     /// Recommended sampling.
     pub defaults: GenerationDefaults,
 }
 
-/// Named tokens that a template may mention.
-const NAMES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Fields that list further special tokens, by release of transformers.
-const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+/// A token that the tokenizer must know.
+#[derive(Debug)]
+pub struct More {
+    /// With the flags that it gets if it is not added already.
+    pub token: AddedToken,
+    /// It is special in any case.
+    pub named: bool,
+}
 
 impl Files {
     /// Reads a folder's files, as far as they are there.
@@ -76,19 +82,24 @@ impl Files {
     /// One is broken.
     pub fn read(dir: &Path) -> Result<Files, LoadError> {
         let config = json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let map = json(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
         let mut files = Files {
             templates: templates(dir, &config)?,
             split_special: config.get("split_special_tokens") == Some(&Value::Bool(true)),
             defaults: defaults(&dir.join("generation_config.json"))?,
             ..Files::default()
         };
-        let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
+        // Where the configuration has all tokens, the older files do not count.
+        let decoder = config.get("added_tokens_decoder").and_then(Value::as_object).cloned();
+        let map = match decoder {
+            Some(_) => None,
+            None => json(&dir.join("special_tokens_map.json"))?,
+        };
+        let special = Special::read(config, map.unwrap_or_default());
         match decoder {
             Some(decoder) => {
                 let mut tokens: Vec<(u64, AddedToken)> = decoder
                     .iter()
-                    .filter_map(|(id, token)| Some((id.parse().ok()?, added_token(token, false)?)))
+                    .filter_map(|(id, token)| Some((id.parse().ok()?, added_token(token)?)))
                     .collect();
                 tokens.sort_by_key(|(id, _)| *id);
                 files.added.extend(tokens.into_iter().map(|(_, token)| token));
@@ -100,56 +111,32 @@ impl Files {
                     .filter_map(|(content, id)| Some((id.as_u64()?, content)))
                     .collect();
                 tokens.sort();
-                let plain = |content: String| AddedToken::from(content, false).normalized(true);
-                files.added.extend(tokens.into_iter().map(|(_, content)| plain(content)));
+                let tokens = tokens.into_iter().map(|(_, content)| {
+                    let is_special = special.names(&content);
+                    AddedToken::from(content, is_special).normalized(!is_special)
+                });
+                files.more.extend(tokens.map(|token| More { token, named: false }));
             }
         }
-        files.read_special(&config, &map);
+        for (name, value) in &special.named {
+            let Some(token) = added_token(value).map(|token| token.special(true)) else { continue };
+            files.special.push((name.clone(), token.content.clone()));
+            files.more.push(More { token, named: true });
+        }
+        let extra = special.extra.iter().filter_map(added_token);
+        files.more.extend(extra.map(|token| More { token, named: false }));
         Ok(files)
-    }
-
-    /// The special tokens: the configuration's, then those of the older map.
-    fn read_special(&mut self, config: &Map<String, Value>, map: &Map<String, Value>) {
-        let find = |name: &str| {
-            let given =
-                |from: &Map<String, Value>| from.get(name).filter(|v| !v.is_null()).cloned();
-            given(config).or_else(|| given(map))
-        };
-        let special = &mut self.special_added;
-        for name in NAMES {
-            let Some(token) = find(name).and_then(|value| added_token(&value, true)) else {
-                continue;
-            };
-            self.special.push((name.to_owned(), token.content.clone()));
-            special.push(token);
-        }
-        for name in LISTS {
-            match find(name) {
-                Some(Value::Array(tokens)) => {
-                    special.extend(tokens.iter().filter_map(|token| added_token(token, true)));
-                }
-                // transformers 5: by a name that templates may use, too.
-                Some(Value::Object(named)) => {
-                    for (name, value) in named {
-                        let Some(token) = added_token(&value, true) else { continue };
-                        self.special.push((name, token.content.clone()));
-                        special.push(token);
-                    }
-                }
-                _ => {}
-            }
-        }
     }
 }
 
-/// A token, as a string or as an object with its flags.
-fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
+/// A token, as a string, which is special, or as an object with its flags.
+fn added_token(value: &Value) -> Option<AddedToken> {
     if let Some(content) = value.as_str() {
-        return Some(AddedToken::from(content, special)).filter(|token| !token.content.is_empty());
+        return Some(AddedToken::from(content, true)).filter(|token| !token.content.is_empty());
     }
     let content = value["content"].as_str().filter(|content| !content.is_empty())?;
     let flag = |name: &str, default| value[name].as_bool().unwrap_or(default);
-    let special = special || flag("special", false);
+    let special = flag("special", false);
     Some(
         AddedToken::from(content, special)
             .single_word(flag("single_word", false))

@@ -126,20 +126,23 @@ impl ChatTemplate {
             self.render_as(conversation, &messages, LIMITS, abandoned)
         };
         let first = render(own);
-        let Err(TemplateError::Failed(_)) = &first else { return first };
+        let refused = match &first {
+            Err(TemplateError::Failed(_)) => false,
+            Err(TemplateError::Refused(_)) => true,
+            _ => return first,
+        };
         // The trial conversation may not have shown what this one needs; transformers' users choose by hand.
         let others = [
             Form { arguments_as_text: !own.arguments_as_text, ..own },
             Form { content: Content::Empty, ..own },
+            Form { arguments_as_text: false, wrap_broken: true, ..own },
         ];
-        let changes = |form: &Form| {
-            *form != own
-                && adapt::messages(&conversation.messages, *form)
-                    != adapt::messages(&conversation.messages, own)
-        };
-        for form in others.into_iter().filter(changes) {
+        // What a template refuses by itself it refuses in any form, but for broken arguments.
+        let others = others.into_iter().filter(|form| form.wrap_broken || !refused);
+        let plain = adapt::messages(&conversation.messages, own);
+        for form in others.filter(|form| adapt::messages(&conversation.messages, *form) != plain) {
             match render(form) {
-                Err(TemplateError::Failed(_)) => {}
+                Err(TemplateError::Failed(_) | TemplateError::Refused(_)) => {}
                 done => return done,
             }
         }

@@ -9,7 +9,7 @@ use minisgl_proto::text::{DecodeStep, Token, VOCABULARY_MAX, Vocabulary};
 use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Decoder, DecoderWrapper, Tokenizer};
 
-use crate::files::{Files, LoadError, broken, bytes};
+use crate::files::{Files, LoadError, More, broken, bytes};
 
 /// Reads `tokenizer.json`, and adds what the other files say; `None` when there is no such file.
 ///
@@ -23,18 +23,23 @@ pub fn load(path: &Path, files: &Files) -> Result<Option<Tokenizer>, LoadError> 
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(unusable)?;
     tokenizer.add_tokens(&files.added);
-    let special: Vec<AddedToken> =
-        files.special_added.iter().map(|token| as_known(&tokenizer, token)).collect();
-    tokenizer.add_tokens(&special);
+    for More { token, named } in &files.more {
+        match known(&tokenizer, &token.content) {
+            Some(known) if *named && !known.special => {
+                tokenizer.add_tokens(&[known.special(true)]);
+            }
+            Some(_) => {}
+            None => drop(tokenizer.add_tokens(std::slice::from_ref(token))),
+        }
+    }
     tokenizer.set_encode_special_tokens(files.split_special);
     Ok(Some(tokenizer))
 }
 
-/// The token with the flags that the tokenizer has for it, made special.
-fn as_known(tokenizer: &Tokenizer, token: &AddedToken) -> AddedToken {
+/// An added token as the tokenizer has it.
+fn known(tokenizer: &Tokenizer, content: &str) -> Option<AddedToken> {
     let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
-    let known = added.values().find(|known| known.content == token.content);
-    known.cloned().unwrap_or_else(|| token.clone()).special(true)
+    added.values().find(|known| known.content == content).cloned()
 }
 
 /// The table, and what about it is only nearly right.
@@ -233,6 +238,56 @@ mod tests {
             let token = vocabulary.tokens[259].as_ref().unwrap();
             assert_eq!((token.spelling.as_str(), token.special), ("<|x|>", at != 4), "way {at}");
         }
+    }
+
+    /// Ids and flags of transformers 5.24.
+    #[test]
+    fn the_older_map_wins_where_the_configuration_has_no_tokens() {
+        let map = json!({"eos_token": "<|x|>"});
+        let named = |config: Value| {
+            let dir = folder(config, &[("special_tokens_map.json", map.clone())]);
+            let (tokenizer, _) = open(dir.path());
+            (ids(&tokenizer, "<|x|>").len(), ids(&tokenizer, "<|y|>").len())
+        };
+        assert_eq!(named(json!({"eos_token": "<|y|>"})), (1, 5));
+        assert_eq!(named(json!({"eos_token": "<|y|>", "added_tokens_decoder": {}})), (5, 1));
+    }
+
+    #[test]
+    fn a_model_names_tokens_of_its_own() {
+        let unnamed = json!({"content": "<|z|>", "special": false, "__type": "AddedToken"});
+        let config = json!({
+            "additional_special_tokens": ["<|a|>", unnamed], "image_token": "<|img|>",
+            "add_bos_token": false, "extra_special_tokens": {"audio_token": "<|aud|>"}});
+        let dir = folder(config, &[]);
+        let files = Files::read(dir.path()).unwrap();
+        let named: Vec<(&str, &str)> =
+            files.special.iter().map(|(name, token)| (&**name, &**token)).collect();
+        assert_eq!(named, [("image_token", "<|img|>"), ("audio_token", "<|aud|>")]);
+        let (tokenizer, vocabulary) = open(dir.path());
+        assert_eq!(ids(&tokenizer, "<|img|><|aud|><|a|><|z|>"), [259, 260, 261, 262]);
+        let special: Vec<bool> =
+            (259..263).map(|id| vocabulary.tokens[id].as_ref().unwrap().special).collect();
+        assert_eq!(special, [true, true, true, false]);
+    }
+
+    #[test]
+    fn a_list_of_transformers_5_replaces_that_of_4() {
+        let config = json!({
+            "additional_special_tokens": ["<|a|>"], "extra_special_tokens": ["<|b|>"],
+            "model_specific_special_tokens": {"image_token": "<|img|>"}});
+        let (tokenizer, _) = open(folder(config, &[]).path());
+        assert_eq!(ids(&tokenizer, "<|img|><|b|>"), [259, 260]);
+        assert_eq!(ids(&tokenizer, "<|a|>").len(), 5);
+    }
+
+    #[test]
+    fn a_token_of_the_tokenizer_keeps_its_flags_beside_added_tokens_json() {
+        let mut json = tiny::byte_level();
+        json["added_tokens"][1]["rstrip"] = true.into();
+        let more = [("tokenizer.json", json), ("added_tokens.json", json!({"<|im_start|>": 257}))];
+        let (tokenizer, _) = open(folder(json!({}), &more).path());
+        assert_eq!(ids(&tokenizer, "<|im_start|>  a"), [257, 97]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 /// Templates and conversations at least, and prompts that must be there: what does not render is refused alike, but
 /// most renders.
-const TEMPLATES_MIN: usize = 150;
+const TEMPLATES_MIN: usize = 180;
 const CONVERSATIONS_MIN: usize = 40;
 
 fn conversation(given: &Value) -> minisgl_proto::text::Conversation {

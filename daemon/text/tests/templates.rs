@@ -141,6 +141,33 @@ fn a_template_file_wins_and_tools_have_their_own() {
     assert_eq!(template.render(&conversation, &AtomicBool::new(false)).unwrap(), "tools: 2");
 }
 
+/// What transformers 5 saves and reads: named templates as files beside the default, or as an object.
+#[test]
+fn named_templates_are_files_or_an_object() {
+    let with_tools = |dir: &Path, tools: Option<Vec<Value>>| {
+        let template = ChatTemplate::load(dir).unwrap().unwrap();
+        let conversation = Conversation { tools, ..Conversation::default() };
+        template.render(&conversation, &AtomicBool::new(false)).unwrap()
+    };
+    let tool = || Some(vec![json!({"type": "function", "function": {"name": "f"}})]);
+    let dir = tempfile::tempdir().unwrap();
+    let more = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&more).unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), "default").unwrap();
+    std::fs::write(more.join("tool_use.jinja"), "{{ tools | tojson }}").unwrap();
+    assert_eq!(with_tools(dir.path(), None), "default");
+    let right = r#"[{"type": "function", "function": {"name": "f"}}]"#;
+    assert_eq!(with_tools(dir.path(), tool()), right);
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({"chat_template": {"default": "a", "tool_use": "b", "rag": "c"}});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    assert_eq!(
+        (with_tools(dir.path(), None), with_tools(dir.path(), tool())),
+        ("a".into(), "b".into())
+    );
+}
+
 #[test]
 fn a_broken_template_says_where() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@
 //! | no `content` beside tool calls | nothing, null or empty: what the template wants |
 //! | no `content` otherwise | empty |
 //! | arguments of a tool call | an object or JSON text: what the template wants |
+//! | arguments that are no object | as they are, or in one where the template fails on that |
 //! | `reasoning`, `thinking`, `reasoning_content` | each from the other, as in transformers |
 //! | role `developer` | `system`, where the template does not know it, or not there |
 //! | a `system` message after others | joins the first, where the template loses or refuses one of them |
@@ -23,6 +24,8 @@ use serde_json::{Map, Value, json};
 pub struct Form {
     /// Arguments of tool calls are JSON text.
     pub arguments_as_text: bool,
+    /// Arguments that are no object, as of a model that wrote broken JSON, become one.
+    pub wrap_broken: bool,
     /// What stands for the content that a message with tool calls does not have.
     pub content: Content,
     /// Which messages of a developer are called `system`.
@@ -102,7 +105,7 @@ fn adapted(message: &Value, form: Form) -> Value {
         let value = match name.as_str() {
             "content" if value.is_null() => continue,
             "tool_calls" if !has_calls && value.is_array() => continue,
-            "tool_calls" => calls_as(value, form.arguments_as_text),
+            "tool_calls" => calls_as(value, form),
             _ if value.is_null() => continue,
             _ => value.clone(),
         };
@@ -121,7 +124,10 @@ fn adapted(message: &Value, form: Form) -> Value {
     Value::Object(out)
 }
 
-fn calls_as(calls: &Value, as_text: bool) -> Value {
+/// The name under which arguments that are no object reach a template that takes objects alone.
+const BROKEN: &str = "arguments";
+
+fn calls_as(calls: &Value, form: Form) -> Value {
     let mut calls = calls.clone();
     for call in calls.as_array_mut().into_iter().flatten() {
         let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
@@ -135,11 +141,12 @@ fn calls_as(calls: &Value, as_text: bool) -> Value {
             Value::Object(_) => Some(Cow::Borrowed(&*arguments)),
             _ => None,
         };
-        let changed = match (as_text, &*arguments, object) {
+        let changed = match (form.arguments_as_text, &*arguments, object) {
             // Text keeps its own spaces and digits.
             (true, Value::String(text), _) if !text.trim().is_empty() => continue,
             (true, _, Some(object)) => Value::String(python_json(&object)),
             (false, _, Some(object)) => object.into_owned(),
+            (false, broken, None) if form.wrap_broken => json!({BROKEN: broken}),
             (_, _, None) => continue,
         };
         *arguments = changed;
@@ -225,7 +232,9 @@ mod tests {
         let right = json!({"role": "assistant", "content": "", "tool_calls": call(json!("{\"x\": [1, \"é\"]}"))});
         check(object, text, right);
         let broken = json!({"role": "assistant", "content": "", "tool_calls": call(json!("{x"))});
-        check(broken.clone(), Form::default(), broken);
+        check(broken.clone(), Form::default(), broken.clone());
+        let right = json!({"role": "assistant", "content": "", "tool_calls": call(json!({"arguments": "{x"}))});
+        check(broken, Form { wrap_broken: true, ..Form::default() }, right);
     }
 
     #[test]

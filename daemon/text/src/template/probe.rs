@@ -209,6 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn broken_arguments_do_not_end_a_conversation() {
+        let broken = json!([{"role": "assistant", "content": "", "tool_calls": [
+            {"function": {"name": "f", "arguments": "{\"a\": "}}]}]);
+        let items = "{% for m in messages %}{% for t in m.tool_calls or [] %}{{ t.function.name }}{% for k, v in t.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}";
+        assert_eq!(render(items, broken.clone()), "f arguments={\"a\": ");
+        let refuses = items.replace(
+            "{{ t.function.name }}",
+            "{{ raise_exception('text') if t.function.arguments is string }}",
+        );
+        assert_eq!(render(&refuses, broken.clone()), " arguments={\"a\": ");
+        let json = "{% for m in messages %}{% for t in m.tool_calls or [] %}{{ t.function.name }} {{ t.function.arguments if t.function.arguments is string else t.function.arguments | tojson }}{% endfor %}{% endfor %}";
+        assert_eq!(render(json, broken), "f {\"a\": ");
+    }
+
+    #[test]
     fn no_content_beside_calls_is_what_the_template_looks_for() {
         let source = "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}<call {{ m.tool_calls[0].function.name }}{{ m.tool_calls[0].function.arguments }}>{% elif m.content is not none %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}";
         assert_eq!(render(source, calls(Value::Null)), "[user]Hi<call f{'a': 1}>[tool]ok");
