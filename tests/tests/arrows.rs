@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use minisgl_tests::modules::Modules;
 
 /// Crate, and the workspace crates it may use.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("minisgl-proto", &[]),
     ("minisgl-accept", &[]),
     ("minisgl-kernels", &[]),

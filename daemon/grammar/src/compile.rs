@@ -3,7 +3,6 @@
 //! Owns: the cache. Must never: run a grammar.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::Matcher;
@@ -16,16 +15,17 @@ use crate::{GrammarError, State, Vocabulary};
 
 /// A grammar that outputs can be held to.
 pub struct Compiled {
-    lanes: Vec<Matcher>,
-    turn: AtomicUsize,
+    /// At an empty output, whose mask has been made.
+    base: Mutex<Matcher>,
     size: usize,
 }
 
 impl Compiled {
     /// The state of an empty output. Where `after` has sequences of tokens, the grammar begins behind the first of them: what comes before is free.
+    /// What an output teaches its lexer is its own: a lexer that has grown too large ends one output, and no other.
     pub fn begin(&self, after: Vec<Vec<u32>>) -> State {
-        let lane = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
-        State::new(self.lanes[lane].clone(), self.size, after)
+        let matcher = self.base.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+        State::new(matcher, self.size, after)
     }
 }
 
@@ -92,15 +92,26 @@ impl Compiler {
     }
 
     fn compile_anew(&self, grammar: &Grammar) -> Result<Arc<Compiled>, GrammarError> {
-        let source = source(grammar, self.limits.definitions)?;
+        let source = source(grammar, &self.limits)?;
+        let refused =
+            |reason: &str| GrammarError::Refused { what: grammar.what(), reason: readable(reason) };
         // llguidance returns what it panics with as an error.
-        let matcher = Matcher::new(self.vocabulary.factory.create_parser(source));
+        let mut matcher = Matcher::new(self.vocabulary.factory.create_parser(source));
         if let Some(reason) = matcher.get_error() {
-            return Err(GrammarError::Refused { what: grammar.what(), reason });
+            return Err(refused(&reason));
         }
-        let lanes = (1..self.limits.lanes.get()).map(|_| matcher.deep_clone());
-        let lanes = lanes.chain([matcher.clone()]).collect();
-        let size = self.vocabulary.size();
-        Ok(Arc::new(Compiled { lanes, turn: AtomicUsize::new(0), size }))
+        // The first mask is the dearest, and the same for all.
+        matcher.compute_mask().map_err(|error| refused(&error.to_string()))?;
+        Ok(Arc::new(Compiled { base: Mutex::new(matcher), size: self.vocabulary.size() }))
+    }
+}
+
+/// llguidance's words without its insides.
+pub(crate) fn readable(reason: &str) -> String {
+    let reason = reason.split("\n<").next().unwrap_or(reason).trim();
+    if reason.contains("panic") {
+        "it is too large, or has too much in one place".into()
+    } else {
+        reason.into()
     }
 }

@@ -1,10 +1,13 @@
 //! Grammars as llguidance takes them, and why one is refused.
 
+use std::fmt::Write;
+
 use llguidance::api::TopLevelGrammar;
 use minisgl_proto::Grammar;
 use serde_json::{Value, json};
 
 use crate::ebnf::to_lark;
+use crate::limits::Limits;
 
 /// A grammar that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,80 +50,148 @@ pub enum GrammarError {
 /// As llguidance takes it.
 ///
 /// # Errors
-/// It is none, or has more than so many `definitions`.
-pub(crate) fn source(
-    grammar: &Grammar,
-    definitions: usize,
-) -> Result<TopLevelGrammar, GrammarError> {
-    let few = |of: &'static str, count: usize| match count > definitions {
-        true => Err(GrammarError::TooMany { what: grammar.what(), of, count, limit: definitions }),
+/// It is none, or has more of something than there may be.
+pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGrammar, GrammarError> {
+    let what = grammar.what();
+    let refused = |reason: String| GrammarError::Refused { what, reason };
+    let few = |of: &'static str, count: usize, limit: usize| match count > limit {
+        true => Err(GrammarError::TooMany { what, of, count, limit }),
         false => Ok(()),
     };
-    let refused = |reason: String| GrammarError::Refused { what: grammar.what(), reason };
+    let lark = |text: &str| {
+        let (bytes, limit) = (text.len(), limits.lark_bytes);
+        if bytes > limit {
+            return Err(GrammarError::TooLong { what, bytes, limit });
+        }
+        few("rules", outside(text, b":"), limits.definitions)?;
+        few("operators & and ~", outside(text, b"&~"), limits.lark_operators)?;
+        Ok(TopLevelGrammar::from_lark(text.to_owned()))
+    };
     Ok(match grammar {
         Grammar::JsonSchema { schema, lenient } => {
             let schema = serde_json::from_str(schema).map_err(|e| refused(e.to_string()))?;
-            few("references", references(&schema))?;
-            // Compiling an object takes time that grows with the square of its properties: 0.4 s with 2,000.
-            few("properties in one object", most_fields(&schema))?;
+            let mut sizes = Sizes::default();
+            sizes.add(&schema);
+            few("references", sizes.references, limits.definitions)?;
+            few("properties in one object", sizes.fields, limits.definitions)?;
+            few(
+                "properties, counted by their squares",
+                root(sizes.fields_squared),
+                limits.definitions,
+            )?;
+            few("alternatives in one place", sizes.branches, limits.branches)?;
+            few("characters in patterns", root(sizes.patterns_squared), limits.pattern_chars)?;
+            few("multipleOf", sizes.multiple_of as usize, limits.multiple_of as usize)?;
             json(schema, *lenient)
         }
         Grammar::JsonObject => json(json!({ "type": "object" }), false),
-        Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
-        Grammar::Lark(text) => {
-            few("rules", colons(text))?;
-            TopLevelGrammar::from_lark(text.clone())
+        Grammar::Regex(text) => {
+            few("characters", text.chars().count(), limits.pattern_chars)?;
+            TopLevelGrammar::from_regex(text)
         }
+        Grammar::Lark(text) => lark(text)?,
         Grammar::Ebnf(text) => {
-            let lark = to_lark(text).map_err(refused)?;
-            few("rules", colons(&lark))?;
-            TopLevelGrammar::from_lark(lark)
+            few("bytes", text.len(), limits.lark_bytes)?;
+            lark(&to_lark(text).map_err(refused)?)?
         }
         Grammar::Choice(texts) if texts.is_empty() => return Err(GrammarError::NoChoice),
         // A schema's `enum` of strings would be in quotation marks.
         Grammar::Choice(texts) => {
-            let texts: Vec<String> =
-                texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-            TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
+            few("texts", texts.len(), limits.choices)?;
+            let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+            TopLevelGrammar::from_regex(&texts.join("|"))
         }
     })
 }
 
-/// Keys of a schema that refer to other places of it. A value's depth is limited by whoever read it.
-fn references(schema: &Value) -> usize {
-    match schema {
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(key, value)| {
-                let refers = ["$ref", "$dynamicRef", "$recursiveRef"].contains(&key.as_str());
-                usize::from(refers) + references(value)
-            })
-            .sum(),
-        Value::Array(items) => items.iter().map(references).sum(),
-        _ => 0,
+/// A text as a regular expression.
+fn literal(text: &str) -> String {
+    let mut literal = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii_alphanumeric() {
+            literal.push(c);
+        } else {
+            let _ = write!(literal, "\\x{{{:x}}}", u32::from(c));
+        }
+    }
+    literal
+}
+
+/// A square's root, rounded up.
+fn root(square: usize) -> usize {
+    square.isqrt() + usize::from(!square.isqrt().pow(2).eq(&square))
+}
+
+/// What of a schema takes time and memory.
+#[derive(Default)]
+struct Sizes {
+    /// Keys that refer to other places of it.
+    references: usize,
+    /// Fields of the largest object in it.
+    fields: usize,
+    /// Squares of fields of all larger objects, added up: compiling one takes time that grows with its square, 0.4 s with 2,000.
+    fields_squared: usize,
+    /// Alternatives in the largest list of them.
+    branches: usize,
+    /// Squares of the characters of all patterns, added up.
+    patterns_squared: usize,
+    /// The largest `multipleOf`.
+    multiple_of: u64,
+}
+
+impl Sizes {
+    /// Adds a part of a schema. A value's depth is limited by whoever read it.
+    fn add(&mut self, schema: &Value) {
+        match schema {
+            Value::Object(fields) => {
+                self.fields = self.fields.max(fields.len());
+                // Small ones cost what their length does.
+                self.fields_squared += if fields.len() > 16 { fields.len().pow(2) } else { 0 };
+                for (key, value) in fields {
+                    self.take(key, value);
+                    self.add(value);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| self.add(item)),
+            _ => {}
+        }
+    }
+
+    fn take(&mut self, key: &str, value: &Value) {
+        match (key, value) {
+            ("$ref" | "$dynamicRef" | "$recursiveRef", _) => self.references += 1,
+            ("anyOf" | "oneOf", Value::Array(items)) => {
+                self.branches = self.branches.max(items.len());
+            }
+            ("pattern", Value::String(text)) => self.pattern(text),
+            ("patternProperties", Value::Object(of)) => {
+                of.keys().for_each(|text| self.pattern(text));
+            }
+            ("multipleOf", Value::Number(number)) => {
+                let of = number.as_u64().or_else(|| number.as_f64().map(|f| f.abs() as u64));
+                self.multiple_of = self.multiple_of.max(of.unwrap_or(0));
+            }
+            _ => {}
+        }
+    }
+
+    fn pattern(&mut self, text: &str) {
+        self.patterns_squared += text.chars().count().pow(2);
     }
 }
 
-/// Fields of the largest object in it.
-fn most_fields(schema: &Value) -> usize {
-    match schema {
-        Value::Object(fields) => fields.values().map(most_fields).fold(fields.len(), usize::max),
-        Value::Array(items) => items.iter().map(most_fields).max().unwrap_or(0),
-        _ => 0,
-    }
-}
-
-/// Colons outside of quotation marks: as many as there are rules, or more; with `%json` as many as there are keys.
-fn colons(lark: &str) -> usize {
+/// How many of `bytes` are outside of quotation marks: of colons as many as there are rules, or more; with `%json` as many as there
+/// are keys.
+fn outside(lark: &str, bytes: &[u8]) -> usize {
     let (mut count, mut quoted, mut escaped) = (0, false, false);
     for byte in lark.bytes() {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = true,
             b'"' => quoted = !quoted,
-            b':' if !quoted => count += 1,
             // A text ends in its line.
             b'\n' => quoted = false,
+            _ if !quoted && bytes.contains(&byte) => count += 1,
             _ => {}
         }
     }

@@ -1,7 +1,5 @@
 //! What grammars may cost.
 
-use std::num::NonZeroUsize;
-
 use llguidance::api::ParserLimits;
 
 /// What the stack of a thread must have that compiles grammars, or walks the whole of an output: 30 KB for each of
@@ -23,26 +21,42 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// Grammars in the cache.
     pub cache_entries: usize,
-    /// How many outputs of a grammar can be moved on at once without waiting for each other: what lexers learn is shared by those in
-    /// a lane.
-    pub lanes: NonZeroUsize,
+    /// Characters of a regular expression, and the root of the sum of the squares of all in a grammar: building one takes
+    /// memory that grows with its square, 1 GB with 20,000 (`a?` again and again).
+    pub pattern_chars: usize,
+    /// Bytes of a grammar in Lark or EBNF, whose terminals are regular expressions of any length, and of operators in it that
+    /// make one of two.
+    pub lark_bytes: usize,
+    /// See there.
+    pub lark_operators: usize,
+    /// Alternatives of a schema's `anyOf` or `oneOf`, each of which takes part in every mask before one is decided for.
+    pub branches: usize,
+    /// Texts to choose from.
+    pub choices: usize,
+    /// An integer's `multipleOf`, which takes as many states.
+    pub multiple_of: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            text_bytes: 256 << 10,
+            text_bytes: minisgl_proto::limits::GRAMMAR_BYTES_MAX,
             definitions: 2_000,
             cache_bytes: 16 << 20,
-            cache_entries: 128,
-            lanes: NonZeroUsize::MIN.saturating_add(3),
+            cache_entries: 64,
+            pattern_chars: 4_000,
+            lark_bytes: 16 << 10,
+            lark_operators: 4,
+            branches: 512,
+            choices: 10_000,
+            multiple_of: 10_000,
         }
     }
 }
 
 impl Limits {
-    /// Those of the parser: of the order of 20 ms for a grammar, and of some ms for a token.
+    /// Those of the parser.
     pub(crate) fn parser(&self) -> ParserLimits {
-        ParserLimits { max_lexer_states: 50_000, verbose_errors: false, ..ParserLimits::default() }
+        ParserLimits { max_lexer_states: 100_000, verbose_errors: false, ..ParserLimits::default() }
     }
 }

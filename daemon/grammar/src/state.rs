@@ -8,6 +8,8 @@
 
 use llguidance::Matcher;
 
+use crate::compile::readable;
+
 /// An output that cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
@@ -69,7 +71,10 @@ impl State {
         }
         let at = output.len();
         let stuck = |reason: String| StateError::Stuck { at, reason };
-        let allowed = self.matcher.compute_mask_or_eos().map_err(|e| stuck(e.to_string()))?;
+        let allowed = self
+            .matcher
+            .compute_mask_or_eos()
+            .map_err(|error| stuck(readable(&error.to_string())))?;
         if allowed.is_zero() {
             return Err(stuck("there is none in the vocabulary that it wants".to_owned()));
         }
@@ -99,10 +104,11 @@ impl State {
             let at = self.taken;
             self.taken += 1;
             match self.begun {
-                Some(_) => self
-                    .matcher
-                    .consume_token(output[at])
-                    .map_err(|error| StateError::Left { at, reason: error.to_string() })?,
+                // Only stop tokens come after the end, where a request ignores them.
+                Some(_) if self.matcher.is_stopped() && self.matcher.stop_reason().is_ok() => {}
+                Some(_) => self.matcher.consume_token(output[at]).map_err(|error| {
+                    StateError::Left { at, reason: readable(&error.to_string()) }
+                })?,
                 None => {
                     let said = &output[..self.taken];
                     let ends = |after: &Vec<u32>| said.ends_with(after);

@@ -2,6 +2,7 @@
 //!
 //! Owns: the names and forms of those fields. Must never: judge a grammar: the worker compiles it.
 
+use minisgl_proto::limits::GRAMMAR_BYTES_MAX;
 use minisgl_proto::{Grammar, Guided};
 use serde_json::{Map, Value};
 
@@ -68,9 +69,15 @@ impl FormatFields {
             let text = format!("{names} cannot be asked for together; send one of them");
             return Err(ApiError::field(asked[1].0, text));
         }
-        Ok(asked.pop().map(|(field, grammar)| {
-            Box::new(Guided { grammar, after: Vec::new(), field: field.to_owned() })
-        }))
+        let Some((field, grammar)) = asked.pop() else { return Ok(None) };
+        let bytes = grammar.bytes();
+        if bytes > GRAMMAR_BYTES_MAX {
+            let what = grammar.what();
+            let text =
+                format!("{field}: the {what} has {bytes} bytes; the limit is {GRAMMAR_BYTES_MAX}");
+            return Err(ApiError::field(field, text));
+        }
+        Ok(Some(Box::new(Guided { grammar, after: Vec::new(), field: field.to_owned() })))
     }
 }
 
@@ -167,6 +174,10 @@ fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Grammar>, Ap
         let wrong = |form: &str| Err(ApiError::field(&*field, format!("{field} must be {form}")));
         let grammar = match (&*key, value) {
             (_, Value::Null) => continue,
+            // As in the older fields, what is empty asks for nothing.
+            (_, Value::String(text)) if text.is_empty() => continue,
+            ("json", Value::Object(fields)) if fields.is_empty() => continue,
+            ("choice", Value::Array(texts)) if texts.is_empty() => continue,
             ("json", json) => strict(schema(&field, json)?),
             ("regex", Value::String(text)) => Grammar::Regex(text),
             ("grammar", Value::String(text)) => context_free(text),
@@ -297,6 +308,7 @@ mod tests {
             json!({"guided_regex": "", "guided_choice": [], "guided_json": {}, "json_schema": ""}),
             json!({"structured_outputs": {}}),
             json!({"structured_outputs": {"json": null, "json_object": false}}),
+            json!({"structured_outputs": {"json": {}, "regex": "", "choice": [], "grammar": ""}}),
         ] {
             assert_eq!(asked(&body).unwrap(), None, "{body}");
         }
@@ -329,7 +341,7 @@ mod tests {
             ),
             (json!({"guided_json": [1]}), "guided_json", "is an object"),
             (
-                json!({"structured_outputs": {"json": {}, "regex": "a"}}),
+                json!({"structured_outputs": {"json": {"a": 1}, "regex": "a"}}),
                 "structured_outputs",
                 "json, regex cannot",
             ),

@@ -6,6 +6,9 @@
 /// Tokens in `logit_bias`, each once.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 
+/// Bytes of a grammar.
+pub const GRAMMAR_BYTES_MAX: usize = 256 << 10;
+
 /// Tokens in `allowed_token_ids`.
 pub const ALLOWED_TOKENS_MAX: usize = 4096;
 

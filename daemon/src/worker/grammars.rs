@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SendError, Sender, SyncSender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use minisgl_grammar::{COMPILE_STACK_BYTES, Compiler, Limits, STEP_STACK_BYTES, State, Vocabulary};
 use minisgl_proto::{Grammar, RequestId, Submit};
@@ -33,7 +33,6 @@ pub struct Grammars {
     /// Submissions for the threads, once there are any.
     jobs: Option<Sender<Submit>>,
     inbox: SyncSender<Incoming>,
-    pending: HashSet<RequestId>,
 }
 
 /// What all threads share.
@@ -42,6 +41,8 @@ struct Common {
     vocab_size: usize,
     stop: Vec<u32>,
     compiler: OnceLock<Result<Compiler, String>>,
+    /// On their way, and not aborted.
+    pending: Mutex<HashSet<RequestId>>,
 }
 
 impl Grammars {
@@ -53,8 +54,9 @@ impl Grammars {
         inbox: SyncSender<Incoming>,
     ) -> Grammars {
         let dir = dir.to_owned();
-        let common = Common { dir, vocab_size, stop, compiler: OnceLock::new() };
-        Grammars { common: Arc::new(common), jobs: None, inbox, pending: HashSet::new() }
+        let (compiler, pending) = (OnceLock::new(), Mutex::default());
+        let common = Common { dir, vocab_size, stop, compiler, pending };
+        Grammars { common: Arc::new(common), jobs: None, inbox }
     }
 
     /// Takes a request that has a grammar; [`Incoming::Guided`] tells what came of it.
@@ -72,20 +74,21 @@ impl Grammars {
             },
         };
         let id = submit.id;
-        let gone = |SendError(submit)| Box::new((submit, "nobody compiles it any more".to_owned()));
-        jobs.send(submit).map_err(gone)?;
-        self.pending.insert(id);
-        Ok(())
+        self.common.pending().insert(id);
+        jobs.send(submit).map_err(|SendError(submit)| {
+            self.common.pending().remove(&id);
+            Box::new((submit, "nobody compiles it any more".to_owned()))
+        })
     }
 
     /// Whether a request is on its way no more, and so whether what came of it counts.
     pub fn settle(&mut self, id: RequestId) -> bool {
-        self.pending.remove(&id)
+        self.common.pending().remove(&id)
     }
 
     /// Whether none is on its way.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty()
+        self.common.pending().is_empty()
     }
 
     fn start(&self) -> std::io::Result<Sender<Submit>> {
@@ -107,6 +110,9 @@ fn work(common: &Common, queue: &Mutex<Receiver<Submit>>, inbox: &SyncSender<Inc
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut submit) = next else { return };
+        if !common.pending().contains(&submit.id) {
+            continue;
+        }
         let held = catch_unwind(AssertUnwindSafe(|| common.hold(&submit)));
         let held = held.unwrap_or_else(|_| Err("a bug in the grammar's compiler".to_owned()));
         if let Some(guided) = &mut submit.sampling.guided {
@@ -119,6 +125,10 @@ fn work(common: &Common, queue: &Mutex<Receiver<Submit>>, inbox: &SyncSender<Inc
 }
 
 impl Common {
+    fn pending(&self) -> MutexGuard<'_, HashSet<RequestId>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hold(&self, submit: &Submit) -> Result<Held, String> {
         let Some(guided) = submit.sampling.guided.as_deref() else {
             return Err("the request has no grammar".to_owned());

@@ -140,6 +140,8 @@ struct Worker<E> {
     link: Link,
     driver: Driver<E>,
     grammars: Grammars,
+    /// A drain was asked for, which waits for those that have a grammar: the scheduler was not told of them.
+    draining: bool,
     /// Ends of requests that never reached the scheduler, to be told with the next step.
     ended: Vec<TokenEvent>,
     started: Instant,
@@ -163,6 +165,7 @@ impl<E: Executor> Worker<E> {
             link,
             driver,
             grammars,
+            draining: false,
             ended: Vec::new(),
             started,
             reported: 0,
@@ -202,6 +205,10 @@ impl<E: Executor> Worker<E> {
                     break;
                 }
             }
+        }
+        if self.draining && self.grammars.is_idle() {
+            self.draining = false;
+            events.push(Event::Drain);
         }
         if !events.is_empty() {
             self.idle_since = None;
@@ -247,6 +254,10 @@ impl<E: Executor> Worker<E> {
             }
         };
         Ok(match frame {
+            ToWorker::Submit(submit) if self.draining => {
+                self.end(submit.id, Finish::Rejected(Reject::Draining));
+                None
+            }
             ToWorker::Submit(submit) if submit.sampling.guided.is_some() => {
                 if let Err(refused) = self.grammars.take(submit) {
                     let (submit, reason) = *refused;
@@ -261,7 +272,10 @@ impl<E: Executor> Worker<E> {
             }
             ToWorker::Abort(id) => Some(Event::Abort(id)),
             ToWorker::Flush => Some(Event::Flush),
-            ToWorker::Drain => Some(Event::Drain),
+            ToWorker::Drain => {
+                self.draining = true;
+                None
+            }
             ToWorker::Ping(nonce) => {
                 self.link.send(FromWorker::Pong(nonce));
                 None
@@ -423,31 +437,8 @@ mod tests {
         Grammars::new(std::path::Path::new("nowhere"), 9, vec![], link.into_inbox.clone())
     }
 
-    /// Samples token 5 for every row.
-    struct Fives(std::collections::VecDeque<Plan>);
-
-    impl Executor for Fives {
-        fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
-            self.0.push_back(plan);
-            Ok(())
-        }
-
-        fn complete(&mut self, late: Late) -> Result<(), ExecutorError> {
-            panic!("no request has masks: {late:?}")
-        }
-
-        fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
-            let plan = self.0.pop_front().unwrap();
-            let sampled = plan.rows.iter().filter(|row| row.is_sampled());
-            let sampled = sampled.map(|_| Sampled { token: 5, logprob: None, top: Vec::new() });
-            Ok(StepOutput { step: plan.step, sampled: sampled.collect(), step_s: 0.0 })
-        }
-    }
-
-    /// How often a worker checks that serves a request, then nothing but pings for a while, then is drained.
-    fn checks(pages: u32, check_after: Duration, idle: Duration) -> u64 {
-        let (mut daemon, stream) = UnixStream::pair().unwrap();
-        let scheduler = Scheduler::new(SchedConfig {
+    fn config(pages: u32) -> SchedConfig {
+        SchedConfig {
             pages,
             page_size: 4,
             windows: minisgl_sched::Windows::default(),
@@ -461,7 +452,34 @@ mod tests {
             eos_token_ids: vec![],
             cache: minisgl_proto::CacheMode::Radix,
             overlap: true,
-        });
+        }
+    }
+
+    /// Samples token 5 for every row.
+    struct Fives(std::collections::VecDeque<Plan>);
+
+    impl Executor for Fives {
+        fn launch(&mut self, plan: Plan) -> Result<(), ExecutorError> {
+            self.0.push_back(plan);
+            Ok(())
+        }
+
+        fn complete(&mut self, _: Late) -> Result<(), ExecutorError> {
+            Ok(())
+        }
+
+        fn wait(&mut self) -> Result<StepOutput, ExecutorError> {
+            let plan = self.0.pop_front().unwrap();
+            let sampled = plan.rows.iter().filter(|row| row.is_sampled());
+            let sampled = sampled.map(|_| Sampled { token: 5, logprob: None, top: Vec::new() });
+            Ok(StepOutput { step: plan.step, sampled: sampled.collect(), step_s: 0.0 })
+        }
+    }
+
+    /// How often a worker checks that serves a request, then nothing but pings for a while, then is drained.
+    fn checks(pages: u32, check_after: Duration, idle: Duration) -> u64 {
+        let (mut daemon, stream) = UnixStream::pair().unwrap();
+        let scheduler = Scheduler::new(config(pages));
         let driver = Driver::new(scheduler.unwrap(), Fives(std::collections::VecDeque::new()));
         let link = Link::over(stream).unwrap();
         let grammars = none(&link);
@@ -498,6 +516,53 @@ mod tests {
         }
         send(&mut daemon, &ToWorker::Drain);
         thread.join().unwrap()
+    }
+
+    /// Its tokens: 0 `a`, 2 the end, 5 `b`.
+    #[test]
+    fn a_drain_waits_for_a_request_whose_grammar_is_being_compiled() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = serde_json::json!({
+            "added_tokens": [{"id": 2, "content": "<|end|>", "special": true}],
+            "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 5}, "merges": []},
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), tokens.to_string()).unwrap();
+        let (mut daemon, stream) = UnixStream::pair().unwrap();
+        let fives = Fives(std::collections::VecDeque::new());
+        let driver = Driver::new(Scheduler::new(config(64)).unwrap(), fives);
+        let link = Link::over(stream).unwrap();
+        let grammars = Grammars::new(dir.path(), 100, vec![2], link.into_inbox.clone());
+        let mut worker = Worker::new(link, driver, grammars, Instant::now());
+        let thread = std::thread::spawn(move || worker.run());
+        let submit = |id| {
+            let guided = minisgl_proto::Guided {
+                grammar: minisgl_proto::Grammar::Regex("b+".to_owned()),
+                after: Vec::new(),
+                field: "regex".to_owned(),
+            };
+            let guided = Some(Box::new(guided));
+            ToWorker::Submit(Submit {
+                id: RequestId(id),
+                prompt: vec![5; 4],
+                generated: Vec::new(),
+                sampling: SamplingParams { guided, ..SamplingParams::default() },
+                stop: StopParams { max_tokens: 2, ..StopParams::default() },
+                priority: 0,
+            })
+        };
+        for frame in [submit(1), ToWorker::Drain, submit(2)] {
+            send(&mut daemon, &frame);
+        }
+        let mut ends = Vec::new();
+        while ends.len() < 2 {
+            let FromWorker::Step { events, .. } = receive(&mut daemon) else { continue };
+            ends.extend(events.into_iter().filter_map(|event| Some((event.id, event.finish?))));
+        }
+        thread.join().unwrap().unwrap();
+        ends.sort_by_key(|(id, _)| id.0);
+        assert_eq!(ends[0], (RequestId(1), Finish::Length));
+        assert_eq!(ends[1], (RequestId(2), Finish::Rejected(Reject::Draining)));
     }
 
     #[test]

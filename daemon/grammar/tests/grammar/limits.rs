@@ -36,6 +36,7 @@ fn what_cannot_be_enforced_is_named() {
     assert!(refused(&schema(smuggled)).contains("uniqueItems"));
     assert!(refused(&Grammar::Regex("(a".into())).contains("regular expression"));
     assert!(refused(&Grammar::Regex("a(?=b)".into())).contains("look-around"));
+    assert!(refused(&Grammar::Regex(r"\bword\b".into())).contains("regular expression"));
     assert!(refused(&Grammar::Lark("start: other".into())).contains("other"));
     assert_eq!(compile(&Grammar::Choice(Vec::new())).err(), Some(GrammarError::NoChoice));
 }
@@ -45,7 +46,26 @@ fn costly_grammars_are_refused_soon() {
     let large = schema(&json!({ "const": "x".repeat(1 << 20) }).to_string());
     assert!(refused(&large).contains("the limit is 262144"), "{}", refused(&large));
     let costly = Grammar::Lark(format!("start: {}", "\"a\"? ".repeat(40_000)));
-    assert!(refused(&costly).contains("cannot be enforced"));
+    assert!(refused(&costly).contains("the limit is 16384"));
+    // A schema may have many patterns, or a long one.
+    let pattern =
+        |characters: usize| format!("{{\"pattern\": \"{}\"}}", "a?".repeat(characters / 2));
+    let patterns = |count: usize, characters: usize| {
+        schema(&format!("{{\"allOf\": [{}]}}", vec![pattern(characters); count].join(",")))
+    };
+    for grammar in [
+        Grammar::Regex("a?".repeat(2_001)),
+        patterns(1, 4_002),
+        patterns(17, 1_000),
+        schema(r#"{"type": "integer", "multipleOf": 1000003}"#),
+        Grammar::Choice((0..10_001).map(|n| n.to_string()).collect()),
+        Grammar::Lark("start: A\nA: /a+/ & /b+/ & /c+/ & /d+/ & /e+/ & /f+/".into()),
+    ] {
+        let error = refused(&grammar);
+        let limit = ["the limit is 4000", "the limit is 10000", "the limit is 4"];
+        assert!(limit.iter().any(|limit| error.ends_with(limit)), "{error}");
+    }
+    compile(&patterns(16, 100)).unwrap();
 }
 
 /// What is compiled as it goes is given up as it goes: no token takes long, and the output's error says so.
@@ -80,9 +100,11 @@ fn too_many_of_something_are_named() {
     let properties: Vec<String> = (0..2_001).map(|n| format!("\"p{n}\": {{}}")).collect();
     let wide = schema(&format!("{{\"properties\": {{{}}}}}", properties.join(",")));
     assert!(refused(&wide).contains("2001 properties in one object; the limit is 2000"));
-    let chain = schema(&format!("{{\"anyOf\": [{}{{}}]}}", "{\"$ref\": \"#\"},".repeat(2_001)));
+    let alternatives = schema(&format!("{{\"anyOf\": [{}{{}}]}}", "{},".repeat(512)));
+    assert!(refused(&alternatives).contains("513 alternatives in one place; the limit is 512"));
+    let chain = schema(&format!("{{\"allOf\": [{}{{}}]}}", "{\"$ref\": \"#\"},".repeat(2_001)));
     assert!(refused(&chain).contains("2001 references; the limit is 2000"));
-    let rules: String = (0..2_001).map(|n| format!("a{n}: \"x:\"\n")).collect();
+    let rules: String = (0..2_001).map(|n| format!("a{n}:b\n")).collect();
     assert!(refused(&Grammar::Lark(rules)).contains("2001 rules; the limit is 2000"));
 }
 
@@ -164,7 +186,9 @@ fn a_tokenizer_says_what_its_tokens_stand_for() {
 /// there may be.
 #[test]
 fn deep_grammars_do_not_end_the_process() {
-    let (deep, most) = (60_000, Limits::default().definitions - 2);
+    let (deep, most) = (3_000, Limits::default().definitions - 2);
+    // As many as there is room for.
+    let lines = 800;
     let chain = |link: &dyn Fn(usize) -> String| {
         let defs: Vec<String> = (0..most).map(|n| format!("\"d{n}\": {}", link(n + 1))).collect();
         schema(&format!(
@@ -173,16 +197,16 @@ fn deep_grammars_do_not_end_the_process() {
         ))
     };
     let rules =
-        |link: &dyn Fn(usize) -> String| -> String { (0..most).map(|n| link(n) + "\n").collect() };
+        |link: &dyn Fn(usize) -> String| -> String { (0..lines).map(|n| link(n) + "\n").collect() };
     let terminals = rules(&|n| format!("A{n}: A{} | \"y\"", n + 1));
     let parser = rules(&|n| format!("a{n}: a{}", n + 1));
     let ebnf = rules(&|n| format!("a{n} ::= a{}", n + 1));
     let taken = [
-        Grammar::Lark(format!("start: a0\n{parser}\na{most}: \"x\"")),
-        Grammar::Lark(format!("start: A0\n{terminals}\nA{most}: \"x\"")),
-        Grammar::Ebnf(format!("root ::= a0\n{}", ebnf.replace(&format!("a{most}"), "\"x\""))),
-        Grammar::Regex("a|".repeat(deep)),
-        Grammar::Regex("ab?".repeat(deep)),
+        Grammar::Lark(format!("start: a0\n{parser}\na{lines}: \"x\"")),
+        Grammar::Lark(format!("start: A0\n{terminals}\nA{lines}: \"x\"")),
+        Grammar::Ebnf(format!("root ::= a0\n{}", ebnf.replace(&format!("a{lines}"), "\"x\""))),
+        Grammar::Regex("a|".repeat(2_000)),
+        Grammar::Regex("ab?".repeat(1_333)),
         schema(&format!(
             "{}{{}}{}",
             "{\"anyOf\":[{\"type\":\"string\"},".repeat(60),
@@ -202,7 +226,7 @@ fn deep_grammars_do_not_end_the_process() {
         Grammar::Ebnf(format!("root ::= {}\"a\"{}", "(".repeat(deep), ")".repeat(deep))),
         Grammar::Regex(format!("{}a{}", "(".repeat(deep), ")".repeat(deep))),
         schema(&format!("{}{}", "{\"items\":".repeat(20_000), "}".repeat(20_000))),
-        schema(&format!("{{\"anyOf\": [{}{{}}]}}", "{\"$ref\": \"#\"},".repeat(most + 3))),
+        schema(&format!("{{\"allOf\": [{}{{}}]}}", "{\"$ref\": \"#\"},".repeat(most + 3))),
     ];
     let in_thread = |bytes: usize, work: Box<dyn FnOnce() + Send>| {
         let thread = std::thread::Builder::new().stack_size(bytes);

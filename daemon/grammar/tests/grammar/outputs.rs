@@ -121,6 +121,15 @@ fn an_output_ends_with_any_stop_token_and_goes_on_with_none() {
     assert!(!state.is_over(&bytes("a")).unwrap());
     assert_eq!(allowed(&mut state, &bytes("ab")), STOP);
     assert!(state.is_over(&bytes("ab")).unwrap());
+    // A request that ignores end tokens gets more of them.
+    for grammar in [Grammar::Choice(vec!["ab".into()]), Grammar::Regex("(ab)+".into())] {
+        let mut state = compile(&grammar).unwrap().begin(Vec::new());
+        let mut output = bytes("ab");
+        for at in 0..4 {
+            output.push(STOP[at % STOP.len()]);
+            assert_eq!(allowed(&mut state, &output), STOP, "{output:?}");
+        }
+    }
 }
 
 #[test]
