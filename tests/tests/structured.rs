@@ -155,6 +155,10 @@ fn an_output_that_cannot_go_on_is_told() {
         let error = &answer.json()["error"];
         assert_eq!((answer.status, &error["param"]), (400, &json!("guided_choice")), "{error}");
     }
+    // Stop tokens may follow the grammar's end, up to the limit.
+    let on = json!({"guided_choice": ["on"], "ignore_eos": true, "max_tokens": 8});
+    let answer = daemon.post("/v1/chat/completions", &chat(on)).json();
+    assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
     let mut stream = chat(late);
     stream["stream"] = json!(true);
     let events = daemon.events("/v1/chat/completions", &stream).rest().unwrap();

@@ -9,7 +9,7 @@ use llguidance::Matcher;
 
 use minisgl_proto::Grammar;
 
-use crate::grammar::source;
+use crate::grammar::{readable, source};
 use crate::limits::Limits;
 use crate::{GrammarError, State, Vocabulary};
 
@@ -17,6 +17,7 @@ use crate::{GrammarError, State, Vocabulary};
 pub struct Compiled {
     /// At an empty output, whose mask has been made.
     base: Mutex<Matcher>,
+    stop: Arc<[u32]>,
     size: usize,
 }
 
@@ -25,7 +26,7 @@ impl Compiled {
     /// What an output teaches its lexer is its own: a lexer that has grown too large ends one output, and no other.
     pub fn begin(&self, after: Vec<Vec<u32>>) -> State {
         let matcher = self.base.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-        State::new(matcher, self.size, after)
+        State::new(matcher, Arc::clone(&self.stop), self.size, after)
     }
 }
 
@@ -102,16 +103,7 @@ impl Compiler {
         }
         // The first mask is the dearest, and the same for all.
         matcher.compute_mask().map_err(|error| refused(&error.to_string()))?;
-        Ok(Arc::new(Compiled { base: Mutex::new(matcher), size: self.vocabulary.size() }))
-    }
-}
-
-/// llguidance's words without its insides.
-pub(crate) fn readable(reason: &str) -> String {
-    let reason = reason.split("\n<").next().unwrap_or(reason).trim();
-    if reason.contains("panic") {
-        "it is too large, or has too much in one place".into()
-    } else {
-        reason.into()
+        let (base, stop) = (Mutex::new(matcher), Arc::clone(&self.vocabulary.stop));
+        Ok(Arc::new(Compiled { base, stop, size: self.vocabulary.size() }))
     }
 }

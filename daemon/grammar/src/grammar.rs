@@ -104,6 +104,16 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
     })
 }
 
+/// llguidance's words without its insides.
+pub(crate) fn readable(reason: &str) -> String {
+    let reason = reason.split("\n<").next().unwrap_or(reason).trim();
+    if reason.contains("panic") {
+        "it is too large, or has too much in one place".into()
+    } else {
+        reason.into()
+    }
+}
+
 /// A text as a regular expression.
 fn literal(text: &str) -> String {
     let mut literal = String::with_capacity(text.len());

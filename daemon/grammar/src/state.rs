@@ -6,9 +6,11 @@
 //! Owns: the walk, and masks, `[size / 32]` words of a bit for each token, the lowest bit of a word for its first. Must never: choose a
 //! token.
 
+use std::sync::Arc;
+
 use llguidance::Matcher;
 
-use crate::compile::readable;
+use crate::grammar::readable;
 
 /// An output that cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +38,8 @@ pub struct State {
     /// Before the first token.
     fresh: Matcher,
     matcher: Matcher,
+    /// What an output may end with.
+    stop: Arc<[u32]>,
     size: usize,
     /// Behind which sequences of tokens the grammar begins; none: with the output.
     after: Vec<Vec<u32>>,
@@ -46,9 +50,14 @@ pub struct State {
 }
 
 impl State {
-    pub(crate) fn new(matcher: Matcher, size: usize, after: Vec<Vec<u32>>) -> State {
+    pub(crate) fn new(
+        matcher: Matcher,
+        stop: Arc<[u32]>,
+        size: usize,
+        after: Vec<Vec<u32>>,
+    ) -> State {
         let begun = after.is_empty().then_some(0);
-        State { fresh: matcher.clone(), matcher, size, after, begun, taken: 0 }
+        State { fresh: matcher.clone(), matcher, stop, size, after, begun, taken: 0 }
     }
 
     /// Whether the grammar holds for the token after `output`.
@@ -96,16 +105,22 @@ impl State {
         self.size
     }
 
+    fn is_at_end(&mut self) -> bool {
+        self.matcher.is_stopped() && self.matcher.stop_reason().is_ok()
+    }
+
     fn take(&mut self, output: &[u32]) -> Result<(), StateError> {
         if output.len() < self.taken {
-            *self = State::new(self.fresh.clone(), self.size, std::mem::take(&mut self.after));
+            let (stop, after) = (Arc::clone(&self.stop), std::mem::take(&mut self.after));
+            *self = State::new(self.fresh.clone(), stop, self.size, after);
         }
         while self.taken < output.len() {
             let at = self.taken;
             self.taken += 1;
-            match self.begun {
+            let begun = self.begun;
+            match begun {
                 // Only stop tokens come after the end, where a request ignores them.
-                Some(_) if self.matcher.is_stopped() && self.matcher.stop_reason().is_ok() => {}
+                Some(_) if self.stop.contains(&output[at]) && self.is_at_end() => {}
                 Some(_) => self.matcher.consume_token(output[at]).map_err(|error| {
                     StateError::Left { at, reason: readable(&error.to_string()) }
                 })?,

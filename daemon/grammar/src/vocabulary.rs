@@ -31,6 +31,7 @@ pub enum VocabularyError {
 /// All tokens of a model, and what grammars are compiled with.
 pub struct Vocabulary {
     pub(crate) factory: ParserFactory,
+    pub(crate) stop: Arc<[u32]>,
     size: usize,
 }
 
@@ -75,7 +76,7 @@ impl Vocabulary {
         let mut factory = factory.map_err(|e| VocabularyError::Unreadable(e.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = limits.parser();
-        Ok(Vocabulary { factory, size })
+        Ok(Vocabulary { factory, stop: stop.into(), size })
     }
 
     /// Logits of the model.

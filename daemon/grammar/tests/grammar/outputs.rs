@@ -129,6 +129,8 @@ fn an_output_ends_with_any_stop_token_and_goes_on_with_none() {
             output.push(STOP[at % STOP.len()]);
             assert_eq!(allowed(&mut state, &output), STOP, "{output:?}");
         }
+        output.push(b'a'.into());
+        assert!(matches!(state.holds(&output), Err(StateError::Left { at: 6, .. })));
     }
 }
 
