@@ -18,7 +18,7 @@ use crate::{paths, sh};
 const ROOTS: [&str; 2] = ["minisgld", "minisglctl"];
 
 /// Licences whose terms are met by naming them and giving their text. A crate under others is looked at first.
-const ALLOWED: [&str; 11] = [
+const ALLOWED: [&str; 12] = [
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
@@ -27,6 +27,7 @@ const ALLOWED: [&str; 11] = [
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
+    "MIT-0",
     "MPL-2.0",
     "Unicode-3.0",
     "Zlib",
