@@ -2,12 +2,16 @@
 //!
 //! `cargo xtask test` fetches the templates and says in `MINISGL_CORPUS` where the conversations are, as Jinja2 renders them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::support::{Item, parse};
 use minisgl_dialect::{Checkpoint, Outcome, Tool, Tools, choose};
 use serde_json::{Value, json};
+
+/// Templates whose history is not what a model writes: Llama 4's put the text before a call, also an empty one, between marks of
+/// code; an older one of Qwen3-Coder writes lists and objects in Python's notation.
+const OTHERWISE: [&str; 3] = ["llama4.jinja", "library/llama4:latest", "library/qwen3-coder:30b"];
 
 fn text_of(content: &Value) -> String {
     match content {
@@ -25,7 +29,7 @@ fn calls_of_real_templates_are_read() {
     };
     let corpus: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let mut read: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut wrong = Vec::new();
+    let (mut wrong, mut otherwise) = (Vec::new(), BTreeSet::new());
     for template in corpus["templates"].as_array().unwrap() {
         let (file, text) =
             (template["name"].as_str().unwrap(), template["template"].as_str().unwrap());
@@ -59,8 +63,12 @@ fn calls_of_real_templates_are_read() {
                 continue;
             };
             let Some(at) = rendered.find(user.trim()) else { continue };
-            // Arguments that came as text, templates write in quotes, as no model does.
-            if calls.is_empty() || case["name"] == "call, text" {
+            // Arguments that came as text some templates write in quotes, and none at all as nothing, as no model does.
+            let as_written = messages
+                .iter()
+                .flat_map(|message| message["tool_calls"].as_array().into_iter().flatten())
+                .all(|call| call["function"]["arguments"].is_object());
+            if calls.is_empty() || !as_written {
                 continue;
             }
             let mut tools: Vec<Tool> = case["given"]["tools"]
@@ -96,6 +104,8 @@ fn calls_of_real_templates_are_read() {
             }
             if found == calls {
                 *read.entry(dialect.name).or_default() += 1;
+            } else if OTHERWISE.contains(&file) {
+                otherwise.insert(file);
             } else {
                 wrong.push(format!(
                     "{file}, {} ({}):\n  {calls:?}\n  {found:?}\n  {output:?}",
@@ -106,5 +116,10 @@ fn calls_of_real_templates_are_read() {
     }
     println!("calls of conversations that are read, by dialect: {read:?}");
     assert!(read.len() >= 14, "{read:?}");
+    assert_eq!(
+        otherwise,
+        BTreeSet::from(OTHERWISE),
+        "one is read now: it is no exception any more"
+    );
     assert!(wrong.is_empty(), "{} are read otherwise:\n{}", wrong.len(), wrong.join("\n"));
 }
