@@ -178,8 +178,11 @@ impl Sizes {
                 of.keys().for_each(|text| self.pattern(text));
             }
             ("multipleOf", Value::Number(number)) => {
-                let of = number.as_u64().or_else(|| number.as_f64().map(|f| f.abs() as u64));
-                self.multiple_of = self.multiple_of.max(of.unwrap_or(0));
+                // A fraction's digits count, wherever its point is.
+                let text = number.to_string().replace('.', "");
+                let digits = text.split(['e', 'E']).next().unwrap_or_default().parse();
+                let whole = number.as_f64().map_or(0, |f| f.abs() as u64);
+                self.multiple_of = self.multiple_of.max(whole).max(digits.unwrap_or(0));
             }
             _ => {}
         }

@@ -58,6 +58,7 @@ fn costly_grammars_are_refused_soon() {
         patterns(1, 4_002),
         patterns(17, 1_000),
         schema(r#"{"type": "integer", "multipleOf": 1000003}"#),
+        schema(r#"{"type": "number", "multipleOf": 1000.003}"#),
         Grammar::Choice((0..10_001).map(|n| n.to_string()).collect()),
         Grammar::Lark("start: A\nA: /a+/ & /b+/ & /c+/ & /d+/ & /e+/ & /f+/".into()),
     ] {
