@@ -250,6 +250,7 @@ pub fn show(model: &ModelStatus) -> String {
         let weights = bytes(info.weight_bytes);
         lines.push(("folder", info.dir.display().to_string()));
         lines.push(("architecture", info.architecture.clone()));
+        lines.extend(model.dialect.iter().map(|name| ("dialect", name.clone())));
         lines.push((
             "parameters",
             format!("{} in {}, {weights}", count(info.parameters), info.dtype),

@@ -90,5 +90,8 @@ fn text_reader(config: &Config) -> Inspector {
     text.command.env.push(without_threads());
     text.command.args.push(format!("--log={}", config.log.level).into());
     let runtime = tokio::runtime::Handle::current();
-    Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)))
+    Inspector(Arc::new(move |dir, dialect| {
+        let config = TextConfig { dialect, ..text.clone() };
+        runtime.block_on(Text::start(&config, dir)).map(Some)
+    }))
 }

@@ -16,9 +16,9 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("minisgl-sched", &["minisgl-cache", "minisgl-proto"]),
     ("minisgl-grammar", &["minisgl-proto"]),
     ("minisgl-engine", &["minisgl-sched", "minisgl-kernels", "minisgl-proto"]),
-    ("minisgl-text", &["minisgl-proto"]),
-    ("minisgl-http", &["minisgl-accept", "minisgl-proto"]),
-    ("minisgl-control", &["minisgl-accept", "minisgl-proto"]),
+    ("minisgl-text", &["minisgl-dialect", "minisgl-proto"]),
+    ("minisgl-http", &["minisgl-accept", "minisgl-dialect", "minisgl-proto"]),
+    ("minisgl-control", &["minisgl-accept", "minisgl-dialect", "minisgl-proto"]),
     (
         "minisgld",
         &[

@@ -52,6 +52,9 @@ pub struct OptionArgs {
     /// Attention kernels of a GPU for prefill and decode: two of auto, fi and fa, or one for both
     #[arg(long, value_name = "PREFILL,DECODE")]
     pub attn: Option<Attn>,
+    /// How the model writes tool calls and thoughts [default: found by its template; see docs/features.md]
+    #[arg(long, value_name = "NAME")]
+    pub dialect: Option<String>,
     /// Seeded random weights; needs only config.json
     #[arg(long)]
     pub dummy_weights: bool,
@@ -83,6 +86,7 @@ impl OptionArgs {
             max_len: self.max_len.or(base.max_len),
             cache: self.cache.unwrap_or(base.cache),
             attn: self.attn.unwrap_or(base.attn),
+            dialect: self.dialect.clone().or(base.dialect),
             dummy_weights: self.dummy_weights || base.dummy_weights,
             overlap: !self.no_overlap && base.overlap,
         };

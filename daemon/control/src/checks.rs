@@ -67,5 +67,9 @@ fn check_name(name: &str) -> Result<(), AdminError> {
 /// Options that no machine can heed.
 pub(crate) fn check_options(options: &LoadOptions) -> Result<(), AdminError> {
     options.check_ranges().map_err(|error| invalid(error.to_string()))?;
-    options.check_gpus().map_err(|error| invalid(error.to_string()))
+    options.check_gpus().map_err(|error| invalid(error.to_string()))?;
+    match options.dialect.as_deref().map(minisgl_dialect::by_name) {
+        Some(Err(why)) => Err(invalid(why)),
+        _ => Ok(()),
+    }
 }

@@ -69,13 +69,14 @@ impl Default for RegistryConfig {
 #[derive(Clone)]
 pub struct Inspector(pub Arc<Inspect>);
 
-/// What the model in a folder cannot do, in words for people; or why the folder is refused. May block.
-pub type Inspect = dyn Fn(&Path) -> Result<Option<Text>, String> + Send + Sync;
+/// The text side of the model in a folder, which was loaded with a dialect or without; or why the folder is refused. May
+/// block.
+pub type Inspect = dyn Fn(&Path, Option<String>) -> Result<Option<Text>, String> + Send + Sync;
 
 impl Default for Inspector {
     /// Finds nothing to say.
     fn default() -> Self {
-        Inspector(Arc::new(|_| Ok(None)))
+        Inspector(Arc::new(|_, _| Ok(None)))
     }
 }
 

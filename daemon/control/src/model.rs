@@ -238,6 +238,7 @@ impl Model {
                 _ => self.spec.origin,
             },
             retry_in_s: retry_in,
+            dialect: view.text.as_ref().map(|text| text.info().dialect.clone()),
             notes: view.text.map(|text| text.info().notes.clone()).unwrap_or_default(),
         }
     }

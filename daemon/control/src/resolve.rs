@@ -70,16 +70,17 @@ pub(crate) enum Finding {
 pub(crate) fn start(
     config: &RegistryConfig,
     source: &str,
-    dummy_weights: bool,
+    options: &LoadOptions,
 ) -> mpsc::Receiver<Finding> {
     let (findings, inbox) = mpsc::channel(PROGRESS_MAX);
+    let (dummy_weights, dialect) = (options.dummy_weights, options.dialect.clone());
     let (hub, inspector, source) =
         (config.hub.clone(), config.inspector.clone(), source.to_string());
     tokio::spawn(async move {
         let mut report = |progress| drop(findings.try_send(Finding::Progress(progress)));
         let find = async {
             let dir = resolve(&hub, &source, dummy_weights, &mut report).await?;
-            let inspect = move || match (inspector.0)(&dir) {
+            let inspect = move || match (inspector.0)(&dir, dialect) {
                 Ok(text) => Ok((dir, text)),
                 Err(why) => Err(ResolveError::incomplete(&dir, &[why])),
             };

@@ -35,6 +35,8 @@ use process::Process;
 pub struct TextConfig {
     /// How it is started; it gets its end of the socket as standard input.
     pub command: WorkerCommand,
+    /// The dialect that the model was loaded with.
+    pub dialect: Option<String>,
     /// For reading the model's files.
     pub load: Duration,
     /// For one job.
@@ -49,6 +51,7 @@ impl Default for TextConfig {
     fn default() -> Self {
         TextConfig {
             command: WorkerCommand { args: vec!["text".into()], ..WorkerCommand::current_exe() },
+            dialect: None,
             load: Duration::from_secs(120),
             job: Duration::from_secs(60),
             jobs_max: 16 << 10,

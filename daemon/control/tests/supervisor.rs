@@ -96,7 +96,7 @@ async fn a_load_that_fails_says_why_and_leaves_the_name_free() {
 
 #[tokio::test]
 async fn a_folder_that_the_inspector_refuses_gets_no_worker() {
-    let refuse = |dir: &std::path::Path| Err(format!("{} has no soul", dir.display()));
+    let refuse = |dir: &std::path::Path, _| Err(format!("{} has no soul", dir.display()));
     let config = RegistryConfig { inspector: Inspector(Arc::new(refuse)), ..config() };
     let daemon = Daemon::with(config);
     let error = daemon.load("m").await.unwrap_err();

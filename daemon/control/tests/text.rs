@@ -306,7 +306,7 @@ async fn a_models_process_ends_with_it_and_its_notes_are_in_the_status() {
     let text = text_config();
     let runtime = tokio::runtime::Handle::current();
     let inspector =
-        Inspector(Arc::new(move |dir| runtime.block_on(Text::start(&text, dir)).map(Some)));
+        Inspector(Arc::new(move |dir, _| runtime.block_on(Text::start(&text, dir)).map(Some)));
     let daemon = Daemon::with(RegistryConfig { inspector, ..config() });
     let status = daemon.load("m").await.unwrap();
     assert_eq!(status.notes, ["it knows no tools"]);

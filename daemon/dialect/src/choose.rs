@@ -8,7 +8,7 @@ use crate::dialects::ALL;
 
 /// The dialect of a checkpoint: the first that knows its own marks. There always is one, since the last takes any.
 pub fn choose(checkpoint: &Checkpoint<'_>) -> &'static Dialect {
-    ALL.iter().copied().find(|dialect| (dialect.known_by)(checkpoint)).unwrap_or(ALL[ALL.len() - 1])
+    ALL.iter().copied().find(|dialect| (dialect.known_by)(checkpoint)).unwrap_or(plain())
 }
 
 /// The dialect of a name, as `--dialect` gives it.
@@ -20,6 +20,11 @@ pub fn by_name(name: &str) -> Result<&'static Dialect, String> {
         let names: Vec<&str> = names().collect();
         format!("there is no dialect {name:?}; use one of {}", names.join(", "))
     })
+}
+
+/// The dialect in which everything is text.
+pub fn plain() -> &'static Dialect {
+    ALL[ALL.len() - 1]
 }
 
 /// The names of all dialects.

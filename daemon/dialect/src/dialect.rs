@@ -44,6 +44,15 @@ pub enum Ids {
     Own,
 }
 
+/// Where the answer of an output begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// It may begin at once, or one of these stands before something else.
+    pub open: &'static [&'static str],
+    /// Behind which it begins then.
+    pub behind: &'static [&'static str],
+}
+
 /// What is asked of a parser.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
@@ -84,6 +93,26 @@ impl Dialect {
         keeps.sort_unstable();
         keeps.dedup();
         keeps
+    }
+
+    /// Whether all that it writes is text, as far as it is asked: then there is nothing to parse.
+    pub fn is_plain(&self, asked: &Asked) -> bool {
+        let Talk::Flow(flow) = &self.talk else { return false };
+        let marks = flow.silent.len() + flow.frame.map_or(0, |_| 1);
+        let calls = if asked.calls { flow.calls.len() + flow.bare.len() } else { 0 };
+        flow.thought.is_none() && marks + calls == 0
+    }
+
+    /// Behind which texts an answer begins that is to be of some form, where thoughts and other things may come first: what opens
+    /// them, which is nothing where the output begins inside of them.
+    pub fn answer(&self, is_in_thought: bool) -> Option<Answer> {
+        match &self.talk {
+            Talk::Flow(flow) => flow.thought.map(|thought| Answer {
+                open: if is_in_thought { &[] } else { thought.open },
+                behind: thought.close,
+            }),
+            Talk::Harmony => Some(Answer { open: &[], behind: harmony::FINAL }),
+        }
     }
 
     /// How a thought stands in its text; the first marker that closes one is what ends a thought that is over its budget.

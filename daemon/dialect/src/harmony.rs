@@ -31,6 +31,12 @@ const RETURN: &str = "<|return|>";
 
 /// Markers whose text the parser needs.
 pub(crate) const MARKERS: &[&str] = &[START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN];
+/// Behind what an answer begins.
+pub(crate) const FINAL: &[&str] = &[
+    "<|channel|>final<|message|>",
+    "<|channel|>final <|constrain|>json<|message|>",
+    "<|channel|>final json<|message|>",
+];
 /// What ends a body.
 const ENDS: &[&str] = &[END, CALL, RETURN, START];
 /// Bytes of a header. A longer one is text.

@@ -29,8 +29,8 @@ mod tools;
 
 pub use body::VALUE_BYTES_MAX;
 pub use checkpoint::Checkpoint;
-pub use choose::{by_name, choose, names};
-pub use dialect::{Asked, Dialect, Ids, Parser};
+pub use choose::{by_name, choose, names, plain};
+pub use dialect::{Answer, Asked, Dialect, Ids, Parser};
 pub use flow::{HELD_BYTES_MAX, Thought};
 pub use grammar::{Arguments, Enforcement, Tag};
 pub use part::{Counts, Left, Outcome, Part, Phase};

@@ -64,7 +64,7 @@ fn grammars(c: &mut Criterion) {
     group.bench_function(format!("masks of {} tokens", output.len()), |b| {
         let mut mask = vec![0_u32; VOCAB.div_ceil(32)];
         b.iter(|| {
-            let mut state = compiled.begin(Vec::new());
+            let mut state = compiled.begin();
             for at in 0..output.len() {
                 mask.fill(u32::MAX);
                 state.narrow(&output[..at], &mut mask).expect("a mask");

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::Matcher;
 
-use minisgl_proto::Grammar;
+use minisgl_proto::{Grammar, Guided};
 
 use crate::grammar::{readable, source};
 use crate::limits::Limits;
-use crate::{GrammarError, State, Vocabulary};
+use crate::{GrammarError, Outline, State, Vocabulary};
 
 /// A grammar that outputs can be held to.
 pub struct Compiled {
@@ -22,11 +22,11 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The state of an empty output. Where `after` has sequences of tokens, the grammar begins behind the first of them: what comes before is free.
-    /// What an output teaches its lexer is its own: a lexer that has grown too large ends one output, and no other.
-    pub fn begin(&self, after: Vec<Vec<u32>>) -> State {
+    /// The state of an empty output. What an output teaches its lexer is its own: a lexer that has grown too large ends one
+    /// output, and no other.
+    pub fn begin(&self) -> State {
         let matcher = self.base.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-        State::new(matcher, Arc::clone(&self.stop), self.size, after)
+        State::new(matcher, Arc::clone(&self.stop), self.size)
     }
 }
 
@@ -34,7 +34,7 @@ type Slot = Arc<OnceLock<Result<Arc<Compiled>, GrammarError>>>;
 
 /// Compiles grammars for one model.
 pub struct Compiler {
-    vocabulary: Vocabulary,
+    vocabulary: Arc<Vocabulary>,
     limits: Limits,
     cache: Mutex<Cache>,
 }
@@ -72,7 +72,17 @@ impl Cache {
 impl Compiler {
     /// For outputs of tokens of `vocabulary`.
     pub fn new(vocabulary: Vocabulary, limits: Limits) -> Compiler {
-        Compiler { vocabulary, limits, cache: Mutex::default() }
+        Compiler { vocabulary: Arc::new(vocabulary), limits, cache: Mutex::default() }
+    }
+
+    /// The outline of one output that is held to `guided`; its grammar is compiled as by [`Compiler::compile`].
+    ///
+    /// # Errors
+    /// See [`GrammarError`].
+    pub fn outline(&self, guided: &Guided) -> Result<Outline, GrammarError> {
+        let compiled = guided.grammar.as_ref().map(|grammar| self.compile(grammar)).transpose()?;
+        let state = compiled.map(|compiled| compiled.begin());
+        Ok(Outline::new(guided.thought.clone(), state, Arc::clone(&self.vocabulary)))
     }
 
     /// The compiled grammar: at once if it was compiled before, else after some milliseconds, in the caller's thread. Whoever asks for the same meanwhile

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Grammar --compile, cached--> Compiled --begin--> State --after each token--> mask
+//!                                                    Outline: a thought, then a State
 //! ```
 //!
 //! By llguidance: a lexer of derivatives of regular expressions under an Earley parser, walked together with a trie of all tokens.
@@ -13,11 +14,13 @@ mod compile;
 mod ebnf;
 mod grammar;
 mod limits;
+mod outline;
 mod state;
 mod vocabulary;
 
 pub use compile::{Compiled, Compiler};
 pub use grammar::GrammarError;
 pub use limits::{COMPILE_STACK_BYTES, Limits, STEP_STACK_BYTES};
+pub use outline::Outline;
 pub use state::{State, StateError};
 pub use vocabulary::{Vocabulary, VocabularyError};

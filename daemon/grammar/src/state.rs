@@ -41,32 +41,13 @@ pub struct State {
     /// What an output may end with.
     stop: Arc<[u32]>,
     size: usize,
-    /// Behind which sequences of tokens the grammar begins; none: with the output.
-    after: Vec<Vec<u32>>,
-    /// Where it began.
-    begun: Option<usize>,
     /// Tokens of the output that were taken.
     taken: usize,
 }
 
 impl State {
-    pub(crate) fn new(
-        matcher: Matcher,
-        stop: Arc<[u32]>,
-        size: usize,
-        after: Vec<Vec<u32>>,
-    ) -> State {
-        let begun = after.is_empty().then_some(0);
-        State { fresh: matcher.clone(), matcher, stop, size, after, begun, taken: 0 }
-    }
-
-    /// Whether the grammar holds for the token after `output`.
-    ///
-    /// # Errors
-    /// The output left the grammar.
-    pub fn holds(&mut self, output: &[u32]) -> Result<bool, StateError> {
-        self.take(output)?;
-        Ok(self.begun.is_some())
+    pub(crate) fn new(matcher: Matcher, stop: Arc<[u32]>, size: usize) -> State {
+        State { fresh: matcher.clone(), matcher, stop, size, taken: 0 }
     }
 
     /// Takes from `mask` the tokens that may not come after `output`. A mask has a word for every 32 tokens of the vocabulary.
@@ -75,9 +56,7 @@ impl State {
     /// The output left the grammar, or no token may come: an output ends with a stop token, which the grammar allows where it may
     /// end.
     pub fn narrow(&mut self, output: &[u32], mask: &mut [u32]) -> Result<(), StateError> {
-        if !self.holds(output)? {
-            return Ok(());
-        }
+        self.take(output)?;
         let at = output.len();
         let stuck = |reason: String| StateError::Stuck { at, reason };
         let allowed = self
@@ -97,7 +76,8 @@ impl State {
     /// # Errors
     /// The output left the grammar.
     pub fn is_over(&mut self, output: &[u32]) -> Result<bool, StateError> {
-        Ok(self.holds(output)? && self.matcher.is_stopped())
+        self.take(output)?;
+        Ok(self.matcher.is_stopped())
     }
 
     /// Logits of the model.
@@ -109,27 +89,24 @@ impl State {
         self.matcher.is_stopped() && self.matcher.stop_reason().is_ok()
     }
 
-    fn take(&mut self, output: &[u32]) -> Result<(), StateError> {
+    /// Takes what is new of the output, which may be long where another worker generated it.
+    ///
+    /// # Errors
+    /// The output left the grammar.
+    pub(crate) fn take(&mut self, output: &[u32]) -> Result<(), StateError> {
         if output.len() < self.taken {
-            let (stop, after) = (Arc::clone(&self.stop), std::mem::take(&mut self.after));
-            *self = State::new(self.fresh.clone(), stop, self.size, after);
+            *self = State::new(self.fresh.clone(), Arc::clone(&self.stop), self.size);
         }
         while self.taken < output.len() {
             let at = self.taken;
             self.taken += 1;
-            let begun = self.begun;
-            match begun {
-                // Only stop tokens come after the end, where a request ignores them.
-                Some(_) if self.stop.contains(&output[at]) && self.is_at_end() => {}
-                Some(_) => self.matcher.consume_token(output[at]).map_err(|error| {
-                    StateError::Left { at, reason: readable(&error.to_string()) }
-                })?,
-                None => {
-                    let said = &output[..self.taken];
-                    let ends = |after: &Vec<u32>| said.ends_with(after);
-                    self.begun = self.after.iter().any(ends).then_some(self.taken);
-                }
+            // Only stop tokens come after the end, where a request ignores them.
+            if self.stop.contains(&output[at]) && self.is_at_end() {
+                continue;
             }
+            self.matcher
+                .consume_token(output[at])
+                .map_err(|error| StateError::Left { at, reason: readable(&error.to_string()) })?;
         }
         Ok(())
     }

@@ -33,6 +33,9 @@ pub struct Vocabulary {
     pub(crate) factory: ParserFactory,
     pub(crate) stop: Arc<[u32]>,
     size: usize,
+    trie: TokTrie,
+    /// Tokens of line breaks alone.
+    pub(crate) breaks: Vec<u32>,
 }
 
 impl Vocabulary {
@@ -71,12 +74,27 @@ impl Vocabulary {
             return Err(VocabularyError::StopToken { token, size });
         }
         let trie = TokTrie::from(&TokRxInfo::new(size as u32, first), &tokens);
-        let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie.with_eos_tokens(stop)));
+        let trie = trie.with_eos_tokens(stop);
+        let breaks = (0..size as u32).filter(|&token| {
+            let bytes = trie.token(token);
+            !bytes.is_empty() && bytes.len() <= 2 && bytes.iter().all(|&byte| byte == b'\n')
+        });
+        let breaks = breaks.collect();
+        let tokens: TokEnv = Arc::new(ApproximateTokEnv::new(trie.clone()));
         let factory = ParserFactory::new_simple(&tokens);
         let mut factory = factory.map_err(|e| VocabularyError::Unreadable(e.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = limits.parser();
-        Ok(Vocabulary { factory, stop: stop.into(), size })
+        Ok(Vocabulary { factory, stop: stop.into(), size, trie, breaks })
+    }
+
+    /// The bytes that a token stands for; of a special one its spelling.
+    pub(crate) fn bytes(&self, token: u32) -> &[u8] {
+        if token as usize >= self.size {
+            return &[];
+        }
+        let bytes = self.trie.token(token);
+        bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
     }
 
     /// Logits of the model.

@@ -6,16 +6,17 @@ use minisgl_proto::Sampled;
 
 use crate::error::ApiError;
 use crate::fields::Route;
+use crate::front::Front;
 use crate::intent::{Intent, Prompts};
 use crate::json::{Inner, Int, fields, put};
 use crate::logprobs;
 use crate::part::{Delta, Part, Scored, Usage, Whole};
-use crate::prompt::PromptFields;
-use crate::sampling::{SamplingFields, top};
+use crate::prompt::{Dialogue, PromptFields};
+use crate::sampling::{SamplingFields, top, whole};
 use crate::surface::Surface;
 use crate::tokenizer::TextModel;
 use crate::usage::{self, StreamOptions, Telling};
-use crate::wire::{Answer, END, Head, Prompted, Wire};
+use crate::wire::{Answer, DONE, END, Head, Prompted, Wire};
 
 fields! {
     /// The fields of this surface.
@@ -31,7 +32,46 @@ fields! {
     }
     with {
         prompt: PromptFields,
+        talk: TalkFields,
         sampling: SamplingFields,
+    }
+}
+
+fields! {
+    /// The fields that say how an answer is told apart.
+    pub struct TalkFields {
+        parallel_tool_calls: bool,
+        /// SGLang's.
+        separate_reasoning: bool,
+        /// vLLM's.
+        include_reasoning: bool,
+        thinking_token_budget: Int,
+        /// A variable of many templates, which some clients write beside them.
+        enable_thinking: bool,
+    }
+}
+
+impl TalkFields {
+    /// Puts what they say into the dialogue.
+    ///
+    /// # Errors
+    /// 400: a budget below 0.
+    fn apply(self, dialogue: &mut Dialogue) -> Result<(), ApiError> {
+        dialogue.parallel = self.parallel_tool_calls.unwrap_or(true);
+        dialogue.separate = self.separate_reasoning.unwrap_or(true);
+        dialogue.shown = self.include_reasoning.unwrap_or(true);
+        dialogue.budget = match self.thinking_token_budget {
+            // vLLM's word for none.
+            None | Some(Int(-1)) => None,
+            Some(Int(tokens)) => {
+                let field = "thinking_token_budget";
+                Some((field, whole(field, tokens, 0, u32::MAX.into())? as u32))
+            }
+        };
+        if let Some(thinks) = self.enable_thinking {
+            dialogue.think(thinks);
+        }
+        Ok(())
     }
 }
 
@@ -43,7 +83,7 @@ impl Surface for Chat {
     type Wire = ChatWire;
     const ROUTE: Route = Route::Chat;
 
-    fn intent(f: ChatFields) -> Result<(Intent, Chat), ApiError> {
+    fn intent(f: ChatFields, _: &Front) -> Result<(Intent, Chat), ApiError> {
         let max_tokens = f
             .max_completion_tokens
             .map(|max| ("max_completion_tokens", max))
@@ -53,9 +93,11 @@ impl Surface for Chat {
         if tops > 0 && !logprobs {
             return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs to be true"));
         }
+        let mut dialogue = f.prompt.dialogue()?;
+        f.talk.apply(&mut dialogue)?;
         let intent = Intent {
             model: f.model,
-            prompts: Prompts::Chat(Box::new(f.prompt)),
+            prompts: Prompts::Chat(Box::new(dialogue)),
             param: "messages",
             sampling: f.sampling,
             max_tokens,
@@ -70,17 +112,8 @@ impl Surface for Chat {
         Ok((intent, Chat))
     }
 
-    fn wire(self, answer: Answer) -> ChatWire {
-        let id = format!("chatcmpl-{}", answer.id);
-        ChatWire {
-            chunk: Head::new(&answer, &id, "chat.completion.chunk"),
-            whole: Head::new(&answer, &id, "chat.completion"),
-            text: Arc::clone(&answer.text),
-            logprobs: answer.logprobs,
-            telling: answer.telling,
-            called: vec![false; answer.choices],
-            prompted: answer.prompts.into_iter().next(),
-        }
+    fn wire(self, _: &Arc<Front>, answer: Answer) -> ChatWire {
+        ChatWire::new(answer)
     }
 }
 
@@ -114,6 +147,19 @@ pub struct ChatWire {
 }
 
 impl ChatWire {
+    fn new(answer: Answer) -> ChatWire {
+        let id = format!("chatcmpl-{}", answer.id);
+        ChatWire {
+            chunk: Head::new(&answer, &id, "chat.completion.chunk"),
+            whole: Head::new(&answer, &id, "chat.completion"),
+            text: Arc::clone(&answer.text),
+            logprobs: answer.logprobs,
+            telling: answer.telling,
+            called: vec![false; answer.choices],
+            prompted: answer.prompts.into_iter().next(),
+        }
+    }
+
     /// A chunk of one choice; `delta` writes its delta's fields.
     fn chunk(
         &self,
@@ -156,6 +202,14 @@ impl ChatWire {
     }
 }
 
+/// A thought, under both names that clients look for.
+fn reasoning(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(b"\"reasoning_content\":");
+    put(out, text);
+    out.extend_from_slice(b",\"reasoning\":");
+    put(out, text);
+}
+
 /// Why a choice ended, if it did; one that called tools says so.
 fn reason(ended: &crate::part::Ended, called: bool) -> &'static str {
     match ended.reason() {
@@ -175,16 +229,15 @@ impl Wire for ChatWire {
     }
 
     fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>) {
-        if !delta.part.is_empty() || !delta.tokens.is_empty() {
+        let says = !delta.part.is_empty() && !matches!(delta.part, Part::CallEnd { .. });
+        if says || !delta.tokens.is_empty() {
             let part = |out: &mut Vec<u8>| match delta.part {
                 Part::Text(text) => {
                     out.extend_from_slice(b"\"content\":");
                     put(out, text);
                 }
-                Part::Reasoning(text) => {
-                    out.extend_from_slice(b"\"reasoning_content\":");
-                    put(out, text);
-                }
+                Part::Reasoning(text) => reasoning(out, text),
+                Part::CallEnd { .. } => {}
                 // Id and name come once and are never null: clients join what comes.
                 Part::ToolCall { index, start, arguments } => {
                     out.extend_from_slice(b"\"tool_calls\":[{\"index\":");
@@ -216,6 +269,7 @@ impl Wire for ChatWire {
         if self.telling != Telling::Silent {
             self.chunk.usage_event(out, total);
         }
+        out.extend_from_slice(DONE);
     }
 
     fn whole(self, out: &mut Vec<u8>, wholes: Vec<Whole>, total: Usage) {
@@ -232,8 +286,8 @@ impl Wire for ChatWire {
             put(out, &content);
             out.extend_from_slice(b",\"refusal\":null");
             if !whole.reasoning.is_empty() {
-                out.extend_from_slice(b",\"reasoning_content\":");
-                put(out, &whole.reasoning);
+                out.push(b',');
+                reasoning(out, &whole.reasoning);
             }
             for (at, call) in whole.calls.iter().enumerate() {
                 let before: &[u8] = if at == 0 { b",\"tool_calls\":[" } else { b"," };
@@ -271,19 +325,21 @@ mod tests {
     use crate::tokenizer::TextModel;
 
     /// Reasoning, then text, then two calls, as a model that can all of it says them.
-    const PARTS: [Part<'static>; 7] = [
+    const PARTS: [Part<'static>; 9] = [
         Part::Reasoning("hm \"so\""),
         Part::Text("I look."),
         Part::ToolCall { index: 0, start: Some(("call00001", "f")), arguments: "" },
         Part::ToolCall { index: 0, start: None, arguments: "{\"a\"" },
         Part::ToolCall { index: 0, start: None, arguments: ": 1}" },
+        Part::CallEnd { index: 0, whole: true },
         Part::ToolCall { index: 1, start: Some(("call00002", "g")), arguments: "{}" },
+        Part::CallEnd { index: 1, whole: true },
         Part::Text(""),
     ];
 
     async fn wire() -> ChatWire {
         let text = TextModel::without_tokenizer();
-        Chat.wire(Answer {
+        ChatWire::new(Answer {
             id: "1".into(),
             request_id: "r".into(),
             created_s: 7,
@@ -334,7 +390,7 @@ mod tests {
         assert_eq!(
             deltas,
             [
-                &json!({"reasoning_content": "hm \"so\""}),
+                &json!({"reasoning_content": "hm \"so\"", "reasoning": "hm \"so\""}),
                 &json!({"content": "I look."}),
                 &begun(0, "call00001", "f", ""),
                 &call(0, "{\"a\""),
@@ -367,7 +423,7 @@ mod tests {
         assert_eq!(
             answer["message"],
             json!({"role": "assistant", "content": "I look.", "refusal": null,
-                   "reasoning_content": "hm \"so\"", "tool_calls": [first, second]})
+                   "reasoning_content": "hm \"so\"", "reasoning": "hm \"so\"", "tool_calls": [first, second]})
         );
         assert_eq!(answer["finish_reason"], "tool_calls");
         let answer = choice(&write(only_calls).await);

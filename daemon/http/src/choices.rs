@@ -1,8 +1,8 @@
 //! The running generations of one HTTP request, as one stream of parts.
 //!
 //! ```text
-//!   events of choice 0 --> detokenize --> stop strings --\
-//!   events of choice 1 --> detokenize --> stop strings ----> Delta, Delta, ... in order of arrival
+//!   events of choice 0 --> detokenize --> stop strings --> a Reader's parts --\
+//!   events of choice 1 --> detokenize --> stop strings --> a Reader's parts ----> Delta, Delta, ... in order of arrival
 //! ```
 //!
 //! The log-probabilities of a prompt's own tokens are computed for its first choice and are those of all. Until they are
@@ -21,7 +21,7 @@ use axum::http::StatusCode;
 use minisgl_proto::{Finish, Sampled, TokenEvent};
 
 use crate::backend::{Generate, Generation, Model};
-use crate::detokenize::Detokenizer;
+use crate::detokenize::{Detokenizer, Show};
 use crate::error::ApiError;
 use crate::part::{Delta, Ended, Part, Scored, Usage, Whole};
 use crate::random::choice_seed;
@@ -29,6 +29,7 @@ use crate::record::{Record, Tally};
 use crate::room::Room;
 use crate::sampling::Wanted;
 use crate::stop::StopMatcher;
+use crate::talk::{Reader, Said, Talk};
 use crate::tokenizer::TextModel;
 
 /// What to generate.
@@ -43,6 +44,8 @@ pub struct Job {
     pub wanted: Wanted,
     /// The generated text is a text of its own and does not continue the prompt's.
     pub at_start: bool,
+    /// How it is told apart; `None`: all of it is text.
+    pub talk: Option<Talk>,
     /// Whether token ids are part of the answer.
     pub ids: bool,
     /// Name of the field that a prompt comes from.
@@ -78,6 +81,8 @@ struct Choice {
     generation: Option<Generation>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    /// Tells thoughts and calls from text, where there may be some.
+    reader: Option<Box<Reader>>,
     max_tokens: u32,
     usage: Usage,
     /// Whether it stands for its prompt where a prompt counts once.
@@ -114,6 +119,7 @@ struct Scores {
 struct Scratch {
     new: String,
     out: String,
+    said: Said,
 }
 
 thread_local! {
@@ -140,7 +146,7 @@ impl Choices {
         record: Arc<Record>,
         retry_after_s: u32,
     ) -> Result<Choices, ApiError> {
-        let Job { model, text, prompts, wanted, at_start, ids, param, key } = job;
+        let Job { model, text, prompts, wanted, at_start, talk, ids, param, key } = job;
         let info = model.info();
         if !wanted.stop_strings.is_empty() {
             text.need_tokenizer("stop")?;
@@ -182,10 +188,17 @@ impl Choices {
                     total.prompt += tokens;
                 }
                 let scored = wanted.sampling.logprobs.is_some();
+                let reader = talk.as_ref().and_then(|talk| talk.reader(choice));
+                let show = match (wanted.skip_special, &reader) {
+                    (false, _) => Show::All,
+                    (true, Some(_)) => Show::Markers,
+                    (true, None) => Show::None,
+                };
                 choices.push(Choice {
                     generation: Some(generation),
-                    detokenizer: text.detokenizer(wanted.skip_special, at_start),
+                    detokenizer: text.detokenizer(show, at_start),
                     stops: StopMatcher::new(wanted.stop_strings.clone(), wanted.include_stop),
+                    reader,
                     max_tokens: stop.max_tokens,
                     usage: Usage { prompt: tokens, ..Usage::default() },
                     is_first: choice == 0,
@@ -249,7 +262,8 @@ impl Choices {
             // Each choice is asked until it has nothing new, so that its waker is in place.
             while let Poll::Ready(event) = self.choices[index].next_event(cx, &self.common) {
                 let event = event?;
-                let has_prompt = event.sampled.is_some() || event.finish.is_some();
+                let has_token = event.sampled.is_some();
+                let has_prompt = has_token || event.finish.is_some();
                 let now = *now.get_or_insert_with(Instant::now);
                 let choice = &mut self.choices[index];
                 let taken = choice.take(event, &mut self.common, &mut self.total, now, scratch);
@@ -258,23 +272,42 @@ impl Choices {
                     steps = step + count;
                 }
                 let choice = &mut self.choices[index];
-                let ended = match taken {
-                    Ok(Taken::Nothing) => continue,
-                    Ok(Taken::Text) => None,
-                    Ok(Taken::End(ended)) => Some(ended),
+                let thought = choice.thinks();
+                let told = match taken {
+                    Ok(taken) => choice.read(taken, scratch, &mut self.common),
                     Err(error) => return Poll::Ready(Err(error)),
                 };
+                if has_token && (thought || choice.thinks()) {
+                    choice.usage.reasoning += 1;
+                    self.total.reasoning += 1;
+                }
+                let ended = match told {
+                    Taken::Nothing => continue,
+                    Taken::Text => None,
+                    Taken::End(ended) => Some(ended),
+                };
                 let scored = choice.scored(scratch.out.len(), ended.as_ref());
-                let more = sink(&Delta {
+                let delta = |part, is_last: bool| Delta {
                     choice: index,
-                    part: Part::Text(&scratch.out),
-                    tokens: choice.scores.as_ref().map_or(&[], |s| &s.pending[..scored]),
-                    ids: &choice.ids,
-                    prompt: &choice.prompt,
-                    ended: ended.as_ref(),
+                    part,
+                    tokens: match &choice.scores {
+                        Some(scores) if is_last => &scores.pending[..scored],
+                        _ => &[],
+                    },
+                    ids: if is_last { &choice.ids } else { &[] },
+                    prompt: if is_last { &choice.prompt } else { &[] },
+                    ended: ended.as_ref().filter(|_| is_last),
                     usage: choice.usage,
                     total: self.total,
-                });
+                };
+                let more = match (&choice.reader, scratch.said.len()) {
+                    (None, _) => sink(&delta(Part::Text(&scratch.out), true)),
+                    (Some(_), 0) => sink(&delta(Part::Text(""), true)),
+                    // They are of one event: all of them go.
+                    (Some(_), parts) => (0..parts).fold(true, |more, at| {
+                        sink(&delta(scratch.said.part(at), at + 1 == parts)) && more
+                    }),
+                };
                 choice.delivered(scored);
                 if ended.is_some() {
                     choice.generation = None;
@@ -379,7 +412,7 @@ impl Choice {
         common: &mut Common,
         total: &mut Usage,
         now: Instant,
-        Scratch { new, out }: &mut Scratch,
+        Scratch { new, out, .. }: &mut Scratch,
     ) -> Result<Taken, ApiError> {
         let TokenEvent { sampled, prompt_logprobs, cached_tokens, queue_s, finish, .. } = event;
         if let Some(finish) = &finish
@@ -414,8 +447,13 @@ impl Choice {
             if common.ids {
                 self.ids.push(sampled.token);
             }
-            if common.include_stop || !matches!(ended, Some(Ended::StopToken(_))) {
+            let is_text = common.include_stop || !matches!(ended, Some(Ended::StopToken(_)));
+            // A call may be closed by what ends an output.
+            let is_marker = self.reader.is_some() && common.text.is_marker(sampled.token);
+            if is_text || is_marker {
                 common.text.push(&mut self.detokenizer, sampled.token, new);
+            }
+            if is_text {
                 if let Some(scores) = &mut self.scores {
                     scores.push(sampled);
                 }
@@ -443,11 +481,46 @@ impl Choice {
         Ok(if is_nothing { Taken::Nothing } else { Taken::Text })
     }
 
+    /// Tells the text in the scratch apart. The one call that was asked for ends the output as well.
+    fn read(
+        &mut self,
+        taken: Taken,
+        Scratch { out, said, .. }: &mut Scratch,
+        common: &mut Common,
+    ) -> Taken {
+        let Some(reader) = &mut self.reader else { return taken };
+        let is_last = matches!(taken, Taken::End(_));
+        if matches!(taken, Taken::Nothing) {
+            return taken;
+        }
+        let over = reader.read(out, is_last, said);
+        let taken = match taken {
+            Taken::Text if over => Taken::End(Ended::Called),
+            Taken::Text if said.len() == 0 => Taken::Nothing,
+            taken => taken,
+        };
+        if matches!(taken, Taken::End(_)) {
+            if !is_last {
+                reader.close();
+            }
+            common.tally.calls(reader.counts());
+        }
+        taken
+    }
+
+    /// Whether its tokens are thoughts now.
+    fn thinks(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.thinks())
+    }
+
     /// How many scored tokens go with so many bytes of text: those of which at least a part is in it. At the
     /// end all do, but those behind a stop string.
     fn scored(&mut self, bytes: usize, ended: Option<&Ended>) -> usize {
         let Some(scores) = &mut self.scores else { return 0 };
-        scores.delivered += bytes;
+        scores.delivered = match &self.reader {
+            None => scores.delivered + bytes,
+            Some(reader) => reader.settled(),
+        };
         match ended {
             Some(Ended::StopToken(_) | Ended::Length { .. }) => scores.pending.len(),
             _ => scores.starts.partition_point(|&start| start < scores.delivered),

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use minisgl_proto::Sampled;
 
 use crate::chat::prompt_logprobs;
+use crate::detokenize::Show;
 use crate::error::ApiError;
 use crate::fields::Route;
+use crate::front::Front;
 use crate::input::Input;
 use crate::intent::{Intent, Prompts};
 use crate::json::{Inner, Int, fields, put};
 use crate::logprobs::{self, Entry};
-use crate::part::{Delta, Part, Scored, Usage, Whole};
+use crate::part::{Delta, Scored, Usage, Whole};
 use crate::sampling::{SamplingFields, top};
 use crate::surface::Surface;
 use crate::tokenizer::TextModel;
 use crate::usage::{self, StreamOptions, Telling};
-use crate::wire::{Answer, END, Head, Prompted, Wire};
+use crate::wire::{Answer, DONE, END, Head, Prompted, Wire};
 
 fields! {
     /// The fields of this surface.
@@ -51,7 +53,7 @@ impl Surface for Completions {
     type Wire = CompletionWire;
     const ROUTE: Route = Route::Completions;
 
-    fn intent(f: CompletionFields) -> Result<(Intent, Completions), ApiError> {
+    fn intent(f: CompletionFields, _: &Front) -> Result<(Intent, Completions), ApiError> {
         let echo = f.echo.unwrap_or(false);
         let logprobs = f.logprobs.map(|value| top("logprobs", value)).transpose()?;
         let scores = prompt_logprobs(f.prompt_logprobs, f.stream)?;
@@ -77,7 +79,7 @@ impl Surface for Completions {
         Ok((intent, Completions { echo, scores: scores.is_some() }))
     }
 
-    fn wire(self, answer: Answer) -> CompletionWire {
+    fn wire(self, _: &Arc<Front>, answer: Answer) -> CompletionWire {
         let id = format!("cmpl-{}", answer.id);
         let head = Head::new(&answer, &id, "text_completion");
         let text = Arc::clone(&answer.text);
@@ -102,7 +104,7 @@ impl Surface for Completions {
 
 /// Characters of a prompt's text before each of its tokens.
 fn offsets(text: &TextModel, ids: &[u32]) -> Vec<usize> {
-    let mut detokenizer = text.detokenizer(true, true);
+    let mut detokenizer = text.detokenizer(Show::None, true);
     let (mut chars, mut piece) = (0, String::new());
     let before = ids.iter().map(|&id| {
         let before = chars;
@@ -195,13 +197,6 @@ impl CompletionWire {
     }
 }
 
-/// The text of a part; this surface does not tell parts apart.
-fn text_of(part: Part<'_>) -> &str {
-    match part {
-        Part::Text(text) | Part::Reasoning(text) | Part::ToolCall { arguments: text, .. } => text,
-    }
-}
-
 impl Wire for CompletionWire {
     fn open(&mut self, _: &mut Vec<u8>, _: Usage) {}
 
@@ -215,7 +210,7 @@ impl Wire for CompletionWire {
         let piece = Piece {
             choice,
             echo: None,
-            text: text_of(delta.part),
+            text: delta.part.text(),
             tokens: delta.tokens,
             finish: delta.ended.map(|ended| ended.reason()),
         };
@@ -226,6 +221,7 @@ impl Wire for CompletionWire {
         if self.telling != Telling::Silent {
             self.head.usage_event(out, total);
         }
+        out.extend_from_slice(DONE);
     }
 
     fn whole(self, out: &mut Vec<u8>, wholes: Vec<Whole>, total: Usage) {

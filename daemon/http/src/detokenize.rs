@@ -43,14 +43,16 @@ pub struct Table {
 #[derive(Clone, Copy, Default)]
 struct Mark {
     special: bool,
+    /// A marker of the model's dialect.
+    marker: bool,
     /// Its bytes are a part of a character at most.
     is_byte: bool,
     exists: bool,
 }
 
 impl Table {
-    /// The table of a vocabulary. Takes some milliseconds.
-    pub fn new(vocabulary: &Vocabulary) -> Table {
+    /// The table of a vocabulary, some of whose tokens are `markers`. Takes some milliseconds.
+    pub fn new(vocabulary: &Vocabulary, markers: &[&str]) -> Table {
         let steps = &vocabulary.decoder[..];
         let kind = kind(steps);
         let falls_back = steps.contains(&DecodeStep::ByteFallback);
@@ -66,7 +68,8 @@ impl Table {
                 continue;
             };
             let piece = piece(token);
-            let mut mark = Mark { special: token.special, is_byte: false, exists: true };
+            let marker = markers.contains(&&*token.spelling);
+            let mut mark = Mark { special: token.special, marker, is_byte: false, exists: true };
             match kind {
                 Kind::Bytes => table.push(mark, &decoder::alphabet_bytes(piece)),
                 Kind::Pieces { .. } => {
@@ -100,6 +103,11 @@ impl Table {
         let Some(&end) = self.ends.get(at) else { return &[] };
         let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start as usize..end as usize]
+    }
+
+    /// Whether it is one of the markers.
+    pub fn is_marker(&self, id: u32) -> bool {
+        self.mark(id).marker
     }
 
     fn mark(&self, id: u32) -> Mark {
@@ -156,7 +164,18 @@ fn kind(steps: &[DecodeStep]) -> Kind {
 /// Turns one request's tokens into text.
 pub struct Detokenizer {
     state: State,
-    skip_special: bool,
+    show: Show,
+}
+
+/// Which special tokens are text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// All.
+    All,
+    /// Markers: what is a thought and what a call is read from them.
+    Markers,
+    /// None.
+    None,
 }
 
 enum State {
@@ -184,7 +203,7 @@ const WINDOW_TOKENS: usize = 8;
 
 impl Detokenizer {
     /// `at_start`: the text begins here, so a decoder that strips the first space does.
-    pub fn new(table: &Table, skip_special: bool, at_start: bool) -> Detokenizer {
+    pub fn new(table: &Table, show: Show, at_start: bool) -> Detokenizer {
         let state = match table.kind {
             Kind::Bytes => State::Bytes { pending: Vec::new() },
             Kind::Pieces { strip_start, .. } => State::Pieces {
@@ -194,13 +213,18 @@ impl Detokenizer {
             },
             Kind::Window => State::Window { tokens: Vec::new(), known: 0 },
         };
-        Detokenizer { state, skip_special }
+        Detokenizer { state, show }
     }
 
     /// Appends the text that this token completes.
     pub fn push(&mut self, table: &Table, vocabulary: &Vocabulary, id: u32, out: &mut String) {
         let mark = table.mark(id);
-        if !mark.exists || self.skip_special && mark.special {
+        let shown = match self.show {
+            Show::All => true,
+            Show::Markers => !mark.special || mark.marker,
+            Show::None => !mark.special,
+        };
+        if !mark.exists || !shown {
             return;
         }
         let bytes = table.bytes(id);

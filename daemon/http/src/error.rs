@@ -192,14 +192,74 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(self.to_json())).into_response();
+/// Whose clients read an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// OpenAI's: `{"error": {message, type, param, code}}`.
+    OpenAi,
+    /// Anthropic's: `{"type": "error", "error": {type, message}}`.
+    Anthropic,
+    /// Ollama's: `{"error": message}`.
+    Ollama,
+}
+
+impl Form {
+    /// That of a path's clients.
+    pub fn of(path: &str) -> Form {
+        let is_below = |root: &str| {
+            path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if is_below("/v1/messages") {
+            Form::Anthropic
+        } else if is_below("/api") {
+            Form::Ollama
+        } else {
+            Form::OpenAi
+        }
+    }
+}
+
+impl ApiError {
+    /// The body in this form.
+    pub fn to_json_as(&self, form: Form) -> Value {
+        match form {
+            Form::OpenAi => self.to_json(),
+            Form::Anthropic => json!({
+                "type": "error",
+                "error": {"type": self.anthropic_kind(), "message": self.message},
+            }),
+            Form::Ollama => json!({"error": self.message}),
+        }
+    }
+
+    /// Anthropic's `type`.
+    fn anthropic_kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The answer in this form.
+    pub fn respond(self, form: Form) -> Response {
+        let mut response = (self.status, axum::Json(self.to_json_as(form))).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         // For the log line and the metrics, which see only the response.
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.respond(Form::OpenAi)
     }
 }

@@ -126,7 +126,6 @@ const ONE_SERVER: &str = "prefill and decoding are not divided among servers; le
 const BEAM: &str = "counts in a beam search alone";
 const TEXT_ONLY: &str = "models here take and write text only";
 const LLAMA_CPP: &str = "it is a sampler of llama.cpp's; use temperature, top_k, top_p and min_p";
-const NOT_SPLIT: &str = "reasoning is part of the text";
 const NOT_STORED: &str = "nothing is stored or billed";
 const CACHE: &str = "all requests share the prefix cache; leave it out";
 
@@ -144,6 +143,11 @@ pub const FIELDS: &[Field] = &[
     built("chat_template_kwargs", C | T, CHAT),
     built("reasoning_effort", C | T, CHAT),
     built("verbosity", C | T, CHAT),
+    built("enable_thinking", C, CHAT),
+    built("parallel_tool_calls", C, CHAT),
+    built("separate_reasoning", C, CHAT),
+    built("include_reasoning", C, CHAT),
+    built("thinking_token_budget", C, CHAT),
     built("prompt", L, COMPLETIONS),
     built("prompt", T, TOKENIZE),
     built("echo", L, COMPLETIONS),
@@ -239,7 +243,11 @@ pub const FIELDS: &[Field] = &[
     refused("logits_processors", ALL, "code of clients is not run"),
     harmless("custom_params", ALL, "counts with custom_logit_processor alone"),
     refused("vllm_xargs", ALL, "there are no plug-ins to read it"),
-    refused("thinking_token_budget", ALL, "use max_tokens"),
+    refused(
+        "thinking_token_budget",
+        L | G | P,
+        "thoughts are told apart in chats alone; use max_tokens",
+    ),
     refused("lora_path", ALL, "adapters are not loaded"),
     refused("lora_id", ALL, "adapters are not loaded"),
     // The prompt.
@@ -263,7 +271,6 @@ pub const FIELDS: &[Field] = &[
     refused("cache_salt", C | L, CACHE),
     refused("extra_key", C | L | G, CACHE),
     harmless("prediction", C, "it would change the speed alone"),
-    harmless("parallel_tool_calls", C, "calls are text, and not parsed"),
     // Other media.
     refused_unless("modalities", C | G, is_text_only, TEXT_ONLY),
     refused("audio", C, TEXT_ONLY),
@@ -289,9 +296,7 @@ pub const FIELDS: &[Field] = &[
     refused("return_bytes", G, "leave it out"),
     harmless("return_cached_tokens_details", C | L | G, "usage tells cached tokens"),
     harmless("return_meta_info", C | L, "usage and finish_reason tell it"),
-    harmless("include_reasoning", C, NOT_SPLIT),
-    harmless("separate_reasoning", C, NOT_SPLIT),
-    harmless("stream_reasoning", C, NOT_SPLIT),
+    harmless("stream_reasoning", C, "thoughts are streamed as text is"),
     harmless("spaces_between_special_tokens", S, "tokenizers here never put any"),
     harmless("stream_interval", P, "each token is sent when it is there"),
     harmless("detokenize", S, "text is always made"),

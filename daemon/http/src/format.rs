@@ -77,7 +77,8 @@ impl FormatFields {
                 format!("{field}: the {what} has {bytes} bytes; the limit is {GRAMMAR_BYTES_MAX}");
             return Err(ApiError::field(field, text));
         }
-        Ok(Some(Box::new(Guided { grammar, after: Vec::new(), field: field.to_owned() })))
+        let field = field.to_owned();
+        Ok(Some(Box::new(Guided { grammar: Some(grammar), thought: None, field })))
     }
 }
 
@@ -222,7 +223,7 @@ mod tests {
     fn asked(body: &Value) -> Result<Option<(String, Grammar)>, ApiError> {
         let (fields, _) =
             crate::json::read::<FormatFields>(body.to_string().as_bytes(), Route::Chat)?;
-        Ok(fields.guided()?.map(|guided| (guided.field, guided.grammar)))
+        Ok(fields.guided()?.and_then(|guided| Some((guided.field, guided.grammar?))))
     }
 
     fn schema(schema: &str, lenient: bool) -> Grammar {

@@ -9,18 +9,19 @@ use minisgl_proto::Sampled;
 
 use crate::error::ApiError;
 use crate::fields::Route;
+use crate::front::Front;
 use crate::input::Input;
 use crate::intent::{Intent, Prompts};
 use crate::json::{Int, Nested, fields, put};
 use crate::logprobs;
 use crate::middleware::is_id;
-use crate::part::{Delta, Ended, Part, Usage, Whole};
+use crate::part::{Delta, Ended, Usage, Whole};
 use crate::room::ran_out;
 use crate::sampling::{SamplingFields, top, whole};
 use crate::surface::Surface;
 use crate::tokenizer::TextModel;
 use crate::usage::Telling;
-use crate::wire::{Answer, DATA, END, Prompted, Wire};
+use crate::wire::{Answer, DATA, DONE, END, Prompted, Wire};
 
 fields! {
     /// The fields of this surface.
@@ -87,7 +88,7 @@ impl Surface for Generated {
     type Wire = GenerateWire;
     const ROUTE: Route = Route::Generate;
 
-    fn intent(f: GenerateFields) -> Result<(Intent, Generated), ApiError> {
+    fn intent(f: GenerateFields, _: &Front) -> Result<(Intent, Generated), ApiError> {
         let mut params = f.sampling_params.unwrap_or_default().checked("sampling_params")?;
         let tops = top("top_logprobs_num", f.top_logprobs_num.unwrap_or(Int(0)))?;
         let logprobs = f.return_logprob.unwrap_or(false).then_some(tops);
@@ -128,7 +129,7 @@ impl Surface for Generated {
         Ok((intent, surface))
     }
 
-    fn wire(self, answer: Answer) -> GenerateWire {
+    fn wire(self, _: &Arc<Front>, answer: Answer) -> GenerateWire {
         GenerateWire {
             id: self.rid.unwrap_or(answer.request_id),
             logprobs: answer.logprobs,
@@ -283,10 +284,7 @@ impl Wire for GenerateWire {
 
     fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>) {
         let choice = delta.choice;
-        let text = match delta.part {
-            Part::Text(text) | Part::Reasoning(text) => text,
-            Part::ToolCall { arguments, .. } => arguments,
-        };
+        let text = delta.part.text();
         if self.incremental {
             self.so_far[choice].clear();
         }
@@ -306,7 +304,9 @@ impl Wire for GenerateWire {
         }
     }
 
-    fn close(&mut self, _: &mut Vec<u8>, _: Usage) {}
+    fn close(&mut self, out: &mut Vec<u8>, _: Usage) {
+        out.extend_from_slice(DONE);
+    }
 
     fn whole(mut self, out: &mut Vec<u8>, wholes: Vec<Whole>, _: Usage) {
         if self.is_batch {
@@ -329,6 +329,7 @@ impl Wire for GenerateWire {
 fn finish_reason(out: &mut Vec<u8>, ended: Option<&Ended>) {
     match ended {
         None => out.extend_from_slice(b"null"),
+        Some(Ended::Called) => out.extend_from_slice(b"{\"type\":\"stop\"}"),
         Some(Ended::StopToken(token)) => {
             out.extend_from_slice(b"{\"type\":\"stop\",\"matched\":");
             put(out, token);

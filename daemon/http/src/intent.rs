@@ -4,7 +4,7 @@
 
 use crate::input::Input;
 use crate::json::Int;
-use crate::prompt::PromptFields;
+use crate::prompt::Dialogue;
 use crate::sampling::SamplingFields;
 use crate::usage::Telling;
 
@@ -39,7 +39,7 @@ pub struct Intent {
 /// What is generated from.
 pub enum Prompts {
     /// A conversation.
-    Chat(Box<PromptFields>),
+    Chat(Box<Dialogue>),
     /// Texts or token ids as they are.
     Bare {
         /// They.

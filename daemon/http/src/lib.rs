@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   body -> Surface -> Intent -> prompts (the model's text process), sampling
-//!        -> Choices (submit; detokenize, stop strings) -> Part -> Wire -> events or one JSON object
+//!        -> Choices (submit; detokenize, stop strings, a dialect's parser) -> Part -> Wire -> events or one JSON object
 //! ```
 //!
 //! A request's answer begins only when its first text is there, or after a while, so whatever fails before has a
@@ -25,6 +25,7 @@ pub mod fields;
 mod format;
 mod front;
 mod generate;
+mod guide;
 mod input;
 mod intent;
 mod json;
@@ -47,9 +48,11 @@ mod settings;
 mod sse;
 mod stop;
 mod surface;
+mod talk;
 mod tls;
 mod tokenizer;
 mod tokens;
+mod tools;
 mod usage;
 mod wire;
 

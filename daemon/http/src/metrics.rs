@@ -37,6 +37,8 @@ pub struct Metrics {
     pub cached_tokens: IntCounterVec,
     /// By model.
     pub generated_tokens: IntCounterVec,
+    /// Tool calls that models wrote, by model and outcome.
+    pub calls: IntCounterVec,
     /// Seconds from the request's arrival to its first token, by model.
     pub first_token: HistogramVec,
     /// Seconds between two tokens of a choice, by model.
@@ -109,6 +111,11 @@ impl Metrics {
                 "minisgl_generated_tokens_total",
                 "Tokens generated.",
                 &["model"],
+            )?,
+            calls: counter(
+                "minisgl_tool_calls_total",
+                "Tool calls that models wrote: whole, cut off with the output, broken off, or refused, which are text that began as one.",
+                &["model", "outcome"],
             )?,
             first_token: histogram(
                 "minisgl_time_to_first_token_seconds",
@@ -203,6 +210,7 @@ impl Metrics {
     pub fn prune(&self, is_served: impl Fn(&str) -> bool) {
         self.waits().retain(|model, _| is_served(model));
         retain(&self.requests, &is_served);
+        retain(&self.calls, &is_served);
         for counter in [&self.prompt_tokens, &self.cached_tokens, &self.generated_tokens] {
             retain(counter, &is_served);
         }

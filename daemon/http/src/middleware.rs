@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, head
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Form};
 use crate::front::Front;
 use crate::record::Record;
 
@@ -61,7 +61,7 @@ pub async fn account(
         None => front.random.id(),
     };
     let header = HeaderValue::from_str(&id);
-    let endpoint = endpoint(request.uri().path());
+    let (endpoint, form) = (endpoint(request.uri().path()), Form::of(request.uri().path()));
     let record = Record::new(id, endpoint, Arc::clone(&front.metrics));
     request.extensions_mut().insert(Arc::clone(&record));
     // Metrics are wanted to the end.
@@ -72,6 +72,18 @@ pub async fn account(
     } else {
         next.run(request).await
     };
+    // Whoever refused it, keys among them, knew nothing of who reads it.
+    if form != Form::OpenAi
+        && let Some(error) = response.extensions().get::<ApiError>().cloned()
+    {
+        let headers = std::mem::take(response.headers_mut());
+        response = error.respond(form);
+        for (name, value) in &headers {
+            if !response.headers().contains_key(name) {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
+    }
     record.answered(response.status().as_u16(), response.extensions().get::<ApiError>());
     if let Ok(header) = header {
         response.headers_mut().insert(&X_REQUEST_ID, header);

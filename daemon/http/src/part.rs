@@ -24,14 +24,31 @@ pub enum Part<'a> {
         /// The next piece of the arguments' JSON.
         arguments: &'a str,
     },
+    /// A tool call ends; at most one is open at a time.
+    CallEnd {
+        /// Which.
+        index: usize,
+        /// Whether its arguments are a whole JSON object: the output may have ended inside, or the model may have broken off.
+        whole: bool,
+    },
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// Its text, for a surface that does not tell parts apart.
+    pub fn text(&self) -> &'a str {
+        match self {
+            Part::Text(text) | Part::Reasoning(text) | Part::ToolCall { arguments: text, .. } => {
+                text
+            }
+            Part::CallEnd { .. } => "",
+        }
+    }
+
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
         match self {
             Part::Text(text) | Part::Reasoning(text) => text.is_empty(),
-            Part::ToolCall { .. } => false,
+            Part::ToolCall { .. } | Part::CallEnd { .. } => false,
         }
     }
 }
@@ -45,6 +62,8 @@ pub struct Call {
     pub name: String,
     /// JSON of the arguments.
     pub arguments: String,
+    /// As in [`Part::CallEnd`].
+    pub whole: bool,
 }
 
 /// Why a choice ended well.
@@ -54,6 +73,8 @@ pub enum Ended {
     StopToken(Option<u32>),
     /// A stop string.
     StopString(String),
+    /// The one tool call that was asked for.
+    Called,
     /// `max_tokens`, or the end of the context.
     Length {
         /// Tokens of the output.
@@ -68,7 +89,7 @@ impl Ended {
     /// OpenAI's `finish_reason`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Ended::StopToken(_) | Ended::StopString(_) => "stop",
+            Ended::StopToken(_) | Ended::StopString(_) | Ended::Called => "stop",
             Ended::Length { .. } => "length",
         }
     }
@@ -83,6 +104,8 @@ pub struct Usage {
     pub cached: usize,
     /// Tokens generated, a stop token included.
     pub completion: usize,
+    /// Those of them that the model thought, markers included.
+    pub reasoning: usize,
 }
 
 /// A token with its log-probability, and where its text stands.
@@ -153,6 +176,11 @@ impl Whole {
                     (call.id, call.name) = (id.to_string(), name.to_string());
                 }
                 call.arguments.push_str(arguments);
+            }
+            Part::CallEnd { index, whole } => {
+                if let Some(call) = self.calls.get_mut(index) {
+                    call.whole = whole;
+                }
             }
         }
         self.tokens.extend_from_slice(delta.tokens);

@@ -1,4 +1,4 @@
-//! The messages of a chat request to the token ids of its prompt.
+//! A conversation to the token ids of its prompt.
 //!
 //! Owns: what OpenAI's message forms mean to a chat template. Must never: drop a part of a message
 //! that it does not understand; it refuses it.
@@ -10,7 +10,9 @@ use crate::error::ApiError;
 use crate::json::{self, Exact, List, Node, Object, fields};
 use crate::pool::Pool;
 use crate::room::Room;
+use crate::talk::Wants;
 use crate::tokenizer::{Conversation, TextModel};
+use crate::tools::{ToolChoice, Toolbox};
 
 /// Messages of one conversation, at most.
 const MESSAGES_MAX: usize = 16 << 10;
@@ -31,48 +33,77 @@ fields! {
     }
 }
 
+/// A message in OpenAI's form.
+pub type Message = Map<String, Value>;
+
+/// A conversation to go on with, whatever surface it came by.
+#[derive(Clone, Debug)]
+pub struct Dialogue {
+    /// Its messages, in OpenAI's form.
+    pub messages: Vec<Message>,
+    /// Its tools, likewise.
+    pub tools: Vec<Value>,
+    /// Which of them may, or must, be called.
+    pub choice: ToolChoice,
+    /// Whether several calls may come at once.
+    pub parallel: bool,
+    /// Whether thoughts are told apart from text.
+    pub separate: bool,
+    /// Whether thoughts are told at all.
+    pub shown: bool,
+    /// Tokens of a thought at most, and the field that says so.
+    pub budget: Option<(&'static str, u32)>,
+    /// Whether the prompt ends with the opening of an assistant's message.
+    pub add_generation_prompt: bool,
+    /// More variables of the template.
+    pub kwargs: Map<String, Value>,
+}
+
+impl Default for Dialogue {
+    fn default() -> Self {
+        Dialogue {
+            messages: Vec::new(),
+            tools: Vec::new(),
+            choice: ToolChoice::Auto,
+            parallel: true,
+            separate: true,
+            shown: true,
+            budget: None,
+            add_generation_prompt: true,
+            kwargs: Map::new(),
+        }
+    }
+}
+
+/// A prompt that is token ids.
+pub struct Rendered {
+    /// They.
+    pub ids: Vec<u32>,
+    /// The end of its text.
+    pub end: String,
+    /// The tools of the request.
+    pub tools: Toolbox,
+    /// As in [`Dialogue`].
+    pub budget: Option<(&'static str, u32)>,
+    /// How the answer is to be told apart.
+    pub wants: Wants,
+}
+
 impl PromptFields {
     /// Whether there are messages at all.
     pub fn has_messages(&self) -> bool {
         self.messages.is_some()
     }
 
-    /// Renders and tokenizes; one for which there is no `room` is refused. `bytes` are those of the request, and
-    /// `share` its part of the budget.
+    /// What they say.
     ///
     /// # Errors
-    /// 400: no messages, a part that is not text, no tokenizer, no chat template, or one that refuses.
-    pub async fn tokenize(
-        self,
-        pool: &Pool,
-        text: &TextModel,
-        room: Option<Room>,
-        share: &mut Share,
-    ) -> Result<Vec<u32>, ApiError> {
-        let prepare = move || json::counted(|| self.conversation());
-        let (conversation, bytes) = pool.run(share.bytes(), prepare).await?;
-        share.grow(bytes)?;
-        text.encode_chat(conversation?, room).await
-    }
-
-    fn conversation(self) -> Result<Conversation, ApiError> {
-        let messages = self.messages.map(|List(messages)| messages).unwrap_or_default();
-        if messages.is_empty() {
-            return Err(ApiError::field("messages", "messages: at least one message is needed"));
-        }
-        let without_tools = match self.tool_choice.as_ref().map(|Node(choice)| choice) {
-            None => false,
-            Some(choice) if choice == "auto" => false,
-            Some(choice) if choice == "none" => true,
-            Some(_) => {
-                let message = "tool_choice is not supported; only \"auto\" and \"none\" are: the output is not \
-                               constrained to a call";
-                return Err(ApiError::unsupported("tool_choice", message));
-            }
+    /// 400: `tool_choice` has no form that is known.
+    pub fn dialogue(self) -> Result<Dialogue, ApiError> {
+        let choice = match self.tool_choice {
+            None => ToolChoice::Auto,
+            Some(Node(choice)) => ToolChoice::read(&choice)?,
         };
-        let messages = messages.into_iter().enumerate();
-        let messages = messages.map(|(at, Exact(Object(message)))| normal(message, at));
-        let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let Exact(Object(mut kwargs)) = self.chat_template_kwargs.unwrap_or_default();
         for (name, hint) in
             [("reasoning_effort", self.reasoning_effort), ("verbosity", self.verbosity)]
@@ -81,18 +112,78 @@ impl PromptFields {
                 kwargs.entry(name).or_insert(hint.into());
             }
         }
+        let thinks = kwargs.get("reasoning_effort").is_none_or(|effort| effort != "none");
+        let messages = self.messages.map(|List(messages)| messages).unwrap_or_default();
         let tools = self.tools.map(|List(tools)| tools).unwrap_or_default();
-        let tools: Vec<Value> = tools.into_iter().map(|Exact(Node(tool))| tool).collect();
-        Ok(Conversation {
-            messages: messages.into_iter().map(Value::Object).collect(),
-            tools: Some(tools).filter(|tools| !tools.is_empty() && !without_tools),
+        let mut dialogue = Dialogue {
+            messages: messages.into_iter().map(|Exact(Object(message))| message).collect(),
+            tools: tools.into_iter().map(|Exact(Node(tool))| tool).collect(),
+            choice,
             add_generation_prompt: self.add_generation_prompt.unwrap_or(true),
             kwargs,
-        })
+            ..Dialogue::default()
+        };
+        if !thinks {
+            dialogue.think(false);
+        }
+        Ok(dialogue)
     }
 }
 
-type Message = Map<String, Value>;
+/// Variables by which templates know whether the model is to think.
+const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
+
+impl Dialogue {
+    /// Says whether the model is to think, unless `chat_template_kwargs` does.
+    pub fn think(&mut self, thinks: bool) {
+        for name in THINKING {
+            self.kwargs.entry(name).or_insert(thinks.into());
+        }
+    }
+
+    /// Renders and tokenizes; one for which there is no `room` is refused. `share` is the request's part of the budget.
+    ///
+    /// # Errors
+    /// 400: no messages, a part that is not text, a tool without a name, no tokenizer, no chat template, or one that refuses.
+    pub async fn tokenize(
+        self,
+        pool: &Pool,
+        text: &TextModel,
+        room: Option<Room>,
+        share: &mut Share,
+    ) -> Result<Rendered, ApiError> {
+        let budget = self.budget;
+        let prepare = move || json::counted(|| self.prepare());
+        let (prepared, bytes) = pool.run(share.bytes(), prepare).await?;
+        share.grow(bytes)?;
+        let (conversation, tools, wants) = prepared?;
+        let (ids, end) = text.encode_chat(conversation, room).await?;
+        Ok(Rendered { ids, end, tools, budget, wants })
+    }
+
+    fn prepare(self) -> Result<(Conversation, Toolbox, Wants), ApiError> {
+        if self.messages.is_empty() {
+            return Err(ApiError::field("messages", "messages: at least one message is needed"));
+        }
+        let tools = Toolbox::new(&self.tools, self.choice, !self.parallel)?;
+        let wants = Wants {
+            tools: tools.for_reading(),
+            calls: tools.may_be_called(),
+            single: tools.single(),
+            separate: self.separate,
+            shown: self.shown,
+        };
+        let messages = self.messages.into_iter().enumerate();
+        let messages = messages.map(|(at, message)| Ok(Value::Object(normal(message, at)?)));
+        let conversation = Conversation {
+            messages: messages.collect::<Result<_, ApiError>>()?,
+            tools: Some(self.tools).filter(|list| !list.is_empty() && tools.may_be_called()),
+            add_generation_prompt: self.add_generation_prompt,
+            kwargs: self.kwargs,
+        };
+        Ok((conversation, tools, wants))
+    }
+}
 
 /// A message in OpenAI's present form, its content as text. The text process changes it to the form that the template
 /// takes.

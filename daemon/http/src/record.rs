@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use minisgl_dialect::Counts;
 use prometheus::local::LocalHistogram;
 
 use crate::error::ApiError;
@@ -90,6 +91,23 @@ impl Record {
         }
     }
 
+    /// A choice ended with such calls.
+    fn calls(&self, counts: Counts) {
+        let facts = self.facts();
+        let Some(model) = &facts.model else { return };
+        for (outcome, count) in [
+            ("whole", counts.whole),
+            ("cut", counts.cut),
+            ("broken", counts.broken),
+            ("refused", counts.refused),
+        ] {
+            if count > 0 {
+                let labels = [model.as_str(), outcome];
+                self.metrics.calls.with_label_values(&labels).inc_by(count.into());
+            }
+        }
+    }
+
     /// Choices got so many tokens.
     fn tokens(&self, count: u64) {
         let mut facts = self.facts();
@@ -146,6 +164,11 @@ impl Tally {
     /// See [`Record::first_token`].
     pub fn first_token(&self, cached: u32, queue_s: Option<f32>) {
         self.record.first_token(cached, queue_s);
+    }
+
+    /// A choice ended with such calls.
+    pub fn calls(&self, counts: Counts) {
+        self.record.calls(counts);
     }
 
     /// A choice got a token now, so long after its one before.

@@ -20,9 +20,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::choices::{Choices, Progress};
 use crate::error::ApiError;
-use crate::json::put;
 use crate::record::Record;
-use crate::wire::{DATA, END, Wire};
+use crate::wire::Wire;
 
 /// Bytes after which a write goes out although more is ready.
 const WRITE_BYTES: usize = 32 << 10;
@@ -99,7 +98,6 @@ impl<W: Wire> Stream<W> {
             Poll::Ready(Ok(Progress::Full)) => Poll::Ready(Ok(())),
             Poll::Ready(Ok(Progress::Done)) => {
                 self.wire.close(out, self.choices.total());
-                out.extend_from_slice(b"data: [DONE]\n\n");
                 self.record.complete();
                 self.over = true;
                 Poll::Ready(Ok(()))
@@ -111,6 +109,14 @@ impl<W: Wire> Stream<W> {
             Poll::Pending if out.is_empty() => Poll::Pending,
             Poll::Pending => Poll::Ready(Ok(())),
         }
+    }
+
+    /// What was said, and the error that ends it.
+    fn fail(&mut self, said: &[u8], error: &ApiError) -> Bytes {
+        self.record.failed(error);
+        let mut out = said.to_vec();
+        self.wire.fail(&mut out, error);
+        out.into()
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, (Bytes, ApiError)>> {
@@ -146,14 +152,11 @@ impl<W: Wire> HttpBody for Stream<W> {
         }
         let bytes = match this.poll_bytes(cx) {
             Poll::Ready(Ok(bytes)) => bytes,
-            Poll::Ready(Err((said, error))) => {
-                this.record.failed(&error);
-                with_error(&said, &error)
-            }
+            Poll::Ready(Err((said, error))) => this.fail(&said, &error),
             Poll::Pending => {
                 let Some(ping) = &mut this.ping else { return Poll::Pending };
                 std::task::ready!(ping.poll(cx));
-                return frame(Bytes::from_static(PING));
+                return frame(Bytes::from_static(W::PING));
             }
         };
         if let Some(ping) = &mut this.ping {
@@ -163,21 +166,8 @@ impl<W: Wire> HttpBody for Stream<W> {
     }
 }
 
-/// What was said, and the error that ends it.
-fn with_error(said: &[u8], error: &ApiError) -> Bytes {
-    let mut out = said.to_vec();
-    out.extend_from_slice(DATA);
-    put(&mut out, &error.to_json());
-    out.extend_from_slice(END);
-    out.into()
-}
-
-/// A comment, which every client of server-sent events reads over.
-const PING: &[u8] = b": ping\n\n";
-
 /// Answers with a stream, once its first text is there: a failure before it has a status of its own. Where that
-/// takes longer than the interval of pings, the answer begins with one. An error on the way becomes a last
-/// `data: {"error": ...}` line, without `[DONE]` after it.
+/// takes longer than the interval of pings, the answer begins with one. An error on the way is the wire's to tell.
 ///
 /// # Errors
 /// The generation failed before its first text.
@@ -193,7 +183,7 @@ pub async fn respond<W: Wire>(
     let first = std::future::poll_fn(|cx| match stream.poll_bytes(cx) {
         Poll::Ready(first) => Poll::Ready(first),
         Poll::Pending => match &mut ping {
-            Some(ping) => ping.poll(cx).map(|()| Ok(Bytes::from_static(PING))),
+            Some(ping) => ping.poll(cx).map(|()| Ok(Bytes::from_static(W::PING))),
             None => Poll::Pending,
         },
     });
@@ -202,15 +192,14 @@ pub async fn respond<W: Wire>(
         Err((said, error)) if said.is_empty() => return Err(error),
         Err((said, error)) => {
             // It failed at once, behind its first text: both are there.
-            stream.record.failed(&error);
-            stream.first = Some(with_error(&said, &error));
+            stream.first = Some(stream.fail(&said, &error));
         }
     }
     stream.ping = ping;
     stream.record.streaming();
     let mut response = Response::new(Body::new(stream));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(W::STREAM_TYPE));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies that buffer would make one lump of the stream.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));

@@ -19,12 +19,15 @@ use crate::choices::Job;
 use crate::error::ApiError;
 use crate::fields::Route;
 use crate::front::{Found, Front, unix_s};
+use crate::guide::guide;
 use crate::input::Prompt;
 use crate::intent::{Intent, Prompts};
 use crate::json::Fields;
+use crate::prompt::Rendered;
 use crate::room::Room;
 use crate::sampling::{Endpoint, Wanted};
 use crate::sse;
+use crate::talk::Talk;
 use crate::wire::{Answer, Prompted, Wire};
 
 /// A set of fields that asks for a generation, and the form of its answer.
@@ -36,14 +39,14 @@ pub trait Surface: Sized + Send + 'static {
     /// Its column in the table of fields.
     const ROUTE: Route;
 
-    /// What a body wants, and what of it concerns the form of the answer alone.
+    /// What a body wants, and what of it concerns the form of the answer alone. May take a while: it is called on the pool.
     ///
     /// # Errors
     /// 400: fields exclude each other or are out of range.
-    fn intent(body: Self::Body) -> Result<(Intent, Self), ApiError>;
+    fn intent(body: Self::Body, front: &Front) -> Result<(Intent, Self), ApiError>;
 
     /// The form of this answer.
-    fn wire(self, answer: Answer) -> Self::Wire;
+    fn wire(self, front: &Arc<Front>, answer: Answer) -> Self::Wire;
 }
 
 /// Says that `max_tokens` gave way, and to what.
@@ -59,8 +62,9 @@ pub async fn serve<S: Surface>(
 ) -> Result<Response, ApiError> {
     let incoming = front.receive(request).await?;
     let (record, key) = (Arc::clone(&incoming.record), incoming.key.clone());
+    let reader = Arc::clone(&front);
     let (read, mut share) =
-        front.read::<S::Body, _>(incoming, S::ROUTE, |body| S::intent(body)).await?;
+        front.read::<S::Body, _>(incoming, S::ROUTE, move |body| S::intent(body, &reader)).await?;
     let (mut intent, surface) = read;
     let found = front.find(intent.model.as_deref(), &record).await?;
     let mut wanted = wanted(&mut intent, &front, &found)?;
@@ -69,9 +73,18 @@ pub async fn serve<S: Surface>(
     }
     let (is_batch, stream, telling) = (is_batch(&intent), intent.stream, intent.telling);
     let (logprobs, param, ids) = (intent.logprobs.is_some(), intent.param, intent.ids);
-    let (prompts, repeated) = tokenize(intent, &front, &found, &mut share).await?;
+    let (prompts, repeated, rendered) = tokenize(intent, &front, &found, &mut share).await?;
     // What is left are token ids, which the backend bounds.
     drop(share);
+    let talk = match rendered {
+        None => None,
+        Some(rendered) => {
+            let (dialect, seed) = (found.text.dialect(), front.random.next());
+            let talk = Talk::new(dialect, rendered.wants.clone(), rendered.end.clone(), seed);
+            guide(&mut wanted, &talk, &rendered, &found.text).await?;
+            Some(talk)
+        }
+    };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let clamped = wanted.clamped(longest, found.model.info().max_len);
     let per_prompt = wanted.n as usize;
@@ -93,13 +106,14 @@ pub async fn serve<S: Surface>(
         text: found.text,
         prompts,
         wanted,
-        at_start: matches!(S::ROUTE, Route::Chat),
+        at_start: talk.is_some(),
+        talk,
         ids,
         param,
         key,
     };
     let mut choices = front.begin(job, Arc::clone(&record)).await?;
-    let wire = surface.wire(answer);
+    let wire = surface.wire(&front, answer);
     let mut response = if stream {
         sse::respond(choices, wire, record, front.settings.ping_interval).await?
     } else {
@@ -141,22 +155,23 @@ fn wanted(intent: &mut Intent, front: &Front, found: &Found) -> Result<Wanted, A
     Ok(wanted)
 }
 
-/// The token ids of all prompts, and the prompts that the answer repeats.
+/// The token ids of all prompts, the prompts that the answer repeats, and what else is known of a conversation's.
 async fn tokenize(
     intent: Intent,
     front: &Front,
     found: &Found,
     share: &mut Share,
-) -> Result<(Vec<Vec<u32>>, Vec<Prompted>), ApiError> {
+) -> Result<(Vec<Vec<u32>>, Vec<Prompted>, Option<Rendered>), ApiError> {
     let Intent { prompts, param, echo, prompt_logprobs, .. } = intent;
     let info = found.model.info();
     let room = Some(Room::of(info));
     let (input, add_special) = match prompts {
-        Prompts::Chat(fields) => {
-            let ids = fields.tokenize(&front.pool, &found.text, room, share).await?;
+        Prompts::Chat(dialogue) => {
+            let mut rendered = dialogue.tokenize(&front.pool, &found.text, room, share).await?;
+            let ids = std::mem::take(&mut rendered.ids);
             let repeated = prompt_logprobs.is_some().then(|| ids.clone());
             let repeated = repeated.map(|ids| Prompted { ids, text: String::new() });
-            return Ok((vec![ids], repeated.into_iter().collect()));
+            return Ok((vec![ids], repeated.into_iter().collect(), Some(rendered)));
         }
         Prompts::Bare { input, add_special } => (input, add_special),
     };
@@ -186,7 +201,7 @@ async fn tokenize(
         }
     }
     if !echo && prompt_logprobs.is_none() {
-        return Ok((lists, Vec::new()));
+        return Ok((lists, Vec::new(), None));
     }
     let mut repeated: Vec<Prompted> =
         lists.iter().map(|ids| Prompted { ids: ids.clone(), text: String::new() }).collect();
@@ -202,5 +217,5 @@ async fn tokenize(
             prompted.text = text.unwrap_or_default();
         }
     }
-    Ok((lists, repeated))
+    Ok((lists, repeated, None))
 }

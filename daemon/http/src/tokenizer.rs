@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
+use minisgl_dialect::{Dialect, by_name};
 pub use minisgl_proto::text::{Conversation, GenerationDefaults};
 use minisgl_proto::text::{JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob, Vocabulary};
 use tokio::sync::OnceCell;
 
 use crate::backend::TextService;
-use crate::detokenize::{Detokenizer, Table};
+use crate::detokenize::{Detokenizer, Show, Table};
 use crate::error::ApiError;
 use crate::room::Room;
 
@@ -26,14 +27,41 @@ pub struct TextModel {
     service: Arc<dyn TextService>,
     info: Arc<TextInfo>,
     table: Option<Table>,
+    dialect: &'static Dialect,
+    /// The dialect's markers that are tokens.
+    markers: HashMap<&'static str, u32>,
 }
 
 impl TextModel {
     /// Makes the table; takes some milliseconds.
     fn new(service: Arc<dyn TextService>) -> TextModel {
         let info = service.info();
-        let table = info.vocabulary.as_ref().map(Table::new);
-        TextModel { service, info, table }
+        // A text process of this version knows no other names.
+        let dialect = by_name(&info.dialect).unwrap_or_else(|_| minisgl_dialect::plain());
+        let keeps = dialect.keeps();
+        let table = info.vocabulary.as_ref().map(|known| Table::new(known, &keeps));
+        let tokens = info.vocabulary.iter().flat_map(|known| &known.tokens).zip(0..);
+        let markers = tokens.filter_map(|(token, id)| {
+            let spelling = &*token.as_ref()?.spelling;
+            Some((*keeps.iter().find(|marker| **marker == spelling)?, id))
+        });
+        let markers = markers.collect();
+        TextModel { service, info, table, dialect, markers }
+    }
+
+    /// How it writes tool calls and thoughts.
+    pub fn dialect(&self) -> &'static Dialect {
+        self.dialect
+    }
+
+    /// The token of just this marker of its dialect, if there is one.
+    pub fn marker(&self, marker: &str) -> Option<u32> {
+        self.markers.get(marker).copied()
+    }
+
+    /// Whether a token is a marker of its dialect.
+    pub fn is_marker(&self, token: u32) -> bool {
+        self.table.as_ref().is_some_and(|table| table.is_marker(token))
     }
 
     /// Whether there is a tokenizer; without one, tokens have no text.
@@ -86,11 +114,11 @@ impl TextModel {
         let job = TextJob::Encode { texts, add_special, tokens_max };
         match self.run(job, param, room).await? {
             TextAnswer::Tokens(lists) => Ok(lists),
-            TextAnswer::Texts(_) => Err(wrong_answer()),
+            TextAnswer::Prompt { .. } | TextAnswer::Texts(_) => Err(wrong_answer()),
         }
     }
 
-    /// Renders a conversation and tokenizes what comes of it.
+    /// Renders a conversation and tokenizes what comes of it. Also tells the end of its text.
     ///
     /// # Errors
     /// As for `encode`; 400: no chat template, or one that refuses.
@@ -98,7 +126,7 @@ impl TextModel {
         &self,
         conversation: Conversation,
         room: Option<Room>,
-    ) -> Result<Vec<u32>, ApiError> {
+    ) -> Result<(Vec<u32>, String), ApiError> {
         self.need_tokenizer("messages")?;
         if !self.info.has_template {
             return Err(no_template());
@@ -109,8 +137,8 @@ impl TextModel {
         let tokens_max = room.map_or(JOB_TOKENS_MAX, |room| room.tokens);
         let job = TextJob::EncodeChat { conversation: json, tokens_max };
         match self.run(job, "messages", room).await? {
-            TextAnswer::Tokens(lists) => lists.into_iter().next().ok_or_else(wrong_answer),
-            TextAnswer::Texts(_) => Err(wrong_answer()),
+            TextAnswer::Prompt { ids, end } => Ok((ids, end)),
+            TextAnswer::Tokens(_) | TextAnswer::Texts(_) => Err(wrong_answer()),
         }
     }
 
@@ -128,7 +156,7 @@ impl TextModel {
         }
         match self.run(TextJob::Decode { lists, skip_special }, "tokens", None).await? {
             TextAnswer::Texts(texts) => Ok(texts),
-            TextAnswer::Tokens(_) => Err(wrong_answer()),
+            TextAnswer::Tokens(_) | TextAnswer::Prompt { .. } => Err(wrong_answer()),
         }
     }
 
@@ -142,10 +170,10 @@ impl TextModel {
     }
 
     /// A detokenizer for one generation; see [`Detokenizer::new`].
-    pub fn detokenizer(&self, skip_special: bool, at_start: bool) -> Detokenizer {
+    pub fn detokenizer(&self, show: Show, at_start: bool) -> Detokenizer {
         static NOTHING: std::sync::LazyLock<Table> =
-            std::sync::LazyLock::new(|| Table::new(&Vocabulary::default()));
-        Detokenizer::new(self.table.as_ref().unwrap_or(&NOTHING), skip_special, at_start)
+            std::sync::LazyLock::new(|| Table::new(&Vocabulary::default(), &[]));
+        Detokenizer::new(self.table.as_ref().unwrap_or(&NOTHING), show, at_start)
     }
 
     /// Appends the text that a token completes.

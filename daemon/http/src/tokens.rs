@@ -47,7 +47,10 @@ pub async fn tokenize(
         Some(_) if fields.messages.has_messages() => {
             return Err(ApiError::field("prompt", "prompt and messages exclude each other"));
         }
-        None => vec![fields.messages.tokenize(&front.pool, &found.text, None, &mut share).await?],
+        None => {
+            let dialogue = fields.messages.dialogue()?;
+            vec![dialogue.tokenize(&front.pool, &found.text, None, &mut share).await?.ids]
+        }
         Some(input) => {
             let inputs = input.checked("prompt", vocab_size, front.settings.choices_max)?;
             let add_special = fields.add_special_tokens.unwrap_or(true);

@@ -56,5 +56,7 @@ pub fn write(out: &mut Vec<u8>, usage: Usage) {
     put(out, &(usage.prompt + usage.completion));
     out.extend_from_slice(b",\"prompt_tokens_details\":{\"cached_tokens\":");
     put(out, &usage.cached);
+    out.extend_from_slice(b"},\"completion_tokens_details\":{\"reasoning_tokens\":");
+    put(out, &usage.reasoning);
     out.extend_from_slice(b"}}");
 }

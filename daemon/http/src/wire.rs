@@ -5,21 +5,35 @@
 
 use std::sync::Arc;
 
+use crate::error::ApiError;
 use crate::json::put;
 use crate::part::{Delta, Usage, Whole};
 use crate::tokenizer::TextModel;
 use crate::usage::Telling;
 
-/// A surface's JSON. What is written to a stream are whole `data:` events.
+/// A surface's JSON. What is written to a stream are whole events, or lines.
 pub trait Wire: Send + Unpin + 'static {
+    /// What a stream says while nothing is said: a comment, which every client of server-sent events reads over.
+    const PING: &'static [u8] = b": ping\n\n";
+    /// The type of a stream.
+    const STREAM_TYPE: &'static str = "text/event-stream";
+
     /// Before the first delta.
     fn open(&mut self, out: &mut Vec<u8>, total: Usage);
 
     /// For one delta.
     fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>);
 
-    /// After the last delta.
+    /// After the last delta: a stream's end.
     fn close(&mut self, out: &mut Vec<u8>, total: Usage);
+
+    /// In place of what is still to come: what ends a stream that fails on its way. Where nothing but
+    /// pings were said, it was not opened.
+    fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
+        out.extend_from_slice(DATA);
+        put(out, &error.to_json());
+        out.extend_from_slice(END);
+    }
 
     /// The whole answer: one JSON value. The wholes are folds of the deltas that a stream would have got.
     fn whole(self, out: &mut Vec<u8>, wholes: Vec<Whole>, total: Usage);
@@ -100,6 +114,8 @@ impl Head {
     }
 }
 
+/// What ends a stream in OpenAI's form.
+pub const DONE: &[u8] = b"data: [DONE]\n\n";
 /// What an event begins with.
 pub const DATA: &[u8] = b"data: ";
 /// What an event ends with.

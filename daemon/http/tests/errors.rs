@@ -85,8 +85,6 @@ async fn wrong_types_are_named() {
 async fn what_is_not_built_is_refused() {
     let house = House::saying("a");
     for (more, param) in [
-        (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
         (json!({"modalities": ["audio"]}), "modalities"),
         (json!({"structural_tag": "{}"}), "structural_tag"),
         (json!({"best_of": 2}), "best_of"),
@@ -346,4 +344,20 @@ async fn without_a_key_of_the_list_the_answer_is_401_in_openais_shape() {
         assert_eq!(body["error"]["type"], "invalid_request_error");
     }
     assert_eq!(ask("/health", None).await.status, 200);
+}
+
+/// Their clients read no other.
+#[tokio::test]
+async fn errors_have_the_form_of_their_paths_clients() {
+    let house = House::saying("a");
+    let answer = house.get("/v1/messages/none").await;
+    assert_eq!(answer.status, 404);
+    let json = answer.json();
+    assert_eq!(
+        (&json["type"], &json["error"]["type"]),
+        (&json!("error"), &json!("not_found_error"))
+    );
+    assert!(json["error"]["message"].is_string() && answer.headers.contains_key("x-request-id"));
+    assert!(house.get("/api/none").await.json()["error"].is_string());
+    assert!(house.get("/apis").await.json()["error"]["type"].is_string());
 }

@@ -241,6 +241,9 @@ pub struct ModelStatus {
     /// Failed: seconds until it is tried again; `None` when it is not.
     #[serde(default)]
     pub retry_in_s: Option<f64>,
+    /// How it writes tool calls and thoughts: a dialect's name, once its files are read.
+    #[serde(default)]
+    pub dialect: Option<String>,
     /// What it cannot do, for people.
     #[serde(default)]
     pub notes: Vec<String>,

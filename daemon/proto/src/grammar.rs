@@ -25,16 +25,26 @@ pub enum Grammar {
     Choice(Vec<String>),
 }
 
-/// A grammar, and from where on an output follows it.
+/// What an output is held to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guided {
-    /// Which.
-    pub grammar: Grammar,
-    /// Sequences of tokens, such as what ends a thought: the grammar begins behind the first that the output has, and what comes
-    /// before is free. Empty: it begins with the output.
-    pub after: Vec<Vec<u32>>,
+    /// What follows this; `None`: nothing but the thought is.
+    pub grammar: Option<Grammar>,
+    /// The thought before it, which is free.
+    pub thought: Option<Thought>,
     /// The field that asks for it, for errors.
     pub field: String,
+}
+
+/// A thought at an output's beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thought {
+    /// Tokens that open one as the output's first; empty: the output begins inside of one.
+    pub open: Vec<u32>,
+    /// Texts of which each ends it, special tokens by their spelling.
+    pub close: Vec<String>,
+    /// Tokens of a thought at most, and those that end it then.
+    pub budget: Option<(u32, Vec<u32>)>,
 }
 
 impl Grammar {

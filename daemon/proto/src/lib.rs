@@ -23,7 +23,7 @@ pub mod text;
 pub mod worker;
 
 pub use gpus::{BadGpus, GpuList};
-pub use grammar::{Grammar, Guided};
+pub use grammar::{Grammar, Guided, Thought};
 pub use model::{Attn, AttnBackend, CacheMode, Device, KvDtype, LoadOptions, ModelInfo, Quantize};
 pub use ranges::OutOfRange;
 pub use request::{

@@ -174,6 +174,8 @@ pub struct LoadOptions {
     pub cache: CacheMode,
     /// Attention kernels (GPU).
     pub attn: Attn,
+    /// How it writes tool calls and thoughts, by a dialect's name; `None` finds it by the checkpoint.
+    pub dialect: Option<String>,
     /// Seeded random weights instead of reading any; needs only `config.json`.
     pub dummy_weights: bool,
     /// Schedule step n + 1 while step n runs.
@@ -199,6 +201,7 @@ impl Default for LoadOptions {
             max_len: None,
             cache: CacheMode::Radix,
             attn: Attn::default(),
+            dialect: None,
             dummy_weights: false,
             overlap: true,
         }

@@ -21,6 +21,8 @@ pub const JOB_TOKENS_MAX: u32 = 8 << 20;
 pub const VOCABULARY_MAX: u32 = 4 << 20;
 /// Bytes of a rendered prompt at most.
 pub const PROMPT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a rendered prompt's end that its answer tells.
+pub const PROMPT_END_BYTES: usize = 1024;
 
 /// What a text process is to read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,8 @@ pub struct TextSpec {
     pub version: String,
     /// Folder with `tokenizer.json`, `tokenizer_config.json`, templates and `generation_config.json`.
     pub dir: PathBuf,
+    /// The dialect that it was loaded with; without one, the folder's files decide.
+    pub dialect: Option<String>,
 }
 
 /// Daemon to text process.
@@ -107,8 +111,15 @@ pub enum FromText {
 /// What a job made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TextAnswer {
-    /// Of `Encode`, one list a text; of `EncodeChat`, one.
+    /// Of `Encode`, one list a text.
     Tokens(Vec<Vec<u32>>),
+    /// Of `EncodeChat`.
+    Prompt {
+        /// The prompt's tokens.
+        ids: Vec<u32>,
+        /// The end of its text, [`PROMPT_END_BYTES`] at most: there stands whether the template has opened a thought.
+        end: String,
+    },
     /// Of `Decode`.
     Texts(Vec<String>),
 }
@@ -170,6 +181,8 @@ pub struct TextInfo {
     pub has_template: bool,
     /// What the template can be told; all false without one.
     pub template: TemplateTraits,
+    /// How the model writes tool calls and thoughts: the name of a dialect.
+    pub dialect: String,
     /// The folder's recommended sampling.
     pub defaults: GenerationDefaults,
     /// What the text side cannot do, for people.

@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SendError, Sender, SyncSender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use minisgl_grammar::{COMPILE_STACK_BYTES, Compiler, Limits, STEP_STACK_BYTES, State, Vocabulary};
-use minisgl_proto::{Grammar, RequestId, Submit};
+use minisgl_grammar::{
+    COMPILE_STACK_BYTES, Compiler, Limits, Outline, STEP_STACK_BYTES, Vocabulary,
+};
+use minisgl_proto::{RequestId, Submit};
 use minisgl_sched::{Constraint, Crew, Held, Job};
 use rayon::prelude::*;
 
@@ -116,7 +118,7 @@ fn work(common: &Common, queue: &Mutex<Receiver<Submit>>, inbox: &SyncSender<Inc
         let held = catch_unwind(AssertUnwindSafe(|| common.hold(&submit)));
         let held = held.unwrap_or_else(|_| Err("a bug in the grammar's compiler".to_owned()));
         if let Some(guided) = &mut submit.sampling.guided {
-            guided.grammar = Grammar::JsonObject; // Its text may be long, and nobody reads it any more.
+            guided.grammar = None; // Its text may be long, and nobody reads it any more.
         }
         if inbox.send(Incoming::Guided(Box::new((submit, held)))).is_err() {
             return;
@@ -134,11 +136,10 @@ impl Common {
             return Err("the request has no grammar".to_owned());
         };
         let compiler = self.compiler.get_or_init(|| self.read()).as_ref().map_err(Clone::clone)?;
-        let compiled = compiler.compile(&guided.grammar).map_err(|error| error.to_string())?;
-        let mut state = compiled.begin(guided.after.clone());
+        let mut outline = compiler.outline(guided).map_err(|error| error.to_string())?;
         // What was generated before may be long; the scheduler shall not wait for it.
-        state.holds(&submit.generated).map_err(|error| error.to_string())?;
-        Ok(Held::new(Outline(state)))
+        outline.catch_up(&submit.generated).map_err(|error| error.to_string())?;
+        Ok(Held::new(Followed(outline)))
     }
 
     fn read(&self) -> Result<Compiler, String> {
@@ -160,10 +161,10 @@ impl Common {
     }
 }
 
-/// A grammar's state as the scheduler asks it.
-struct Outline(State);
+/// An outline as the scheduler asks it.
+struct Followed(Outline);
 
-impl Constraint for Outline {
+impl Constraint for Followed {
     fn narrow(&mut self, output: &[u32], mask: &mut [u32]) -> Result<(), String> {
         self.0.narrow(output, mask).map_err(|error| error.to_string())
     }

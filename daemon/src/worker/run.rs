@@ -537,8 +537,8 @@ mod tests {
         let thread = std::thread::spawn(move || worker.run());
         let submit = |id| {
             let guided = minisgl_proto::Guided {
-                grammar: minisgl_proto::Grammar::Regex("b+".to_owned()),
-                after: Vec::new(),
+                grammar: Some(minisgl_proto::Grammar::Regex("b+".to_owned())),
+                thought: None,
                 field: "regex".to_owned(),
             };
             let guided = Some(Box::new(guided));

@@ -9,6 +9,7 @@
 //! | `side` | a folder's text side: what it says of itself, and its jobs |
 //! | `files` | what the folder's files say of tokens and templates, as transformers reads them |
 //! | `vocabulary` | the tokenizer, and the table that the daemon makes text from |
+//! | `dialect` | how the model writes tool calls and thoughts, by its files |
 //! | `encode` | texts to token ids, long ones in pieces |
 //! | `template` | a conversation to a prompt, in the form that the template takes |
 //! | `jinja` | the language of templates |
@@ -18,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod dialect;
 mod encode;
 mod files;
 mod jinja;

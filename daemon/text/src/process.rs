@@ -68,9 +68,10 @@ fn load(spec: &TextSpec) -> Result<(TextSide, Box<minisgl_proto::text::TextInfo>
             "the daemon is version {daemon}, its text process {own}: restart the daemon"
         ));
     }
-    let loaded = catch_unwind(|| TextSide::load(&spec.dir)).map_err(|_| {
-        format!("{}: the tokenizer or template makes its reader panic", spec.dir.display())
-    })?;
+    let loaded =
+        catch_unwind(|| TextSide::load(&spec.dir, spec.dialect.as_deref())).map_err(|_| {
+            format!("{}: the tokenizer or template makes its reader panic", spec.dir.display())
+        })?;
     loaded.map(|(side, info)| (side, Box::new(info))).map_err(|why| why.to_string())
 }
 

@@ -5,8 +5,11 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use minisgl_proto::text::{Conversation, JOB_TOKENS_MAX, TextAnswer, TextFault, TextInfo, TextJob};
+use minisgl_proto::text::{
+    Conversation, JOB_TOKENS_MAX, PROMPT_END_BYTES, TextAnswer, TextFault, TextInfo, TextJob,
+};
 
+use crate::dialect;
 use crate::encode::Encoder;
 use crate::files::{Files, LoadError};
 use crate::template::{ChatTemplate, TemplateError};
@@ -19,11 +22,12 @@ pub struct TextSide {
 }
 
 impl TextSide {
-    /// Reads a folder, as far as its files are there, and tries its template. Slow.
+    /// Reads a folder, as far as its files are there, and tries its template; `dialect` is the one that somebody chose for it.
+    /// Slow.
     ///
     /// # Errors
     /// A file is broken.
-    pub fn load(dir: &Path) -> Result<(TextSide, TextInfo), LoadError> {
+    pub fn load(dir: &Path, dialect: Option<&str>) -> Result<(TextSide, TextInfo), LoadError> {
         let files = Files::read(dir)?;
         let path = dir.join("tokenizer.json");
         let mut info = TextInfo { defaults: files.defaults.clone(), ..TextInfo::default() };
@@ -39,6 +43,7 @@ impl TextSide {
                 Some(Encoder::new(tokenizer, token_bytes_max))
             }
         };
+        info.dialect = dialect::find(dir, dialect, &files, info.vocabulary.as_ref())?.to_owned();
         let template = ChatTemplate::new(dir, files)?;
         if let Some(template) = &template {
             let (traits, notes) = template.traits();
@@ -76,7 +81,7 @@ impl TextSide {
                 drop(conversation);
                 let tokens_max = tokens_max.min(JOB_TOKENS_MAX);
                 let ids = encoder.encode(&prompt, false, tokens_max, abandoned)?;
-                Ok(TextAnswer::Tokens(vec![ids]))
+                Ok(TextAnswer::Prompt { ids, end: end_of(&prompt).to_owned() })
             }
             TextJob::Decode { lists, skip_special } => {
                 let encoder = self.encoder()?;
@@ -89,6 +94,15 @@ impl TextSide {
     fn encoder(&self) -> Result<&Encoder, TextFault> {
         self.encoder.as_ref().ok_or(TextFault::NoTokenizer)
     }
+}
+
+/// The end of a prompt's text.
+fn end_of(prompt: &str) -> &str {
+    let mut start = prompt.len().saturating_sub(PROMPT_END_BYTES);
+    while !prompt.is_char_boundary(start) {
+        start += 1;
+    }
+    &prompt[start..]
 }
 
 fn fault(error: TemplateError) -> TextFault {
@@ -121,7 +135,7 @@ mod tests {
                 };
                 write("tokenizer.json", &tokenizer);
                 write("tokenizer_config.json", &config);
-                let (side, _) = TextSide::load(dir.path()).unwrap();
+                let (side, _) = TextSide::load(dir.path(), None).unwrap();
                 let texts = vec!["ab".to_owned()];
                 let job = TextJob::Encode { texts, add_special: true, tokens_max: 9 };
                 let answer = side.run(job, &AtomicBool::new(false)).unwrap();

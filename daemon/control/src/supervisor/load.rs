@@ -23,8 +23,8 @@ impl Supervisor {
         if let Err(taken) = self.reserve() {
             return self.fail(AdminErrorCode::Conflict, taken.to_string(), Retry::Backoff);
         }
-        let (source, dummy) = (&self.model.spec.source, self.options.dummy_weights);
-        self.finding = Some(resolve::start(&self.config, source, dummy));
+        let source = &self.model.spec.source;
+        self.finding = Some(resolve::start(&self.config, source, &self.options));
     }
 
     pub(super) fn on_progress(&mut self, progress: LoadProgress) {

@@ -51,7 +51,8 @@ impl Process {
         })?;
         let version = minisgl_proto::VERSION.to_owned();
         let mut load = Vec::new();
-        frame::encode(&ToText::Load(TextSpec { version, dir: dir.to_path_buf() }), &mut load)
+        let (dir_, dialect) = (dir.to_path_buf(), config.dialect.clone());
+        frame::encode(&ToText::Load(TextSpec { version, dir: dir_, dialect }), &mut load)
             .map_err(|why| why.to_string())?;
         let first = async {
             process.send(load);

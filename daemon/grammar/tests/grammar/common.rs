@@ -57,7 +57,7 @@ impl Random {
 
 /// An output drawn among the tokens that may come, without the stop token that ends it; it is ended soon after `soft` tokens.
 pub fn draw(compiled: &Compiled, random: &mut Random, soft: usize) -> Vec<u32> {
-    let (mut state, mut output) = (compiled.begin(Vec::new()), Vec::new());
+    let (mut state, mut output) = (compiled.begin(), Vec::new());
     loop {
         let mut may = allowed(&mut state, &output);
         let ends = may.iter().any(|token| STOP.contains(token));

@@ -80,7 +80,7 @@ fn costly_states_are_given_up_soon() {
     ] {
         let began = Instant::now();
         let Ok(compiled) = compile(&Grammar::Regex(costly.into())) else { continue };
-        let (mut state, mut output) = (compiled.begin(Vec::new()), Vec::new());
+        let (mut state, mut output) = (compiled.begin(), Vec::new());
         let mut longest = began.elapsed();
         for _ in 0..200 {
             let began = Instant::now();
@@ -175,7 +175,7 @@ fn a_tokenizer_says_what_its_tokens_stand_for() {
     let vocabulary = Vocabulary::read(&json.to_string(), 8, &[4], &limits).unwrap();
     assert_eq!(vocabulary.size(), 8);
     let compiler = minisgl_grammar::Compiler::new(vocabulary, limits);
-    let mut state = compiler.compile(&Grammar::Regex("a a\n".into())).unwrap().begin(Vec::new());
+    let mut state = compiler.compile(&Grammar::Regex("a a\n".into())).unwrap().begin();
     for (output, may) in [(vec![], 0), (vec![0], 1), (vec![0, 1], 2), (vec![0, 1, 2], 4)] {
         let mut mask = [u32::MAX];
         state.narrow(&output, &mut mask).unwrap();
@@ -242,7 +242,7 @@ fn deep_grammars_do_not_end_the_process() {
             assert_eq!(compiled.is_ok(), is_taken, "{text}: {error:?}");
             let Ok(compiled) = compiled else { return };
             let step = move || {
-                let mut state = compiled.begin(Vec::new());
+                let mut state = compiled.begin();
                 for output in [&[][..], &[u32::from(b'a')], &[u32::from(b'a'), u32::from(b'b')]] {
                     let _ = state.narrow(output, &mut [u32::MAX; SIZE.div_ceil(32)]);
                 }

@@ -5,3 +5,4 @@
 mod common;
 mod limits;
 mod outputs;
+mod thoughts;

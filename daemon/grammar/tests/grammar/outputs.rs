@@ -1,8 +1,6 @@
 //! Outputs that masks allow are the grammar's, and the grammar's are allowed.
 
-use crate::common::{
-    END_OF_THOUGHT, Random, SIZE, STOP, THINK, allowed, compile, draw, schema, text,
-};
+use crate::common::{Random, STOP, allowed, compile, draw, schema, text};
 use minisgl_grammar::StateError;
 use minisgl_proto::Grammar;
 use serde_json::Value;
@@ -14,7 +12,7 @@ fn bytes(text: &str) -> Vec<u32> {
 
 /// Whether each token of `output` is allowed, and a stop token behind it.
 fn takes(grammar: &Grammar, output: &[u32]) -> bool {
-    let mut state = compile(grammar).unwrap().begin(Vec::new());
+    let mut state = compile(grammar).unwrap().begin();
     let goes = |at: usize| {
         let may = |token| allowed(&mut state, &output[..at]).contains(token);
         (at < output.len()).then(|| output[at]).iter().all(may)
@@ -115,7 +113,7 @@ fn each_kind_of_grammar_is_held_to() {
 
 #[test]
 fn an_output_ends_with_any_stop_token_and_goes_on_with_none() {
-    let mut state = compile(&Grammar::Choice(vec!["ab".into()])).unwrap().begin(Vec::new());
+    let mut state = compile(&Grammar::Choice(vec!["ab".into()])).unwrap().begin();
     // By letters, or by the token of both.
     assert_eq!(allowed(&mut state, &[]), [u32::from(b'a'), 260 + 8]);
     assert!(!state.is_over(&bytes("a")).unwrap());
@@ -123,34 +121,15 @@ fn an_output_ends_with_any_stop_token_and_goes_on_with_none() {
     assert!(state.is_over(&bytes("ab")).unwrap());
     // A request that ignores end tokens gets more of them.
     for grammar in [Grammar::Choice(vec!["ab".into()]), Grammar::Regex("(ab)+".into())] {
-        let mut state = compile(&grammar).unwrap().begin(Vec::new());
+        let mut state = compile(&grammar).unwrap().begin();
         let mut output = bytes("ab");
         for at in 0..4 {
             output.push(STOP[at % STOP.len()]);
             assert_eq!(allowed(&mut state, &output), STOP, "{output:?}");
         }
         output.push(b'a'.into());
-        assert!(matches!(state.holds(&output), Err(StateError::Left { at: 6, .. })));
+        assert!(matches!(state.is_over(&output), Err(StateError::Left { at: 6, .. })));
     }
-}
-
-#[test]
-fn a_grammar_begins_behind_the_thought() {
-    let compiled = compile(&Grammar::Choice(vec!["ab".into()])).unwrap();
-    let mut state = compiled.begin(vec![vec![END_OF_THOUGHT], bytes("##")]);
-    let free = (0..SIZE as u32).collect::<Vec<_>>();
-    let mut output = vec![THINK];
-    output.extend(bytes("any # thing"));
-    for at in 0..=output.len() {
-        assert_eq!(allowed(&mut state, &output[..at]), free);
-        assert!(!state.is_over(&output[..at]).unwrap());
-    }
-    output.push(END_OF_THOUGHT);
-    assert_eq!(allowed(&mut state, &output), [u32::from(b'a'), 268]);
-    output.push(268);
-    assert_eq!(allowed(&mut state, &output), STOP);
-    let mut other = compiled.begin(vec![vec![END_OF_THOUGHT], bytes("##")]);
-    assert_eq!(allowed(&mut other, &bytes("x##a")), bytes("b"));
 }
 
 /// After a preemption the output is told anew, on another worker from its beginning, and a state may be told of less than before.
@@ -158,19 +137,19 @@ fn a_grammar_begins_behind_the_thought() {
 fn a_state_follows_from_the_output_alone() {
     let compiled = compile(&schema(PERSON)).unwrap();
     let output = draw(&compiled, &mut Random(3), 40);
-    let mut step_by_step = compiled.begin(Vec::new());
+    let mut step_by_step = compiled.begin();
     for at in 0..=output.len() {
         let may = allowed(&mut step_by_step, &output[..at]);
-        assert_eq!(allowed(&mut compiled.begin(Vec::new()), &output[..at]), may, "{at}");
+        assert_eq!(allowed(&mut compiled.begin(), &output[..at]), may, "{at}");
     }
     let half = &output[..output.len() / 2];
-    assert_eq!(allowed(&mut step_by_step, half), allowed(&mut compiled.begin(Vec::new()), half));
+    assert_eq!(allowed(&mut step_by_step, half), allowed(&mut compiled.begin(), half));
 }
 
 #[test]
 fn an_output_of_another_grammar_is_told_at_its_token() {
-    let mut state = compile(&Grammar::Choice(vec!["ab".into()])).unwrap().begin(Vec::new());
-    let error = state.holds(&bytes("ac")).unwrap_err();
+    let mut state = compile(&Grammar::Choice(vec!["ab".into()])).unwrap().begin();
+    let error = state.is_over(&bytes("ac")).unwrap_err();
     assert!(matches!(error, StateError::Left { at: 1, .. }), "{error}");
 }
 
@@ -181,8 +160,7 @@ fn a_grammar_without_a_token_is_told() {
     let limits = minisgl_grammar::Limits::default();
     let vocabulary = minisgl_grammar::Vocabulary::new(tokens, 2, &[1], &limits).unwrap();
     let compiler = minisgl_grammar::Compiler::new(vocabulary, limits);
-    let mut state =
-        compiler.compile(&Grammar::Choice(vec!["ab".into()])).unwrap().begin(Vec::new());
+    let mut state = compiler.compile(&Grammar::Choice(vec!["ab".into()])).unwrap().begin();
     let error = state.narrow(&[0], &mut [u32::MAX]).unwrap_err();
     assert!(matches!(error, StateError::Stuck { at: 1, .. }), "{error}");
 }

@@ -25,9 +25,9 @@ impl Own {
     }
 
     fn open(dir: &Path) -> Own {
-        let vocabulary = TextSide::load(dir).unwrap().1.vocabulary.unwrap();
+        let vocabulary = TextSide::load(dir, None).unwrap().1.vocabulary.unwrap();
         let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
-        let table = Table::new(&vocabulary);
+        let table = Table::new(&vocabulary, &[]);
         Own { tokenizer, vocabulary, table }
     }
 
@@ -38,7 +38,8 @@ impl Own {
 
     /// The pieces that come of some tokens, the flushed rest last.
     fn pieces(&self, tokens: &[u32], skip: bool) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(&self.table, skip, true);
+        let mut detokenizer =
+            Detokenizer::new(&self.table, if skip { Show::None } else { Show::All }, true);
         let mut pieces = Vec::new();
         for &token in tokens {
             let mut piece = String::new();
@@ -193,7 +194,7 @@ fn byte_fallback_strips_the_first_space_of_a_text_alone() {
     let text = own.text(&tokens, true);
     assert_eq!(text, "ab é a");
     assert_eq!(text, own.right(&tokens, true));
-    let mut continued = Detokenizer::new(&own.table, true, false);
+    let mut continued = Detokenizer::new(&own.table, Show::None, false);
     let mut text = String::new();
     continued.push(&own.table, &own.vocabulary, 257, &mut text);
     assert_eq!(text, " a");
@@ -204,7 +205,7 @@ fn a_token_is_looked_up_without_allocating() {
     // What the allocator would be asked for is room in `out`, which has it.
     let own = &*BYTE_LEVEL;
     let mut out = String::with_capacity(64);
-    let mut detokenizer = Detokenizer::new(&own.table, true, true);
+    let mut detokenizer = Detokenizer::new(&own.table, Show::None, true);
     let before = out.as_ptr();
     for token in "thirty-two plain bytes of a text.".bytes() {
         detokenizer.push(&own.table, &own.vocabulary, token.into(), &mut out);
@@ -275,7 +276,7 @@ proptest! {
     #[test]
     fn stop_strings_end_the_text_exactly(text in "[aé🦀]{0,12}", stop in "[aé🦀]{1,3}") {
         let own = &*BYTE_LEVEL;
-        let mut detokenizer = Detokenizer::new(&own.table, true, true);
+        let mut detokenizer = Detokenizer::new(&own.table, Show::None, true);
         let mut matcher = StopMatcher::new(vec![stop.clone()], false);
         let (mut out, mut stopped) = (String::new(), false);
         for byte in text.bytes() {

@@ -36,7 +36,7 @@ impl TextService for Local {
 
 /// What the folder has now. Each job needs a place behind the gate, and is counted while it waits there.
 pub fn read(dir: &Path, gate: &Arc<Semaphore>, waiting: &Arc<AtomicUsize>) -> Arc<dyn TextService> {
-    let (side, info) = TextSide::load(dir).unwrap();
+    let (side, info) = TextSide::load(dir, None).unwrap();
     let (gate, waiting) = (Arc::clone(gate), Arc::clone(waiting));
     Arc::new(Local { side: Arc::new(side), info: Arc::new(info), gate, waiting })
 }

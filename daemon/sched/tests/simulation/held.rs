@@ -6,15 +6,15 @@ use minisgl_sched::{Constraint, Crew, Event, Held, Job};
 /// Which rule a request is held to, if so.
 pub fn rule_of(submit: &Submit) -> Option<u32> {
     match submit.sampling.guided.as_deref() {
-        Some(Guided { grammar: Grammar::Regex(text), .. }) => text.parse().ok(),
+        Some(Guided { grammar: Some(Grammar::Regex(text)), .. }) => text.parse().ok(),
         _ => None,
     }
 }
 
 pub fn held_to(rule: u32) -> Option<Box<Guided>> {
     Some(Box::new(Guided {
-        grammar: Grammar::Regex(rule.to_string()),
-        after: Vec::new(),
+        grammar: Some(Grammar::Regex(rule.to_string())),
+        thought: None,
         field: "rule".into(),
     }))
 }

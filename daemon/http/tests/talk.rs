@@ -1,0 +1,237 @@
+//! Tool calls and thoughts through the whole router, on a scripted model that speaks as Qwen 3 does.
+
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
+
+mod support;
+
+use minisgl_proto::Finish;
+use serde_json::{Value, json};
+use support::{House, Step, say};
+
+/// Says by what markers calls and thoughts stand, and opens a thought where it is told to.
+const TEMPLATE: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>{% endif %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}";
+
+const OUTPUT: &str = "<think>\nIs it \"so\"?\n</think>\n\nI look. <tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n\
+                      </tool_call>\n<tool_call>\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>";
+
+fn tools() -> Value {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    json!([tool("weather"), tool("time")])
+}
+
+fn saying(text: &str) -> House {
+    house(say(text))
+}
+
+fn house(steps: Vec<Step>) -> House {
+    let house = House::playing(steps);
+    std::fs::write(house.folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+    house
+}
+
+/// The message that the deltas of a stream make, as OpenAI's clients put it together, and why it ended.
+fn joined(events: &[Value]) -> (Value, String) {
+    let (mut content, mut reasoning, mut reason) = (String::new(), String::new(), String::new());
+    let mut calls: Vec<Value> = Vec::new();
+    for event in events {
+        let Some(choice) = event["choices"].get(0) else { continue };
+        let delta = &choice["delta"];
+        content += delta["content"].as_str().unwrap_or_default();
+        reasoning += delta["reasoning_content"].as_str().unwrap_or_default();
+        assert_eq!(delta["reasoning_content"], delta["reasoning"], "both names say the same");
+        for part in delta["tool_calls"].as_array().into_iter().flatten() {
+            let index = part["index"].as_u64().unwrap() as usize;
+            if index == calls.len() {
+                assert_eq!(
+                    (&part["type"], &part["function"]["arguments"]),
+                    (&json!("function"), &json!(""))
+                );
+                calls.push(json!({"id": part["id"], "type": "function", "function": {
+                    "name": part["function"]["name"], "arguments": ""}}));
+            } else {
+                let names: Vec<&String> = part.as_object().unwrap().keys().collect();
+                assert_eq!(names, ["index", "function"], "nothing is repeated and nothing null");
+                let function = part["function"].as_object().unwrap();
+                assert_eq!(function.keys().collect::<Vec<_>>(), ["arguments"]);
+                let so_far = calls[index]["function"]["arguments"].as_str().unwrap().to_owned();
+                calls[index]["function"]["arguments"] =
+                    (so_far + part["function"]["arguments"].as_str().unwrap()).into();
+            }
+        }
+        if let Some(why) = choice["finish_reason"].as_str() {
+            reason = why.to_owned();
+        }
+    }
+    (json!({"content": content, "reasoning": reasoning, "calls": calls}), reason)
+}
+
+fn without_ids(mut calls: Value) -> Value {
+    for call in calls.as_array_mut().unwrap() {
+        let id = call["id"].take();
+        assert!(id.as_str().unwrap().starts_with("call_"), "{id}");
+    }
+    calls
+}
+
+fn both() -> Value {
+    json!([
+        {"id": null, "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Köln\"}"}},
+        {"id": null, "type": "function", "function": {"name": "time", "arguments": "{}"}},
+    ])
+}
+
+#[tokio::test]
+async fn thoughts_calls_and_text_are_told_apart() {
+    let answer = saying(OUTPUT).chat(json!({"tools": tools()})).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let message = &choice["message"];
+    assert_eq!(message["content"], "I look.");
+    assert_eq!(message["reasoning_content"], "Is it \"so\"?");
+    assert_eq!(message["reasoning"], message["reasoning_content"]);
+    assert_eq!(without_ids(message["tool_calls"].clone()), both());
+    let thought = "<think>\nIs it \"so\"?\n</think>".len();
+    assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], thought);
+}
+
+#[tokio::test]
+async fn a_stream_tells_the_same_parts() {
+    let more = json!({"tools": tools(), "stream": true, "stream_options": {"include_usage": true}});
+    let house = saying(OUTPUT);
+    let (events, done) = house.chat(more).await.events();
+    assert!(done);
+    let (message, reason) = joined(&events);
+    assert_eq!(reason, "tool_calls");
+    assert_eq!(
+        (&message["content"], &message["reasoning"]),
+        (&json!("I look."), &json!("Is it \"so\"?"))
+    );
+    assert_eq!(without_ids(message["calls"].clone()), both());
+    let texts = events.iter().filter_map(|event| {
+        event["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"].as_str()
+    });
+    assert!(texts.count() > 10, "arguments go out while they are written");
+    let usage = &events.last().unwrap()["usage"];
+    assert!(usage["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap() > 10);
+    let metrics = house.get("/metrics").await.body;
+    assert!(
+        metrics.contains("minisgl_tool_calls_total{model=\"org/tiny\",outcome=\"whole\"} 2"),
+        "{metrics}"
+    );
+}
+
+/// The template opens it, and the model goes on inside.
+#[tokio::test]
+async fn a_thought_that_the_prompt_opens_is_one() {
+    let body = json!({"chat_template_kwargs": {"enable_thinking": true}});
+    for body in [body, json!({"enable_thinking": true})] {
+        let answer = saying("hm</think>\n\nYes.").chat(body).await.json();
+        let message = &answer["choices"][0]["message"];
+        assert_eq!((&message["content"], &message["reasoning"]), (&json!("Yes."), &json!("hm")));
+    }
+    let answer = saying("hm</think>Yes.").chat(json!({"reasoning_effort": "none"})).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "hm</think>Yes.");
+}
+
+#[tokio::test]
+async fn what_nobody_asked_to_tell_apart_is_text() {
+    let answer = saying(OUTPUT).chat(json!({"separate_reasoning": false})).await.json();
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["content"], OUTPUT, "without tools nothing is a call");
+    assert_eq!((&message["reasoning"], &message["tool_calls"]), (&Value::Null, &Value::Null));
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let body = json!({"tools": tools(), "tool_choice": "none", "include_reasoning": false});
+    let answer = saying(OUTPUT).chat(body).await.json();
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["reasoning"], Value::Null);
+    assert!(message["content"].as_str().unwrap().starts_with("I look. <tool_call>"), "{message}");
+}
+
+#[tokio::test]
+async fn one_call_is_all_where_no_more_are_wanted() {
+    for stream in [false, true] {
+        let mut steps = say(OUTPUT);
+        steps.pop();
+        steps.push(Step::Hang);
+        let house = house(steps);
+        let body = json!({"tools": tools(), "parallel_tool_calls": false, "stream": stream});
+        let answer = house.chat(body).await;
+        let (calls, reason) = if stream {
+            let (message, reason) = joined(&answer.events().0);
+            (message["calls"].clone(), reason)
+        } else {
+            let choice = answer.json()["choices"][0].clone();
+            let reason = choice["finish_reason"].as_str().unwrap().to_owned();
+            (choice["message"]["tool_calls"].clone(), reason)
+        };
+        assert_eq!(without_ids(calls), json!([both()[0]]));
+        assert_eq!(reason, "tool_calls");
+        house.quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_the_limit_cuts_off_ends_by_length() {
+    let cut = OUTPUT.find("Köln").unwrap();
+    let mut steps: Vec<Step> =
+        OUTPUT.as_bytes()[..cut].iter().map(|&byte| Step::Token(byte.into())).collect();
+    steps.push(Step::Last(b'K'.into(), Finish::Length));
+    let answer = house(steps).chat(json!({"tools": tools()})).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    let call = &choice["message"]["tool_calls"][0]["function"];
+    assert_eq!(call["arguments"], "{\"city\": \"K", "nobody completes it");
+}
+
+#[tokio::test]
+async fn what_is_no_call_stays_text() {
+    let text = "<tool_call>\nnot JSON\n</tool_call>";
+    let house = saying(text);
+    let answer = house.chat(json!({"tools": tools()})).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], text);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let metrics = house.get("/metrics").await.body;
+    assert!(metrics.contains("outcome=\"refused\"} 1"), "{metrics}");
+}
+
+/// All tokens of an answer have theirs, those of markers and thoughts as well.
+#[tokio::test]
+async fn log_probabilities_are_those_of_all_tokens() {
+    let body = json!({"tools": tools(), "logprobs": true});
+    let answer = saying(OUTPUT).chat(body.clone()).await.json();
+    let tokens = |content: &Value| content.as_array().unwrap().len();
+    assert_eq!(tokens(&answer["choices"][0]["logprobs"]["content"]), OUTPUT.len());
+    let mut body = body;
+    body["stream"] = true.into();
+    let (events, _) = saying(OUTPUT).chat(body).await.events();
+    let each =
+        events.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    assert_eq!(each.map(Vec::len).sum::<usize>(), OUTPUT.len());
+}
+
+#[tokio::test]
+async fn choices_are_told_apart_each_by_itself() {
+    let answer = saying(OUTPUT).chat(json!({"tools": tools(), "n": 3})).await.json();
+    let mut ids = std::collections::HashSet::new();
+    for choice in answer["choices"].as_array().unwrap() {
+        for call in choice["message"]["tool_calls"].as_array().unwrap() {
+            assert!(ids.insert(call["id"].to_string()));
+        }
+    }
+    assert_eq!(ids.len(), 6);
+}
+
+#[tokio::test]
+async fn a_tool_without_a_name_is_refused() {
+    let house = saying("a");
+    let answer = house.chat(json!({"tools": [{"type": "function", "function": {}}]})).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["error"]["param"], "tools[0].function.name");
+    for choice in [json!("required"), json!({"type": "function", "function": {"name": "f"}})] {
+        let answer = house.chat(json!({"tool_choice": choice})).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["param"]),
+            (400, &json!("tool_choice"))
+        );
+    }
+}
