@@ -36,6 +36,7 @@ fn status(name: &str) -> ModelStatus {
         aliases: vec![],
         origin: Origin::Loaded,
         retry_in_s: None,
+        dialect: None,
         notes: vec![],
     }
 }
@@ -122,7 +123,7 @@ fn load_sends_its_options_and_tells_each_stage() {
     let daemon = Daemon::start(answer);
     let line = "load org/m --name n --tp 2 --device cpu --threads 3 --page-size 8 --kv-tokens 4096 \
                 --memory-ratio 0.25 --kv-dtype f32 --quantize fp8 --max-running 9 --max-waiting 10 --chunk-tokens 64 \
-                --max-len 99 --cache naive --attn fi --dummy-weights --no-overlap --persist \
+                --max-len 99 --cache naive --attn fi --dialect hermes --dummy-weights --no-overlap --persist \
                 --alias a --alias b";
     let run = daemon.run(&line.split_whitespace().collect::<Vec<_>>());
     assert_eq!((run.code, run.out.as_str()), (0, "org/m is ready after 0.0s\n"), "{run:?}");
@@ -149,6 +150,7 @@ fn load_sends_its_options_and_tells_each_stage() {
         max_len: Some(99),
         cache: CacheMode::Naive,
         attn: "fi,fi".parse().unwrap(),
+        dialect: Some("hermes".into()),
         dummy_weights: true,
         overlap: false,
     };

@@ -66,6 +66,7 @@ fn ready() -> ModelStatus {
         aliases: Vec::new(),
         origin: minisgl_proto::admin::Origin::Loaded,
         retry_in_s: None,
+        dialect: Some("hermes".into()),
         notes: Vec::new(),
     }
 }
@@ -170,6 +171,7 @@ fn one_model() {
             in flight     3 requests
             folder        /models/small
             architecture  LlamaForCausalLM
+            dialect       hermes
             parameters    134.5M in f32, 513.1 MiB
             device        cpu, 3 ranks
             KV cache      8192 tokens in 512 pages of 16, 1.0 GiB in f32

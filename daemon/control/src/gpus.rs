@@ -264,6 +264,7 @@ mod tests {
             aliases: vec![],
             origin: Origin::Loaded,
             retry_in_s: None,
+            dialect: None,
             notes: vec![],
         }
     }

@@ -7,9 +7,9 @@
 
 use std::path::{Path, PathBuf};
 
-use minisgl_proto::LoadStage;
 use minisgl_proto::admin::{AdminError, AdminErrorCode};
 use minisgl_proto::worker::LoadProgress;
+use minisgl_proto::{LoadOptions, LoadStage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{HubConfig, RegistryConfig};

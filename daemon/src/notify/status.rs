@@ -108,6 +108,7 @@ pub(super) mod tests {
             aliases: vec![],
             origin: Origin::Loaded,
             retry_in_s: None,
+            dialect: None,
             notes: vec![],
         }
     }

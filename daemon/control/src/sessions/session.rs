@@ -114,7 +114,8 @@ impl Session {
     /// Bytes that it keeps for another instance, about.
     pub(super) fn bytes(&self) -> usize {
         let tokens = self.journal.as_ref().map_or(0, |j| j.prompt.len() + j.generated.len());
-        let grammar = self.sampling.guided.as_ref().map_or(0, |guided| guided.grammar.bytes());
+        let grammar = self.sampling.guided.as_ref().and_then(|guided| guided.grammar.as_ref());
+        let grammar = grammar.map_or(0, |grammar| grammar.bytes());
         SESSION_BYTES + 4 * tokens + 8 * self.sampling.logit_bias.len() + grammar
     }
 
