@@ -45,6 +45,7 @@ fn every_value_is_the_default() {
         memory_ratio: None,
         chunk_tokens: None,
         max_len: None,
+        dialect: None,
         ..model.options.clone()
     };
     assert_eq!(options, LoadOptions::default());
