@@ -315,6 +315,9 @@ pub struct ChatArgs {
     /// Seed of the sampling
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Tools that the model may call: a JSON list in OpenAI's form, each with a "command"
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<std::path::PathBuf>,
 }
 
 /// `top`.

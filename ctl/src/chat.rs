@@ -12,13 +12,16 @@ use rustyline::{Config, DefaultEditor};
 use serde_json::{Value, json};
 
 use crate::args::{ChatArgs, Format};
+use crate::chat_tools::{Call, Tools};
 use crate::client::Client;
 use crate::error::CtlError;
-use crate::output::{note, print, print_answer, print_json};
+use crate::output::{note, print, print_answer, print_json, print_thought};
 
 const ROUTE: &str = "/v1/chat/completions";
 /// Bytes of a prompt read from standard input at most.
 const PROMPT_BYTES_MAX: u64 = 8 << 20;
+/// Answers to one turn that call tools, at most.
+const ROUNDS_MAX: usize = 32;
 /// Lines of history kept.
 const HISTORY_LINES: usize = 1000;
 const HELP: &str = "\
@@ -39,7 +42,9 @@ pub async fn run(client: &Client, args: &ChatArgs, format: Format) -> Result<(),
         Some(model) => model.clone(),
         None => only_ready(&client.get::<Vec<ModelStatus>>("/admin/v1/models").await?)?,
     };
-    let mut chat = Chat { client, args, model, system: args.system.clone(), turns: Vec::new() };
+    let tools = args.tools.as_deref().map(Tools::read).transpose()?.unwrap_or_default();
+    let (system, turns) = (args.system.clone(), Vec::new());
+    let mut chat = Chat { client, args, model, system, turns, tools };
     match (prompt, format) {
         (Some(prompt), Format::Table) => chat.say(prompt, false).await,
         (Some(prompt), Format::Json) => chat.say_json(prompt).await,
@@ -88,8 +93,34 @@ struct Chat<'a> {
     args: &'a ChatArgs,
     model: String,
     system: Option<String>,
-    /// Messages after the system message, alternating user and assistant.
+    /// Messages after the system message.
     turns: Vec<Value>,
+    tools: Tools,
+}
+
+/// What came of a stream.
+#[derive(Default)]
+struct Said {
+    text: String,
+    thought: String,
+    calls: Vec<Call>,
+}
+
+impl Said {
+    fn is_nothing(&self) -> bool {
+        self.text.is_empty() && self.calls.is_empty()
+    }
+
+    fn to_json(&self) -> Value {
+        let mut message = json!({"role": "assistant", "content": self.text});
+        if !self.thought.is_empty() {
+            message["reasoning_content"] = self.thought.as_str().into();
+        }
+        if !self.calls.is_empty() {
+            message["tool_calls"] = self.calls.iter().map(Call::to_json).collect();
+        }
+        message
+    }
 }
 
 /// What a line of the conversation asks for.
@@ -189,6 +220,9 @@ impl Chat<'_> {
                 body[name] = value;
             }
         }
+        if !self.tools.told.is_empty() {
+            body["tools"] = self.tools.told.clone().into();
+        }
         body
     }
 
@@ -199,28 +233,52 @@ impl Chat<'_> {
         print_json(&answer)
     }
 
-    /// Adds a turn and streams the answer to it. A turn without any answer is taken back.
+    /// Adds a turn and streams the answer to it; where the answer calls tools, goes on with their results. A turn without any
+    /// answer is taken back.
     async fn say(&mut self, text: String, interruptible: bool) -> Result<(), CtlError> {
         self.turns.push(json!({"role": "user", "content": text}));
-        let mut answer = String::new();
-        let result = if interruptible {
-            tokio::select! {
-                result = self.stream(&mut answer) => result,
-                _ = tokio::signal::ctrl_c() => print(" [stopped]"),
+        for _ in 0..ROUNDS_MAX {
+            let mut said = Said::default();
+            let result = if interruptible {
+                tokio::select! {
+                    result = self.stream(&mut said) => result,
+                    _ = tokio::signal::ctrl_c() => {
+                        // A call that is cut off has no result.
+                        said.calls.clear();
+                        print(" [stopped]")
+                    }
+                }
+            } else {
+                self.stream(&mut said).await
+            };
+            if result.is_err() {
+                said.calls.clear();
             }
-        } else {
-            self.stream(&mut answer).await
-        };
-        if answer.is_empty() {
-            self.turns.pop();
-        } else {
-            self.turns.push(json!({"role": "assistant", "content": answer}));
-            print("\n")?;
+            if said.is_nothing() {
+                // A result may stand last; what was said before goes with it.
+                while self.turns.pop().is_some_and(|turn| turn["role"] != "user") {}
+            } else {
+                self.turns.push(said.to_json());
+                if !said.text.is_empty() {
+                    print("\n")?;
+                }
+            }
+            result?;
+            if said.calls.is_empty() {
+                return Ok(());
+            }
+            for call in &said.calls {
+                note(&format!("[{}({})]", call.name, call.arguments));
+                let result = self.tools.run(call).await;
+                self.turns.push(call.result(&result));
+            }
         }
-        result
+        Err(CtlError::Failed(format!(
+            "the model called tools {ROUNDS_MAX} times without an answer"
+        )))
     }
 
-    async fn stream(&self, answer: &mut String) -> Result<(), CtlError> {
+    async fn stream(&self, said: &mut Said) -> Result<(), CtlError> {
         let mut lines = self.client.post_lines(ROUTE, &self.body(true)).await?;
         while let Some(line) = lines.next().await? {
             let Some(data) = line.strip_prefix("data:").map(str::trim_start) else { continue };
@@ -234,10 +292,18 @@ impl Chat<'_> {
                 return Err(CtlError::Failed(message.to_string()));
             }
             let delta = &chunk["choices"][0]["delta"];
-            if let Some(text) = delta["content"].as_str() {
-                print_answer(text)?;
-                answer.push_str(text);
+            if let Some(text) = delta["reasoning_content"].as_str() {
+                print_thought(text)?;
+                said.thought.push_str(text);
             }
+            if let Some(text) = delta["content"].as_str().filter(|text| !text.is_empty()) {
+                if said.text.is_empty() && !said.thought.is_empty() {
+                    print_thought("\n")?;
+                }
+                print_answer(text)?;
+                said.text.push_str(text);
+            }
+            Call::join(&mut said.calls, delta);
         }
         Err(CtlError::Failed("the answer was cut off".to_string()))
     }

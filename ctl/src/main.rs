@@ -21,6 +21,7 @@ mod args;
 mod batch;
 mod batch_file;
 mod chat;
+mod chat_tools;
 mod client;
 mod commands;
 mod doctor;

@@ -45,6 +45,14 @@ pub fn print_answer(text: &str) -> Result<(), CtlError> {
     }
 }
 
+/// Writes a part of what a model thinks, dimmed, where a person reads; programs want the answer alone.
+pub fn print_thought(text: &str) -> Result<(), CtlError> {
+    if std::io::stdout().is_terminal() {
+        write(format!("\x1b[2m{}\x1b[0m", printable(text)).as_bytes())?;
+    }
+    Ok(())
+}
+
 /// Writes a frame over the one before; where there is no terminal, below it.
 pub fn redraw(text: &str) -> Result<(), CtlError> {
     if std::io::stdout().is_terminal() {

@@ -73,6 +73,49 @@ fn a_prompt_is_answered_from_the_command_line_and_from_a_pipe() {
     assert_eq!(daemon.run(&["chat", "m"]).code, 2, "an empty pipe is no prompt");
 }
 
+/// Calls a tool where there are some and no result yet, and thinks before it answers.
+fn caller(call: &Call) -> Reply {
+    let messages = call.body["messages"].as_array().unwrap();
+    let last = messages.last().unwrap();
+    let chunk =
+        |delta: Value| format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": delta}]}));
+    let thought = chunk(json!({"reasoning_content": "hm", "reasoning": "hm"}));
+    let said = if last["role"] == "tool" {
+        chunk(json!({"content": format!("It says {}", last["content"].as_str().unwrap())}))
+    } else {
+        let begin = json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": "cat", "arguments": ""}});
+        let rest = json!({"index": 0, "function": {"arguments": "{\"a\": 1}"}});
+        chunk(json!({"tool_calls": [begin]})) + &chunk(json!({"tool_calls": [rest]}))
+    };
+    Reply::text(format!("{thought}{said}data: [DONE]\n\n"))
+}
+
+#[test]
+fn tools_are_run_and_their_results_answered() {
+    let daemon = Daemon::start(caller);
+    let file = daemon.folder.path().join("tools.json");
+    std::fs::write(
+        &file,
+        r#"[{"type": "function", "function": {"name": "cat"}, "command": ["cat"]}]"#,
+    )
+    .unwrap();
+    let run = daemon.run(&["chat", "m", "-p", "hi", "--tools", file.to_str().unwrap()]);
+    assert_eq!((run.code, run.out.as_str()), (0, "It says {\"a\": 1}\n"), "{run:?}");
+    assert_eq!(run.err, "[cat({\"a\": 1})]\n");
+    let calls = daemon.calls();
+    let told = json!([{"type": "function", "function": {"name": "cat"}}]);
+    assert_eq!(calls[0].body["tools"], told, "the command is nobody else's");
+    let turns = calls[1].body["messages"].as_array().unwrap();
+    assert_eq!((turns.len(), &turns[1]["reasoning_content"]), (3, &json!("hm")));
+    assert_eq!(
+        turns[1]["tool_calls"][0]["function"],
+        json!({"name": "cat", "arguments": "{\"a\": 1}"})
+    );
+    assert_eq!(turns[2]["tool_call_id"], "call_1");
+    let run = daemon.run(&["chat", "m", "-p", "hi", "--tools", "/no/such/file"]);
+    assert!(run.code == 2 && run.err.contains("/no/such/file"), "{run:?}");
+}
+
 #[test]
 fn a_chat_that_cannot_be_says_so() {
     let daemon = Daemon::start(|call| match (call.path.as_str(), call.body["model"].as_str()) {
