@@ -12,6 +12,7 @@
 mod compile;
 mod ebnf;
 mod grammar;
+mod lark;
 mod limits;
 mod state;
 mod vocabulary;
