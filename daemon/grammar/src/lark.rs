@@ -117,7 +117,7 @@ fn hidden(text: &str) -> Option<usize> {
         _ => return None,
     };
     // A backslash may have taken half of a character.
-    Some((end.min(text.len())..=text.len()).find(|&end| text.is_char_boundary(end))?)
+    (end.min(text.len())..=text.len()).find(|&end| text.is_char_boundary(end))
 }
 
 #[cfg(test)]
