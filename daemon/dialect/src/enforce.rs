@@ -70,21 +70,33 @@ impl Dialect {
         let mut lark = Lark::new(self.keeps(), token);
         let call = call(self, tag, wanted.tools, &mut lark)?;
         let start = match &self.talk {
-            Talk::Harmony => messages::start(&call, wanted.required, wanted.single, &mut lark),
+            Talk::Harmony => {
+                let begin = lark.text(tag.begin.split_once("NAME").map_or("", |(begin, _)| begin));
+                let call = lark.rule(format!("{begin} {}", call.name));
+                messages::start(&call, wanted.required, wanted.single, &mut lark)
+            }
             Talk::Flow(flow) => start(flow, tag, &call, wanted, self.keeps(), &mut lark),
         };
         Ok(lark.finish(&start))
     }
 }
 
-/// A rule for the calls, from behind what stands before every name.
+/// Rules of a call.
+struct Call {
+    /// From behind what stands before every name.
+    name: String,
+    /// With what stands before the first, where nothing but that and the name tells it from text.
+    bare: String,
+}
+
+/// The rules of all tools' calls, up to the end of their arguments.
 fn call(
     dialect: &'static Dialect,
     tag: &Tag,
     tools: &[Enforced<'_>],
     lark: &mut Lark<'_>,
-) -> Result<String, String> {
-    let (_, behind) = tag.begin.split_once("NAME").unwrap_or((tag.begin, ""));
+) -> Result<Call, String> {
+    let (before, behind) = tag.begin.split_once("NAME").unwrap_or((tag.begin, ""));
     let mut literals = Literals::new(match tag.arguments {
         Arguments::Gemma => Notation::Gemma,
         _ => Notation::Python,
@@ -120,25 +132,26 @@ fn call(
         });
         groups[at].1.push(string(name));
     }
-    let behind = indexed(behind, lark);
-    let alternatives: Vec<String> = groups
-        .into_iter()
-        .map(|(arguments, names)| {
-            let names = match &names[..] {
-                [name] => name.clone(),
-                _ => lark.terminal(names.join(" | ")),
-            };
-            format!("{names} {behind} {arguments}")
-        })
-        .collect();
-    let tools = lark.rule(alternatives.join("\n | "));
-    Ok(match dialect.talk {
-        Talk::Harmony => {
-            let begin = lark.text(tag.begin.split_once("NAME").map_or("", |(begin, _)| begin));
-            lark.rule(format!("{begin} {tools}"))
-        }
-        Talk::Flow(_) => tools,
-    })
+    let (mut named, mut bare) = (Vec::new(), Vec::new());
+    let head = string(&[tag.first, before].concat());
+    for (arguments, names) in groups {
+        let names = match &names[..] {
+            [name] => name.clone(),
+            _ => lark.terminal(names.join(" | ")),
+        };
+        named.push(format!("{names} {} {arguments}", indexed(behind, lark)));
+        bare.push((names, arguments));
+    }
+    let name = lark.rule(named.join("\n | "));
+    if let Talk::Flow(Flow { bare: [_, ..], .. }) = dialect.talk {
+        let bare = bare.into_iter().map(|(names, arguments)| {
+            let head = lark.first(format!("{head} ({names}) {}", string(behind)));
+            format!("{head} {arguments}")
+        });
+        let bare = bare.collect::<Vec<_>>().join("\n | ");
+        return Ok(Call { name, bare: lark.rule(bare) });
+    }
+    Ok(Call { name, bare: String::new() })
 }
 
 /// A text in which a call's number may stand. A grammar cannot count, so that it may be any.
@@ -179,7 +192,7 @@ fn reads(dialect: &'static Dialect, tag: &Tag, tool: &Tool) -> bool {
 fn start(
     flow: &Flow,
     tag: &Tag,
-    call: &str,
+    call: &Call,
     wanted: &Wanted<'_>,
     keeps: Vec<&'static str>,
     lark: &mut Lark<'_>,
@@ -187,33 +200,36 @@ fn start(
     let (before, _) = tag.begin.split_once("NAME").unwrap_or((tag.begin, ""));
     let end = lark.text(tag.end);
     // All behind the beginning of the first call.
-    let rest = |lark: &mut Lark<'_>, alone: bool| {
+    let rest = |first: &str, alone: bool, lark: &mut Lark<'_>| {
         let (last, between) = (lark.text(tag.last), lark.text(tag.between));
         let begin = indexed(before, lark);
         match wanted.single || alone {
-            true => lark.rule(format!("{call} {end} {last}")),
-            false => lark.rule(format!("{call} {end} ({between} {begin} {call} {end})* {last}")),
+            true => lark.rule(format!("{first} {end} {last}")),
+            false => {
+                let next = lark.rule(format!("{between} {begin} {} {end}", call.name));
+                lark.rule(format!("{first} {end} {next}* {last}"))
+            }
         }
     };
     let head = [tag.first, before].concat();
     if wanted.required {
-        let calls = rest(lark, false);
+        let calls = rest(&call.name, false, lark);
         return format!("{} {calls}", indexed(&head, lark));
     }
     let mut banned: Vec<String> = flow.calls.iter().map(|call| opener(call.marker)).collect();
     let marker = keeps.into_iter().filter(|marker| head.starts_with(marker));
     let Some(marker) = marker.max_by_key(|marker| marker.len()) else {
         // Only where an answer begins can a call be told from text.
-        let calls = rest(lark, false);
+        let calls = rest(&call.bare, false, lark);
         let free = lark.free(&banned);
         let bare: Vec<String> = flow.bare.iter().map(|(first, _)| bare(*first)).collect();
         let text = lark.terminal(format!("{free} & ~/\\s*({})(?s:.*)/", bare.join("|")));
-        return format!("{} {calls} | {text}", indexed(&head, lark));
+        return format!("{calls} | {text}");
     };
     banned.push(quoted(marker));
     banned.dedup();
     let text = lark.until(&banned, marker);
-    let calls = rest(lark, tag.first.is_empty());
+    let calls = rest(&call.name, tag.first.is_empty(), lark);
     let begin = indexed(&head[marker.len()..], lark);
     let times = if wanted.single { "?" } else { "*" };
     format!("({text} {begin} {calls}){times} {}", lark.free(&banned))

@@ -66,7 +66,7 @@ impl<'a> Lark<'a> {
         let first = pieces.next().unwrap_or_default();
         // A string ends the text where it stands first, before the text could take it; a token is in no text.
         let first = match first.starts_with('"') {
-            true => self.named("u", "[lazy]", format!("{free} {first}")),
+            true => self.first(format!("{free} {first}")),
             false => format!("{free} {first}"),
         };
         [first].into_iter().chain(pieces).collect::<Vec<_>>().join(" ")
@@ -80,6 +80,11 @@ impl<'a> Lark<'a> {
     /// The name of a terminal that is this.
     pub(crate) fn terminal(&mut self, body: String) -> String {
         self.named("T", "", body)
+    }
+
+    /// The name of a rule that is this, and stands where it can, however a longer text would go on.
+    pub(crate) fn first(&mut self, body: String) -> String {
+        self.named("u", "[lazy]", body)
     }
 
     /// A name for a rule that is not written yet.

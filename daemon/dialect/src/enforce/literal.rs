@@ -23,7 +23,7 @@ const RULES_DEEP_MAX: usize = 1_000;
 
 const QUOTE: &str = "<|\"|>";
 const INTEGER: &str = "/-?(0|[1-9][0-9]{0,17})/";
-const NUMBER: &str = r"/-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+\-]?[0-9]{1,3})?/";
+const NUMBER: &str = r"/-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+\-]?[0-9]{1,2})?/";
 const NAME: &str = "/[A-Za-z_][A-Za-z0-9_]{0,63}/";
 
 /// A way to write values.
