@@ -68,7 +68,7 @@ impl Dialect {
             return Err("there is no tool to call".to_owned());
         }
         let mut lark = Lark::new(self.keeps(), token);
-        let call = call(self, tag, wanted.tools, &mut lark)?;
+        let call = call(self, tag, wanted, &mut lark)?;
         let start = match &self.talk {
             Talk::Harmony => {
                 let begin = lark.text(tag.begin.split_once("NAME").map_or("", |(begin, _)| begin));
@@ -93,7 +93,7 @@ struct Call {
 fn call(
     dialect: &'static Dialect,
     tag: &Tag,
-    tools: &[Enforced<'_>],
+    wanted: &Wanted<'_>,
     lark: &mut Lark<'_>,
 ) -> Result<Call, String> {
     let (before, behind) = tag.begin.split_once("NAME").unwrap_or((tag.begin, ""));
@@ -105,7 +105,7 @@ fn call(
     // Names by the rule of their arguments, in the order of tools.
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
     let mut places = std::collections::HashMap::new();
-    for tool in tools {
+    for tool in wanted.tools {
         let name = &tool.tool.name;
         if !seen.insert(name) {
             continue;
@@ -134,24 +134,22 @@ fn call(
     }
     let (mut named, mut bare) = (Vec::new(), Vec::new());
     let head = string(&[tag.first, before].concat());
+    let is_bare = matches!(dialect.talk, Talk::Flow(Flow { bare: [_, ..], .. }));
+    let then = indexed(behind, lark);
+    let then = lark.rule(then);
     for (arguments, names) in groups {
         let names = match &names[..] {
             [name] => name.clone(),
             _ => lark.terminal(names.join(" | ")),
         };
-        named.push(format!("{names} {} {arguments}", indexed(behind, lark)));
-        bare.push((names, arguments));
-    }
-    let name = lark.rule(named.join("\n | "));
-    if let Talk::Flow(Flow { bare: [_, ..], .. }) = dialect.talk {
-        let bare = bare.into_iter().map(|(names, arguments)| {
+        if is_bare && !wanted.required {
             let head = lark.first(format!("{head} ({names}) {}", string(behind)));
-            format!("{head} {arguments}")
-        });
-        let bare = bare.collect::<Vec<_>>().join("\n | ");
-        return Ok(Call { name, bare: lark.rule(bare) });
+            bare.push(format!("{head} {arguments}"));
+        }
+        named.push(format!("{names} {then} {arguments}"));
     }
-    Ok(Call { name, bare: String::new() })
+    let mut rule = |all: Vec<String>| lark.rule(all.join("\n | "));
+    Ok(Call { name: rule(named), bare: if bare.is_empty() { String::new() } else { rule(bare) } })
 }
 
 /// A text in which a call's number may stand. A grammar cannot count, so that it may be any.

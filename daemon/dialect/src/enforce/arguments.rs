@@ -12,6 +12,11 @@ use crate::tools::{Tools, Types};
 /// A key of llguidance's, whose field `lenient` the compiler of grammars reads and nothing else: a client's own is replaced.
 const OPTIONS: &str = "x-guidance";
 
+/// Keywords that say nothing of a value.
+const FOR_PEOPLE: [&str; 5] = ["description", "title", "default", "examples", "$comment"];
+/// Keywords of objects whose keys are names.
+const OF_NAMES: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+
 /// What a schema says, or any object; no argument at all of a strict tool that has no schema.
 pub(super) fn parameters(tool: &Enforced<'_>) -> Result<Value, String> {
     let mut schema = match &tool.tool.parameters {
@@ -26,7 +31,28 @@ pub(super) fn parameters(tool: &Enforced<'_>) -> Result<Value, String> {
         schema.insert("additionalProperties".to_owned(), true.into());
     }
     schema.insert("type".to_owned(), "object".into());
-    Ok(schema.into())
+    let mut schema = schema.into();
+    bare(&mut schema, true);
+    Ok(schema)
+}
+
+/// Takes out what only people read, which is most of many schemas. `is_schema`: its keys are keywords, not names.
+fn bare(value: &mut Value, is_schema: bool) {
+    match value {
+        Value::Object(fields) => {
+            if is_schema {
+                fields.retain(|key, _| !FOR_PEOPLE.contains(&key.as_str()));
+            }
+            for (key, value) in fields {
+                match key.as_str() {
+                    "const" | "enum" if is_schema => {}
+                    _ => bare(value, !(is_schema && OF_NAMES.contains(&key.as_str()))),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| bare(item, true)),
+        _ => {}
+    }
 }
 
 /// As JSON.
@@ -121,4 +147,45 @@ fn value(
     });
     let texts: Vec<String> = texts.filter(|text| !text.contains(tag)).map(|t| string(&t)).collect();
     (!texts.is_empty()).then(|| format!("({}) {close}", texts.join(" | ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::Tool;
+
+    #[test]
+    fn what_only_people_read_is_left_out_and_names_are_not() {
+        let schema = json!({
+            "title": "T", "description": "d", "properties": {
+                "description": {"type": "string", "description": "d", "default": {"title": 1}},
+                "title": {"enum": [{"title": "x"}], "examples": [1]},
+                "inner": {"anyOf": [{"title": "A", "properties": {"default": {"$comment": "c"}}}]}},
+            "$defs": {"title": {"title": "t"}},
+        });
+        let tool = Tool { name: "f".into(), parameters: schema };
+        assert_eq!(
+            parameters(&Enforced { tool: &tool, strict: true }).unwrap(),
+            json!({
+                "type": "object", "properties": {
+                    "description": {"type": "string"}, "title": {"enum": [{"title": "x"}]},
+                    "inner": {"anyOf": [{"properties": {"default": {}}}]}},
+                "$defs": {"title": {}},
+            })
+        );
+    }
+
+    #[test]
+    fn a_tool_without_a_schema_takes_any_object_or_none() {
+        for parameters in [Value::Null, json!({}), json!(true)] {
+            let tool = Tool { name: "f".into(), parameters };
+            let of = |strict| self::parameters(&Enforced { tool: &tool, strict }).unwrap();
+            assert_eq!(of(false), json!({"type": "object", "additionalProperties": true}));
+            assert_eq!(of(true), json!({"type": "object", "additionalProperties": false}));
+        }
+        let tool = Tool { name: "f".into(), parameters: false.into() };
+        assert!(
+            parameters(&Enforced { tool: &tool, strict: false }).unwrap_err().contains("\"f\"")
+        );
+    }
 }

@@ -5,4 +5,5 @@
 mod calls;
 mod common;
 mod limits;
+mod many;
 mod outputs;
