@@ -212,7 +212,9 @@ fn start(
     let head = [tag.first, before].concat();
     if wanted.required {
         let calls = rest(&call.name, false, lark);
-        return format!("{} {calls}", indexed(&head, lark));
+        // Models write it behind a thought, and it goes with the marker.
+        let space = if flow.thought.is_some() { r"/\n{1,2}/? " } else { "" };
+        return format!("{space}{} {calls}", indexed(&head, lark));
     }
     let mut banned: Vec<String> = flow.calls.iter().map(|call| opener(call.marker)).collect();
     let marker = keeps.into_iter().filter(|marker| head.starts_with(marker));

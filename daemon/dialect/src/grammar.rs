@@ -59,13 +59,16 @@ pub struct Tag {
 /// Whether a vocabulary has a token of just this text.
 pub type HasToken<'a> = dyn Fn(&str) -> bool + 'a;
 
+/// Whether a vocabulary is that of some models of a family.
+pub type IsOther = fn(&HasToken<'_>) -> bool;
+
 /// What a grammar is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Enforcement {
     /// How calls are written; absent where the dialect has none that a grammar could begin.
     pub tag: Option<Tag>,
     /// How those of its models write them that such a vocabulary shows: older ones, or newer.
-    pub other: Option<(fn(&HasToken<'_>) -> bool, Tag)>,
+    pub other: Option<(IsOther, Tag)>,
     /// Markers that stand inside a call and are tokens in the family's vocabularies.
     pub inner_markers: &'static [&'static str],
 }

@@ -34,6 +34,6 @@ pub use choose::{by_name, choose, names};
 pub use dialect::{Asked, Dialect, Ids, Parser};
 pub use enforce::{Enforced, Wanted};
 pub use flow::{HELD_BYTES_MAX, Thought};
-pub use grammar::{Arguments, Enforcement, HasToken, Tag};
+pub use grammar::{Arguments, Enforcement, HasToken, IsOther, Tag};
 pub use part::{Counts, Left, Outcome, Part, Phase};
 pub use tools::{Tool, Tools};

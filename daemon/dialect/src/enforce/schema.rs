@@ -45,11 +45,10 @@ fn add<'a>(root: &'a Value, schema: &'a Value, all: bool, depth: usize, fields: 
             fields.named.push(Field { name, schema, required: false });
         }
     }
-    match schema.get("additionalProperties") {
-        Some(others @ (Value::Bool(true) | Value::Object(_))) => {
-            fields.others = fields.others.or(Some(others));
-        }
-        _ => {}
+    if let Some(others @ (Value::Bool(true) | Value::Object(_))) =
+        schema.get("additionalProperties")
+    {
+        fields.others = fields.others.or(Some(others));
     }
     if let Some(target) = schema.get("$ref").and_then(|at| target(root, at)) {
         add(root, target, all, depth + 1, fields);

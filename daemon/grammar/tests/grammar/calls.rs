@@ -1,12 +1,11 @@
 //! Grammars of tool calls: whatever they let a model write, the dialect's own parser reads, as calls of the tools.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use minisgl_dialect::{
     Arguments, Asked, Dialect, Enforced, Outcome, Part, Tool, Tools, Wanted, by_name, names,
 };
-use minisgl_grammar::{Compiled, Compiler, GrammarError, Limits, State, Vocabulary};
+use minisgl_grammar::{Compiled, Compiler, Limits, State, Vocabulary};
 use minisgl_proto::Grammar;
 use serde_json::{Value, json};
 
@@ -38,13 +37,15 @@ const FIRST: usize = 256;
 const STOP: u32 = FIRST as u32;
 
 impl Words {
-    fn new(dialect: &'static Dialect, has: Markers) -> Words {
+    /// The vocabulary of a dialect's model, which has none of the markers `without`.
+    fn new(dialect: &'static Dialect, has: Markers, without: &[&str]) -> Words {
         let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         tokens.push(b"\xff<|stop|>".to_vec());
         let longer =
             ["\":", "\", \"", "{\"", "\"}", "name", "tool", "_call", ">\n", "</", "true", "[1,"];
         tokens.extend(longer.iter().map(|text| text.as_bytes().to_vec()));
-        let markers = dialect.keeps();
+        let mut markers = dialect.keeps();
+        markers.retain(|marker| !without.contains(marker));
         for marker in &markers {
             match has {
                 Markers::Special => tokens.push([b"\xff", marker.as_bytes()].concat()),
@@ -183,6 +184,11 @@ fn tools(inner: &str) -> Vec<Tool> {
                 "kind": {"enum": ["a", 1, null, true]}, "nothing": {"type": "null"}},
                 "required": ["steps", "scale", "kind"], "additionalProperties": false}),
         ),
+        tool(
+            "by.ref",
+            json!({"$ref": "#/$defs/Args", "$defs": {"Args": {"type": "object",
+                "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false}}}),
+        ),
         tool("now", Value::Null),
         tool("later", json!({})),
         tool(
@@ -320,9 +326,9 @@ fn check(
     calls.len()
 }
 
-fn walk(name: &str, has: Markers) {
+fn walk(name: &str, has: Markers, without: &[&str]) {
     let dialect = by_name(name).unwrap();
-    let words = Words::new(dialect, has);
+    let words = Words::new(dialect, has, without);
     let compiler = words.compiler();
     let tag = dialect.enforcement().tag(&|text| words.id(text).is_some()).unwrap();
     let is_tagged = matches!(tag.arguments, Arguments::Tagged { .. });
@@ -364,15 +370,115 @@ fn walk(name: &str, has: Markers) {
 
 #[test]
 fn special_markers() {
-    names().for_each(|name| walk(name, Markers::Special));
+    names().for_each(|name| walk(name, Markers::Special, &[]));
 }
 
 #[test]
 fn plain_markers() {
-    names().for_each(|name| walk(name, Markers::Plain));
+    names().for_each(|name| walk(name, Markers::Plain, &[]));
 }
 
 #[test]
 fn markers_in_text() {
-    names().for_each(|name| walk(name, Markers::Text));
+    names().for_each(|name| walk(name, Markers::Text, &[]));
+}
+
+/// Models of one family that have other tokens, and write their calls otherwise.
+#[test]
+fn other_vocabularies() {
+    for (name, without, head) in [
+        ("mistral", &["[ARGS]", "[CALL_ID]"][..], "[TOOL_CALLS]["),
+        ("granite", &["<tool_call>", "</tool_call>"], "<|tool_call|>["),
+        ("nemotron", &["<TOOLCALL>", "</TOOLCALL>"], "<tool_call>"),
+    ] {
+        for has in [Markers::Special, Markers::Plain] {
+            let words = Words::new(by_name(name).unwrap(), has, without);
+            let tag = by_name(name).unwrap().enforcement().tag(&|text| words.id(text).is_some());
+            let tag = tag.unwrap();
+            assert!([tag.first, tag.begin].concat().starts_with(head), "{name}: {tag:?}");
+            walk(name, has, without);
+        }
+    }
+}
+
+/// What ends a message of harmony is a stop token.
+#[test]
+fn a_call_ends_with_a_stop_token() {
+    let dialect = by_name("gpt_oss").unwrap();
+    let words = Words::new(dialect, Markers::Special, &[]);
+    let limits = Limits::default();
+    let id = |text: &str| words.id(text).unwrap();
+    let stop = [STOP, id("<|call|>"), id("<|return|>")];
+    let vocabulary =
+        Vocabulary::new(words.tokens.clone(), words.tokens.len(), &stop, &limits).unwrap();
+    let compiler = Compiler::new(vocabulary, limits);
+    let tools = tools("string");
+    let now = tools.iter().find(|tool| tool.name == "now").unwrap();
+    for wish in WISHES {
+        let all = [Enforced { tool: now, strict: true }];
+        let wanted = Wanted { tools: &all, required: wish.required, single: wish.single };
+        let lark = dialect.lark(&wanted, &|text| words.id(text)).unwrap();
+        let compiled = compiler.compile(&Grammar::Calls(lark)).unwrap();
+        let mut state = compiled.begin(Vec::new());
+        let mut output: Vec<u32> = Vec::new();
+        let parts = [
+            "<|channel|>",
+            "analysis",
+            "<|message|>",
+            "I",
+            "<|end|>",
+            "<|start|>",
+            "assistant",
+            "<|channel|>",
+            "commentary to=functions.now ",
+            "<|constrain|>",
+            "json",
+            "<|message|>",
+            "{}",
+        ];
+        for part in parts {
+            assert!(words.write(&mut state, &mut output, part), "{wish:?}: {part:?}");
+        }
+        let may = words.allowed(&mut state, &output);
+        assert!(stop.iter().all(|token| may.contains(token)), "{wish:?}: {may:?}");
+        output.push(id("<|call|>"));
+        assert!(state.holds(&output).unwrap());
+        assert_eq!(check(dialect, &words.text(&output), &tools, wish, &mut Random(1)), 1);
+    }
+}
+
+#[test]
+fn names_that_a_dialect_cannot_write_are_told() {
+    let refused = |dialect: &str, name: &str| {
+        let tool = Tool { name: name.into(), parameters: Value::Null };
+        let all = [Enforced { tool: &tool, strict: false }];
+        let wanted = Wanted { tools: &all, required: true, single: true };
+        let error = by_name(dialect).unwrap().lark(&wanted, &|_| None).err();
+        error.inspect(|error| assert!(error.contains(&format!("{name:?}")), "{error}")).is_some()
+    };
+    for dialect in names() {
+        for name in ["f", "get_weather", "mcp__server-1__tool", "a.b", "N"] {
+            assert!(!refused(dialect, name), "{dialect}: {name:?}");
+        }
+        for name in ["", "a\nb", &"x".repeat(600)] {
+            assert!(refused(dialect, name), "{dialect}: {name:?}");
+        }
+    }
+    for (dialect, name) in [
+        ("hermes", "a\"b"),
+        ("hermes", "a\\b"),
+        ("qwen3_coder", "a b"),
+        ("qwen3_coder", "a>b"),
+        ("glm", "a<b"),
+        ("gpt_oss", "a b"),
+        ("gpt_oss", "a<|message|>"),
+        ("gemma3", "1a"),
+        ("gemma4", "a b"),
+        ("mistral", "a b"),
+    ] {
+        assert!(refused(dialect, name), "{dialect}: {name:?}");
+    }
+    assert!(!refused("hermes", "städte/suche") && !refused("kimi_k2", "a:1"));
+    let wanted = Wanted { tools: &[], required: true, single: true };
+    assert!(by_name("hermes").unwrap().lark(&wanted, &|_| None).is_err());
 }
