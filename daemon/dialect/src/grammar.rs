@@ -1,7 +1,7 @@
-//! Where the grammar that enforces a dialect's calls comes from.
+//! What a grammar that enforces a dialect's calls is made of, as data.
 //!
-//! Nothing here compiles a grammar. A worker does, by llguidance, from one Lark text a request (its `%json` rules hold the
-//! tools' schemas), and the same facts make structural tags where a surface asks for those:
+//! Nothing here compiles a grammar, or writes one: `enforce.rs` does, one Lark text a request (its `%json` rules hold the
+//! tools' schemas), and a worker compiles it, by llguidance:
 //!
 //! ```text
 //!   start:   thought? (text | call)*            tool_choice auto: tags, free text between them
@@ -15,7 +15,7 @@
 //! grammar holds from where the thought ends: [`Dialect::is_in_thought`](crate::Dialect::is_in_thought) says whether it
 //! begins in one, [`Dialect::thought`](crate::Dialect::thought) what ends it.
 //!
-//! What the grammar makes, the parser reads: a test of the crate that compiles grammars shall generate calls by it and hold
+//! What the grammar makes, the parser reads: a test of the crate that compiles grammars generates calls by it and holds
 //! the parser's parts to them, for every dialect.
 
 /// How arguments are written.
@@ -56,15 +56,29 @@ pub struct Tag {
     pub last: &'static str,
 }
 
+/// Whether a vocabulary has a token of just this text.
+pub type HasToken<'a> = dyn Fn(&str) -> bool + 'a;
+
+/// Whether a vocabulary is that of some models of a family.
+pub type IsOther = fn(&HasToken<'_>) -> bool;
+
 /// What a grammar is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Enforcement {
     /// How calls are written; absent where the dialect has none that a grammar could begin.
     pub tag: Option<Tag>,
+    /// How those of its models write them that such a vocabulary shows: older ones, or newer.
+    pub other: Option<(IsOther, Tag)>,
     /// Markers that stand inside a call and are tokens in the family's vocabularies.
     pub inner_markers: &'static [&'static str],
 }
 
 impl Enforcement {
-    pub(crate) const NONE: Enforcement = Enforcement { tag: None, inner_markers: &[] };
+    /// How calls are written by a model of this vocabulary.
+    pub fn tag(&self, has_token: &HasToken<'_>) -> Option<&Tag> {
+        match &self.other {
+            Some((is_other, tag)) if is_other(has_token) => Some(tag),
+            _ => self.tag.as_ref(),
+        }
+    }
 }

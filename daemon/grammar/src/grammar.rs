@@ -7,6 +7,7 @@ use minisgl_proto::Grammar;
 use serde_json::{Value, json};
 
 use crate::ebnf::to_lark;
+use crate::lark::Lark;
 use crate::limits::Limits;
 
 /// A grammar that is not served.
@@ -58,30 +59,33 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
         true => Err(GrammarError::TooMany { what, of, count, limit }),
         false => Ok(()),
     };
-    let lark = |text: &str| {
-        let (bytes, limit) = (text.len(), limits.lark_bytes);
-        if bytes > limit {
-            return Err(GrammarError::TooLong { what, bytes, limit });
+    let lark = |text: &str, ours: bool| {
+        let mut lark = Lark::read(text).map_err(refused)?;
+        if !ours {
+            let (bytes, limit) = (lark.bytes(), limits.lark_bytes);
+            if bytes > limit {
+                return Err(GrammarError::TooLong { what, bytes, limit });
+            }
+            few("rules", lark.count(b":"), limits.definitions)?;
+            few("operators & and ~", lark.count(b"&~"), limits.lark_operators)?;
         }
-        few("rules", outside(text, b":"), limits.definitions)?;
-        few("operators & and ~", outside(text, b"&~"), limits.lark_operators)?;
-        Ok(TopLevelGrammar::from_lark(text.to_owned()))
+        few("schemas", lark.schemas.len(), limits.definitions)?;
+        let mut sizes = Sizes::default();
+        for schema in &mut lark.schemas {
+            sizes.add(schema);
+            // Whoever made it of tools says in our own key how each is meant.
+            let lenient = ours && schema[OPTIONS]["lenient"] == true;
+            set_options(schema, lenient);
+        }
+        sizes.check(&few, limits)?;
+        Ok(TopLevelGrammar::from_lark(lark.write()))
     };
     Ok(match grammar {
         Grammar::JsonSchema { schema, lenient } => {
             let schema = serde_json::from_str(schema).map_err(|e| refused(e.to_string()))?;
             let mut sizes = Sizes::default();
             sizes.add(&schema);
-            few("references", sizes.references, limits.definitions)?;
-            few("properties in one object", sizes.fields, limits.definitions)?;
-            few(
-                "properties, counted by their squares",
-                root(sizes.fields_squared),
-                limits.definitions,
-            )?;
-            few("alternatives in one place", sizes.branches, limits.branches)?;
-            few("characters in patterns", root(sizes.patterns_squared), limits.pattern_chars)?;
-            few("multipleOf", sizes.multiple_of as usize, limits.multiple_of as usize)?;
+            sizes.check(&few, limits)?;
             json(schema, *lenient)
         }
         Grammar::JsonObject => json(json!({ "type": "object" }), false),
@@ -89,10 +93,11 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
             few("characters", text.chars().count(), limits.pattern_chars)?;
             TopLevelGrammar::from_regex(text)
         }
-        Grammar::Lark(text) => lark(text)?,
+        Grammar::Lark(text) => lark(text, false)?,
+        Grammar::Calls(text) => lark(text, true)?,
         Grammar::Ebnf(text) => {
             few("bytes", text.len(), limits.lark_bytes)?;
-            lark(&to_lark(text).map_err(refused)?)?
+            lark(&to_lark(text).map_err(refused)?, false)?
         }
         Grammar::Choice(texts) if texts.is_empty() => return Err(GrammarError::NoChoice),
         // A schema's `enum` of strings would be in quotation marks.
@@ -167,6 +172,20 @@ impl Sizes {
         }
     }
 
+    /// Holds what was added to the limits.
+    fn check(
+        &self,
+        few: &dyn Fn(&'static str, usize, usize) -> Result<(), GrammarError>,
+        limits: &Limits,
+    ) -> Result<(), GrammarError> {
+        few("references", self.references, limits.definitions)?;
+        few("properties in one object", self.fields, limits.definitions)?;
+        few("properties, counted by their squares", root(self.fields_squared), limits.definitions)?;
+        few("alternatives in one place", self.branches, limits.branches)?;
+        few("characters in patterns", root(self.patterns_squared), limits.pattern_chars)?;
+        few("multipleOf", self.multiple_of as usize, limits.multiple_of as usize)
+    }
+
     fn take(&mut self, key: &str, value: &Value) {
         match (key, value) {
             ("$ref" | "$dynamicRef" | "$recursiveRef", _) => self.references += 1,
@@ -193,37 +212,25 @@ impl Sizes {
     }
 }
 
-/// How many of `bytes` are outside of quotation marks: of colons as many as there are rules, or more; with `%json` as many as there
-/// are keys.
-fn outside(lark: &str, bytes: &[u8]) -> usize {
-    let (mut count, mut quoted, mut escaped) = (0, false, false);
-    for byte in lark.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => quoted = !quoted,
-            // A text ends in its line.
-            b'\n' => quoted = false,
-            _ if !quoted && bytes.contains(&byte) => count += 1,
-            _ => {}
-        }
-    }
-    count
-}
-
 /// Space that an output may have between tokens of JSON: a line's end, and an indentation. Models are known to fall into writing
 /// nothing else if they may write as much as they like.
 const SPACE: &str = r"[ \t]{1,128}|\r?\n[ \t]{0,128}";
 
+/// A key of llguidance's, by which whoever wrote a schema could set its options.
+const OPTIONS: &str = "x-guidance";
+
 fn json(mut schema: Value, lenient: bool) -> TopLevelGrammar {
-    if let Value::Bool(_) = schema {
-        // The same as an object, which has a place for options.
-        schema = if schema == true { json!({}) } else { json!({ "not": {} }) };
-    }
-    if let Value::Object(fields) = &mut schema {
-        // A key of llguidance's, through which whoever wrote the schema could set its options.
-        let options = json!({ "lenient": lenient, "whitespace_pattern": SPACE });
-        fields.insert("x-guidance".to_owned(), options);
-    }
+    set_options(&mut schema, lenient);
     TopLevelGrammar::from_json_schema(schema)
+}
+
+fn set_options(schema: &mut Value, lenient: bool) {
+    if let Value::Bool(any) = schema {
+        // The same as an object, which has a place for options.
+        *schema = if *any { json!({}) } else { json!({ "not": {} }) };
+    }
+    if let Value::Object(fields) = schema {
+        let options = json!({ "lenient": lenient, "whitespace_pattern": SPACE });
+        fields.insert(OPTIONS.to_owned(), options);
+    }
 }

@@ -13,6 +13,7 @@
 mod compile;
 mod ebnf;
 mod grammar;
+mod lark;
 mod limits;
 mod outline;
 mod state;

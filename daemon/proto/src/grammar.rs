@@ -19,7 +19,10 @@ pub enum Grammar {
     Regex(String),
     /// What a context-free grammar derives, in the Lark syntax of llguidance.
     Lark(String),
-    /// The same in the notation of llama.cpp, with a rule `root`.
+    /// In that syntax as well, made by the server itself of a request's tools. In each schema the field `lenient` of the key `x-guidance` says what
+    /// [`Grammar::JsonSchema`] says with its own.
+    Calls(String),
+    /// A context-free grammar in the notation of llama.cpp, with a rule `root`.
     Ebnf(String),
     /// One of these texts.
     Choice(Vec<String>),
@@ -54,6 +57,7 @@ impl Grammar {
             Grammar::JsonSchema { .. } | Grammar::JsonObject => "JSON schema",
             Grammar::Regex(_) => "regular expression",
             Grammar::Lark(_) | Grammar::Ebnf(_) => "grammar",
+            Grammar::Calls(_) => "list of tools",
             Grammar::Choice(_) => "list of choices",
         }
     }
@@ -63,7 +67,10 @@ impl Grammar {
         match self {
             Grammar::JsonSchema { schema, .. } => schema.len(),
             Grammar::JsonObject => 0,
-            Grammar::Regex(text) | Grammar::Lark(text) | Grammar::Ebnf(text) => text.len(),
+            Grammar::Regex(text)
+            | Grammar::Lark(text)
+            | Grammar::Calls(text)
+            | Grammar::Ebnf(text) => text.len(),
             Grammar::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum(),
         }
     }

@@ -119,6 +119,9 @@ impl Value {
                 }
                 _ => {}
             }
+        } else if self.is_json && self.json.is_whole() && !self.allows_text() {
+            // A number too large for a machine's is one nonetheless.
+            return text.to_string();
         } else if text.starts_with(['{', '['])
             && self.types.has(Types::OBJECT.or(Types::ARRAY))
             && let Some(json) = super::python::to_json(text)

@@ -54,6 +54,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: ",\n",
             last: "\n]<|END_ACTION|>",
         }),
+        other: None,
         inner_markers: &[],
     },
 };

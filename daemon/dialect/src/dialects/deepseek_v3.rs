@@ -52,6 +52,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "\n",
             last: "<｜tool▁calls▁end｜>",
         }),
+        other: None,
         inner_markers: &["<｜tool▁sep｜>"],
     },
 };

@@ -46,6 +46,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "<｜tool▁calls▁end｜>",
         }),
+        other: None,
         inner_markers: &["<｜tool▁sep｜>"],
     },
 };

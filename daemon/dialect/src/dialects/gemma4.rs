@@ -37,6 +37,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "",
         }),
+        other: None,
         inner_markers: &["<|\"|>", "<|channel>"],
     },
 };

@@ -51,6 +51,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "",
         }),
+        other: None,
         inner_markers: &["</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
     },
 };

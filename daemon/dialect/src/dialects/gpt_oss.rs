@@ -21,6 +21,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "<|start|>assistant",
             last: "",
         }),
+        other: None,
         inner_markers: &[],
     },
 };

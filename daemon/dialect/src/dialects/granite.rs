@@ -11,6 +11,7 @@ use crate::body::{JsonCall, JsonForm};
 use crate::dialect::{Dialect, Ids, Talk};
 use crate::dialects::hermes;
 use crate::flow::{Flow, Opener, Thought};
+use crate::grammar::{Arguments, Enforcement, Tag};
 
 static LIST: JsonForm = JsonForm { close: &[], list: true, single: true, between: &[], lead: &[] };
 
@@ -34,5 +35,18 @@ pub(crate) static DIALECT: Dialect = Dialect {
         bare: &[],
     }),
     ids: Ids::Any,
-    enforcement: hermes::ENFORCEMENT,
+    enforcement: Enforcement {
+        other: Some((
+            |has_token| has_token("<|tool_call|>") && !has_token("<tool_call>"),
+            Tag {
+                first: "<|tool_call|>[",
+                begin: "{\"name\": \"NAME\", \"arguments\": ",
+                arguments: Arguments::Json,
+                end: "}",
+                between: ", ",
+                last: "]",
+            },
+        )),
+        ..hermes::ENFORCEMENT
+    },
 };

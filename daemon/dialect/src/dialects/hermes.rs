@@ -16,6 +16,10 @@ use crate::grammar::{Arguments, Enforcement, Tag};
 pub(super) static FORM: JsonForm =
     JsonForm { close: &["</tool_call>"], list: true, single: true, between: &[","], lead: &[] };
 
+/// What opens them.
+pub(super) static CALLS: &[Opener] =
+    &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }];
+
 /// Several families' enforcement.
 pub(super) const ENFORCEMENT: Enforcement = Enforcement {
     tag: Some(Tag {
@@ -26,6 +30,7 @@ pub(super) const ENFORCEMENT: Enforcement = Enforcement {
         between: "\n",
         last: "",
     }),
+    other: None,
     inner_markers: &[],
 };
 
@@ -40,7 +45,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
     },
     talk: Talk::Flow(Flow {
         thought: Some(THOUGHT),
-        calls: &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }],
+        calls: CALLS,
         silent: &[],
         frame: None,
         bare: &[],

@@ -59,6 +59,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "<|tool_calls_section_end|>",
         }),
+        other: None,
         inner_markers: &["<|tool_call_argument_begin|>"],
     },
 };

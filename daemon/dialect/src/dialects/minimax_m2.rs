@@ -50,6 +50,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "</minimax:tool_call>",
         }),
+        other: None,
         inner_markers: &[],
     },
 };

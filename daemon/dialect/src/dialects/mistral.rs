@@ -63,6 +63,17 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "",
         }),
+        other: Some((
+            |has_token| has_token("[TOOL_CALLS]") && !has_token("[ARGS]"),
+            Tag {
+                first: "[TOOL_CALLS][",
+                begin: "{\"name\": \"NAME\", \"arguments\": ",
+                arguments: Arguments::Json,
+                end: "}",
+                between: ", ",
+                last: "]",
+            },
+        )),
         inner_markers: &["[ARGS]", "[CALL_ID]"],
     },
 };

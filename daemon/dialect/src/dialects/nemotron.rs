@@ -42,6 +42,10 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: ", ",
             last: "]</TOOLCALL>",
         }),
+        other: Some((
+            |has_token| has_token("<tool_call>") && !has_token("<TOOLCALL>"),
+            qwen3_coder::TAG,
+        )),
         inner_markers: &[],
     },
 };

@@ -53,6 +53,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
             between: "",
             last: "",
         }),
+        other: None,
         inner_markers: &[],
     },
 };

@@ -1,15 +1,15 @@
-//! Everything is text.
+//! Nothing is known: all is text, and calls are as Hermes writes them, where a request has tools.
 
 use crate::dialect::{Dialect, Ids, Talk};
+use crate::dialects::hermes::{CALLS, ENFORCEMENT};
 use crate::flow::Flow;
-use crate::grammar::Enforcement;
 
 /// See the file's head.
 pub(crate) static DIALECT: Dialect = Dialect {
     name: "plain",
-    about: "everything is text",
+    about: "none of the others: all is text, calls as Hermes writes them",
     known_by: |_| true,
-    talk: Talk::Flow(Flow { thought: None, calls: &[], silent: &[], frame: None, bare: &[] }),
+    talk: Talk::Flow(Flow { thought: None, calls: CALLS, silent: &[], frame: None, bare: &[] }),
     ids: Ids::Any,
-    enforcement: Enforcement::NONE,
+    enforcement: ENFORCEMENT,
 };

@@ -33,20 +33,13 @@ pub(super) static CALLS: &[Opener] = &[
 ];
 
 /// What a grammar makes of them.
-pub(super) const ENFORCEMENT: Enforcement = Enforcement {
-    tag: Some(Tag {
-        first: "",
-        begin: "<tool_call>\n<function=NAME>\n",
-        arguments: Arguments::Tagged {
-            open: "<parameter=",
-            middle: ">\n",
-            close: "\n</parameter>\n",
-        },
-        end: "</function>\n</tool_call>",
-        between: "\n",
-        last: "",
-    }),
-    inner_markers: &[],
+pub(super) const TAG: Tag = Tag {
+    first: "",
+    begin: "<tool_call>\n<function=NAME>\n",
+    arguments: Arguments::Tagged { open: "<parameter=", middle: ">\n", close: "\n</parameter>\n" },
+    end: "</function>\n</tool_call>",
+    between: "\n",
+    last: "",
 };
 
 /// See the file's head.
@@ -65,5 +58,5 @@ pub(crate) static DIALECT: Dialect = Dialect {
         bare: &[],
     }),
     ids: Ids::Any,
-    enforcement: ENFORCEMENT,
+    enforcement: Enforcement { tag: Some(TAG), other: None, inner_markers: &[] },
 };

@@ -1,10 +1,9 @@
 //! SmolLM3: Hermes' calls and `<think>`; the template says in words whether to think. Its Python tools (`<code>`) are text.
 
-use crate::body::JsonCall;
 use crate::dialect::{Dialect, Ids, Talk};
-use crate::dialects::hermes::{ENFORCEMENT, FORM};
+use crate::dialects::hermes::{CALLS, ENFORCEMENT};
 use crate::dialects::think::THOUGHT;
-use crate::flow::{Flow, Opener};
+use crate::flow::Flow;
 
 /// See the file's head.
 pub(crate) static DIALECT: Dialect = Dialect {
@@ -13,7 +12,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
     known_by: |checkpoint| checkpoint.is("SmolLM3") || checkpoint.says("xml_tools"),
     talk: Talk::Flow(Flow {
         thought: Some(THOUGHT),
-        calls: &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }],
+        calls: CALLS,
         silent: &[],
         frame: None,
         bare: &[],

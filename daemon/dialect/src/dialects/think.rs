@@ -1,8 +1,8 @@
-//! Thoughts in `<think>`, and no calls that are known.
+//! Thoughts in `<think>`, and no calls of its own: they are as Hermes writes them, where a request has tools.
 
 use crate::dialect::{Dialect, Ids, Talk};
+use crate::dialects::hermes::{CALLS, ENFORCEMENT};
 use crate::flow::{Flow, Thought};
-use crate::grammar::Enforcement;
 
 /// The thought of many families.
 pub(super) const THOUGHT: Thought =
@@ -11,7 +11,7 @@ pub(super) const THOUGHT: Thought =
 /// See the file's head.
 pub(crate) static DIALECT: Dialect = Dialect {
     name: "think",
-    about: "thoughts in <think>, calls are text",
+    about: "thoughts in <think>, calls as Hermes writes them",
     known_by: |checkpoint| {
         checkpoint.says("<think>")
             || checkpoint.says("</think>")
@@ -19,11 +19,11 @@ pub(crate) static DIALECT: Dialect = Dialect {
     },
     talk: Talk::Flow(Flow {
         thought: Some(THOUGHT),
-        calls: &[],
+        calls: CALLS,
         silent: &[],
         frame: None,
         bare: &[],
     }),
     ids: Ids::Any,
-    enforcement: Enforcement::NONE,
+    enforcement: ENFORCEMENT,
 };

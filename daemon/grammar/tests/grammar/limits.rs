@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::common::{SIZE, STOP, compile, compiler, schema, tokens};
+use crate::common::{SIZE, STOP, allowed, compile, compiler, schema, tokens};
 use minisgl_grammar::{
     COMPILE_STACK_BYTES, GrammarError, Limits, STEP_STACK_BYTES, Vocabulary, VocabularyError,
 };
@@ -252,4 +252,100 @@ fn deep_grammars_do_not_end_the_process() {
         };
         in_thread(COMPILE_STACK_BYTES, Box::new(work));
     }
+}
+
+/// What stands behind `%json` in a grammar is a schema as any other.
+#[test]
+fn schemas_in_a_grammar_are_held_to_their_limits() {
+    let behind = |schema: &str| Grammar::Lark(format!("start: \"a\" %json {schema}"));
+    let many = |count: usize, item: &str| vec![item; count].join(",");
+    let fields: Vec<String> = (0..2_001).map(|n| format!("\"p{n}\": 1")).collect();
+    for (schema, told) in [
+        (
+            r#"{"type": "integer", "multipleOf": 1000003}"#.to_owned(),
+            "multipleOf; the limit is 10000",
+        ),
+        (
+            format!(r#"{{"anyOf": [{}]}}"#, many(513, "{}")),
+            "513 alternatives in one place; the limit is 512",
+        ),
+        (
+            format!(r#"{{"pattern": "{}"}}"#, "a?".repeat(2_001)),
+            "4002 characters in patterns; the limit is 4000",
+        ),
+        (
+            format!("{{\"const\": {{{}}}}}", fields.join(",")),
+            "properties in one object; the limit is 2000",
+        ),
+        (
+            format!("{{\"allOf\": [{}]}}", many(2_001, r##"{"$ref": "#"}"##)),
+            "2001 references; the limit is 2000",
+        ),
+        // Options are the server's to set.
+        (r#"{"uniqueItems": true, "x-guidance": {"lenient": true}}"#.to_owned(), "uniqueItems"),
+        (
+            r#"{"x-guidance": {"whitespace_pattern": "(a?){4000}"}, "uniqueItems": true}"#
+                .to_owned(),
+            "uniqueItems",
+        ),
+    ] {
+        let error = refused(&behind(&schema));
+        assert!(error.contains(told), "{schema:.80}: {error}");
+        // Nor does it hide behind a quotation mark that is none, or in a grammar inside the grammar.
+        for hidden in [
+            format!("start: /\"/ \"/\" %json {schema}"),
+            format!("# \"\nstart: a\na: /[\"]/ | %json{schema}"),
+            format!("start: %lark {{ start: \"\\\"\" %json {schema}\n }}"),
+        ] {
+            let error = refused(&Grammar::Lark(hidden));
+            assert!(error.contains(told), "{schema:.80}: {error}");
+        }
+    }
+    // Several count together, and each by itself.
+    let pattern = format!(r#"%json {{"type": "string", "pattern": "{}"}} "#, "a?".repeat(500));
+    let error = refused(&Grammar::Lark(format!("start: {}", pattern.repeat(17))));
+    assert!(error.contains("characters in patterns; the limit is 4000"), "{error}");
+    let error = refused(&Grammar::Lark(format!("start: {}", "%json{}".repeat(2_001))));
+    assert!(error.contains("2001 schemas; the limit is 2000"), "{error}");
+    // Signs of a grammar count wherever they stand, and those of a schema do not.
+    let signs = "A: /\"/ & /b/ & /c/ & /d/ & /e/ & /f/";
+    assert!(refused(&Grammar::Lark(format!("start: A\n{signs}"))).contains("operators"));
+    let long = json!({ "const": "&~:".repeat(10_000) });
+    compile(&behind(&long.to_string())).unwrap();
+    compile(&Grammar::Lark("start: \"&~&~&~\" /[&~&~]/".into())).unwrap();
+}
+
+/// An output of such a grammar has no more space than one of a schema alone.
+#[test]
+fn schemas_in_a_grammar_have_our_space() {
+    let grammar = |space: &str| {
+        Grammar::Lark(format!(
+            "start: %json {{\"items\": {{\"type\": \"null\"}}, \"type\": \"array\"{space}}}"
+        ))
+    };
+    for options in ["", r#", "x-guidance": {"whitespace_pattern": "x"}"#] {
+        let mut state = compile(&grammar(options)).unwrap().begin();
+        let mut output: Vec<u32> = b"[".iter().map(|&byte| byte.into()).collect();
+        assert!(allowed(&mut state, &output).contains(&u32::from(b' ')));
+        output.extend(vec![u32::from(b' '); 128]);
+        let may = allowed(&mut state, &output);
+        assert!(!may.contains(&u32::from(b' ')) && may.contains(&u32::from(b']')), "{may:?}");
+    }
+}
+
+#[test]
+fn the_other_values_in_a_grammar_cost_little() {
+    let words = |bytes: usize| {
+        let text: String = (0..bytes).map(|n| if n % 7 == n % 11 { 'b' } else { 'a' }).collect();
+        Grammar::Lark(format!("start: %regex {{\"substring_chars\": \"{text}\"}}"))
+    };
+    let began = Instant::now();
+    compile(&words(16_000)).err();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    println!("substring: {:?}", began.elapsed());
+    assert!(refused(&words(16_400)).contains("the limit is 16384"));
+    let began = Instant::now();
+    compile(&Grammar::Lark(format!("start: {}", "%json{}".repeat(2_000)))).unwrap();
+    println!("schemas: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod calls;
 mod common;
 mod limits;
+mod many;
 mod outputs;
 mod thoughts;

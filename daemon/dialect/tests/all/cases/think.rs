@@ -14,5 +14,10 @@ pub const CASES: &[Case] = &[
     case("<think>\n", "</think>\nb", &["T \"b\""]),
     case("", "a </think> b <thin", &["T \"a </think> b <thin\""]),
     case("", "  a <tool_call>{}", &["T \"  a <tool_call>{}\""]),
+    case(
+        "<think>",
+        "a</think>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>",
+        &["R \"a\"", "C0 now {}"],
+    ),
     case("x <think> y", "a", &["T \"a\""]),
 ];
