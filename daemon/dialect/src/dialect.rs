@@ -103,6 +103,11 @@ impl Dialect {
         flow.thought.is_none() && marks + calls == 0
     }
 
+    /// Whether a thought is a message among others: the grammar of its calls has it, and begins with the output.
+    pub fn thinks_in_messages(&self) -> bool {
+        matches!(self.talk, Talk::Harmony)
+    }
+
     /// Behind which texts an answer begins that is to be of some form, where thoughts and other things may come first: what opens
     /// them, which is nothing where the output begins inside of them.
     pub fn answer(&self, is_in_thought: bool) -> Option<Answer> {

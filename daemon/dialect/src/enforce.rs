@@ -49,6 +49,8 @@ pub struct Wanted<'a> {
     pub required: bool,
     /// Whether there is one call at most.
     pub single: bool,
+    /// What an output without calls is where none is required, as the body of a rule; `None`: text, in which calls may stand.
+    pub answer: Option<&'a str>,
 }
 
 impl Dialect {
@@ -73,9 +75,16 @@ impl Dialect {
             Talk::Harmony => {
                 let begin = lark.text(tag.begin.split_once("NAME").map_or("", |(begin, _)| begin));
                 let call = lark.rule(format!("{begin} {}", call.name));
-                messages::start(&call, wanted.required, wanted.single, &mut lark)
+                messages::start(&call, wanted, &mut lark)
             }
-            Talk::Flow(flow) => start(flow, tag, &call, wanted, self.keeps(), &mut lark),
+            Talk::Flow(flow) => match wanted.answer.filter(|_| !wanted.required) {
+                None => start(flow, tag, &call, wanted, self.keeps(), &mut lark),
+                Some(answer) => {
+                    let calls = Wanted { required: true, ..*wanted };
+                    let calls = start(flow, tag, &call, &calls, self.keeps(), &mut lark);
+                    format!("{calls} | {answer}")
+                }
+            },
         };
         Ok(lark.finish(&start))
     }

@@ -72,6 +72,16 @@ impl Talk {
         }))
     }
 
+    /// How it is written.
+    pub fn dialect(&self) -> &'static Dialect {
+        self.dialect
+    }
+
+    /// Whether a thought is a message among others, which the grammar of calls has in it.
+    pub fn thinks_in_messages(&self) -> bool {
+        self.dialect.thinks_in_messages()
+    }
+
     /// What closes a thought, as the model writes it.
     pub fn close(&self) -> Option<&'static str> {
         self.dialect.thought()?.close.first().copied()

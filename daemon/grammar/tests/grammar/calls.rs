@@ -352,7 +352,8 @@ fn walk(name: &str, has: Markers, without: &[&str]) {
             let mut random = Random(seed * 0x9e37_79b9);
             let only = random.below(all.len());
             let some = if wish.named { &all[only..=only] } else { &all[..] };
-            let wanted = Wanted { tools: some, required: wish.required, single: wish.single };
+            let wanted =
+                Wanted { tools: some, required: wish.required, single: wish.single, answer: None };
             let lark = dialect.lark(&wanted, &|text| words.id(text)).unwrap();
             let compiled = match compiler.compile(&Grammar::Calls(lark.clone())) {
                 Ok(compiled) => compiled,
@@ -401,6 +402,61 @@ fn other_vocabularies() {
     }
 }
 
+/// Where an answer is to have a form, and tools may be called: one or the other.
+#[test]
+fn an_answer_of_a_form_or_calls() {
+    for name in names() {
+        let dialect = by_name(name).unwrap();
+        let words = Words::new(dialect, Markers::Special, &[]);
+        let (tools, limits) = (tools("integer"), Limits::default());
+        let all: Vec<Enforced<'_>> =
+            tools.iter().map(|tool| Enforced { tool, strict: false }).collect();
+        let form =
+            r#"%json {"type": "array", "items": {"enum": [17]}, "minItems": 1, "maxItems": 2}"#;
+        let wanted = Wanted { tools: &all, required: false, single: true, answer: Some(form) };
+        let lark = dialect.lark(&wanted, &|text| words.id(text)).unwrap();
+        let compiler = Compiler::new(
+            Vocabulary::new(words.tokens.clone(), words.tokens.len(), &[STOP], &limits).unwrap(),
+            limits,
+        );
+        let compiled =
+            compiler.compile(&Grammar::Calls(lark)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (mut calls, mut forms) = (0, 0);
+        for seed in 1..=30 {
+            let output = words.draw(&compiled, &mut Random(seed), &words.markers, SOFT);
+            let wish = Wish { required: false, single: true, named: false };
+            let asked = Asked {
+                tools: Arc::new(Tools::new(&tools)),
+                calls: true,
+                reasoning: true,
+                in_thought: false,
+                tail: "<|start|>assistant".to_owned(),
+            };
+            let (mut parser, mut text) = (dialect.parser(&asked), String::new());
+            let mut take = |part: Part<'_>| {
+                if let Part::Text(piece) = part {
+                    text.push_str(piece);
+                }
+            };
+            parser.push(&output, &mut take);
+            let counts = parser.finish(&mut take).counts;
+            match counts.whole {
+                0 => {
+                    let json: Value = serde_json::from_str(text.trim())
+                        .unwrap_or_else(|why| panic!("{name}: {why}: {output:?}"));
+                    assert!(
+                        json.as_array().unwrap().iter().all(|item| *item == 17),
+                        "{name}: {output:?}"
+                    );
+                    forms += 1;
+                }
+                _ => calls += check(dialect, &output, &tools, wish, &mut Random(seed)),
+            }
+        }
+        assert!(calls > 0 && forms > 0, "{name}: {calls} calls, {forms} forms");
+    }
+}
+
 /// What ends a message of harmony is a stop token.
 #[test]
 fn a_call_ends_with_a_stop_token() {
@@ -416,7 +472,8 @@ fn a_call_ends_with_a_stop_token() {
     let now = tools.iter().find(|tool| tool.name == "now").unwrap();
     for wish in WISHES {
         let all = [Enforced { tool: now, strict: true }];
-        let wanted = Wanted { tools: &all, required: wish.required, single: wish.single };
+        let wanted =
+            Wanted { tools: &all, required: wish.required, single: wish.single, answer: None };
         let lark = dialect.lark(&wanted, &|text| words.id(text)).unwrap();
         let compiled = compiler.compile(&Grammar::Calls(lark)).unwrap();
         let mut state = compiled.begin();
@@ -442,7 +499,7 @@ fn a_call_ends_with_a_stop_token() {
         let may = words.allowed(&mut state, &output);
         assert!(stop.iter().all(|token| may.contains(token)), "{wish:?}: {may:?}");
         output.push(id("<|call|>"));
-        assert!(state.holds(&output).unwrap());
+        state.is_over(&output).expect("it stays in its grammar");
         assert_eq!(check(dialect, &words.text(&output), &tools, wish, &mut Random(1)), 1);
     }
 }
@@ -452,7 +509,7 @@ fn names_that_a_dialect_cannot_write_are_told() {
     let refused = |dialect: &str, name: &str| {
         let tool = Tool { name: name.into(), parameters: Value::Null };
         let all = [Enforced { tool: &tool, strict: false }];
-        let wanted = Wanted { tools: &all, required: true, single: true };
+        let wanted = Wanted { tools: &all, required: true, single: true, answer: None };
         let error = by_name(dialect).unwrap().lark(&wanted, &|_| None).err();
         error.inspect(|error| assert!(error.contains(&format!("{name:?}")), "{error}")).is_some()
     };
@@ -479,6 +536,6 @@ fn names_that_a_dialect_cannot_write_are_told() {
         assert!(refused(dialect, name), "{dialect}: {name:?}");
     }
     assert!(!refused("hermes", "städte/suche") && !refused("kimi_k2", "a:1"));
-    let wanted = Wanted { tools: &[], required: true, single: true };
+    let wanted = Wanted { tools: &[], required: true, single: true, answer: None };
     assert!(by_name("hermes").unwrap().lark(&wanted, &|_| None).is_err());
 }

@@ -13,7 +13,7 @@ use crate::common::{SIZE, compile};
 fn lark(dialect: &str, tools: &[Tool], required: bool) -> Result<String, String> {
     let all: Vec<Enforced<'_>> =
         tools.iter().map(|tool| Enforced { tool, strict: false }).collect();
-    let wanted = Wanted { tools: &all, required, single: false };
+    let wanted = Wanted { tools: &all, required, single: false, answer: None };
     by_name(dialect).unwrap().lark(&wanted, &|_| None)
 }
 
@@ -165,7 +165,7 @@ fn a_strict_tool_must_be_enforceable() {
     for dialect in ["hermes", "qwen3_coder"] {
         for strict in [false, true] {
             let all = [Enforced { tool: &tool, strict }];
-            let wanted = Wanted { tools: &all, required: true, single: true };
+            let wanted = Wanted { tools: &all, required: true, single: true, answer: None };
             let lark = by_name(dialect).unwrap().lark(&wanted, &|_| None).unwrap();
             let error = compile(&Grammar::Calls(lark)).err().map(|error| error.to_string());
             assert_eq!(error.is_some_and(|error| error.contains("uniqueItems")), strict);
