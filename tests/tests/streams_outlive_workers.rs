@@ -20,6 +20,9 @@ const KILLS: u32 = 5;
 /// Tokens of a request, at most.
 const TOKENS: u64 = 96;
 
+/// Opens a thought where it is asked to.
+const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}";
+
 /// A request of some surface, and what of its answer has to be the same.
 struct Ask {
     path: &'static str,
@@ -35,7 +38,11 @@ fn ask(n: u64, stream: bool) -> Ask {
     let prompt: Vec<u64> = (0..3 + random.below(40)).map(|_| 3 + random.below(40_000)).collect();
     let schema = json!({"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "number"}},
                         "required": ["a", "b"], "additionalProperties": false}});
-    let (path, mut body) = match n % 9 {
+    // Random weights never close a text by themselves.
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {
+        "s": {"type": "string", "maxLength": 40}, "n": {"type": "integer", "maximum": 99999, "minimum": 10000}},
+        "required": ["s", "n"], "additionalProperties": false}}});
+    let (path, mut body) = match n % 10 {
         0 => ("/v1/chat/completions", json!({"max_tokens": tokens, "temperature": 0})),
         1 => (
             "/v1/chat/completions",
@@ -71,6 +78,12 @@ fn ask(n: u64, stream: bool) -> Ask {
             "/v1/chat/completions",
             // Seldom ends before it is cut off.
             json!({"max_tokens": tokens, "temperature": 1.2, "seed": seed, "guided_json": schema, "n": 2}),
+        ),
+        8 => (
+            "/v1/chat/completions",
+            // A thought, cut short, then calls.
+            json!({"max_tokens": tokens, "temperature": 1.0, "seed": seed, "tools": [tool], "tool_choice": "required",
+                   "enable_thinking": true, "thinking_token_budget": tokens / 4}),
         ),
         _ => (
             "/generate",
@@ -127,6 +140,15 @@ fn sum_up(path: &str, parts: impl IntoIterator<Item = Value>) -> Value {
             let holders =
                 [&choice["delta"]["content"], &choice["message"]["content"], &choice["text"]];
             text.extend(holders.iter().filter_map(|value| value.as_str()));
+            let said =
+                if choice["delta"].is_object() { &choice["delta"] } else { &choice["message"] };
+            text.extend(said["reasoning"].as_str());
+            for call in said["tool_calls"].as_array().into_iter().flatten() {
+                let function = &call["function"];
+                text.extend(
+                    function["name"].as_str().into_iter().chain(function["arguments"].as_str()),
+                );
+            }
             match &choice["logprobs"] {
                 Value::Null => {}
                 shape if shape["content"].is_array() => {
@@ -162,6 +184,7 @@ fn sum_up(path: &str, parts: impl IntoIterator<Item = Value>) -> Value {
 fn every_answer_is_that_of_an_undisturbed_run() {
     let daemon = Daemon::start_configured("[workers]\nfailures_max = 50\n");
     let dir = dummy_folder("qwen3", &daemon.dir());
+    std::fs::write(dir.join("chat_template.jinja"), TEMPLATE).unwrap();
     // Some of them wait in the queue.
     let options =
         LoadOptions { max_running: 48, max_len: Some(512), dummy_weights: true, ..model_options() };
