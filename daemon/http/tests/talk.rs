@@ -4,7 +4,7 @@
 
 mod support;
 
-use minisgl_proto::Finish;
+use minisgl_proto::{Finish, Grammar, Guided};
 use serde_json::{Value, json};
 use support::{House, Step, say};
 
@@ -235,4 +235,83 @@ async fn a_tool_without_a_name_is_refused() {
             (400, &json!("tool_choice"))
         );
     }
+}
+
+/// What the last request's output is held to.
+fn guided(house: &House) -> Option<Guided> {
+    house.last().sampling.guided.map(|guided| *guided)
+}
+
+#[tokio::test]
+async fn calls_that_must_come_are_enforced_behind_the_thought() {
+    let house = saying("a");
+    let choice = json!({"type": "function", "function": {"name": "time"}});
+    for (choice, has, thinks) in [
+        (json!("required"), "weather", true),
+        (json!("required"), "weather", false),
+        (choice, "time", true),
+    ] {
+        let body = json!({"tools": tools(), "tool_choice": choice, "enable_thinking": thinks});
+        assert_eq!(house.chat(body).await.status, 200);
+        let Guided { grammar: Some(Grammar::Calls(lark)), thought, field } =
+            guided(&house).unwrap()
+        else {
+            panic!("no grammar of calls");
+        };
+        assert!(lark.contains(has) && lark.contains("time"), "{lark}");
+        assert_eq!(lark.contains("weather"), has == "weather", "only what may be called");
+        assert_eq!(field, "tool_choice");
+        // The tokenizer of these tests has no token for what opens a thought.
+        let close = thought.map(|thought| (thought.open, thought.close));
+        assert_eq!(close, thinks.then(|| (Vec::new(), vec!["</think>".to_owned()])));
+    }
+    house.chat(json!({"tools": tools()})).await;
+    assert_eq!(guided(&house), None, "a model that may call is free");
+}
+
+#[tokio::test]
+async fn strict_tools_and_forms_go_together() {
+    let house = saying("a");
+    let strict = json!([{"type": "function", "function": {"name": "f", "strict": true}}]);
+    house.chat(json!({"tools": strict})).await;
+    assert!(matches!(guided(&house).unwrap().grammar, Some(Grammar::Calls(_))));
+    let schema = json!({"type": "object", "properties": {"zyx": {"type": "string"}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    house.chat(json!({"tools": tools(), "response_format": format})).await;
+    let Some(Grammar::Calls(lark)) = guided(&house).unwrap().grammar else { panic!("no calls") };
+    assert!(
+        lark.contains("zyx") && lark.contains("weather"),
+        "calls, or an answer of the form: {lark}"
+    );
+    house.chat(json!({"tools": tools(), "response_format": format, "tool_choice": "none"})).await;
+    assert!(matches!(guided(&house).unwrap().grammar, Some(Grammar::JsonSchema { .. })));
+    house.chat(json!({"tools": tools(), "regex": "a+"})).await;
+    assert_eq!(guided(&house).unwrap().grammar, Some(Grammar::Regex("a+".into())));
+}
+
+#[tokio::test]
+async fn a_budget_closes_a_thought() {
+    let house = saying("a");
+    let body = json!({"enable_thinking": true, "thinking_token_budget": 5});
+    house.chat(body).await;
+    let Guided { grammar, thought, field } = guided(&house).unwrap();
+    assert_eq!((grammar, &*field), (None, "thinking_token_budget"));
+    let close: Vec<u32> = "</think>".bytes().map(u32::from).collect();
+    assert_eq!(thought.unwrap().budget, Some((5, close)));
+    house.chat(json!({"thinking_token_budget": 5})).await;
+    assert_eq!(guided(&house), None, "nothing is thought");
+    let answer = house.chat(json!({"thinking_token_budget": -7})).await;
+    assert_eq!(answer.json()["error"]["param"], "thinking_token_budget");
+}
+
+#[tokio::test]
+async fn tools_that_are_too_much_are_refused_by_name() {
+    let house = saying("a");
+    let tool = |at: usize| {
+        let schema = json!({"type": "object", "properties": {"a": {"enum": ["x".repeat(1000)]}}});
+        json!({"type": "function", "function": {"name": format!("f{at}"), "parameters": schema}})
+    };
+    let tools: Vec<Value> = (0..300).map(tool).collect();
+    let answer = house.chat(json!({"tools": tools, "tool_choice": "required"})).await;
+    assert_eq!(answer.status, 400, "{}", answer.body);
 }
