@@ -54,13 +54,18 @@ impl<'a> Lark<'a> {
 
     /// Any text in which nothing stands that one of these regular expressions matches, as a terminal.
     pub(crate) fn free(&mut self, banned: &[String]) -> String {
+        if banned.is_empty() {
+            return self.terminal("/(?s:.*)/".to_owned());
+        }
         self.terminal(format!("/(?s:.*)/ & ~/(?s:.*)({})(?s:.*)/", banned.join("|")))
     }
 
     /// Such a text up to a marker, with it. The text that may be written is the longest: the marker is banned from it.
     pub(crate) fn until(&mut self, banned: &[String], marker: &str) -> String {
-        let mut banned = banned.to_vec();
-        banned.push(quoted(marker));
+        let (mut banned, marked) = (banned.to_vec(), quoted(marker));
+        if !banned.iter().any(|text| marked.contains(text)) {
+            banned.push(marked);
+        }
         let free = self.free(&banned);
         let mut pieces = self.pieces(marker).into_iter();
         let first = pieces.next().unwrap_or_default();
