@@ -28,6 +28,7 @@ use crate::grammar::{Arguments, Tag};
 use crate::part::{Outcome, Part};
 use crate::tools::{Tool, Tools};
 use arguments::{Tags, as_json, parameters, tagged};
+pub use lark::LARK_BYTES_MAX;
 use lark::{Lark, quoted, string};
 use literal::{Literals, Notation};
 
@@ -78,6 +79,7 @@ impl Dialect {
             }
             Talk::Flow(flow) => start(flow, tag, &call, wanted, self.keeps(), &mut lark),
         };
+        lark.check()?;
         Ok(lark.finish(&start))
     }
 }
@@ -127,6 +129,7 @@ fn call(
                 .arguments(&parameters(tool)?, lark)
                 .map_err(|what| format!("tool {name:?} has {what}"))?,
         };
+        lark.check()?;
         let at = *places.entry(arguments.clone()).or_insert_with(|| {
             groups.push((arguments, Vec::new()));
             groups.len() - 1
