@@ -21,6 +21,7 @@ mod plain;
 mod qwen3_coder;
 mod smollm3;
 mod think;
+mod tool_call;
 
 use crate::dialect::Dialect;
 

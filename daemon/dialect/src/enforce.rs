@@ -1,10 +1,11 @@
 //! The grammar that makes a model call tools, in its own dialect: Lark, as llguidance reads it.
 //!
 //! ```text
-//!   start: T0 <[151657]> r3                                    where calls must come, and are marked
-//!   start: (T0 <[151657]> r3)* T0                              where text may come as well: T0 has no marker
-//!   r3: "\n{\"name\": \"" ("f" r1 | T2 r2) "}\n" <[151658]>    T2: "g" | "h", whose arguments are the same
-//!   r1: "\", \"arguments\": " %json {..}
+//!   start: <[151657]> "\n{\"name\": \"" r4                  calls must come; <tool_call> is a token
+//!   start: (T3 <[151657]> "\n{\"name\": \"" r4)* T3         text may come as well: T3 has no marker
+//!   r4: r2 "}\n" <[151658]>
+//!   r2: "f" r1 r0 | T5 r1 r6                                T5: "g" | "h", whose arguments are the same
+//!   r1: "\", \"arguments\": "                               r0: %json {..}
 //! ```
 //!
 //! It begins behind the thought; harmony's, of which a thought is a part, with the output.
@@ -27,6 +28,7 @@ use crate::grammar::{Arguments, Tag};
 use crate::part::{Outcome, Part};
 use crate::tools::{Tool, Tools};
 use arguments::{Tags, as_json, parameters, tagged};
+pub use lark::LARK_BYTES_MAX;
 use lark::{Lark, quoted, string};
 use literal::{Literals, Notation};
 
@@ -86,6 +88,7 @@ impl Dialect {
                 }
             },
         };
+        lark.check()?;
         Ok(lark.finish(&start))
     }
 }
@@ -119,7 +122,7 @@ fn call(
         if !seen.insert(name) {
             continue;
         }
-        if !reads(dialect, tag, tool.tool) {
+        if name.contains(char::is_control) || !reads(dialect, tag, tool.tool) {
             let dialect = dialect.name;
             return Err(format!(
                 "tool {name:?}: calls as {dialect} writes them cannot hold this name; letters, digits, _ and - always can"
@@ -135,6 +138,7 @@ fn call(
                 .arguments(&parameters(tool)?, lark)
                 .map_err(|what| format!("tool {name:?} has {what}"))?,
         };
+        lark.check()?;
         let at = *places.entry(arguments.clone()).or_insert_with(|| {
             groups.push((arguments, Vec::new()));
             groups.len() - 1
@@ -235,8 +239,9 @@ fn start(
         let text = lark.terminal(format!("{free} & ~/\\s*({})(?s:.*)/", bare.join("|")));
         return format!("{calls} | {text}");
     };
-    banned.push(quoted(marker));
-    banned.dedup();
+    if !banned.contains(&quoted(marker)) {
+        banned.push(quoted(marker));
+    }
     let text = lark.until(&banned, marker);
     let calls = rest(&call.name, tag.first.is_empty(), lark);
     let begin = indexed(&head[marker.len()..], lark);

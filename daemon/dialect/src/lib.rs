@@ -32,7 +32,7 @@ pub use body::VALUE_BYTES_MAX;
 pub use checkpoint::Checkpoint;
 pub use choose::{by_name, choose, names, plain};
 pub use dialect::{Answer, Asked, Dialect, Ids, Parser};
-pub use enforce::{Enforced, Wanted};
+pub use enforce::{Enforced, LARK_BYTES_MAX, Wanted};
 pub use flow::{HELD_BYTES_MAX, Thought};
 pub use grammar::{Arguments, Enforcement, HasToken, IsOther, Tag};
 pub use part::{Counts, Left, Outcome, Part, Phase};

@@ -9,7 +9,7 @@
 
 use crate::body::{JsonCall, JsonForm};
 use crate::dialect::{Dialect, Ids, Talk};
-use crate::dialects::hermes;
+use crate::dialects::tool_call;
 use crate::flow::{Flow, Opener, Thought};
 use crate::grammar::{Arguments, Enforcement, Tag};
 
@@ -28,7 +28,7 @@ pub(crate) static DIALECT: Dialect = Dialect {
         }),
         calls: &[
             Opener { marker: "<|tool_call|>", body: || Box::new(JsonCall::new(&LIST)) },
-            Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&hermes::FORM)) },
+            Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&tool_call::FORM)) },
         ],
         silent: &[],
         frame: Some((&["<response>"], &["</response>"])),
@@ -47,6 +47,6 @@ pub(crate) static DIALECT: Dialect = Dialect {
                 last: "]",
             },
         )),
-        ..hermes::ENFORCEMENT
+        ..tool_call::ENFORCEMENT
     },
 };

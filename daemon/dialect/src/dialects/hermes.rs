@@ -6,33 +6,10 @@
 //!
 //! QwQ's and the thinking models' templates open the thought themselves. Models also put several objects between the tags.
 
-use crate::body::{JsonCall, JsonForm};
 use crate::dialect::{Dialect, Ids, Talk};
 use crate::dialects::think::THOUGHT;
-use crate::flow::{Flow, Opener};
-use crate::grammar::{Arguments, Enforcement, Tag};
-
-/// Tags of several families.
-pub(super) static FORM: JsonForm =
-    JsonForm { close: &["</tool_call>"], list: true, single: true, between: &[","], lead: &[] };
-
-/// What opens them.
-pub(super) static CALLS: &[Opener] =
-    &[Opener { marker: "<tool_call>", body: || Box::new(JsonCall::new(&FORM)) }];
-
-/// Several families' enforcement.
-pub(super) const ENFORCEMENT: Enforcement = Enforcement {
-    tag: Some(Tag {
-        first: "",
-        begin: "<tool_call>\n{\"name\": \"NAME\", \"arguments\": ",
-        arguments: Arguments::Json,
-        end: "}\n</tool_call>",
-        between: "\n",
-        last: "",
-    }),
-    other: None,
-    inner_markers: &[],
-};
+use crate::dialects::tool_call::{CALLS, ENFORCEMENT};
+use crate::flow::Flow;
 
 /// See the file's head.
 pub(crate) static DIALECT: Dialect = Dialect {

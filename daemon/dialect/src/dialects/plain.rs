@@ -1,7 +1,7 @@
 //! Nothing is known: all is text, and calls are as Hermes writes them, where a request has tools.
 
 use crate::dialect::{Dialect, Ids, Talk};
-use crate::dialects::hermes::{CALLS, ENFORCEMENT};
+use crate::dialects::tool_call::{CALLS, ENFORCEMENT};
 use crate::flow::Flow;
 
 /// See the file's head.

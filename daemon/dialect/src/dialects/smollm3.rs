@@ -1,8 +1,8 @@
 //! SmolLM3: Hermes' calls and `<think>`; the template says in words whether to think. Its Python tools (`<code>`) are text.
 
 use crate::dialect::{Dialect, Ids, Talk};
-use crate::dialects::hermes::{CALLS, ENFORCEMENT};
 use crate::dialects::think::THOUGHT;
+use crate::dialects::tool_call::{CALLS, ENFORCEMENT};
 use crate::flow::Flow;
 
 /// See the file's head.

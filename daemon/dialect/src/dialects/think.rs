@@ -1,7 +1,7 @@
 //! Thoughts in `<think>`, and no calls of its own: they are as Hermes writes them, where a request has tools.
 
 use crate::dialect::{Dialect, Ids, Talk};
-use crate::dialects::hermes::{CALLS, ENFORCEMENT};
+use crate::dialects::tool_call::{CALLS, ENFORCEMENT};
 use crate::flow::{Flow, Thought};
 
 /// The thought of many families.

@@ -87,7 +87,8 @@ pub(super) fn tagged(
     // As the parser sees them.
     let types = Tools::new(std::slice::from_ref(tool.tool));
     let name = &tool.tool.name;
-    let Fields { named, others } = fields(&root, &root);
+    let told = |what: String| format!("tool {name:?} has {what}");
+    let Fields { named, others } = fields(&root, &root).map_err(told)?;
     let mut all = Vec::new();
     for field in &named {
         let key = field.name;
@@ -101,6 +102,7 @@ pub(super) fn tagged(
             .ok_or_else(|| {
                 format!("tool {name:?} has no value of {key:?} that its tags can hold")
             })?;
+        lark.check()?;
         let open = lark.text(&format!("{}{key}{}", tags.open, tags.middle));
         let argument = lark.rule(format!("{open} {value}"));
         all.push(if field.required { argument } else { format!("{argument}?") });

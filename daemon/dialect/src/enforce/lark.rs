@@ -6,6 +6,10 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
+/// Bytes of a grammar; what compiles it takes no more. So that no schema is written out again and again, as much may be written anew
+/// as four times that.
+pub const LARK_BYTES_MAX: usize = 256 << 10;
+
 /// The id of a token of just this text, where the vocabulary has one.
 pub(crate) type Token<'a> = dyn Fn(&str) -> Option<u32> + 'a;
 
@@ -15,6 +19,8 @@ pub(crate) struct Lark<'a> {
     /// Markers that may be tokens, longer ones first.
     markers: Vec<&'static str>,
     text: String,
+    /// Bytes that were written, also of what was there already.
+    spent: usize,
     /// Rules and terminals by what they are.
     names: HashMap<String, String>,
 }
@@ -22,7 +28,7 @@ pub(crate) struct Lark<'a> {
 impl<'a> Lark<'a> {
     pub(crate) fn new(mut markers: Vec<&'static str>, token: &'a Token<'a>) -> Lark<'a> {
         markers.sort_by_key(|marker| std::cmp::Reverse(marker.len()));
-        Lark { token, markers, text: String::new(), names: HashMap::new() }
+        Lark { token, markers, text: String::new(), spent: 0, names: HashMap::new() }
     }
 
     /// A text, as expressions: strings, and tokens where it has markers that are some.
@@ -54,13 +60,18 @@ impl<'a> Lark<'a> {
 
     /// Any text in which nothing stands that one of these regular expressions matches, as a terminal.
     pub(crate) fn free(&mut self, banned: &[String]) -> String {
+        if banned.is_empty() {
+            return self.terminal("/(?s:.*)/".to_owned());
+        }
         self.terminal(format!("/(?s:.*)/ & ~/(?s:.*)({})(?s:.*)/", banned.join("|")))
     }
 
     /// Such a text up to a marker, with it. The text that may be written is the longest: the marker is banned from it.
     pub(crate) fn until(&mut self, banned: &[String], marker: &str) -> String {
-        let mut banned = banned.to_vec();
-        banned.push(quoted(marker));
+        let (mut banned, marked) = (banned.to_vec(), quoted(marker));
+        if !banned.iter().any(|text| marked.contains(text)) {
+            banned.push(marked);
+        }
         let free = self.free(&banned);
         let mut pieces = self.pieces(marker).into_iter();
         let first = pieces.next().unwrap_or_default();
@@ -94,12 +105,25 @@ impl<'a> Lark<'a> {
         name
     }
 
+    /// # Errors
+    /// It is too long.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.text.len() > LARK_BYTES_MAX || self.spent > 4 * LARK_BYTES_MAX {
+            true => Err(format!(
+                "the list of tools makes too long a grammar; the limit is {LARK_BYTES_MAX}"
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Writes one.
     pub(crate) fn define(&mut self, name: &str, body: &str) {
+        self.spent += body.len();
         let _ = writeln!(self.text, "{name}: {body}");
     }
 
     fn named(&mut self, kind: &str, attributes: &str, body: String) -> String {
+        self.spent += body.len();
         let key = format!("{kind}{body}");
         if let Some(name) = self.names.get(&key) {
             return name.clone();

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::lark::{Lark, string};
 use super::schema::{DEPTH_MAX, Field, Fields, fields, target};
 
-/// Parts of all schemas of a request.
+/// Parts of all schemas of a request, where 16 bytes of a value to choose count as one.
 const PARTS_MAX: usize = 20_000;
 /// Rules inside rules.
 const RULES_DEEP_MAX: usize = 1_000;
@@ -54,7 +54,7 @@ impl Literals {
         lark: &mut Lark<'_>,
     ) -> Result<String, String> {
         self.references.clear();
-        let fields = fields(root, root);
+        let fields = fields(root, root)?;
         self.fields(root, &fields, self.notation == Notation::Python, 0, lark)
     }
 
@@ -96,7 +96,8 @@ impl Literals {
         }
         let one = schema.get("const").map(std::slice::from_ref);
         if let Some(values) = one.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice)) {
-            self.left = self.left.checked_sub(values.len()).ok_or("a schema of too many parts")?;
+            let bytes: usize = values.iter().map(|value| 16 + value.to_string().len()).sum();
+            self.left = self.left.checked_sub(bytes / 16).ok_or("a schema of too many parts")?;
             let values: Result<Vec<String>, String> =
                 values.iter().map(|value| self.constant(value, lark)).collect();
             return Ok(lark.rule(values?.join(" | ")));
@@ -136,7 +137,7 @@ impl Literals {
             Some([only]) => self.value(root, only, depth, lark),
             Some([first, ..]) => {
                 let whole = Value::Object(schema.clone());
-                let objects = fields(root, &whole);
+                let objects = fields(root, &whole)?;
                 if objects.named.is_empty() {
                     return self.value(root, first, depth, lark);
                 }
@@ -170,7 +171,7 @@ impl Literals {
             }
             "object" => {
                 let whole = Value::Object(schema.clone());
-                let mut fields = fields(root, &whole);
+                let mut fields = fields(root, &whole)?;
                 let any = Value::Bool(true);
                 if fields.named.is_empty() && !schema.contains_key("additionalProperties") {
                     fields.others = Some(&any);

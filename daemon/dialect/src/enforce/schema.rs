@@ -10,6 +10,11 @@ use serde_json::{Map, Value, json};
 /// References that follow references, and schemas inside schemas.
 pub(crate) const DEPTH_MAX: usize = 32;
 
+/// Fields of an object.
+pub(crate) const FIELDS_MAX: usize = 1_000;
+/// Schemas that are looked at for the fields of one object, each as often as it is referred to.
+const LOOKS_MAX: usize = 5_000;
+
 /// A field of an object.
 pub(crate) struct Field<'a> {
     pub(crate) name: &'a str,
@@ -28,19 +33,32 @@ pub(crate) struct Fields<'a> {
 static ANY: Value = Value::Bool(true);
 
 /// Those of a schema in its document.
-pub(crate) fn fields<'a>(root: &'a Value, schema: &'a Value) -> Fields<'a> {
-    let mut fields = Fields::default();
-    add(root, schema, true, 0, &mut fields);
-    fields
+///
+/// # Errors
+/// There are too many.
+pub(crate) fn fields<'a>(root: &'a Value, schema: &'a Value) -> Result<Fields<'a>, String> {
+    let (mut fields, mut left) = (Fields::default(), LOOKS_MAX);
+    add(root, schema, (true, 0), &mut left, &mut fields);
+    match left == 0 || fields.named.len() > FIELDS_MAX {
+        true => Err(format!("an object of too many parts; the limit is {FIELDS_MAX} fields")),
+        false => Ok(fields),
+    }
 }
 
-fn add<'a>(root: &'a Value, schema: &'a Value, all: bool, depth: usize, fields: &mut Fields<'a>) {
+fn add<'a>(
+    root: &'a Value,
+    schema: &'a Value,
+    (all, depth): (bool, usize),
+    left: &mut usize,
+    fields: &mut Fields<'a>,
+) {
     let Value::Object(schema) = schema else { return };
-    if depth == DEPTH_MAX {
+    *left = left.saturating_sub(1);
+    if depth == DEPTH_MAX || *left == 0 || fields.named.len() > FIELDS_MAX {
         return;
     }
-    for (name, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten()
-    {
+    let properties = schema.get("properties").and_then(Value::as_object);
+    for (name, schema) in properties.into_iter().flatten().take(FIELDS_MAX + 1) {
         if !fields.named.iter().any(|field| field.name == name) {
             fields.named.push(Field { name, schema, required: false });
         }
@@ -51,14 +69,15 @@ fn add<'a>(root: &'a Value, schema: &'a Value, all: bool, depth: usize, fields: 
         fields.others = fields.others.or(Some(others));
     }
     if let Some(target) = schema.get("$ref").and_then(|at| target(root, at)) {
-        add(root, target, all, depth + 1, fields);
+        add(root, target, (all, depth + 1), left, fields);
     }
     for (key, all) in [("allOf", all), ("anyOf", false), ("oneOf", false)] {
         for branch in schema.get(key).and_then(Value::as_array).into_iter().flatten() {
-            add(root, branch, all, depth + 1, fields);
+            add(root, branch, (all, depth + 1), left, fields);
         }
     }
-    for name in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+    let required = schema.get("required").and_then(Value::as_array);
+    for name in required.into_iter().flatten().take(FIELDS_MAX + 1) {
         let Some(name) = name.as_str().filter(|_| all) else { continue };
         match fields.named.iter_mut().find(|field| field.name == name) {
             Some(field) => field.required = true,
@@ -164,10 +183,20 @@ mod tests {
             "allOf": [{"$ref": "#/$defs/More"}],
             "anyOf": [{"properties": {"d": {}}, "required": ["d"]}],
         });
-        let all = fields(&root, &root);
+        let all = fields(&root, &root).unwrap();
         let all: Vec<_> = all.named.iter().map(|field| (field.name, field.required)).collect();
         assert_eq!(all, [("a", true), ("b", true), ("c", false), ("d", false), ("z", true)]);
-        assert!(fields(&root, &json!({"additionalProperties": false})).others.is_none());
-        assert!(fields(&root, &json!({"additionalProperties": {}})).others.is_some());
+        let others = |schema: Value| fields(&root, &schema).unwrap().others.is_some();
+        assert!(!others(json!({"additionalProperties": false})));
+        assert!(others(json!({"additionalProperties": {}})));
+    }
+
+    #[test]
+    fn fields_are_looked_for_to_an_end() {
+        let itself = json!({"allOf": vec![json!({"$ref": "#"}); 10]});
+        assert!(fields(&itself, &itself).is_err());
+        let named: Map<_, _> = (0..=FIELDS_MAX).map(|n| (n.to_string(), json!({}))).collect();
+        let many = json!({ "properties": named });
+        assert!(fields(&many, &many).is_err());
     }
 }
