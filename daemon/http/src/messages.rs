@@ -187,7 +187,8 @@ impl PromptFields {
         if messages.is_empty() {
             return Err(ApiError::field("messages", "messages: at least one message is needed"));
         }
-        let messages = messages.into_iter().map(|Exact(Object(message))| message);
+        let messages = messages.into_iter().map(|Exact(Object(message))| message).collect();
+        let (messages, defined) = blocks::messages(system, messages)?;
         let tools = self.tools.map(|List(tools)| tools).unwrap_or_default();
         let tools = tools.into_iter().map(|Exact(Node(tool))| tool);
         let Exact(Object(mut kwargs)) = self.chat_template_kwargs.unwrap_or_default();
@@ -195,15 +196,10 @@ impl PromptFields {
         if let Some(effort) = effort {
             kwargs.entry("reasoning_effort").or_insert(effort.into());
         }
-        let Offers { tools, choice, parallel } = Offers::read(tools, self.tool_choice)?;
-        let mut dialogue = Dialogue {
-            messages: blocks::messages(system, messages)?,
-            tools,
-            choice,
-            parallel,
-            kwargs,
-            ..Dialogue::default()
-        };
+        let Offers { tools, choice, parallel } =
+            Offers::read(tools.chain(defined), self.tool_choice)?;
+        let mut dialogue =
+            Dialogue { messages, tools, choice, parallel, kwargs, ..Dialogue::default() };
         if let Some(Object(thinking)) = self.thinking {
             think(&thinking, &mut dialogue)?;
         }
@@ -218,7 +214,8 @@ impl PromptFields {
 fn think(thinking: &Map<String, Value>, dialogue: &mut Dialogue) -> Result<(), ApiError> {
     const BUDGET: &str = "thinking.budget_tokens";
     match thinking.get("type").and_then(Value::as_str) {
-        Some("disabled") => dialogue.think(false),
+        // What is told between tools is text here, and no thought.
+        Some("disabled" | "between_tools") => dialogue.think(false),
         // The template's own way.
         Some("adaptive") => {}
         Some("enabled") => {

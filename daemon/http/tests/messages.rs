@@ -35,6 +35,9 @@ async fn thoughts_calls_and_text_are_blocks_in_their_order() {
         (&json!(3), &json!(0))
     );
     assert_eq!(usage["output_tokens"], OUTPUT.len() + 1);
+    // As for chat completions: of the opening marker the last byte alone shows what it is.
+    let thought = ">\nIs it \"so\"?\n</think>".len();
+    assert_eq!(usage["output_tokens_details"], json!({"thinking_tokens": thought}));
 }
 
 #[tokio::test]
@@ -58,7 +61,7 @@ async fn a_text_is_one_block_that_grows() {
     let prompt = house.last().prompt.len();
     // What came from the cache is not among the tokens of the input; clients add them up.
     let usage = json!({"input_tokens": prompt - 3, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 3,
-                       "output_tokens": 0});
+                       "output_tokens": 0, "output_tokens_details": {"thinking_tokens": 0}});
     assert_eq!(events[0]["message"]["usage"], usage);
     assert_eq!(events[0]["message"]["content"], json!([]));
     assert_eq!(events[0]["message"]["stop_reason"], Value::Null);

@@ -18,6 +18,7 @@ async fn thinking_is_asked_for_and_limited() {
     for (more, thinks) in [
         (json!({"thinking": {"type": "enabled", "budget_tokens": 20}}), true),
         (json!({"thinking": {"type": "disabled"}}), false),
+        (json!({"thinking": {"type": "between_tools"}}), false),
         (json!({"thinking": {"type": "adaptive"}}), false),
         (json!({}), false),
         (json!({"chat_template_kwargs": {"enable_thinking": true}}), true),
@@ -139,6 +140,7 @@ async fn refusals_name_what_is_wrong() {
             "mcp_servers",
         ),
         (json!({"container": "c"}), 400, "container"),
+        (json!({"thread": {"type": "create"}}), 400, "thread"),
         (json!({"stop": ["a"]}), 400, "stop_sequences"),
         (json!({"n": 2}), 400, "n is not supported"),
     ] {

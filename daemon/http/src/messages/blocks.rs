@@ -7,6 +7,7 @@
 //! | `tool_use` | one of `tool_calls` |
 //! | `tool_result` | a message of role `tool` before the text beside it, in the order of the calls |
 //! | `document` of text, `search_result` | its text |
+//! | `tool_addition`, `tool_removal` | words; a tool that is defined there is one of the request's |
 //! | another in a result, or of a kind that is not known | words that say what is not shown |
 //! | another of an assistant's, such as `server_tool_use` | nothing |
 //!
@@ -23,26 +24,30 @@ use crate::prompt::Message;
 /// What stands for the signature of a thought; behind it and a colon is a thought that was not shown.
 pub const SIGNATURE: &str = "minisgl";
 
-/// The messages, in OpenAI's form.
+/// The messages in OpenAI's form, and tools that are defined among them, in Anthropic's.
 ///
 /// # Errors
 /// 400: a message or a block has no form that is known, or a user shows what is not text.
 pub fn messages(
     system: Value,
-    given: impl Iterator<Item = Message>,
-) -> Result<Vec<Message>, ApiError> {
+    given: Vec<Message>,
+) -> Result<(Vec<Message>, Vec<Value>), ApiError> {
     let mut out = Conversation::default();
-    let instructions = texts(system, Place { message: None, block: None })?;
-    if !instructions.is_empty() {
-        out.push("system", Some(instructions));
-    }
-    for (at, mut message) in given.enumerate() {
+    out.system(system, Place { message: None, block: None })?;
+    let is_user = |message: &Message| message.get("role").is_some_and(|role| role == "user");
+    let last_of_user = given.iter().rposition(is_user);
+    for (at, mut message) in given.into_iter().enumerate() {
         let place = Place { message: Some(at), block: None };
         let content = message.get_mut("content").map(Value::take).unwrap_or_default();
         match message.get("role").and_then(Value::as_str) {
             Some("user") => out.user(content, place)?,
             Some("assistant") => out.assistant(content, place)?,
-            Some("system") => drop(out.push("system", Some(texts(content, place)?))),
+            Some("system") => {
+                let passes = message.get("clear_at").is_some_and(|it| it == "next_user_message");
+                if !passes || last_of_user.is_none_or(|last| at > last) {
+                    out.system(content, place)?;
+                }
+            }
             _ => {
                 let param = format!("messages[{at}].role");
                 let text = format!("{param} is \"user\", \"assistant\" or \"system\"");
@@ -50,7 +55,7 @@ pub fn messages(
             }
         }
     }
-    Ok(out.messages)
+    Ok((out.messages, out.tools))
 }
 
 /// Where a block stands, for an error.
@@ -120,25 +125,22 @@ fn blocks(content: Value, place: Place) -> Result<Vec<Block>, ApiError> {
     list.into_iter().enumerate().map(read).collect()
 }
 
-/// The text of what may have text alone.
-fn texts(content: Value, place: Place) -> Result<String, ApiError> {
-    let read = blocks(content, place)?.into_iter().map(|mut block| match &*block.kind {
-        "text" => block.text("text"),
-        kind => Ok(not_shown(kind)),
-    });
-    Ok(read.collect::<Result<Vec<_>, _>>()?.join("\n"))
-}
-
 /// What tells a model of something that it cannot see.
 fn not_shown(kind: &str) -> String {
     let kind: String = kind.chars().take(40).collect();
     format!("[{kind}: not shown; this model reads text only]")
 }
 
+fn available(tool: &str) -> String {
+    format!("[tool: {tool} is available]")
+}
+
 /// A conversation in OpenAI's form.
 #[derive(Default)]
 struct Conversation {
     messages: Vec<Message>,
+    /// Those that messages define.
+    tools: Vec<Value>,
     /// Ids of the calls that were made last.
     calls: Vec<String>,
 }
@@ -162,6 +164,37 @@ impl Conversation {
         message
     }
 
+    /// Instructions, of which there may be none.
+    fn system(&mut self, content: Value, place: Place) -> Result<(), ApiError> {
+        let mut texts = Vec::new();
+        for mut block in blocks(content, place)? {
+            texts.push(match &*block.kind {
+                "text" => block.text("text")?,
+                _ => self.words(block),
+            });
+        }
+        let text = texts.join("\n");
+        if !text.is_empty() {
+            self.push("system", Some(text));
+        }
+        Ok(())
+    }
+
+    /// What a block says that is neither text nor of a kind that stands for itself.
+    fn words(&mut self, mut block: Block) -> String {
+        let mut tool = block.fields.get_mut("tool").map(Value::take).unwrap_or_default();
+        let definition = tool.get_mut("definition").map(Value::take);
+        let name = definition.as_ref().unwrap_or(&tool)["name"].as_str().map(str::to_owned);
+        match (&*block.kind, name) {
+            ("tool_addition", Some(name)) => {
+                self.tools.extend(definition);
+                available(&name)
+            }
+            ("tool_removal", Some(name)) => format!("[tool: {name} is no longer available]"),
+            (kind, _) => not_shown(kind),
+        }
+    }
+
     fn user(&mut self, content: Value, place: Place) -> Result<(), ApiError> {
         let (mut results, mut texts) = (Vec::new(), Vec::new());
         for mut block in blocks(content, place)? {
@@ -180,7 +213,7 @@ impl Conversation {
                         }
                     }
                 }
-                kind => texts.push(not_shown(kind)),
+                _ => texts.push(self.words(block)),
             }
         }
         let alone = results.is_empty();
@@ -202,9 +235,7 @@ impl Conversation {
             inner.place = block.place;
             match &*inner.kind {
                 "text" => inner.text("text"),
-                "tool_reference" => {
-                    Ok(format!("[tool: {} is available]", inner.text("tool_name")?))
-                }
+                "tool_reference" => Ok(available(&inner.text("tool_name")?)),
                 kind => Ok(readable(kind, &inner.fields).unwrap_or_else(|| not_shown(kind))),
             }
         });

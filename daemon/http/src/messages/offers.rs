@@ -40,13 +40,14 @@ impl Offers {
         for (at, tool) in given.enumerate() {
             let Value::Object(mut tool) = tool else { return Err(no_tool(at)) };
             let name = match tool.shift_remove("name") {
-                Some(Value::String(name)) if !name.is_empty() => name,
-                _ => return Err(no_tool(at)),
+                Some(Value::String(name)) => name,
+                _ => String::new(),
             };
-            if is_own(&tool) {
-                tools.push(function(name, tool));
-            } else {
-                left_out.push(name);
+            match foreign(&tool) {
+                None if name.is_empty() => return Err(no_tool(at)),
+                None => tools.push(function(name, tool)),
+                Some(kind) if name.is_empty() => left_out.push(kind.to_owned()),
+                Some(_) => left_out.push(name),
             }
         }
         let (mut choice, parallel) = read_choice(choice)?;
@@ -70,11 +71,10 @@ impl Offers {
     }
 }
 
-/// Whether the client runs it and says what it takes.
-fn is_own(tool: &Map<String, Value>) -> bool {
-    let kind = tool.get("type").and_then(Value::as_str);
-    kind.is_none_or(|kind| kind == "custom")
-        || tool.get("input_schema").is_some_and(Value::is_object)
+/// The type of a tool that is Anthropic's: it says not what it takes.
+fn foreign(tool: &Map<String, Value>) -> Option<&str> {
+    let kind = tool.get("type").and_then(Value::as_str).filter(|kind| *kind != "custom")?;
+    tool.get("input_schema").is_none_or(|schema| !schema.is_object()).then_some(kind)
 }
 
 /// Templates read these keys, in this order.
@@ -154,6 +154,7 @@ mod tests {
     fn tools_of_servers_are_left_out_and_so_is_a_choice_of_them() {
         let search = json!({"type": "web_search_20250305", "name": "web_search", "max_uses": 8});
         let own = json!({"name": "f", "input_schema": {}});
+        let set = json!({"type": "mcp_toolset", "mcp_server_name": "s"});
         for (tools, choice, count, left) in [
             (json!([search]), json!({"type": "auto"}), 0, ToolChoice::Auto),
             (json!([search]), json!({"type": "any"}), 0, ToolChoice::Auto),
@@ -164,7 +165,7 @@ mod tests {
                 1,
                 ToolChoice::Auto,
             ),
-            (json!([search, own]), json!({"type": "any"}), 1, ToolChoice::Required),
+            (json!([set, own]), json!({"type": "any"}), 1, ToolChoice::Required),
             (
                 json!([search, own]),
                 json!({"type": "tool", "name": "f"}),

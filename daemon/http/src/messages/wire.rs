@@ -170,7 +170,9 @@ fn usage(out: &mut Vec<u8>, usage: Usage) {
     put(out, &usage.cached);
     out.extend_from_slice(b",\"output_tokens\":");
     put(out, &usage.completion);
-    out.push(b'}');
+    out.extend_from_slice(b",\"output_tokens_details\":{\"thinking_tokens\":");
+    put(out, &usage.reasoning);
+    out.extend_from_slice(b"}}");
 }
 
 /// Why it ended.

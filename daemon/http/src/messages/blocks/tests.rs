@@ -2,7 +2,7 @@ use super::*;
 
 fn read(system: Value, given: Value) -> Result<Value, ApiError> {
     let given: Vec<Message> = serde_json::from_value(given).unwrap();
-    messages(system, given.into_iter()).map(|messages| json!(messages))
+    messages(system, given).map(|(messages, _)| json!(messages))
 }
 
 #[track_caller]
@@ -177,4 +177,37 @@ fn what_has_no_form_is_named() {
         assert_eq!(error.param.as_deref(), Some(param), "{given}: {error}");
     }
     assert_eq!(read(json!(1), json!([])).unwrap_err().param.as_deref(), Some("system"));
+}
+
+#[test]
+fn tools_change_in_the_middle() {
+    let tool = json!({"name": "f", "input_schema": {"type": "object"}});
+    let named = |name: &str| json!({"type": "tool_reference", "name": name});
+    let blocks = json!([
+        {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": tool}},
+        {"type": "tool_addition", "tool": named("g")},
+        {"type": "tool_removal", "tool": named("h")},
+        {"type": "tool_removal", "tool": {"type": "mcp_toolset_reference", "server_name": "s"}},
+    ]);
+    let given = json!([{"role": "user", "content": "a"}, {"role": "system", "content": blocks}]);
+    let given: Vec<Message> = serde_json::from_value(given).unwrap();
+    let (messages, tools) = messages(Value::Null, given).unwrap();
+    assert_eq!(
+        messages[1]["content"],
+        "[tool: f is available]\n[tool: g is available]\n[tool: h is no longer available]\n\
+         [tool_removal: not shown; this model reads text only]"
+    );
+    assert_eq!(tools, [tool]);
+}
+
+#[test]
+fn instructions_for_one_turn_are_gone_with_the_next() {
+    let brief = json!({"role": "system", "content": "now", "clear_at": "next_user_message"});
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let kept = json!({"role": "system", "content": "now"});
+    check(json!([user("a"), brief]), json!([user("a"), kept]));
+    let said = json!({"role": "assistant", "content": "b"});
+    check(json!([user("a"), brief, said, user("c")]), json!([user("a"), said, user("c")]));
+    let nothing = json!({"role": "system", "output_config": {"effort": "low"}});
+    check(json!([user("a"), nothing]), json!([user("a")]));
 }
