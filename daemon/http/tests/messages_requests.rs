@@ -7,11 +7,12 @@ mod support;
 use axum::body::Body;
 use axum::http::Request;
 use minisgl_http::{KeyList, Keys, Rule, Settings};
+use minisgl_proto::{Finish, Reject};
 use serde_json::{Value, json};
 use support::anthropic::{
     TEMPLATE, ask, body, events, joined, prompt, refusal, saying, tools, with,
 };
-use support::{House, say, text_of};
+use support::{House, Step, say, text_of};
 
 #[tokio::test]
 async fn thinking_is_asked_for_and_limited() {
@@ -169,6 +170,11 @@ async fn what_is_too_long_is_told_in_words_that_clients_know() {
         assert!(tokens.parse::<u32>().unwrap() > 512 && most == "512", "{message}");
         assert_eq!(status, 400);
     }
+    // Loaded again, with less room.
+    let reject = Reject::TooLong { prompt: 300, limit: 200 };
+    let smaller = with(vec![Step::End(Finish::Rejected(reject))], Settings::default());
+    let (_, message) = refusal(&ask(&smaller, json!({})).await);
+    assert_eq!(message, "prompt is too long: 300 tokens > 200 maximum");
     let strict = with(say("a"), Settings { clamp_max_tokens: false, ..Settings::default() });
     let (_, message) = refusal(&ask(&strict, json!({"max_tokens": 32_000})).await);
     let tokens = template + "hi".len();
