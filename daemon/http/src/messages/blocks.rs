@@ -14,6 +14,7 @@
 //! Owns: these rules. Must never: refuse what an earlier answer, or a tool, put into a conversation: its client could
 //! never go on.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -141,8 +142,8 @@ struct Conversation {
     messages: Vec<Message>,
     /// Those that messages define.
     tools: Vec<Value>,
-    /// Ids of the calls that were made last.
-    calls: Vec<String>,
+    /// Places of the calls that were made last, by id.
+    calls: HashMap<String, usize>,
 }
 
 impl Conversation {
@@ -244,7 +245,7 @@ impl Conversation {
         if failed && !begins_with_error(&text) {
             text.insert_str(0, "Error: ");
         }
-        let at = self.calls.iter().position(|call| *call == id).unwrap_or(usize::MAX);
+        let at = self.calls.get(&id).copied().unwrap_or(usize::MAX);
         let fields =
             [("role", "tool".into()), ("tool_call_id", id.into()), ("content", text.into())];
         let fields = fields.map(|(name, value): (&str, Value)| (name.to_owned(), value));
@@ -259,14 +260,15 @@ impl Conversation {
         for mut block in blocks(content, place)? {
             match &*block.kind {
                 "text" => said.push(block.text("text")?),
-                "thinking" => thought.extend(thinking(&mut block)?),
+                "thinking" => thought.extend(thinking(&block.fields)),
                 "tool_use" => {
                     let (id, name) = (block.text("id")?, block.text("name")?);
                     // An object as it came, so that its numbers keep their digits.
                     let input = block.fields.shift_remove("input").unwrap_or_default();
                     let function = json!({"name": name, "arguments": input});
                     calls.push(json!({"id": id, "type": "function", "function": function}));
-                    self.calls.push(id);
+                    let place = self.calls.len();
+                    self.calls.entry(id).or_insert(place);
                 }
                 // Of what only Anthropic's servers do, nothing is told that a model could repeat.
                 _ => {}
@@ -305,14 +307,11 @@ fn begins_with_error(text: &str) -> bool {
 }
 
 /// A thought; one that was not shown is in its signature.
-fn thinking(block: &mut Block) -> Result<Option<String>, ApiError> {
-    let shown = block.text("thinking")?;
-    if !shown.is_empty() {
-        return Ok(Some(shown));
-    }
-    let signature = block.fields.get("signature").and_then(Value::as_str);
-    let kept = signature.and_then(|it| it.strip_prefix(SIGNATURE)?.strip_prefix(':'));
-    Ok(kept.map(str::to_owned))
+fn thinking(fields: &Map<String, Value>) -> Option<String> {
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
+    let shown = text("thinking").filter(|shown| !shown.is_empty());
+    let kept = || text("signature")?.strip_prefix(SIGNATURE)?.strip_prefix(':');
+    shown.or_else(kept).map(str::to_owned)
 }
 
 /// The text of what is a file or the result of a search, where it has one.

@@ -73,6 +73,8 @@ fn a_thought_that_was_not_shown_comes_back_in_its_signature() {
     };
     assert_eq!(thought("", "minisgl:a: b"), "a: b");
     assert_eq!(thought("shown", "minisgl:kept"), "shown");
+    let bare = json!([{"role": "assistant", "content": [{"type": "thinking"}, {"type": "text", "text": "a"}]}]);
+    check(bare, json!([{"role": "assistant", "content": "a"}]));
     for others in ["", "minisgl", "EqQBCgIYAhIkMinisgl:"] {
         assert_eq!(thought("", others), Value::Null, "{others}");
     }
