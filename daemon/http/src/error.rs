@@ -2,6 +2,8 @@
 //!
 //! Owns: status codes, `type`, `param` and `code`. Must never: carry a prompt or a generated text.
 
+use std::fmt;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use minisgl_proto::{Finish, Reject};
@@ -24,6 +26,66 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which it is worth trying again.
     pub retry_after_s: Option<u32>,
+    /// What was too long, in numbers: Anthropic's clients look for them in words of their own.
+    pub overflow: Option<Box<Overflow>>,
+}
+
+/// What does not fit into a context. Told in Anthropic's words, by which Claude Code knows what to do: it compacts its
+/// conversation, or asks for less.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overflow {
+    /// The prompt alone.
+    #[error("prompt is too long: {tokens} tokens > {most} maximum")]
+    Prompt {
+        /// Its tokens, or fewer, where they were not counted to the end.
+        tokens: usize,
+        /// Tokens that fit.
+        most: usize,
+    },
+    /// Prompt and output together.
+    #[error(
+        "input length and `max_tokens` exceed context limit: {tokens} + {max_tokens} > {room}, decrease input length or \
+         `max_tokens` and try again"
+    )]
+    Output {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of the output that are asked for.
+        max_tokens: u32,
+        /// Tokens that both may have.
+        room: usize,
+    },
+}
+
+/// Tokens of a prompt that is too long, which need not have been counted to the end.
+#[derive(Clone, Copy, Debug)]
+pub enum Tokens {
+    /// So many.
+    Exactly(usize),
+    /// So many or more.
+    AtLeast(usize),
+    /// More than so many.
+    MoreThan(usize),
+}
+
+impl Tokens {
+    /// There are no fewer.
+    fn least(self) -> usize {
+        match self {
+            Tokens::Exactly(tokens) | Tokens::AtLeast(tokens) => tokens,
+            Tokens::MoreThan(tokens) => tokens + 1,
+        }
+    }
+}
+
+impl fmt::Display for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tokens::Exactly(tokens) => write!(f, "{tokens}"),
+            Tokens::AtLeast(tokens) => write!(f, "at least {tokens}"),
+            Tokens::MoreThan(tokens) => write!(f, "more than {tokens}"),
+        }
+    }
 }
 
 /// Bytes of a message, at most: what a client wrote may be in it.
@@ -49,7 +111,7 @@ impl ApiError {
     /// An error of this status, without `param` or `code`.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
         let message = cut(message.into(), MESSAGE_BYTES_MAX);
-        ApiError { status, message, param: None, code: None, retry_after_s: None }
+        ApiError { status, message, param: None, code: None, retry_after_s: None, overflow: None }
     }
 
     /// 400: the request itself is wrong.
@@ -79,15 +141,35 @@ impl ApiError {
         error
     }
 
-    /// 400: a prompt of `tokens` is longer than the context. Clients look for "prompt is too long", too.
-    pub fn prompt_too_long(param: &str, tokens: &str, room: Room) -> ApiError {
-        ApiError::context_length(
-            param,
-            format!(
-                "{}, and the prompt is too long: it has {tokens} tokens, of which at least one must be left to generate",
-                room.describe()
-            ),
-        )
+    /// 400: a prompt is longer than the context. Clients look for "prompt is too long", too.
+    pub fn prompt_too_long(param: &str, tokens: Tokens, room: Room) -> ApiError {
+        let text = format!(
+            "{}, and the prompt is too long: it has {tokens} tokens, of which at least one must be left to generate",
+            room.describe()
+        );
+        ApiError::context_length(param, text).too_long(tokens.least(), room.tokens as usize)
+    }
+
+    /// The same error of a prompt of `tokens`, which are more than the context takes.
+    fn too_long(mut self, tokens: usize, room: usize) -> ApiError {
+        // One must be left: a prompt that just fills the context is too long as well.
+        let most = room.min(tokens.saturating_sub(1));
+        self.overflow = Some(Box::new(Overflow::Prompt { tokens, most }));
+        self
+    }
+
+    /// 400: a prompt of `tokens` leaves less than `max_tokens`, the value of the field `name`.
+    pub fn no_room(name: &str, max_tokens: u32, tokens: usize, room: Room) -> ApiError {
+        let left = (room.tokens as usize).saturating_sub(tokens);
+        let text = format!(
+            "{}; the prompt has {tokens} and {name} is {max_tokens}, together more than that; {name} can be at most {left} \
+             here",
+            room.describe()
+        );
+        let mut error = ApiError::context_length(name, text);
+        let room = room.tokens as usize;
+        error.overflow = Some(Box::new(Overflow::Output { tokens, max_tokens, room }));
+        error
     }
 
     /// 500: this is on us.
@@ -150,7 +232,10 @@ impl ApiError {
                 Reject::Draining => ApiError::unavailable(reject.to_string())
                     .with_code("model_not_ready")
                     .with_retry_after(retry_after_s),
-                Reject::TooLong { .. } => ApiError::context_length("prompt", reject.to_string()),
+                Reject::TooLong { prompt, limit } => {
+                    ApiError::context_length("prompt", reject.to_string())
+                        .too_long(*prompt as usize, *limit as usize)
+                }
                 Reject::Grammar { field, reason } => {
                     let message = format!("{field}: {reason}");
                     ApiError::field(field, message)
@@ -226,7 +311,13 @@ impl ApiError {
             Form::OpenAi => self.to_json(),
             Form::Anthropic => json!({
                 "type": "error",
-                "error": {"type": self.anthropic_kind(), "message": self.message},
+                "error": {
+                    "type": self.anthropic_kind(),
+                    "message": match &self.overflow {
+                        Some(overflow) => overflow.to_string(),
+                        None => self.message.clone(),
+                    },
+                },
             }),
             Form::Ollama => json!({"error": self.message}),
         }

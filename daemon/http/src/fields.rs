@@ -1,4 +1,4 @@
-//! Every field that OpenAI, vLLM and SGLang know, and what becomes of it here.
+//! Every field that OpenAI, Anthropic, vLLM and SGLang know, and what becomes of it here.
 //!
 //! Owns: the verdicts; docs/features.md repeats this table, and a test compares them. A field that would change
 //! the output and is not built is refused; one that changes nothing is ignored; a name that is not here is
@@ -21,6 +21,8 @@ pub enum Route {
     Tokenize = 16,
     /// `/detokenize`.
     Detokenize = 32,
+    /// `/v1/messages`, and `/v1/messages/count_tokens`.
+    Messages = 128,
 }
 
 /// What becomes of a field.
@@ -67,6 +69,7 @@ const G: u8 = Route::Generate as u8;
 const P: u8 = Route::Params as u8;
 const T: u8 = Route::Tokenize as u8;
 const D: u8 = Route::Detokenize as u8;
+const M: u8 = Route::Messages as u8;
 /// The routes of sampling fields.
 const S: u8 = C | L | P;
 /// All that generate, and their parts.
@@ -117,6 +120,7 @@ fn is_text_only(value: &Value) -> bool {
 
 const SAMPLING: &str = "Sampling";
 const CHAT: &str = "chat completions";
+const MESSAGES: &str = "messages";
 const COMPLETIONS: &str = "completions";
 const GENERATE: &str = "generate";
 const TOKENIZE: &str = "tokenize";
@@ -127,20 +131,21 @@ const BEAM: &str = "counts in a beam search alone";
 const TEXT_ONLY: &str = "models here take and write text only";
 const LLAMA_CPP: &str = "it is a sampler of llama.cpp's; use temperature, top_k, top_p and min_p";
 const NOT_STORED: &str = "nothing is stored or billed";
+const NO_CODE: &str = "no code is run here; leave it out";
 const CACHE: &str = "all requests share the prefix cache; leave it out";
 
 /// The table.
 pub const FIELDS: &[Field] = &[
     // What every surface has.
-    built("model", C | L | G | T | D, "OpenAI routes"),
-    built("stream", C | L | G, "Streaming"),
+    built("model", C | L | G | T | D | M, "OpenAI routes"),
+    built("stream", C | L | G | M, "Streaming"),
     built("stream_options", C | L, CHAT),
     // What is generated from.
     built("messages", C | T, CHAT),
     built("tools", C | T, CHAT),
     built("tool_choice", C | T, CHAT),
     built("add_generation_prompt", C | T, CHAT),
-    built("chat_template_kwargs", C | T, CHAT),
+    built("chat_template_kwargs", C | T | M, CHAT),
     built("reasoning_effort", C | T, CHAT),
     built("verbosity", C | T, CHAT),
     built("enable_thinking", C, CHAT),
@@ -148,6 +153,15 @@ pub const FIELDS: &[Field] = &[
     built("separate_reasoning", C, CHAT),
     built("include_reasoning", C, CHAT),
     built("thinking_token_budget", C, CHAT),
+    built("messages", M, MESSAGES),
+    built("system", M, MESSAGES),
+    built("tools", M, MESSAGES),
+    built("tool_choice", M, MESSAGES),
+    built("thinking", M, MESSAGES),
+    built("output_config", M, MESSAGES),
+    built("output_format", M, MESSAGES),
+    built("max_tokens", M, MESSAGES),
+    built("stop_sequences", M, MESSAGES),
     built("prompt", L, COMPLETIONS),
     built("prompt", T, TOKENIZE),
     built("echo", L, COMPLETIONS),
@@ -161,17 +175,17 @@ pub const FIELDS: &[Field] = &[
     built("tokens", D, "detokenize"),
     built("skip_special_tokens", D, "detokenize"),
     // How.
-    built("temperature", S, SAMPLING),
-    built("top_p", S, SAMPLING),
-    built("top_k", S, SAMPLING),
-    built("min_p", S, SAMPLING),
-    built("repetition_penalty", S, SAMPLING),
+    built("temperature", S | M, SAMPLING),
+    built("top_p", S | M, SAMPLING),
+    built("top_k", S | M, SAMPLING),
+    built("min_p", S | M, SAMPLING),
+    built("repetition_penalty", S | M, SAMPLING),
     built("presence_penalty", S, SAMPLING),
     built("frequency_penalty", S, SAMPLING),
     built("logit_bias", S, SAMPLING),
     built("allowed_token_ids", S, SAMPLING),
     built("bad_words", S, SAMPLING),
-    built("seed", S, SAMPLING),
+    built("seed", S | M, SAMPLING),
     built("sampling_seed", S, SAMPLING),
     built("n", S, SAMPLING),
     built("stop", S, SAMPLING),
@@ -182,7 +196,7 @@ pub const FIELDS: &[Field] = &[
     built("ignore_eos", S, SAMPLING),
     built("min_tokens", S, SAMPLING),
     built("min_new_tokens", S, SAMPLING),
-    built("priority", ALL, SAMPLING),
+    built("priority", ALL | M, SAMPLING),
     built("max_tokens", C, CHAT),
     built("max_completion_tokens", C, CHAT),
     built("max_tokens", L, COMPLETIONS),
@@ -309,11 +323,34 @@ pub const FIELDS: &[Field] = &[
     refused_unless("data_parallel_rank", C | L | G, is_zero, "there is one; leave it out"),
     refused_unless("routed_dp_rank", C | L | G, is_zero, "there is one; leave it out"),
     refused_unless("disagg_prefill_dp_rank", C | L | G, is_zero, "there is one; leave it out"),
+    // Anthropic's.
+    refused_unless("n", M, is_one, "send as many requests"),
+    refused("stop", M, "use stop_sequences"),
+    refused("max_completion_tokens", M, "use max_tokens"),
+    refused("reasoning_effort", M, "use output_config.effort"),
+    refused_unless("response_format", M, is_text_format, "use output_config.format"),
+    refused("mcp_servers", M, "no other servers are asked; let the client call its tools"),
+    refused("container", M, NO_CODE),
+    refused("compaction", M, "ask for a summary in a message"),
+    refused("thread", M, "no conversation is kept; send the whole one"),
+    harmless("context_management", M, "nothing is cleared; what is sent is read"),
+    harmless("cache_control", M, "all requests share the prefix cache"),
+    harmless("anthropic_version", M, "all versions are taken"),
+    harmless("anthropic_beta", M, "what is built needs none"),
+    harmless("betas", M, "what is built needs none"),
+    harmless("diagnostics", M, "metrics count every request"),
+    harmless("inference_geo", M, "it is computed here"),
+    harmless("speed", M, "it is as fast as it can be"),
+    harmless("fallbacks", M, "the model that is named answers"),
+    harmless("fallback_credit_token", M, NOT_STORED),
+    harmless("billing_policy", M, NOT_STORED),
+    harmless("user_profile_id", M, NOT_STORED),
+    harmless("workspace_id", M, NOT_STORED),
     // Accounts.
     harmless("user", C | L | G, NOT_STORED),
-    harmless("metadata", C | L, NOT_STORED),
+    harmless("metadata", C | L | M, NOT_STORED),
     harmless("store", C | L, NOT_STORED),
-    harmless("service_tier", C | L, NOT_STORED),
+    harmless("service_tier", C | L | M, NOT_STORED),
     harmless("safety_identifier", C | L, NOT_STORED),
     harmless("prompt_cache_key", C | L, "all requests share the prefix cache"),
     harmless("prompt_cache_retention", C | L, "all requests share the prefix cache"),
@@ -334,13 +371,14 @@ mod tests {
     use super::*;
     use crate::json::Fields;
 
-    const ROUTES: [(Route, &str); 6] = [
+    const ROUTES: [(Route, &str); 7] = [
         (Route::Chat, "chat"),
         (Route::Completions, "completions"),
         (Route::Generate, "generate"),
         (Route::Params, "sampling_params"),
         (Route::Tokenize, "tokenize"),
         (Route::Detokenize, "detokenize"),
+        (Route::Messages, "messages"),
     ];
 
     fn read_on(route: Route) -> Vec<&'static str> {
@@ -351,6 +389,7 @@ mod tests {
             Route::Params => crate::generate::ParamsFields::names(),
             Route::Tokenize => crate::tokens::TokenizeFields::names(),
             Route::Detokenize => crate::tokens::DetokenizeFields::names(),
+            Route::Messages => crate::messages::MessagesFields::names(),
         }
     }
 

@@ -4,10 +4,11 @@
 
 use minisgl_proto::limits::GRAMMAR_BYTES_MAX;
 use minisgl_proto::{Grammar, Guided};
+use serde::de::MapAccess;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::json::{Exact, List, Node, Object, SHORT_LIST_MAX, fields};
+use crate::json::{Exact, Fields, List, Node, Object, SHORT_LIST_MAX, fields};
 
 fields! {
     /// The fields that constrain an output. One of them counts.
@@ -29,16 +30,42 @@ fields! {
         /// llama.cpp's.
         grammar: String,
     }
+    with {
+        elsewhere: Elsewhere,
+    }
+}
+
+/// A grammar that a surface has in a field of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Elsewhere(Option<(&'static str, Grammar)>);
+
+impl Fields for Elsewhere {
+    fn take<'de, A: MapAccess<'de>>(&mut self, _: &str, _: &mut A) -> Result<bool, A::Error> {
+        Ok(false)
+    }
+
+    fn names() -> Vec<&'static str> {
+        Vec::new()
+    }
 }
 
 impl FormatFields {
+    /// A JSON schema that must hold, from the field `name`.
+    ///
+    /// # Errors
+    /// 400: it is none.
+    pub fn of_schema(name: &'static str, json: Value) -> Result<FormatFields, ApiError> {
+        let elsewhere = Elsewhere(Some((name, strict(schema(name, json)?))));
+        Ok(FormatFields { elsewhere, ..FormatFields::default() })
+    }
+
     /// The grammar, if one is asked for.
     ///
     /// # Errors
     /// 400: a field is not of its form, or there are several.
     pub fn guided(self) -> Result<Option<Box<Guided>>, ApiError> {
         let f = self;
-        let mut asked: Vec<(&'static str, Grammar)> = Vec::new();
+        let mut asked: Vec<(&'static str, Grammar)> = f.elsewhere.0.into_iter().collect();
         let mut ask = |field, grammar: Option<Grammar>| {
             asked.extend(grammar.map(|grammar| (field, grammar)));
         };

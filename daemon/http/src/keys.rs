@@ -1,4 +1,4 @@
-//! API keys: `Authorization: Bearer KEY`, compared without telling by the time it takes how much of it is right.
+//! API keys: `Authorization: Bearer KEY` or `x-api-key: KEY`, compared without telling by the time it takes how much of it is right.
 //! A key may have a name, by which log and metrics know who asks.
 //!
 //! Owns: the keys in force, as digests, which can be exchanged while requests are served. Must never: keep, print or
@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use minisgl_accept::Throttle;
@@ -18,6 +18,9 @@ use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
 use crate::record::{KeyName, Record};
+
+/// Where Anthropic's clients put a key.
+static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Keys at most.
 const KEYS_MAX: usize = 1024;
@@ -168,23 +171,23 @@ impl Keys {
         let refuse = |message: &str| {
             ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
         };
-        let header = request.headers().get(header::AUTHORIZATION);
-        let Some(header) = header else {
-            return Err(refuse(
-                "no API key was sent; send one of this server's as: Authorization: Bearer KEY",
-            ));
-        };
-        let bearer = header.to_str().ok().and_then(|header| header.split_once(' '));
-        match bearer {
-            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => {
-                match rule.keys.find(key.trim()) {
-                    Some(key) => Ok(key.name.clone()),
-                    None => {
-                        Err(refuse("the API key is not one of this server's; ask its operator"))
-                    }
-                }
+        let bearer = request.headers().get(header::AUTHORIZATION).map(|header| {
+            let (scheme, key) = header.to_str().ok()?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(key)
+        });
+        let own = request.headers().get(&X_API_KEY).map(|header| header.to_str().ok());
+        // Claude Code may send both, of which one is for somebody else.
+        let given = [bearer.flatten(), own.flatten()];
+        let found = given.into_iter().flatten().find_map(|key| rule.keys.find(key.trim()));
+        match found {
+            Some(key) => Ok(key.name.clone()),
+            None if bearer == Some(None) && own.is_none() => {
+                Err(refuse("the Authorization header is not: Bearer KEY"))
             }
-            _ => Err(refuse("the Authorization header is not: Bearer KEY")),
+            None if bearer.is_none() && own.is_none() => Err(refuse(
+                "no API key was sent; send one of this server's as: Authorization: Bearer KEY (or x-api-key: KEY)",
+            )),
+            None => Err(refuse("the API key is not one of this server's; ask its operator")),
         }
     }
 }
@@ -288,6 +291,15 @@ mod tests {
                 assert_eq!(check(path, header), Ok(()), "{path}");
             }
         }
+        let both = |own: &str, bearer: Option<&str>| {
+            let mut request = Request::get("/v1/models").header("x-api-key", own);
+            if let Some(bearer) = bearer {
+                request = request.header(header::AUTHORIZATION, bearer);
+            }
+            keys.check(&request.body(Body::empty()).unwrap()).is_ok()
+        };
+        assert!(both(KEY, None) && both(KEY, Some("Bearer other")) && both("x", Some(&bearer)));
+        assert!(!both("", None) && !both("x", Some("Bearer x")) && !both(&bearer, None));
         keys.set(Rule { open_metrics: true, ..rule });
         assert_eq!((check("/metrics", None), check("/v1/models", None)), (Ok(()), Err(401)));
     }

@@ -1,4 +1,4 @@
-//! The OpenAI-compatible HTTP surface.
+//! The HTTP surface: OpenAI's, Anthropic's and SGLang's.
 //!
 //! Owns: request parsing, text of tokens, streams. Must never: know what a worker is, or read what a model's author
 //! wrote.
@@ -32,6 +32,7 @@ mod json;
 mod keys;
 mod limits;
 mod logprobs;
+mod messages;
 mod metrics;
 mod middleware;
 mod models;
@@ -88,6 +89,8 @@ fn routes() -> Router<Arc<Front>> {
     Router::new()
         .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
         .route("/v1/completions", post(surface::serve::<completions::Completions>))
+        .route("/v1/messages", post(surface::serve::<messages::Messages>))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/generate", post(surface::serve::<generate::Generated>))

@@ -13,6 +13,8 @@ use crate::front::Front;
 use crate::record::Record;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Anthropic's name for the same.
+static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Bytes of a client's request id, at most; a longer one is replaced.
 const ID_BYTES_MAX: usize = 128;
@@ -22,9 +24,11 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 13] = [
+    const ENDPOINTS: [&str; 15] = [
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/models",
         "/generate",
         "/tokenize",
@@ -86,6 +90,9 @@ pub async fn account(
     }
     record.answered(response.status().as_u16(), response.extensions().get::<ApiError>());
     if let Ok(header) = header {
+        if form == Form::Anthropic {
+            response.headers_mut().insert(&REQUEST_ID, header.clone());
+        }
         response.headers_mut().insert(&X_REQUEST_ID, header);
     }
     response

@@ -66,6 +66,17 @@ pub struct Call {
     pub whole: bool,
 }
 
+/// A stretch of a whole answer in which nothing else comes between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// So many bytes of its text.
+    Text(usize),
+    /// So many bytes of its reasoning.
+    Reasoning(usize),
+    /// The call in this place.
+    Call(usize),
+}
+
 /// Why a choice ended well.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ended {
@@ -149,6 +160,8 @@ pub struct Whole {
     pub reasoning: String,
     /// Its tool calls.
     pub calls: Vec<Call>,
+    /// In which order these came.
+    pub runs: Vec<Run>,
     /// As in [`Delta`], all of them.
     pub tokens: Vec<Scored>,
     /// As in [`Delta`], all of them.
@@ -165,8 +178,21 @@ impl Whole {
     /// Takes the next piece.
     pub fn fold(&mut self, delta: &Delta<'_>) {
         match delta.part {
-            Part::Text(text) => self.text.push_str(text),
-            Part::Reasoning(text) => self.reasoning.push_str(text),
+            Part::Text("") | Part::Reasoning("") => {}
+            Part::Text(text) => {
+                self.text.push_str(text);
+                match self.runs.last_mut() {
+                    Some(Run::Text(bytes)) => *bytes += text.len(),
+                    _ => self.runs.push(Run::Text(text.len())),
+                }
+            }
+            Part::Reasoning(text) => {
+                self.reasoning.push_str(text);
+                match self.runs.last_mut() {
+                    Some(Run::Reasoning(bytes)) => *bytes += text.len(),
+                    _ => self.runs.push(Run::Reasoning(text.len())),
+                }
+            }
             Part::ToolCall { index, start, arguments } => {
                 if self.calls.len() <= index {
                     self.calls.resize_with(index + 1, Call::default);
@@ -174,6 +200,7 @@ impl Whole {
                 let call = &mut self.calls[index];
                 if let Some((id, name)) = start {
                     (call.id, call.name) = (id.to_string(), name.to_string());
+                    self.runs.push(Run::Call(index));
                 }
                 call.arguments.push_str(arguments);
             }

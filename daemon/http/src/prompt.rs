@@ -15,9 +15,9 @@ use crate::tokenizer::{Conversation, TextModel};
 use crate::tools::{ToolChoice, Toolbox};
 
 /// Messages of one conversation, at most.
-const MESSAGES_MAX: usize = 16 << 10;
+pub const MESSAGES_MAX: usize = 16 << 10;
 /// Tools of one request, at most.
-const TOOLS_MAX: usize = 4 << 10;
+pub const TOOLS_MAX: usize = 4 << 10;
 
 fields! {
     /// The fields of a chat request that shape its prompt.

@@ -2,6 +2,7 @@
 //!
 //! Owns: names, ranges and defaults. A value that is out of range is refused, never bent.
 
+mod few;
 mod forms;
 
 use std::collections::BTreeMap;
@@ -12,12 +13,13 @@ use minisgl_proto::limits::{
 };
 use minisgl_proto::{SamplingParams, StopParams};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Tokens};
 use crate::format::FormatFields;
 use crate::json::{Int, List, SHORT_LIST_MAX, fields};
 use crate::room::Room;
 use crate::settings::Settings;
 use crate::tokenizer::GenerationDefaults;
+pub use few::FewFields;
 pub use forms::{Biases, OneOrMany};
 
 /// Elements of `allowed_token_ids` that are read before its own limit is looked at.
@@ -229,7 +231,7 @@ impl SamplingFields {
             n: whole("n", f.n.map_or(1, |Int(n)| n), 1, settings.choices_max as i64)? as u32,
             seeded: seed.is_some(),
             bad_words: bad_words(f.bad_words)?,
-            stop_strings: stop_strings(f.stop, settings)?,
+            stop_strings: stop_strings("stop", f.stop, settings)?,
             include_stop: include_stop.unwrap_or(false),
             skip_special: f.skip_special_tokens.unwrap_or(true),
             priority: if settings.client_priority { priority } else { 0 },
@@ -290,17 +292,10 @@ impl Wanted {
             // Nothing is generated: a prompt that fills the context can be scored.
             Limit::Chosen(_, 0) if prompt <= room.tokens as usize => 0,
             _ if left == 0 => {
-                return Err(ApiError::prompt_too_long(param, &prompt.to_string(), room));
+                return Err(ApiError::prompt_too_long(param, Tokens::Exactly(prompt), room));
             }
             Limit::Chosen(name, max) if max > left && !self.clamp => {
-                return Err(ApiError::context_length(
-                    name,
-                    format!(
-                        "{}; the prompt has {prompt} and {name} is {max}, together more than that; {name} can be at \
-                         most {left} here",
-                        room.describe()
-                    ),
-                ));
+                return Err(ApiError::no_room(name, max, prompt, room));
             }
             Limit::Chosen(_, max) | Limit::Default(max) => max.min(left),
             Limit::Room => left,
@@ -444,7 +439,12 @@ fn bad_words(given: Option<List<String, SHORT_LIST_MAX>>) -> Result<Vec<String>,
     checked.collect()
 }
 
-fn stop_strings(stop: Option<OneOrMany>, settings: &Settings) -> Result<Vec<String>, ApiError> {
+/// The stop strings of the field `name`.
+fn stop_strings(
+    name: &str,
+    stop: Option<OneOrMany>,
+    settings: &Settings,
+) -> Result<Vec<String>, ApiError> {
     let stops = match stop {
         None => Vec::new(),
         // SGLang's and OpenAI's clients send an empty string for "none".
@@ -454,18 +454,18 @@ fn stop_strings(stop: Option<OneOrMany>, settings: &Settings) -> Result<Vec<Stri
     };
     if stops.len() > settings.stop_strings_max {
         return Err(ApiError::field(
-            "stop",
-            format!("stop: at most {} strings are allowed", settings.stop_strings_max),
+            name,
+            format!("{name}: at most {} strings are allowed", settings.stop_strings_max),
         ));
     }
     for stop in &stops {
         if stop.is_empty() {
-            return Err(ApiError::field("stop", "stop: a stop string cannot be empty"));
+            return Err(ApiError::field(name, format!("{name}: a stop string cannot be empty")));
         }
         if stop.len() > settings.stop_bytes_max {
             return Err(ApiError::field(
-                "stop",
-                format!("stop: a stop string has at most {} bytes", settings.stop_bytes_max),
+                name,
+                format!("{name}: a stop string has at most {} bytes", settings.stop_bytes_max),
             ));
         }
     }

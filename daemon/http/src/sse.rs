@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::choices::{Choices, Progress};
 use crate::error::ApiError;
+use crate::part::Usage;
 use crate::record::Record;
 use crate::wire::Wire;
 
@@ -89,7 +90,8 @@ impl<W: Wire> Stream<W> {
         let total = choices.total();
         let progress = choices.poll_parts(cx, |delta| {
             if !std::mem::replace(opened, true) {
-                wire.open(out, total);
+                // How much of the prompt was in the cache is known with the first token.
+                wire.open(out, Usage { cached: delta.total.cached, ..total });
             }
             wire.delta(out, delta);
             out.len() < WRITE_BYTES

@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::backend::TextService;
 use crate::detokenize::{Detokenizer, Show, Table};
-use crate::error::ApiError;
+use crate::error::{ApiError, Tokens};
 use crate::room::Room;
 
 /// Seconds after which it is worth trying again when too much waits to be tokenized.
@@ -107,7 +107,7 @@ impl TextModel {
             let least = |text: &String| text.len() / bytes.max(1) as usize;
             if let Some(least) = texts.iter().map(least).find(|least| *least > room.tokens as usize)
             {
-                return Err(ApiError::prompt_too_long(param, &format!("at least {least}"), room));
+                return Err(ApiError::prompt_too_long(param, Tokens::AtLeast(least), room));
             }
         }
         let tokens_max = room.map_or(JOB_TOKENS_MAX, |room| room.tokens);
@@ -228,7 +228,7 @@ fn refusal(fault: &TextFault, param: &str, room: Option<Room>) -> ApiError {
         TextFault::NoTemplate => no_template(),
         TextFault::TooLong { tokens_max } => match room {
             Some(room) => {
-                ApiError::prompt_too_long(param, &format!("more than {tokens_max}"), room)
+                ApiError::prompt_too_long(param, Tokens::MoreThan(*tokens_max as usize), room)
             }
             None => {
                 ApiError::context_length(param, format!("{param}: {fault}, which is the limit"))
