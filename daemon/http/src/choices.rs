@@ -304,9 +304,13 @@ impl Choices {
                     (None, _) => sink(&delta(Part::Text(&scratch.out), true)),
                     (Some(_), 0) => sink(&delta(Part::Text(""), true)),
                     // They are of one event: all of them go.
-                    (Some(_), parts) => (0..parts).fold(true, |more, at| {
-                        sink(&delta(scratch.said.part(at), at + 1 == parts)) && more
-                    }),
+                    (Some(_), parts) => {
+                        let mut more = true;
+                        for at in 0..parts {
+                            more &= sink(&delta(scratch.said.part(at), at + 1 == parts));
+                        }
+                        more
+                    }
                 };
                 choice.delivered(scored);
                 if ended.is_some() {
@@ -453,10 +457,8 @@ impl Choice {
             if is_text || is_marker {
                 common.text.push(&mut self.detokenizer, sampled.token, new);
             }
-            if is_text {
-                if let Some(scores) = &mut self.scores {
-                    scores.push(sampled);
-                }
+            if is_text && let Some(scores) = &mut self.scores {
+                scores.push(sampled);
             }
         }
         if ended.is_some() {
