@@ -22,9 +22,10 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 13] = [
+    const ENDPOINTS: [&str; 14] = [
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
         "/v1/models",
         "/generate",
         "/tokenize",
@@ -39,6 +40,9 @@ fn endpoint(path: &str) -> &'static str {
     ];
     if path.starts_with("/v1/models/") {
         return "/v1/models";
+    }
+    if path.starts_with("/v1/responses/") {
+        return "/v1/responses";
     }
     // SGLang's older names.
     let path = match path {
