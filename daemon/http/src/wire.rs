@@ -20,6 +20,8 @@ pub type Halt = oneshot::Receiver<()>;
 pub trait Wire: Send + Unpin + 'static {
     /// What a stream says while nothing is said: a comment, which every client of server-sent events reads over.
     const PING: &'static [u8] = b": ping\n\n";
+    /// Whether what comes before all else must be the opening: then it stands for the first ping.
+    const OPENS_FIRST: bool = false;
     /// The type of a stream.
     const STREAM_TYPE: &'static str = "text/event-stream";
 
@@ -41,7 +43,7 @@ pub trait Wire: Send + Unpin + 'static {
     }
 
     /// In place of what is still to come: what ends a stream that fails on its way. Where nothing but
-    /// pings were said, it was not opened.
+    /// pings were said, it was not opened, unless that is the first ping.
     fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
         out.extend_from_slice(DATA);
         put(out, &error.to_json());

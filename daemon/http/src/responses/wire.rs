@@ -345,6 +345,8 @@ fn scores(out: &mut Vec<u8>, scores: &[u8]) {
 impl Wire for ResponseWire {
     // Comments do not keep all clients waiting.
     const PING: &'static [u8] = b"event: ping\ndata: {\"type\":\"ping\"}\n\n";
+    // OpenAI's own refuse whatever comes before `response.created`.
+    const OPENS_FIRST: bool = true;
 
     fn open(&mut self, out: &mut Vec<u8>, _: Usage) {
         self.opened = true;
