@@ -20,8 +20,8 @@ use crate::pool::Pool;
 use crate::random::Random;
 use crate::record::KeyName;
 use crate::record::Record;
-use crate::responses::store::Store;
 use crate::settings::Settings;
+use crate::store::Store;
 use crate::tokenizer::{TextModel, TextModels};
 
 /// Characters of a prompt in the log, at most.

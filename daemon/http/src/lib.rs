@@ -48,6 +48,7 @@ mod server;
 mod settings;
 mod sse;
 mod stop;
+mod store;
 mod surface;
 mod talk;
 mod tls;

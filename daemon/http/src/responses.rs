@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   input + what previous_response_id kept -> items -> messages of a chat
-//!   parts -> items -> events, or one response (wire.rs) -> kept (store.rs)
+//!   parts -> items -> events, or one response (wire.rs) -> kept (crate::store)
 //! ```
 //!
 //! Owns: the fields of a request. Must never: know what a tool is to the model.
@@ -11,7 +11,6 @@ mod head;
 mod items;
 mod output;
 pub mod routes;
-pub mod store;
 mod tools;
 mod wire;
 
@@ -26,15 +25,15 @@ use crate::fields::Route;
 use crate::front::Front;
 use crate::intent::{Intent, Prompts};
 use crate::json::{Exact, Int, List, Node, Object, SHORT_LIST_MAX, fields, spend_text};
-use crate::prompt::Dialogue;
+use crate::prompt::{Dialogue, Message};
 use crate::sampling::{SamplingFields, top, whole};
+use crate::store::{CONVERSATION_BYTES_MAX, Store};
 use crate::surface::Surface;
 use crate::usage::Telling;
 use crate::wire::Answer;
 use head::{Echo, Head};
 use items::Reader;
 use output::Showing;
-use store::{CONVERSATION_BYTES_MAX, Store};
 use tools::{Names, Toolkit, plain};
 use wire::{Parts, ResponseWire};
 
@@ -100,31 +99,10 @@ impl Surface for Responses {
         let tools: Vec<Value> = f.tools.take().map_or_else(Vec::new, |List(list)| {
             list.into_iter().map(|Exact(Node(tool))| tool).collect()
         });
-        let mut kit = Toolkit::default();
-        kit.add("tools", &tools)?;
-        let items =
-            conversation(f.input.take(), f.previous_response_id.as_deref(), &front.responses, key)?;
-        for (param, item) in items.iter().filter(|(_, item)| item["type"] == "additional_tools") {
-            kit.add(
-                &format!("{param}.tools"),
-                item["tools"].as_array().map_or(&[], Vec::as_slice),
-            )?;
-        }
-        let mut reader = Reader::new(&kit);
-        for (param, item) in &items {
-            reader.read(param, item)?;
-        }
-        let mut messages = reader.finish();
-        if messages.is_empty() {
-            return Err(ApiError::field(
-                "input",
-                "input: at least one message, or output of a tool, is needed",
-            ));
-        }
-        if let Some(instructions) = f.instructions.as_ref().filter(|text| !text.is_empty()) {
-            let message = json!({"role": "system", "content": instructions});
-            messages.splice(0..0, message.as_object().cloned());
-        }
+        let previous = f.previous_response_id.as_deref();
+        let items = conversation(f.input.take(), previous, &front.responses, key)?;
+        let kit = toolkit(&tools, &items)?;
+        let messages = messages(&items, &kit, f.instructions.as_deref())?;
         let choice = f.tool_choice.take().map_or(Value::Null, |Node(choice)| choice);
         let shown_choice = if choice.is_null() { json!("auto") } else { choice.clone() };
         let choice = kit.choice(choice)?;
@@ -140,17 +118,15 @@ impl Surface for Responses {
             whole("max_tool_calls", calls, 0, u32::MAX.into())?;
         }
         let parallel = f.talk.parallel();
-        let echo = echo(
-            &f,
-            Told {
-                tools,
-                choice: shown_choice,
-                text: &text,
-                reasoning: &reasoning,
-                parallel,
-                tops,
-            },
-        );
+        let told = Told {
+            tools,
+            choice: shown_choice,
+            text: &text,
+            reasoning: &reasoning,
+            parallel,
+            tops,
+        };
+        let echo = echo(&f, told);
         let input = if f.store.unwrap_or(true) { kept(&items)? } else { None };
         drop(items);
         let (tools, names) = kit.into_parts();
@@ -241,6 +217,39 @@ fn conversation(
         items.push((param, item));
     }
     Ok(items)
+}
+
+/// The tools of a request, and those that its items bring.
+fn toolkit(tools: &[Value], items: &[(String, Value)]) -> Result<Toolkit, ApiError> {
+    let mut kit = Toolkit::default();
+    kit.add("tools", tools)?;
+    for (param, item) in items.iter().filter(|(_, item)| item["type"] == "additional_tools") {
+        let more = item["tools"].as_array().map_or(&[][..], Vec::as_slice);
+        kit.add(&format!("{param}.tools"), more)?;
+    }
+    Ok(kit)
+}
+
+/// The messages that items make, behind the instructions.
+fn messages(
+    items: &[(String, Value)],
+    kit: &Toolkit,
+    instructions: Option<&str>,
+) -> Result<Vec<Message>, ApiError> {
+    let mut reader = Reader::new(kit);
+    for (param, item) in items {
+        reader.read(param, item)?;
+    }
+    let mut messages = reader.finish();
+    if messages.is_empty() {
+        let text = "input: at least one message, or output of a tool, is needed";
+        return Err(ApiError::field("input", text));
+    }
+    if let Some(instructions) = instructions.filter(|text| !text.is_empty()) {
+        let message = json!({"role": "system", "content": instructions});
+        messages.splice(0..0, message.as_object().cloned());
+    }
+    Ok(messages)
 }
 
 /// 400, at this field, of what is 404 where it is asked for itself.
@@ -355,5 +364,41 @@ fn echo(f: &ResponseFields, told: Told<'_>) -> Echo {
     match fields {
         Value::Object(fields) => Echo::new(fields),
         _ => Echo::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::{NODES_MAX, counted};
+
+    fn item(bytes: usize) -> Vec<(String, Value)> {
+        vec![(String::new(), json!("x".repeat(bytes)))]
+    }
+
+    #[test]
+    fn a_conversation_that_is_kept_is_bounded_and_counts() {
+        let spent = |bytes: usize| counted(|| kept(&item(bytes)).map(|it| it.is_some()));
+        let (is_kept, bytes) = spent(CONVERSATION_BYTES_MAX - 10);
+        assert!(is_kept.unwrap());
+        assert!(bytes > CONVERSATION_BYTES_MAX - 200, "{bytes}: the budget of bodies knows of it");
+        assert!(!spent(CONVERSATION_BYTES_MAX + 1).0.unwrap());
+        let (one, _) = counted(|| {
+            spend_text(NODES_MAX * 191)?;
+            kept(&item(CONVERSATION_BYTES_MAX / 2))
+        });
+        assert!(one.unwrap_err().message.contains("too large"));
+    }
+
+    #[test]
+    fn both_together_are_bounded_by_what_a_request_may_hold() {
+        let store = Store::default();
+        let input = format!("[{}]", vec!["1"; NODES_MAX + 1].join(","));
+        let answer = crate::store::Answered { response: String::new(), input, output: "[]".into() };
+        store.keep("resp_a", None, answer);
+        let (items, _) = counted(|| conversation(None, Some("resp_a"), &store, None));
+        let error = items.unwrap_err();
+        assert!(error.message.contains("JSON values"), "{error}");
+        assert_eq!(error.param.as_deref(), Some("previous_response_id"));
     }
 }

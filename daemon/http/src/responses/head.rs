@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 use crate::json::put;
 use crate::part::Usage;
+use crate::store::Begun;
 
 /// Bytes of the request that a response repeats, at most; of a larger one tools, instructions and the like are left out.
 const ECHO_BYTES_MAX: usize = 128 << 10;
@@ -154,6 +155,19 @@ impl Head {
             None => out.extend_from_slice(b"null"),
         }
         out.push(b'}');
+    }
+}
+
+impl Begun for Head {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn json(&self, is_cancelled: bool) -> Vec<u8> {
+        let status = if is_cancelled { Status::Cancelled } else { Status::InProgress };
+        let mut out = Vec::new();
+        self.write(&mut out, status, |out| out.extend_from_slice(b"[]"), None);
+        out
     }
 }
 

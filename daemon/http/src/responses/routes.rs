@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, body::Body};
 use serde_json::{Value, json};
 
-use super::head::{Head, Status};
 use crate::error::ApiError;
 use crate::front::Front;
 use crate::record::KeyName;
@@ -40,9 +39,8 @@ pub async fn one(
     Path(id): Path<String>,
     key: Key,
 ) -> Result<Response, ApiError> {
-    if let Some((head, is_halted)) = front.responses.running(&id, name(&key)) {
-        let status = if is_halted { Status::Cancelled } else { Status::InProgress };
-        return Ok(begun(&head, status));
+    if let Some(begun) = front.responses.running(&id, name(&key)) {
+        return Ok(raw(begun));
     }
     let answer = front.responses.find(&id, name(&key))?;
     Ok(raw(answer.response.clone()))
@@ -70,8 +68,7 @@ pub async fn cancel(
     Path(id): Path<String>,
     key: Key,
 ) -> Result<Response, ApiError> {
-    let head = front.responses.cancel(&id, name(&key))?;
-    Ok(begun(&head, Status::Cancelled))
+    front.responses.cancel(&id, name(&key)).map(raw)
 }
 
 /// `GET /v1/responses/{id}/input_items`: all that the model was given, the conversation before included.
@@ -110,13 +107,6 @@ fn listed(mut item: Value, response: &str, at: usize) -> Value {
     let id = || format!("item_{}_{at}", response.trim_start_matches("resp_")).into();
     fields.entry("id").or_insert_with(id);
     item
-}
-
-/// A response that is not over, or was just ended.
-fn begun(head: &Head, status: Status<'_>) -> Response {
-    let mut out = Vec::new();
-    head.write(&mut out, status, |out| out.extend_from_slice(b"[]"), None);
-    raw(out)
 }
 
 fn raw(json: impl Into<Body>) -> Response {

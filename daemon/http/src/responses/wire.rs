@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use super::head::{Head, Status, failure};
 use super::output::{Item, Kind, Progress, Showing, write_all};
-use super::store::{Answered, Store, Ticket};
 use super::tools::{Names, input_of};
 use crate::error::ApiError;
 use crate::front::unix_s;
 use crate::json::put;
 use crate::logprobs;
 use crate::part::{Delta, Ended, Part, Scored, Usage, Whole};
+use crate::store::{Answered, Begun, Store, Ticket};
 use crate::tokenizer::TextModel;
 use crate::wire::{END, Halt, Wire};
 
@@ -133,7 +133,8 @@ impl ResponseWire {
     /// Of these.
     pub fn new(parts: Parts) -> ResponseWire {
         let Parts { head, names, showing, text, store, owner, input } = parts;
-        let (ticket, halt) = store.begin(owner.clone(), Arc::clone(&head));
+        let begun = Arc::clone(&head) as Arc<dyn Begun>;
+        let (ticket, halt) = store.begin(owner.clone(), begun);
         ResponseWire {
             head,
             names,

@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::head::Head;
 use crate::error::ApiError;
 use crate::wire::Halt;
 
@@ -57,9 +56,18 @@ pub struct Answered {
     pub output: String,
 }
 
+/// What is known of one before it is over.
+pub trait Begun: Send + Sync {
+    /// Its id.
+    fn id(&self) -> &str;
+
+    /// JSON of the response so far, or as it was cancelled.
+    fn json(&self, is_cancelled: bool) -> Vec<u8>;
+}
+
 struct Running {
     owner: Option<String>,
-    head: Arc<Head>,
+    begun: Arc<dyn Begun>,
     halt: Option<oneshot::Sender<()>>,
 }
 
@@ -81,10 +89,14 @@ impl Store {
     }
 
     /// One is being generated; what comes back receives when it is to end.
-    pub fn begin(self: &Arc<Store>, owner: Option<String>, head: Arc<Head>) -> (Ticket, Halt) {
+    pub fn begin(
+        self: &Arc<Store>,
+        owner: Option<String>,
+        begun: Arc<dyn Begun>,
+    ) -> (Ticket, Halt) {
         let (sender, halt) = oneshot::channel();
-        let id = head.id.clone();
-        let running = Running { owner, head, halt: Some(sender) };
+        let id = begun.id().to_owned();
+        let running = Running { owner, begun, halt: Some(sender) };
         self.inner().running.insert(id.clone(), running);
         (Ticket { store: Arc::clone(self), id }, halt)
     }
@@ -124,18 +136,18 @@ impl Store {
         Ok(())
     }
 
-    /// One that is being generated, and whether it was told to end.
-    pub fn running(&self, id: &str, key: Option<&str>) -> Option<(Arc<Head>, bool)> {
+    /// JSON of one that is being generated.
+    pub fn running(&self, id: &str, key: Option<&str>) -> Option<Vec<u8>> {
         let inner = self.inner();
         let running = inner.running.get(id).filter(|it| it.owner.as_deref() == key)?;
-        Some((Arc::clone(&running.head), running.halt.is_none()))
+        Some(running.begun.json(running.halt.is_none()))
     }
 
-    /// Ends one that is being generated.
+    /// Ends one that is being generated. Its JSON.
     ///
     /// # Errors
     /// 400: it is over; 404: as for [`Store::find`].
-    pub fn cancel(&self, id: &str, key: Option<&str>) -> Result<Arc<Head>, ApiError> {
+    pub fn cancel(&self, id: &str, key: Option<&str>) -> Result<Vec<u8>, ApiError> {
         let mut inner = self.inner();
         let running = inner.running.get_mut(id).filter(|it| it.owner.as_deref() == key);
         if let Some(running) = running {
@@ -143,7 +155,7 @@ impl Store {
                 // Whoever is gone has ended already.
                 let _ = halt.send(());
             }
-            return Ok(Arc::clone(&running.head));
+            return Ok(running.begun.json(true));
         }
         inner.find(id, key).ok_or_else(|| gone(id))?;
         let text = format!("the response \"{}\" is over; there is nothing to cancel", short(id));
