@@ -52,12 +52,17 @@ fields! {
 }
 
 impl TalkFields {
+    /// Whether several calls may come at once.
+    pub fn parallel(&self) -> bool {
+        self.parallel_tool_calls.unwrap_or(true)
+    }
+
     /// Puts what they say into the dialogue.
     ///
     /// # Errors
     /// 400: a budget below 0.
-    fn apply(self, dialogue: &mut Dialogue) -> Result<(), ApiError> {
-        dialogue.parallel = self.parallel_tool_calls.unwrap_or(true);
+    pub fn apply(self, dialogue: &mut Dialogue) -> Result<(), ApiError> {
+        dialogue.parallel = self.parallel();
         dialogue.separate = self.separate_reasoning.unwrap_or(true);
         dialogue.shown = self.include_reasoning.unwrap_or(true);
         dialogue.budget = match self.thinking_token_budget {

@@ -13,6 +13,8 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::Future as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -31,6 +33,7 @@ use crate::sampling::Wanted;
 use crate::stop::StopMatcher;
 use crate::talk::{Reader, Said, Talk};
 use crate::tokenizer::TextModel;
+use crate::wire::Halt;
 
 /// What to generate.
 pub struct Job {
@@ -65,6 +68,8 @@ pub struct Choices {
     turn: usize,
     total: Usage,
     common: Common,
+    /// Says when they are to end early.
+    halt: Option<Halt>,
 }
 
 /// What all choices share.
@@ -215,12 +220,18 @@ impl Choices {
         let (min_tokens, include_stop) = (wanted.min_tokens() as usize, wanted.include_stop);
         let (tally, per_prompt) = (Tally::new(record), wanted.n as usize);
         let common = Common { text, tally, min_tokens, include_stop, ids, retry_after_s };
-        Ok(Choices { running: choices.len(), choices, per_prompt, turn: 0, total, common })
+        let running = choices.len();
+        Ok(Choices { running, choices, per_prompt, turn: 0, total, common, halt: None })
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
         self.choices.len()
+    }
+
+    /// Ends them all, as [`ApiError::cancelled`], when this receives.
+    pub fn halt_at(&mut self, halt: Option<Halt>) {
+        self.halt = halt;
     }
 
     /// Token counts of the whole request: a prompt counts once, however many choices it has.
@@ -237,6 +248,15 @@ impl Choices {
         cx: &mut Context<'_>,
         mut sink: impl FnMut(&Delta<'_>) -> bool,
     ) -> Poll<Result<Progress, ApiError>> {
+        if let Some(halt) = &mut self.halt
+            && let Poll::Ready(word) = Pin::new(halt).poll(cx)
+        {
+            self.halt = None;
+            if word.is_ok() {
+                self.abort();
+                return Poll::Ready(Err(ApiError::cancelled()));
+            }
+        }
         let mut scratch = SCRATCH.take();
         let progress = self.poll_with(cx, &mut scratch, &mut sink);
         SCRATCH.set(scratch);
@@ -342,15 +362,19 @@ impl Choices {
         any
     }
 
-    /// Waits for all of them; one whole each.
+    /// Waits for all of them; one whole each. `hear` hears each delta.
     ///
     /// # Errors
     /// One failed, and so they all did.
-    pub async fn gather(&mut self) -> Result<Vec<Whole>, ApiError> {
+    pub async fn gather(
+        &mut self,
+        mut hear: impl FnMut(&Delta<'_>),
+    ) -> Result<Vec<Whole>, ApiError> {
         let mut wholes = vec![Whole::default(); self.choices.len()];
         std::future::poll_fn(|cx| {
             self.poll_parts(cx, |delta| {
                 wholes[delta.choice].fold(delta);
+                hear(delta);
                 true
             })
         })

@@ -88,6 +88,9 @@ impl fmt::Display for Tokens {
     }
 }
 
+/// The reason of an end at somebody else's word.
+const CANCELLED: &str = "cancelled";
+
 /// Bytes of a message, at most: what a client wrote may be in it.
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// Bytes of the name of a field.
@@ -184,6 +187,17 @@ impl ApiError {
         let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
         error.code = Some("unavailable");
         error
+    }
+
+    /// 409: another request ended this one. What was said is not an error of the model's.
+    pub fn cancelled() -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, "the response was cancelled by another request")
+            .with_code(CANCELLED)
+    }
+
+    /// Whether it is [`ApiError::cancelled`].
+    pub fn is_cancelled(&self) -> bool {
+        self.code == Some(CANCELLED)
     }
 
     /// The same error with another machine-readable reason.

@@ -23,6 +23,8 @@ pub enum Route {
     Detokenize = 32,
     /// `/v1/messages`, and `/v1/messages/count_tokens`.
     Messages = 128,
+    /// `/v1/responses`.
+    Responses = 64,
 }
 
 /// What becomes of a field.
@@ -70,10 +72,11 @@ const P: u8 = Route::Params as u8;
 const T: u8 = Route::Tokenize as u8;
 const D: u8 = Route::Detokenize as u8;
 const M: u8 = Route::Messages as u8;
+const R: u8 = Route::Responses as u8;
 /// The routes of sampling fields.
-const S: u8 = C | L | P;
+const S: u8 = C | L | P | R;
 /// All that generate, and their parts.
-const ALL: u8 = C | L | G | P;
+const ALL: u8 = C | L | G | P | R;
 
 const fn built(name: &'static str, routes: u8, where_: &'static str) -> Field {
     Field { name, routes, verdict: Verdict::Built(where_) }
@@ -121,6 +124,7 @@ fn is_text_only(value: &Value) -> bool {
 const SAMPLING: &str = "Sampling";
 const CHAT: &str = "chat completions";
 const MESSAGES: &str = "messages";
+const RESPONSES: &str = "responses";
 const COMPLETIONS: &str = "completions";
 const GENERATE: &str = "generate";
 const TOKENIZE: &str = "tokenize";
@@ -137,22 +141,22 @@ const CACHE: &str = "all requests share the prefix cache; leave it out";
 /// The table.
 pub const FIELDS: &[Field] = &[
     // What every surface has.
-    built("model", C | L | G | T | D | M, "OpenAI routes"),
-    built("stream", C | L | G | M, "Streaming"),
+    built("model", C | L | G | T | D | M | R, "OpenAI routes"),
+    built("stream", C | L | G | M | R, "Streaming"),
     built("stream_options", C | L, CHAT),
     // What is generated from.
     built("messages", C | T, CHAT),
-    built("tools", C | T, CHAT),
-    built("tool_choice", C | T, CHAT),
+    built("tools", C | T | R, CHAT),
+    built("tool_choice", C | T | R, CHAT),
     built("add_generation_prompt", C | T, CHAT),
-    built("chat_template_kwargs", C | T | M, CHAT),
+    built("chat_template_kwargs", C | T | M | R, CHAT),
     built("reasoning_effort", C | T, CHAT),
     built("verbosity", C | T, CHAT),
-    built("enable_thinking", C, CHAT),
-    built("parallel_tool_calls", C, CHAT),
-    built("separate_reasoning", C, CHAT),
-    built("include_reasoning", C, CHAT),
-    built("thinking_token_budget", C, CHAT),
+    built("enable_thinking", C | R, CHAT),
+    built("parallel_tool_calls", C | R, CHAT),
+    built("separate_reasoning", C | R, CHAT),
+    built("include_reasoning", C | R, CHAT),
+    built("thinking_token_budget", C | R, CHAT),
     built("messages", M, MESSAGES),
     built("system", M, MESSAGES),
     built("tools", M, MESSAGES),
@@ -162,12 +166,23 @@ pub const FIELDS: &[Field] = &[
     built("output_format", M, MESSAGES),
     built("max_tokens", M, MESSAGES),
     built("stop_sequences", M, MESSAGES),
+    built("input", R, RESPONSES),
+    built("instructions", R, RESPONSES),
+    built("previous_response_id", R, RESPONSES),
+    built("reasoning", R, RESPONSES),
+    built("include", R, RESPONSES),
+    built("store", R, RESPONSES),
+    built("max_output_tokens", R, RESPONSES),
+    built("max_tool_calls", R, RESPONSES),
+    built("metadata", R, RESPONSES),
+    built("user", R, RESPONSES),
     built("prompt", L, COMPLETIONS),
     built("prompt", T, TOKENIZE),
     built("echo", L, COMPLETIONS),
     built("add_special_tokens", L, COMPLETIONS),
     built("add_special_tokens", T, TOKENIZE),
     built("text", G, GENERATE),
+    built("text", R, RESPONSES),
     built("input_ids", G, GENERATE),
     built("sampling_params", G, GENERATE),
     built("rid", G, GENERATE),
@@ -202,7 +217,7 @@ pub const FIELDS: &[Field] = &[
     built("max_tokens", L, COMPLETIONS),
     built("max_new_tokens", P, GENERATE),
     built("logprobs", C | L, "Log-probabilities"),
-    built("top_logprobs", C, "Log-probabilities"),
+    built("top_logprobs", C | R, "Log-probabilities"),
     built("prompt_logprobs", C | L, "Log-probabilities"),
     built("return_logprob", G, "Log-probabilities"),
     built("logprob_start_len", G, "Log-probabilities"),
@@ -281,9 +296,24 @@ pub const FIELDS: &[Field] = &[
         ALL,
         "a prompt that is too long is refused; cut it before it is sent",
     ),
-    refused("session_params", C | L | G, "send the whole prompt"),
-    refused("cache_salt", C | L, CACHE),
-    refused("extra_key", C | L | G, CACHE),
+    refused("session_params", C | L | G | R, "send the whole prompt"),
+    refused("cache_salt", C | L | R, CACHE),
+    refused("extra_key", C | L | G | R, CACHE),
+    refused("messages", R, "use input"),
+    refused("functions", R, "use tools"),
+    refused("prompt", R, "prompts are not stored; send instructions and input"),
+    refused("conversation", R, "conversations are not stored; use previous_response_id"),
+    refused("max_tokens", R, "use max_output_tokens"),
+    refused("max_completion_tokens", R, "use max_output_tokens"),
+    refused("background", R, "an answer is waited for; leave it out, and stream"),
+    refused("chat_template", R, "the model's own is used"),
+    harmless("stream_options", R, "the last event tells the usage"),
+    harmless("truncation", R, "a prompt that is too long is refused; cut it before it is sent"),
+    harmless(
+        "context_management",
+        R,
+        "a prompt that is too long is refused; cut it before it is sent",
+    ),
     harmless("prediction", C, "it would change the speed alone"),
     // Other media.
     refused_unless("modalities", C | G, is_text_only, TEXT_ONLY),
@@ -350,14 +380,15 @@ pub const FIELDS: &[Field] = &[
     harmless("user", C | L | G, NOT_STORED),
     harmless("metadata", C | L | M, NOT_STORED),
     harmless("store", C | L, NOT_STORED),
-    harmless("service_tier", C | L | M, NOT_STORED),
-    harmless("safety_identifier", C | L, NOT_STORED),
-    harmless("prompt_cache_key", C | L, "all requests share the prefix cache"),
-    harmless("prompt_cache_retention", C | L, "all requests share the prefix cache"),
-    harmless("request_id", C | L, "the header x-request-id counts"),
-    harmless("rid", C | L, "the header x-request-id counts"),
-    harmless("custom_labels", C | L | G, "metrics have the labels of the operator"),
-    harmless("external_trace_header", C | L | G, "nothing is traced"),
+    harmless("service_tier", C | L | M | R, NOT_STORED),
+    harmless("safety_identifier", C | L | R, NOT_STORED),
+    harmless("prompt_cache_key", C | L | R, "all requests share the prefix cache"),
+    harmless("prompt_cache_retention", C | L | R, "all requests share the prefix cache"),
+    harmless("request_id", C | L | R, "the header x-request-id counts"),
+    harmless("rid", C | L | R, "the header x-request-id counts"),
+    harmless("custom_labels", C | L | G | R, "metrics have the labels of the operator"),
+    harmless("external_trace_header", C | L | G | R, "nothing is traced"),
+    harmless("client_metadata", R, "it is about the client"),
     harmless("conversation_id", G, NOT_STORED),
     harmless("background", G, "an answer is waited for"),
     harmless("log_metrics", G, "metrics count every request"),
@@ -371,7 +402,7 @@ mod tests {
     use super::*;
     use crate::json::Fields;
 
-    const ROUTES: [(Route, &str); 7] = [
+    const ROUTES: [(Route, &str); 8] = [
         (Route::Chat, "chat"),
         (Route::Completions, "completions"),
         (Route::Generate, "generate"),
@@ -379,6 +410,7 @@ mod tests {
         (Route::Tokenize, "tokenize"),
         (Route::Detokenize, "detokenize"),
         (Route::Messages, "messages"),
+        (Route::Responses, "responses"),
     ];
 
     fn read_on(route: Route) -> Vec<&'static str> {
@@ -390,6 +422,7 @@ mod tests {
             Route::Tokenize => crate::tokens::TokenizeFields::names(),
             Route::Detokenize => crate::tokens::DetokenizeFields::names(),
             Route::Messages => crate::messages::MessagesFields::names(),
+            Route::Responses => crate::responses::ResponseFields::names(),
         }
     }
 

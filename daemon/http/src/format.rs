@@ -5,7 +5,7 @@
 use minisgl_proto::limits::GRAMMAR_BYTES_MAX;
 use minisgl_proto::{Grammar, Guided};
 use serde::de::MapAccess;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::json::{Exact, Fields, List, Node, Object, SHORT_LIST_MAX, fields};
@@ -35,9 +35,9 @@ fields! {
     }
 }
 
-/// A grammar that a surface has in a field of its own.
+/// A form that stands in a field of a surface's own, as `type`, `schema` and `strict`.
 #[derive(Clone, Debug, Default)]
-pub struct Elsewhere(Option<(&'static str, Grammar)>);
+pub struct Elsewhere(Option<(&'static str, Map<String, Value>)>);
 
 impl Fields for Elsewhere {
     fn take<'de, A: MapAccess<'de>>(&mut self, _: &str, _: &mut A) -> Result<bool, A::Error> {
@@ -55,8 +55,16 @@ impl FormatFields {
     /// # Errors
     /// 400: it is none.
     pub fn of_schema(name: &'static str, json: Value) -> Result<FormatFields, ApiError> {
-        let elsewhere = Elsewhere(Some((name, strict(schema(name, json)?))));
-        Ok(FormatFields { elsewhere, ..FormatFields::default() })
+        schema(name, json.clone())?;
+        let format = json!({"type": "json_schema", "schema": json, "strict": true});
+        let mut fields = FormatFields::default();
+        fields.set(name, format.as_object().cloned().unwrap_or_default());
+        Ok(fields)
+    }
+
+    /// A form that stands elsewhere, in this field.
+    pub fn set(&mut self, field: &'static str, format: Map<String, Value>) {
+        self.elsewhere = Elsewhere(Some((field, format)));
     }
 
     /// The grammar, if one is asked for.
@@ -65,12 +73,15 @@ impl FormatFields {
     /// 400: a field is not of its form, or there are several.
     pub fn guided(self) -> Result<Option<Box<Guided>>, ApiError> {
         let f = self;
-        let mut asked: Vec<(&'static str, Grammar)> = f.elsewhere.0.into_iter().collect();
+        let mut asked: Vec<(&'static str, Grammar)> = Vec::new();
         let mut ask = |field, grammar: Option<Grammar>| {
             asked.extend(grammar.map(|grammar| (field, grammar)));
         };
         if let Some(Exact(Object(format))) = f.response_format {
-            ask("response_format", response_format(&format)?);
+            ask("response_format", response_format("response_format", &format, "json_schema")?);
+        }
+        if let Elsewhere(Some((field, format))) = f.elsewhere {
+            ask(field, response_format(field, &format, "")?);
         }
         if let Some(Exact(Object(outputs))) = f.structured_outputs {
             ask("structured_outputs", structured_outputs(outputs)?);
@@ -146,7 +157,12 @@ fn schema(field: &str, json: Value) -> Result<String, ApiError> {
 
 /// `{"type": "text"}`, `{"type": "json_object"}`, with llama.cpp's `schema` or without,
 /// `{"type": "json_schema", "json_schema": {"schema": .., "strict": ..}}`.
-fn response_format(format: &Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
+/// In the field `field`; in that of Responses nothing is around `schema`, and `inside` is empty.
+fn response_format(
+    field: &str,
+    format: &Map<String, Value>,
+    inside: &str,
+) -> Result<Option<Grammar>, ApiError> {
     let refuse = |param: &str, text: String| Err(ApiError::field(param, text));
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let kind = format.get("type").and_then(text);
@@ -154,18 +170,20 @@ fn response_format(format: &Map<String, Value>) -> Result<Option<Grammar>, ApiEr
         Some("text") => Ok(None),
         Some("json_object") => match format.get("schema").filter(|schema| !schema.is_null()) {
             Some(json) => {
-                let schema = schema("response_format.schema", json.clone())?;
+                let schema = schema(&format!("{field}.schema"), json.clone())?;
                 Ok(Some(Grammar::JsonSchema { schema, lenient: true }))
             }
             None => Ok(Some(Grammar::JsonObject)),
         },
         Some("json_schema") => {
-            let param = "response_format.json_schema";
-            let Some(Value::Object(inner)) = format.get("json_schema") else {
-                return refuse(
-                    param,
-                    format!("{param}: an object with \"name\" and \"schema\" is needed"),
-                );
+            let (param, inner) = match (inside, format.get(inside)) {
+                ("", _) => (field.to_owned(), format),
+                (_, Some(Value::Object(inner))) => (format!("{field}.{inside}"), inner),
+                _ => {
+                    let param = format!("{field}.{inside}");
+                    let text = format!("{param}: an object with \"name\" and \"schema\" is needed");
+                    return refuse(&param, text);
+                }
             };
             let strict = match inner.get("strict") {
                 None | Some(Value::Null) => false,
@@ -177,7 +195,7 @@ fn response_format(format: &Map<String, Value>) -> Result<Option<Grammar>, ApiEr
             };
             match inner.get("schema").filter(|schema| !schema.is_null()) {
                 Some(json) => {
-                    let schema = schema("response_format.json_schema.schema", json.clone())?;
+                    let schema = schema(&format!("{param}.schema"), json.clone())?;
                     Ok(Some(Grammar::JsonSchema { schema, lenient: !strict }))
                 }
                 // OpenAI takes it for any object.
@@ -187,9 +205,9 @@ fn response_format(format: &Map<String, Value>) -> Result<Option<Grammar>, ApiEr
         other => {
             let other = other.unwrap_or("nothing");
             let text = format!(
-                "response_format.type is {other}; it must be \"text\", \"json_object\" or \"json_schema\""
+                "{field}.type is {other}; it must be \"text\", \"json_object\" or \"json_schema\""
             );
-            refuse("response_format.type", text)
+            refuse(&format!("{field}.type"), text)
         }
     }
 }
@@ -242,8 +260,6 @@ fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Grammar>, Ap
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::fields::Route;
 

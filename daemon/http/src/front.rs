@@ -21,6 +21,7 @@ use crate::random::Random;
 use crate::record::KeyName;
 use crate::record::Record;
 use crate::settings::Settings;
+use crate::store::Store;
 use crate::tokenizer::{TextModel, TextModels};
 
 /// Characters of a prompt in the log, at most.
@@ -44,6 +45,8 @@ pub struct Front {
     pub texts: TextModels,
     /// Where bodies are parsed and conversations put in form.
     pub pool: Pool,
+    /// Responses that are kept for later requests.
+    pub responses: Arc<Store>,
     budget: BodyBudget,
     /// Of the models that were asked something, the last loaded.
     newest: AtomicU64,
@@ -86,6 +89,7 @@ impl Front {
             random: Random::default(),
             texts: TextModels::default(),
             pool: Pool::new(settings.tokenizer_threads),
+            responses: Arc::default(),
             budget: BodyBudget::new(bytes_max, settings.retry_after_s),
             newest: AtomicU64::new(0),
             limits: Limits::new(settings.body_bytes_max, settings.connections_max),
@@ -124,7 +128,9 @@ impl Front {
             let (fields, bytes) = json::read::<F>(&body, route)?;
             drop(body);
             share.grow(bytes)?;
-            Ok((make(fields)?, share))
+            let (made, bytes) = json::counted(|| make(fields));
+            share.grow(bytes)?;
+            Ok((made?, share))
         };
         self.pool.run(0, work).await?
     }

@@ -47,6 +47,22 @@ fn spend_node<E: Error>() -> Result<(), E> {
     Ok(())
 }
 
+/// Takes as many of the request's values as a text of so many bytes is worth: one that no body brought.
+///
+/// # Errors
+/// 400: it is too much.
+pub fn spend_text(bytes: usize) -> Result<(), ApiError> {
+    let worth = bytes.div_ceil(NODE_BYTES);
+    let left = NODES_LEFT.get();
+    NODES_LEFT.set(left.saturating_sub(worth));
+    if worth > left {
+        return Err(ApiError::invalid(
+            "the conversation that this request goes on with is too large; send less at once",
+        ));
+    }
+    Ok(())
+}
+
 /// A set of fields that a request may have.
 pub trait Fields: Default + Send + 'static {
     /// Reads the value of the field `name`, if it is one of these. Of several values the last counts; null is as

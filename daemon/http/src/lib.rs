@@ -42,12 +42,14 @@ mod pool;
 mod prompt;
 mod random;
 mod record;
+mod responses;
 mod room;
 mod sampling;
 mod server;
 mod settings;
 mod sse;
 mod stop;
+mod store;
 mod surface;
 mod talk;
 mod tls;
@@ -88,6 +90,13 @@ pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
 fn routes() -> Router<Arc<Front>> {
     Router::new()
         .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
+        .route(
+            "/v1/responses",
+            post(surface::serve::<responses::Responses>).get(responses::routes::upgrade),
+        )
+        .route("/v1/responses/{id}", get(responses::routes::one).delete(responses::routes::delete))
+        .route("/v1/responses/{id}/input_items", get(responses::routes::input_items))
+        .route("/v1/responses/{id}/cancel", post(responses::routes::cancel))
         .route("/v1/completions", post(surface::serve::<completions::Completions>))
         .route("/v1/messages", post(surface::serve::<messages::Messages>))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))

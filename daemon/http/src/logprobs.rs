@@ -42,6 +42,13 @@ fn list<T>(
 
 /// `choices[].logprobs` of a chat completion.
 pub fn chat(out: &mut Vec<u8>, tokens: &[Scored], text: &TextModel) {
+    out.extend_from_slice(b"{\"content\":");
+    entries(out, tokens, text);
+    out.extend_from_slice(b",\"refusal\":null}");
+}
+
+/// A list of tokens, each with its text, its bytes and the most likely ones in its place.
+pub fn entries(out: &mut Vec<u8>, tokens: &[Scored], text: &TextModel) {
     let entry = |out: &mut Vec<u8>, token: u32, logprob: f32| {
         let bytes = text.token_bytes(token);
         out.extend_from_slice(b"{\"token\":");
@@ -51,7 +58,6 @@ pub fn chat(out: &mut Vec<u8>, tokens: &[Scored], text: &TextModel) {
         out.extend_from_slice(b",\"bytes\":");
         put(out, &*bytes);
     };
-    out.extend_from_slice(b"{\"content\":");
     list(out, tokens, |out, Scored { sampled, .. }| {
         entry(out, sampled.token, sampled.logprob.unwrap_or(FLOOR));
         out.extend_from_slice(b",\"top_logprobs\":");
@@ -61,7 +67,6 @@ pub fn chat(out: &mut Vec<u8>, tokens: &[Scored], text: &TextModel) {
         });
         out.push(b'}');
     });
-    out.extend_from_slice(b",\"refusal\":null}");
 }
 
 /// A token of a completion, or of its prompt.

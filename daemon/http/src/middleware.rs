@@ -24,11 +24,12 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 15] = [
+    const ENDPOINTS: [&str; 16] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/messages",
         "/v1/messages/count_tokens",
+        "/v1/responses",
         "/v1/models",
         "/generate",
         "/tokenize",
@@ -43,6 +44,9 @@ fn endpoint(path: &str) -> &'static str {
     ];
     if path.starts_with("/v1/models/") {
         return "/v1/models";
+    }
+    if path.starts_with("/v1/responses/") {
+        return "/v1/responses";
     }
     // SGLang's older names.
     let path = match path {

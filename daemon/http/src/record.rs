@@ -200,6 +200,7 @@ impl Drop for Tally {
 impl Facts {
     fn outcome(&self) -> &'static str {
         let status = match (&self.error, self.status) {
+            (Some(error), _) if error.is_cancelled() => return "cancelled",
             (Some(error), _) => error.status.as_u16(),
             (None, Some(status)) => status,
             (None, None) => return "cancelled",

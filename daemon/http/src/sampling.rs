@@ -12,6 +12,7 @@ use minisgl_proto::limits::{
     TOP_LOGPROBS_MAX,
 };
 use minisgl_proto::{SamplingParams, StopParams};
+use serde_json::{Map, Value};
 
 use crate::error::{ApiError, Tokens};
 use crate::format::FormatFields;
@@ -139,6 +140,29 @@ impl SamplingFields {
     /// A priority that is told elsewhere wins.
     pub fn set_priority(&mut self, priority: Option<Int>) {
         self.priority = priority.or(self.priority);
+    }
+
+    /// The form that a field of the surface's own asks for.
+    pub fn set_format(&mut self, field: &'static str, format: Map<String, Value>) {
+        self.format.set(field, format);
+    }
+
+    /// Refuses several choices, for answers that have one.
+    ///
+    /// # Errors
+    /// 400: `n` is more than 1.
+    pub fn single(&self) -> Result<(), ApiError> {
+        match self.n {
+            Some(Int(n)) if n > 1 => {
+                Err(ApiError::field("n", format!("n: {n} is more than 1; send as many requests")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Temperature and `top_p`, where the request says them.
+    pub fn told(&self) -> (Option<f64>, Option<f64>) {
+        (self.temperature, self.top_p)
     }
 
     /// Checks every field against its range.

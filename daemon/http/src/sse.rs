@@ -113,6 +113,16 @@ impl<W: Wire> Stream<W> {
         }
     }
 
+    /// What is said while nothing is.
+    fn ping(&mut self) -> Bytes {
+        if !W::OPENS_FIRST || std::mem::replace(&mut self.opened, true) {
+            return Bytes::from_static(W::PING);
+        }
+        let mut out = Vec::new();
+        self.wire.open(&mut out, self.choices.total());
+        out.into()
+    }
+
     /// What was said, and the error that ends it.
     fn fail(&mut self, said: &[u8], error: &ApiError) -> Bytes {
         self.record.failed(error);
@@ -158,7 +168,7 @@ impl<W: Wire> HttpBody for Stream<W> {
             Poll::Pending => {
                 let Some(ping) = &mut this.ping else { return Poll::Pending };
                 std::task::ready!(ping.poll(cx));
-                return frame(Bytes::from_static(W::PING));
+                return frame(this.ping());
             }
         };
         if let Some(ping) = &mut this.ping {
@@ -185,7 +195,7 @@ pub async fn respond<W: Wire>(
     let first = std::future::poll_fn(|cx| match stream.poll_bytes(cx) {
         Poll::Ready(first) => Poll::Ready(first),
         Poll::Pending => match &mut ping {
-            Some(ping) => ping.poll(cx).map(|()| Ok(Bytes::from_static(W::PING))),
+            Some(ping) => ping.poll(cx).map(|()| Ok(stream.ping())),
             None => Poll::Pending,
         },
     });

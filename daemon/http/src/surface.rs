@@ -45,6 +45,18 @@ pub trait Surface: Sized + Send + 'static {
     /// 400: fields exclude each other or are out of range.
     fn intent(body: Self::Body, front: &Front) -> Result<(Intent, Self), ApiError>;
 
+    /// The same, where it matters whose key the request came with.
+    ///
+    /// # Errors
+    /// As for [`Surface::intent`].
+    fn intent_of(
+        body: Self::Body,
+        front: &Front,
+        _key: Option<&str>,
+    ) -> Result<(Intent, Self), ApiError> {
+        Self::intent(body, front)
+    }
+
     /// The form of this answer.
     fn wire(self, front: &Arc<Front>, answer: Answer) -> Self::Wire;
 }
@@ -62,9 +74,9 @@ pub async fn serve<S: Surface>(
 ) -> Result<Response, ApiError> {
     let incoming = front.receive(request).await?;
     let (record, key) = (Arc::clone(&incoming.record), incoming.key.clone());
-    let reader = Arc::clone(&front);
-    let (read, mut share) =
-        front.read::<S::Body, _>(incoming, S::ROUTE, move |body| S::intent(body, &reader)).await?;
+    let (reader, owner) = (Arc::clone(&front), key.clone());
+    let make = move |body| S::intent_of(body, &reader, owner.as_deref());
+    let (read, mut share) = front.read::<S::Body, _>(incoming, S::ROUTE, make).await?;
     let (mut intent, surface) = read;
     let found = front.find(intent.model.as_deref(), &record).await?;
     let mut wanted = wanted(&mut intent, &front, &found)?;
@@ -113,11 +125,12 @@ pub async fn serve<S: Surface>(
         key,
     };
     let mut choices = front.begin(job, Arc::clone(&record)).await?;
-    let wire = surface.wire(&front, answer);
+    let mut wire = surface.wire(&front, answer);
+    choices.halt_at(wire.halt());
     let mut response = if stream {
         sse::respond(choices, wire, record, front.settings.ping_interval).await?
     } else {
-        let wholes = choices.gather().await?;
+        let wholes = choices.gather(|delta| wire.hear(delta)).await?;
         let mut out = Vec::with_capacity(1024);
         wire.whole(&mut out, wholes, choices.total());
         ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], out)
@@ -167,7 +180,14 @@ async fn tokenize(
     let room = Some(Room::of(info));
     let (input, add_special) = match prompts {
         Prompts::Chat(dialogue) => {
-            let mut rendered = dialogue.tokenize(&front.pool, &found.text, room, share).await?;
+            let rendered = dialogue.tokenize(&front.pool, &found.text, room, share).await;
+            // Messages are what other surfaces' fields become.
+            let mut rendered = rendered.map_err(|mut error| {
+                if error.param.as_deref() == Some("messages") {
+                    error.param = Some(param.to_owned());
+                }
+                error
+            })?;
             let ids = std::mem::take(&mut rendered.ids);
             let repeated = prompt_logprobs.is_some().then(|| ids.clone());
             let repeated = repeated.map(|ids| Prompted { ids, text: String::new() });

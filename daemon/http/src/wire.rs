@@ -5,16 +5,23 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::error::ApiError;
 use crate::json::put;
 use crate::part::{Delta, Usage, Whole};
 use crate::tokenizer::TextModel;
 use crate::usage::Telling;
 
+/// Receives the word to end.
+pub type Halt = oneshot::Receiver<()>;
+
 /// A surface's JSON. What is written to a stream are whole events, or lines.
 pub trait Wire: Send + Unpin + 'static {
     /// What a stream says while nothing is said: a comment, which every client of server-sent events reads over.
     const PING: &'static [u8] = b": ping\n\n";
+    /// Whether what comes before all else must be the opening: then it stands for the first ping.
+    const OPENS_FIRST: bool = false;
     /// The type of a stream.
     const STREAM_TYPE: &'static str = "text/event-stream";
 
@@ -27,8 +34,16 @@ pub trait Wire: Send + Unpin + 'static {
     /// After the last delta: a stream's end.
     fn close(&mut self, out: &mut Vec<u8>, total: Usage);
 
+    /// For one delta of an answer that is no stream; their fold comes with [`Wire::whole`].
+    fn hear(&mut self, _delta: &Delta<'_>) {}
+
+    /// Receives when the answer is to end early, at somebody else's word; asked for once, before the first delta.
+    fn halt(&mut self) -> Option<Halt> {
+        None
+    }
+
     /// In place of what is still to come: what ends a stream that fails on its way. Where nothing but
-    /// pings were said, it was not opened.
+    /// pings were said, it was not opened, unless that is the first ping.
     fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
         out.extend_from_slice(DATA);
         put(out, &error.to_json());

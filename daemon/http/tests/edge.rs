@@ -44,7 +44,7 @@ async fn a_listed_page_may_ask_and_read_and_no_other_can() {
     let answer = ask(&router, Method::OPTIONS, &asks).await;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     assert_eq!(header(&answer, "access-control-allow-origin"), Some("https://ui.example"));
-    assert_eq!(header(&answer, "access-control-allow-methods"), Some("GET, POST"));
+    assert_eq!(header(&answer, "access-control-allow-methods"), Some("GET, POST, DELETE"));
     let headers = header(&answer, "access-control-allow-headers");
     assert_eq!(headers, Some("authorization,content-type"));
     let bearer = format!("Bearer {KEY}");
