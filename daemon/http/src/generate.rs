@@ -129,6 +129,10 @@ impl Surface for Generated {
         Ok((intent, surface))
     }
 
+    fn request_id(&self) -> Option<&str> {
+        self.rid.as_deref()
+    }
+
     fn wire(self, _: &Arc<Front>, answer: Answer) -> GenerateWire {
         GenerateWire {
             id: self.rid.unwrap_or(answer.request_id),

@@ -22,6 +22,7 @@ mod completions;
 mod detokenize;
 mod error;
 pub mod fields;
+mod fleet;
 mod format;
 mod front;
 mod generate;
@@ -50,10 +51,12 @@ mod sse;
 mod stop;
 mod surface;
 mod talk;
+mod timestamp;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod tools;
+mod unserved;
 mod usage;
 mod wire;
 
@@ -100,6 +103,20 @@ fn routes() -> Router<Arc<Front>> {
         .route("/get_server_info", get(models::server_info))
         .route("/model_info", get(models::model_info))
         .route("/get_model_info", get(models::model_info))
+        .route("/v1/embeddings", post(unserved::embeddings))
+        .route("/v1/rerank", post(unserved::reranking))
+        .route("/v2/rerank", post(unserved::reranking))
+        .route("/rerank", post(unserved::reranking))
+        .route("/v1/score", post(unserved::reranking))
+        .route("/score", post(unserved::reranking))
+        .route("/flush_cache", get(fleet::flush).post(fleet::flush))
+        .route("/reset_prefix_cache", post(fleet::flush))
+        .route("/abort_request", post(fleet::abort))
+        .route("/v1/loads", get(fleet::loads))
+        .route("/loads", get(fleet::loads))
+        .route("/get_load", get(fleet::load_list))
+        .route("/tokenizer_info", get(fleet::tokenizer_info))
+        .route("/health_generate", get(fleet::health_generate))
         .route("/health", get(models::health))
         .route("/ping", get(models::health))
         .route("/readyz", get(models::ready))

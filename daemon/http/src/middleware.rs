@@ -24,7 +24,7 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 15] = [
+    const ENDPOINTS: [&str; 28] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/messages",
@@ -40,12 +40,29 @@ fn endpoint(path: &str) -> &'static str {
         "/server_info",
         "/model_info",
         "/metrics",
+        "/health_generate",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/score",
+        "/flush_cache",
+        "/abort_request",
+        "/v1/loads",
+        "/tokenizer_info",
+        "/api/chat",
+        "/api/generate",
+        "/api/tags",
+        "/api/show",
+        "/api/ps",
     ];
     if path.starts_with("/v1/models/") {
         return "/v1/models";
     }
-    // SGLang's older names.
+    // Other names of the same.
     let path = match path {
+        "/reset_prefix_cache" => "/flush_cache",
+        "/loads" | "/get_load" => "/v1/loads",
+        "/rerank" | "/v2/rerank" => "/v1/rerank",
+        "/score" => "/v1/score",
         "/get_server_info" => "/server_info",
         "/get_model_info" => "/model_info",
         path => path,
