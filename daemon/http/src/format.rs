@@ -59,6 +59,24 @@ impl FormatFields {
         Ok(FormatFields { elsewhere, ..FormatFields::default() })
     }
 
+    /// Of Ollama's `format`: `"json"`, or a schema.
+    ///
+    /// # Errors
+    /// 400: it is neither.
+    pub fn ollama(format: Value) -> Result<FormatFields, ApiError> {
+        let grammar = match format {
+            Value::Null => return Ok(FormatFields::default()),
+            Value::String(word) if word.is_empty() => return Ok(FormatFields::default()),
+            Value::String(word) if word == "json" => Grammar::JsonObject,
+            Value::Object(_) => {
+                Grammar::JsonSchema { schema: schema("format", format)?, lenient: true }
+            }
+            _ => return Err(ApiError::field("format", "format is \"json\" or a JSON schema")),
+        };
+        let elsewhere = Elsewhere(Some(("format", grammar)));
+        Ok(FormatFields { elsewhere, ..FormatFields::default() })
+    }
+
     /// The grammar, if one is asked for.
     ///
     /// # Errors

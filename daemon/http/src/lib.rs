@@ -37,6 +37,7 @@ mod messages;
 mod metrics;
 mod middleware;
 mod models;
+mod ollama;
 mod origin;
 pub mod part;
 mod pool;
@@ -78,17 +79,19 @@ pub use tls::{BadCertificate, Certificate, Tls};
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
 pub fn router(front: Arc<Front>) -> Router {
-    finish(routes(), front)
+    let routes = routes(&front);
+    finish(routes, front)
 }
 
 /// All routes, for whoever `keys` lets in. Serve it with [`serve`].
 pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
     let admit = axum::middleware::from_fn_with_state(keys.clone(), keys::admit);
     let guard = axum::middleware::from_fn_with_state(keys, origin::guard);
-    finish(routes().layer(admit).layer(guard), front)
+    let routes = routes(&front).layer(admit).layer(guard);
+    finish(routes, front)
 }
 
-fn routes() -> Router<Arc<Front>> {
+fn routes(front: &Front) -> Router<Arc<Front>> {
     Router::new()
         .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
         .route("/v1/completions", post(surface::serve::<completions::Completions>))
@@ -122,6 +125,7 @@ fn routes() -> Router<Arc<Front>> {
         .route("/readyz", get(models::ready))
         .route("/livez", get(models::live))
         .route("/metrics", get(models::metrics))
+        .merge(ollama::routes(front.settings.ollama))
         .fallback(middleware::not_found)
         .method_not_allowed_fallback(middleware::method_not_allowed)
 }
