@@ -24,7 +24,7 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 28] = [
+    const ENDPOINTS: [&str; 30] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/messages",
@@ -53,6 +53,8 @@ fn endpoint(path: &str) -> &'static str {
         "/api/tags",
         "/api/show",
         "/api/ps",
+        "/api/version",
+        "/api/embed",
     ];
     if path.starts_with("/v1/models/") {
         return "/v1/models";
@@ -63,6 +65,7 @@ fn endpoint(path: &str) -> &'static str {
         "/loads" | "/get_load" => "/v1/loads",
         "/rerank" | "/v2/rerank" => "/v1/rerank",
         "/score" => "/v1/score",
+        "/api/embeddings" => "/api/embed",
         "/get_server_info" => "/server_info",
         "/get_model_info" => "/model_info",
         path => path,
