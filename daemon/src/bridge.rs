@@ -7,9 +7,9 @@ use minisgl_control::{Listed, ModelHandle, Registry, Text};
 use minisgl_http::backend::{
     Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
 };
-use minisgl_proto::ModelInfo;
 use minisgl_proto::admin::ModelState;
 use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
+use minisgl_proto::{ModelInfo, StepStats};
 
 /// The registry, as `http` sees it.
 pub struct RegistryBackend(pub Registry);
@@ -46,6 +46,15 @@ impl Backend for RegistryBackend {
         let report = self.0.health();
         (report.ready, report.summary)
     }
+
+    fn flush(&self, name: &str) -> BoxFuture<'static, Result<u64, String>> {
+        let (registry, name) = (self.0.clone(), name.to_owned());
+        Box::pin(async move { registry.flush(&name).await.map_err(|error| error.message) })
+    }
+
+    fn abort(&self, key: Option<&str>, request_id: Option<&str>) -> usize {
+        self.0.abort_of(key, request_id)
+    }
 }
 
 struct HandleModel(ModelHandle);
@@ -61,6 +70,10 @@ impl Model for HandleModel {
 
     fn info(&self) -> &ModelInfo {
         self.0.info()
+    }
+
+    fn stats(&self) -> Option<StepStats> {
+        self.0.stats()
     }
 
     fn text(&self) -> Arc<dyn TextService> {

@@ -86,6 +86,10 @@ pub struct HttpConfig {
     pub ping_s: f64,
     /// Honour the `priority` of requests.
     pub client_priority: bool,
+    /// Let clients empty prefix caches.
+    pub client_flush: bool,
+    /// Serve Ollama's API too, below `/api`.
+    pub ollama: bool,
 }
 
 /// What becomes of a `max_tokens` for which the context has no room after the prompt.
@@ -114,6 +118,8 @@ impl Default for HttpConfig {
             max_tokens_over_room: OverRoom::Clamp,
             ping_s: 15.0,
             client_priority: false,
+            client_flush: false,
+            ollama: false,
         }
     }
 }
@@ -325,6 +331,8 @@ impl Config {
             clamp_max_tokens: self.http.max_tokens_over_room == OverRoom::Clamp,
             ping_interval: (!ping.is_zero()).then_some(ping),
             client_priority: self.http.client_priority,
+            client_flush: self.http.client_flush,
+            ollama: self.http.ollama,
             log_prompts: self.log.prompts,
             ..minisgl_http::Settings::default()
         }

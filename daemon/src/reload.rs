@@ -180,6 +180,8 @@ fn compare(old: &Config, new: &Config) -> Outcome {
         max_tokens_over_room,
         ping_s,
         client_priority,
+        client_flush,
+        ollama,
     } = http;
     live("[http] API keys", old.keys != *keys || old.http.api_keys_file != *api_keys_file);
     live("[http] metrics_without_key", old.http.metrics_without_key != *metrics_without_key);
@@ -207,6 +209,8 @@ fn compare(old: &Config, new: &Config) -> Outcome {
     later("[http] max_tokens_over_room", old.http.max_tokens_over_room != *max_tokens_over_room);
     later("[http] ping_s", old.http.ping_s != *ping_s);
     later("[http] client_priority", old.http.client_priority != *client_priority);
+    later("[http] client_flush", old.http.client_flush != *client_flush);
+    later("[http] ollama", old.http.ollama != *ollama);
     later("[admin] socket", old.admin.socket != *socket);
     later("[log] format", old.log.format != *format);
     later("[log] prompts", old.log.prompts != *prompts);
@@ -222,6 +226,8 @@ fn merge(old: &Config, new: Config) -> Config {
             max_tokens_over_room: old.http.max_tokens_over_room,
             ping_s: old.http.ping_s,
             client_priority: old.http.client_priority,
+            client_flush: old.http.client_flush,
+            ollama: old.http.ollama,
             ..new.http
         },
         admin: AdminConfig { socket: old.admin.socket.clone(), ..new.admin },

@@ -146,6 +146,11 @@ impl Model {
         self.lock_view().text.clone()
     }
 
+    /// Counters of its instance after the last step.
+    pub(crate) fn stats(&self) -> Option<StepStats> {
+        self.lock_heartbeat().stats
+    }
+
     /// State, and what it is, if it was ready before.
     pub(crate) fn state_and_info(&self) -> (ModelState, Option<Arc<ModelInfo>>) {
         let view = self.lock_view();

@@ -331,6 +331,13 @@ impl Registry {
         models.iter().map(|model| model.sessions.cancel(id)).sum()
     }
 
+    /// Ends the requests that came with the API key of this name, or with none, and have this id of the client's, if one
+    /// is told. Returns how many.
+    pub fn abort_of(&self, key: Option<&str>, id: Option<&str>) -> usize {
+        let models = self.lock().clone();
+        models.iter().map(|model| model.sessions.abort_of(key, id)).sum()
+    }
+
     /// Empties a model's prefix cache; returns the pages that became free.
     ///
     /// # Errors

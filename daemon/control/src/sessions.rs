@@ -307,14 +307,24 @@ impl Sessions {
 
     /// Ends the requests of this number or of this id of the client's, in the operator's name. Returns how many.
     pub(crate) fn cancel(&self, id: &str) -> usize {
-        let mut table = self.lock();
         let number = id.parse().ok().map(RequestId);
-        let matches = |(own, session): &(&RequestId, &Session)| {
-            let is_named = number == Some(**own) || session.request_id() == id;
-            is_named && session.place != Place::Leaving
+        self.abort_where(|own, session| number == Some(own) || session.request_id() == id)
+    }
+
+    /// Ends the requests that came with the API key of this name, and with this id if there is one. Returns how many.
+    pub(crate) fn abort_of(&self, key: Option<&str>, id: Option<&str>) -> usize {
+        self.abort_where(|_, session| {
+            session.key() == key && id.is_none_or(|id| session.request_id() == id)
+        })
+    }
+
+    fn abort_where(&self, matches: impl Fn(RequestId, &Session) -> bool) -> usize {
+        let mut table = self.lock();
+        let is_meant = |(own, session): &(&RequestId, &Session)| {
+            session.place != Place::Leaving && matches(**own, session)
         };
         let ids: Vec<RequestId> =
-            table.sessions.iter().filter(matches).map(|(&id, _)| id).collect();
+            table.sessions.iter().filter(is_meant).map(|(&id, _)| id).collect();
         for &id in &ids {
             if let Some(session) = table.sessions.get_mut(&id) {
                 session.end(last_event(id, Finish::Aborted));

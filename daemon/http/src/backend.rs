@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use minisgl_proto::text::{TextAnswer, TextFault, TextInfo, TextJob};
 pub use minisgl_proto::{Generate, Unavailable};
-use minisgl_proto::{ModelInfo, RequestId, TokenEvent};
+use minisgl_proto::{ModelInfo, RequestId, StepStats, TokenEvent};
 use tokio::sync::mpsc;
 
 /// The models being served.
@@ -25,6 +25,13 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Whether the service as a whole should get traffic, and one line saying why (not).
     fn health(&self) -> (bool, String);
+
+    /// Empties the prefix cache of the model of this name; how many pages became free, or why it is as it was.
+    fn flush(&self, name: &str) -> BoxFuture<'static, Result<u64, String>>;
+
+    /// Ends the requests of this client, which the name of its API key tells, and those alone that have this id where
+    /// one is told. Returns how many.
+    fn abort(&self, key: Option<&str>, request_id: Option<&str>) -> usize;
 }
 
 /// A line of `/v1/models`.
@@ -54,6 +61,9 @@ pub trait Model: Send + Sync + 'static {
 
     /// What it is.
     fn info(&self) -> &ModelInfo;
+
+    /// Counters of its worker after the last step; `None` before its first.
+    fn stats(&self) -> Option<StepStats>;
 
     /// Its tokenizer and chat template.
     fn text(&self) -> Arc<dyn TextService>;

@@ -53,6 +53,8 @@ pub struct Job {
     pub ids: bool,
     /// Name of the field that a prompt comes from.
     pub param: &'static str,
+    /// Its id, for logs, and for whoever ends it by that.
+    pub request_id: String,
     /// Name of the API key it came with.
     pub key: Option<String>,
 }
@@ -151,7 +153,7 @@ impl Choices {
         record: Arc<Record>,
         retry_after_s: u32,
     ) -> Result<Choices, ApiError> {
-        let Job { model, text, prompts, wanted, at_start, talk, ids, param, key } = job;
+        let Job { model, text, prompts, wanted, at_start, talk, ids, param, request_id, key } = job;
         let info = model.info();
         if !wanted.stop_strings.is_empty() {
             text.need_tokenizer("stop")?;
@@ -182,7 +184,7 @@ impl Choices {
                     sampling,
                     stop: stop.clone(),
                     priority: wanted.priority,
-                    request_id: record.id.clone(),
+                    request_id: request_id.clone(),
                     key: key.clone(),
                 };
                 let generation = model

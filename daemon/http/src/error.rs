@@ -233,11 +233,11 @@ impl ApiError {
     pub fn from_finish(finish: &Finish, retry_after_s: u32) -> Option<ApiError> {
         Some(match finish {
             Finish::Stop | Finish::Length => return None,
-            Finish::Aborted => {
-                ApiError::unavailable("the request was aborted: the model is being stopped")
-                    .with_code("aborted")
-                    .with_retry_after(retry_after_s)
-            }
+            Finish::Aborted => ApiError::unavailable(
+                "the request was aborted: somebody ended it, or the model is being stopped",
+            )
+            .with_code("aborted")
+            .with_retry_after(retry_after_s),
             Finish::Failed(why) => {
                 ApiError::internal(format!("the model failed: {why}")).with_code("model_failed")
             }

@@ -25,6 +25,12 @@ pub enum Route {
     Messages = 128,
     /// `/v1/responses`.
     Responses = 64,
+    /// Ollama's `/api/chat`.
+    ApiChat = 256,
+    /// Ollama's `/api/generate`.
+    ApiGenerate = 512,
+    /// `options` of these two.
+    ApiOptions = 1024,
 }
 
 /// What becomes of a field.
@@ -49,7 +55,7 @@ pub struct Field {
     /// Its name.
     pub name: &'static str,
     /// Where it stands: a sum of [`Route`]s.
-    routes: u8,
+    routes: u16,
     /// What becomes of it.
     pub verdict: Verdict,
 }
@@ -61,38 +67,43 @@ pub fn find(name: &str, route: Route) -> Option<&'static Field> {
 
 impl Field {
     fn is_on(&self, route: Route) -> bool {
-        self.routes & route as u8 != 0
+        self.routes & route as u16 != 0
     }
 }
 
-const C: u8 = Route::Chat as u8;
-const L: u8 = Route::Completions as u8;
-const G: u8 = Route::Generate as u8;
-const P: u8 = Route::Params as u8;
-const T: u8 = Route::Tokenize as u8;
-const D: u8 = Route::Detokenize as u8;
-const M: u8 = Route::Messages as u8;
-const R: u8 = Route::Responses as u8;
+const C: u16 = Route::Chat as u16;
+const L: u16 = Route::Completions as u16;
+const G: u16 = Route::Generate as u16;
+const P: u16 = Route::Params as u16;
+const T: u16 = Route::Tokenize as u16;
+const D: u16 = Route::Detokenize as u16;
+const M: u16 = Route::Messages as u16;
+const R: u16 = Route::Responses as u16;
+const AC: u16 = Route::ApiChat as u16;
+const AG: u16 = Route::ApiGenerate as u16;
+const AO: u16 = Route::ApiOptions as u16;
+/// What Ollama's two generating routes share.
+const A: u16 = AC | AG;
 /// The routes of sampling fields.
-const S: u8 = C | L | P | R;
+const S: u16 = C | L | P | R;
 /// All that generate, and their parts.
-const ALL: u8 = C | L | G | P | R;
+const ALL: u16 = C | L | G | P | R;
 
-const fn built(name: &'static str, routes: u8, where_: &'static str) -> Field {
+const fn built(name: &'static str, routes: u16, where_: &'static str) -> Field {
     Field { name, routes, verdict: Verdict::Built(where_) }
 }
 
-const fn harmless(name: &'static str, routes: u8, why: &'static str) -> Field {
+const fn harmless(name: &'static str, routes: u16, why: &'static str) -> Field {
     Field { name, routes, verdict: Verdict::Harmless(why) }
 }
 
-const fn refused(name: &'static str, routes: u8, why: &'static str) -> Field {
+const fn refused(name: &'static str, routes: u16, why: &'static str) -> Field {
     refused_unless(name, routes, |_| false, why)
 }
 
 const fn refused_unless(
     name: &'static str,
-    routes: u8,
+    routes: u16,
     unless: fn(&Value) -> bool,
     why: &'static str,
 ) -> Field {
@@ -129,6 +140,8 @@ const COMPLETIONS: &str = "completions";
 const GENERATE: &str = "generate";
 const TOKENIZE: &str = "tokenize";
 const FORMAT: &str = "Structured output";
+const OLLAMA: &str = "Ollama's API";
+const LOADED: &str = "it is the operator's, when the model is loaded";
 const INSIDE: &str = "it goes into sampling_params";
 const ONE_SERVER: &str = "prefill and decoding are not divided among servers; leave it out";
 const BEAM: &str = "counts in a beam search alone";
@@ -395,6 +408,60 @@ pub const FIELDS: &[Field] = &[
     harmless("no_logs", G, "prompts are in the log only if the operator wants it"),
     harmless("validation_time", G, "it is the server's own"),
     harmless("received_time", G, "it is the server's own"),
+    // Ollama's.
+    built("model", A, OLLAMA),
+    built("stream", A, OLLAMA),
+    built("format", A, OLLAMA),
+    built("think", A, OLLAMA),
+    built("options", A, OLLAMA),
+    built("messages", AC, OLLAMA),
+    built("tools", AC, OLLAMA),
+    built("prompt", AG, OLLAMA),
+    built("system", AG, OLLAMA),
+    built("raw", AG, OLLAMA),
+    refused("template", AG, "the model's own is used"),
+    refused(
+        "suffix",
+        AG,
+        "write the model's own fill-in-the-middle tokens into the prompt, with raw",
+    ),
+    refused("context", AG, "send the whole conversation to /api/chat"),
+    refused("images", AG, TEXT_ONLY),
+    refused("logprobs", A, "use /v1/chat/completions"),
+    harmless("top_logprobs", A, "counts with logprobs alone"),
+    harmless("keep_alive", A, "models stay until the operator unloads them"),
+    harmless("truncate", A, "a prompt that is too long is refused"),
+    harmless("shift", A, "an output ends where the context does"),
+    harmless("width", AG, "there are no media"),
+    harmless("height", AG, "there are no media"),
+    harmless("steps", AG, "there are no media"),
+    built("temperature", AO, OLLAMA),
+    built("top_k", AO, OLLAMA),
+    built("top_p", AO, OLLAMA),
+    built("min_p", AO, OLLAMA),
+    built("seed", AO, OLLAMA),
+    built("num_predict", AO, OLLAMA),
+    built("stop", AO, OLLAMA),
+    built("repeat_penalty", AO, OLLAMA),
+    built("presence_penalty", AO, OLLAMA),
+    built("frequency_penalty", AO, OLLAMA),
+    refused_unless("typical_p", AO, is_one, LLAMA_CPP),
+    refused_unless("tfs_z", AO, is_one, LLAMA_CPP),
+    refused_unless("mirostat", AO, is_zero, LLAMA_CPP),
+    harmless("mirostat_tau", AO, "counts with mirostat alone"),
+    harmless("mirostat_eta", AO, "counts with mirostat alone"),
+    harmless("repeat_last_n", AO, "penalties look at the whole text"),
+    harmless("penalize_newline", AO, "penalties treat all tokens alike"),
+    harmless("num_keep", AO, "no prompt is cut"),
+    harmless("num_ctx", AO, LOADED),
+    harmless("num_batch", AO, LOADED),
+    harmless("num_gpu", AO, LOADED),
+    harmless("main_gpu", AO, LOADED),
+    harmless("num_thread", AO, LOADED),
+    harmless("low_vram", AO, LOADED),
+    harmless("use_mmap", AO, LOADED),
+    harmless("use_mlock", AO, LOADED),
+    harmless("numa", AO, LOADED),
 ];
 
 #[cfg(test)]
@@ -402,7 +469,7 @@ mod tests {
     use super::*;
     use crate::json::Fields;
 
-    const ROUTES: [(Route, &str); 8] = [
+    const ROUTES: [(Route, &str); 11] = [
         (Route::Chat, "chat"),
         (Route::Completions, "completions"),
         (Route::Generate, "generate"),
@@ -411,6 +478,9 @@ mod tests {
         (Route::Detokenize, "detokenize"),
         (Route::Messages, "messages"),
         (Route::Responses, "responses"),
+        (Route::ApiChat, "/api/chat"),
+        (Route::ApiGenerate, "/api/generate"),
+        (Route::ApiOptions, "options"),
     ];
 
     fn read_on(route: Route) -> Vec<&'static str> {
@@ -423,6 +493,9 @@ mod tests {
             Route::Detokenize => crate::tokens::DetokenizeFields::names(),
             Route::Messages => crate::messages::MessagesFields::names(),
             Route::Responses => crate::responses::ResponseFields::names(),
+            Route::ApiChat => crate::ollama::ApiChatFields::names(),
+            Route::ApiGenerate => crate::ollama::ApiGenerateFields::names(),
+            Route::ApiOptions => crate::sampling::OptionsFields::names(),
         }
     }
 

@@ -56,15 +56,33 @@ impl FormatFields {
     /// 400: it is none.
     pub fn of_schema(name: &'static str, json: Value) -> Result<FormatFields, ApiError> {
         schema(name, json.clone())?;
-        let format = json!({"type": "json_schema", "schema": json, "strict": true});
-        let mut fields = FormatFields::default();
-        fields.set(name, format.as_object().cloned().unwrap_or_default());
-        Ok(fields)
+        Ok(FormatFields::of(name, json!({"type": "json_schema", "schema": json, "strict": true})))
     }
 
     /// A form that stands elsewhere, in this field.
     pub fn set(&mut self, field: &'static str, format: Map<String, Value>) {
         self.elsewhere = Elsewhere(Some((field, format)));
+    }
+
+    /// Of Ollama's `format`: `"json"`, or a schema.
+    ///
+    /// # Errors
+    /// 400: it is neither.
+    pub fn ollama(format: Value) -> Result<FormatFields, ApiError> {
+        let asked = match format {
+            Value::Null => return Ok(FormatFields::default()),
+            Value::String(word) if word.is_empty() => return Ok(FormatFields::default()),
+            Value::String(word) if word == "json" => json!({"type": "json_object"}),
+            Value::Object(_) => json!({"type": "json_schema", "schema": format, "strict": false}),
+            _ => return Err(ApiError::field("format", "format is \"json\" or a JSON schema")),
+        };
+        Ok(FormatFields::of("format", asked))
+    }
+
+    fn of(field: &'static str, format: Value) -> FormatFields {
+        let mut fields = FormatFields::default();
+        fields.set(field, format.as_object().cloned().unwrap_or_default());
+        fields
     }
 
     /// The grammar, if one is asked for.

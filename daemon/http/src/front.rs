@@ -62,6 +62,12 @@ pub struct Incoming {
     pub key: Option<String>,
 }
 
+/// The one field of a body that nothing else is read of.
+#[derive(serde::Deserialize)]
+struct Named {
+    model: Option<String>,
+}
+
 /// A model that was asked for.
 pub struct Found {
     /// Its name.
@@ -110,6 +116,35 @@ impl Front {
         let received = body::receive(&parts.headers, body, bytes_max, &self.settings, &self.budget);
         let (body, share) = received.await?;
         Ok(Incoming { body, share, record, key })
+    }
+
+    /// Receives a body of so few bytes that it may be read at once.
+    ///
+    /// # Errors
+    /// 413: it has more. As for `receive`.
+    pub async fn small_body(
+        &self,
+        request: Request<Body>,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes_max = bytes_max.min(self.limits.body_bytes_max());
+        let received = body::receive(&parts.headers, body, bytes_max, &self.settings, &self.budget);
+        Ok(received.await?.0)
+    }
+
+    /// The model that a body names, whatever else is in it.
+    ///
+    /// # Errors
+    /// 429: too much waits.
+    pub async fn model_of(&self, incoming: Incoming) -> Result<Option<String>, ApiError> {
+        let Incoming { body, share, .. } = incoming;
+        let bytes = share.bytes();
+        let work = move || {
+            let _share = share;
+            serde_json::from_slice::<Named>(&body).ok()?.model
+        };
+        self.pool.run(bytes, work).await
     }
 
     /// Reads a body, once and on the pool, and makes something of its fields there. The share of the budget is

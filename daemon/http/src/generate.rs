@@ -12,7 +12,7 @@ use crate::fields::Route;
 use crate::front::Front;
 use crate::input::Input;
 use crate::intent::{Intent, Prompts};
-use crate::json::{Int, Nested, fields, put};
+use crate::json::{Column, Int, Nested, fields, put};
 use crate::logprobs;
 use crate::middleware::is_id;
 use crate::part::{Delta, Ended, Usage, Whole};
@@ -51,6 +51,10 @@ fields! {
     with {
         sampling: SamplingFields,
     }
+}
+
+impl Column for ParamsFields {
+    const ROUTE: Route = Route::Params;
 }
 
 /// Tokens generated when the client does not say: SGLang's number.
@@ -127,6 +131,10 @@ impl Surface for Generated {
             from: from.unwrap_or(0) as usize,
         };
         Ok((intent, surface))
+    }
+
+    fn request_id(&self) -> Option<&str> {
+        self.rid.as_deref()
     }
 
     fn wire(self, _: &Arc<Front>, answer: Answer) -> GenerateWire {

@@ -179,7 +179,13 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// SGLang's `sampling_params`: an object in the object, with a table of its own.
+/// A set of fields with a column of its own in the table of fields.
+pub trait Column: Fields {
+    /// Which.
+    const ROUTE: Route;
+}
+
+/// SGLang's `sampling_params` and Ollama's `options`: an object in the object, with a column of its own.
 #[derive(Clone, Debug, Default)]
 pub struct Nested<F>(Read<F>);
 
@@ -196,9 +202,9 @@ impl<F> Nested<F> {
     }
 }
 
-impl<'de, F: Fields> Deserialize<'de> for Nested<F> {
+impl<'de, F: Column> Deserialize<'de> for Nested<F> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ObjectVisitor(Route::Params, PhantomData)).map(Nested)
+        deserializer.deserialize_map(ObjectVisitor(F::ROUTE, PhantomData)).map(Nested)
     }
 }
 

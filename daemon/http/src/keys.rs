@@ -141,7 +141,7 @@ pub struct Rule {
 
 /// Whether this asks how the daemon is, which is told to everybody.
 pub fn is_probe(path: &str) -> bool {
-    ["/health", "/livez", "/readyz", "/ping"].contains(&path)
+    ["/health", "/health_generate", "/livez", "/readyz", "/ping"].contains(&path)
 }
 
 impl Keys {
@@ -287,7 +287,7 @@ mod tests {
             {
                 assert_eq!(check(path, header), Err(401), "{path} {header:?}");
             }
-            for path in ["/health", "/livez", "/readyz", "/ping"] {
+            for path in ["/health", "/health_generate", "/livez", "/readyz", "/ping"] {
                 assert_eq!(check(path, header), Ok(()), "{path}");
             }
         }

@@ -22,6 +22,7 @@ mod completions;
 mod detokenize;
 mod error;
 pub mod fields;
+mod fleet;
 mod format;
 mod front;
 mod generate;
@@ -36,6 +37,7 @@ mod messages;
 mod metrics;
 mod middleware;
 mod models;
+mod ollama;
 mod origin;
 pub mod part;
 mod pool;
@@ -52,10 +54,12 @@ mod stop;
 mod store;
 mod surface;
 mod talk;
+mod timestamp;
 mod tls;
 mod tokenizer;
 mod tokens;
 mod tools;
+mod unserved;
 mod usage;
 mod wire;
 
@@ -77,17 +81,19 @@ pub use tls::{BadCertificate, Certificate, Tls};
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.
 pub fn router(front: Arc<Front>) -> Router {
-    finish(routes(), front)
+    let routes = routes(&front);
+    finish(routes, front)
 }
 
 /// All routes, for whoever `keys` lets in. Serve it with [`serve`].
 pub fn keyed_router(front: Arc<Front>, keys: Keys) -> Router {
     let admit = axum::middleware::from_fn_with_state(keys.clone(), keys::admit);
     let guard = axum::middleware::from_fn_with_state(keys, origin::guard);
-    finish(routes().layer(admit).layer(guard), front)
+    let routes = routes(&front).layer(admit).layer(guard);
+    finish(routes, front)
 }
 
-fn routes() -> Router<Arc<Front>> {
+fn routes(front: &Front) -> Router<Arc<Front>> {
     Router::new()
         .route("/v1/chat/completions", post(surface::serve::<chat::Chat>))
         .route(
@@ -109,11 +115,26 @@ fn routes() -> Router<Arc<Front>> {
         .route("/get_server_info", get(models::server_info))
         .route("/model_info", get(models::model_info))
         .route("/get_model_info", get(models::model_info))
+        .route("/v1/embeddings", post(unserved::embeddings))
+        .route("/v1/rerank", post(unserved::reranking))
+        .route("/v2/rerank", post(unserved::reranking))
+        .route("/rerank", post(unserved::reranking))
+        .route("/v1/score", post(unserved::reranking))
+        .route("/score", post(unserved::reranking))
+        .route("/flush_cache", get(fleet::flush).post(fleet::flush))
+        .route("/reset_prefix_cache", post(fleet::flush))
+        .route("/abort_request", post(fleet::abort))
+        .route("/v1/loads", get(fleet::loads))
+        .route("/loads", get(fleet::loads))
+        .route("/get_load", get(fleet::load_list))
+        .route("/tokenizer_info", get(fleet::tokenizer_info))
+        .route("/health_generate", get(fleet::health_generate))
         .route("/health", get(models::health))
         .route("/ping", get(models::health))
         .route("/readyz", get(models::ready))
         .route("/livez", get(models::live))
         .route("/metrics", get(models::metrics))
+        .merge(ollama::routes(front.settings.ollama))
         .fallback(middleware::not_found)
         .method_not_allowed_fallback(middleware::method_not_allowed)
 }

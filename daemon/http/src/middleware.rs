@@ -24,7 +24,7 @@ const STOPPING_RETRY_S: u32 = 5;
 
 /// An endpoint as metrics know it: a path of ours, or `other`.
 fn endpoint(path: &str) -> &'static str {
-    const ENDPOINTS: [&str; 16] = [
+    const ENDPOINTS: [&str; 31] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/messages",
@@ -41,6 +41,21 @@ fn endpoint(path: &str) -> &'static str {
         "/server_info",
         "/model_info",
         "/metrics",
+        "/health_generate",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/score",
+        "/flush_cache",
+        "/abort_request",
+        "/v1/loads",
+        "/tokenizer_info",
+        "/api/chat",
+        "/api/generate",
+        "/api/tags",
+        "/api/show",
+        "/api/ps",
+        "/api/version",
+        "/api/embed",
     ];
     if path.starts_with("/v1/models/") {
         return "/v1/models";
@@ -48,8 +63,13 @@ fn endpoint(path: &str) -> &'static str {
     if path.starts_with("/v1/responses/") {
         return "/v1/responses";
     }
-    // SGLang's older names.
+    // Other names of the same.
     let path = match path {
+        "/reset_prefix_cache" => "/flush_cache",
+        "/loads" | "/get_load" => "/v1/loads",
+        "/rerank" | "/v2/rerank" => "/v1/rerank",
+        "/score" => "/v1/score",
+        "/api/embeddings" => "/api/embed",
         "/get_server_info" => "/server_info",
         "/get_model_info" => "/model_info",
         path => path,

@@ -73,7 +73,7 @@ pub async fn live() -> Json<Value> {
 /// Which model.
 #[derive(Deserialize)]
 pub struct Which {
-    model: Option<String>,
+    pub(crate) model: Option<String>,
 }
 
 /// `GET /readyz`, with `?model=` of one model: 200, or why not.
@@ -89,7 +89,10 @@ pub async fn ready(state: State<Arc<Front>>, Query(which): Query<Which>) -> Resp
 }
 
 /// The model that is asked about: the named one, else the first that takes requests.
-fn which(front: &Front, which: Which) -> Result<(ModelEntry, Arc<dyn Model>), ApiError> {
+///
+/// # Errors
+/// There is none of this name, or it is not ready; 503: none is.
+pub(crate) fn which(front: &Front, which: Which) -> Result<(ModelEntry, Arc<dyn Model>), ApiError> {
     let entries = front.backend.models();
     let first = || entries.iter().find(|entry| entry.ready).map(|entry| entry.name.clone());
     let name = which.model.or_else(first).ok_or_else(|| {

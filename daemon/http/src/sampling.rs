@@ -4,6 +4,7 @@
 
 mod few;
 mod forms;
+mod options;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ use crate::settings::Settings;
 use crate::tokenizer::GenerationDefaults;
 pub use few::FewFields;
 pub use forms::{Biases, OneOrMany};
+pub use options::OptionsFields;
 
 /// Elements of `allowed_token_ids` that are read before its own limit is looked at.
 const ALLOWED_LIST_MAX: usize = 2 * ALLOWED_TOKENS_MAX;

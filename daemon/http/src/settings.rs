@@ -35,6 +35,10 @@ pub struct Settings {
     pub ping_interval: Option<Duration>,
     /// Whether the `priority` of a request counts.
     pub client_priority: bool,
+    /// Whether clients may empty prefix caches.
+    pub client_flush: bool,
+    /// Whether Ollama's API is served, too.
+    pub ollama: bool,
     /// Whether prompts are in the log.
     pub log_prompts: bool,
     /// Seconds after which a refused client is told to come back, at least.
@@ -57,6 +61,8 @@ impl Default for Settings {
             clamp_max_tokens: true,
             ping_interval: Some(Duration::from_secs(15)),
             client_priority: false,
+            client_flush: false,
+            ollama: false,
             log_prompts: false,
             retry_after_s: 1,
         }

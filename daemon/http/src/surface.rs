@@ -57,6 +57,11 @@ pub trait Surface: Sized + Send + 'static {
         Self::intent(body, front)
     }
 
+    /// The client's own id of this request, where one is among the fields.
+    fn request_id(&self) -> Option<&str> {
+        None
+    }
+
     /// The form of this answer.
     fn wire(self, front: &Arc<Front>, answer: Answer) -> Self::Wire;
 }
@@ -122,6 +127,7 @@ pub async fn serve<S: Surface>(
         talk,
         ids,
         param,
+        request_id: surface.request_id().unwrap_or(&record.id).to_owned(),
         key,
     };
     let mut choices = front.begin(job, Arc::clone(&record)).await?;

@@ -49,6 +49,11 @@ impl TextModel {
         TextModel { service, info, table, dialect, markers }
     }
 
+    /// What its text process says of it.
+    pub fn info(&self) -> &TextInfo {
+        &self.info
+    }
+
     /// How it writes tool calls and thoughts.
     pub fn dialect(&self) -> &'static Dialect {
         self.dialect

@@ -24,6 +24,11 @@ pub const PROMPT_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a rendered prompt's end that its answer tells.
 pub const PROMPT_END_BYTES: usize = 1024;
 
+/// Bytes of a chat template that the daemon is told; a longer one it is not.
+pub const TEMPLATE_TOLD_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a special token that the daemon is told by name.
+pub const NAMED_TOKEN_BYTES_MAX: usize = 256;
+
 /// What a text process is to read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextSpec {
@@ -183,6 +188,10 @@ pub struct TextInfo {
     pub template: TemplateTraits,
     /// How the model writes tool calls and thoughts: the name of a dialect.
     pub dialect: String,
+    /// `bos_token`, `eos_token` and their kind by name, where the folder has them.
+    pub named: Vec<(String, String)>,
+    /// Source of the chat template for conversations without tools, of [`TEMPLATE_TOLD_BYTES_MAX`] at most.
+    pub template_source: Option<String>,
     /// The folder's recommended sampling.
     pub defaults: GenerationDefaults,
     /// What the text side cannot do, for people.

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use minisgl_proto::text::{
-    Conversation, JOB_TOKENS_MAX, PROMPT_END_BYTES, TextAnswer, TextFault, TextInfo, TextJob,
+    Conversation, JOB_TOKENS_MAX, NAMED_TOKEN_BYTES_MAX, PROMPT_END_BYTES, TEMPLATE_TOLD_BYTES_MAX,
+    TextAnswer, TextFault, TextInfo, TextJob,
 };
 
 use crate::dialect;
@@ -14,6 +15,9 @@ use crate::encode::Encoder;
 use crate::files::{Files, LoadError};
 use crate::template::{ChatTemplate, TemplateError};
 use crate::vocabulary;
+
+/// The special tokens that the daemon is told by name.
+const NAMED: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
 /// Tokenizer and template of one model.
 pub struct TextSide {
@@ -30,7 +34,12 @@ impl TextSide {
     pub fn load(dir: &Path, dialect: Option<&str>) -> Result<(TextSide, TextInfo), LoadError> {
         let files = Files::read(dir)?;
         let path = dir.join("tokenizer.json");
-        let mut info = TextInfo { defaults: files.defaults.clone(), ..TextInfo::default() };
+        let mut info = TextInfo {
+            named: told(&files.special),
+            template_source: told_source(&files.templates),
+            defaults: files.defaults.clone(),
+            ..TextInfo::default()
+        };
         let encoder = match vocabulary::load(&path, &files)? {
             None => None,
             Some(tokenizer) => {
@@ -96,6 +105,20 @@ impl TextSide {
     }
 }
 
+/// The special tokens that clients ask for by name.
+fn told(special: &[(String, String)]) -> Vec<(String, String)> {
+    let is_told = |(name, token): &&(String, String)| {
+        NAMED.contains(&&**name) && token.len() <= NAMED_TOKEN_BYTES_MAX
+    };
+    special.iter().filter(is_told).cloned().collect()
+}
+
+/// The template that a conversation without tools gets, unless it is too long to be told.
+fn told_source(templates: &[(String, String)]) -> Option<String> {
+    let (_, source) = templates.iter().find(|(name, _)| name == "default")?;
+    Some(source.clone()).filter(|source| source.len() <= TEMPLATE_TOLD_BYTES_MAX)
+}
+
 /// The end of a prompt's text.
 fn end_of(prompt: &str) -> &str {
     let mut start = prompt.len().saturating_sub(PROMPT_END_BYTES);
@@ -119,6 +142,28 @@ mod tests {
 
     use super::*;
     use crate::tiny::{BOS, byte_level};
+
+    #[test]
+    fn what_clients_ask_for_by_name_is_told_within_limits() {
+        let load = |eos: &str, template: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let config = json!({"bos_token": "<s>", "eos_token": {"content": eos}, "image_token": "<i>",
+                                "chat_template": template});
+            std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            TextSide::load(dir.path(), None).unwrap().1
+        };
+        let named = |info: &TextInfo, name: &str| {
+            info.named.iter().find(|(own, _)| own == name).map(|(_, token)| token.clone())
+        };
+        let info = load("</s>", "{{ messages }}");
+        assert_eq!(named(&info, "bos_token").as_deref(), Some("<s>"));
+        assert_eq!(named(&info, "eos_token").as_deref(), Some("</s>"));
+        assert_eq!((named(&info, "image_token"), named(&info, "pad_token")), (None, None));
+        assert_eq!(info.template_source.as_deref(), Some("{{ messages }}"));
+        let info = load(&"x".repeat(257), &"x".repeat((64 << 10) + 1));
+        assert_eq!((named(&info, "eos_token"), info.template_source), (None, None));
+        assert!(info.has_template, "it is used all the same");
+    }
 
     /// transformers 5.24 drops both flags where there is a `tokenizer.json`: its post-processor alone decides.
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use minisgl_proto::admin::ModelState;
-use minisgl_proto::{Generate, ModelInfo, RequestId, TokenEvent, Unavailable};
+use minisgl_proto::{Generate, ModelInfo, RequestId, StepStats, TokenEvent, Unavailable};
 use tokio::sync::mpsc;
 
 use super::Inner;
@@ -52,6 +52,11 @@ impl ModelHandle {
     /// What it is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// Counters of its worker after the last step; `None` before its first.
+    pub fn stats(&self) -> Option<StepStats> {
+        self.model.stats()
     }
 
     /// Starts a generation. Never blocks. It outlives the worker that begins it.

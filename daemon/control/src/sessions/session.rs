@@ -231,6 +231,11 @@ impl Session {
         &self.request_id
     }
 
+    /// Name of the API key it came with.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// For operators; `None` once nobody reads it.
     pub(super) fn status(&self, id: RequestId, model: &str, now: Instant) -> Option<RequestStatus> {
         let state = match self.place {

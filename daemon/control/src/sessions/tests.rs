@@ -420,3 +420,20 @@ fn a_prompt_is_scored_on_where_the_instance_before_stopped() {
     let mut third = attach(&sessions, 3, 4);
     assert_eq!(wanted(&mut third).0, None, "every score was delivered");
 }
+
+#[test]
+fn a_client_ends_what_came_with_its_key() {
+    let (sessions, _first) = open(8, 8);
+    let mut readers = Vec::new();
+    for (id, key) in [(1, Some("ann")), (2, Some("ann")), (3, Some("bob")), (4, None)] {
+        let request = Generate { key: key.map(str::to_owned), ..request(&[5]) };
+        let request = Generate { request_id: format!("req-{id}"), ..request };
+        readers.push(sessions.submit(RequestId(id), request).unwrap());
+    }
+    let abort = |key, id| sessions.abort_of(key, id);
+    assert_eq!((abort(Some("bob"), Some("req-1")), abort(None, Some("req-1"))), (0, 0));
+    assert_eq!(abort(Some("ann"), Some("req-1")), 1);
+    assert_eq!(abort(Some("ann"), Some("1")), 0, "a number is the operator's");
+    assert_eq!((abort(Some("ann"), None), abort(None, Some("req-4"))), (1, 1));
+    assert_eq!(sessions.abort_of(Some("bob"), None), 1);
+}

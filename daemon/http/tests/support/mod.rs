@@ -16,12 +16,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
+use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
 use minisgl_http::backend::{
     Backend, Generate, Generation, Model, ModelEntry, TextService, Unavailable,
 };
 use minisgl_http::{Front, Keys, Settings, keyed_router, router};
-use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, TokenEvent, TokenLogprob};
+use minisgl_proto::{Finish, ModelInfo, RequestId, Sampled, StepStats, TokenEvent, TokenLogprob};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tower::ServiceExt;
@@ -74,6 +75,8 @@ pub struct Scripted {
     pub alive: Arc<AtomicUsize>,
     /// Events sent so far.
     pub sent: Arc<AtomicUsize>,
+    /// What its worker last said.
+    pub stats: Mutex<Option<StepStats>>,
     /// Places for jobs of its text side.
     pub text_gate: Arc<Semaphore>,
     /// Jobs that came to the gate and are not through.
@@ -107,6 +110,10 @@ impl Model for Loaded {
 
     fn info(&self) -> &ModelInfo {
         &self.model.info
+    }
+
+    fn stats(&self) -> Option<StepStats> {
+        *self.model.stats.lock().unwrap()
     }
 
     fn text(&self) -> Arc<dyn TextService> {
@@ -229,6 +236,8 @@ pub struct OneModel {
     pub health: Mutex<(bool, String)>,
     pub not_ready: Mutex<Option<String>>,
     pub generation: AtomicU64,
+    /// What was asked to be ended: by which key, and which id.
+    pub aborts: Mutex<Vec<(Option<String>, Option<String>)>>,
     /// Whether it is not there any more.
     pub gone: AtomicBool,
 }
@@ -267,6 +276,17 @@ impl Backend for OneModel {
 
     fn health(&self) -> (bool, String) {
         self.health.lock().unwrap().clone()
+    }
+
+    fn flush(&self, name: &str) -> BoxFuture<'static, Result<u64, String>> {
+        let name = name.to_owned();
+        Box::pin(async move { if name == "org/tiny" { Ok(7) } else { Err(format!("no {name}")) } })
+    }
+
+    fn abort(&self, key: Option<&str>, request_id: Option<&str>) -> usize {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        self.aborts.lock().unwrap().push((own(key), own(request_id)));
+        1
     }
 }
 
@@ -378,6 +398,7 @@ impl House {
             submitted: Mutex::default(),
             alive: Arc::default(),
             sent: Arc::default(),
+            stats: Mutex::new(None),
             text_gate: Arc::new(Semaphore::new(8)),
             text_waiting: Arc::default(),
         });
@@ -387,6 +408,7 @@ impl House {
             health: Mutex::new((true, "1 model ready".into())),
             not_ready: Mutex::new(None),
             generation: AtomicU64::new(1),
+            aborts: Mutex::default(),
             gone: AtomicBool::new(false),
         });
         let metrics = prometheus::Registry::new();
