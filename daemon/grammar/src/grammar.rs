@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::ebnf::to_lark;
 use crate::lark::Lark;
 use crate::limits::Limits;
+use crate::rewrite::{is_format, rewrite};
 
 /// A grammar that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +73,7 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
         few("schemas", lark.schemas.len(), limits.definitions)?;
         let mut sizes = Sizes::default();
         for schema in &mut lark.schemas {
+            rewrite(schema);
             sizes.add(schema);
             // Whoever made it of tools says in our own key how each is meant.
             let lenient = ours && schema[OPTIONS]["lenient"] == true;
@@ -82,7 +84,8 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
     };
     Ok(match grammar {
         Grammar::JsonSchema { schema, lenient } => {
-            let schema = serde_json::from_str(schema).map_err(|e| refused(e.to_string()))?;
+            let mut schema = serde_json::from_str(schema).map_err(|e| refused(e.to_string()))?;
+            rewrite(&mut schema);
             let mut sizes = Sizes::default();
             sizes.add(&schema);
             sizes.check(&few, limits)?;
@@ -114,6 +117,12 @@ pub(crate) fn readable(reason: &str) -> String {
     let reason = reason.split("\n<").next().unwrap_or(reason).trim();
     if reason.contains("panic") {
         "it is too large, or has too much in one place".into()
+    } else if reason.contains("coerce_one_of") {
+        "the branches of a oneOf may hold at once; give a property of each a const or enum of its own, or write anyOf".into()
+    } else if let Some((_, to)) = reason.split_once("Resource '")
+        && let Some((to, _)) = to.split_once("' is not present")
+    {
+        format!("it refers to {to}, which is not in it; nothing is fetched")
     } else {
         reason.into()
     }
@@ -208,7 +217,9 @@ impl Sizes {
     }
 
     fn pattern(&mut self, text: &str) {
-        self.patterns_squared += text.chars().count().pow(2);
+        if !is_format(text) {
+            self.patterns_squared += text.chars().count().pow(2);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod grammar;
 mod lark;
 mod limits;
 mod outline;
+mod rewrite;
 mod state;
 mod vocabulary;
 

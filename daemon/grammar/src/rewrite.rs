@@ -1,0 +1,304 @@
+//! Schemas in words that llguidance has.
+//!
+//! | what stands there | becomes |
+//! |---|---|
+//! | `uniqueItems: false`, `propertyNames` that any name has | nothing |
+//! | `propertyNames` that lists names, as pydantic and zod write for keys of an enumeration | `properties` |
+//! | `propertyNames` with a `pattern` | `patternProperties` |
+//! | `format` date, time and date-time | a `pattern`, without 29 February in other years and leap seconds |
+//! | a `format` that is not known beside a `pattern` | the pattern alone |
+//! | `minItems: 1.0` | `minItems: 1` |
+//!
+//! Owns: changes after which a schema means the same, or less where JSON Schema leaves it open. Must never: leave out what a schema
+//! forbids.
+
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
+
+/// Of properties that are made of a list of names, at most.
+const NAMES_MAX: usize = 64;
+
+/// Bytes that those of a schema may have in all: each has a schema of its own.
+const NAMES_BYTES_MAX: usize = 64 << 10;
+
+/// Words whose value is a schema, a list of schemas or (`items`) either.
+const ONE: [&str; 13] = [
+    "additionalItems",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "contains",
+    "else",
+    "if",
+    "items",
+    "not",
+    "oneOf",
+    "prefixItems",
+    "propertyNames",
+    "then",
+];
+
+/// Words whose values are schemas by name.
+const BY_NAME: [&str; 5] =
+    ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
+
+/// Words whose values are counts.
+const COUNTS: [&str; 6] =
+    ["maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"];
+
+/// Formats that llguidance has, besides those of times.
+const FORMATS: [&str; 8] =
+    ["duration", "email", "hostname", "ipv4", "ipv6", "unknown", "uri", "uuid"];
+
+/// A day that there is: of months with 31 and 30 days, of February, and its 29th in leap years.
+const DATE: &str = concat!(
+    r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))",
+    r"|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+);
+
+/// With a zone.
+const TIME: &str =
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?([zZ]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
+
+/// Formats whose patterns are our own.
+static TIMES: LazyLock<[(&str, String); 3]> = LazyLock::new(|| {
+    [
+        ("date", format!("^{DATE}$")),
+        ("time", format!("^{TIME}$")),
+        ("date-time", format!("^{DATE}[tT]{TIME}$")),
+    ]
+});
+
+/// Says it in words that llguidance has.
+pub(crate) fn rewrite(schema: &mut Value) {
+    // References are followed in what was written.
+    let root = schema.clone();
+    part(schema, &root, &mut { NAMES_BYTES_MAX });
+}
+
+/// Whether a pattern is that of a format, whose cost is known.
+pub(crate) fn is_format(pattern: &str) -> bool {
+    TIMES.iter().any(|(_, ours)| ours == pattern)
+}
+
+/// With bytes that are left for properties. Parts come before what they are parts of, which may make many of them.
+fn part(schema: &mut Value, root: &Value, left: &mut usize) {
+    let fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Array(parts) => {
+            return parts.iter_mut().for_each(|schema| part(schema, root, left));
+        }
+        _ => return,
+    };
+    for (word, value) in fields.iter_mut() {
+        match value {
+            Value::Object(of) if BY_NAME.contains(&word.as_str()) => {
+                of.values_mut().for_each(|schema| part(schema, root, left));
+            }
+            value if ONE.contains(&word.as_str()) => part(value, root, left),
+            _ => {}
+        }
+    }
+    if fields.get("uniqueItems") == Some(&Value::Bool(false)) {
+        fields.shift_remove("uniqueItems");
+    }
+    for word in COUNTS {
+        if let Some(count) = fields.get_mut(word) {
+            whole(count);
+        }
+    }
+    format(fields);
+    names(fields, root, left);
+}
+
+/// `1.0` as `1`.
+fn whole(count: &mut Value) {
+    if let Some(number) = count.as_f64().filter(|_| count.is_f64())
+        && number.fract() == 0.0
+        && (0.0..=f64::from(u32::MAX)).contains(&number)
+    {
+        *count = Value::from(number as u64);
+    }
+}
+
+fn format(fields: &mut Map<String, Value>) {
+    let Some(Value::String(format)) = fields.get("format") else { return };
+    let ours = TIMES.iter().find(|(name, _)| name == format);
+    let is_known = FORMATS.contains(&format.as_str());
+    let has_pattern = fields.get("pattern").is_some_and(Value::is_string);
+    if ours.is_none() && (is_known || !has_pattern) {
+        return;
+    }
+    fields.shift_remove("format");
+    let Some((_, pattern)) = ours else { return };
+    if !fields.contains_key("pattern") {
+        fields.insert("pattern".to_owned(), pattern.as_str().into());
+        return;
+    }
+    // Both hold.
+    let both = fields.entry("allOf").or_insert_with(|| Value::Array(Vec::new()));
+    if let Value::Array(both) = both {
+        both.push(serde_json::json!({ "pattern": pattern }));
+    }
+}
+
+/// What `propertyNames` says.
+enum Names {
+    Any,
+    Listed(Vec<String>),
+    Pattern(String),
+}
+
+fn names(fields: &mut Map<String, Value>, root: &Value, left: &mut usize) {
+    let Some(names) = fields.get("propertyNames").and_then(|names| read(names, root)) else {
+        return;
+    };
+    if let Names::Any = names {
+        fields.shift_remove("propertyNames");
+        return;
+    }
+    // With those, which schema a name has would take more to say.
+    if fields.contains_key("properties") || fields.contains_key("patternProperties") {
+        return;
+    }
+    let of = fields.get("additionalProperties").cloned().unwrap_or(Value::Bool(true));
+    let (word, names) = match names {
+        Names::Any => return,
+        Names::Pattern(pattern) => ("patternProperties", vec![pattern]),
+        Names::Listed(names) => {
+            let bytes = of.to_string().len() * names.len();
+            if names.len() > NAMES_MAX || bytes > *left {
+                return;
+            }
+            *left -= bytes;
+            ("properties", names)
+        }
+    };
+    let names = names.into_iter().map(|name| (name, of.clone())).collect();
+    fields.shift_remove("propertyNames");
+    fields.insert(word.to_owned(), Value::Object(names));
+    fields.insert("additionalProperties".to_owned(), Value::Bool(false));
+}
+
+fn read(names: &Value, root: &Value) -> Option<Names> {
+    let fields = match names {
+        Value::Bool(true) => return Some(Names::Any),
+        Value::Object(fields) => fields,
+        _ => return None,
+    };
+    let follow = fields.get("$ref").filter(|_| fields.len() == 1).and_then(Value::as_str);
+    let fields = match follow {
+        Some(to) => root.pointer(to.strip_prefix('#')?)?.as_object()?,
+        None => fields,
+    };
+    let mut names = Names::Any;
+    for (word, value) in fields {
+        names = match (word.as_str(), value, names) {
+            ("title" | "description" | "$comment", _, names) => names,
+            ("type", Value::String(kind), names) if kind == "string" => names,
+            ("pattern", Value::String(pattern), Names::Any) => Names::Pattern(pattern.clone()),
+            ("const", Value::String(name), Names::Any) => Names::Listed(vec![name.clone()]),
+            ("enum", Value::Array(list), Names::Any) => {
+                let strings = list.iter().map(|name| Some(name.as_str()?.to_owned()));
+                Names::Listed(strings.collect::<Option<_>>()?)
+            }
+            _ => return None,
+        };
+    }
+    Some(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(mut schema: Value, expected: &Value) {
+        let before = schema.to_string();
+        rewrite(&mut schema);
+        // The order of words is the order of properties.
+        assert_eq!(schema.to_string(), expected.to_string(), "of {before}");
+    }
+
+    #[test]
+    fn what_says_nothing_is_left_out() {
+        check(
+            json!({ "uniqueItems": false, "items": { "uniqueItems": true } }),
+            &json!({ "items": { "uniqueItems": true } }),
+        );
+        check(
+            json!({ "type": "object", "propertyNames": { "type": "string" }, "minProperties": 1.0 }),
+            &json!({ "type": "object", "minProperties": 1 }),
+        );
+        // Names of properties and values are no words.
+        for same in [
+            json!({ "properties": { "uniqueItems": false, "propertyNames": true } }),
+            json!({ "const": { "uniqueItems": false, "format": "date" } }),
+            json!({ "enum": [{ "minItems": 1.0 }] }),
+            json!({ "default": { "uniqueItems": false } }),
+            json!({ "minItems": 1.5 }),
+        ] {
+            check(same.clone(), &same);
+        }
+    }
+
+    #[test]
+    fn names_become_properties() {
+        check(
+            json!({ "$defs": { "Colour": { "enum": ["red", "blue"], "title": "Colour", "type": "string" } },
+                "additionalProperties": { "type": "integer" }, "propertyNames": { "$ref": "#/$defs/Colour" } }),
+            &json!({ "$defs": { "Colour": { "enum": ["red", "blue"], "title": "Colour", "type": "string" } },
+                "additionalProperties": false,
+                "properties": { "red": { "type": "integer" }, "blue": { "type": "integer" } } }),
+        );
+        check(
+            json!({ "propertyNames": { "pattern": "^x" } }),
+            &json!({ "patternProperties": { "^x": true }, "additionalProperties": false }),
+        );
+        let long: Vec<String> = (0..=NAMES_MAX).map(|n| n.to_string()).collect();
+        for same in [
+            json!({ "propertyNames": { "minLength": 2 } }),
+            json!({ "propertyNames": { "pattern": "^x", "enum": ["x"] } }),
+            json!({ "propertyNames": { "enum": ["x", 1] } }),
+            json!({ "propertyNames": { "$ref": "#/nowhere" } }),
+            json!({ "propertyNames": { "enum": long } }),
+            json!({ "propertyNames": { "enum": ["a"] }, "additionalProperties": { "const": "x".repeat(NAMES_BYTES_MAX) } }),
+            json!({ "propertyNames": { "enum": ["a"] }, "properties": { "a": {}, "b": {} } }),
+        ] {
+            check(same.clone(), &same);
+        }
+    }
+
+    /// Each level would have eight times what is in it.
+    #[test]
+    fn names_in_names_have_a_limit() {
+        let names = json!({ "enum": ["a", "b", "c", "d", "e", "f", "g", "h"] });
+        let mut schema = json!({ "type": "string" });
+        for _ in 0..40 {
+            schema = json!({ "propertyNames": names, "additionalProperties": schema });
+        }
+        rewrite(&mut schema);
+        let bytes = schema.to_string().len();
+        assert!((NAMES_BYTES_MAX / 8..2 * NAMES_BYTES_MAX).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn formats_become_patterns() {
+        check(json!({ "format": "nanoid", "pattern": "^x$" }), &json!({ "pattern": "^x$" }));
+        for same in [
+            json!({ "format": "nanoid" }),
+            json!({ "format": "email", "pattern": "@" }),
+            json!({ "format": 1, "pattern": "@" }),
+        ] {
+            check(same.clone(), &same);
+        }
+        check(json!({ "format": "time" }), &json!({ "pattern": format!("^{TIME}$") }));
+        check(
+            json!({ "anyOf": [{ "format": "date", "pattern": "^2" }] }),
+            &json!({ "anyOf": [{ "pattern": "^2", "allOf": [{ "pattern": format!("^{DATE}$") }] }] }),
+        );
+    }
+}
