@@ -82,7 +82,10 @@ fn fetch(python: &Path, dir: &Path) -> Result<()> {
 }
 
 /// A package as pip finds it, in `dir`; it has this extension.
-fn download(python: &Path, dir: &Path, what: &[&str], extension: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// No network.
+pub fn download(python: &Path, dir: &Path, what: &[&str], extension: &str) -> Result<PathBuf> {
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     sh::run(pip.args(what).arg("--dest").arg(dir), python::REMEDY)?;

@@ -16,6 +16,7 @@ mod notices;
 mod package;
 mod paths;
 mod python;
+mod schemas;
 mod sh;
 mod system;
 mod test;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{bench, build, corpus, model, needs, paths, python, sh};
+use crate::{bench, build, corpus, model, needs, paths, python, schemas, sh};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,7 +17,7 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 15] = [
+    let stages: [(&str, Stage); 16] = [
         ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
         ("shell scripts", shell_scripts),
@@ -31,6 +31,7 @@ pub fn run() -> Result<()> {
         ("release build", || build::release(build::Backend::Cuda)),
         ("Python clients", python_clients),
         ("chat templates", chat_templates),
+        ("JSON schemas", json_schemas),
         ("end-to-end tests", end_to_end),
         ("benchmarks", bench::run),
     ];
@@ -74,6 +75,17 @@ fn chat_templates() -> Result<()> {
     let mut command = sh::cargo();
     command.args(["test", "--locked", "-p", "minisgl-dialect", "--test", "all", "real_templates"]);
     sh::run(command.env("MINISGL_CORPUS", &corpus), "the calls that are read otherwise are above")
+}
+
+/// What the test suite of JSON Schema says of our grammars.
+fn json_schemas() -> Result<()> {
+    let suite = schemas::suite()?;
+    let mut command = sh::cargo();
+    command.args(["test", "--locked", "-p", "minisgl-grammar", "--test", "suite"]);
+    sh::run(
+        command.env("MINISGL_SCHEMA_SUITE", &suite),
+        "what differs is above; daemon/grammar/tests/suite/known.rs has what is known to",
+    )
 }
 
 /// The build for the CPU alone must go on compiling. What does not depend on the feature is checked here
