@@ -117,6 +117,8 @@ pub(crate) fn readable(reason: &str) -> String {
     let reason = reason.split("\n<").next().unwrap_or(reason).trim();
     if reason.contains("panic") {
         "it is too large, or has too much in one place".into()
+    } else if reason == "NoExtensionBias" {
+        "nothing fulfils it".into()
     } else if reason.contains("coerce_one_of") {
         "the branches of a oneOf may hold at once; give a property of each a const or enum of its own, or write anyOf".into()
     } else if let Some((_, to)) = reason.split_once("Resource '")

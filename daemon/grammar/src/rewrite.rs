@@ -8,10 +8,14 @@
 //! | `format` date, time and date-time | a `pattern`, without 29 February in other years and leap seconds |
 //! | a `format` that is not known beside a `pattern` | the pattern alone |
 //! | `minItems: 1.0` | `minItems: 1` |
+//! | limits of numbers beyond those of an i64, as zod writes for a float32 | the largest of an i64 |
+//! | `oneOf` of constants that differ | `anyOf` |
+//! | a `$schema` of json-schema.org that is misspelt | the draft that it names, or nothing |
 //!
 //! Owns: changes after which a schema means the same, or less where JSON Schema leaves it open. Must never: leave out what a schema
 //! forbids.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
@@ -47,6 +51,18 @@ const BY_NAME: [&str; 5] =
 const COUNTS: [&str; 6] =
     ["maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"];
 
+/// What drafts are called.
+const DRAFTS: [(&str, &str); 5] = [
+    ("draft-04", "http://json-schema.org/draft-04/schema#"),
+    ("draft-06", "http://json-schema.org/draft-06/schema#"),
+    ("draft-07", "http://json-schema.org/draft-07/schema#"),
+    ("2019-09", "https://json-schema.org/draft/2019-09/schema"),
+    ("2020-12", "https://json-schema.org/draft/2020-12/schema"),
+];
+
+/// Limits of numbers may be from its negative to it: the largest f64 below those of an i64.
+const NUMBER_MAX: i64 = 9_223_372_036_854_774_784;
+
 /// Formats that llguidance has, besides those of times.
 const FORMATS: [&str; 8] =
     ["duration", "email", "hostname", "ipv4", "ipv6", "unknown", "uri", "uuid"];
@@ -74,7 +90,23 @@ static TIMES: LazyLock<[(&str, String); 3]> = LazyLock::new(|| {
 pub(crate) fn rewrite(schema: &mut Value) {
     // References are followed in what was written.
     let root = schema.clone();
+    if let Value::Object(fields) = schema {
+        dialect(fields);
+    }
     part(schema, &root, &mut { NAMES_BYTES_MAX });
+}
+
+fn dialect(fields: &mut Map<String, Value>) {
+    let Some(Value::String(named)) = fields.get_mut("$schema") else { return };
+    if !named.contains("://json-schema.org/") {
+        return;
+    }
+    match DRAFTS.iter().find(|(draft, _)| named.contains(draft)) {
+        Some((_, name)) => *named = (*name).to_owned(),
+        None => {
+            fields.shift_remove("$schema");
+        }
+    }
 }
 
 /// Whether a pattern is that of a format, whose cost is known.
@@ -108,6 +140,18 @@ fn part(schema: &mut Value, root: &Value, left: &mut usize) {
             whole(count);
         }
     }
+    for word in ["minimum", "exclusiveMinimum"] {
+        clamp(fields, word, |limit| limit < -(NUMBER_MAX as f64), -NUMBER_MAX);
+    }
+    for word in ["maximum", "exclusiveMaximum"] {
+        clamp(fields, word, |limit| limit > NUMBER_MAX as f64, NUMBER_MAX);
+    }
+    if constants(fields) {
+        *fields = std::mem::take(fields)
+            .into_iter()
+            .map(|(word, value)| (if word == "oneOf" { "anyOf".to_owned() } else { word }, value))
+            .collect();
+    }
     format(fields);
     names(fields, root, left);
 }
@@ -120,6 +164,33 @@ fn whole(count: &mut Value) {
     {
         *count = Value::from(number as u64);
     }
+}
+
+fn clamp(fields: &mut Map<String, Value>, word: &str, is_beyond: fn(f64) -> bool, limit: i64) {
+    if let Some(value) = fields.get_mut(word)
+        && value.as_f64().is_some_and(is_beyond)
+    {
+        *value = limit.into();
+    }
+}
+
+/// Whether the branches of a `oneOf` are constants, no two of which are equal.
+fn constants(fields: &Map<String, Value>) -> bool {
+    let Some(Value::Array(branches)) = fields.get("oneOf") else { return false };
+    if fields.contains_key("anyOf") {
+        return false;
+    }
+    let mut seen = BTreeSet::new();
+    branches.iter().all(|branch| match branch.get("const") {
+        // 1 is 1.0.
+        Some(Value::Number(number)) => {
+            seen.insert(number.as_f64().map_or_else(|| number.to_string(), |n| n.to_string()))
+        }
+        Some(value @ (Value::String(_) | Value::Bool(_) | Value::Null)) => {
+            seen.insert(value.to_string())
+        }
+        _ => false,
+    })
 }
 
 fn format(fields: &mut Map<String, Value>) {
@@ -267,6 +338,42 @@ mod tests {
             json!({ "propertyNames": { "enum": long } }),
             json!({ "propertyNames": { "enum": ["a"] }, "additionalProperties": { "const": "x".repeat(NAMES_BYTES_MAX) } }),
             json!({ "propertyNames": { "enum": ["a"] }, "properties": { "a": {}, "b": {} } }),
+        ] {
+            check(same.clone(), &same);
+        }
+    }
+
+    #[test]
+    fn limits_and_drafts_are_those_that_there_are() {
+        check(
+            json!({ "$schema": "https://json-schema.org/draft-07/schema", "minimum": -3.5e38, "maximum": u64::MAX }),
+            &json!({ "$schema": "http://json-schema.org/draft-07/schema#",
+                "minimum": -NUMBER_MAX, "maximum": NUMBER_MAX }),
+        );
+        check(
+            json!({ "$schema": "http://json-schema.org/schema#", "type": "null" }),
+            &json!({ "type": "null" }),
+        );
+        for same in [
+            json!({ "minimum": 1e30, "maximum": -1e30 }),
+            json!({ "minimum": -9_007_199_254_740_991_i64, "maximum": 9_007_199_254_740_991_i64 }),
+            json!({ "$schema": "https://example.com/mine" }),
+        ] {
+            check(same.clone(), &same);
+        }
+    }
+
+    #[test]
+    fn constants_exclude_each_other() {
+        check(
+            json!({ "type": "integer", "oneOf": [{ "const": 1, "title": "One" }, { "const": 2 }], "title": "n" }),
+            &json!({ "type": "integer", "anyOf": [{ "const": 1, "title": "One" }, { "const": 2 }], "title": "n" }),
+        );
+        for same in [
+            json!({ "oneOf": [{ "const": 1 }, { "const": 1.0 }] }),
+            json!({ "oneOf": [{ "const": 1 }, { "type": "null" }] }),
+            json!({ "oneOf": [{ "const": {} }, { "const": [] }] }),
+            json!({ "oneOf": [{ "const": 1 }], "anyOf": [{}] }),
         ] {
             check(same.clone(), &same);
         }
