@@ -9,7 +9,7 @@
 //! | a `format` that is not known beside a `pattern` | the pattern alone |
 //! | `minItems: 1.0` | `minItems: 1` |
 //! | limits of numbers beyond those of an i64, as zod writes for a float32 | the largest of an i64 |
-//! | `oneOf` of constants that differ | `anyOf` |
+//! | `oneOf` of constants that differ, or of objects with a required property that is one | `anyOf` |
 //! | a `$schema` of json-schema.org that is misspelt | the draft that it names, or nothing |
 //!
 //! Owns: changes after which a schema means the same, or less where JSON Schema leaves it open. Must never: leave out what a schema
@@ -146,7 +146,7 @@ fn part(schema: &mut Value, root: &Value, left: &mut usize) {
     for word in ["maximum", "exclusiveMaximum"] {
         clamp(fields, word, |limit| limit > NUMBER_MAX as f64, NUMBER_MAX);
     }
-    if constants(fields) {
+    if constants(fields, root) {
         *fields = std::mem::take(fields)
             .into_iter()
             .map(|(word, value)| (if word == "oneOf" { "anyOf".to_owned() } else { word }, value))
@@ -174,14 +174,35 @@ fn clamp(fields: &mut Map<String, Value>, word: &str, is_beyond: fn(f64) -> bool
     }
 }
 
-/// Whether the branches of a `oneOf` are constants, no two of which are equal.
-fn constants(fields: &Map<String, Value>) -> bool {
+/// Whether the branches of a `oneOf` are constants, or objects with a property that is one, no two of which are equal.
+fn constants(fields: &Map<String, Value>, root: &Value) -> bool {
     let Some(Value::Array(branches)) = fields.get("oneOf") else { return false };
     if fields.contains_key("anyOf") {
         return false;
     }
+    let branches: Option<Vec<_>> = branches.iter().map(|branch| follow(branch, root)).collect();
+    let Some(branches) = branches else { return false };
+    let required = |branch: &Map<String, Value>, name: &Value| {
+        branch.get("required").and_then(Value::as_array).is_some_and(|of| of.contains(name))
+    };
+    let names = branches.first().and_then(|branch| branch.get("required")?.as_array());
+    let differ_in = |name: &Value| {
+        branches.iter().all(|branch| {
+            branch.get("type").is_some_and(|kind| kind == "object") && required(branch, name)
+        }) && differ(
+            branches
+                .iter()
+                .map(|branch| branch.get("properties")?.get(name.as_str()?)?.get("const")),
+        )
+    };
+    differ(branches.iter().map(|branch| branch.get("const")))
+        || names.is_some_and(|names| names.iter().any(differ_in))
+}
+
+/// Whether all are constants that differ.
+fn differ<'a>(mut constants: impl Iterator<Item = Option<&'a Value>>) -> bool {
     let mut seen = BTreeSet::new();
-    branches.iter().all(|branch| match branch.get("const") {
+    constants.all(|constant| match constant {
         // 1 is 1.0.
         Some(Value::Number(number)) => {
             seen.insert(number.as_f64().map_or_else(|| number.to_string(), |n| n.to_string()))
@@ -191,6 +212,15 @@ fn constants(fields: &Map<String, Value>) -> bool {
         }
         _ => false,
     })
+}
+
+/// A schema, or the one that it refers to and says no more.
+fn follow<'a>(schema: &'a Value, root: &'a Value) -> Option<&'a Map<String, Value>> {
+    let fields = schema.as_object()?;
+    match fields.get("$ref").filter(|_| fields.len() == 1) {
+        Some(to) => root.pointer(to.as_str()?.strip_prefix('#')?)?.as_object(),
+        None => Some(fields),
+    }
 }
 
 fn format(fields: &mut Map<String, Value>) {
@@ -253,16 +283,10 @@ fn names(fields: &mut Map<String, Value>, root: &Value, left: &mut usize) {
 }
 
 fn read(names: &Value, root: &Value) -> Option<Names> {
-    let fields = match names {
-        Value::Bool(true) => return Some(Names::Any),
-        Value::Object(fields) => fields,
-        _ => return None,
-    };
-    let follow = fields.get("$ref").filter(|_| fields.len() == 1).and_then(Value::as_str);
-    let fields = match follow {
-        Some(to) => root.pointer(to.strip_prefix('#')?)?.as_object()?,
-        None => fields,
-    };
+    if *names == Value::Bool(true) {
+        return Some(Names::Any);
+    }
+    let fields = follow(names, root)?;
     let mut names = Names::Any;
     for (word, value) in fields {
         names = match (word.as_str(), value, names) {
@@ -369,7 +393,21 @@ mod tests {
             json!({ "type": "integer", "oneOf": [{ "const": 1, "title": "One" }, { "const": 2 }], "title": "n" }),
             &json!({ "type": "integer", "anyOf": [{ "const": 1, "title": "One" }, { "const": 2 }], "title": "n" }),
         );
+        let tagged = |kind: u32| json!({ "type": "object", "properties": { "n": {}, "kind": { "const": kind } }, "required": ["n", "kind"] });
+        let (one, two) = (tagged(1), tagged(2));
+        check(
+            json!({ "$defs": { "one": one }, "oneOf": [{ "$ref": "#/$defs/one" }, two] }),
+            &json!({ "$defs": { "one": one }, "anyOf": [{ "$ref": "#/$defs/one" }, two] }),
+        );
+        let mut loose = two.clone();
+        loose["required"] = json!(["n"]);
+        let mut any = two.clone();
+        any["type"] = json!(["object", "null"]);
         for same in [
+            json!({ "oneOf": [one, one] }),
+            json!({ "oneOf": [one, loose] }),
+            json!({ "oneOf": [one, any] }),
+            json!({ "oneOf": [{ "$ref": "#" }, one] }),
             json!({ "oneOf": [{ "const": 1 }, { "const": 1.0 }] }),
             json!({ "oneOf": [{ "const": 1 }, { "type": "null" }] }),
             json!({ "oneOf": [{ "const": {} }, { "const": [] }] }),
