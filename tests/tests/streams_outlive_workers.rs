@@ -42,7 +42,7 @@ fn ask(n: u64, stream: bool) -> Ask {
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {
         "s": {"type": "string", "maxLength": 40}, "n": {"type": "integer", "maximum": 99999, "minimum": 10000}},
         "required": ["s", "n"], "additionalProperties": false}}});
-    let (path, mut body) = match n % 10 {
+    let (path, mut body) = match n % 12 {
         0 => ("/v1/chat/completions", json!({"max_tokens": tokens, "temperature": 0})),
         1 => (
             "/v1/chat/completions",
@@ -85,6 +85,18 @@ fn ask(n: u64, stream: bool) -> Ask {
             json!({"max_tokens": tokens, "temperature": 1.0, "seed": seed, "tools": [tool], "tool_choice": "required",
                    "enable_thinking": true, "thinking_token_budget": tokens / 4}),
         ),
+        9 => (
+            "/v1/messages",
+            json!({"max_tokens": tokens, "temperature": 1.0, "top_k": 40, "seed": seed, "tool_choice": {"type": "any"},
+                   "tools": [{"name": "f", "input_schema": tool["function"]["parameters"]}],
+                   "thinking": {"type": "enabled", "budget_tokens": tokens / 4}}),
+        ),
+        10 => (
+            "/v1/responses",
+            json!({"max_output_tokens": tokens, "temperature": 1.0, "seed": seed, "store": false, "enable_thinking": true,
+                   "thinking_token_budget": tokens / 3,
+                   "text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": schema}}}),
+        ),
         _ => (
             "/generate",
             json!({"sampling_params": {"max_new_tokens": tokens, "temperature": 0,
@@ -93,7 +105,8 @@ fn ask(n: u64, stream: bool) -> Ask {
     };
     body["model"] = json!("dummy");
     match path {
-        "/v1/chat/completions" => {
+        "/v1/responses" => body["input"] = json!(format!("Tell me of {n}.")),
+        "/v1/chat/completions" | "/v1/messages" => {
             body["messages"] = json!([{"role": "user", "content": format!("Tell me of {n}.")}]);
         }
         "/v1/completions" => body["prompt"] = json!(prompt),
@@ -101,7 +114,7 @@ fn ask(n: u64, stream: bool) -> Ask {
     }
     if stream {
         body["stream"] = json!(true);
-        if path != "/generate" {
+        if matches!(path, "/v1/chat/completions" | "/v1/completions") {
             body["stream_options"] = json!({"include_usage": true});
         }
     }
@@ -130,6 +143,9 @@ fn sum_up(path: &str, parts: impl IntoIterator<Item = Value>) -> Value {
         let keep = ["finish_reason", "prompt_tokens", "completion_tokens", "output_token_logprobs"];
         let kept: BTreeMap<&str, &Value> = keep.iter().map(|key| (*key, &meta[*key])).collect();
         return json!({"text": last["text"], "ids": last["output_ids"], "meta": kept});
+    }
+    if matches!(path, "/v1/messages" | "/v1/responses") {
+        return json!(parts.into_iter().map(|part| said(&part)).collect::<String>());
     }
     let mut texts: BTreeMap<u64, (String, Vec<Value>, Value)> = BTreeMap::new();
     let mut usage = Value::Null;
@@ -178,6 +194,39 @@ fn sum_up(path: &str, parts: impl IntoIterator<Item = Value>) -> Value {
     let counts =
         ["prompt_tokens", "completion_tokens", "total_tokens"].map(|key| usage[key].clone());
     json!({"choices": texts, "usage": counts})
+}
+
+/// What an event, or a whole answer, of Anthropic's or OpenAI's responses says, and why it ends.
+fn said(part: &Value) -> String {
+    let mut all = String::new();
+    let mut put = |value: &Value| match value {
+        Value::String(text) => all.push_str(text),
+        Value::Null => {}
+        other => all.push_str(&other.to_string()),
+    };
+    let delta = &part["delta"];
+    for text in ["text", "thinking", "partial_json", "stop_reason"] {
+        put(&delta[text]);
+    }
+    if delta.is_string() {
+        put(delta);
+    }
+    put(&part["response"]["incomplete_details"]);
+    put(&part["response"]["usage"]["output_tokens"]);
+    // Of a whole answer.
+    for block in part["content"].as_array().into_iter().flatten() {
+        for key in ["text", "thinking", "name", "input"] {
+            put(&block[key]);
+        }
+    }
+    for item in part["output"].as_array().into_iter().flatten() {
+        put(&item["arguments"]);
+        for content in item["content"].as_array().into_iter().flatten() {
+            put(&content["text"]);
+        }
+    }
+    put(&part["stop_reason"]);
+    all
 }
 
 #[test]
