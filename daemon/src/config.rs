@@ -84,6 +84,8 @@ pub struct HttpConfig {
     pub max_tokens_over_room: OverRoom,
     /// Seconds of silence after which a stream gets a comment; 0 is never.
     pub ping_s: f64,
+    /// What thoughts are called in chat completions.
+    pub reasoning_fields: ReasoningFields,
     /// Honour the `priority` of requests.
     pub client_priority: bool,
     /// Let clients empty prefix caches.
@@ -102,6 +104,28 @@ pub enum OverRoom {
     Refuse,
 }
 
+/// What thoughts are called in messages and deltas of chat completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReasoningFields {
+    /// Both names.
+    Both,
+    /// As in SGLang.
+    ReasoningContent,
+    /// As in vLLM.
+    Reasoning,
+}
+
+impl From<ReasoningFields> for minisgl_http::Thoughts {
+    fn from(fields: ReasoningFields) -> Self {
+        match fields {
+            ReasoningFields::Both => Self::Both,
+            ReasoningFields::ReasoningContent => Self::ReasoningContent,
+            ReasoningFields::Reasoning => Self::Reasoning,
+        }
+    }
+}
+
 impl Default for HttpConfig {
     fn default() -> Self {
         HttpConfig {
@@ -117,6 +141,7 @@ impl Default for HttpConfig {
             connections_max: 4096,
             max_tokens_over_room: OverRoom::Clamp,
             ping_s: 15.0,
+            reasoning_fields: ReasoningFields::Both,
             client_priority: false,
             client_flush: false,
             ollama: false,
@@ -330,6 +355,7 @@ impl Config {
             connections_max: self.http.connections_max,
             clamp_max_tokens: self.http.max_tokens_over_room == OverRoom::Clamp,
             ping_interval: (!ping.is_zero()).then_some(ping),
+            thoughts: self.http.reasoning_fields.into(),
             client_priority: self.http.client_priority,
             client_flush: self.http.client_flush,
             ollama: self.http.ollama,

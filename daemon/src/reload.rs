@@ -179,6 +179,7 @@ fn compare(old: &Config, new: &Config) -> Outcome {
         connections_max,
         max_tokens_over_room,
         ping_s,
+        reasoning_fields,
         client_priority,
         client_flush,
         ollama,
@@ -208,6 +209,7 @@ fn compare(old: &Config, new: &Config) -> Outcome {
     later("[http] listen", old.http.listen != *listen);
     later("[http] max_tokens_over_room", old.http.max_tokens_over_room != *max_tokens_over_room);
     later("[http] ping_s", old.http.ping_s != *ping_s);
+    later("[http] reasoning_fields", old.http.reasoning_fields != *reasoning_fields);
     later("[http] client_priority", old.http.client_priority != *client_priority);
     later("[http] client_flush", old.http.client_flush != *client_flush);
     later("[http] ollama", old.http.ollama != *ollama);
@@ -225,6 +227,7 @@ fn merge(old: &Config, new: Config) -> Config {
             listen: old.http.listen,
             max_tokens_over_room: old.http.max_tokens_over_room,
             ping_s: old.http.ping_s,
+            reasoning_fields: old.http.reasoning_fields,
             client_priority: old.http.client_priority,
             client_flush: old.http.client_flush,
             ollama: old.http.ollama,

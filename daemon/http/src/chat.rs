@@ -13,6 +13,7 @@ use crate::logprobs;
 use crate::part::{Delta, Part, Scored, Usage, Whole};
 use crate::prompt::{Dialogue, PromptFields};
 use crate::sampling::{SamplingFields, top, whole};
+use crate::settings::Thoughts;
 use crate::surface::Surface;
 use crate::tokenizer::TextModel;
 use crate::usage::{self, StreamOptions, Telling};
@@ -117,8 +118,8 @@ impl Surface for Chat {
         Ok((intent, Chat))
     }
 
-    fn wire(self, _: &Arc<Front>, answer: Answer) -> ChatWire {
-        ChatWire::new(answer)
+    fn wire(self, front: &Arc<Front>, answer: Answer) -> ChatWire {
+        ChatWire::new(answer, front.settings.thoughts)
     }
 }
 
@@ -145,6 +146,7 @@ pub struct ChatWire {
     text: Arc<TextModel>,
     logprobs: bool,
     telling: Telling,
+    thoughts: Thoughts,
     /// Whether a choice has called a tool.
     called: Vec<bool>,
     /// The prompt, if its log-probabilities are wanted.
@@ -152,7 +154,7 @@ pub struct ChatWire {
 }
 
 impl ChatWire {
-    fn new(answer: Answer) -> ChatWire {
+    fn new(answer: Answer, thoughts: Thoughts) -> ChatWire {
         let id = format!("chatcmpl-{}", answer.id);
         ChatWire {
             chunk: Head::new(&answer, &id, "chat.completion.chunk"),
@@ -160,6 +162,7 @@ impl ChatWire {
             text: Arc::clone(&answer.text),
             logprobs: answer.logprobs,
             telling: answer.telling,
+            thoughts,
             called: vec![false; answer.choices],
             prompted: answer.prompts.into_iter().next(),
         }
@@ -207,12 +210,17 @@ impl ChatWire {
     }
 }
 
-/// A thought, under both names that clients look for.
-fn reasoning(out: &mut Vec<u8>, text: &str) {
-    out.extend_from_slice(b"\"reasoning_content\":");
-    put(out, text);
-    out.extend_from_slice(b",\"reasoning\":");
-    put(out, text);
+/// A thought, under the names that clients look for.
+fn reasoning(out: &mut Vec<u8>, text: &str, thoughts: Thoughts) {
+    let names: &[&[u8]] = match thoughts {
+        Thoughts::Both => &[b"\"reasoning_content\":", b",\"reasoning\":"],
+        Thoughts::ReasoningContent => &[b"\"reasoning_content\":"],
+        Thoughts::Reasoning => &[b"\"reasoning\":"],
+    };
+    for name in names {
+        out.extend_from_slice(name);
+        put(out, text);
+    }
 }
 
 /// Why a choice ended, if it did; one that called tools says so.
@@ -241,7 +249,7 @@ impl Wire for ChatWire {
                     out.extend_from_slice(b"\"content\":");
                     put(out, text);
                 }
-                Part::Reasoning(text) => reasoning(out, text),
+                Part::Reasoning(text) => reasoning(out, text, self.thoughts),
                 Part::CallEnd { .. } => {}
                 // Id and name come once and are never null: clients join what comes.
                 Part::ToolCall { index, start, arguments } => {
@@ -292,7 +300,7 @@ impl Wire for ChatWire {
             out.extend_from_slice(b",\"refusal\":null");
             if !whole.reasoning.is_empty() {
                 out.push(b',');
-                reasoning(out, &whole.reasoning);
+                reasoning(out, &whole.reasoning, self.thoughts);
             }
             for (at, call) in whole.calls.iter().enumerate() {
                 let before: &[u8] = if at == 0 { b",\"tool_calls\":[" } else { b"," };
@@ -344,19 +352,22 @@ mod tests {
 
     async fn wire() -> ChatWire {
         let text = TextModel::without_tokenizer();
-        ChatWire::new(Answer {
-            id: "1".into(),
-            request_id: "r".into(),
-            created_s: 7,
-            model: "m".into(),
-            text,
-            logprobs: false,
-            telling: Telling::AtEnd,
-            choices: 1,
-            per_prompt: 1,
-            is_batch: false,
-            prompts: Vec::new(),
-        })
+        ChatWire::new(
+            Answer {
+                id: "1".into(),
+                request_id: "r".into(),
+                created_s: 7,
+                model: "m".into(),
+                text,
+                logprobs: false,
+                telling: Telling::AtEnd,
+                choices: 1,
+                per_prompt: 1,
+                is_batch: false,
+                prompts: Vec::new(),
+            },
+            Thoughts::Both,
+        )
     }
 
     fn deltas(mut take: impl FnMut(&Delta<'_>)) {

@@ -76,7 +76,7 @@ pub use limits::Limits;
 pub use origin::{is_host, is_origin};
 pub use record::KeyName;
 pub use server::serve;
-pub use settings::{BODIES_BYTES_MAX, Settings};
+pub use settings::{BODIES_BYTES_MAX, Settings, Thoughts};
 pub use tls::{BadCertificate, Certificate, Tls};
 
 /// All routes, for everybody. Serve it with [`serve`], or merge it into another router that asks who is there.

@@ -5,6 +5,17 @@ use std::time::Duration;
 /// Bytes of all request bodies at once, at most.
 pub const BODIES_BYTES_MAX: usize = 128 << 20;
 
+/// What thoughts are called in messages and deltas of chat completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thoughts {
+    /// `reasoning_content` and `reasoning`, both with the whole text: some clients read the one, some the other.
+    Both,
+    /// DeepSeek's name, which SGLang has.
+    ReasoningContent,
+    /// OpenRouter's, which vLLM has.
+    Reasoning,
+}
+
 /// Limits, with the defaults an operator can live with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -33,6 +44,8 @@ pub struct Settings {
     pub clamp_max_tokens: bool,
     /// Silence after which a stream gets a comment, so that no proxy takes it for dead; `None` is never.
     pub ping_interval: Option<Duration>,
+    /// What thoughts are called in chat completions.
+    pub thoughts: Thoughts,
     /// Whether the `priority` of a request counts.
     pub client_priority: bool,
     /// Whether clients may empty prefix caches.
@@ -60,6 +73,7 @@ impl Default for Settings {
             tokenizer_threads: 0,
             clamp_max_tokens: true,
             ping_interval: Some(Duration::from_secs(15)),
+            thoughts: Thoughts::Both,
             client_priority: false,
             client_flush: false,
             ollama: false,

@@ -4,6 +4,7 @@
 
 mod support;
 
+use minisgl_http::{Settings, Thoughts};
 use minisgl_proto::{Finish, Grammar, Guided};
 use serde_json::{Value, json};
 use support::{House, Step, say};
@@ -314,4 +315,25 @@ async fn tools_that_are_too_much_are_refused_by_name() {
     let tools: Vec<Value> = (0..300).map(tool).collect();
     let answer = house.chat(json!({"tools": tools, "tool_choice": "required"})).await;
     assert_eq!(answer.status, 400, "{}", answer.body);
+}
+
+#[tokio::test]
+async fn thoughts_have_the_names_that_the_operator_chose() {
+    for (thoughts, content, other) in [
+        (Thoughts::Both, true, true),
+        (Thoughts::ReasoningContent, true, false),
+        (Thoughts::Reasoning, false, true),
+    ] {
+        let settings = Settings { thoughts, ..Settings::default() };
+        let house = House::with(|_| Ok(say(OUTPUT)), settings, json!({}));
+        std::fs::write(house.folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
+        let message = house.chat(json!({})).await.json()["choices"][0]["message"].clone();
+        let has = |name: &str| message.get(name).is_some();
+        assert_eq!((has("reasoning_content"), has("reasoning")), (content, other), "{thoughts:?}");
+        let (events, _) = house.chat(json!({"stream": true})).await.events();
+        let any = |name: &str| {
+            events.iter().any(|event| event["choices"][0]["delta"].get(name).is_some())
+        };
+        assert_eq!((any("reasoning_content"), any("reasoning")), (content, other), "{thoughts:?}");
+    }
 }
