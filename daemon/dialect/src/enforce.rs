@@ -29,8 +29,9 @@ use crate::part::{Outcome, Part};
 use crate::tools::{Tool, Tools};
 use arguments::{Tags, as_json, parameters, tagged};
 pub use lark::LARK_BYTES_MAX;
-use lark::{Lark, quoted, string};
+use lark::{Lark, quoted, string, too_long};
 use literal::{Literals, Notation};
+use schema::ALL_LOOKS_MAX;
 
 /// A tool whose calls are enforced.
 #[derive(Clone, Copy, Debug)]
@@ -117,10 +118,20 @@ fn call(
     // Names by the rule of their arguments, in the order of tools.
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
     let mut places = std::collections::HashMap::new();
+    let (mut names_bytes, mut looks) = (0, ALL_LOOKS_MAX);
+    let types = match tag.arguments {
+        Arguments::Tagged { .. } => Tools::of(wanted.tools.iter().map(|tool| tool.tool)),
+        _ => Tools::default(),
+    };
     for tool in wanted.tools {
         let name = &tool.tool.name;
         if !seen.insert(name) {
             continue;
+        }
+        // In quotation marks, with a sign before the next. They are written last.
+        names_bytes += name.len() + 3;
+        if names_bytes > LARK_BYTES_MAX {
+            return Err(too_long());
         }
         if name.contains(char::is_control) || !reads(dialect, tag, tool.tool) {
             let dialect = dialect.name;
@@ -132,11 +143,14 @@ fn call(
             Arguments::Json => as_json(tool, lark)?,
             Arguments::Tagged { open, middle, close } => {
                 let end = [tag.end, tag.last].concat().replace('>', "> ");
-                tagged(tool, &Tags { open, middle, close, end }, lark)?
+                let tags = Tags { open, middle, close, end };
+                tagged(tool, &types, &tags, &mut looks, lark)?
             }
-            Arguments::Python | Arguments::Gemma => literals
-                .arguments(&parameters(tool)?, lark)
-                .map_err(|what| format!("tool {name:?} has {what}"))?,
+            Arguments::Python | Arguments::Gemma => {
+                let arguments = literals.arguments(&parameters(tool)?, lark);
+                lark.check()?;
+                arguments.map_err(|what| format!("tool {name:?} has {what}"))?
+            }
         };
         lark.check()?;
         let at = *places.entry(arguments.clone()).or_insert_with(|| {

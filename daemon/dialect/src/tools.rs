@@ -17,8 +17,13 @@ pub struct Tool {
 
 /// References that follow references, and schemas inside schemas, up to this depth.
 const DEPTH_MAX: u32 = 16;
-/// Schemas that are looked at for one tool, each as often as it is referred to. What is beyond may be any type.
-const SCHEMAS_MAX: u32 = 20_000;
+/// Looks for one tool: at schemas, each as often as it is referred to, where [`PER_LOOK`] values, names or bytes of a name count as
+/// one more. What is beyond may be any type.
+const LOOKS_MAX: usize = 20_000;
+/// Those for all tools of a request.
+const ALL_LOOKS_MAX: usize = 100_000;
+/// See there.
+const PER_LOOK: usize = 16;
 
 /// The JSON types that a value may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,12 +101,20 @@ impl Tools {
     /// Reads the schemas. Of two tools of one name the first counts. What a schema does not say, or says in a way that
     /// is not read (a reference to another document), leaves an argument any type.
     pub fn new(tools: &[Tool]) -> Tools {
+        Tools::of(tools.iter())
+    }
+
+    /// The same.
+    pub(crate) fn of<'a>(tools: impl Iterator<Item = &'a Tool>) -> Tools {
         let mut by_name = BTreeMap::new();
+        let mut all = ALL_LOOKS_MAX;
         for tool in tools {
             by_name.entry(tool.name.clone()).or_insert_with(|| {
                 let mut arguments = Arguments::default();
-                let mut schemas = Schemas { root: &tool.parameters, left: SCHEMAS_MAX };
+                let had = LOOKS_MAX.min(all);
+                let mut schemas = Schemas { root: &tool.parameters, left: had };
                 schemas.arguments(&tool.parameters, 0, &mut arguments);
+                all -= had - schemas.left;
                 arguments
             });
         }
@@ -124,8 +137,8 @@ impl Tools {
 /// The schemas of one tool.
 struct Schemas<'a> {
     root: &'a Value,
-    /// How many may still be looked at.
-    left: u32,
+    /// Looks that are left.
+    left: usize,
 }
 
 impl<'a> Schemas<'a> {
@@ -135,8 +148,15 @@ impl<'a> Schemas<'a> {
         schema.as_object().filter(|_| depth < DEPTH_MAX)
     }
 
-    fn reference(&self, schema: &Map<String, Value>) -> Option<&'a Value> {
-        self.root.pointer(schema.get("$ref")?.as_str()?.strip_prefix('#')?)
+    /// Whether there is room for so many values, names or bytes.
+    fn has_room(&mut self, count: usize) -> bool {
+        self.left = self.left.saturating_sub(count / PER_LOOK);
+        self.left > 0
+    }
+
+    fn reference(&mut self, schema: &Map<String, Value>) -> Option<&'a Value> {
+        let at = schema.get("$ref")?.as_str()?.strip_prefix('#')?;
+        if self.has_room(at.len()) { self.root.pointer(at) } else { None }
     }
 
     /// Reads the arguments that a schema names.
@@ -147,7 +167,10 @@ impl<'a> Schemas<'a> {
         }
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
             for (name, schema) in properties {
-                let types = self.types(schema, depth + 1);
+                let types = match self.has_room(name.len()) {
+                    true => self.types(schema, depth + 1),
+                    false => Types::ANY,
+                };
                 let known = arguments.types.entry(name.clone()).or_insert(types);
                 *known = known.or(types);
             }
@@ -167,7 +190,7 @@ impl<'a> Schemas<'a> {
         let Some(schema) = self.look(schema, depth) else { return Types::ANY };
         let mut allowed = match schema.get("type") {
             Some(Value::String(name)) => Types::named(name),
-            Some(Value::Array(names)) => {
+            Some(Value::Array(names)) if self.has_room(names.len()) => {
                 let names = names.iter().filter_map(Value::as_str);
                 names.fold(Types(0), |types, name| types.or(Types::named(name)))
             }
@@ -178,7 +201,7 @@ impl<'a> Schemas<'a> {
         }
         let constant = schema.get("const").map(std::slice::from_ref);
         let values = constant.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice));
-        if let Some(values) = values {
+        if let Some(values) = values.filter(|values| self.has_room(values.len())) {
             let any = values.iter().map(Types::of).fold(Types(0), Types::or);
             allowed = allowed.and(any);
         }
@@ -235,5 +258,21 @@ mod tests {
         let tools = Tools::new(&[Tool { name: "f".into(), parameters: many }]);
         assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
         assert_eq!(tools.types("f", "a"), Types::ANY);
+    }
+
+    #[test]
+    fn values_that_are_referred_to_many_times_are_looked_at_to_an_end() {
+        let values = json!({"enum": vec![1; 30_000]});
+        let (a, b) = (json!({"$ref": "#/$defs/a"}), json!({"$ref": "#/$defs/b"}));
+        let parameters = json!({"$defs": {"a": values, "b": {"anyOf": vec![a.clone(); 100]}},
+            "properties": {"first": a, "many": {"anyOf": vec![b; 100]}}});
+        let tool = |n: usize| Tool { name: format!("f{n}"), parameters: parameters.clone() };
+        let tools: Vec<Tool> = (0..20).map(tool).collect();
+        let began = std::time::Instant::now();
+        let tools = Tools::new(&tools);
+        assert!(began.elapsed() < std::time::Duration::from_millis(200), "{:?}", began.elapsed());
+        assert!(!tools.types("f0", "first").has(Types::STRING));
+        // Beyond the limit of all.
+        assert_eq!(tools.types("f19", "first"), Types::ANY);
     }
 }

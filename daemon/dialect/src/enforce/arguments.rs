@@ -2,11 +2,11 @@
 //!
 //! Owns: what a tool without a schema may be called with. Must never: know which dialect it writes for.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Enforced;
-use super::lark::{Lark, quoted, string};
-use super::schema::{Fields, alone, fields, resolved};
+use super::lark::{LARK_BYTES_MAX, Lark, quoted, string, too_long};
+use super::schema::{Fields, alone, fields, resolved, spend, spend_key, spend_own};
 use crate::tools::{Tools, Types};
 
 /// A key of llguidance's, whose field `lenient` the compiler of grammars reads and nothing else: a client's own is replaced.
@@ -19,40 +19,47 @@ const OF_NAMES: [&str; 4] = ["properties", "patternProperties", "$defs", "defini
 
 /// What a schema says, or any object; no argument at all of a strict tool that has no schema.
 pub(super) fn parameters(tool: &Enforced<'_>) -> Result<Value, String> {
-    let mut schema = match &tool.tool.parameters {
-        Value::Object(fields) if !fields.is_empty() => fields.clone(),
+    let given = match &tool.tool.parameters {
+        given @ Value::Object(fields) if !fields.is_empty() => Some(given),
         Value::Bool(false) => return Err(format!("tool {:?} takes no arguments", tool.tool.name)),
-        _ => Default::default(),
+        _ => None,
     };
-    if schema.is_empty() && tool.strict {
-        schema.insert("additionalProperties".to_owned(), false.into());
-    }
-    if schema.is_empty() {
-        schema.insert("additionalProperties".to_owned(), true.into());
-    }
-    schema.insert("type".to_owned(), "object".into());
-    let mut schema = schema.into();
-    bare(&mut schema, true);
+    let mut schema = match given {
+        Some(given) => bare(given, true, &mut { LARK_BYTES_MAX }).ok_or_else(too_long)?,
+        None => json!({ "additionalProperties": !tool.strict }),
+    };
+    schema["type"] = "object".into();
     Ok(schema)
 }
 
-/// Takes out what only people read, which is most of many schemas. `is_schema`: its keys are keywords, not names.
-fn bare(value: &mut Value, is_schema: bool) {
-    match value {
+/// A copy without what only people read, which is most of many schemas. `is_schema`: its keys are keywords, not names. `None`: its
+/// text would have more than `left` bytes.
+fn bare(value: &Value, is_schema: bool, left: &mut usize) -> Option<Value> {
+    spend_own(value, left)?;
+    Some(match value {
         Value::Object(fields) => {
-            if is_schema {
-                fields.retain(|key, _| !FOR_PEOPLE.contains(&key.as_str()));
-            }
+            let mut copy = Map::new();
             for (key, value) in fields {
-                match key.as_str() {
-                    "const" | "enum" if is_schema => {}
-                    _ => bare(value, !(is_schema && OF_NAMES.contains(&key.as_str()))),
+                if is_schema && FOR_PEOPLE.contains(&key.as_str()) {
+                    continue;
                 }
+                spend_key(key, left)?;
+                let value = match key.as_str() {
+                    "const" | "enum" if is_schema => {
+                        spend(value, left)?;
+                        value.clone()
+                    }
+                    _ => bare(value, !(is_schema && OF_NAMES.contains(&key.as_str())), left)?,
+                };
+                copy.insert(key.clone(), value);
             }
+            copy.into()
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| bare(item, true)),
-        _ => {}
-    }
+        Value::Array(items) => {
+            Value::Array(items.iter().map(|item| bare(item, true, left)).collect::<Option<_>>()?)
+        }
+        other => other.clone(),
+    })
 }
 
 /// As JSON.
@@ -77,18 +84,21 @@ pub(super) struct Tags {
     pub(super) end: String,
 }
 
-/// Each as text between tags.
+/// Each as text between tags, of types as the parser sees them. `looks`: how many are left to the request.
 pub(super) fn tagged(
     tool: &Enforced<'_>,
+    types: &Tools,
     tags: &Tags,
+    looks: &mut usize,
     lark: &mut Lark<'_>,
 ) -> Result<String, String> {
     let root = parameters(tool)?;
-    // As the parser sees them.
-    let types = Tools::new(std::slice::from_ref(tool.tool));
     let name = &tool.tool.name;
     let told = |what: String| format!("tool {name:?} has {what}");
-    let Fields { named, others } = fields(&root, &root).map_err(told)?;
+    let Fields { named, others } = match &root {
+        Value::Object(object) => fields(&root, object, looks).map_err(told)?,
+        _ => Fields::default(),
+    };
     let mut all = Vec::new();
     for field in &named {
         let key = field.name;
@@ -98,10 +108,13 @@ pub(super) fn tagged(
                 "tool {name:?} has an argument {key:?}, whose name its tag cannot hold"
             ));
         }
-        let value = value(&root, field.schema, types.types(name, key), tool.strict, tags, lark)
-            .ok_or_else(|| {
+        let types = types.types(name, key);
+        let value = match types.has(Types::STRING) {
+            true => text(resolved(&root, field.schema, looks), tags, lark).ok_or_else(|| {
                 format!("tool {name:?} has no value of {key:?} that its tags can hold")
-            })?;
+            })?,
+            false => other(&root, field.schema, tool.strict, tags, lark)?,
+        };
         lark.check()?;
         let open = lark.text(&format!("{}{key}{}", tags.open, tags.middle));
         let argument = lark.rule(format!("{open} {value}"));
@@ -112,8 +125,11 @@ pub(super) fn tagged(
         let but =
             if known.is_empty() { String::new() } else { format!(" & ~/{}/", known.join("|")) };
         let key = lark.terminal(format!("/[A-Za-z_][A-Za-z0-9_-]{{0,63}}/{but}"));
-        let types = types.types(name, "");
-        if let Some(value) = value(&root, schema, types, tool.strict, tags, lark) {
+        let value = match types.types(name, "").has(Types::STRING) {
+            true => text(resolved(&root, schema, looks), tags, lark),
+            false => Some(other(&root, schema, tool.strict, tags, lark)?),
+        };
+        if let Some(value) = value {
             let (open, middle) = (lark.text(tags.open), lark.text(tags.middle));
             let argument = lark.rule(format!("{open} {key} {middle} {value}"));
             all.push(format!("{argument}*"));
@@ -122,21 +138,22 @@ pub(super) fn tagged(
     Ok(lark.rule(if all.is_empty() { string("") } else { all.join(" ") }))
 }
 
-/// A value with its closing tag.
-fn value(
+/// A value that is no text, with its closing tag.
+fn other(
     root: &Value,
     schema: &Value,
-    types: Types,
     strict: bool,
     tags: &Tags,
     lark: &mut Lark<'_>,
-) -> Option<String> {
+) -> Result<String, String> {
+    let schema = alone(root, schema, lark.room()).ok_or_else(too_long)?;
+    Ok(format!("{} {}", json(schema, strict, lark), lark.text(tags.close)))
+}
+
+/// A text with its closing tag, or one of those that the schema lists; `None`: its tags can hold none of them.
+fn text(schema: &Value, tags: &Tags, lark: &mut Lark<'_>) -> Option<String> {
     let close = lark.text(tags.close);
-    if !types.has(Types::STRING) {
-        return Some(format!("{} {close}", json(alone(root, schema), strict, lark)));
-    }
     let tag = tags.close.trim();
-    let schema = resolved(root, schema);
     let one = schema.get("const").map(std::slice::from_ref);
     let values = one.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice));
     let Some(values) = values else {

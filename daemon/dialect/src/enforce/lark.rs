@@ -18,6 +18,8 @@ pub(crate) struct Lark<'a> {
     token: &'a Token<'a>,
     /// Markers that may be tokens, longer ones first.
     markers: Vec<&'static str>,
+    /// Whether one begins with this byte.
+    begins: [bool; 256],
     text: String,
     /// Bytes that were written, also of what was there already.
     spent: usize,
@@ -28,7 +30,11 @@ pub(crate) struct Lark<'a> {
 impl<'a> Lark<'a> {
     pub(crate) fn new(mut markers: Vec<&'static str>, token: &'a Token<'a>) -> Lark<'a> {
         markers.sort_by_key(|marker| std::cmp::Reverse(marker.len()));
-        Lark { token, markers, text: String::new(), spent: 0, names: HashMap::new() }
+        let mut begins = [false; 256];
+        markers.iter().filter_map(|marker| marker.bytes().next()).for_each(|byte| {
+            begins[usize::from(byte)] = true;
+        });
+        Lark { token, markers, begins, text: String::new(), spent: 0, names: HashMap::new() }
     }
 
     /// A text, as expressions: strings, and tokens where it has markers that are some.
@@ -38,7 +44,11 @@ impl<'a> Lark<'a> {
 
     fn pieces(&self, text: &str) -> Vec<String> {
         let (mut pieces, mut from, mut at) = (Vec::new(), 0, 0);
-        while at < text.len() {
+        while let Some(&byte) = text.as_bytes().get(at) {
+            if !self.begins[usize::from(byte)] {
+                at += 1;
+                continue;
+            }
             let markers = self.markers.iter().filter(|marker| text[at..].starts_with(**marker));
             let found = markers.filter_map(|marker| Some((marker, (self.token)(marker)?))).next();
             if let Some((marker, id)) = found {
@@ -109,11 +119,14 @@ impl<'a> Lark<'a> {
     /// It is too long.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.text.len() > LARK_BYTES_MAX || self.spent > 4 * LARK_BYTES_MAX {
-            true => Err(format!(
-                "the list of tools makes too long a grammar; the limit is {LARK_BYTES_MAX}"
-            )),
+            true => Err(too_long()),
             false => Ok(()),
         }
+    }
+
+    /// Bytes that one more rule may have.
+    pub(crate) fn room(&self) -> usize {
+        LARK_BYTES_MAX.min((4 * LARK_BYTES_MAX).saturating_sub(self.spent))
     }
 
     /// Writes one.
@@ -138,6 +151,11 @@ impl<'a> Lark<'a> {
     pub(crate) fn finish(self, start: &str) -> String {
         format!("start: {start}\n{}", self.text)
     }
+}
+
+/// What whoever asked for too long a grammar is told.
+pub(crate) fn too_long() -> String {
+    format!("the list of tools makes too long a grammar; the limit is {LARK_BYTES_MAX}")
 }
 
 /// A text in quotation marks.

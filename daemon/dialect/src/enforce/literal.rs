@@ -14,13 +14,14 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::lark::{Lark, string};
-use super::schema::{DEPTH_MAX, Field, Fields, fields, target};
+use super::schema::{ALL_LOOKS_MAX, ANY, DEPTH_MAX, Field, Fields, fields, looks, spend, target};
 
 /// Parts of all schemas of a request, where 16 bytes of a value to choose count as one.
 const PARTS_MAX: usize = 20_000;
 /// Rules inside rules.
 const RULES_DEEP_MAX: usize = 1_000;
 
+const TOO_MANY: &str = "a schema of too many parts";
 const QUOTE: &str = "<|\"|>";
 const INTEGER: &str = "/-?(0|[1-9][0-9]{0,17})/";
 const NUMBER: &str = r"/-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+\-]?[0-9]{1,2})?/";
@@ -37,6 +38,8 @@ pub(super) enum Notation {
 pub(super) struct Literals {
     notation: Notation,
     left: usize,
+    /// Looks for fields that are left.
+    looks: usize,
     /// Rules of what was referred to, of the tool at hand.
     references: HashMap<String, String>,
     any: Option<String>,
@@ -44,7 +47,8 @@ pub(super) struct Literals {
 
 impl Literals {
     pub(super) fn new(notation: Notation) -> Literals {
-        Literals { notation, left: PARTS_MAX, references: HashMap::new(), any: None }
+        let references = HashMap::new();
+        Literals { notation, left: PARTS_MAX, looks: ALL_LOOKS_MAX, references, any: None }
     }
 
     /// The arguments of a tool: in braces, or by keyword and without anything around them.
@@ -54,8 +58,14 @@ impl Literals {
         lark: &mut Lark<'_>,
     ) -> Result<String, String> {
         self.references.clear();
-        let fields = fields(root, root)?;
+        let object = root.as_object().ok_or("no schema of an object")?;
+        let fields = fields(root, object, &mut self.looks)?;
         self.fields(root, &fields, self.notation == Notation::Python, 0, lark)
+    }
+
+    fn take(&mut self, parts: usize) -> Result<(), String> {
+        self.left = self.left.checked_sub(parts).ok_or(TOO_MANY)?;
+        Ok(())
     }
 
     fn is_python(&self) -> bool {
@@ -70,7 +80,9 @@ impl Literals {
         lark: &mut Lark<'_>,
     ) -> Result<String, String> {
         let (nested, rules) = depth;
-        self.left = self.left.checked_sub(1).ok_or("a schema of too many parts")?;
+        self.take(1)?;
+        // Its words are those that whoever asks next is told.
+        lark.check()?;
         if rules > RULES_DEEP_MAX {
             return Err("a schema that is too deep".to_owned());
         }
@@ -80,10 +92,11 @@ impl Literals {
         }
         let depth = (nested + 1, rules + 1);
         if let Some(Value::String(reference)) = schema.get("$ref") {
+            self.take(looks(reference) - 1)?;
             if let Some(name) = self.references.get(reference) {
                 return Ok(name.clone());
             }
-            let Some(target) = target(root, &schema["$ref"]) else { return Ok(self.any(lark)) };
+            let Some(target) = target(root, reference) else { return Ok(self.any(lark)) };
             let name = lark.reserve();
             self.references.insert(reference.clone(), name.clone());
             // A reference that leads to itself allows nothing, and so anything may stand there.
@@ -96,8 +109,13 @@ impl Literals {
         }
         let one = schema.get("const").map(std::slice::from_ref);
         if let Some(values) = one.or_else(|| schema.get("enum")?.as_array().map(Vec::as_slice)) {
-            let bytes: usize = values.iter().map(|value| 16 + value.to_string().len()).sum();
-            self.left = self.left.checked_sub(bytes / 16).ok_or("a schema of too many parts")?;
+            let mut bytes = self.left * 16;
+            let fits = values.iter().try_for_each(|value| {
+                bytes = bytes.checked_sub(16)?;
+                spend(value, &mut bytes)
+            });
+            fits.ok_or(TOO_MANY)?;
+            self.left = bytes / 16;
             let values: Result<Vec<String>, String> =
                 values.iter().map(|value| self.constant(value, lark)).collect();
             return Ok(lark.rule(values?.join(" | ")));
@@ -105,6 +123,7 @@ impl Literals {
         match schema.get("type") {
             Some(Value::String(name)) => self.typed(root, name, schema, depth, lark),
             Some(Value::Array(names)) => {
+                self.take(names.len())?;
                 let names = names.iter().filter_map(Value::as_str);
                 let all: Result<Vec<String>, String> =
                     names.map(|name| self.typed(root, name, schema, depth, lark)).collect();
@@ -136,8 +155,7 @@ impl Literals {
         match schema.get("allOf").and_then(Value::as_array).map(Vec::as_slice) {
             Some([only]) => self.value(root, only, depth, lark),
             Some([first, ..]) => {
-                let whole = Value::Object(schema.clone());
-                let objects = fields(root, &whole)?;
+                let objects = fields(root, schema, &mut self.looks)?;
                 if objects.named.is_empty() {
                     return self.value(root, first, depth, lark);
                 }
@@ -170,11 +188,9 @@ impl Literals {
                 self.list(&item, least > 0, lark)
             }
             "object" => {
-                let whole = Value::Object(schema.clone());
-                let mut fields = fields(root, &whole)?;
-                let any = Value::Bool(true);
+                let mut fields = fields(root, schema, &mut self.looks)?;
                 if fields.named.is_empty() && !schema.contains_key("additionalProperties") {
-                    fields.others = Some(&any);
+                    fields.others = Some(&ANY);
                 }
                 self.object(root, &fields, depth, lark)?
             }

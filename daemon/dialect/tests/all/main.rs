@@ -5,6 +5,7 @@
 mod cases;
 mod choice;
 mod corpus;
+mod costs;
 mod docs;
 mod garbage;
 mod limits;
