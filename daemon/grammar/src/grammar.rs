@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::ebnf::to_lark;
 use crate::lark::Lark;
 use crate::limits::Limits;
-use crate::rewrite::{is_format, rewrite};
+use crate::rewrite::{Budget, is_format, rewrite};
 
 /// A grammar that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,24 +71,18 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
             few("operators & and ~", lark.count(b"&~"), limits.lark_operators)?;
         }
         few("schemas", lark.schemas.len(), limits.definitions)?;
-        let mut sizes = Sizes::default();
+        rewritten(&mut lark.schemas, &few, limits)?;
         for schema in &mut lark.schemas {
-            rewrite(schema);
-            sizes.add(schema);
             // Whoever made it of tools says in our own key how each is meant.
             let lenient = ours && schema[OPTIONS]["lenient"] == true;
             set_options(schema, lenient);
         }
-        sizes.check(&few, limits)?;
         Ok(TopLevelGrammar::from_lark(lark.write()))
     };
     Ok(match grammar {
         Grammar::JsonSchema { schema, lenient } => {
             let mut schema = serde_json::from_str(schema).map_err(|e| refused(e.to_string()))?;
-            rewrite(&mut schema);
-            let mut sizes = Sizes::default();
-            sizes.add(&schema);
-            sizes.check(&few, limits)?;
+            rewritten(std::slice::from_mut(&mut schema), &few, limits)?;
             json(schema, *lenient)
         }
         Grammar::JsonObject => json(json!({ "type": "object" }), false),
@@ -110,6 +104,22 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
             TopLevelGrammar::from_regex(&texts.join("|"))
         }
     })
+}
+
+/// Holds a count of something to a limit.
+type Few<'a> = dyn Fn(&'static str, usize, usize) -> Result<(), GrammarError> + 'a;
+
+/// Holds schemas to the limits and says them in words that llguidance has, which may be more words.
+fn rewritten(schemas: &mut [Value], few: &Few<'_>, limits: &Limits) -> Result<(), GrammarError> {
+    let check = |schemas: &[Value]| {
+        let mut sizes = Sizes::default();
+        schemas.iter().for_each(|schema| sizes.add(schema));
+        sizes.check(few, limits)
+    };
+    check(schemas)?;
+    let mut budget = Budget::default();
+    schemas.iter_mut().for_each(|schema| rewrite(schema, &mut budget));
+    check(schemas)
 }
 
 /// llguidance's words without its insides.
@@ -155,6 +165,8 @@ struct Sizes {
     references: usize,
     /// Fields of the largest object in it.
     fields: usize,
+    /// Names in the largest list of those that must be there: merging two objects takes all of them again.
+    required: usize,
     /// Squares of fields of all larger objects, added up: compiling one takes time that grows with its square, 0.4 s with 2,000.
     fields_squared: usize,
     /// Alternatives in the largest list of them.
@@ -184,13 +196,10 @@ impl Sizes {
     }
 
     /// Holds what was added to the limits.
-    fn check(
-        &self,
-        few: &dyn Fn(&'static str, usize, usize) -> Result<(), GrammarError>,
-        limits: &Limits,
-    ) -> Result<(), GrammarError> {
+    fn check(&self, few: &Few<'_>, limits: &Limits) -> Result<(), GrammarError> {
         few("references", self.references, limits.definitions)?;
         few("properties in one object", self.fields, limits.definitions)?;
+        few("required properties in one object", self.required, limits.definitions)?;
         few("properties, counted by their squares", root(self.fields_squared), limits.definitions)?;
         few("alternatives in one place", self.branches, limits.branches)?;
         few("characters in patterns", root(self.patterns_squared), limits.pattern_chars)?;
@@ -203,6 +212,7 @@ impl Sizes {
             ("anyOf" | "oneOf", Value::Array(items)) => {
                 self.branches = self.branches.max(items.len());
             }
+            ("required", Value::Array(names)) => self.required = self.required.max(names.len()),
             ("pattern", Value::String(text)) => self.pattern(text),
             ("patternProperties", Value::Object(of)) => {
                 of.keys().for_each(|text| self.pattern(text));

@@ -26,6 +26,37 @@ const NAMES_MAX: usize = 64;
 /// Bytes that those of a schema may have in all: each has a schema of its own.
 const NAMES_BYTES_MAX: usize = 64 << 10;
 
+/// The same of all schemas of a grammar.
+const ALL_NAMES_BYTES_MAX: usize = 256 << 10;
+
+/// Looks at what stands elsewhere, for all schemas of a grammar. What is beyond stays as it is.
+const LOOKS_MAX: usize = 200_000;
+
+/// What rewriting the schemas of a grammar may still take.
+pub(crate) struct Budget {
+    names_bytes: usize,
+    looks: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget { names_bytes: ALL_NAMES_BYTES_MAX, looks: LOOKS_MAX }
+    }
+}
+
+impl Budget {
+    /// Whether so much may be looked at.
+    fn look(&mut self, count: usize) -> bool {
+        self.looks = self.looks.saturating_sub(count);
+        self.looks > 0
+    }
+
+    /// The same of a text, which may be long.
+    fn look_at(&mut self, text: &str) -> bool {
+        self.look(1 + text.len() / 16)
+    }
+}
+
 /// Words whose value is a schema, a list of schemas or (`items`) either.
 const ONE: [&str; 13] = [
     "additionalItems",
@@ -87,13 +118,17 @@ static TIMES: LazyLock<[(&str, String); 3]> = LazyLock::new(|| {
 });
 
 /// Says it in words that llguidance has.
-pub(crate) fn rewrite(schema: &mut Value) {
+pub(crate) fn rewrite(schema: &mut Value, budget: &mut Budget) {
     // References are followed in what was written.
     let root = schema.clone();
     if let Value::Object(fields) = schema {
         dialect(fields);
     }
-    part(schema, &root, &mut { NAMES_BYTES_MAX });
+    let had = budget.names_bytes.min(NAMES_BYTES_MAX);
+    let mut left = Budget { names_bytes: had, looks: budget.looks };
+    part(schema, &root, &mut left);
+    budget.names_bytes -= had - left.names_bytes;
+    budget.looks = left.looks;
 }
 
 fn dialect(fields: &mut Map<String, Value>) {
@@ -114,8 +149,8 @@ pub(crate) fn is_format(pattern: &str) -> bool {
     TIMES.iter().any(|(_, ours)| ours == pattern)
 }
 
-/// With bytes that are left for properties. Parts come before what they are parts of, which may make many of them.
-fn part(schema: &mut Value, root: &Value, left: &mut usize) {
+/// Parts come before what they are parts of, which may make many of them.
+fn part(schema: &mut Value, root: &Value, left: &mut Budget) {
     let fields = match schema {
         Value::Object(fields) => fields,
         Value::Array(parts) => {
@@ -146,7 +181,7 @@ fn part(schema: &mut Value, root: &Value, left: &mut usize) {
     for word in ["maximum", "exclusiveMaximum"] {
         clamp(fields, word, |limit| limit > NUMBER_MAX as f64, NUMBER_MAX);
     }
-    if constants(fields, root) {
+    if constants(fields, root, left) {
         *fields = std::mem::take(fields)
             .into_iter()
             .map(|(word, value)| (if word == "oneOf" { "anyOf".to_owned() } else { word }, value))
@@ -175,39 +210,48 @@ fn clamp(fields: &mut Map<String, Value>, word: &str, is_beyond: fn(f64) -> bool
 }
 
 /// Whether the branches of a `oneOf` are constants, or objects with a property that is one, no two of which are equal.
-fn constants(fields: &Map<String, Value>, root: &Value) -> bool {
+fn constants(fields: &Map<String, Value>, root: &Value, left: &mut Budget) -> bool {
     let Some(Value::Array(branches)) = fields.get("oneOf") else { return false };
     if fields.contains_key("anyOf") {
         return false;
     }
-    let branches: Option<Vec<_>> = branches.iter().map(|branch| follow(branch, root)).collect();
+    let branches: Option<Vec<_>> =
+        branches.iter().map(|branch| follow(branch, root, left)).collect();
     let Some(branches) = branches else { return false };
-    let required = |branch: &Map<String, Value>, name: &Value| {
-        branch.get("required").and_then(Value::as_array).is_some_and(|of| of.contains(name))
-    };
-    let names = branches.first().and_then(|branch| branch.get("required")?.as_array());
-    let differ_in = |name: &Value| {
-        branches.iter().all(|branch| {
-            branch.get("type").is_some_and(|kind| kind == "object") && required(branch, name)
-        }) && differ(
-            branches
-                .iter()
-                .map(|branch| branch.get("properties")?.get(name.as_str()?)?.get("const")),
-        )
-    };
-    differ(branches.iter().map(|branch| branch.get("const")))
-        || names.is_some_and(|names| names.iter().any(differ_in))
+    if differ(branches.iter().map(|branch| branch.get("const")), left) {
+        return true;
+    }
+    let Some(first) = branches.first() else { return false };
+    let properties = first.get("properties").and_then(Value::as_object);
+    properties.into_iter().flatten().any(|(name, property)| {
+        left.look(1)
+            && property.get("const").is_some()
+            && branches.iter().all(|branch| is_required(branch, name, left))
+            && differ(
+                branches.iter().map(|branch| branch.get("properties")?.get(name)?.get("const")),
+                left,
+            )
+    })
+}
+
+/// Whether it is an object that has this property.
+fn is_required(branch: &Map<String, Value>, name: &str, left: &mut Budget) -> bool {
+    let required = branch.get("required").and_then(Value::as_array);
+    branch.get("type").is_some_and(|kind| kind == "object")
+        && required.into_iter().flatten().any(|other| left.look_at(name) && other == name)
 }
 
 /// Whether all are constants that differ.
-fn differ<'a>(mut constants: impl Iterator<Item = Option<&'a Value>>) -> bool {
+fn differ<'a>(mut constants: impl Iterator<Item = Option<&'a Value>>, left: &mut Budget) -> bool {
     let mut seen = BTreeSet::new();
     constants.all(|constant| match constant {
         // 1 is 1.0.
-        Some(Value::Number(number)) => {
+        Some(Value::Number(number)) if left.look(1) => {
             seen.insert(number.as_f64().map_or_else(|| number.to_string(), |n| n.to_string()))
         }
-        Some(value @ (Value::String(_) | Value::Bool(_) | Value::Null)) => {
+        Some(value @ (Value::String(_) | Value::Bool(_) | Value::Null))
+            if left.look_at(value.as_str().unwrap_or_default()) =>
+        {
             seen.insert(value.to_string())
         }
         _ => false,
@@ -215,8 +259,12 @@ fn differ<'a>(mut constants: impl Iterator<Item = Option<&'a Value>>) -> bool {
 }
 
 /// A schema, or the one that it refers to and says no more.
-fn follow<'a>(schema: &'a Value, root: &'a Value) -> Option<&'a Map<String, Value>> {
-    let fields = schema.as_object()?;
+fn follow<'a>(
+    schema: &'a Value,
+    root: &'a Value,
+    left: &mut Budget,
+) -> Option<&'a Map<String, Value>> {
+    let fields = schema.as_object().filter(|_| left.look(1))?;
     match fields.get("$ref").filter(|_| fields.len() == 1) {
         Some(to) => root.pointer(to.as_str()?.strip_prefix('#')?)?.as_object(),
         None => Some(fields),
@@ -251,8 +299,8 @@ enum Names {
     Pattern(String),
 }
 
-fn names(fields: &mut Map<String, Value>, root: &Value, left: &mut usize) {
-    let Some(names) = fields.get("propertyNames").and_then(|names| read(names, root)) else {
+fn names(fields: &mut Map<String, Value>, root: &Value, left: &mut Budget) {
+    let Some(names) = fields.get("propertyNames").and_then(|names| read(names, root, left)) else {
         return;
     };
     if let Names::Any = names {
@@ -263,39 +311,70 @@ fn names(fields: &mut Map<String, Value>, root: &Value, left: &mut usize) {
     if fields.contains_key("properties") || fields.contains_key("patternProperties") {
         return;
     }
-    let of = fields.get("additionalProperties").cloned().unwrap_or(Value::Bool(true));
-    let (word, names) = match names {
+    let any = Value::Bool(true);
+    let of = fields.get("additionalProperties").unwrap_or(&any);
+    if let Names::Listed(names) = &names {
+        let each = left.names_bytes / names.len().max(1);
+        let mut rest = each;
+        let fits = spend(of, &mut rest).is_some();
+        if !left.look((each - rest) / 16) || !fits {
+            return;
+        }
+        left.names_bytes -= (each - rest) * names.len();
+    }
+    let of = fields.get_mut("additionalProperties").map_or(Value::Bool(true), Value::take);
+    let (word, of) = match names {
         Names::Any => return,
-        Names::Pattern(pattern) => ("patternProperties", vec![pattern]),
+        Names::Pattern(pattern) => ("patternProperties", [(pattern, of)].into_iter().collect()),
         Names::Listed(names) => {
-            let bytes = of.to_string().len() * names.len();
-            if names.len() > NAMES_MAX || bytes > *left {
-                return;
-            }
-            *left -= bytes;
-            ("properties", names)
+            ("properties", names.into_iter().map(|name| (name, of.clone())).collect())
         }
     };
-    let names = names.into_iter().map(|name| (name, of.clone())).collect();
     fields.shift_remove("propertyNames");
-    fields.insert(word.to_owned(), Value::Object(names));
+    fields.insert(word.to_owned(), Value::Object(of));
     fields.insert("additionalProperties".to_owned(), Value::Bool(false));
 }
 
-fn read(names: &Value, root: &Value) -> Option<Names> {
+/// Takes from `left` the bytes that a value's text has, about, and stops where there are not so many.
+fn spend(value: &Value, left: &mut usize) -> Option<()> {
+    let bytes = match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.len() + 2,
+        Value::Object(fields) => 4 * fields.len() + 2,
+        _ => 4,
+    };
+    *left = left.checked_sub(bytes)?;
+    match value {
+        Value::Array(items) => items.iter().try_for_each(|item| spend(item, left)),
+        Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
+            *left = left.checked_sub(key.len())?;
+            spend(value, left)
+        }),
+        _ => Some(()),
+    }
+}
+
+fn read(names: &Value, root: &Value, left: &mut Budget) -> Option<Names> {
     if *names == Value::Bool(true) {
         return Some(Names::Any);
     }
-    let fields = follow(names, root)?;
+    let fields = follow(names, root, left)?;
     let mut names = Names::Any;
     for (word, value) in fields {
+        left.look(1).then_some(())?;
         names = match (word.as_str(), value, names) {
             ("title" | "description" | "$comment", _, names) => names,
             ("type", Value::String(kind), names) if kind == "string" => names,
-            ("pattern", Value::String(pattern), Names::Any) => Names::Pattern(pattern.clone()),
-            ("const", Value::String(name), Names::Any) => Names::Listed(vec![name.clone()]),
-            ("enum", Value::Array(list), Names::Any) => {
-                let strings = list.iter().map(|name| Some(name.as_str()?.to_owned()));
+            ("pattern", Value::String(pattern), Names::Any) if left.look_at(pattern) => {
+                Names::Pattern(pattern.clone())
+            }
+            ("const", Value::String(name), Names::Any) if left.look_at(name) => {
+                Names::Listed(vec![name.clone()])
+            }
+            ("enum", Value::Array(list), Names::Any) if list.len() <= NAMES_MAX => {
+                let strings = list
+                    .iter()
+                    .map(|name| name.as_str().filter(|name| left.look_at(name)).map(str::to_owned));
                 Names::Listed(strings.collect::<Option<_>>()?)
             }
             _ => return None,
@@ -305,145 +384,4 @@ fn read(names: &Value, root: &Value) -> Option<Names> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[track_caller]
-    fn check(mut schema: Value, expected: &Value) {
-        let before = schema.to_string();
-        rewrite(&mut schema);
-        // The order of words is the order of properties.
-        assert_eq!(schema.to_string(), expected.to_string(), "of {before}");
-    }
-
-    #[test]
-    fn what_says_nothing_is_left_out() {
-        check(
-            json!({ "uniqueItems": false, "items": { "uniqueItems": true } }),
-            &json!({ "items": { "uniqueItems": true } }),
-        );
-        check(
-            json!({ "type": "object", "propertyNames": { "type": "string" }, "minProperties": 1.0 }),
-            &json!({ "type": "object", "minProperties": 1 }),
-        );
-        // Names of properties and values are no words.
-        for same in [
-            json!({ "properties": { "uniqueItems": false, "propertyNames": true } }),
-            json!({ "const": { "uniqueItems": false, "format": "date" } }),
-            json!({ "enum": [{ "minItems": 1.0 }] }),
-            json!({ "default": { "uniqueItems": false } }),
-            json!({ "minItems": 1.5 }),
-        ] {
-            check(same.clone(), &same);
-        }
-    }
-
-    #[test]
-    fn names_become_properties() {
-        check(
-            json!({ "$defs": { "Colour": { "enum": ["red", "blue"], "title": "Colour", "type": "string" } },
-                "additionalProperties": { "type": "integer" }, "propertyNames": { "$ref": "#/$defs/Colour" } }),
-            &json!({ "$defs": { "Colour": { "enum": ["red", "blue"], "title": "Colour", "type": "string" } },
-                "additionalProperties": false,
-                "properties": { "red": { "type": "integer" }, "blue": { "type": "integer" } } }),
-        );
-        check(
-            json!({ "propertyNames": { "pattern": "^x" } }),
-            &json!({ "patternProperties": { "^x": true }, "additionalProperties": false }),
-        );
-        let long: Vec<String> = (0..=NAMES_MAX).map(|n| n.to_string()).collect();
-        for same in [
-            json!({ "propertyNames": { "minLength": 2 } }),
-            json!({ "propertyNames": { "pattern": "^x", "enum": ["x"] } }),
-            json!({ "propertyNames": { "enum": ["x", 1] } }),
-            json!({ "propertyNames": { "$ref": "#/nowhere" } }),
-            json!({ "propertyNames": { "enum": long } }),
-            json!({ "propertyNames": { "enum": ["a"] }, "additionalProperties": { "const": "x".repeat(NAMES_BYTES_MAX) } }),
-            json!({ "propertyNames": { "enum": ["a"] }, "properties": { "a": {}, "b": {} } }),
-        ] {
-            check(same.clone(), &same);
-        }
-    }
-
-    #[test]
-    fn limits_and_drafts_are_those_that_there_are() {
-        check(
-            json!({ "$schema": "https://json-schema.org/draft-07/schema", "minimum": -3.5e38, "maximum": u64::MAX }),
-            &json!({ "$schema": "http://json-schema.org/draft-07/schema#",
-                "minimum": -NUMBER_MAX, "maximum": NUMBER_MAX }),
-        );
-        check(
-            json!({ "$schema": "http://json-schema.org/schema#", "type": "null" }),
-            &json!({ "type": "null" }),
-        );
-        for same in [
-            json!({ "minimum": 1e30, "maximum": -1e30 }),
-            json!({ "minimum": -9_007_199_254_740_991_i64, "maximum": 9_007_199_254_740_991_i64 }),
-            json!({ "$schema": "https://example.com/mine" }),
-        ] {
-            check(same.clone(), &same);
-        }
-    }
-
-    #[test]
-    fn constants_exclude_each_other() {
-        check(
-            json!({ "type": "integer", "oneOf": [{ "const": 1, "title": "One" }, { "const": 2 }], "title": "n" }),
-            &json!({ "type": "integer", "anyOf": [{ "const": 1, "title": "One" }, { "const": 2 }], "title": "n" }),
-        );
-        let tagged = |kind: u32| json!({ "type": "object", "properties": { "n": {}, "kind": { "const": kind } }, "required": ["n", "kind"] });
-        let (one, two) = (tagged(1), tagged(2));
-        check(
-            json!({ "$defs": { "one": one }, "oneOf": [{ "$ref": "#/$defs/one" }, two] }),
-            &json!({ "$defs": { "one": one }, "anyOf": [{ "$ref": "#/$defs/one" }, two] }),
-        );
-        let mut loose = two.clone();
-        loose["required"] = json!(["n"]);
-        let mut any = two.clone();
-        any["type"] = json!(["object", "null"]);
-        for same in [
-            json!({ "oneOf": [one, one] }),
-            json!({ "oneOf": [one, loose] }),
-            json!({ "oneOf": [one, any] }),
-            json!({ "oneOf": [{ "$ref": "#" }, one] }),
-            json!({ "oneOf": [{ "const": 1 }, { "const": 1.0 }] }),
-            json!({ "oneOf": [{ "const": 1 }, { "type": "null" }] }),
-            json!({ "oneOf": [{ "const": {} }, { "const": [] }] }),
-            json!({ "oneOf": [{ "const": 1 }], "anyOf": [{}] }),
-        ] {
-            check(same.clone(), &same);
-        }
-    }
-
-    /// Each level would have eight times what is in it.
-    #[test]
-    fn names_in_names_have_a_limit() {
-        let names = json!({ "enum": ["a", "b", "c", "d", "e", "f", "g", "h"] });
-        let mut schema = json!({ "type": "string" });
-        for _ in 0..40 {
-            schema = json!({ "propertyNames": names, "additionalProperties": schema });
-        }
-        rewrite(&mut schema);
-        let bytes = schema.to_string().len();
-        assert!((NAMES_BYTES_MAX / 8..2 * NAMES_BYTES_MAX).contains(&bytes), "{bytes}");
-    }
-
-    #[test]
-    fn formats_become_patterns() {
-        check(json!({ "format": "nanoid", "pattern": "^x$" }), &json!({ "pattern": "^x$" }));
-        for same in [
-            json!({ "format": "nanoid" }),
-            json!({ "format": "email", "pattern": "@" }),
-            json!({ "format": 1, "pattern": "@" }),
-        ] {
-            check(same.clone(), &same);
-        }
-        check(json!({ "format": "time" }), &json!({ "pattern": format!("^{TIME}$") }));
-        check(
-            json!({ "anyOf": [{ "format": "date", "pattern": "^2" }] }),
-            &json!({ "anyOf": [{ "pattern": "^2", "allOf": [{ "pattern": format!("^{DATE}$") }] }] }),
-        );
-    }
-}
+mod tests;

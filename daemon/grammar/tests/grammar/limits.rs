@@ -109,6 +109,22 @@ fn too_many_of_something_are_named() {
     assert!(refused(&Grammar::Lark(rules)).contains("2001 rules; the limit is 2000"));
 }
 
+/// Merging two objects takes all names that they require.
+#[test]
+fn references_to_many_required_names_are_soon_answered() {
+    let to = json!({ "$ref": "#/$defs/x" });
+    let one_of = json!({ "oneOf": [to, to] });
+    let names: Vec<String> = (0..20_000).map(|n| format!("n{n}")).collect();
+    let x = json!({ "type": "object", "required": names });
+    for (count, told) in [(4_000, "limit is 262144"), (900, "20000 required properties")] {
+        let many = json!({ "$defs": { "x": x }, "allOf": vec![&one_of; count] });
+        let began = Instant::now();
+        let error = refused(&schema(&many.to_string()));
+        assert!(error.contains(told), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+}
+
 #[test]
 fn many_alternatives_are_taken() {
     let names: Vec<String> = (0..10_000).map(|n| format!("choice number {n}")).collect();
