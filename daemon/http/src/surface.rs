@@ -91,17 +91,18 @@ pub async fn serve<S: Surface>(
     let (is_batch, stream, telling) = (is_batch(&intent), intent.stream, intent.telling);
     let (logprobs, param, ids) = (intent.logprobs.is_some(), intent.param, intent.ids);
     let (prompts, repeated, rendered) = tokenize(intent, &front, &found, &mut share).await?;
-    // What is left are token ids, which the backend bounds.
-    drop(share);
     let talk = match rendered {
         None => None,
         Some(rendered) => {
             let (dialect, seed) = (found.text.dialect(), front.random.next());
             let talk = Talk::new(dialect, rendered.wants.clone(), rendered.end.clone(), seed);
-            guide(&mut wanted, &talk, &rendered, &found.text).await?;
+            let pool = (&front.pool, share.bytes());
+            guide(&mut wanted, &talk, &rendered, &found.text, pool).await?;
             Some(talk)
         }
     };
+    // What is left are token ids and a grammar, which the backend bounds.
+    drop(share);
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let clamped = wanted.clamped(longest, found.model.info().max_len);
     let per_prompt = wanted.n as usize;

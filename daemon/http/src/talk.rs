@@ -66,7 +66,10 @@ impl Talk {
             shown: self.shown,
             seed: choice_seed(self.seed, choice),
             bytes: 0,
-            phase: if self.asked.in_thought { Phase::Reasoning } else { Phase::Text },
+            phase: match self.asked.in_thought && self.asked.reasoning {
+                true => Phase::Reasoning,
+                false => Phase::Text,
+            },
             counts: Counts::default(),
             over: false,
         }))
