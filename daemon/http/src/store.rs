@@ -349,7 +349,7 @@ fn short(id: &str) -> String {
 /// 404.
 fn gone(id: &str) -> ApiError {
     let text = format!(
-        "there is no response \"{}\": it was not stored (store: false, or too large), was deleted, or is forgotten: of those that \
+        "there is no response \"{}\": it was not stored (store: false, too large, or no room), was deleted, or is forgotten: of those that \
          were not used for an hour, or before the last {RESPONSES_MAX} or {} MiB, and before a restart, none is kept; send the \
          whole conversation as input",
         short(id),

@@ -211,6 +211,37 @@ async fn one_that_is_being_generated_can_be_cancelled() {
     assert!(metrics.contains("outcome=\"cancelled\""), "{metrics}");
 }
 
+/// What is held of those that are being generated is bounded; one more is answered, and says that it is not kept.
+#[tokio::test]
+async fn what_finds_no_room_is_not_stored() {
+    let mut steps = say("ab");
+    steps.insert(1, Step::Hang);
+    let house = house(steps);
+    // A thought that nothing follows is kept, and is nothing to the model.
+    let thought = json!([{"type": "reasoning_text", "text": "x".repeat((4 << 20) - 200)}]);
+    let input =
+        json!([{"role": "user", "content": "hi"}, {"type": "reasoning", "content": thought}]);
+    let body = json!({"model": "org/tiny", "input": input, "stream": true}).to_string();
+    let begin = async || {
+        let request = Request::post("/v1/responses").body(Body::from(body.clone())).unwrap();
+        let mut stream = house.router.clone().oneshot(request).await.unwrap().into_body();
+        let frame = stream.frame().await.unwrap().unwrap().into_data().unwrap();
+        let text = String::from_utf8(frame.to_vec()).unwrap();
+        let created = text.split("data: ").nth(1).unwrap().split("\n\n").next().unwrap();
+        let created: Value = serde_json::from_str(created).unwrap();
+        (stream, created["response"]["store"] == true)
+    };
+    let mut streams = Vec::new();
+    for number in 0..17 {
+        let (stream, is_stored) = begin().await;
+        assert_eq!(is_stored, number < 16, "{number}");
+        streams.push(stream);
+    }
+    drop(streams);
+    house.quiet().await;
+    assert!(begin().await.1, "there is room again");
+}
+
 #[tokio::test]
 async fn one_that_is_deleted_while_it_is_generated_goes_on_and_is_not_kept() {
     let go_on = Arc::new(Notify::new());
