@@ -55,7 +55,7 @@ class Chat(unittest.TestCase):
             self.assertIsInstance(said, dict)
 
     def test_tools(self):
-        bound = model().bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False)
+        bound = model().bind_tools([get_weather], tool_choice="any", strict=True, parallel_tool_calls=False)
         said = bound.invoke(QUESTION)
         [call] = said.tool_calls
         self.assertEqual((call["name"], said.invalid_tool_calls), ("get_weather", []))
@@ -85,7 +85,7 @@ class Responses(unittest.TestCase):
     def test_structured_output_and_tools(self):
         responses = model(use_responses_api=True)
         self.assertIsInstance(responses.with_structured_output(Capital).invoke(QUESTION), Capital)
-        said = responses.bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False).invoke(QUESTION)
+        said = responses.bind_tools([get_weather], tool_choice="any", strict=True, parallel_tool_calls=False).invoke(QUESTION)
         [call] = said.tool_calls
         check_weather(call["args"])
         responses.invoke([HumanMessage(QUESTION), said, get_weather.invoke(call)], max_tokens=8)
