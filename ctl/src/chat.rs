@@ -104,6 +104,8 @@ struct Said {
     text: String,
     thought: String,
     calls: Vec<Call>,
+    /// Whether its calls are all there.
+    ended: bool,
 }
 
 impl Said {
@@ -269,7 +271,21 @@ impl Chat<'_> {
             }
             for call in &said.calls {
                 note(&format!("[{}({})]", call.name, call.arguments));
-                let result = self.tools.run(call).await;
+                let run = async {
+                    match said.ended {
+                        true => self.tools.run(call).await,
+                        // What is cut off may mean something else.
+                        false => "Error: the call was cut off, and was not made".to_owned(),
+                    }
+                };
+                let result = tokio::select! {
+                    result = run => result,
+                    _ = tokio::signal::ctrl_c(), if interruptible => {
+                        // The program goes with its future; the turn, which has calls without results, is taken back.
+                        while self.turns.pop().is_some_and(|turn| turn["role"] != "user") {}
+                        return print(" [stopped]\n");
+                    }
+                };
                 self.turns.push(call.result(&result));
             }
         }
@@ -304,6 +320,7 @@ impl Chat<'_> {
                 said.text.push_str(text);
             }
             Call::join(&mut said.calls, delta);
+            said.ended |= chunk["choices"][0]["finish_reason"] == "tool_calls";
         }
         Err(CtlError::Failed("the answer was cut off".to_string()))
     }

@@ -5,6 +5,7 @@
 //!
 //! Owns: running them. Must never: run what the file does not name, or wait for one without an end.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -19,7 +20,9 @@ use crate::error::CtlError;
 /// Bytes of a file of tools at most.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a result at most; what is beyond is left out, and said so.
-const RESULT_BYTES_MAX: u64 = 64 << 10;
+const RESULT_BYTES_MAX: usize = 64 << 10;
+/// Time in which the output of a program that has ended is still read.
+const GRACE: Duration = Duration::from_millis(100);
 /// Time for one call.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -119,11 +122,26 @@ impl Tools {
                 known.join(", ")
             );
         };
+        let arguments = serde_json::from_str::<Value>(&call.arguments);
+        if !arguments.is_ok_and(|arguments| arguments.is_object()) {
+            return "Error: the arguments are no JSON object".to_owned();
+        }
         match tokio::time::timeout(TIME_MAX, output(words, &call.arguments)).await {
             Ok(Ok(text)) => text,
             Ok(Err(why)) => format!("Error: {why}"),
             Err(_) => format!("Error: it took longer than {} s", TIME_MAX.as_secs()),
         }
+    }
+}
+
+/// A program and all that it starts, which end with this.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(id) = self.0.and_then(|id| i32::try_from(id).ok()) else { return };
+        // Nobody is left where it has ended.
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(id), nix::sys::signal::SIGKILL);
     }
 }
 
@@ -133,9 +151,11 @@ async fn output(words: &[String], input: &str) -> std::io::Result<String> {
         .args(&words[1..])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|why| std::io::Error::other(format!("{} does not start: {why}", words[0])))?;
+    let mut group = Group(child.id());
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let give = async {
         if let Some(mut stdin) = stdin {
@@ -143,17 +163,39 @@ async fn output(words: &[String], input: &str) -> std::io::Result<String> {
             let _ = stdin.write_all(input.as_bytes()).await;
         }
     };
+    // What is there when the program has ended counts, though its output may be open still.
+    let taken = RefCell::new((Vec::new(), 0));
     let take = async {
-        let (mut bytes, mut rest) = (Vec::new(), 0);
-        if let Some(mut stdout) = stdout {
-            (&mut stdout).take(RESULT_BYTES_MAX).read_to_end(&mut bytes).await?;
-            rest = tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
+        let Some(mut stdout) = stdout else { return Ok(()) };
+        let mut piece = [0; 8192];
+        loop {
+            let count = stdout.read(&mut piece).await?;
+            if count == 0 {
+                return Ok::<_, std::io::Error>(());
+            }
+            let (bytes, rest) = &mut *taken.borrow_mut();
+            let kept = count.min(RESULT_BYTES_MAX - bytes.len());
+            bytes.extend_from_slice(&piece[..kept]);
+            *rest += count - kept;
         }
-        Ok::<_, std::io::Error>((bytes, rest))
     };
-    let ((), taken) = tokio::join!(give, take);
-    let (bytes, rest) = taken?;
-    let status = child.wait().await?;
+    // Whatever it started and left holds its output open, and is not waited for.
+    let end = async {
+        let status = child.wait().await;
+        tokio::time::sleep(GRACE).await;
+        status
+    };
+    let talk = async { tokio::join!(give, take).1 };
+    tokio::pin!(talk, end);
+    let status = tokio::select! {
+        all = &mut talk => {
+            all?;
+            end.await?
+        }
+        status = &mut end => status?,
+    };
+    group.0 = None;
+    let (bytes, rest) = taken.take();
     let mut text = String::from_utf8_lossy(&bytes).into_owned();
     if rest > 0 {
         text += &format!("\n[{rest} more bytes are left out]");
@@ -206,6 +248,7 @@ mod tests {
             r#"[{"function": {"name": "echo"}, "command": ["cat"]},
                 {"function": {"name": "fail"}, "command": ["sh", "-c", "echo half; exit 3"]},
                 {"function": {"name": "many"}, "command": ["sh", "-c", "head -c 70000 /dev/zero | tr '\\0' a"]},
+                {"function": {"name": "leave"}, "command": ["sh", "-c", "sleep 30 & echo left"]},
                 {"function": {"name": "none"}, "command": ["/no/such/program"]}]"#,
         )
         .unwrap();
@@ -215,6 +258,11 @@ mod tests {
         let many = tools.run(&call("many", "{}")).await;
         assert!(many.ends_with("[4464 more bytes are left out]"), "{}", many.len());
         assert!(tools.run(&call("none", "{}")).await.contains("does not start"));
+        let began = std::time::Instant::now();
+        assert_eq!(tools.run(&call("leave", "{}")).await, "left\n");
+        assert!(began.elapsed() < Duration::from_secs(20), "what it leaves is not waited for");
+        let cut = tools.run(&call("echo", "{\"a\": ")).await;
+        assert!(cut.contains("no JSON object"), "{cut}");
         assert!(tools.run(&call("other", "{}")).await.contains("there are: echo, fail"));
     }
 

@@ -85,7 +85,11 @@ fn caller(call: &Call) -> Reply {
     } else {
         let begin = json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": "cat", "arguments": ""}});
         let rest = json!({"index": 0, "function": {"arguments": "{\"a\": 1}"}});
-        chunk(json!({"tool_calls": [begin]})) + &chunk(json!({"tool_calls": [rest]}))
+        let reason = if call.body["model"] == "cuts" { "length" } else { "tool_calls" };
+        let end = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]});
+        chunk(json!({"tool_calls": [begin]}))
+            + &chunk(json!({"tool_calls": [rest]}))
+            + &format!("data: {end}\n\n")
     };
     Reply::text(format!("{thought}{said}data: [DONE]\n\n"))
 }
@@ -112,6 +116,8 @@ fn tools_are_run_and_their_results_answered() {
         json!({"name": "cat", "arguments": "{\"a\": 1}"})
     );
     assert_eq!(turns[2]["tool_call_id"], "call_1");
+    let run = daemon.run(&["chat", "cuts", "-p", "hi", "--tools", file.to_str().unwrap()]);
+    assert!(run.out.contains("It says Error: the call was cut off"), "{run:?}");
     let run = daemon.run(&["chat", "m", "-p", "hi", "--tools", "/no/such/file"]);
     assert!(run.code == 2 && run.err.contains("/no/such/file"), "{run:?}");
 }

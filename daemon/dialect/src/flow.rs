@@ -146,6 +146,8 @@ impl Machine {
             // The body wants more, and there is none.
             if self.calls.is_open() {
                 self.calls.end(Outcome::Cut, sink);
+                // Half a key, or half a marker, of the call.
+                self.untaken.clear();
             } else if body.is_pending() {
                 self.refuse("", sink);
             }

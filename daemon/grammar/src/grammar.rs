@@ -124,7 +124,14 @@ fn rewritten(schemas: &mut [Value], few: &Few<'_>, limits: &Limits) -> Result<()
 
 /// llguidance's words without its insides.
 pub(crate) fn readable(reason: &str) -> String {
-    let reason = reason.split("\n<").next().unwrap_or(reason).trim();
+    let reason = reason.split("\n<").next().unwrap_or(reason);
+    // Lines with numbers show the whole grammar.
+    let shows = |line: &&str| {
+        line.split_once(" | ").is_some_and(|(at, _)| at.trim().parse::<usize>().is_ok())
+    };
+    let lines: Vec<&str> = reason.lines().take_while(|line| !shows(line)).collect();
+    let reason = lines.join("\n");
+    let reason = reason.trim();
     if reason.contains("panic") {
         "it is too large, or has too much in one place".into()
     } else if reason == "NoExtensionBias" {

@@ -123,6 +123,8 @@ impl Outline {
             let at = self.at;
             self.at = match at {
                 At::Start if self.opens(token) => At::Thought(next),
+                // Nothing holds yet, and white space goes with the marker behind it.
+                At::Start if self.state.is_none() && self.is_space(token) => At::Start,
                 At::Start => At::Grammar(0),
                 At::Thought(_) if self.closes(token) => At::Closed(next),
                 At::Closed(from)
@@ -139,6 +141,11 @@ impl Outline {
 
     fn opens(&self, token: u32) -> bool {
         self.thought.as_ref().is_some_and(|thought| thought.open.contains(&token))
+    }
+
+    fn is_space(&self, token: u32) -> bool {
+        let bytes = self.vocabulary.bytes(token);
+        !bytes.is_empty() && bytes.iter().all(u8::is_ascii_whitespace)
     }
 
     /// Whether the thought ends with this token.

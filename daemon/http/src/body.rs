@@ -33,7 +33,8 @@ impl BodyBudget {
         BodyBudget { taken: Arc::default(), bytes_max, retry_after_s }
     }
 
-    fn share(&self) -> Share {
+    /// A share of it that is empty yet.
+    pub fn share(&self) -> Share {
         Share { budget: self.clone(), bytes: 0 }
     }
 }

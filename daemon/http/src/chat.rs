@@ -147,7 +147,7 @@ pub struct ChatWire {
     logprobs: bool,
     telling: Telling,
     thoughts: Thoughts,
-    /// Whether a choice has called a tool.
+    /// Whether a choice has called a tool, to the call's end.
     called: Vec<bool>,
     /// The prompt, if its log-probabilities are wanted.
     prompted: Option<Prompted>,
@@ -243,6 +243,7 @@ impl Wire for ChatWire {
 
     fn delta(&mut self, out: &mut Vec<u8>, delta: &Delta<'_>) {
         let says = !delta.part.is_empty() && !matches!(delta.part, Part::CallEnd { .. });
+        self.called[delta.choice] |= matches!(delta.part, Part::CallEnd { whole: true, .. });
         if says || !delta.tokens.is_empty() {
             let part = |out: &mut Vec<u8>| match delta.part {
                 Part::Text(text) => {
@@ -270,7 +271,6 @@ impl Wire for ChatWire {
                 }
             };
             self.chunk(out, delta.choice, part, (Some(delta.tokens), None), delta.total);
-            self.called[delta.choice] |= matches!(delta.part, Part::ToolCall { .. });
         }
         if let Some(ended) = delta.ended {
             let reason = reason(ended, self.called[delta.choice]);
@@ -317,7 +317,7 @@ impl Wire for ChatWire {
                 out.push(b']');
             }
             out.push(b'}');
-            let called = !whole.calls.is_empty();
+            let called = whole.calls.iter().any(|call| call.whole);
             let finish = whole.ended.as_ref().map(|ended| reason(ended, called));
             self.rest(out, Some(&whole.tokens), finish);
         }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use minisgl_proto::{Finish, Reject};
 use serde_json::{Value, json};
@@ -87,6 +87,9 @@ impl fmt::Display for Tokens {
         }
     }
 }
+
+/// By which OpenAI's and Anthropic's clients know whether to try again, whatever the status.
+static X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// The reason of an end at somebody else's word.
 const CANCELLED: &str = "cancelled";
@@ -189,7 +192,7 @@ impl ApiError {
         error
     }
 
-    /// 409: another request ended this one. What was said is not an error of the model's.
+    /// 409: another request ended this one. What was said is not an error of the model's. It is not to be tried again.
     pub fn cancelled() -> ApiError {
         ApiError::new(StatusCode::CONFLICT, "the response was cancelled by another request")
             .with_code(CANCELLED)
@@ -356,6 +359,9 @@ impl ApiError {
         let mut response = (self.status, axum::Json(self.to_json_as(form))).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.is_cancelled() {
+            response.headers_mut().insert(&X_SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         // For the log line and the metrics, which see only the response.
         response.extensions_mut().insert(self);

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{Request, StatusCode};
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use minisgl_proto::VERSION;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -16,8 +17,8 @@ use serde_json::{Map, Value, json};
 use crate::backend::Model;
 use crate::error::ApiError;
 use crate::front::{Front, unix_s};
+use crate::keys::Owner;
 use crate::models::{Which, which};
-use crate::record::KeyName;
 use crate::timestamp::rfc3339;
 
 /// Bytes of the body of `/abort_request`; a longer one names no request.
@@ -36,7 +37,7 @@ pub async fn health_generate(
     Ok(Json(json!({"status": "ok"})))
 }
 
-/// `/flush_cache`: empties the prefix cache of the only model, or of that which `model` names. Requests that run keep
+/// `POST /flush_cache`: empties the prefix cache of the only model, or of that which `model` names. Requests that run keep
 /// what they use, so nothing is waited for: `timeout` is read over.
 ///
 /// # Errors
@@ -63,6 +64,16 @@ pub async fn flush(
     ))
 }
 
+/// `GET /flush_cache`: 405. Whatever page a browser shows can make it send a GET, as for an image.
+pub async fn flush_by_get() -> Response {
+    let message = "GET changes nothing here: POST to /flush_cache empties the prefix cache";
+    let error =
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).with_code("method_not_allowed");
+    let mut response = error.into_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    response
+}
+
 /// The body of `/abort_request`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -75,12 +86,21 @@ struct Abort {
 /// the same API key, or with `abort_all` all of its own. As in SGLang, one that is not there is no error.
 ///
 /// # Errors
-/// 400: nothing is named. 403: `abort_all` without a key that has a name: such requests cannot be told from others'.
+/// 400: nothing is named. 403: the key has no name, or there are no keys and `abort_all` is asked for: such requests cannot
+/// be told from others'.
 pub async fn abort(
     State(front): State<Arc<Front>>,
     request: Request<Body>,
 ) -> Result<Json<Value>, ApiError> {
-    let key = request.extensions().get::<KeyName>().map(|KeyName(name)| Arc::clone(name));
+    let key = match Owner::of(request.extensions()) {
+        Owner::Name(name) => Some(name),
+        Owner::Anybody => None,
+        Owner::Key(_) => {
+            let message = "keys need a name for /abort_request (NAME:KEY in the list of keys): requests of keys without one \
+                           cannot be told apart; the operator can end any request: minisglctl cancel ID";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("not_allowed"));
+        }
+    };
     let body = front.small_body(request, ABORT_BYTES_MAX).await?;
     let Abort { rid, abort_all } = serde_json::from_slice(&body).map_err(|why| {
         ApiError::invalid(format!("the request body is not {{\"rid\": \"..\"}}: {why}"))

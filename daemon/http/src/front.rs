@@ -14,6 +14,7 @@ use crate::choices::{Choices, Job};
 use crate::error::ApiError;
 use crate::fields::Route;
 use crate::json::{self, Fields};
+use crate::keys::Owner;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -60,6 +61,8 @@ pub struct Incoming {
     pub record: Arc<Record>,
     /// Name of the API key it came with.
     pub key: Option<String>,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
 /// The one field of a body that nothing else is read of.
@@ -112,10 +115,11 @@ impl Front {
         let record = parts.extensions.get::<Arc<Record>>().cloned();
         let record = record.ok_or_else(|| ApiError::internal("the request has no record"))?;
         let key = parts.extensions.get::<KeyName>().map(|KeyName(name)| name.to_string());
+        let owner = Owner::of(&parts.extensions);
         let bytes_max = self.limits.body_bytes_max();
         let received = body::receive(&parts.headers, body, bytes_max, &self.settings, &self.budget);
         let (body, share) = received.await?;
-        Ok(Incoming { body, share, record, key })
+        Ok(Incoming { body, share, record, key, owner })
     }
 
     /// Receives a body of so few bytes that it may be read at once.
@@ -170,6 +174,20 @@ impl Front {
         self.pool.run(0, work).await?
     }
 
+    /// Does slow work on so many bytes that no body brought, on the pool and within the budget of bodies.
+    ///
+    /// # Errors
+    /// As for `read`, and those of the work, which tells how many bytes more it holds.
+    pub async fn work<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&mut Share) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let mut share = self.budget.share();
+        share.grow(bytes)?;
+        self.pool.run(bytes, move || work(&mut share)).await?
+    }
+
     /// The model of this name. Without a name, the only model there is.
     ///
     /// # Errors
@@ -193,13 +211,7 @@ impl Front {
     /// # Errors
     /// As for `find`.
     pub fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, ApiError> {
-        if name.is_some_and(|name| name.len() > NAME_BYTES_MAX) {
-            let message =
-                format!("the name of a model has at most {NAME_BYTES_MAX} bytes; see /v1/models");
-            let mut error = ApiError::field("model", message).with_code("model_not_found");
-            error.status = axum::http::StatusCode::NOT_FOUND;
-            return Err(error);
-        }
+        bounded(name.unwrap_or_default())?;
         self.backend.model(name).map_err(|refusal| match (name, &refusal) {
             (None, Unavailable::NotFound { hint, .. }) => {
                 ApiError::field("model", format!("model is missing; {hint}"))
@@ -273,6 +285,20 @@ impl Front {
         }
         Ok(())
     }
+}
+
+/// Whether this can be the name of a model.
+///
+/// # Errors
+/// 404: it is too long.
+pub fn bounded(name: &str) -> Result<(), ApiError> {
+    if name.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("the name of a model has at most {NAME_BYTES_MAX} bytes; see /v1/models");
+    let mut error = ApiError::field("model", message).with_code("model_not_found");
+    error.status = axum::http::StatusCode::NOT_FOUND;
+    Err(error)
 }
 
 /// Unix time in seconds.

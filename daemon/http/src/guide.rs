@@ -9,54 +9,65 @@
 //!
 //! Owns: how these go together. Must never: compile anything; the worker does.
 
-use minisgl_dialect::{Enforced, Wanted as Calls};
+use std::sync::Arc;
+
+use minisgl_dialect::{Dialect, Enforced, Wanted as Calls};
 use minisgl_proto::limits::GRAMMAR_BYTES_MAX;
 use minisgl_proto::{Grammar, Guided, Thought};
 
 use crate::error::ApiError;
+use crate::pool::Pool;
 use crate::prompt::Rendered;
 use crate::sampling::Wanted;
 use crate::talk::Talk;
 use crate::tokenizer::TextModel;
+use crate::tools::Toolbox;
 
-/// Holds an output that goes on `rendered` to what its request wants.
+/// Holds an output that goes on `rendered` to what its request wants. What takes a while is done on `pool`, for a request
+/// that holds so many `bytes`.
 ///
 /// # Errors
-/// 400: the model cannot be held to calls of these tools, or they are too large.
+/// 400: the model cannot be held to calls of these tools, or they are too large. 429: too much waits.
 pub async fn guide(
     wanted: &mut Wanted,
     talk: &Talk,
     rendered: &Rendered,
-    text: &TextModel,
+    text: &Arc<TextModel>,
+    (pool, bytes): (&Pool, usize),
 ) -> Result<(), ApiError> {
     let guided = &mut wanted.sampling.guided;
-    let form = guided.as_deref().and_then(|guided| guided.grammar.as_ref());
-    let answer = form.and_then(json_rule);
     let tools = &rendered.tools;
+    let form = guided.as_deref().and_then(|guided| guided.grammar.clone());
     let is_held = tools.is_held() && (tools.required() || form.is_none());
-    let calls = is_held || (tools.may_be_called() && answer.is_some());
+    let may_answer = form.as_ref().is_some_and(is_json);
     // Some write a thought as a message among others: their calls' grammar has it, and begins with the output.
     let mut begins_behind_thought = true;
-    if calls {
-        let field = if tools.required() { "tool_choice" } else { "tools" };
-        let lark = lark(talk, rendered, answer.as_deref(), text)
-            .map_err(|why| ApiError::field(field, format!("{field}: {why}")))?;
-        let bytes = lark.len();
-        if bytes > GRAMMAR_BYTES_MAX {
-            let message = format!(
-                "{field}: the grammar of {} tools has {bytes} bytes; the limit is {GRAMMAR_BYTES_MAX}: send fewer tools, or smaller \
-                 schemas",
-                tools.callable().count()
-            );
-            return Err(ApiError::field(field, message));
+    if is_held || (tools.may_be_called() && may_answer) {
+        let (dialect, single) = (talk.dialect(), rendered.wants.single);
+        let (tools, text) = (Arc::clone(tools), Arc::clone(text));
+        let write = move || lark(dialect, &tools, single, form.as_ref(), &text);
+        let tools = &rendered.tools;
+        let asked = match guided {
+            Some(guided) if !is_held => &*guided.field,
+            _ if tools.required() => "tool_choice",
+            _ => "tools",
+        };
+        let asked = asked.to_owned();
+        match pool.run(bytes, write).await? {
+            Ok(lark) => {
+                let grammar = Some(Grammar::Calls(lark));
+                *guided = Some(Box::new(Guided { grammar, thought: None, field: asked }));
+                begins_behind_thought = !talk.thinks_in_messages();
+            }
+            // Calls that nobody asked to enforce are no reason to refuse a form.
+            Err(why) if !is_held => tracing::debug!("the form holds, and nothing is called: {why}"),
+            Err(why) => return Err(ApiError::field(&*asked, format!("{asked}: {why}"))),
         }
-        let grammar = Some(Grammar::Calls(lark));
-        *guided = Some(Box::new(Guided { grammar, thought: None, field: field.to_owned() }));
-        begins_behind_thought = !talk.thinks_in_messages();
     }
     let thought = talk.thought(text).filter(|_| begins_behind_thought);
     let budget = match rendered.budget {
-        Some((field, tokens)) if thought.is_some() => {
+        // Where a thought is a message among others, its marker would end any of them.
+        Some((field, tokens)) if thought.is_some() && !talk.thinks_in_messages() => {
             close(talk, text).await?.map(|close| (field, (tokens, close)))
         }
         _ => None,
@@ -76,17 +87,32 @@ pub async fn guide(
     Ok(())
 }
 
+/// The grammar of calls, or of them and an answer of this form.
 fn lark(
-    talk: &Talk,
-    rendered: &Rendered,
-    answer: Option<&str>,
+    dialect: &'static Dialect,
+    tools: &Toolbox,
+    single: bool,
+    form: Option<&Grammar>,
     text: &TextModel,
 ) -> Result<String, String> {
-    let tools: Vec<Enforced<'_>> =
-        rendered.tools.callable().map(|(tool, strict)| Enforced { tool, strict }).collect();
-    let (required, single) = (rendered.tools.required(), rendered.wants.single);
-    let wanted = Calls { tools: &tools, required, single, answer };
-    talk.dialect().lark(&wanted, &|marker| text.marker(marker))
+    let callable: Vec<Enforced<'_>> =
+        tools.callable().map(|(tool, strict)| Enforced { tool, strict }).collect();
+    let answer = form.and_then(json_rule);
+    let (tools, required) = (&callable[..], tools.required());
+    let wanted = Calls { tools, required, single, answer: answer.as_deref() };
+    let lark = dialect.lark(&wanted, &|marker| text.marker(marker))?;
+    let (bytes, count) = (lark.len(), callable.len());
+    if bytes > GRAMMAR_BYTES_MAX {
+        return Err(format!(
+            "the grammar of {count} tools has {bytes} bytes; the limit is {GRAMMAR_BYTES_MAX}: send fewer tools, or smaller schemas"
+        ));
+    }
+    Ok(lark)
+}
+
+/// Whether a form is JSON.
+fn is_json(form: &Grammar) -> bool {
+    matches!(form, Grammar::JsonObject | Grammar::JsonSchema { .. })
 }
 
 /// A form that is JSON, as the body of a rule.

@@ -1,5 +1,5 @@
 //! API keys: `Authorization: Bearer KEY` or `x-api-key: KEY`, compared without telling by the time it takes how much of it is right.
-//! A key may have a name, by which log and metrics know who asks.
+//! A key may have a name, by which log and metrics know who asks; what a key made is its name's, or its own ([`Owner`]).
 //!
 //! Owns: the keys in force, as digests, which can be exchanged while requests are served. Must never: keep, print or
 //! log a key.
@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, Request, StatusCode, header};
+use axum::http::{Extensions, HeaderName, HeaderValue, Request, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use minisgl_accept::Throttle;
@@ -39,6 +39,34 @@ pub struct KeyList(Vec<Key>);
 struct Key {
     name: Option<KeyName>,
     digest: [u8; 32],
+}
+
+/// Whose a request is: what one owner made, another neither sees nor ends. Handlers find it among the request's extensions.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// Everybody's, where there are no keys.
+    #[default]
+    Anybody,
+    /// That of all keys of this name.
+    Name(Arc<str>),
+    /// That of a key without a name: its digest.
+    Key([u8; 32]),
+}
+
+impl Owner {
+    /// That of a request.
+    pub fn of(extensions: &Extensions) -> Owner {
+        extensions.get().cloned().unwrap_or_default()
+    }
+}
+
+impl Key {
+    fn owner(&self) -> Owner {
+        match &self.name {
+            Some(KeyName(name)) => Owner::Name(Arc::clone(name)),
+            None => Owner::Key(self.digest),
+        }
+    }
 }
 
 impl fmt::Debug for KeyList {
@@ -160,13 +188,13 @@ impl Keys {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The name of the key that lets this request in, if it needs one and that has a name.
-    fn check(&self, request: &Request<Body>) -> Result<Option<KeyName>, ApiError> {
+    /// Whose key lets this request in, if it needs one.
+    fn check(&self, request: &Request<Body>) -> Result<Owner, ApiError> {
         let rule = self.rule();
         let path = request.uri().path();
         let is_open = is_probe(path) || (path == "/metrics" && rule.open_metrics);
         if rule.keys.is_empty() || is_open {
-            return Ok(None);
+            return Ok(Owner::Anybody);
         }
         let refuse = |message: &str| {
             ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
@@ -180,7 +208,7 @@ impl Keys {
         let given = [bearer.flatten(), own.flatten()];
         let found = given.into_iter().flatten().find_map(|key| rule.keys.find(key.trim()));
         match found {
-            Some(key) => Ok(key.name.clone()),
+            Some(key) => Ok(key.owner()),
             None if bearer == Some(None) && own.is_none() => {
                 Err(refuse("the Authorization header is not: Bearer KEY"))
             }
@@ -197,13 +225,15 @@ static REFUSED: Throttle = Throttle::new();
 /// Lets through who may, and tells handlers and record by which key.
 pub async fn admit(State(keys): State<Keys>, mut request: Request<Body>, next: Next) -> Response {
     match keys.check(&request) {
-        Ok(name) => {
-            if let Some(name) = name {
+        Ok(owner) => {
+            if let Owner::Name(name) = &owner {
+                let name = KeyName(Arc::clone(name));
                 if let Some(record) = request.extensions().get::<Arc<Record>>() {
                     record.key(&name);
                 }
                 request.extensions_mut().insert(name);
             }
+            request.extensions_mut().insert(owner);
             next.run(request).await
         }
         Err(error) => {
@@ -261,6 +291,18 @@ mod tests {
                 .is_ok_and(|list| list.find(KEY).is_none()),
             "too long for a name"
         );
+    }
+
+    #[test]
+    fn what_keys_of_one_name_make_is_theirs_and_that_of_others_their_own() {
+        let text = format!("ann:{KEY}1\nann:{KEY}2\n{KEY}3\n{KEY}4\nbob:{KEY}5\n");
+        let list = KeyList::parse(&text).unwrap();
+        let owner = |at: u32| list.find(&format!("{KEY}{at}")).unwrap().owner();
+        assert!(owner(1) == owner(2) && owner(3) == owner(3));
+        for (one, other) in [(1, 3), (1, 5), (3, 4), (3, 5)] {
+            assert!(owner(one) != owner(other), "{one} {other}");
+        }
+        assert!((1..=5).all(|at| owner(at) != Owner::Anybody));
     }
 
     #[test]

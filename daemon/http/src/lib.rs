@@ -121,7 +121,7 @@ fn routes(front: &Front) -> Router<Arc<Front>> {
         .route("/rerank", post(unserved::reranking))
         .route("/v1/score", post(unserved::reranking))
         .route("/score", post(unserved::reranking))
-        .route("/flush_cache", get(fleet::flush).post(fleet::flush))
+        .route("/flush_cache", post(fleet::flush).get(fleet::flush_by_get))
         .route("/reset_prefix_cache", post(fleet::flush))
         .route("/abort_request", post(fleet::abort))
         .route("/v1/loads", get(fleet::loads))

@@ -29,7 +29,7 @@ use crate::backend::Unavailable;
 use crate::error::ApiError;
 use crate::fields::Route;
 use crate::format::FormatFields;
-use crate::front::Front;
+use crate::front::{Front, bounded};
 use crate::input::Input;
 use crate::intent::{Intent, Prompts};
 use crate::json::{Exact, List, Nested, Node, Object, fields};
@@ -179,6 +179,7 @@ async fn load<const CHAT: bool>(
     let Some(Idle { model: Some(model), keep_alive, .. }) = idle else {
         return Ok(Err(Request::from_parts(parts, Body::from(body))));
     };
+    bounded(&model)?;
     front.model(Some(&known_as(front, &model)))?;
     // It stays all the same.
     let is_over = keep_alive.is_some_and(|time| time == 0 || time == "0" || time == "0s");
@@ -204,6 +205,8 @@ fn intent(
     let began = Instant::now();
     let name = model.filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::field("model", "model is missing; see /api/tags"))?;
+    // Each line repeats it, with a tag that nobody looks up.
+    bounded(&name)?;
     let known = known_as(front, &name);
     let format = how.format.map_or(Value::Null, |Exact(Node(format))| format);
     let options = how.options.unwrap_or_default().checked("options")?;

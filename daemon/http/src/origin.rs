@@ -21,7 +21,7 @@ const MAX_AGE_S: &str = "600";
 /// Stands for every page.
 const ANY: &str = "*";
 /// What a page may read of an answer besides its body.
-const EXPOSED: &str = "x-request-id, retry-after";
+const EXPOSED: &str = "x-request-id, request-id, retry-after, x-should-retry, x-max-tokens";
 static PRIVATE_NETWORK: HeaderName =
     HeaderName::from_static("access-control-allow-private-network");
 

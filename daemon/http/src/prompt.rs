@@ -3,6 +3,8 @@
 //! Owns: what OpenAI's message forms mean to a chat template. Must never: drop a part of a message
 //! that it does not understand; it refuses it.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::body::Share;
@@ -82,7 +84,7 @@ pub struct Rendered {
     /// The end of its text.
     pub end: String,
     /// The tools of the request.
-    pub tools: Toolbox,
+    pub tools: Arc<Toolbox>,
     /// As in [`Dialogue`].
     pub budget: Option<(&'static str, u32)>,
     /// How the answer is to be told apart.
@@ -158,7 +160,7 @@ impl Dialogue {
         share.grow(bytes)?;
         let (conversation, tools, wants) = prepared?;
         let (ids, end) = text.encode_chat(conversation, room).await?;
-        Ok(Rendered { ids, end, tools, budget, wants })
+        Ok(Rendered { ids, end, tools: Arc::new(tools), budget, wants })
     }
 
     fn prepare(self) -> Result<(Conversation, Toolbox, Wants), ApiError> {

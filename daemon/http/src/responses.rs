@@ -14,6 +14,7 @@ pub mod routes;
 mod tools;
 mod wire;
 
+use std::io;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
@@ -25,6 +26,7 @@ use crate::fields::Route;
 use crate::front::Front;
 use crate::intent::{Intent, Prompts};
 use crate::json::{Exact, Int, List, Node, Object, SHORT_LIST_MAX, fields, spend_text};
+use crate::keys::Owner;
 use crate::prompt::{Dialogue, Message};
 use crate::sampling::{SamplingFields, top, whole};
 use crate::store::{CONVERSATION_BYTES_MAX, Store};
@@ -32,7 +34,7 @@ use crate::surface::Surface;
 use crate::usage::Telling;
 use crate::wire::Answer;
 use head::{Echo, Head};
-use items::Reader;
+use items::{Reader, is_read};
 use output::Showing;
 use tools::{Names, Toolkit, plain};
 use wire::{Parts, ResponseWire};
@@ -76,7 +78,7 @@ pub struct Responses {
     showing: Showing,
     echo: Echo,
     sampling: (Option<f64>, Option<f64>),
-    owner: Option<String>,
+    owner: Owner,
     /// JSON of all items before the answer, if it is to be kept.
     input: Option<String>,
 }
@@ -87,20 +89,20 @@ impl Surface for Responses {
     const ROUTE: Route = Route::Responses;
 
     fn intent(f: ResponseFields, front: &Front) -> Result<(Intent, Responses), ApiError> {
-        Responses::intent_of(f, front, None)
+        Responses::intent_of(f, front, &Owner::Anybody)
     }
 
     fn intent_of(
         mut f: ResponseFields,
         front: &Front,
-        key: Option<&str>,
+        owner: &Owner,
     ) -> Result<(Intent, Responses), ApiError> {
         f.sampling.single()?;
         let tools: Vec<Value> = f.tools.take().map_or_else(Vec::new, |List(list)| {
             list.into_iter().map(|Exact(Node(tool))| tool).collect()
         });
         let previous = f.previous_response_id.as_deref();
-        let items = conversation(f.input.take(), previous, &front.responses, key)?;
+        let items = conversation(f.input.take(), previous, &front.responses, owner)?;
         let kit = toolkit(&tools, &items)?;
         let messages = messages(&items, &kit, f.instructions.as_deref())?;
         let choice = f.tool_choice.take().map_or(Value::Null, |Node(choice)| choice);
@@ -155,7 +157,7 @@ impl Surface for Responses {
             echo: false,
             ids: false,
         };
-        let owner = key.map(str::to_owned);
+        let owner = owner.clone();
         Ok((intent, Responses { names, showing, echo, sampling, owner, input }))
     }
 
@@ -170,18 +172,12 @@ impl Surface for Responses {
                 temperature.or(defaults.temperature).unwrap_or(1.0),
                 top_p.or(defaults.top_p).unwrap_or(1.0),
             ),
-            store: self.input.is_some(),
+            // Known once there is room.
+            store: false,
             echo: self.echo,
         };
-        ResponseWire::new(Parts {
-            head: Arc::new(head),
-            names: self.names,
-            showing: self.showing,
-            text: answer.text,
-            store: Arc::clone(&front.responses),
-            owner: self.owner,
-            input: self.input,
-        })
+        let parts = Parts { head, names: self.names, showing: self.showing, text: answer.text };
+        ResponseWire::new(parts, &front.responses, self.owner, self.input)
     }
 }
 
@@ -190,12 +186,12 @@ fn conversation(
     input: Option<Node>,
     previous: Option<&str>,
     store: &Store,
-    key: Option<&str>,
+    owner: &Owner,
 ) -> Result<Vec<(String, Value)>, ApiError> {
     let mut items = Vec::new();
     if let Some(id) = previous.filter(|id| !id.is_empty()) {
-        for item in
-            kept_items(store, id, key).map_err(|error| not_found(error, "previous_response_id"))?
+        for item in kept_items(store, id, owner)
+            .map_err(|error| not_found(error, "previous_response_id"))?
         {
             items.push(("previous_response_id".to_owned(), item));
         }
@@ -210,7 +206,7 @@ fn conversation(
         let param = format!("input[{at}]");
         let is_bare = item["type"].is_null() && item["role"].is_null() && item["id"].is_string();
         let item = if is_bare || item["type"] == "item_reference" {
-            referred(store, &item["id"], key).map_err(|error| not_found(error, &param))?
+            referred(store, &item["id"], owner).map_err(|error| not_found(error, &param))?
         } else {
             item
         };
@@ -263,8 +259,8 @@ fn not_found(mut error: ApiError, param: &str) -> ApiError {
 }
 
 /// What was said up to the end of a response.
-fn kept_items(store: &Store, id: &str, key: Option<&str>) -> Result<Vec<Value>, ApiError> {
-    let answer = store.find(id, key)?;
+fn kept_items(store: &Store, id: &str, owner: &Owner) -> Result<Vec<Value>, ApiError> {
+    let answer = store.find(id, owner)?;
     let mut items = Vec::new();
     for list in [&answer.input, &answer.output] {
         spend_text(list.len())?;
@@ -276,7 +272,7 @@ fn kept_items(store: &Store, id: &str, key: Option<&str>) -> Result<Vec<Value>, 
 }
 
 /// The item of this id, which names its response.
-fn referred(store: &Store, id: &Value, key: Option<&str>) -> Result<Value, ApiError> {
+fn referred(store: &Store, id: &Value, owner: &Owner) -> Result<Value, ApiError> {
     let id = id.as_str().unwrap_or_default();
     let inner = id.split('_').nth(1).unwrap_or_default();
     let unknown = || {
@@ -286,22 +282,44 @@ fn referred(store: &Store, id: &Value, key: Option<&str>) -> Result<Value, ApiEr
         );
         ApiError::new(StatusCode::NOT_FOUND, text)
     };
-    let answer = store.find(&format!("resp_{inner}"), key).map_err(|_| unknown())?;
+    let answer = store.find(&format!("resp_{inner}"), owner).map_err(|_| unknown())?;
     spend_text(answer.output.len())?;
     let items: Vec<Value> = serde_json::from_str(&answer.output).unwrap_or_default();
     items.into_iter().find(|item| item["id"] == id).ok_or_else(unknown)
 }
 
-/// JSON of all items; `None`: they are too many to be kept.
+/// What is written, up to a limit of bytes.
+struct Bounded {
+    out: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.bytes_max - self.out.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.out.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// JSON of all items that were read; `None`: they are too many to be kept.
 fn kept(items: &[(String, Value)]) -> Result<Option<String>, ApiError> {
-    let list: Vec<&Value> = items.iter().map(|(_, item)| item).collect();
-    let json = json!(list).to_string();
-    if json.len() > CONVERSATION_BYTES_MAX {
-        tracing::debug!(bytes = json.len(), "a conversation is too large to be kept");
+    let list: Vec<&Value> = items.iter().map(|(_, item)| item).filter(|it| is_read(it)).collect();
+    let mut json = Bounded { out: Vec::new(), bytes_max: CONVERSATION_BYTES_MAX };
+    if serde_json::to_writer(&mut json, &list).is_err() {
+        tracing::debug!(bytes = json.out.len(), "a conversation is too large to be kept");
         return Ok(None);
     }
+    let mut json = json.out;
+    json.shrink_to_fit();
     spend_text(json.len())?;
-    Ok(Some(json))
+    Ok(String::from_utf8(json).ok())
 }
 
 /// What templates know as variables.
@@ -373,13 +391,13 @@ mod tests {
     use crate::json::{NODES_MAX, counted};
 
     fn item(bytes: usize) -> Vec<(String, Value)> {
-        vec![(String::new(), json!("x".repeat(bytes)))]
+        vec![(String::new(), json!({"type": "message", "content": "x".repeat(bytes)}))]
     }
 
     #[test]
     fn a_conversation_that_is_kept_is_bounded_and_counts() {
         let spent = |bytes: usize| counted(|| kept(&item(bytes)).map(|it| it.is_some()));
-        let (is_kept, bytes) = spent(CONVERSATION_BYTES_MAX - 10);
+        let (is_kept, bytes) = spent(CONVERSATION_BYTES_MAX - 40);
         assert!(is_kept.unwrap());
         assert!(bytes > CONVERSATION_BYTES_MAX - 200, "{bytes}: the budget of bodies knows of it");
         assert!(!spent(CONVERSATION_BYTES_MAX + 1).0.unwrap());
@@ -391,12 +409,26 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_written_beyond_the_limit_nor_what_is_left_out() {
+        let mut out = Bounded { out: Vec::new(), bytes_max: 100 };
+        assert!(serde_json::to_writer(&mut out, &vec!["x".repeat(90); 1000]).is_err());
+        assert!(out.out.len() <= 100 && out.out.capacity() <= 256);
+        let mut items = item(3);
+        items.push((String::new(), json!({"type": "unknown", "text": "y".repeat(1000)})));
+        items.push((String::new(), json!({"role": "user", "content": "z"})));
+        let (json, _) = counted(|| kept(&items));
+        let json = json.unwrap().unwrap();
+        let message = r#"[{"type":"message","content":"xxx"},{"role":"user","content":"z"}]"#;
+        assert_eq!(json, message);
+    }
+
+    #[test]
     fn both_together_are_bounded_by_what_a_request_may_hold() {
         let store = Store::default();
         let input = format!("[{}]", vec!["1"; NODES_MAX + 1].join(","));
         let answer = crate::store::Answered { response: String::new(), input, output: "[]".into() };
-        store.keep("resp_a", None, answer);
-        let (items, _) = counted(|| conversation(None, Some("resp_a"), &store, None));
+        store.keep("resp_a", Owner::Anybody, answer);
+        let (items, _) = counted(|| conversation(None, Some("resp_a"), &store, &Owner::Anybody));
         let error = items.unwrap_err();
         assert!(error.message.contains("JSON values"), "{error}");
         assert_eq!(error.param.as_deref(), Some("previous_response_id"));

@@ -115,11 +115,12 @@ impl<W: Wire> Stream<W> {
 
     /// What is said while nothing is.
     fn ping(&mut self) -> Bytes {
-        if !W::OPENS_FIRST || std::mem::replace(&mut self.opened, true) {
-            return Bytes::from_static(W::PING);
-        }
         let mut out = Vec::new();
-        self.wire.open(&mut out, self.choices.total());
+        if !W::OPENS_FIRST || std::mem::replace(&mut self.opened, true) {
+            self.wire.ping(&mut out);
+        } else {
+            self.wire.open(&mut out, self.choices.total());
+        }
         out.into()
     }
 

@@ -23,6 +23,7 @@ use crate::guide::guide;
 use crate::input::Prompt;
 use crate::intent::{Intent, Prompts};
 use crate::json::Fields;
+use crate::keys::Owner;
 use crate::prompt::Rendered;
 use crate::room::Room;
 use crate::sampling::{Endpoint, Wanted};
@@ -45,14 +46,14 @@ pub trait Surface: Sized + Send + 'static {
     /// 400: fields exclude each other or are out of range.
     fn intent(body: Self::Body, front: &Front) -> Result<(Intent, Self), ApiError>;
 
-    /// The same, where it matters whose key the request came with.
+    /// The same, where it matters whose the request is.
     ///
     /// # Errors
     /// As for [`Surface::intent`].
     fn intent_of(
         body: Self::Body,
         front: &Front,
-        _key: Option<&str>,
+        _owner: &Owner,
     ) -> Result<(Intent, Self), ApiError> {
         Self::intent(body, front)
     }
@@ -79,8 +80,8 @@ pub async fn serve<S: Surface>(
 ) -> Result<Response, ApiError> {
     let incoming = front.receive(request).await?;
     let (record, key) = (Arc::clone(&incoming.record), incoming.key.clone());
-    let (reader, owner) = (Arc::clone(&front), key.clone());
-    let make = move |body| S::intent_of(body, &reader, owner.as_deref());
+    let (reader, owner) = (Arc::clone(&front), incoming.owner.clone());
+    let make = move |body| S::intent_of(body, &reader, &owner);
     let (read, mut share) = front.read::<S::Body, _>(incoming, S::ROUTE, make).await?;
     let (mut intent, surface) = read;
     let found = front.find(intent.model.as_deref(), &record).await?;
@@ -91,17 +92,18 @@ pub async fn serve<S: Surface>(
     let (is_batch, stream, telling) = (is_batch(&intent), intent.stream, intent.telling);
     let (logprobs, param, ids) = (intent.logprobs.is_some(), intent.param, intent.ids);
     let (prompts, repeated, rendered) = tokenize(intent, &front, &found, &mut share).await?;
-    // What is left are token ids, which the backend bounds.
-    drop(share);
     let talk = match rendered {
         None => None,
         Some(rendered) => {
             let (dialect, seed) = (found.text.dialect(), front.random.next());
             let talk = Talk::new(dialect, rendered.wants.clone(), rendered.end.clone(), seed);
-            guide(&mut wanted, &talk, &rendered, &found.text).await?;
+            let pool = (&front.pool, share.bytes());
+            guide(&mut wanted, &talk, &rendered, &found.text, pool).await?;
             Some(talk)
         }
     };
+    // What is left are token ids and a grammar, which the backend bounds.
+    drop(share);
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let clamped = wanted.clamped(longest, found.model.info().max_len);
     let per_prompt = wanted.n as usize;

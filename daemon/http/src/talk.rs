@@ -66,9 +66,13 @@ impl Talk {
             shown: self.shown,
             seed: choice_seed(self.seed, choice),
             bytes: 0,
-            phase: if self.asked.in_thought { Phase::Reasoning } else { Phase::Text },
+            phase: match self.asked.in_thought && self.asked.reasoning {
+                true => Phase::Reasoning,
+                false => Phase::Text,
+            },
             counts: Counts::default(),
             over: false,
+            own: Vec::new(),
         }))
     }
 
@@ -113,6 +117,8 @@ pub struct Reader {
     phase: Phase,
     counts: Counts,
     over: bool,
+    /// The models' own ids so far.
+    own: Vec<String>,
 }
 
 /// Pieces of an output; room for them is a thread's, so that no stream holds any.
@@ -170,7 +176,7 @@ impl Reader {
         let Some(mut parser) = self.parser.take() else { return self.over };
         self.bytes += text.len();
         let (ids, seed, single, shown) = (self.ids, self.seed, self.single, self.shown);
-        let over = &mut self.over;
+        let (over, own) = (&mut self.over, &mut self.own);
         let mut sink = |part: dialect::Part<'_>| {
             // What comes behind the one call is nobody's.
             if *over {
@@ -181,7 +187,7 @@ impl Reader {
                 dialect::Part::Reasoning(_) if !shown => return,
                 dialect::Part::Reasoning(text) => Piece::Reasoning(said.put(text)),
                 dialect::Part::Begin { index, name, id } => {
-                    let id = call_id(ids, id, name, seed, index);
+                    let id = call_id(ids, id, name, seed, index, own);
                     let id = said.put(&id);
                     Piece::Begin { index, id, name: said.put(name) }
                 }
@@ -232,7 +238,14 @@ impl Reader {
 const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// The id of a call: the model's own where its template wants that back.
-fn call_id(ids: Ids, own: Option<&str>, name: &str, seed: u64, index: usize) -> String {
+fn call_id(
+    ids: Ids,
+    own: Option<&str>,
+    name: &str,
+    seed: u64,
+    index: usize,
+    used: &mut Vec<String>,
+) -> String {
     let mut seed = choice_seed(seed, index as u32 + 1);
     let mut letters = |count: usize| -> String {
         let mut next = || {
@@ -245,7 +258,14 @@ fn call_id(ids: Ids, own: Option<&str>, name: &str, seed: u64, index: usize) -> 
     match ids {
         Ids::Any => format!("call_{}", letters(24)),
         Ids::NineLetters => own.filter(nine).map_or_else(|| letters(9), str::to_owned),
-        Ids::Own => own.map_or_else(|| format!("functions.{name}:{index}"), str::to_owned),
+        Ids::Own => {
+            let numbered = (index..).map(|index| format!("functions.{name}:{index}"));
+            let mut all = own.map(str::to_owned).into_iter().chain(numbered);
+            // A model may count wrongly; a result finds its call by the id.
+            let id = all.find(|id| !used.contains(id)).unwrap_or_default();
+            used.push(id.clone());
+            id
+        }
     }
 }
 
@@ -325,11 +345,13 @@ mod tests {
 
     #[test]
     fn ids_are_what_templates_take() {
-        let id = |ids, own| call_id(ids, own, "f", 1, 2);
+        let mut used = Vec::new();
+        let mut id = |ids, own| call_id(ids, own, "f", 1, 2, &mut used);
         assert_eq!(id(Ids::NineLetters, None).len(), 9);
         assert_eq!(id(Ids::NineLetters, Some("abcdefghi")), "abcdefghi");
         assert_ne!(id(Ids::NineLetters, Some("too short")), "too short");
         assert_eq!(id(Ids::Own, Some("functions.f:7")), "functions.f:7");
         assert_eq!(id(Ids::Own, None), "functions.f:2");
+        assert_eq!(id(Ids::Own, Some("functions.f:7")), "functions.f:3", "none comes twice");
     }
 }

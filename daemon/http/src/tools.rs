@@ -2,6 +2,7 @@
 //!
 //! Owns: the forms of tools and of `tool_choice`. Must never: judge a tool's schema: whoever compiles it does.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use minisgl_dialect::{Tool, Tools};
@@ -110,7 +111,8 @@ impl Toolbox {
             let parameters = function["parameters"].clone();
             read.push(Tool { name: name.to_owned(), parameters });
         }
-        let known = |name: &String| read.iter().any(|tool| tool.name == *name);
+        let names: HashSet<&str> = read.iter().map(|tool| &*tool.name).collect();
+        let known = |name: &String| names.contains(&**name);
         let wanted: &[String] = match &choice {
             ToolChoice::Named(name) => std::slice::from_ref(name),
             ToolChoice::Allowed { names, .. } => names,
@@ -126,6 +128,11 @@ impl Toolbox {
             let text = "tool_choice: a call is required, and there are no tools; send some, or leave tool_choice out";
             return Err(ApiError::field("tool_choice", text));
         }
+        let choice = match choice {
+            // None is left.
+            ToolChoice::Allowed { names, .. } if names.is_empty() => ToolChoice::None,
+            choice => choice,
+        };
         Ok(Toolbox { tools: read, strict, choice, single })
     }
 
@@ -147,12 +154,13 @@ impl Toolbox {
     /// Those that may be called, each with whether its schema must hold.
     pub fn callable(&self) -> impl Iterator<Item = (&Tool, bool)> {
         let tools = self.tools.iter().zip(self.strict.iter().copied());
-        tools.filter(|(tool, _)| match &self.choice {
-            ToolChoice::Auto | ToolChoice::Required => true,
-            ToolChoice::None => false,
-            ToolChoice::Named(name) => tool.name == *name,
-            ToolChoice::Allowed { names, .. } => names.contains(&tool.name),
-        })
+        let allowed: HashSet<&str> = match &self.choice {
+            ToolChoice::Named(name) => HashSet::from([&**name]),
+            ToolChoice::Allowed { names, .. } => names.iter().map(|name| &**name).collect(),
+            _ => HashSet::new(),
+        };
+        let all = matches!(self.choice, ToolChoice::Auto | ToolChoice::Required);
+        tools.filter(move |(tool, _)| all || allowed.contains(&*tool.name))
     }
 
     /// Whether one must be called.
@@ -231,5 +239,7 @@ mod tests {
         assert!(!hidden.may_be_called() && !hidden.is_held() && hidden.callable().count() == 0);
         let named = new(&tools, ToolChoice::Named("f".into())).unwrap();
         assert!(named.single() && named.required());
+        let empty = ToolChoice::Allowed { names: Vec::new(), required: false };
+        assert!(!new(&tools, empty).unwrap().may_be_called(), "none is left");
     }
 }

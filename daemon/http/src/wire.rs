@@ -25,6 +25,11 @@ pub trait Wire: Send + Unpin + 'static {
     /// The type of a stream.
     const STREAM_TYPE: &'static str = "text/event-stream";
 
+    /// The same, where it is not always the same.
+    fn ping(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(Self::PING);
+    }
+
     /// Before the first delta.
     fn open(&mut self, out: &mut Vec<u8>, total: Usage);
 

@@ -54,7 +54,7 @@ async fn a_listed_page_may_ask_and_read_and_no_other_can() {
         assert_eq!(header(&answer, "access-control-allow-origin"), Some("https://ui.example"));
         assert_eq!(
             header(&answer, "access-control-expose-headers"),
-            Some("x-request-id, retry-after")
+            Some("x-request-id, request-id, retry-after, x-should-retry, x-max-tokens")
         );
         assert_eq!(header(&answer, "vary"), Some("origin"));
     }

@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::http::Request;
+use axum::response::IntoResponse;
 use futures_util::FutureExt;
-use minisgl_http::Settings;
 use minisgl_http::backend::Unavailable;
+use minisgl_http::{ApiError, Settings};
 use minisgl_proto::{Finish, Reject};
 use serde_json::{Value, json};
 use support::{House, Step, chat_body, say};
@@ -18,6 +19,18 @@ use support::{House, Step, chat_body, say};
 async fn check(house: &House, more: Value, status: u16, param: Value, code: Value) {
     let answer = house.chat(more.clone()).await;
     assert_eq!(answer.error(), (status, param, code), "{more}: {}", answer.body);
+}
+
+/// OpenAI's and Anthropic's clients try a 409 again, unless they hear that they should not.
+#[test]
+fn what_somebody_cancelled_is_not_tried_again() {
+    let answer = ApiError::cancelled().into_response();
+    let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap());
+    assert_eq!((answer.status().as_u16(), header("x-should-retry")), (409, Some("false")));
+    assert_eq!(header("retry-after"), None);
+    let stopped = ApiError::from_finish(&Finish::Aborted, 7).unwrap().into_response();
+    assert_eq!(stopped.headers().get("retry-after").unwrap(), "7", "the model may be back");
+    assert!(stopped.headers().get("x-should-retry").is_none());
 }
 
 #[tokio::test]

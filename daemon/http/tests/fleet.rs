@@ -41,16 +41,28 @@ async fn a_client_empties_the_cache_only_where_the_operator_lets_it() {
 
     let settings = Settings { client_flush: true, ..Settings::default() };
     let house = House::with(|_| Ok(say("a")), settings, json!({}));
-    for path in ["/flush_cache?timeout=60.0", "/flush_cache?model=org/tiny", "/reset_prefix_cache"]
-    {
+    for path in [
+        "/flush_cache",
+        "/flush_cache?timeout=60.0",
+        "/flush_cache?model=org/tiny",
+        "/reset_prefix_cache",
+    ] {
         let answer = house.post(path, json!(null)).await;
         assert_eq!((answer.status.as_u16(), &answer.json()["pages_freed"]), (200, &json!(7)));
     }
-    assert_eq!(house.get("/flush_cache").await.status, 200);
-    let answer = house.get("/flush_cache?model=other").await;
+    // A page of anybody's can have a browser send it.
+    let answer = house.get("/flush_cache").await;
+    assert_eq!(answer.error(), (405, Value::Null, json!("method_not_allowed")));
+    assert_eq!(
+        (&answer.headers["allow"], answer.body.contains("POST")),
+        (&"POST".parse().unwrap(), true)
+    );
+    assert_eq!(house.get("/reset_prefix_cache").await.status, 405);
+    let answer = house.post("/flush_cache?model=other", json!(null)).await;
     assert_eq!(answer.error(), (404, json!("model"), json!("model_not_found")));
     *house.backend.name.lock().unwrap() = "renamed".into();
-    assert_eq!(house.get("/flush_cache").await.error(), (409, Value::Null, json!("not_flushed")));
+    let answer = house.post("/flush_cache", json!(null)).await;
+    assert_eq!(answer.error(), (409, Value::Null, json!("not_flushed")));
 }
 
 #[tokio::test]
@@ -69,13 +81,24 @@ async fn requests_are_ended_by_id_and_all_of_a_key_by_its_name() {
     assert_eq!(refused(house.post("/abort_request", long).await), 413);
     assert_eq!(aborts(), []);
 
-    let keys = KeyList::parse("ann:sk-0123456789abcdef\n").unwrap();
-    let router = house.keyed(Keys::new(Rule { keys, ..Rule::default() }));
+    let keyed = |keys: &str| {
+        let keys = KeyList::parse(keys).unwrap();
+        house.keyed(Keys::new(Rule { keys, ..Rule::default() }))
+    };
     let request = |body: &str| {
         let request = Request::post("/abort_request").header("host", "localhost");
         let request = request.header("authorization", "Bearer sk-0123456789abcdef");
         request.body(Body::from(body.to_owned())).unwrap()
     };
+    // Theirs would be those of all other keys without a name.
+    let nameless = keyed("sk-0123456789abcdef\nsk-fedcba9876543210\n");
+    for body in [r#"{"abort_all": true}"#, r#"{"rid": "r2"}"#] {
+        let answer = send(&nameless, request(body)).await;
+        assert_eq!(answer.error(), (403, Value::Null, json!("not_allowed")));
+        assert!(answer.body.contains("keys need a name"), "{}", answer.body);
+    }
+    assert_eq!(aborts(), []);
+    let router = keyed("ann:sk-0123456789abcdef\n");
     assert_eq!(send(&router, request(r#"{"abort_all": true}"#)).await.status, 200);
     assert_eq!(send(&router, request(r#"{"rid": "r2"}"#)).await.status, 200);
     let ann = || Some("ann".to_owned());

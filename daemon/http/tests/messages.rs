@@ -122,6 +122,28 @@ async fn a_call_that_is_cut_off_has_no_input() {
     assert_eq!((&call["name"], &call["input"]), (&json!("weather"), &json!({})));
 }
 
+/// Clients would run it without its arguments.
+#[tokio::test]
+async fn a_call_that_the_model_broke_off_is_told_as_text() {
+    let cut = OUTPUT.find("ln\"}").unwrap();
+    let calls = "<tool_call>\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>";
+    for (before, reason) in [("", "end_turn"), (calls, "tool_use")] {
+        let output = format!("{before}{}", &OUTPUT[OUTPUT.find("<tool_call>").unwrap()..cut]);
+        let steps = say(&output);
+        let whole = ask(&house(steps.clone()), json!({"tools": tools()})).await.json();
+        let broken = whole["content"].as_array().unwrap().last().unwrap();
+        assert_eq!(*broken, json!({"type": "text", "text": "weather {\"city\": \"Kö"}));
+        assert_eq!(whole["stop_reason"], reason);
+        // Of a stream, its block had begun: its JSON stays as it is.
+        let answer = ask(&house(steps), json!({"tools": tools(), "stream": true})).await;
+        let events = events(&answer);
+        let said: String =
+            events.iter().filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
+        assert!(said.ends_with("{\"city\": \"Kö"), "{said}");
+        assert_eq!(joined(&events)["stop_reason"], reason);
+    }
+}
+
 #[tokio::test]
 async fn one_call_is_all_where_no_more_are_wanted() {
     let mut steps = say(OUTPUT);

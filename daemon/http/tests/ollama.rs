@@ -34,6 +34,29 @@ fn tools() -> Value {
     json!([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}])
 }
 
+/// The tag is not looked up, and every line repeats it.
+#[tokio::test]
+async fn a_name_with_a_tag_is_bounded_as_a_name_is() {
+    let house = house(say("a"));
+    let send = async |path: &str, body: Value| {
+        let text = body.to_string();
+        let request = axum::http::Request::post(path).header("content-length", text.len());
+        house.send(request.body(axum::body::Body::from(text)).unwrap()).await
+    };
+    for (path, mut body) in [
+        ("/api/chat", hi(json!({}))),
+        ("/api/chat", json!({})),
+        ("/api/generate", json!({"prompt": "x"})),
+    ] {
+        body["model"] = format!("org/tiny:{}", "x".repeat(191)).into();
+        assert_eq!(send(path, body.clone()).await.status, 200, "{path}");
+        body["model"] = format!("org/tiny:{}", "x".repeat(192)).into();
+        let answer = send(path, body).await;
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.body.contains("at most 200 bytes"), "{}", answer.body);
+    }
+}
+
 /// The lines of a stream, the last of which is done, and no other.
 fn lines(answer: &Answer) -> Vec<Value> {
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -380,6 +403,10 @@ async fn silence_and_failure_are_lines_too() {
             joined(&lines, "response")
         };
         assert_eq!((said.as_str(), &lines[0]["done"]), ("a", &json!(false)));
+        for line in &lines[..lines.len() - 1] {
+            assert_eq!(line["model"], "org/tiny", "{line}");
+            assert!(line["created_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{line}");
+        }
         let error = lines.last().unwrap()["error"].as_str().unwrap();
         assert!(error.contains("it broke"), "{error}");
     }

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt;
@@ -12,6 +14,7 @@ use minisgl_http::{KeyList, Keys, Rule};
 use serde_json::{Value, json};
 use support::events::told;
 use support::{Answer, House, PATIENCE, Step, say, text_of};
+use tokio::sync::Notify;
 use tower::ServiceExt;
 
 const TEMPLATE: &str = "{% for m in messages %}[{{ m.role }}]{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content or '' }}{% for t in m.tool_calls or [] %}<tool_call>{{ t.function.name }} {{ t.function.arguments | tojson }}</tool_call>{% endfor %}{% endfor %}{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}";
@@ -137,8 +140,14 @@ async fn what_is_not_to_be_stored_is_not() {
 
 #[tokio::test]
 async fn a_response_is_there_for_the_key_that_made_it_alone() {
+    for names in [("alice:", "bob:"), ("", "bob:"), ("", "")] {
+        for_the_key_alone(names).await;
+    }
+}
+
+async fn for_the_key_alone((of_alice, of_bob): (&str, &str)) {
     let (alice, bob) = ("sk-alice-0123456789", "sk-bob-0123456789ab");
-    let keys = KeyList::parse(&format!("alice:{alice}\nbob:{bob}\n")).unwrap();
+    let keys = KeyList::parse(&format!("{of_alice}{alice}\n{of_bob}{bob}\n")).unwrap();
     let house = house(say("a"));
     let router = house.keyed(Keys::new(Rule { keys, ..Rule::default() }));
     let send = async |key: &str, method: &str, path: &str, body: Value| {
@@ -154,7 +163,11 @@ async fn a_response_is_there_for_the_key_that_made_it_alone() {
     let item = json!([{"role": "user", "content": "b"}, {"type": "item_reference", "id": response["output"][0]["id"]}]);
     let by_item = json!({"model": "org/tiny", "input": item});
     for (key, status, refused) in [(bob, 404, 400), (alice, 200, 200)] {
-        assert_eq!(send(key, "GET", &path, Value::Null).await.status, status);
+        assert_eq!(
+            send(key, "GET", &path, Value::Null).await.status,
+            status,
+            "{of_alice:?} {of_bob:?}"
+        );
         assert_eq!(send(key, "POST", "/v1/responses", on.clone()).await.status, refused);
         assert_eq!(send(key, "POST", "/v1/responses", by_item.clone()).await.status, refused);
         assert_eq!(send(key, "DELETE", &path, Value::Null).await.status, status);
@@ -196,6 +209,103 @@ async fn one_that_is_being_generated_can_be_cancelled() {
     assert_eq!(house.get(&path).await.json(), last["response"]);
     let metrics = house.get("/metrics").await.body;
     assert!(metrics.contains("outcome=\"cancelled\""), "{metrics}");
+}
+
+/// What is held of those that are being generated is bounded; one more is answered, and says that it is not kept.
+#[tokio::test]
+async fn what_finds_no_room_is_not_stored() {
+    let mut steps = say("ab");
+    steps.insert(1, Step::Hang);
+    let house = house(steps);
+    // A thought that nothing follows is kept, and is nothing to the model.
+    let thought = json!([{"type": "reasoning_text", "text": "x".repeat((4 << 20) - 200)}]);
+    let input =
+        json!([{"role": "user", "content": "hi"}, {"type": "reasoning", "content": thought}]);
+    let body = json!({"model": "org/tiny", "input": input, "stream": true}).to_string();
+    let begin = async || {
+        let request = Request::post("/v1/responses").body(Body::from(body.clone())).unwrap();
+        let mut stream = house.router.clone().oneshot(request).await.unwrap().into_body();
+        let frame = stream.frame().await.unwrap().unwrap().into_data().unwrap();
+        let text = String::from_utf8(frame.to_vec()).unwrap();
+        let created = text.split("data: ").nth(1).unwrap().split("\n\n").next().unwrap();
+        let created: Value = serde_json::from_str(created).unwrap();
+        (stream, created["response"]["store"] == true)
+    };
+    let mut streams = Vec::new();
+    for number in 0..17 {
+        let (stream, is_stored) = begin().await;
+        assert_eq!(is_stored, number < 16, "{number}");
+        streams.push(stream);
+    }
+    drop(streams);
+    house.quiet().await;
+    assert!(begin().await.1, "there is room again");
+}
+
+#[tokio::test]
+async fn one_that_is_deleted_while_it_is_generated_goes_on_and_is_not_kept() {
+    let go_on = Arc::new(Notify::new());
+    let mut steps = say("ab");
+    steps.insert(1, Step::Until(Arc::clone(&go_on)));
+    let house = house(steps);
+    let body = json!({"model": "org/tiny", "input": "hi", "stream": true}).to_string();
+    let request = Request::post("/v1/responses").body(Body::from(body)).unwrap();
+    let mut stream = house.router.clone().oneshot(request).await.unwrap().into_body();
+    let frame = stream.frame().await.unwrap().unwrap().into_data().unwrap();
+    let text = std::str::from_utf8(&frame).unwrap();
+    let id = text.split("resp_").nth(1).unwrap().split('"').next().unwrap();
+    let path = format!("/v1/responses/resp_{id}");
+    let deleted = send(&house, "DELETE", &path).await;
+    assert_eq!((deleted.status.as_u16(), deleted.json()["deleted"].clone()), (200, json!(true)));
+    assert_eq!(house.get(&path).await.status, 404);
+    go_on.notify_one();
+    let rest = tokio::time::timeout(PATIENCE, stream.collect()).await.unwrap().unwrap().to_bytes();
+    let rest = std::str::from_utf8(&rest).unwrap();
+    assert!(rest.contains("response.completed"), "{rest}");
+    assert_eq!(house.get(&path).await.status, 404);
+}
+
+/// As OpenAI's: the last item comes first, unless it is asked for otherwise.
+#[tokio::test]
+async fn input_items_come_in_pages() {
+    let house = house(say("a"));
+    let mut items = vec![json!({"role": "user", "content": "0", "id": "mine"})];
+    items.extend((1..25).map(|at| json!({"role": "user", "content": at.to_string()})));
+    items.insert(1, json!({"type": "unknown", "text": "left out"}));
+    let response = answered(&house, json!({"input": items})).await;
+    let path = format!("{}/input_items", path(&response));
+    let page = async |query: &str| {
+        let answer = house.get(&format!("{path}?{query}")).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let list = answer.json();
+        let data = list["data"].as_array().unwrap();
+        let said = |item: &Value| item["content"][0]["text"].as_str().unwrap().to_owned();
+        assert_eq!(list["first_id"], data.first().map_or(Value::Null, |item| item["id"].clone()));
+        assert_eq!(list["last_id"], data.last().map_or(Value::Null, |item| item["id"].clone()));
+        let said: Vec<String> = data.iter().map(said).collect();
+        (said, list["has_more"] == true, list["last_id"].clone())
+    };
+    let named = |range: Vec<u32>| range.iter().map(u32::to_string).collect::<Vec<_>>();
+    let (said, more, last) = page("").await;
+    assert_eq!((said, more), (named((5..25).rev().collect()), true));
+    let (said, more, last) = page(&format!("after={}", last.as_str().unwrap())).await;
+    assert_eq!((said, more, last), (named((0..5).rev().collect()), false, json!("mine")));
+    let (said, more, _) = page("order=asc&limit=2&after=mine&include[]=x&include[]=y").await;
+    assert_eq!((said, more), (named(vec![1, 2]), true));
+    let (said, more, _) = page("order=asc&limit=100").await;
+    assert_eq!((said, more), (named((0..25).collect()), false));
+    let (said, more, last) = page("order=desc&limit=1&after=mine").await;
+    assert_eq!((said.len(), more, last), (0, false, Value::Null));
+    for (query, param) in [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("order=up", "order"),
+        ("after=nobody", "after"),
+    ] {
+        let error = house.get(&format!("{path}?{query}")).await.error();
+        assert_eq!(error, (400, json!(param), json!("invalid_value")), "{query}");
+    }
 }
 
 #[tokio::test]

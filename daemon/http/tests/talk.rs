@@ -24,6 +24,13 @@ fn saying(text: &str) -> House {
     house(say(text))
 }
 
+/// With a template of this text alone.
+fn saying_to(template: &str, text: &str) -> House {
+    let house = House::playing(say(text));
+    std::fs::write(house.folder.path().join("chat_template.jinja"), template).unwrap();
+    house
+}
+
 fn house(steps: Vec<Step>) -> House {
     let house = House::playing(steps);
     std::fs::write(house.folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
@@ -307,14 +314,17 @@ async fn a_budget_closes_a_thought() {
 
 #[tokio::test]
 async fn tools_that_are_too_much_are_refused_by_name() {
-    let house = saying("a");
     let tool = |at: usize| {
-        let schema = json!({"type": "object", "properties": {"a": {"enum": ["x".repeat(1000)]}}});
+        let schema = json!({"type": "object", "properties": {"a": {"enum": [format!("{at}{}", "x".repeat(1000))]}}});
         json!({"type": "function", "function": {"name": format!("f{at}"), "parameters": schema}})
     };
     let tools: Vec<Value> = (0..300).map(tool).collect();
-    let answer = house.chat(json!({"tools": tools, "tool_choice": "required"})).await;
-    assert_eq!(answer.status, 400, "{}", answer.body);
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "tools": tools, "tool_choice": "required"});
+    let house = saying_to("no tools", "a");
+    let answer = house.post("/v1/chat/completions", body).await;
+    let error = answer.json()["error"].clone();
+    assert_eq!((answer.status.as_u16(), &error["param"]), (400, &json!("tool_choice")), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("262144"), "{error}");
 }
 
 #[tokio::test]
@@ -336,4 +346,40 @@ async fn thoughts_have_the_names_that_the_operator_chose() {
         };
         assert_eq!((any("reasoning_content"), any("reasoning")), (content, other), "{thoughts:?}");
     }
+}
+
+/// A thought of harmony's is a message among others: its end would end any of them.
+#[tokio::test]
+async fn messages_have_no_budget() {
+    let house = saying_to("{{ messages[0].content }}<|start|>assistant{# <|channel|> #}", "a");
+    let answer = house.chat(json!({"thinking_token_budget": 5})).await;
+    assert_eq!((answer.status.as_u16(), guided(&house)), (200, None));
+}
+
+/// A call that breaks is none: whoever ends a turn by it would run it.
+#[tokio::test]
+async fn a_broken_call_is_no_call_made() {
+    let text =
+        "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": oops}}\n</tool_call>";
+    for stream in [false, true] {
+        let answer = saying(text).chat(json!({"tools": tools(), "stream": stream})).await;
+        let reason = if stream {
+            joined(&answer.events().0).1
+        } else {
+            answer.json()["choices"][0]["finish_reason"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(reason, "stop");
+    }
+}
+
+/// Tools that nobody asked to enforce are no reason to refuse a form.
+#[tokio::test]
+async fn a_form_holds_beside_tools_that_cannot_be_written() {
+    let house = saying("a");
+    let odd = json!([{"type": "function", "function": {"name": "a\nb"}}]);
+    let body = json!({"tools": odd, "response_format": {"type": "json_object"}});
+    assert_eq!(house.chat(body).await.status, 200);
+    assert_eq!(guided(&house).unwrap().grammar, Some(Grammar::JsonObject));
+    let none = json!({"type": "allowed_tools", "mode": "auto", "tools": []});
+    assert_eq!(house.chat(json!({"tools": tools(), "tool_choice": none})).await.status, 200);
 }

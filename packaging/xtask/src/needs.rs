@@ -113,13 +113,14 @@ fn install(packages: &[&str]) -> Result<()> {
     sh::run(apt().args(["install", "-y", "--no-install-recommends"]).args(packages), remedy)
 }
 
-/// Tells the end-to-end tests where the release binaries, the models and the Python client are.
+/// Tells the end-to-end tests where the release binaries, the models and Python's clients are.
 pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
     Ok(command
         .env("MINISGL_BIN_DIR", paths::target().join("release"))
         .env("MINISGL_MODELS_DIR", paths::models())
         .env("PATH", path())
         .env("MINISGL_PYTHON", python::CLIENT.python().context("the Python client")?)
+        .env("MINISGL_CLIENTS_PYTHON", python::CLIENTS.python().context("Python's other clients")?)
         .env("MINISGL_LM_EVAL_PYTHON", python::LM_EVAL.python().context("lm-eval")?))
 }
 

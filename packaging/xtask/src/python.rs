@@ -19,7 +19,20 @@ pub struct Venv {
 }
 
 /// The official `openai` client.
-pub const CLIENT: Venv = Venv { name: "venv", packages: &["openai==3.54.0"] };
+pub const CLIENT: Venv = Venv { name: "venv", packages: &["openai==3.57.0"] };
+
+/// What people build on the clients: each talks to the daemon unmodified. 530 MB.
+pub const CLIENTS: Venv = Venv {
+    name: "venv-clients",
+    packages: &[
+        "anthropic==2.14.0",
+        "langchain-openai==1.7.4",
+        "litellm==1.110.2",
+        "openai==3.57.0",
+        "openai-agents==0.24.0",
+        "pydantic-ai-slim[anthropic,openai]==2.68.0",
+    ],
+};
 
 /// lm-eval and the tokenizers that it counts with: no torch, 250 MB of wheels.
 pub const LM_EVAL: Venv =

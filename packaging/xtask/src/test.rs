@@ -128,6 +128,7 @@ fn shell_scripts() -> Result<()> {
 
 fn python_clients() -> Result<()> {
     python::CLIENT.programs()?;
+    python::CLIENTS.programs()?;
     python::LM_EVAL.programs()?;
     Ok(())
 }

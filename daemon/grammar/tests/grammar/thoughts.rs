@@ -91,6 +91,14 @@ fn a_thought_that_is_over_its_budget_is_closed() {
     }
 }
 
+#[test]
+fn white_space_before_a_thought_goes_with_it() {
+    let budget = Some((1, vec![END_OF_THOUGHT]));
+    let mut state = outline(None, Thought { open: vec![THINK], close: close(), budget });
+    let output = [bytes("\n "), vec![THINK], bytes("x")].concat();
+    assert_eq!(allowed(&mut state, &output), [END_OF_THOUGHT]);
+}
+
 /// As after a preemption.
 #[test]
 fn an_outline_follows_from_the_output_alone() {

@@ -4,7 +4,10 @@
 //!   message_start (content_block_start content_block_delta* content_block_stop)* message_delta message_stop
 //! ```
 //!
-//! A stream's blocks are the stretches of an answer in the order in which they came, and a whole answer has the same ones.
+//! A stream's blocks are the stretches of an answer in the order in which they came, and a whole answer has the same ones,
+//! but for a call that the model broke off: clients would run it without its arguments, so a whole answer tells it as text,
+//! and a stream, whose block has begun, leaves its JSON as incomplete as it is. Calls that are whole alone make the end a
+//! `tool_use`. One that `max_tokens` cut off is a block without input.
 //!
 //! Owns: these forms. Must never: lose what a client has to send back: a thought that is not shown travels as its signature.
 
@@ -33,7 +36,7 @@ pub struct MessagesWire {
     open: Option<Open>,
     /// Blocks that have ended.
     blocks: usize,
-    /// Whether a tool was called.
+    /// Whether a tool was called, with all its arguments.
     called: bool,
     /// The open thought, if it comes without its text.
     thought: String,
@@ -225,12 +228,14 @@ impl Wire for MessagesWire {
             }
             Part::ToolCall { start, arguments, .. } => {
                 if let Some((id, name)) = start {
-                    self.called = true;
                     self.begin(out, Open::Call, |out| call_block(out, id, name, "{}"));
                 }
                 self.more(out, "input_json_delta", "partial_json", arguments);
             }
-            Part::CallEnd { .. } => self.end(out),
+            Part::CallEnd { whole, .. } => {
+                self.called |= whole;
+                self.end(out);
+            }
         }
         if let Some(ended) = delta.ended {
             self.end(out);
@@ -257,6 +262,7 @@ impl Wire for MessagesWire {
         let whole = wholes.into_iter().next().unwrap_or_default();
         self.head(out);
         let (mut text, mut thought) = (&*whole.text, &*whole.reasoning);
+        let is_cut = matches!(whole.ended, Some(Ended::Length { .. }));
         for (at, run) in whole.runs.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
@@ -274,12 +280,16 @@ impl Wire for MessagesWire {
                 }
                 Run::Call(call) => {
                     let call = &whole.calls[call];
+                    if !call.whole && !is_cut {
+                        text_block(out, &format!("{} {}", call.name, call.arguments));
+                        continue;
+                    }
                     call_block(out, &call.id, &call.name, input(call));
                 }
             }
         }
         out.extend_from_slice(b"],");
-        stop(out, whole.ended.as_ref(), !whole.calls.is_empty());
+        stop(out, whole.ended.as_ref(), whole.calls.iter().any(|call| call.whole));
         usage(out, total);
         out.push(b'}');
     }

@@ -123,13 +123,12 @@ impl<const CHAT: bool> LineWire<CHAT> {
 }
 
 impl<const CHAT: bool> Wire for LineWire<CHAT> {
-    /// Every line must be an answer, so it is one that says nothing.
-    const PING: &'static [u8] = if CHAT {
-        b"{\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":false}\n"
-    } else {
-        b"{\"response\":\"\",\"done\":false}\n"
-    };
     const STREAM_TYPE: &'static str = "application/x-ndjson";
+
+    /// Every line must be an answer, so it is one that says nothing.
+    fn ping(&self, out: &mut Vec<u8>) {
+        self.line(out, &Said::default());
+    }
 
     fn open(&mut self, _: &mut Vec<u8>, _: Usage) {
         self.first = Some(Instant::now());

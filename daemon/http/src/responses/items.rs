@@ -21,6 +21,30 @@ pub const THOUGHT: &str = "minisgl.thought:";
 const TEXTS: [&str; 6] =
     ["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"];
 
+/// Types of items that are read; any other is left out.
+const READ: [&str; 7] = [
+    "message",
+    "reasoning",
+    "function_call",
+    "custom_tool_call",
+    "function_call_output",
+    "custom_tool_call_output",
+    "additional_tools",
+];
+
+/// The type of an item, if it has one.
+fn kind(item: &Value) -> Option<&str> {
+    match item.get("type").and_then(Value::as_str) {
+        None if item["role"].is_string() => Some("message"),
+        kind => kind,
+    }
+}
+
+/// Whether it is of a type that is read.
+pub fn is_read(item: &Value) -> bool {
+    kind(item).is_some_and(|kind| READ.contains(&kind))
+}
+
 /// What the assistant said at once.
 #[derive(Default)]
 struct Turn {
@@ -47,14 +71,15 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// 400: it lacks what an item of its type has, or holds what the model cannot read.
     pub fn read(&mut self, param: &str, item: &Value) -> Result<(), ApiError> {
-        let kind = match item.get("type").and_then(Value::as_str) {
-            Some(kind) => kind,
-            None if item["role"].is_string() => "message",
-            None => {
-                let text = format!("{param}: an item has a type, or a role and a content");
-                return Err(ApiError::field(param, text));
-            }
+        let Some(kind) = kind(item) else {
+            let text = format!("{param}: an item has a type, or a role and a content");
+            return Err(ApiError::field(param, text));
         };
+        if !READ.contains(&kind) {
+            let kind: String = kind.chars().take(40).collect();
+            tracing::debug!(kind, "an item was left out: the model cannot read it");
+            return Ok(());
+        }
         match kind {
             "message" => self.message(param, item),
             "reasoning" => {
@@ -72,13 +97,8 @@ impl<'a> Reader<'a> {
                 self.call(param, item, arguments)
             }
             "function_call_output" | "custom_tool_call_output" => self.output(param, item),
-            // Their tools are there already.
-            "additional_tools" => Ok(()),
-            kind => {
-                let kind: String = kind.chars().take(40).collect();
-                tracing::debug!(kind, "an item was left out: the model cannot read it");
-                Ok(())
-            }
+            // The tools of `additional_tools` are there already.
+            _ => Ok(()),
         }
     }
 

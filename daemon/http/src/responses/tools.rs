@@ -106,9 +106,12 @@ impl Toolkit {
         } else {
             self.chat[at] = function;
         }
-        if is_custom || namespace.is_some() {
+        if is_custom || namespace.is_some() || chat != name {
             let namespace = place.0.clone();
             self.names.0.insert(chat.clone(), Origin { name, namespace, is_custom });
+        } else {
+            // It takes the place of another kind.
+            self.names.0.remove(&chat);
         }
         self.places.insert(place, (at, chat));
         Ok(true)
@@ -219,9 +222,23 @@ fn custom(chat: &str, tool: &Value) -> Value {
 
 /// The free text in the arguments of a call. What the model broke off, or made otherwise, stays as it is.
 pub fn input_of(arguments: &str) -> String {
-    let input = serde_json::from_str::<Map<String, Value>>(arguments).ok();
-    let input = input.and_then(|mut fields| fields.remove(INPUT));
-    input.and_then(|input| input.as_str().map(str::to_owned)).unwrap_or(arguments.to_owned())
+    match serde_json::from_str::<Map<String, Value>>(arguments) {
+        Ok(mut fields) => match fields.remove(INPUT) {
+            Some(Value::String(input)) => input,
+            _ => arguments.to_owned(),
+        },
+        Err(_) => cut_input(arguments).unwrap_or_default(),
+    }
+}
+
+/// The input as far as it came, of arguments that were cut off.
+fn cut_input(arguments: &str) -> Option<String> {
+    let text = arguments.trim_start().strip_prefix('{')?.trim_start().strip_prefix("\"input\"")?;
+    let text = text.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+    // Half an escape, of a pair of surrogates at most, says nothing yet.
+    let ends = (text.len().saturating_sub(12)..=text.len()).rev();
+    let mut whole = ends.filter_map(|end| text.get(..end));
+    whole.find_map(|text| serde_json::from_str(&format!("\"{text}\"")).ok())
 }
 
 /// Arguments that hold this free text.
@@ -269,6 +286,22 @@ mod tests {
         let (chat, names) = kit.into_parts();
         let chat = chat.iter().map(|tool| tool["function"]["name"].as_str().unwrap().to_owned());
         (chat.collect(), names)
+    }
+
+    #[test]
+    fn a_tool_that_takes_anothers_place_is_what_it_is() {
+        let function = |name: &str| json!({"type": "function", "name": name});
+        let tools = json!([
+            {"type": "namespace", "name": "a", "tools": [function("b")]},
+            function("a__b"),
+            {"type": "custom", "name": "p"},
+            function("p"),
+        ]);
+        let (chat, names) = names(kit(&tools));
+        assert_eq!(chat, ["a__b", "a__b_2", "p"]);
+        let Origin { name, namespace, is_custom } = names.origin("a__b_2");
+        assert_eq!((&*name, namespace, is_custom), ("a__b", None, false));
+        assert!(!names.origin("p").is_custom);
     }
 
     #[test]
@@ -354,7 +387,16 @@ mod tests {
         for text in ["", "a \"b\"\n", "*** Begin Patch"] {
             assert_eq!(input_of(&arguments_of(text)), text);
         }
-        assert_eq!(input_of("{\"input\": \"a"), "{\"input\": \"a", "cut off");
+        for (cut, input) in [
+            ("{\"input\": \"a", "a"),
+            ("{ \"input\":\"a\\nb\\", "a\nb"),
+            ("{\"input\":\"é\\u00e", "é"),
+            ("{\"input\":\"\\ud83e\\udd8", ""),
+            ("{\"inp", ""),
+            ("{", ""),
+        ] {
+            assert_eq!(input_of(cut), input, "{cut}");
+        }
         assert_eq!(input_of("{\"input\": 1}"), "{\"input\": 1}");
     }
 

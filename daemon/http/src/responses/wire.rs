@@ -15,28 +15,23 @@ use super::tools::{Names, input_of};
 use crate::error::ApiError;
 use crate::front::unix_s;
 use crate::json::put;
+use crate::keys::Owner;
 use crate::logprobs;
 use crate::part::{Delta, Ended, Part, Scored, Usage, Whole};
-use crate::store::{Answered, Begun, Store, Ticket};
+use crate::store::{Store, Ticket};
 use crate::tokenizer::TextModel;
 use crate::wire::{END, Halt, Wire};
 
 /// What a wire is made of.
 pub struct Parts {
     /// What is known of the response.
-    pub head: Arc<Head>,
+    pub head: Head,
     /// What tools are to the client.
     pub names: Names,
     /// What is shown of thoughts.
     pub showing: Showing,
     /// The model's text side.
     pub text: Arc<TextModel>,
-    /// Where it is kept.
-    pub store: Arc<Store>,
-    /// Whose it is.
-    pub owner: Option<String>,
-    /// JSON of the items that it answers, if it is kept.
-    pub input: Option<String>,
 }
 
 /// How a response is written.
@@ -45,9 +40,6 @@ pub struct ResponseWire {
     names: Names,
     showing: Showing,
     text: Arc<TextModel>,
-    store: Arc<Store>,
-    owner: Option<String>,
-    input: Option<String>,
     /// Until it is over.
     ticket: Option<Ticket>,
     halt: Option<Halt>,
@@ -130,19 +122,20 @@ fn part_field(out: &mut Vec<u8>, item: &Item, empty: bool) {
 }
 
 impl ResponseWire {
-    /// Of these.
-    pub fn new(parts: Parts) -> ResponseWire {
-        let Parts { head, names, showing, text, store, owner, input } = parts;
-        let begun = Arc::clone(&head) as Arc<dyn Begun>;
-        let (ticket, halt) = store.begin(owner.clone(), begun);
+    /// Of these; `input` is the JSON of the items that it answers, if it is to be kept for `owner`.
+    pub fn new(
+        parts: Parts,
+        store: &Arc<Store>,
+        owner: Owner,
+        input: Option<String>,
+    ) -> ResponseWire {
+        let Parts { head, names, showing, text } = parts;
+        let (head, ticket, halt) = store.begin(owner, input, |store| Head { store, ..head });
         ResponseWire {
             head,
             names,
             showing,
             text,
-            store,
-            owner,
-            input,
             ticket: Some(ticket),
             halt: Some(halt),
             items: Vec::new(),
@@ -317,14 +310,13 @@ impl ResponseWire {
         let mut response = Vec::with_capacity(output.len() + 2048);
         let list = |out: &mut Vec<u8>| out.extend_from_slice(&output);
         self.head.write(&mut response, status, list, Some(total));
-        if let Some(input) = self.input.take() {
+        if let Some(ticket) = self.ticket.take().filter(Ticket::is_kept) {
+            output.shrink_to_fit();
             let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
             if let (Some(response), Some(output)) = (text(response.clone()), text(output)) {
-                let answer = Answered { response, input, output };
-                self.store.keep(&self.head.id, self.owner.clone(), answer);
+                ticket.keep(response, output);
             }
         }
-        self.ticket = None;
         response
     }
 
