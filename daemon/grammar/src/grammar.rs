@@ -10,6 +10,7 @@ use crate::ebnf::to_lark;
 use crate::lark::Lark;
 use crate::limits::Limits;
 use crate::rewrite::{Budget, is_format, rewrite};
+use crate::ways::most;
 
 /// A grammar that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,7 +115,9 @@ fn rewritten(schemas: &mut [Value], few: &Few<'_>, limits: &Limits) -> Result<()
     let check = |schemas: &[Value]| {
         let mut sizes = Sizes::default();
         schemas.iter().for_each(|schema| sizes.add(schema));
-        sizes.check(few, limits)
+        sizes.check(few, limits)?;
+        let ways = schemas.iter().map(|schema| most(schema, limits.branches)).max();
+        few("combinations of alternatives in one place", ways.unwrap_or(0), limits.branches)
     };
     check(schemas)?;
     let mut budget = Budget::default();

@@ -19,6 +19,7 @@ mod outline;
 mod rewrite;
 mod state;
 mod vocabulary;
+mod ways;
 
 pub use compile::{Compiled, Compiler};
 pub use grammar::GrammarError;

@@ -365,3 +365,15 @@ fn the_other_values_in_a_grammar_cost_little() {
     println!("schemas: {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
+
+/// Each way is a copy of all that it is put together of.
+#[test]
+fn alternatives_that_multiply_are_refused_before_they_are_merged() {
+    let two = r##"{"oneOf":[{"$ref":"#/$defs/x"},{"$ref":"#/$defs/x"}]}"##;
+    let items = vec![two; 17].join(",");
+    let text = "a".repeat(100_000);
+    let schema_ = format!(r#"{{"$defs":{{"x":{{"const":"{text}"}}}},"allOf":[{items}]}}"#);
+    let began = Instant::now();
+    assert!(refused(&schema(&schema_)).contains("combinations of alternatives in one place"));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
