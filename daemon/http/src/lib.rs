@@ -1,4 +1,4 @@
-//! The HTTP surface: OpenAI's, Anthropic's and SGLang's.
+//! The HTTP surface: OpenAI's, Anthropic's, SGLang's and Ollama's.
 //!
 //! Owns: request parsing, text of tokens, streams. Must never: know what a worker is, or read what a model's author
 //! wrote.
