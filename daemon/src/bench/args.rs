@@ -1,6 +1,6 @@
 //! The flags of `minisgld bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use minisgl_proto::{Attn, BadGpus, CacheMode, Device, GpuList, KvDtype, LoadOptions, Quantize};
@@ -41,6 +41,15 @@ impl ModelBench {
             ModelBench::Offline(args) => &args.common,
             ModelBench::Latency(args) => &args.common,
             ModelBench::Prefill(args) => &args.common,
+        }
+    }
+
+    /// The file with what outputs are held to.
+    pub fn schema(&self) -> Option<&Path> {
+        match self {
+            ModelBench::Offline(args) => args.form.schema.as_deref(),
+            ModelBench::Latency(args) => args.form.schema.as_deref(),
+            ModelBench::Prefill(_) => None,
         }
     }
 }
@@ -98,6 +107,8 @@ pub struct OfflineArgs {
     /// Sampling temperature; 0 is greedy
     #[arg(long, value_name = "T", default_value_t = 0.6)]
     pub temperature: f32,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 impl OfflineArgs {
@@ -128,6 +139,16 @@ pub struct LatencyArgs {
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+/// What outputs are held to.
+#[derive(Debug, Args)]
+pub struct FormArgs {
+    /// Measure each run again with every output held to the JSON schema in FILE, by turns; the model's folder needs tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    pub schema: Option<PathBuf>,
 }
 
 /// `bench prefill`.

@@ -1,7 +1,8 @@
 //! Milliseconds a token: what a decode step takes for a batch that stays the same.
 //!
 //! The time from the moment in which every request has its first token to the last token, over `output - 1`: prefill is
-//! left out. Both ends are of one run (the difference of two runs' best times would be that of one run's luck and
+//! left out. With a schema each batch is run by turns with outputs that are held to it and such that are not, all drawn at
+//! [`HELD_TEMPERATURE`], since the likeliest tokens of random weights would be spaces for ever. Both ends are of one run (the difference of two runs' best times would be that of one run's luck and
 //! another's), and the run counts in which it is least. Prompts are fresh and the prefix cache is emptied before every
 //! run.
 
@@ -10,9 +11,12 @@ use anyhow::bail;
 use super::args::LatencyArgs;
 use super::floor::{Floor, Hardware};
 use super::report::{Figure, Phases, RunReport};
-use super::session::{Run, Session};
+use super::session::{Draw, Run, Session};
 use super::timed::StepRecord;
 use super::workload::Workload;
+
+/// Temperature where outputs are held to a schema, and of those beside them that are not.
+const HELD_TEMPERATURE: f32 = 1.0;
 
 /// Measures each batch.
 ///
@@ -23,7 +27,40 @@ pub fn run(
     args: &LatencyArgs,
     hardware: Option<Hardware>,
 ) -> anyhow::Result<Vec<RunReport>> {
-    args.batch.iter().map(|&batch| measure(session, args, batch, hardware)).collect()
+    let mut reports = Vec::new();
+    for &batch in &args.batch {
+        reports.extend(measure(session, args, batch, hardware)?);
+    }
+    Ok(reports)
+}
+
+/// The runs that count so far.
+#[derive(Default)]
+struct Best {
+    /// With one token for each request, by its time.
+    one: Option<Run>,
+    /// With all, by the time behind the first tokens.
+    all: Option<Run>,
+}
+
+impl Best {
+    /// Runs both once more.
+    fn turn(
+        &mut self,
+        session: &mut Session,
+        short: &Workload,
+        long: &Workload,
+        draw: Draw,
+    ) -> anyhow::Result<()> {
+        let better = |best: &mut Option<Run>, run: Run, time: fn(&Run) -> f64| {
+            if best.as_ref().is_none_or(|best| time(&run) < time(best)) {
+                *best = Some(run);
+            }
+        };
+        better(&mut self.one, session.run(short, draw)?, |run| run.seconds);
+        better(&mut self.all, session.run(long, draw)?, decode_s);
+        Ok(())
+    }
 }
 
 fn measure(
@@ -31,7 +68,7 @@ fn measure(
     args: &LatencyArgs,
     batch: u32,
     hardware: Option<Hardware>,
-) -> anyhow::Result<RunReport> {
+) -> anyhow::Result<Vec<RunReport>> {
     let max_running = session.scheduling().max_running;
     if batch > max_running {
         bail!("--batch {batch} is more than --max-running {max_running}: raise it");
@@ -49,39 +86,61 @@ fn measure(
         );
     }
     let short = long.with_outputs_max(1);
-    session.run(&long.with_outputs_max(8), 0.0)?;
-    let mut best = |workload: &Workload, time: fn(&Run) -> f64| -> anyhow::Result<Run> {
-        let mut best = session.run(workload, 0.0)?;
-        for _ in 1..args.runs {
-            let run = session.run(workload, 0.0)?;
-            if time(&run) < time(&best) {
-                best = run;
-            }
-        }
-        Ok(best)
+    let draws = match args.form.schema {
+        None => vec![Draw::GREEDY],
+        Some(_) => [false, true].map(|held| Draw { temperature: HELD_TEMPERATURE, held }).to_vec(),
     };
-    let (one, all) = (best(&short, |run| run.seconds)?, best(&long, decode_s)?);
+    let mut bests: Vec<Best> = draws.iter().map(|_| Best::default()).collect();
+    for &draw in &draws {
+        session.run(&long.with_outputs_max(8), draw)?;
+    }
+    for _ in 0..args.runs {
+        for (best, &draw) in bests.iter_mut().zip(&draws) {
+            best.turn(session, &short, &long, draw)?;
+        }
+    }
+    let runs =
+        bests.into_iter().zip(draws).filter_map(|(best, draw)| Some((best.one?, best.all?, draw)));
+    Ok(runs
+        .map(|(one, all, draw)| report(session, args, batch, hardware, &one, &all, draw))
+        .collect())
+}
+
+fn report(
+    session: &Session,
+    args: &LatencyArgs,
+    batch: u32,
+    hardware: Option<Hardware>,
+    one: &Run,
+    all: &Run,
+    draw: Draw,
+) -> RunReport {
     let steps = f64::from(args.output - 1);
-    let seconds = decode_s(&all);
-    let costs = session.costs().clone();
+    let seconds = decode_s(all);
+    let costs = session.costs();
     // Only steps without a prompt's chunk; a prompt that is split leaves fewer than `output - 1`.
     let decode: Vec<StepRecord> =
         all.steps.iter().copied().filter(|step| step.prefill_rows == 0).collect();
     let floor_of = |records: &[StepRecord]| {
-        hardware.map(|hardware| Floor::of(records, &costs, &hardware).seconds())
+        hardware.map(|hardware| Floor::of(records, costs, &hardware).seconds())
     };
     let floor_s = floor_of(&decode).map(|floor_s| floor_s / decode.len().max(1) as f64 * steps);
-    Ok(RunReport {
+    let drawn = match (draw.temperature > 0.0, draw.held) {
+        (false, _) => "greedy".to_owned(),
+        (true, false) => format!("temperature {}", draw.temperature),
+        (true, true) => format!("temperature {}, all held to --schema", draw.temperature),
+    };
+    RunReport {
         name: format!(
-            "latency, batch {batch}, prompt {}, output {}, greedy, best of {}",
+            "latency, batch {batch}, prompt {}, output {}, {drawn}, best of {}",
             args.prompt, args.output, args.runs
         ),
         figures: vec![
             Figure::time("decode", "ms/token", 1e3 / steps, seconds, floor_s),
             Figure::time("first token", "ms", 1e3, one.seconds, floor_of(&one.steps)),
         ],
-        phases: Phases::of(&all, &costs, hardware.as_ref()),
-    })
+        phases: Phases::of(all, costs, hardware.as_ref()),
+    }
 }
 
 /// Seconds of a run after the last of its requests has got its first token.

@@ -69,6 +69,9 @@ fn measure(bench: &ModelBench) -> anyhow::Result<Report> {
         options.max_waiting = options.max_waiting.max(offline.requests_max());
     }
     let mut session = Session::load(&common.model, &options)?;
+    if let Some(schema) = bench.schema() {
+        session.set_schema(schema, &common.model)?;
+    }
     let report = measure_loaded(bench, &mut session);
     if report.is_err() {
         // Giving up what a broken GPU holds may take for ever; it ends with the process.
@@ -81,7 +84,7 @@ fn measure_loaded(bench: &ModelBench, session: &mut Session) -> anyhow::Result<R
     let hardware = Hardware::choose(&bench.common().floor, &session.info().device)?;
     let hardware = hardware.map(|one| one.times(session.info().gpus.len().max(1)));
     let results = match bench {
-        ModelBench::Offline(args) => vec![offline::run(session, args, hardware)?],
+        ModelBench::Offline(args) => offline::run(session, args, hardware)?,
         ModelBench::Latency(args) => latency::run(session, args, hardware)?,
         ModelBench::Prefill(args) => vec![prefill::run(session, args, hardware)?],
     };

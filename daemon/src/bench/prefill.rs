@@ -3,7 +3,7 @@
 use super::args::PrefillArgs;
 use super::floor::Hardware;
 use super::report::{Figure, Phases, RunReport};
-use super::session::{Run, Session};
+use super::session::{Draw, Run, Session};
 use super::workload::Workload;
 
 /// One prompt to warm up, then `count` that count.
@@ -17,11 +17,11 @@ pub fn run(
 ) -> anyhow::Result<RunReport> {
     let prompt = Workload::uniform(1, args.tokens, 1);
     session.check_len(&prompt)?;
-    session.run(&prompt, 0.0)?;
+    session.run(&prompt, Draw::GREEDY)?;
     let mut total: Option<Run> = None;
     let mut best_s = f64::INFINITY;
     for _ in 0..args.count {
-        let run = session.run(&prompt, 0.0)?;
+        let run = session.run(&prompt, Draw::GREEDY)?;
         best_s = best_s.min(run.seconds);
         total = Some(match total {
             None => run,

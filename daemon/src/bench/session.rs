@@ -9,12 +9,15 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use minisgl_engine::config::ModelConfig;
 use minisgl_engine::{Engine, EngineInfo};
-use minisgl_proto::{Finish, LoadOptions, Quantize, RequestId, SamplingParams, StopParams, Submit};
+use minisgl_proto::{
+    Finish, Grammar, Guided, LoadOptions, Quantize, RequestId, SamplingParams, StopParams, Submit,
+};
 use minisgl_sched::{Driver, Event, SchedConfig, Scheduler};
 
 use super::floor::Costs;
 use super::timed::{StepRecord, Timed, Views};
 use super::workload::{Tokens, Workload};
+use crate::worker::{Compilers, Masks};
 
 /// A model that is ready to run.
 pub struct Session {
@@ -27,6 +30,22 @@ pub struct Session {
     tokens: Tokens,
     /// Requests submitted so far, which names the next one.
     submitted: u64,
+    /// What outputs may be held to.
+    schema: Option<(Compilers, Guided)>,
+}
+
+/// How tokens are drawn in a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Whether outputs are held to the session's schema.
+    pub held: bool,
+}
+
+impl Draw {
+    /// The likeliest token of all.
+    pub const GREEDY: Draw = Draw { temperature: 0.0, held: false };
 }
 
 /// What one run brought.
@@ -66,7 +85,8 @@ impl Session {
         let (engine, info) = Engine::load(dir, options, &mut |_| ())
             .with_context(|| format!("--model {} does not load", dir.display()))?;
         let load_s = started.elapsed().as_secs_f64();
-        let scheduler = Scheduler::new(crate::worker::sched_config(options, &info))?;
+        let mut scheduler = Scheduler::new(crate::worker::sched_config(options, &info))?;
+        scheduler.set_crew(Masks::default());
         let config = match (ModelConfig::from_dir(dir)?, options.quantize) {
             (config, Quantize::None) => config,
             (config, Quantize::Fp8) => config.quantised_to_fp8().map_err(anyhow::Error::msg)?,
@@ -84,7 +104,28 @@ impl Session {
             longest,
             load_s,
             submitted: 0,
+            schema: None,
         })
+    }
+
+    /// From now on outputs may be held to the JSON schema in the file `path`, by the tokens of the model in `dir`.
+    ///
+    /// # Errors
+    /// The file or the model's `tokenizer.json` cannot be read, or the schema is not served.
+    pub fn set_schema(&mut self, path: &Path, dir: &Path) -> anyhow::Result<()> {
+        let name = path.display();
+        let schema = std::fs::read_to_string(path)
+            .with_context(|| format!("--schema: cannot read {name}"))?;
+        let grammar = Some(Grammar::JsonSchema { schema, lenient: false });
+        let guided = Guided { grammar, thought: None, field: "--schema".to_owned() };
+        let (vocab_size, stop) = (self.info.vocab_size as usize, self.info.eos_token_ids.clone());
+        let compilers = Compilers::new(dir, vocab_size, stop);
+        // What is wrong with it is said before anything runs.
+        compilers
+            .hold(&guided, &[])
+            .map_err(|error| anyhow::anyhow!("--schema {name}: {error}"))?;
+        self.schema = Some((compilers, guided));
+        Ok(())
     }
 
     /// What the engine says of the model.
@@ -128,8 +169,8 @@ impl Session {
     /// Empties the prefix cache, then runs all requests of `workload` at once, with fresh prompts.
     ///
     /// # Errors
-    /// A request was refused or ended early, or the engine broke.
-    pub fn run(&mut self, workload: &Workload, temperature: f32) -> anyhow::Result<Run> {
+    /// A request was refused or ended early, by its schema too, or the engine broke.
+    pub fn run(&mut self, workload: &Workload, draw: Draw) -> anyhow::Result<Run> {
         let now_s = self.driver.executor().now_s();
         self.driver.begin([Event::Flush], now_s)?;
         let preemptions = self.driver.scheduler_mut().stats().preemptions;
@@ -138,12 +179,12 @@ impl Session {
         let mut events: Vec<Event> = lens
             .map(|(&prompt, &output)| {
                 self.submitted += 1;
-                Event::Submit(Submit {
+                let submit = Submit {
                     id: RequestId(self.submitted),
                     prompt: self.tokens.prompt(prompt),
                     generated: Vec::new(),
                     sampling: SamplingParams {
-                        temperature,
+                        temperature: draw.temperature,
                         seed: self.submitted,
                         ..SamplingParams::default()
                     },
@@ -153,9 +194,16 @@ impl Session {
                         ..StopParams::default()
                     },
                     priority: 0,
-                })
+                };
+                match &self.schema {
+                    Some((compilers, guided)) if draw.held => {
+                        let held = compilers.hold(guided, &[]).map_err(anyhow::Error::msg)?;
+                        Ok(Event::SubmitHeld(submit, held))
+                    }
+                    _ => Ok(Event::Submit(submit)),
+                }
             })
-            .collect();
+            .collect::<anyhow::Result<_>>()?;
         let mut first_token_s = Vec::with_capacity(events.len());
         let (mut generated, mut schedule_s) = (0, 0.0);
         let began_s = self.driver.executor().now_s();
@@ -175,6 +223,10 @@ impl Session {
                 }
                 match event.finish {
                     None | Some(Finish::Length) => {}
+                    Some(Finish::Stop) if draw.held => bail!(
+                        "an output was all that --schema asks for before it had its tokens: ask for \
+                         less (--output), or for a schema without an early end (\"minItems\")"
+                    ),
                     Some(finish) => bail!("request {} ended early: {finish:?}", event.id),
                 }
             }

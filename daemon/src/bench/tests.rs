@@ -21,6 +21,13 @@ const CONFIG: &str = r#"{
     "eos_token_id": 2, "torch_dtype": "float32", "hidden_act": "silu"
 }"#;
 
+/// Some of its tokens: JSON's own, and the end of an output.
+const TOKENIZER: &str = r#"{
+    "added_tokens": [{"id": 2, "content": "<|end|>", "special": true}],
+    "decoder": {"type": "ByteLevel"},
+    "model": {"type": "BPE", "vocab": {"[": 0, "]": 1, ",": 3, "true": 4, "false": 5}, "merges": []}
+}"#;
+
 /// Three prompts and outputs.
 const WORKLOAD: &str = r#"{"prompt_lens": [40, 9, 21], "output_lens": [5, 12, 30]}"#;
 
@@ -29,6 +36,13 @@ fn bench(line: &str) -> anyhow::Result<Report> {
     let dir = tempfile::tempdir()?;
     std::fs::write(dir.path().join("config.json"), CONFIG)?;
     std::fs::write(dir.path().join("lens.json"), WORKLOAD)?;
+    std::fs::write(dir.path().join("tokenizer.json"), TOKENIZER)?;
+    for (name, items) in [("long", 100), ("short", 1)] {
+        let schema = format!(
+            r#"{{"type": "array", "minItems": {items}, "maxItems": {items}, "items": {{"type": "boolean"}}}}"#
+        );
+        std::fs::write(dir.path().join(name), schema)?;
+    }
     let dir = dir.path().display().to_string();
     let line = format!(
         "minisgld bench {line} --model {dir} --dummy-weights --device cpu --threads 1 --page-size 4"
@@ -102,6 +116,34 @@ fn latency_measures_each_batch() {
     let floor = |result: &super::report::RunReport| result.figures[0].floor.unwrap();
     assert!(floor(three) > floor(one));
     assert!(report.text().contains("ms/token"));
+}
+
+#[test]
+fn with_a_schema_each_run_comes_twice() {
+    let line =
+        "latency --batch 1,3 --prompt 20 --output 9 --runs 2 --kv-tokens 200 --schema {dir}/long";
+    let report = bench(line).unwrap();
+    let names: Vec<bool> =
+        report.results.iter().map(|result| result.name.contains("held to --schema")).collect();
+    assert_eq!(names, [false, true, false, true]);
+    for (result, rows) in report.results.iter().zip([1.0, 1.0, 3.0, 3.0]) {
+        assert_eq!((result.phases.decode.steps, result.phases.decode.decode_rows_mean), (8, rows));
+    }
+    let report =
+        bench("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/long").unwrap();
+    assert_eq!(report.results.len(), 2);
+    assert!(report.results[1].name.contains("held to --schema"), "{report:?}");
+}
+
+#[test]
+fn a_schema_that_cannot_be_measured_is_refused() {
+    let error = refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/none");
+    assert!(error.contains("--schema: cannot read"), "{error}");
+    let error =
+        refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/config.json");
+    assert!(error.contains("config.json: "), "{error}");
+    let error = refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/short");
+    assert!(error.contains("minItems"), "outputs end early: {error}");
 }
 
 #[test]

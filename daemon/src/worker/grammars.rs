@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use minisgl_grammar::{
     COMPILE_STACK_BYTES, Compiler, Limits, Outline, STEP_STACK_BYTES, Vocabulary,
 };
-use minisgl_proto::{RequestId, Submit};
+use minisgl_proto::{Guided, RequestId, Submit};
 use minisgl_sched::{Constraint, Crew, Held, Job};
 use rayon::prelude::*;
 
@@ -39,12 +39,17 @@ pub struct Grammars {
 
 /// What all threads share.
 struct Common {
+    model: Compilers,
+    /// On their way, and not aborted.
+    pending: Mutex<HashSet<RequestId>>,
+}
+
+/// What grammars of a model become; its tokens are read when the first one comes.
+pub struct Compilers {
     dir: PathBuf,
     vocab_size: usize,
     stop: Vec<u32>,
     compiler: OnceLock<Result<Compiler, String>>,
-    /// On their way, and not aborted.
-    pending: Mutex<HashSet<RequestId>>,
 }
 
 impl Grammars {
@@ -55,9 +60,8 @@ impl Grammars {
         stop: Vec<u32>,
         inbox: SyncSender<Incoming>,
     ) -> Grammars {
-        let dir = dir.to_owned();
-        let (compiler, pending) = (OnceLock::new(), Mutex::default());
-        let common = Common { dir, vocab_size, stop, compiler, pending };
+        let model = Compilers::new(dir, vocab_size, stop);
+        let common = Common { model, pending: Mutex::default() };
         Grammars { common: Arc::new(common), jobs: None, inbox }
     }
 
@@ -115,7 +119,10 @@ fn work(common: &Common, queue: &Mutex<Receiver<Submit>>, inbox: &SyncSender<Inc
         if !common.pending().contains(&submit.id) {
             continue;
         }
-        let held = catch_unwind(AssertUnwindSafe(|| common.hold(&submit)));
+        let held = catch_unwind(AssertUnwindSafe(|| match submit.sampling.guided.as_deref() {
+            Some(guided) => common.model.hold(guided, &submit.generated),
+            None => Err("the request has no grammar".to_owned()),
+        }));
         let held = held.unwrap_or_else(|_| Err("a bug in the grammar's compiler".to_owned()));
         if let Some(guided) = &mut submit.sampling.guided {
             guided.grammar = None; // Its text may be long, and nobody reads it any more.
@@ -130,15 +137,23 @@ impl Common {
     fn pending(&self) -> MutexGuard<'_, HashSet<RequestId>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn hold(&self, submit: &Submit) -> Result<Held, String> {
-        let Some(guided) = submit.sampling.guided.as_deref() else {
-            return Err("the request has no grammar".to_owned());
-        };
+impl Compilers {
+    /// Of the model in `dir` with so many logits, whose output ends with any of `stop`.
+    pub fn new(dir: &Path, vocab_size: usize, stop: Vec<u32>) -> Compilers {
+        Compilers { dir: dir.to_owned(), vocab_size, stop, compiler: OnceLock::new() }
+    }
+
+    /// What an output is held to by `guided`, of which there is `generated` already.
+    ///
+    /// # Errors
+    /// The model's tokens cannot be read, or the grammar is not served; the text is for the client.
+    pub fn hold(&self, guided: &Guided, generated: &[u32]) -> Result<Held, String> {
         let compiler = self.compiler.get_or_init(|| self.read()).as_ref().map_err(Clone::clone)?;
         let mut outline = compiler.outline(guided).map_err(|error| error.to_string())?;
         // What was generated before may be long; the scheduler shall not wait for it.
-        outline.catch_up(&submit.generated).map_err(|error| error.to_string())?;
+        outline.catch_up(generated).map_err(|error| error.to_string())?;
         Ok(Held::new(Followed(outline)))
     }
 

@@ -14,6 +14,7 @@ mod grammars;
 pub(crate) mod link;
 mod run;
 
+pub(crate) use grammars::{Compilers, Masks};
 pub(crate) use link::connect;
 pub(crate) use run::{apply_environment, sched_config};
 
