@@ -11,7 +11,7 @@ use minisgl_kernels::fp8::{BLOCK, ScaleForm};
 use minisgl_kernels::ops::*;
 
 use crate::experts_layer::{Layer, Sum, floats, shape};
-use crate::support::{Gpu, assert_close, assert_same};
+use crate::support::{Gpu, ROUNDING_SHARE, assert_close, assert_same, assert_together};
 
 /// How rows are routed.
 #[derive(Clone, Copy, Debug)]
@@ -370,7 +370,7 @@ fn check(
         let mut out = if step.adds { gpu.upload(&residual) } else { gpu.poisoned(len) };
         run(&mut step, gpu, layer, &mut out).unwrap();
         let out = gpu.download(&out);
-        assert_sums(&what, &out, &expected, rounds);
+        assert_sums(&what, &out, &expected, rounds, layer.rounds);
         for row in 0..step.rows {
             if step.way.padding && step.there.0[row] < 0 {
                 let at = row * layer.shape.hidden..(row + 1) * layer.shape.hidden;
@@ -382,8 +382,16 @@ fn check(
 }
 
 /// Each element within the rounding of itself, of its terms where those are rounded too, and of two activations that were
-/// rounded to the other side of a tie.
-fn assert_sums(what: &str, out: &[bf16], expected: &[Sum], terms_are_rounded: bool) {
+/// rounded to the other side of a tie. All errors together are a share of the norm. Where activations are made e4m3, a block whose
+/// largest was rounded to the other side has another scale, and so other codes, in all columns of a row: 5.8e-3 of the norm were
+/// seen with one seed.
+fn assert_sums(
+    what: &str,
+    out: &[bf16],
+    expected: &[Sum],
+    terms_are_rounded: bool,
+    codes_are_rounded: bool,
+) {
     let limit = |sum: &Sum| {
         0.004 + 2.0 * sum.step + if terms_are_rounded { sum.terms / 256.0 } else { 0.0 }
     };
@@ -398,7 +406,9 @@ fn assert_sums(what: &str, out: &[bf16], expected: &[Sum], terms_are_rounded: bo
     }
     // All were written, and the errors together are no larger than roundings are.
     let values: Vec<f64> = expected.iter().map(|sum| sum.value).collect();
-    assert_close(what, out, &values, expected.iter().map(limit).fold(0.0, f64::max));
+    let absolute = expected.iter().map(limit).fold(0.0, f64::max);
+    let share = if codes_are_rounded { 1e-2 } else { ROUNDING_SHARE };
+    assert_together(what, out, &values, share, absolute);
 }
 
 /// Experts, top, hidden, width: cut steps, an odd number of slabs, several stages, more slabs than blocks.

@@ -95,18 +95,29 @@ pub fn assert_close(what: &str, out: &[bf16], expected: &[f64], absolute: f64) {
 /// The same where `ties` factors of each element were rounded to bf16 before, maybe to the other side of a tie.
 pub fn assert_near(what: &str, out: &[bf16], expected: &[f64], absolute: f64, ties: f64) {
     assert_eq!(out.len(), expected.len(), "{what}");
-    let (mut error, mut norm) = (0.0, 0.0);
     for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
         assert_ne!(out.to_bits(), POISON, "{what}: element {i} was not written");
         let (value, difference) = (out.to_f64(), (out.to_f64() - expected).abs());
         // Half a unit in the last place is 2^-8 at most; f32 may round to the other side of a tie.
         let limit = expected.abs() * (0.0046 + ties / 128.0) + absolute;
         assert!(difference <= limit, "{what}: element {i} is {value}, expected {expected}");
-        error += difference * difference;
+    }
+    assert_together(what, out, expected, ROUNDING_SHARE, absolute);
+}
+
+/// What errors of bf16 roundings are of the norm, together: over many elements they are smaller on average.
+pub const ROUNDING_SHARE: f64 = 3e-3;
+
+/// All were written, and the errors together are such a share of the norm, of few elements a third more.
+pub fn assert_together(what: &str, out: &[bf16], expected: &[f64], share: f64, absolute: f64) {
+    assert_eq!(out.len(), expected.len(), "{what}");
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
+        assert_ne!(out.to_bits(), POISON, "{what}: element {i} was not written");
+        error += (out.to_f64() - expected).powi(2);
         norm += expected * expected;
     }
-    // Over many elements rounding errors are smaller on average.
-    let share = if out.len() < 1024 { 4e-3 } else { 3e-3 };
+    let share = if out.len() < 1024 { share * 4.0 / 3.0 } else { share };
     assert!(error.sqrt() <= share * norm.sqrt() + absolute, "{what}: {error} of {norm}");
 }
 
