@@ -76,4 +76,8 @@ pub const CASES: &[Case] = &[
         &["C0 get_weather {\"city\": \"Par cut"],
     ),
     case(TURN, "  {\"name\": \"ge", &["T \"  {\\\"name\\\": \\\"ge\""]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "{\"name\": \"write_file\", \"parameters\": {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ; { é💧\\u00e9\\tz\"}}", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ; { é💧\\u00e9\\tz\"}"]),
+    case(TURN, "{\"name\": \"plan\", \"parameters\": {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}}", &["C0 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case(TURN, "[write_file(path=\"a b.md\", content=\"# A\\n\\\"q\\\" \\\\ {x} [y] )] é💧'\"), plan(steps=[[\"a\"], {\"b\": [1, -2.5e3, True, None]}], deep={\"k\": {\"l\": {}}}, done=False)]", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] )] é💧'\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];
