@@ -41,6 +41,19 @@ pub const CASES: &[Case] = &[
         "<|python_start|>[now(), f(a='''x \"y\"\nz''')]<|python_end|> b",
         &["C0 now {}", "C1 f {\"a\": \"x \\\"y\\\"\\nz\"}", "T \"b\""],
     ),
+    // As the template of Llama 4 writes calls, behind a text that may be empty.
+    case(
+        TURN,
+        "<|python_start|><|python_end|>{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}",
+        &["C0 get_weather {\"city\": \"Paris\"}"],
+    ),
+    case(
+        TURN,
+        "<|python_start|>I look.<|python_end|>{\"name\": \"now\", \"parameters\": {}}{\"name\": \"get_weather\", \"parameters\": {\"days\": 1}}",
+        &["T \"I look.\"", "C0 now {}", "C1 get_weather {\"days\": 1}"],
+    ),
+    case(TURN, "<|python_start|>print(1)<|python_end|>", &["T \"print(1)\""]),
+    case(TURN, "Write <|python_start|> so.", &["T \"Write <|python_start|> so.\""]),
     // No calls.
     case(
         TURN,
