@@ -58,6 +58,43 @@ fn is_well_formed(case: &Value, recorded: &Value) -> bool {
         && calls.iter().all(|call| call["outcome"] == "whole" && is_known(&call["name"]))
 }
 
+/// Why calls differ, as far as a program can tell: by what ours found, then by which of their ways agree.
+fn kind(case: &Value, result: &Value, recorded: &Value) -> Option<&'static str> {
+    let ours = calls(case);
+    let [whole, tokens] = ["whole", "tokens"].map(|mode| calls(&result[mode]));
+    if whole == ours && tokens == ours {
+        return None;
+    }
+    let has = |outcome: &str| {
+        case["calls"].as_array().into_iter().flatten().any(|call| call["outcome"] == outcome)
+    };
+    let known: Vec<&str> = recorded["tools"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|tool| tool["name"].as_str())
+        .collect();
+    Some(if has("cut") {
+        "a call that is cut"
+    } else if has("broken") {
+        "a call that is broken"
+    } else if ours.is_empty() {
+        "a call where ours has text"
+    } else if ours.iter().any(|(name, _)| !known.contains(&name.as_str())) {
+        "a tool that the request does not have"
+    } else if case["output"].as_str().is_some_and(|output| output.contains("{x} [y]")) {
+        "markers, quotes and brackets inside a value"
+    } else if whole == ours {
+        "right whole, otherwise in a stream"
+    } else if tokens == ours {
+        "right in a stream, otherwise whole"
+    } else if whole.is_empty() && tokens.is_empty() {
+        "no call: a form that it does not know, or will not repair"
+    } else {
+        "other calls"
+    })
+}
+
 #[derive(Default)]
 struct Row {
     cases: usize,
@@ -98,6 +135,7 @@ fn main() {
 fn table(recorded: &Value, of: &Value, lists: bool) {
     let name = of["of"].as_str().unwrap_or_default();
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, BTreeMap<String, usize>> = BTreeMap::new();
     for result in of["results"].as_array().into_iter().flatten() {
         let case = &recorded["cases"][result["case"].as_u64().unwrap_or(0) as usize];
         let dialect = case["dialect"].as_str().unwrap_or_default();
@@ -106,6 +144,9 @@ fn table(recorded: &Value, of: &Value, lists: bool) {
         let well_formed = is_well_formed(case, recorded);
         row.cases += 1;
         row.well_formed += usize::from(well_formed);
+        if let Some(kind) = kind(case, result, recorded) {
+            *kinds.entry(kind).or_default().entry(dialect.to_string()).or_default() += 1;
+        }
         let mut differs = false;
         for (mode, at) in MODES.iter().zip(0..) {
             let same = same(case, &result[*mode]);
@@ -149,6 +190,11 @@ fn table(recorded: &Value, of: &Value, lists: bool) {
         sum.add(row);
     }
     println!("| all | | {} |", sum.line());
+    println!("\n| Calls differ (whole or a token at a time) | Cases | By dialect |\n|---|---|---|");
+    for (kind, dialects) in &kinds {
+        let list: Vec<String> = dialects.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        println!("| {kind} | {} | {} |", dialects.values().sum::<usize>(), list.join(", "));
+    }
 }
 
 /// Text, thought and calls in a line.
