@@ -98,7 +98,7 @@ impl Dialect {
     /// Whether all that it writes is text, as far as it is asked: then there is nothing to parse.
     pub fn is_plain(&self, asked: &Asked) -> bool {
         let Talk::Flow(flow) = &self.talk else { return false };
-        let marks = flow.silent.len() + flow.frame.map_or(0, |_| 1);
+        let marks = flow.silent.len() + flow.frame(asked.calls).map_or(0, |_| 1);
         let calls = if asked.calls { flow.calls.len() + flow.bare.len() } else { 0 };
         flow.thought.is_none() && marks + calls == 0
     }

@@ -29,6 +29,9 @@ const SPACE_BYTES_MAX: usize = 128;
 /// Makes what reads a call.
 pub(crate) type MakeBody = fn() -> Box<dyn Body>;
 
+/// What begins a frame, and what ends it.
+pub(crate) type Frame = (&'static [&'static str], &'static [&'static str]);
+
 /// Markers, and what they mean.
 pub(crate) struct Flow {
     /// Markers that open and close a thought.
@@ -37,11 +40,20 @@ pub(crate) struct Flow {
     pub(crate) calls: &'static [Opener],
     /// Markers that say nothing to the reader.
     pub(crate) silent: &'static [&'static str],
-    /// Markers around the answer that people write, too: the first counts where the answer begins, the second behind it.
-    pub(crate) frame: Option<(&'static [&'static str], &'static [&'static str])>,
+    /// Markers around the answer that people write, too: the first counts where the answer begins, the second behind it. Where
+    /// the first opens calls as well, it is a frame where calls are read and none follows.
+    pub(crate) frame: Option<Frame>,
     /// Calls that begin without a marker where an answer does: what they begin with, and how they go on. Only tools of
     /// the request are called so.
     pub(crate) bare: &'static [(char, MakeBody)],
+}
+
+impl Flow {
+    /// The frame, as far as it counts.
+    pub(crate) fn frame(&self, reads_calls: bool) -> Option<Frame> {
+        let opens = |begin: &[&str]| self.calls.iter().any(|call| begin.contains(&call.marker));
+        self.frame.filter(|(begin, _)| reads_calls || !opens(begin))
+    }
 }
 
 /// How a thought stands in text. The first of each is what the model itself writes.
@@ -210,7 +222,7 @@ impl Machine {
         let (open, close) = thought.map_or((&[][..], &[][..]), |t| (t.open, t.close));
         let anywhere = thought.is_some_and(|t| t.anywhere) && !self.in_thought;
         let open = if self.is_fresh || anywhere { open } else { &[][..] };
-        let frame = self.flow.frame.filter(|_| self.is_fresh && !self.in_thought);
+        let frame = self.flow.frame(self.reads_calls).filter(|_| self.is_fresh && !self.in_thought);
         let frame = frame.map_or(&[][..], |(begin, _)| begin);
         let close = if self.in_thought { close } else { &[] };
         let calls = if self.reads_calls { self.flow.calls } else { &[] };
@@ -264,7 +276,11 @@ impl Machine {
                 self.behind_marker = true;
                 self.late = self.flow.frame.map_or(&[], |(_, end)| end);
             }
-            Mark::Late => (self.behind_marker, self.late) = (true, &[]),
+            // Behind it something new begins, a call without a marker, too.
+            Mark::Late => {
+                (self.behind_marker, self.is_fresh) = (true, true);
+                self.late = &[];
+            }
         }
         Some(end)
     }
@@ -326,9 +342,23 @@ impl Machine {
     /// There was no call: what was taken for one is text.
     fn refuse(&mut self, more: &str, sink: &mut Sink<'_>) {
         self.body = None;
-        self.calls.counts.refused += u32::from(!self.is_bare);
         let mut text = std::mem::take(&mut self.pending);
         text.push_str(more);
+        // What opens a call in some outputs frames text in others.
+        let frame = self.flow.frame.filter(|_| self.is_fresh && !self.in_thought);
+        let framed = frame.and_then(|(begin, end)| {
+            let text = text.trim_start();
+            Some((begin.iter().find_map(|marker| text.strip_prefix(marker))?.trim_start(), end))
+        });
+        if let Some((within, end)) = framed {
+            text = within.to_string();
+            (self.behind_marker, self.late) = (text.is_empty(), end);
+            if text.is_empty() {
+                return;
+            }
+        } else {
+            self.calls.counts.refused += u32::from(!self.is_bare);
+        }
         self.is_fresh = false;
         self.give(&text, sink);
     }

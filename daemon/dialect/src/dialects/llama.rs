@@ -6,9 +6,11 @@
 //!   <|python_tag|>brave_search.call(query="x")                tools that the model knows by itself
 //!   [f(city="Paris"), g()]                                    the whole answer (3.2 and later)
 //!   <|python_start|>[f(city="Paris")]<|python_end|>           Llama 4
+//!   <|python_start|>I look.<|python_end|>{"name": "f", "parameters": {"a": 1}}       Llama 4, as its template writes it
 //! ```
 //!
-//! Without a marker only tools of the request are called: an answer in JSON is no call. Code behind `<|python_tag|>` is text.
+//! Without a marker only tools of the request are called: an answer in JSON is no call. Code behind `<|python_tag|>` is text, and so
+//! is what stands between `<|python_start|>` and its end.
 
 use crate::body::{Body, Either, JsonCall, JsonForm, PythonCall, PythonForm, behind_bracket};
 use crate::dialect::{Dialect, Ids, Talk};
@@ -64,7 +66,8 @@ pub(crate) static DIALECT: Dialect = Dialect {
             Opener { marker: "<|python_start|>", body: || Box::new(PythonCall::new(&LLAMA4)) },
         ],
         silent: &[],
-        frame: None,
+        // Llama 4's template writes the text before a call between these, also an empty one.
+        frame: Some((&["<|python_start|>"], &["<|python_end|>"])),
         bare: &[('{', || Box::new(JsonCall::new(&JSON))), ('[', bracket)],
     }),
     ids: Ids::Any,

@@ -10,4 +10,5 @@ mod docs;
 mod garbage;
 mod limits;
 mod outputs;
+mod record;
 mod support;

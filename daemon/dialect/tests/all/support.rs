@@ -21,28 +21,32 @@ pub struct Case {
     pub parts: &'static [&'static str],
 }
 
-/// The tools of all cases.
-pub fn tools() -> Arc<Tools> {
-    let tool = |name: &str, parameters: Value| Tool { name: name.into(), parameters };
-    let tools = [
-        tool(
+/// The tools of all cases: their names, and what they take.
+pub fn tool_schemas() -> [(&'static str, Value); 4] {
+    [
+        (
             "get_weather",
             json!({"type": "object", "properties": {
                 "city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]}}}),
         ),
-        tool(
+        (
             "write_file",
             json!({"properties": {"path": {"type": "string"}, "content": {"type": "string"}}}),
         ),
-        tool(
+        (
             "plan",
             json!({"properties": {
                 "steps": {"type": "array"}, "deep": {"type": "object"}, "done": {"type": "boolean"},
                 "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "scale": {"type": "number"},
                 "any": {}, "either": {"type": ["string", "array"]}}}),
         ),
-        tool("now", Value::Null),
-    ];
+        ("now", Value::Null),
+    ]
+}
+
+/// The tools of all cases.
+pub fn tools() -> Arc<Tools> {
+    let tools = tool_schemas().map(|(name, parameters)| Tool { name: name.into(), parameters });
     Arc::new(Tools::new(&tools))
 }
 
@@ -207,6 +211,9 @@ pub fn is_beginning(before: &[Item], whole: &[Item]) -> bool {
         })
 }
 
+/// Outputs up to this length come in all splits in three as well.
+const THREE_BYTES_MAX: usize = 200;
+
 /// Holds a case to its parts, however the output comes, and every beginning of it to what any output keeps to.
 pub fn check(case: &Case, splits: usize) {
     let dialect = by_name(case.dialect).unwrap();
@@ -237,6 +244,16 @@ pub fn check(case: &Case, splits: usize) {
         assert_eq!(one_by_one, before, "{} cut behind {head:?}", case.dialect);
         assert_eq!(parser.finish(&mut |part| fold(&mut one_by_one, part)), left);
         assert_eq!(one_by_one, items, "{} cut behind {head:?}", case.dialect);
+    }
+    if output.len() <= THREE_BYTES_MAX {
+        let places: Vec<usize> = output.char_indices().map(|(at, _)| at).skip(1).collect();
+        for (which, &first) in places.iter().enumerate() {
+            for &second in &places[which + 1..] {
+                let three = [&output[..first], &output[first..second], &output[second..]];
+                let split = parse(dialect, &asked, three);
+                assert_eq!(split, at_once, "{} in {three:?}", case.dialect);
+            }
+        }
     }
     for seed in 1..=splits {
         let pieces = pieces(output, &mut Random(seed as u64 * 0x9e37_79b9));

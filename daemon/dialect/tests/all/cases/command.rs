@@ -34,4 +34,7 @@ pub const CASES: &[Case] = &[
         &["C0 f {\"a\":  broken", "T \"}}]\""],
     ),
     case("<|CHATBOT_TOKEN|><|START_THINKING|>", "plan <|END_THIN", &["R \"plan <|END_THIN\""]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"write_file\", \"parameters\": {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <|END_ACTION|> é💧\\u00e9\\tz\"}},\n    {\"tool_call_id\": \"1\", \"tool_name\": \"plan\", \"parameters\": {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}}\n]<|END_ACTION|>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <|END_ACTION|> é💧\\u00e9\\tz\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case(TURN, "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"get_weather\", \"parameters\": {\"city\": \"Par", &["C0 get_weather {\"city\": \"Par cut"]),
 ];

@@ -39,4 +39,6 @@ pub const CASES: &[Case] = &[
         &["R \"I call now.\"", "C0 now {}"],
     ),
     case(TURN, "a <｜b｜> c <｜tool▁call", &["T \"a <｜b｜> c <｜tool▁call\""]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>write_file\n```json\n{\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ```<｜tool▁call▁end｜> é💧\\u00e9\\tz\"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>plan\n```json\n{\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ```<｜tool▁call▁end｜> é💧\\u00e9\\tz\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];

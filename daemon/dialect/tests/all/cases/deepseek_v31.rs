@@ -29,4 +29,6 @@ pub const CASES: &[Case] = &[
         "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{\"a\": \"b\"]<｜tool▁call▁end｜><｜tool▁calls▁end｜>.",
         &["C0 now {\"a\": \"b\" broken", "T \"].\""],
     ),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>write_file<｜tool▁sep｜>{\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <｜tool▁call▁end｜> é💧\\u00e9\\tz\"}<｜tool▁call▁end｜><｜tool▁call▁begin｜>plan<｜tool▁sep｜>{\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}<｜tool▁call▁end｜><｜tool▁calls▁end｜>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <｜tool▁call▁end｜> é💧\\u00e9\\tz\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];

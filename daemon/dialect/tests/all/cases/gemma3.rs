@@ -33,4 +33,7 @@ pub const CASES: &[Case] = &[
     case(TURN, "[other(a=1)]", &["T \"[other(a=1)]\""]),
     case(TURN, "[now(1)]", &["T \"[now(1)]\""]),
     case(TURN, "[get_weather(city=\"Par", &["C0 get_weather {\"city\": \"Par cut"]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "[write_file(path=\"a b.md\", content=\"# A\\n\\\"q\\\" \\\\ {x} [y] )] é💧'\"), plan(steps=[[\"a\"], {\"b\": [1, -2.5e3, True, None]}], deep={\"k\": {\"l\": {}}}, done=False)]", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] )] é💧'\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case(TURN, "[get_weather(city=\"Paris\", days=two)]", &["C0 get_weather {\"city\": \"Paris\", \"days\":  broken", "T \"two)]\""]),
 ];

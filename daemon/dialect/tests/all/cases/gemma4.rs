@@ -37,4 +37,6 @@ pub const CASES: &[Case] = &[
     case(TURN, "<|tool_call>call:f{a:<|\"|>x", &["C0 f {\"a\": \"x cut"]),
     case(TURN, "<|tool_call>call:f{a:[1,2", &["C0 f {\"a\": [1,  cut"]),
     case(TURN, "<|tool_call>call:f{}", &["C0 f {}"]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<|tool_call>call:write_file{content:<|\"|># A\n\"q\" \\ {x} [y] <tool_call|> é💧<|\"|>,path:<|\"|>a b.md<|\"|>}<tool_call|><|tool_call>call:plan{deep:{k:{l:{}}},done:false,steps:[[<|\"|>a<|\"|>],{b:[1,-2.5,true,null]}]}<tool_call|>", &["C0 write_file {\"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <tool_call|> é💧\", \"path\": \"a b.md\"}", "C1 plan {\"deep\": {\"k\": {\"l\": {}}}, \"done\": false, \"steps\": [[\"a\"], {\"b\": [1, -2.5, true, null]}]}"]),
 ];

@@ -44,4 +44,7 @@ pub const CASES: &[Case] = &[
         "<tool_call>plan<arg_key>steps</arg_key><arg_value>[1, 2",
         &["C0 plan {\"steps\":  cut"],
     ),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<tool_call>write_file\n<arg_key>path</arg_key>\n<arg_value>a b.md</arg_value>\n<arg_key>content</arg_key>\n<arg_value># A\n\"q\" \\ {x} [y] </tool_call> é💧\n</arg_value>\n</tool_call>\n<tool_call>plan\n<arg_key>steps</arg_key>\n<arg_value>[[\"a\"], {\"b\": \"</arg_value>\"}]</arg_value>\n<arg_key>deep</arg_key>\n<arg_value>{\"k\": {\"l\": {}}}</arg_value>\n<arg_key>done</arg_key>\n<arg_value>false</arg_value>\n</tool_call>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] </tool_call> é💧\\n\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": \"</arg_value>\"}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case(TURN, "<think></think>\nIt is 3 < 5.\n", &["T \"It is 3 < 5.\\n\""]),
 ];

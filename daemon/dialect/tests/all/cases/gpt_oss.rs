@@ -52,4 +52,7 @@ pub const CASES: &[Case] = &[
         output: "ok",
         parts: &["T \"ok\""],
     },
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case("<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary to=functions.write_file <|constrain|>json<|message|>{\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <call> é💧\\u00e9\\tz\"}<|call|>", &["R \"Look.\"", "C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <call> é💧\\u00e9\\tz\"}"]),
+    case("<|channel|>commentary to=functions.plan <|constrain|>json<|message|>{\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}<|call|>", &["C0 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];

@@ -43,4 +43,6 @@ pub const CASES: &[Case] = &[
         "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{\"a\": ",
         &["C0 f#functions.f:0 {\"a\":  cut"],
     ),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<|tool_calls_section_begin|><|tool_call_begin|>functions.write_file:0<|tool_call_argument_begin|>{\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <|tool_call_end|> é💧\\u00e9\\tz\"}<|tool_call_end|><|tool_call_begin|>functions.plan:1<|tool_call_argument_begin|>{\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}<|tool_call_end|><|tool_calls_section_end|>", &["C0 write_file#functions.write_file:0 {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] <|tool_call_end|> é💧\\u00e9\\tz\"}", "C1 plan#functions.plan:1 {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];

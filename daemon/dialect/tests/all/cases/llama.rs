@@ -41,6 +41,19 @@ pub const CASES: &[Case] = &[
         "<|python_start|>[now(), f(a='''x \"y\"\nz''')]<|python_end|> b",
         &["C0 now {}", "C1 f {\"a\": \"x \\\"y\\\"\\nz\"}", "T \"b\""],
     ),
+    // As the template of Llama 4 writes calls, behind a text that may be empty.
+    case(
+        TURN,
+        "<|python_start|><|python_end|>{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}",
+        &["C0 get_weather {\"city\": \"Paris\"}"],
+    ),
+    case(
+        TURN,
+        "<|python_start|>I look.<|python_end|>{\"name\": \"now\", \"parameters\": {}}{\"name\": \"get_weather\", \"parameters\": {\"days\": 1}}",
+        &["T \"I look.\"", "C0 now {}", "C1 get_weather {\"days\": 1}"],
+    ),
+    case(TURN, "<|python_start|>print(1)<|python_end|>", &["T \"print(1)\""]),
+    case(TURN, "Write <|python_start|> so.", &["T \"Write <|python_start|> so.\""]),
     // No calls.
     case(
         TURN,
@@ -76,4 +89,8 @@ pub const CASES: &[Case] = &[
         &["C0 get_weather {\"city\": \"Par cut"],
     ),
     case(TURN, "  {\"name\": \"ge", &["T \"  {\\\"name\\\": \\\"ge\""]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "{\"name\": \"write_file\", \"parameters\": {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ; { é💧\\u00e9\\tz\"}}", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ; { é💧\\u00e9\\tz\"}"]),
+    case(TURN, "{\"name\": \"plan\", \"parameters\": {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}}", &["C0 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case(TURN, "[write_file(path=\"a b.md\", content=\"# A\\n\\\"q\\\" \\\\ {x} [y] )] é💧'\"), plan(steps=[[\"a\"], {\"b\": [1, -2.5e3, True, None]}], deep={\"k\": {\"l\": {}}}, done=False)]", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] )] é💧'\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];

@@ -42,4 +42,8 @@ pub const CASES: &[Case] = &[
         "<minimax:tool_call>\n<invoke name=\"now\">\n</invoke>\nThat is it.</minimax:tool_call>",
         &["C0 now {}", "T \"That is it.\""],
     ),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case("]~b]ai\n", "<minimax:tool_call>\n<invoke name=\"write_file\">\n<parameter name=\"path\">a b.md</parameter>\n<parameter name=\"content\"># A\n\"q\" \\ {x} [y] </minimax:tool_call> é💧\n</parameter>\n</invoke>\n<invoke name=\"plan\">\n<parameter name=\"steps\">[[\"a\"], {\"b\": \"</parameter>\"}]</parameter>\n<parameter name=\"deep\">{\"k\": {\"l\": {}}}</parameter>\n<parameter name=\"done\">false</parameter>\n</invoke>\n</minimax:tool_call>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] </minimax:tool_call> é💧\\n\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": \"</parameter>\"}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case("]~b]ai\n", "<minimax:tool_call>\n<invoke name=\"now\">\n<parameter name=\"a b{\">1</parameter>\n</invoke>\n</minimax:tool_call>", &["C0 now { broken", "T \"\\\"a b{\\\">1</parameter>\\n</invoke>\""]),
+    case("]~b]ai\n", "<minimax:tool_call>\n<invoke name=\"write_file\">\n<parameter name=\"content\">a</invoke>\nb</parameter>\n<parameter name=\"path\">a</parameter>\n</invoke>\n</minimax:tool_call>", &["C0 write_file {\"content\": \"a</invoke>\\nb\", \"path\": \"a\"}"]),
 ];

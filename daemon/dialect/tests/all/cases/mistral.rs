@@ -38,4 +38,7 @@ pub const CASES: &[Case] = &[
     ),
     case("[THINK]never [TOOL_CALLS]now[ARGS]{}", &["R \"never\"", "C0 now {}"]),
     case("[TOOL_CALLS", &["T \"[TOOL_CALLS\""]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case("[TOOL_CALLS]write_file[ARGS]{\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] [TOOL_CALLS]now[ARGS]{} é💧\\u00e9\\tz\"}[TOOL_CALLS]plan[ARGS]{\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] [TOOL_CALLS]now[ARGS]{} é💧\\u00e9\\tz\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case("[TOOL_CALLS] [{\"name\": \"write_file\", \"arguments\": {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] }] é💧\\u00e9\\tz\"}}, {\"name\": \"plan\", \"arguments\": {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}}]", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] }] é💧\\u00e9\\tz\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
 ];

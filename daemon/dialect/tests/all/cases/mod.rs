@@ -1,20 +1,35 @@
 //! Outputs as models write them, valid and broken, a file a dialect.
 
-pub mod command;
-pub mod deepseek_v3;
-pub mod deepseek_v31;
-pub mod gemma3;
-pub mod gemma4;
-pub mod glm;
-pub mod gpt_oss;
-pub mod granite;
-pub mod hermes;
-pub mod kimi_k2;
-pub mod llama;
-pub mod minimax_m2;
-pub mod mistral;
-pub mod nemotron;
-pub mod phi4;
-pub mod qwen3_coder;
-pub mod smollm3;
-pub mod think;
+use crate::support::Case;
+
+/// Names a module a dialect, and lists the cases of all.
+macro_rules! dialects {
+    ($($name:ident),* $(,)?) => {
+        $(pub mod $name;)*
+
+        /// The cases of every dialect, by its name.
+        pub const ALL: &[(&str, &[Case])] = &[$((stringify!($name), $name::CASES)),*];
+    };
+}
+
+dialects!(
+    command,
+    deepseek_v3,
+    deepseek_v31,
+    gemma3,
+    gemma4,
+    glm,
+    gpt_oss,
+    granite,
+    hermes,
+    kimi_k2,
+    llama,
+    minimax_m2,
+    mistral,
+    nemotron,
+    phi4,
+    plain,
+    qwen3_coder,
+    smollm3,
+    think,
+);

@@ -33,4 +33,7 @@ pub const CASES: &[Case] = &[
         "<TOOLCALL>[{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}]</TOOLCALL>",
         &["C0 f {\"a\": 1}"],
     ),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case("<think></think>", "<TOOLCALL>[{\"name\": \"write_file\", \"arguments\": {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ]</TOOLCALL> é💧\\u00e9\\tz\"}}, {\"name\": \"plan\", \"arguments\": {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}}]</TOOLCALL>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] ]</TOOLCALL> é💧\\u00e9\\tz\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": [1, -2.5e3, true, null]}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case("<think></think>", "<TOOLCALL>[{\"name\": \"f\", \"arguments\": {\"a\": tru}}]</TOOLCALL>", &["C0 f {\"a\": tru broken", "T \"}}]\""]),
 ];

@@ -73,4 +73,9 @@ pub const CASES: &[Case] = &[
         &["C0 write_file {\"content\": \"abc\\n</param cut"],
     ),
     case(TURN, "<tool_call>\n<function=now>\n</function>\n</tool_", &["C0 now {}"]),
+    // Hard ones: closing markers inside values, quotes, other scripts, deep values; and what was cut or broken.
+    case(TURN, "<tool_call>\n<function=write_file>\n<parameter=path>\na b.md\n</parameter>\n<parameter=content>\n# A\n\"q\" \\ {x} [y] </tool_call> é💧\n\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=plan>\n<parameter=steps>\n[[\"a\"], {\"b\": \"</parameter>\"}]\n</parameter>\n<parameter=deep>\n{\"k\": {\"l\": {}}}\n</parameter>\n<parameter=done>\nfalse\n</parameter>\n</function>\n</tool_call>", &["C0 write_file {\"path\": \"a b.md\", \"content\": \"# A\\n\\\"q\\\" \\\\ {x} [y] </tool_call> é💧\\n\"}", "C1 plan {\"steps\": [[\"a\"], {\"b\": \"</parameter>\"}], \"deep\": {\"k\": {\"l\": {}}}, \"done\": false}"]),
+    case(TURN, "<tool_call>\n<function=write_file>\n<parameter=content>\n<function>\nx\n</function>\n</parameter>\n<parameter=path>\na\n</parameter>\n</function>\n</tool_call>", &["C0 write_file {\"content\": \"<function>\\nx\\n</function>\", \"path\": \"a\"}"]),
+    // A whole call inside a value, as a file about calls has it, cannot be told from an argument without its end.
+    case(TURN, "<tool_call>\n<function=write_file>\n<parameter=content>\n<function=now>\n</function>\n</tool_call>\n<parameter=x>\n</parameter>\n<parameter=path>\na\n</parameter>\n</function>\n</tool_call>", &["C0 write_file {\"content\": \"<function=now>\"}", "T \"<parameter=x>\\n</parameter>\\n<parameter=path>\\na\\n</parameter>\\n</function>\\n</tool_call>\""]),
 ];
