@@ -110,6 +110,37 @@ fn every_dialect_of_asking_is_held_to() {
         let number = with(json!({"guided_json": {"type": "integer", "minimum": 3, "maximum": 17}}));
         assert!((3..=17).contains(&number.parse::<i32>().unwrap()), "{number}");
     }
+    // Text with tags in it, or tags alone.
+    let tag = json!({
+        "type": "structural_tag", "triggers": ["<date>"],
+        "structures": [{"begin": "<date>", "schema": {"type": "string", "pattern": format!("^{date}$")}, "end": "</date>"}],
+    });
+    let must = json!({
+        "type": "structural_tag",
+        "format": {"type": "tag", "begin": "<date>", "content": {"type": "regex", "pattern": date}, "end": "</date>"},
+    });
+    let tagged = |text: &str, quote: &str| {
+        let inner = text.strip_prefix(&format!("<date>{quote}"));
+        inner.and_then(|rest| rest.strip_suffix(&format!("{quote}</date>"))).is_some_and(dates)
+    };
+    for more in [
+        json!({"response_format": must}),
+        json!({"structural_tag": must.to_string()}),
+        json!({"structured_outputs": {"structural_tag": must.to_string()}}),
+    ] {
+        let text = content(&daemon, more);
+        assert!(tagged(&text, ""), "{text}");
+    }
+    let format = json!({
+        "type": "triggered_tags", "triggers": tag["triggers"], "at_least_one": true, "stop_after_first": true,
+        "tags": [{"begin": "<date>", "content": {"type": "json_schema", "json_schema": tag["structures"][0]["schema"]}, "end": "</date>"}],
+    });
+    let one = json!({"type": "structural_tag", "format": format});
+    let text = content(&daemon, json!({"response_format": one}));
+    assert!(tagged(&text, "\""), "{text}");
+    let free = chat(json!({"response_format": tag, "max_tokens": 12}));
+    let answer = daemon.post("/v1/chat/completions", &free).ok();
+    assert!(!answer["choices"][0]["message"]["content"].as_str().unwrap().is_empty(), "{answer}");
     // The other surfaces, and several at once.
     let body = json!({"model": "dummy", "prompt": ["a", "b"], "n": 3, "temperature": 2.0, "max_tokens": 50, "guided_choice": names});
     let answer = daemon.post("/v1/completions", &body).ok();

@@ -1,10 +1,11 @@
-//! SmolLM2 on the CPU is fast enough, and company makes it faster in total.
+//! SmolLM2 on the CPU is fast enough, company makes it faster in total, and a schema hardly slower.
 //!
 //! Alone on the machine and with release binaries only: `cargo xtask test` runs it last.
 
 use std::time::Instant;
 
 use minisgl_tests::{Daemon, greedy, model_options};
+use serde_json::{Value, json};
 
 /// Tokens a second of one stream, at least, for each time a second that one thread copies the model's weights: a
 /// token reads all of them, on two threads. A machine that is slow or busy is so for both.
@@ -27,6 +28,58 @@ fn one_stream_and_eight() {
         one >= TOKENS_A_COPY_MIN * copies && eight > one
     });
     assert!(fast_enough, "not {TOKENS_A_COPY_MIN} tokens a copy for one stream and more for eight");
+}
+
+/// Of the tokens a second of outputs without a schema, those of outputs with one, at least: masks are made while the model computes.
+const HELD_SHARE_MIN: f64 = 0.95;
+
+#[test]
+#[ignore = "measures time: needs the machine for itself"]
+fn a_schema_costs_little() {
+    let daemon = Daemon::with_smollm2(model_options());
+    let schema: Value =
+        serde_json::from_str(include_str!("../fixtures/records_schema.json")).expect("JSON");
+    let format = json!({"type": "json_schema", "json_schema": {"name": "records", "schema": schema, "strict": true}});
+    for streams in [1, 8] {
+        // By turns, the best of each counts: a neighbour on the machine only ever makes either slower. The first turn compiles.
+        let (mut free, mut held) = (f64::MAX, f64::MAX);
+        for turn in 0..=RUNS_MAX {
+            let (without, with) =
+                (ask(&daemon, streams, turn, None), ask(&daemon, streams, turn, Some(&format)));
+            if turn > 0 {
+                (free, held) = (free.min(without), held.min(with));
+            }
+        }
+        let tokens = f64::from(streams * COUNT);
+        let share = free / held;
+        println!(
+            "{streams} streams: {:.1} tokens/s, {:.1} with a schema: {share:.3}",
+            tokens / free,
+            tokens / held
+        );
+        assert!(share >= HELD_SHARE_MIN, "{streams} streams: {share:.3} with a schema");
+    }
+}
+
+/// Seconds until so many outputs, asked for at once, are there whole.
+fn ask(daemon: &Daemon, streams: u32, turn: u32, format: Option<&Value>) -> f64 {
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for stream in 0..streams {
+            let mut body = json!({
+                "model": "smollm2", "messages": [{"role": "user", "content": format!("Records {turn} of {stream}")}],
+                "max_tokens": COUNT, "temperature": 1.0, "seed": stream, "ignore_eos": true,
+            });
+            if let Some(format) = format {
+                body["response_format"] = format.clone();
+            }
+            scope.spawn(move || {
+                let answer = daemon.post("/v1/chat/completions", &body).ok();
+                assert_eq!(answer["usage"]["completion_tokens"], COUNT, "{answer}");
+            });
+        }
+    });
+    start.elapsed().as_secs_f64()
 }
 
 /// How often a second one thread copies as many bytes as the model has.

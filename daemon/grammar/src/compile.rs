@@ -103,7 +103,8 @@ impl Compiler {
     }
 
     fn compile_anew(&self, grammar: &Grammar) -> Result<Arc<Compiled>, GrammarError> {
-        let source = source(grammar, &self.limits)?;
+        let special = |text: &str| self.vocabulary.special(text);
+        let source = source(grammar, &special, &self.limits)?;
         let refused =
             |reason: &str| GrammarError::Refused { what: grammar.what(), reason: readable(reason) };
         // llguidance returns what it panics with as an error.

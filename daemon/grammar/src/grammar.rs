@@ -10,6 +10,7 @@ use crate::ebnf::to_lark;
 use crate::lark::Lark;
 use crate::limits::Limits;
 use crate::rewrite::{Budget, is_format, rewrite};
+use crate::tags::{self, Special};
 use crate::ways::most;
 
 /// A grammar that is not served.
@@ -50,11 +51,15 @@ pub enum GrammarError {
     },
 }
 
-/// As llguidance takes it.
+/// As llguidance takes it. `special` is the token of just a text, where no text stands for it.
 ///
 /// # Errors
 /// It is none, or has more of something than there may be.
-pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGrammar, GrammarError> {
+pub(crate) fn source(
+    grammar: &Grammar,
+    special: &Special<'_>,
+    limits: &Limits,
+) -> Result<TopLevelGrammar, GrammarError> {
     let what = grammar.what();
     let refused = |reason: String| GrammarError::Refused { what, reason };
     let few = |of: &'static str, count: usize, limit: usize| match count > limit {
@@ -96,6 +101,10 @@ pub(crate) fn source(grammar: &Grammar, limits: &Limits) -> Result<TopLevelGramm
         Grammar::Ebnf(text) => {
             few("bytes", text.len(), limits.lark_bytes)?;
             lark(&to_lark(text).map_err(refused)?, false)?
+        }
+        Grammar::StructuralTag(text) => {
+            let tag = serde_json::from_str(text).map_err(|e| refused(e.to_string()))?;
+            lark(&tags::to_lark(&tag, special, limits).map_err(refused)?, true)?
         }
         Grammar::Choice(texts) if texts.is_empty() => return Err(GrammarError::NoChoice),
         // A schema's `enum` of strings would be in quotation marks.
@@ -151,7 +160,7 @@ pub(crate) fn readable(reason: &str) -> String {
 }
 
 /// A text as a regular expression.
-fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let mut literal = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_ascii_alphanumeric() {
@@ -250,7 +259,7 @@ impl Sizes {
 const SPACE: &str = r"[ \t]{1,128}|\r?\n[ \t]{0,128}";
 
 /// A key of llguidance's, by which whoever wrote a schema could set its options.
-const OPTIONS: &str = "x-guidance";
+pub(crate) const OPTIONS: &str = "x-guidance";
 
 fn json(mut schema: Value, lenient: bool) -> TopLevelGrammar {
     set_options(&mut schema, lenient);

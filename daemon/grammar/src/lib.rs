@@ -18,6 +18,7 @@ mod limits;
 mod outline;
 mod rewrite;
 mod state;
+mod tags;
 mod vocabulary;
 mod ways;
 

@@ -97,6 +97,11 @@ impl Vocabulary {
         bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
     }
 
+    /// The special token of this spelling.
+    pub(crate) fn special(&self, text: &str) -> Option<u32> {
+        self.trie.get_special_token(text)
+    }
+
     /// Logits of the model.
     pub fn size(&self) -> usize {
         self.size

@@ -27,6 +27,8 @@ fields! {
         /// SGLang's.
         regex: String,
         ebnf: String,
+        /// A text that holds one; an object is taken too.
+        structural_tag: Exact<Node>,
         /// llama.cpp's.
         grammar: String,
     }
@@ -111,6 +113,10 @@ impl FormatFields {
         }
         for (field, text) in [("guided_regex", f.guided_regex), ("regex", f.regex)] {
             ask(field, says(text, String::len).map(Grammar::Regex));
+        }
+        if let Some(Exact(Node(json))) = says(f.structural_tag, |Exact(Node(json))| json_len(json))
+        {
+            ask("structural_tag", Some(structural_tag("structural_tag", json)?));
         }
         let choice = says(f.guided_choice, |List(texts)| texts.len());
         ask("guided_choice", choice.map(|List(texts)| Grammar::Choice(texts)));
@@ -220,17 +226,33 @@ fn response_format(
                 None => Ok(Some(Grammar::JsonObject)),
             }
         }
+        Some("structural_tag") => {
+            let tag = Value::Object(format.clone()).to_string();
+            Ok(Some(Grammar::StructuralTag(tag)))
+        }
         other => {
             let other = other.unwrap_or("nothing");
             let text = format!(
-                "{field}.type is {other}; it must be \"text\", \"json_object\" or \"json_schema\""
+                "{field}.type is {other}; it must be \"text\", \"json_object\", \"json_schema\" or \"structural_tag\""
             );
             refuse(&format!("{field}.type"), text)
         }
     }
 }
 
-/// vLLM's: one of `json`, `regex`, `choice`, `grammar` and `json_object`; its other keys say how, and change nothing here.
+/// A structural tag, or a text that holds one.
+fn structural_tag(field: &str, json: Value) -> Result<Grammar, ApiError> {
+    match json {
+        Value::String(text) => Ok(Grammar::StructuralTag(text)),
+        Value::Object(_) => Ok(Grammar::StructuralTag(json.to_string())),
+        _ => {
+            let text = format!("{field}: a structural tag is an object, or a text that holds one");
+            Err(ApiError::field(field, text))
+        }
+    }
+}
+
+/// vLLM's: one of `json`, `regex`, `choice`, `grammar`, `structural_tag` and `json_object`; its other keys say how, and change nothing here.
 fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
     let mut asked = Vec::new();
     for (key, value) in outputs {
@@ -257,10 +279,8 @@ fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Grammar>, Ap
             }
             ("json_object", Value::Bool(true)) => Grammar::JsonObject,
             ("json_object", Value::Bool(false)) => continue,
-            ("structural_tag", _) => {
-                let text = format!("{field} is not supported; send tools, or a grammar");
-                return Err(ApiError::unsupported(&*field, text));
-            }
+            ("structural_tag", Value::Object(fields)) if fields.is_empty() => continue,
+            ("structural_tag", json) => structural_tag(&field, json)?,
             ("regex" | "grammar", _) => return wrong("a string"),
             ("choice", _) => return wrong("a list of strings"),
             ("json_object", _) => return wrong("true or false"),
@@ -298,6 +318,8 @@ mod tests {
         let open_ai = |strict: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": inner, "strict": strict}}});
         let lark = "start: \"a\"";
         let ebnf = "root ::= \"a\"";
+        let tag = json!({"type": "structural_tag", "format": {"type": "any_text"}});
+        let tags = Grammar::StructuralTag(tag.to_string());
         for (body, field, grammar) in [
             (open_ai(json!(true)), "response_format", schema(text, false)),
             (open_ai(json!(false)), "response_format", schema(text, true)),
@@ -321,6 +343,14 @@ mod tests {
             (json!({"guided_json": text}), "guided_json", schema(text, false)),
             (json!({"json_schema": text}), "json_schema", schema(text, false)),
             (json!({"guided_regex": "a+"}), "guided_regex", Grammar::Regex("a+".into())),
+            (json!({"structural_tag": tag.to_string()}), "structural_tag", tags.clone()),
+            (json!({"structural_tag": tag}), "structural_tag", tags.clone()),
+            (
+                json!({"structured_outputs": {"structural_tag": tag.to_string()}}),
+                "structured_outputs",
+                tags.clone(),
+            ),
+            (json!({"response_format": tag}), "response_format", tags.clone()),
             (json!({"regex": "a+"}), "regex", Grammar::Regex("a+".into())),
             (
                 json!({"guided_choice": ["a", "b"]}),
@@ -414,10 +444,11 @@ mod tests {
             ),
             (json!({"structured_outputs": {"regex": 1}}), "structured_outputs.regex", "a string"),
             (
-                json!({"structured_outputs": {"structural_tag": "{}"}}),
+                json!({"structured_outputs": {"structural_tag": 1}}),
                 "structured_outputs.structural_tag",
-                "not supported",
+                "is an object",
             ),
+            (json!({"structural_tag": [1]}), "structural_tag", "is an object"),
         ] {
             let error = asked(&body).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{body}: {}", error.message);

@@ -99,7 +99,6 @@ async fn what_is_not_built_is_refused() {
     let house = House::saying("a");
     for (more, param) in [
         (json!({"modalities": ["audio"]}), "modalities"),
-        (json!({"structural_tag": "{}"}), "structural_tag"),
         (json!({"best_of": 2}), "best_of"),
         (json!({"chat_template": "x"}), "chat_template"),
         (json!({"functions": [{}]}), "functions"),

@@ -24,6 +24,8 @@ pub enum Grammar {
     Calls(String),
     /// A context-free grammar in the notation of llama.cpp, with a rule `root`.
     Ebnf(String),
+    /// Text in which tags stand whose contents have a form, as a JSON object that says so: xgrammar's structural tag.
+    StructuralTag(String),
     /// One of these texts.
     Choice(Vec<String>),
 }
@@ -58,6 +60,7 @@ impl Grammar {
             Grammar::Regex(_) => "regular expression",
             Grammar::Lark(_) | Grammar::Ebnf(_) => "grammar",
             Grammar::Calls(_) => "list of tools",
+            Grammar::StructuralTag(_) => "structural tag",
             Grammar::Choice(_) => "list of choices",
         }
     }
@@ -70,6 +73,7 @@ impl Grammar {
             Grammar::Regex(text)
             | Grammar::Lark(text)
             | Grammar::Calls(text)
+            | Grammar::StructuralTag(text)
             | Grammar::Ebnf(text) => text.len(),
             Grammar::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum(),
         }

@@ -45,6 +45,24 @@ pub fn text(output: &[u32]) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
+/// The ids of a text's bytes.
+pub fn bytes(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+/// Whether each token of `output` is allowed, and a stop token behind it.
+pub fn takes(grammar: &Grammar, output: &[u32]) -> bool {
+    let mut state = compile(grammar).unwrap().begin();
+    let goes = |at: usize| {
+        let may = |token| allowed(&mut state, &output[..at]).contains(token);
+        (at < output.len()).then(|| output[at]).iter().all(may)
+    };
+    (0..output.len()).all(goes) && {
+        let may = allowed(&mut state, output);
+        STOP.iter().all(|stop| may.contains(stop))
+    }
+}
+
 pub struct Random(pub u64);
 
 impl Random {

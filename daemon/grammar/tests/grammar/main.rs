@@ -7,4 +7,5 @@ mod common;
 mod limits;
 mod many;
 mod outputs;
+mod tags;
 mod thoughts;

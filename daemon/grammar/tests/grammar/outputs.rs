@@ -1,27 +1,9 @@
 //! Outputs that masks allow are the grammar's, and the grammar's are allowed.
 
-use crate::common::{Random, STOP, allowed, compile, draw, schema, text};
+use crate::common::{Random, STOP, allowed, bytes, compile, draw, schema, takes, text};
 use minisgl_grammar::StateError;
 use minisgl_proto::Grammar;
 use serde_json::Value;
-
-/// The ids of a text's bytes.
-fn bytes(text: &str) -> Vec<u32> {
-    text.bytes().map(u32::from).collect()
-}
-
-/// Whether each token of `output` is allowed, and a stop token behind it.
-fn takes(grammar: &Grammar, output: &[u32]) -> bool {
-    let mut state = compile(grammar).unwrap().begin();
-    let goes = |at: usize| {
-        let may = |token| allowed(&mut state, &output[..at]).contains(token);
-        (at < output.len()).then(|| output[at]).iter().all(may)
-    };
-    (0..output.len()).all(goes) && {
-        let may = allowed(&mut state, output);
-        STOP.iter().all(|stop| may.contains(stop))
-    }
-}
 
 const PERSON: &str = r##"{"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Person", "type": "object",
   "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
