@@ -9,9 +9,8 @@ use crate::support::{Item, parse};
 use minisgl_dialect::{Checkpoint, Outcome, Tool, Tools, choose};
 use serde_json::{Value, json};
 
-/// Templates whose history is not what a model writes: Llama 4's put the text before a call, also an empty one, between marks of
-/// code; an older one of Qwen3-Coder writes lists and objects in Python's notation.
-const OTHERWISE: [&str; 3] = ["llama4.jinja", "library/llama4:latest", "library/qwen3-coder:30b"];
+/// Templates whose history is not what a model writes: an older one of Qwen3-Coder writes lists and objects in Python's notation.
+const OTHERWISE: [&str; 1] = ["library/qwen3-coder:30b"];
 
 fn text_of(content: &Value) -> String {
     match content {
@@ -92,10 +91,17 @@ fn calls_of_real_templates_are_read() {
             if !calls.iter().all(|(name, _)| output.contains(name.as_str())) {
                 continue;
             }
-            let header =
-                if dialect.name == "llama" { "assistant<|end_header_id|>\n\n" } else { "\0" };
+            // Llama's marker of calls is none: each turn of its own.
+            let headers: &[&str] = match dialect.name {
+                "llama" => &["assistant<|end_header_id|>\n\n", "assistant<|header_end|>\n\n"],
+                _ => &[],
+            };
+            let mut turns = vec![output];
+            for header in headers {
+                turns = turns.into_iter().flat_map(|turn| turn.split(header)).collect();
+            }
             let mut found: Vec<(String, Value)> = Vec::new();
-            for turn in output.split(header) {
+            for turn in turns {
                 for item in parse(dialect, &asked, [turn]).0 {
                     if let Item::Call { name, json, outcome: Some(Outcome::Whole), .. } = item {
                         found.push((name, serde_json::from_str(&json).unwrap()));
