@@ -21,6 +21,9 @@ pub struct Packages(&'static str);
 /// What people build on the APIs. 70 MB.
 pub const CLIENTS: Packages = Packages("clients");
 
+/// Coding agents. 1.5 GB: each carries its own programs.
+pub const AGENTS: Packages = Packages("agents");
+
 /// The folder with all of them.
 pub fn dir() -> PathBuf {
     paths::target().join("npm")

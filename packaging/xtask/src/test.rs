@@ -17,7 +17,7 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 17] = [
+    let stages: [(&str, Stage); 18] = [
         ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
         ("shell scripts", shell_scripts),
@@ -31,6 +31,7 @@ pub fn run() -> Result<()> {
         ("release build", || build::release(build::Backend::Cuda)),
         ("Python clients", python_clients),
         ("npm clients", || node::CLIENTS.install()),
+        ("coding agents", || node::AGENTS.install()),
         ("chat templates", chat_templates),
         ("JSON schemas", json_schemas),
         ("end-to-end tests", end_to_end),
