@@ -58,7 +58,8 @@ pub fn dummy_folder_with(shape: &str, tokenizer: &Path, parent: &Path) -> PathBu
     dir
 }
 
-pub(crate) fn target() -> PathBuf {
+/// The build folder.
+pub fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

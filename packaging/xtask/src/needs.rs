@@ -118,6 +118,7 @@ pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
     Ok(command
         .env("MINISGL_NODE_DIR", node::programs()?)
         .env("MINISGL_NPM_DIR", node::dir())
+        .env("MINISGL_VENVS_DIR", paths::target())
         .env("MINISGL_BIN_DIR", paths::target().join("release"))
         .env("MINISGL_MODELS_DIR", paths::models())
         .env("PATH", path())

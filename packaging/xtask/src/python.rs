@@ -38,6 +38,13 @@ pub const CLIENTS: Venv = Venv {
 pub const LM_EVAL: Venv =
     Venv { name: "venv-lm-eval", packages: &["lm-eval[api]==0.4.13", "transformers==5.17.0"] };
 
+/// A router of SGLang's, as it was while it was part of it. It has programs of smg's name, too.
+pub const SGLANG_ROUTER: Venv =
+    Venv { name: "venv-sglang-router", packages: &["sglang-router==0.3.2"] };
+
+/// The same as it is since.
+pub const SMG: Venv = Venv { name: "venv-smg", packages: &["smg==1.13.0"] };
+
 /// transformers with Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
 pub const TEMPLATES: Venv = Venv {
     name: "venv-templates",

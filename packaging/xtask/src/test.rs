@@ -17,7 +17,7 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 18] = [
+    let stages: [(&str, Stage); 19] = [
         ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
         ("shell scripts", shell_scripts),
@@ -31,6 +31,7 @@ pub fn run() -> Result<()> {
         ("release build", || build::release(build::Backend::Cuda)),
         ("Python clients", python_clients),
         ("npm clients", || node::CLIENTS.install()),
+        ("routers", routers),
         ("coding agents", || node::AGENTS.install()),
         ("chat templates", chat_templates),
         ("JSON schemas", json_schemas),
@@ -132,6 +133,12 @@ fn python_clients() -> Result<()> {
     python::CLIENT.programs()?;
     python::CLIENTS.programs()?;
     python::LM_EVAL.programs()?;
+    Ok(())
+}
+
+fn routers() -> Result<()> {
+    python::SGLANG_ROUTER.programs()?;
+    python::SMG.programs()?;
     Ok(())
 }
 
