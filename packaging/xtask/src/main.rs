@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_clients;
 mod build;
 mod bundle;
 mod corpus;

@@ -45,6 +45,24 @@ pub const SGLANG_ROUTER: Venv =
 /// The same as it is since.
 pub const SMG: Venv = Venv { name: "venv-smg", packages: &["smg==1.13.0"] };
 
+/// What SGLang's benchmark of servers needs of its own; the client itself is `bench_clients.rs`'.
+pub const SGLANG_CLIENT: Venv = Venv {
+    name: "venv-sglang-client",
+    packages: &[
+        "aiohttp==3.14.3",
+        "datasets==5.2.0",
+        "msgspec==0.23.0",
+        "numpy==2.4.6",
+        "orjson==3.13.0",
+        "pillow==13.0.0",
+        "psutil==7.2.2",
+        "pybase64==1.5.1",
+        "pyzmq==27.3.0",
+        "requests==2.34.2",
+        "transformers==5.17.0",
+    ],
+};
+
 /// transformers with Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
 pub const TEMPLATES: Venv = Venv {
     name: "venv-templates",

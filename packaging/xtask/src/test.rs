@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{bench, build, corpus, model, needs, node, paths, python, schemas, sh};
+use crate::{bench, bench_clients, build, corpus, model, needs, node, paths, python, schemas, sh};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,7 +17,7 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 19] = [
+    let stages: [(&str, Stage); 20] = [
         ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
         ("shell scripts", shell_scripts),
@@ -32,6 +32,7 @@ pub fn run() -> Result<()> {
         ("Python clients", python_clients),
         ("npm clients", || node::CLIENTS.install()),
         ("routers", routers),
+        ("SGLang's benchmark", bench_clients::fetch),
         ("coding agents", || node::AGENTS.install()),
         ("chat templates", chat_templates),
         ("JSON schemas", json_schemas),
