@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use minisgl_proto::LoadOptions;
-use minisgl_tests::{Daemon, dummy_folder, model_options};
+use minisgl_tests::{Daemon, dummy_folder, model_options, paths};
 use serde_json::{Value, json};
 
 fn daemon() -> Daemon {
@@ -150,6 +150,28 @@ fn every_dialect_of_asking_is_held_to() {
     let params = json!({"regex": date, "max_new_tokens": 50, "temperature": 1.0});
     let answer = daemon.post("/generate", &json!({"text": "a", "sampling_params": params})).ok();
     assert!(dates(answer["text"].as_str().unwrap()), "{answer}");
+}
+
+/// Qwen 3's tokenizer has a token that opens a thought.
+#[test]
+fn a_model_that_is_told_not_to_think_opens_no_thought() {
+    let daemon = Daemon::start();
+    let dir = paths::dummy_folder_with("agent", &paths::tokenizer("qwen3"), &daemon.dir());
+    let options =
+        LoadOptions { dummy_weights: true, dialect: Some("hermes".into()), ..model_options() };
+    daemon.load("dummy", &dir, options);
+    let thoughts = |more: Value| {
+        let thinks_in = |seed: u32| {
+            let mut body = chat(json!({"regex": "[a-c]{3}", "seed": seed, "max_tokens": 12}));
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let answer = daemon.post("/v1/chat/completions", &body).ok();
+            !answer["choices"][0]["message"]["reasoning_content"].is_null()
+        };
+        (0..16).filter(|&seed| thinks_in(seed)).count()
+    };
+    assert!(thoughts(json!({})) > 0, "else this test says nothing");
+    assert_eq!(thoughts(json!({"enable_thinking": false})), 0);
+    assert_eq!(thoughts(json!({"reasoning_effort": "none"})), 0);
 }
 
 #[test]

@@ -111,7 +111,8 @@ impl Surface for Generated {
         }
         params.sampling.set_priority(f.priority);
         let intent = Intent {
-            model: f.model,
+            // Which is smg's word where a client names none.
+            model: f.model.filter(|name| name != "unknown"),
             prompts: Prompts::Bare { input, add_special: true },
             param,
             sampling: params.sampling,

@@ -174,6 +174,7 @@ impl Dialogue {
             single: tools.single(),
             separate: self.separate,
             shown: self.shown,
+            thinks: THINKING.iter().all(|name| self.kwargs.get(*name) != Some(&Value::Bool(false))),
         };
         let messages = self.messages.into_iter().enumerate();
         let messages = messages.map(|(at, message)| Ok(Value::Object(normal(message, at)?)));

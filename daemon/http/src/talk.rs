@@ -26,6 +26,8 @@ pub struct Talk {
     single: bool,
     /// Whether thoughts are told at all.
     shown: bool,
+    /// Whether the model may open one.
+    thinks: bool,
     seed: u64,
 }
 
@@ -42,16 +44,18 @@ pub struct Wants {
     pub separate: bool,
     /// Whether thoughts are told at all.
     pub shown: bool,
+    /// Whether the model may think, as far as the request says.
+    pub thinks: bool,
 }
 
 impl Talk {
     /// Of outputs that go on a prompt with this `end`; `seed` makes ids of calls that no other request has.
     pub fn new(dialect: &'static Dialect, wants: Wants, end: String, seed: u64) -> Talk {
-        let Wants { tools, calls, single, separate, shown } = wants;
+        let Wants { tools, calls, single, separate, shown, thinks } = wants;
         let in_thought = dialect.is_in_thought(&end, "");
         // A thought that is not to be told must be known for one.
         let asked = Asked { tools, calls, reasoning: separate || !shown, in_thought, tail: end };
-        Talk { dialect, asked, single, shown, seed }
+        Talk { dialect, asked, single, shown, thinks, seed }
     }
 
     /// What reads the output of one choice; `None`: all of it is text.
@@ -94,6 +98,10 @@ impl Talk {
     /// What may stand before what is to be of some form: a thought, and of some dialects other messages.
     pub fn thought(&self, text: &TextModel) -> Option<Thought> {
         let answer = self.dialect.answer(self.asked.in_thought)?;
+        // Nobody opens one where the request says that the model does not think; what the template has opened goes on.
+        if !self.thinks && !answer.open.is_empty() && !self.thinks_in_messages() {
+            return None;
+        }
         let open: Vec<u32> = answer.open.iter().filter_map(|mark| text.marker(mark)).collect();
         // What opens one and is no token would have to be found among letters: then there is none.
         (answer.open.is_empty() || !open.is_empty()).then(|| Thought {
@@ -282,6 +290,7 @@ mod tests {
             single,
             separate: true,
             shown,
+            thinks: true,
         };
         Talk::new(by_name("hermes").unwrap(), wants, "<think>\n".into(), 7)
     }

@@ -37,6 +37,7 @@ fn bench(line: &str) -> anyhow::Result<Report> {
     std::fs::write(dir.path().join("config.json"), CONFIG)?;
     std::fs::write(dir.path().join("lens.json"), WORKLOAD)?;
     std::fs::write(dir.path().join("tokenizer.json"), TOKENIZER)?;
+    std::fs::write(dir.path().join("wrong"), r#"{"type": "list"}"#)?;
     for (name, items) in [("long", 100), ("short", 1)] {
         let schema = format!(
             r#"{{"type": "array", "minItems": {items}, "maxItems": {items}, "items": {{"type": "boolean"}}}}"#
@@ -139,9 +140,8 @@ fn with_a_schema_each_run_comes_twice() {
 fn a_schema_that_cannot_be_measured_is_refused() {
     let error = refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/none");
     assert!(error.contains("--schema: cannot read"), "{error}");
-    let error =
-        refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/config.json");
-    assert!(error.contains("config.json: "), "{error}");
+    let error = refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/wrong");
+    assert!(error.contains("wrong: the JSON schema"), "{error}");
     let error = refusal("offline --workload {dir}/lens.json --kv-tokens 400 --schema {dir}/short");
     assert!(error.contains("minItems"), "outputs end early: {error}");
 }
