@@ -218,15 +218,19 @@ impl Session {
             let since_s = self.driver.executor().now_s() - began_s;
             for event in step.token_events {
                 generated += u64::from(event.sampled.is_some());
+                // Nothing but such tokens comes from then on.
+                let ends = |token: u32| self.info.eos_token_ids.contains(&token);
+                if draw.held && event.sampled.as_ref().is_some_and(|sampled| ends(sampled.token)) {
+                    bail!(
+                        "an output was all that --schema asks for before it had its tokens: ask for less (--output), or for a \
+                         schema without an early end (\"minItems\")"
+                    );
+                }
                 if event.cached_tokens.is_some() {
                     first_token_s.push(since_s);
                 }
                 match event.finish {
                     None | Some(Finish::Length) => {}
-                    Some(Finish::Stop) if draw.held => bail!(
-                        "an output was all that --schema asks for before it had its tokens: ask for \
-                         less (--output), or for a schema without an early end (\"minItems\")"
-                    ),
                     Some(finish) => bail!("request {} ended early: {finish:?}", event.id),
                 }
             }
