@@ -63,3 +63,15 @@ pub fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
+
+/// Where virtual environments of Python are, one for each pin of others.
+pub fn venvs() -> PathBuf {
+    std::env::var_os("MINISGL_VENVS_DIR").map_or_else(target, PathBuf::from)
+}
+
+/// A program of one of them.
+pub fn venv_program(venv: &str, program: &str) -> PathBuf {
+    let path = venvs().join(venv).join("bin").join(program);
+    assert!(path.exists(), "no {}; `cargo xtask test` makes it", path.display());
+    path
+}

@@ -11,15 +11,9 @@ const PROMPT: u64 = 32;
 const GENERATED: u64 = 8;
 
 fn run(backend: &str) {
-    let folder = match std::env::var_os("MINISGL_VENVS_DIR") {
-        Some(dir) => dir.into(),
-        None => paths::target(),
-    };
-    let python = folder.join("venv-sglang-client/bin/python");
-    let wheel = folder.join("sglang-client");
-    for path in [&python, &wheel] {
-        assert!(path.exists(), "no {}; `cargo xtask test` makes it", path.display());
-    }
+    let python = paths::venv_program("venv-sglang-client", "python");
+    let wheel = paths::venvs().join("sglang-client");
+    assert!(wheel.exists(), "no {}; `cargo xtask test` makes it", wheel.display());
     let daemon = Daemon::with_smollm2(model_options());
     let report = daemon.dir().join("report.jsonl");
     let status = Command::new(python)

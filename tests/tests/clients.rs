@@ -15,12 +15,17 @@ fn run(test: &str) {
         None => root.join("../target/venv-clients/bin/python"),
     };
     assert!(python.exists(), "no {}; `cargo xtask test` makes it", python.display());
+    run_by(&python, test);
+}
+
+fn run_by(python: &Path, test: &str) {
     let keys = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(&keys, KEY).expect("a temporary file is writable");
     let daemon = Daemon::start_configured(&format!("[http]\napi_keys_file = {:?}\n", keys.path()));
     daemon.load("smollm2", &paths::smollm2(), model_options());
-    let status = Command::new(&python)
-        .arg(root.join("python/clients").join(test))
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/clients");
+    let status = Command::new(python)
+        .arg(clients.join(test))
         .env("MINISGL_ROOT_URL", format!("http://{}", daemon.listen))
         .env("MINISGL_API_KEY", KEY)
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -58,4 +63,9 @@ fn openai_agents_are_content() {
 #[test]
 fn litellm_is_content() {
     run("test_litellm.py");
+}
+
+#[test]
+fn instructor_is_content() {
+    run_by(&paths::venv_program("venv-instructor", "python"), "test_instructor.py");
 }

@@ -22,12 +22,7 @@ struct Router {
 impl Router {
     /// Starts `program` of a virtual environment before these daemons, and waits until it knows both.
     fn start(venv: &str, program: &str, workers: &[Daemon]) -> Self {
-        let folder = match std::env::var_os("MINISGL_VENVS_DIR") {
-            Some(dir) => PathBuf::from(dir),
-            None => paths::target(),
-        };
-        let path = folder.join(venv).join("bin").join(program);
-        assert!(path.exists(), "no {}; `cargo xtask test` makes it", path.display());
+        let path = paths::venv_program(venv, program);
         let [listen, metrics] = free_ports();
         let log = workers[0].dir().join("router.log");
         let file = File::create(&log).expect("a temporary folder is writable");

@@ -34,6 +34,9 @@ pub const CLIENTS: Venv = Venv {
     ],
 };
 
+/// instructor, which pins an older openai.
+pub const INSTRUCTOR: Venv = Venv { name: "venv-instructor", packages: &["instructor==1.17.0"] };
+
 /// lm-eval and the tokenizers that it counts with: no torch, 250 MB of wheels.
 pub const LM_EVAL: Venv =
     Venv { name: "venv-lm-eval", packages: &["lm-eval[api]==0.4.13", "transformers==5.17.0"] };

@@ -133,6 +133,7 @@ fn shell_scripts() -> Result<()> {
 fn python_clients() -> Result<()> {
     python::CLIENT.programs()?;
     python::CLIENTS.programs()?;
+    python::INSTRUCTOR.programs()?;
     python::LM_EVAL.programs()?;
     Ok(())
 }
