@@ -12,6 +12,7 @@
 //!
 //! Owns: that form, and what of it cannot be served. Must never: take a schema's options at a client's word.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
@@ -52,7 +53,8 @@ pub(crate) fn to_lark(
     limits: &Limits,
 ) -> Result<String, String> {
     let fields = tag.as_object().ok_or("a structural tag is an object")?;
-    let mut writer = Writer { text: String::new(), rules: 0, bytes: 0, chars: 0, special, limits };
+    let mut writer =
+        Writer { text: String::new(), rules: HashMap::new(), bytes: 0, chars: 0, special, limits };
     let start = match (fields.get("format"), fields.get("structures")) {
         (Some(format), None) => writer.format(format, Then::End, 0)?,
         (None, Some(_)) => {
@@ -97,7 +99,8 @@ struct Tag<'a> {
 
 struct Writer<'a> {
     text: String,
-    rules: usize,
+    /// Rules by what they are.
+    rules: HashMap<String, String>,
     /// Bytes of texts so far, and of regular expressions.
     bytes: usize,
     chars: usize,
@@ -110,6 +113,10 @@ impl Writer<'_> {
     fn format(&mut self, format: &Value, then: Then<'_>, depth: usize) -> Result<String, String> {
         if depth > DEPTH_MAX {
             return Err(format!("formats stand in each other more than {DEPTH_MAX} deep"));
+        }
+        let limit = self.limits.definitions;
+        if self.rules.len() > limit {
+            return Err(format!("its formats make more than {limit} rules; the limit is {limit}"));
         }
         let fields = format.as_object().ok_or("a format is an object")?;
         let kind = match fields.get("type") {
@@ -185,32 +192,45 @@ impl Writer<'_> {
         Ok(self.rule("", &content))
     }
 
-    /// Formats one after the other.
+    /// Formats one after the other. A text that one begins with is written with the one before, which has to know it.
     fn sequence(
         &mut self,
         elements: &[Value],
         then: Then<'_>,
         depth: usize,
     ) -> Result<String, String> {
-        let Some((first, rest)) = elements.split_first() else {
+        if elements.is_empty() {
             return self.followed(String::new(), then);
-        };
-        if rest.is_empty() {
-            return self.format(first, then, depth + 1);
         }
-        // What begins with a text is all that any text before it must know.
-        let begins = rest.first().and_then(|next| begin_of(next));
-        let Some(begin) = begins.filter(|begin| !begin.is_empty()) else {
-            let first = self.format(first, Then::More, depth + 1)?;
-            return Ok(format!("{first} {}", self.sequence(rest, then, depth)?));
-        };
-        let first = self.format(first, Then::Texts(&[begin.to_owned()]), depth + 1)?;
-        let next = without_begin(&rest[0]);
-        let rest: Vec<Value> = next.into_iter().chain(rest[1..].iter().cloned()).collect();
-        Ok(format!("{first} {}", self.sequence(&rest, then, depth)?))
+        let (mut pieces, mut begun) = (Vec::with_capacity(elements.len()), false);
+        for (at, element) in elements.iter().enumerate() {
+            let next = elements.get(at + 1);
+            let begin = next.and_then(begin_of).filter(|begin| !begin.is_empty());
+            let begins: Vec<String> = begin.map(str::to_owned).into_iter().collect();
+            let behind = match next {
+                None => then,
+                Some(_) if begins.is_empty() => Then::More,
+                Some(_) => Then::Texts(&begins),
+            };
+            pieces.push(match begun {
+                true => self.rest(element, behind, depth + 1)?,
+                false => self.format(element, behind, depth + 1)?,
+            });
+            begun = !begins.is_empty();
+        }
+        Ok(pieces.join(" "))
     }
 
-    /// A tag from behind `begun`, the part of its beginning that was written.
+    /// What is behind the text that a format begins with, as [`begin_of`] says.
+    fn rest(&mut self, format: &Value, then: Then<'_>, depth: usize) -> Result<String, String> {
+        let rest = match format.as_object() {
+            Some(fields) if format["type"] == "tag" => self.tag(&tag_of(fields)?, "", depth)?,
+            _ => String::new(),
+        };
+        self.followed(rest, then)
+    }
+
+    /// A tag; `begin` is the part of its beginning that was not written.
     fn tag(&mut self, tag: &Tag<'_>, begin: &str, depth: usize) -> Result<String, String> {
         let begin = self.texts(&[begin.to_owned()])?;
         let content = self.format(tag.content, Then::Texts(&tag.ends), depth + 1)?;
@@ -457,9 +477,13 @@ impl Writer<'_> {
             "" => ("r", ""),
             other => (other, ""),
         };
-        let name = format!("{kind}{}", self.rules);
-        self.rules += 1;
+        let key = format!("{kind}{body}");
+        if let Some(name) = self.rules.get(&key) {
+            return name.clone();
+        }
+        let name = format!("{kind}{}", self.rules.len());
         let _ = writeln!(self.text, "{name}{attributes}: {body}");
+        self.rules.insert(key, name.clone());
         name
     }
 }
@@ -472,16 +496,6 @@ fn begin_of(format: &Value) -> Option<&str> {
         _ => return None,
     };
     format.get(key).and_then(Value::as_str)
-}
-
-/// The rest of it; `None`: there is none.
-fn without_begin(format: &Value) -> Option<Value> {
-    let mut format = format.clone();
-    match format.get("type").and_then(Value::as_str) {
-        Some("tag") => format["begin"] = json!(""),
-        _ => return None,
-    }
-    Some(format)
 }
 
 fn tag_of(fields: &Map<String, Value>) -> Result<Tag<'_>, String> {

@@ -105,6 +105,13 @@ fn any_text_goes_up_to_the_end_of_its_tag() {
     let upto =
         json!({"type": "sequence", "elements": [any, {"type": "const_string", "value": "END"}]});
     check(&tag(&upto), &["END", "so it E N D sEND"], &["", "END."]);
+    let three = json!({"type": "sequence", "elements": [
+        {"type": "const_string", "value": "a"}, {"type": "const_string", "value": "b"}, notes, {"type": "json_schema", "json_schema": {"const": 1}}, notes]});
+    check(
+        &tag(&three),
+        &["ab<n>x</n>1<n></n>"],
+        &["ab<n>x</n>1", "a<n>x</n>1<n></n>", "abb<n></n>1<n></n>"],
+    );
     let free = json!({"type": "any_text", "excludes": ["bad", "worse"]});
     check(&tag(&free), &["", "ba d\nwors"], &["a bad thing", "worse"]);
 }
@@ -214,6 +221,10 @@ fn what_cannot_be_served_is_refused_by_name() {
             "512",
         ),
         (deep, "more than 16 deep"),
+        (
+            json!({"type": "or", "elements": (0..3_000).map(|n| json!({"type": "regex", "pattern": format!("{n:x}")})).collect::<Vec<_>>()}),
+            "2000 rules",
+        ),
         (json!([]), "a format is an object"),
     ] {
         let shown: String = format.to_string().chars().take(200).collect();
@@ -252,4 +263,13 @@ fn many_tags_are_compiled_in_time() {
     let began = std::time::Instant::now();
     assert!(compiler(Limits::default()).compile(&grammar).is_ok());
     assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_long_sequence_is_read_in_time() {
+    let each = json!({"type": "const_string", "value": "a"});
+    let tags = json!({"type": "sequence", "elements": vec![each; 5_000]});
+    let began = std::time::Instant::now();
+    let compiled = compiler(Limits::default()).compile(&tag(&tags));
+    assert!(began.elapsed().as_secs() < 10, "{:?}: {:?}", began.elapsed(), compiled.err());
 }
