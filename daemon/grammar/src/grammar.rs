@@ -1,16 +1,15 @@
 //! Grammars as llguidance takes them, and why one is refused.
 
-use std::fmt::Write;
-
 use llguidance::api::TopLevelGrammar;
 use minisgl_proto::Grammar;
 use serde_json::{Value, json};
 
 use crate::ebnf::to_lark;
-use crate::lark::Lark;
+use crate::lark::{Lark, OPTIONS};
 use crate::limits::Limits;
 use crate::rewrite::{Budget, is_format, rewrite};
 use crate::tags::{self, Special};
+use crate::text::literal;
 use crate::ways::most;
 
 /// A grammar that is not served.
@@ -159,19 +158,6 @@ pub(crate) fn readable(reason: &str) -> String {
     }
 }
 
-/// A text as a regular expression.
-pub(crate) fn literal(text: &str) -> String {
-    let mut literal = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii_alphanumeric() {
-            literal.push(c);
-        } else {
-            let _ = write!(literal, "\\x{{{:x}}}", u32::from(c));
-        }
-    }
-    literal
-}
-
 /// A square's root, rounded up.
 fn root(square: usize) -> usize {
     square.isqrt() + usize::from(!square.isqrt().pow(2).eq(&square))
@@ -257,9 +243,6 @@ impl Sizes {
 /// Space that an output may have between tokens of JSON: a line's end, and an indentation. Models are known to fall into writing
 /// nothing else if they may write as much as they like.
 const SPACE: &str = r"[ \t]{1,128}|\r?\n[ \t]{0,128}";
-
-/// A key of llguidance's, by which whoever wrote a schema could set its options.
-pub(crate) const OPTIONS: &str = "x-guidance";
 
 fn json(mut schema: Value, lenient: bool) -> TopLevelGrammar {
     set_options(&mut schema, lenient);

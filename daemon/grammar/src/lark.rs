@@ -20,6 +20,9 @@ pub(crate) struct Lark<'a> {
     signs: Vec<u8>,
 }
 
+/// A key of llguidance's, by which whoever wrote a schema could set its options.
+pub(crate) const OPTIONS: &str = "x-guidance";
+
 /// Keywords that a JSON value stands behind.
 const JSON: &str = "%json";
 const OTHERS: [&str; 2] = ["%regex", "%llguidance"];

@@ -19,6 +19,7 @@ mod outline;
 mod rewrite;
 mod state;
 mod tags;
+mod text;
 mod vocabulary;
 mod ways;
 

@@ -19,8 +19,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use crate::grammar::{OPTIONS, literal};
+use crate::lark::OPTIONS;
 use crate::limits::Limits;
+use crate::text::{literal, quoted};
 use fields::{Tag, begin_of, flag, list, only_null, tag_of, tags_of, text_of, texts_of};
 
 /// Formats in formats, at most.
@@ -479,10 +480,6 @@ impl Writer<'_> {
         self.rules.insert(key, name.clone());
         name
     }
-}
-
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// A regular expression as it can stand between slashes.
